@@ -1,0 +1,70 @@
+"""How one example of a task becomes text: input template, label strings, metrics and lengths.
+
+Plain data, with no tensor library behind it. A prompt file carries the format of the task that its prompt was
+trained on, so that the prompt can be evaluated and used without the code that defined the task.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_FIELD = re.compile(r"\{(\w*)\}")
+
+# The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
+METRIC_NAMES = ("accuracy", "f1", "mean_class_f1", "exact_match")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFormat:
+    """How the raw columns of an example become the model's input, and what answers are expected.
+
+    Attributes:
+      template: the input text, with `{column}` where a column's value goes, e.g. `"{text}"` or
+        `"passage: {passage} question: {question}"`. Nothing else in it is interpreted: `{{`, format
+        specifications and attribute access are not supported, since a template may come from a stranger's file.
+      labels: the possible answers in the order of their class numbers; empty where any text is an answer.
+      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one.
+      input_length: the longest input in tokens, end token included; what is longer is cut and counted.
+      target_length: the longest target in tokens, end token included.
+    """
+
+    template: str
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    input_length: int = 512
+    target_length: int = 16
+
+    def __post_init__(self):
+        if not self.columns:
+            raise ValueError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
+        rest = _FIELD.sub("", self.template)
+        if "{" in rest or "}" in rest or "" in self.columns:
+            raise ValueError(f"the template {self.template!r} has a brace that is not part of a {{column}}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"the labels {list(self.labels)} are not distinct")
+        for metric in self.metrics:
+            if metric not in METRIC_NAMES:
+                raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
+        if not self.metrics:
+            raise ValueError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
+        if self.input_length < 1 or self.target_length < 1:
+            raise ValueError(
+                f"input_length and target_length must be positive, not {self.input_length}, {self.target_length}"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template reads, each once, in the order of their appearance."""
+        return tuple(dict.fromkeys(_FIELD.findall(self.template)))
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The input text of an example.
+
+        Raises:
+          KeyError: a column of the template is missing from the row; the message names it and those that are there.
+        """
+        for column in self.columns:
+            if column not in row:
+                raise KeyError(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+        return _FIELD.sub(lambda match: str(row[match[1]]), self.template)
