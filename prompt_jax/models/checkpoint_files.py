@@ -1,0 +1,99 @@
+"""Weight files as one table: PyTorch's parameter names to tensors that are read on demand.
+
+safetensors and PyTorch files are read here, Flax's in `flax_msgpack`. Nothing trusts a file: no object is unpickled,
+and what is truncated, misdeclared or no float tensor is a `CheckpointError`.
+"""
+
+import contextlib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be loaded: what is wrong, where, and what would be right."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file, in PyTorch's orientation. `read` may give a view of the mapped file."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+Tensors = dict[str, Stored]
+
+_DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def float_dtype(name: str, tensor: str, file: Path) -> np.dtype:
+    """The dtype of that name; a `CheckpointError` if it is not one of floats that weights are stored in."""
+    if name not in _DTYPES:
+        raise CheckpointError(f"{file}: {tensor} has dtype {name}; supported are {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+@contextlib.contextmanager
+def open_safetensors(file: Path) -> Iterator[Tensors]:
+    """The tensors of one safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    try:
+        opened = safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
+    with opened:
+        tensors = {}
+        for name in opened.keys():  # noqa: SIM118 (it is not a dict)
+            stored = opened.get_slice(name)
+            float_dtype(names.get(stored.get_dtype(), stored.get_dtype()), name, file)
+            tensors[name] = Stored(tuple(stored.get_shape()), lambda name=name: opened.get_tensor(name))
+        yield tensors
+
+
+@contextlib.contextmanager
+def open_torch(file: Path) -> Iterator[Tensors]:
+    """The tensors of one PyTorch file (`pytorch_model.bin`). Needs PyTorch; loads tensors, never other objects."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{file} is a PyTorch file, and PyTorch is not installed. Either `pip install torch`, or use a revision "
+            "of the model with model.safetensors or flax_model.msgpack, which need nothing more."
+        ) from error
+
+    try:
+        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(file)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{file} is not a whole PyTorch file of tensors: {reason[0]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} holds a {type(state).__name__}, not a dict of tensors by name")
+
+    tensors = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
+        dtype = float_dtype(str(tensor.dtype).removeprefix("torch."), name, file)
+        tensors[name] = Stored(tuple(tensor.shape), lambda t=tensor, d=dtype: _numpy(t, d))
+    yield tensors
+
+
+def _numpy(tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """A view of a PyTorch tensor; NumPy knows no bfloat16, so its bits go as integers."""
+    import torch
+
+    tensor = tensor.detach()
+    return tensor.view(torch.int16).numpy().view(dtype) if dtype == ml_dtypes.bfloat16 else tensor.numpy()
