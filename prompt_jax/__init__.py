@@ -1,0 +1,54 @@
+"""Tuning frozen language models with soft prompts and prefixes, in JAX.
+
+model  = prompt_jax.load_model("demo")
+prompt = prompt_jax.load_prompt("runs/demo/best.npz", model)
+logits = prompt_jax.forward(model.params, model.config, batch, prompt)
+tokens = prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=32)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prompt_jax.decoding import generate
+    from prompt_jax.models import forward
+    from prompt_jax.models.hub import Model, load_model
+    from prompt_jax.models.prompt import Prompt, VirtualTokens
+    from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_prompt
+
+# Imported at first use, so that `prompt-jax --help` and the reading of configurations do not wait for JAX.
+_HOME = {
+    "Model": "models.hub",
+    "Prompt": "models.prompt",
+    "PromptFormatError": "prompts.files",
+    "PromptMetadata": "prompts.files",
+    "VirtualTokens": "models.prompt",
+    "forward": "models",
+    "generate": "decoding",
+    "load_model": "models.hub",
+    "load_prompt": "prompts.files",
+    "save_prompt": "prompts.files",
+}
+
+__all__ = [
+    "Model",
+    "Prompt",
+    "PromptFormatError",
+    "PromptMetadata",
+    "VirtualTokens",
+    "forward",
+    "generate",
+    "load_model",
+    "load_prompt",
+    "save_prompt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prompt_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"prompt_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

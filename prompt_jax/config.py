@@ -1,0 +1,272 @@
+"""Every option of an experiment, as typed and documented dataclasses. Imports nothing heavy.
+
+A file in `configs/` builds one `Experiment`, named `experiment`; the command line overrides any field of it.
+"""
+
+import dataclasses
+import json
+import runpy
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base."""
+
+    name: str = "demo"
+    """A Hugging Face name, a folder in the hub's layout, or `demo`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base's weights and the activations; what is trained is float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes to save memory: nothing, whole layers, or all but matrix products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A registered task, or the user's own files."""
+
+    task: str | None = None
+    """Name of a seqio task in the tasks folder. Leave out when files are given."""
+    train: Path | None = None
+    """The user's own training data: a .jsonl, .csv or .tsv file (also .gz)."""
+    validation: Path | None = None
+    """Validation file; without one, `validation_share` of the training file is held out."""
+    test: Path | None = None
+    """Test file."""
+    validation_share: float = 0.1
+    """Share of the training file that is held out, by a hash of the input text."""
+    template: str = "{text}"
+    """Input text of a row of a file, with its columns in braces."""
+    target: str = "label"
+    """Column of a file with the answer: a label, its number, or free text where `labels` is empty."""
+    labels: tuple[str, ...] = ()
+    """Possible answers in the order of their numbers, for files."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Names of metrics, for files; the first decides which prompt is the best."""
+    input_length: int | None = None
+    """Longest input in tokens, end token included; what is cut is counted and reported. None is the task's own."""
+    target_length: int | None = None
+    """Longest target in tokens, end token included; also the longest generated answer. None is the task's own."""
+    buckets: int = 4
+    """Number of input lengths that batches are padded to, chosen for the least padding: one compilation each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What is trained: a soft prompt."""
+
+    length: int = 100
+    """Number of virtual tokens."""
+    placement: Literal["before", "after"] = "before"
+    """Before the input (the paper's) or after it."""
+    init: Literal["uniform", "vocab", "labels", "text", "file"] = "labels"
+    """First values: uniform random; embeddings of a sample of the common vocabulary, without replacement; the
+    task's class labels; a text, a piece a token; or a prompt file."""
+    init_range: tuple[float, float] = (-0.5, 0.5)
+    """Of `uniform`. The paper's; its code draws from 0 to 0.5."""
+    init_vocab: int = 5000
+    """How many of the most common pieces `vocab` draws from."""
+    init_text: str = ""
+    """Of `text`."""
+    init_file: Path | None = None
+    """Of `file`: a prompt of this length, `.npz` or T5X's `.npy`."""
+    init_rest: Literal["vocab", "uniform"] = "vocab"
+    """How `labels` and `text` fill the tokens that they do not reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its schedule. The defaults are the prompt-tuning paper's."""
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    """The algorithm."""
+    learning_rate: float = 0.3
+    """The highest rate of the schedule."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or go to zero at the last step, linearly or along a cosine."""
+    warmup_steps: int = 0
+    """Steps in which the rate rises linearly from zero."""
+    weight_decay: float = 1e-5
+    """Adafactor: share of a parameter lost per step whatever the rate, as in T5X. AdamW: times the rate."""
+    clip_norm: float | None = None
+    """Gradients of a larger global norm are scaled down to it."""
+    decay_rate: float = 0.8
+    """Adafactor's exponent of the second moment's decay."""
+    decay_offset: int = 0
+    """Adafactor: counts steps from here. -1_100_000 reproduces the paper's code, which went on counting from the
+    base's checkpoint, so that its updates stayed clipped."""
+    beta1: float = 0.9
+    """AdamW."""
+    beta2: float = 0.999
+    """AdamW."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 30_000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Examples a step."""
+    accumulate: int = 1
+    """Parts that a batch is processed in, one after the other, to save memory; the result is the same."""
+    seed: int = 0
+    """Of initialisation, data order and dropout."""
+    dropout_rate: float = 0.0
+    """Dropout in the base while training. The paper does not state it; its code's value is 0.1."""
+    z_loss: float = 1e-4
+    """Weight of the squared log-normaliser of the output, which keeps logits from drifting (T5X's default)."""
+    eval_every: int = 500
+    """Steps between evaluations on the validation split."""
+    eval_examples: int | None = None
+    """At most so many validation examples; None is all."""
+    eval_batch_size: int = 64
+    """Examples a batch in evaluation."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better one."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints stay."""
+    log_every: int = 10
+    """Steps between lines in the logs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One experiment; `runs/NAME/` is the record of it."""
+
+    name: str = "experiment"
+    """Name of the run, and of its folder."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field."""
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses values that no run could use.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    train, prompt, data = experiment.train, experiment.prompt, experiment.data
+    if not experiment.name or experiment.name != Path(experiment.name).name:
+        raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
+    positive = {
+        "prompt.length": prompt.length,
+        "prompt.init_vocab": prompt.init_vocab,
+        "optimizer.learning_rate": experiment.optimizer.learning_rate,
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.accumulate": train.accumulate,
+        "train.eval_every": train.eval_every,
+        "train.eval_batch_size": train.eval_batch_size,
+        "train.checkpoint_every": train.checkpoint_every,
+        "train.keep_checkpoints": train.keep_checkpoints,
+        "train.log_every": train.log_every,
+        "data.input_length": data.input_length,
+        "data.target_length": data.target_length,
+        "data.buckets": data.buckets,
+    }
+    for field, value in positive.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{field} must be positive, not {value}")
+    if train.batch_size % train.accumulate:
+        raise ConfigError(
+            f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "
+            f"in {train.accumulate} equal parts"
+        )
+    if not 0 <= train.dropout_rate < 1:
+        raise ConfigError(f"train.dropout_rate must be in [0, 1), not {train.dropout_rate}")
+    if prompt.init == "file" and prompt.init_file is None:
+        raise ConfigError("prompt.init 'file' needs prompt.init_file")
+    if prompt.init == "text" and not prompt.init_text.strip():
+        raise ConfigError("prompt.init 'text' needs prompt.init_text")
+    if (data.task is None) == (data.train is None and data.test is None and data.validation is None):
+        raise ConfigError(
+            "give either data.task, or files: data.train and, if there are any, data.validation, data.test"
+        )
+
+
+def load_experiment(path: Path) -> Experiment:
+    """The experiment that a configuration file builds, or that a run wrote down (`config.json`).
+
+    Raises:
+      ConfigError: no such file, a file that fails, or one without an `experiment`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    if path.suffix == ".json":
+        return from_json(path.read_text())
+    try:
+        built = runpy.run_path(str(path)).get("experiment")
+    except Exception as error:
+        raise ConfigError(f"{path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(built, Experiment):
+        raise ConfigError(f"{path} must define `experiment`, an Experiment; it has {type(built).__name__}")
+    return built
+
+
+def to_json(experiment: Experiment) -> str:
+    """The resolved configuration, as written into the run's folder."""
+    return json.dumps(dataclasses.asdict(experiment), indent=2, default=str) + "\n"
+
+
+def from_json(text: str) -> Experiment:
+    """Reads what `to_json` wrote.
+
+    Raises:
+      ConfigError: no JSON, or an unknown field.
+    """
+    try:
+        return _build(Experiment, json.loads(text), "")
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ConfigError(f"not a configuration: {error}") from error
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]:
+    """The fields in which two configurations, as JSON objects, differ."""
+    found = []
+    for name in sorted(set(a) | set(b)):
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, dict) and isinstance(y, dict):
+            found += differences(x, y, f"{at}{name}.")
+        elif x != y:
+            found.append(f"{at}{name}")
+    return found
+
+
+def _build(cls: Any, values: Any, at: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ConfigError(f"unknown field {at}{sorted(unknown)[0]}")
+    return cls(**{name: _value(hints[name], value, f"{at}{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, at: str) -> Any:
+    """JSON has neither dataclasses, tuples nor paths: gives a value the type of its field."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{at}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if Path in options and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,69 @@
+"""Prompt tuning (Lester et al. 2021): the embeddings of P virtual tokens are trained, and nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from prompt_jax.config import ConfigError, PromptConfig
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Placement, Prompt, VirtualTokens
+from prompt_jax.prompts import files, initializers
+
+Trainable = dict[str, Any]
+
+
+def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
+    """First values, `{"encoder_tokens": [P, D]}` in float32.
+
+    Raises:
+      ConfigError: the initialisation asks for what is not there (labels, a tokenizer, a fitting file).
+    """
+    table, length = model.params["embedding"], config.length
+
+    def rest(key: PRNGKeyArray, count: int) -> Float[Array, "P D"]:
+        if config.init_rest == "uniform":
+            return initializers.uniform(key, count, table.shape[1], *config.init_range)
+        return initializers.sampled_vocabulary(key, count, table, config.init_vocab)
+
+    match config.init:
+        case "uniform":
+            tokens = initializers.uniform(key, length, table.shape[1], *config.init_range)
+        case "vocab":
+            tokens = initializers.sampled_vocabulary(key, length, table, config.init_vocab)
+        case "labels":
+            if not labels:
+                raise ConfigError("prompt.init 'labels' needs a task with labels; 'vocab' does without")
+            tokens = initializers.class_labels(key, length, table, [_pieces(model, label) for label in labels], rest)
+        case "text":
+            tokens = initializers.text(key, length, table, _pieces(model, config.init_text), rest)
+        case "file":
+            tokens = _from_file(config, model)
+    return {"encoder_tokens": tokens}
+
+
+def apply(
+    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, placement: Placement = "before"
+) -> tuple[Any, Prompt]:
+    """The base as it is, and the prompt. `key` is for methods with a dropout of their own."""
+    del key
+    return params, Prompt(VirtualTokens(trainable["encoder_tokens"], placement=placement))
+
+
+def _pieces(model: Model, text: str) -> list[int]:
+    if model.tokenizer is None:
+        raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
+    pieces = model.tokenizer.encode(text)
+    if not pieces:
+        raise ConfigError(f"the text {text!r} has no pieces to initialise a prompt from")
+    return pieces
+
+
+def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
+    assert config.init_file is not None  # config.check
+    tokens = files.load_prompt(config.init_file, model).encoder_tokens
+    if tokens is None or tokens.embeddings.shape[0] != config.length:
+        have = "no virtual tokens" if tokens is None else f"{tokens.embeddings.shape[0]} virtual tokens"
+        raise ConfigError(f"{config.init_file} has {have}, and prompt.length is {config.length}")
+    return jnp.asarray(tokens.embeddings)

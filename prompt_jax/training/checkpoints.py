@@ -1,0 +1,82 @@
+"""Checkpoints of what is trained: parameters, optimizer state, data position and progress; never the base."""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from prompt_jax.training.step import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints are there and none can be used."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back."""
+
+    state: TrainState
+    position: dict[str, Any]  # of the training batches
+    progress: dict[str, Any]  # of the run: best score so far and the like
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, position: dict[str, Any], progress: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            position=ocp.args.JsonSave(position),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(int(state.step), args=items, force=True)
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
+
+        One that cannot be read is reported and moved aside, in favour of the last whole one.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none can be read.
+        """
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(template),
+                position=ocp.args.JsonRestore(),
+                progress=ocp.args.JsonRestore(),
+            )
+            try:
+                restored = self._manager.restore(step, args=items)
+            except Exception as error:  # orbax and tensorstore raise many kinds on damaged files
+                damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                continue
+            for bad, reason in damaged.items():
+                aside = self.folder / f"damaged-{bad}"
+                (self.folder / str(bad)).rename(aside)
+                warnings.warn(
+                    f"checkpoint {bad} is damaged; step {step} is used. Moved to {aside}: {reason}", stacklevel=2
+                )
+            self._manager.reload()
+            return Restored(restored.state, restored.position, restored.progress)
+        if damaged:
+            found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(f"none of the checkpoints in {self.folder} can be read ({found})")
+        return None

@@ -1,0 +1,98 @@
+"""What a run says while it trains: progress on the terminal, a JSONL file, TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Log:
+    """Numbers by step, to `metrics.jsonl` and to TensorBoard files in the run's folder.
+
+    Resuming at a step drops what was logged after it, since those steps are run again.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_log(folder) if line["step"] <= resume_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of the JSONL file; the values are plain numbers."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: step, loss, validation score, examples a second, time left."""
+
+    def __init__(self, steps: int, start: int, every: int):
+        self._steps, self._start, self._every = steps, start, every
+        self._since = time.monotonic()
+        self._examples = 0
+        self._score = ""
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, step: int, loss: float, examples: int) -> None:
+        self._examples += examples
+        seconds = time.monotonic() - self._since
+        rate = self._examples / seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}{self._score} {rate:.1f} examples/s", refresh=False)
+            self._bar.update(1)
+        elif step % self._every == 0 or step == self._steps:
+            left = seconds / (step - self._start) * (self._steps - step)
+            self.say(
+                f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {_clock(left)} left"
+            )
+
+    def score(self, name: str, value: float) -> None:
+        """The latest validation score, shown from now on."""
+        self._score = f"  {name} {value:.3f}"
+
+    def say(self, text: str) -> None:
+        """A line of text that does not break the bar."""
+        tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

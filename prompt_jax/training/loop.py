@@ -1,0 +1,186 @@
+"""The training loop: from an experiment to `runs/NAME/`, resumable at any moment."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from prompt_jax import config as configuration
+from prompt_jax.batches import prefetch
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.evaluation import evaluate
+from prompt_jax.prompts.files import save_prompt
+from prompt_jax.training.checkpoints import Checkpoints
+from prompt_jax.training.logs import Log, Progress
+from prompt_jax.training.setup import Setup, metadata, prepare
+from prompt_jax.training.step import TrainState
+
+
+class Diverged(RuntimeError):
+    """Loss or parameters are no longer finite; the best and the last good prompt are kept."""
+
+
+@dataclasses.dataclass
+class Best:
+    """How far a run has come, as written into its checkpoints."""
+
+    metric: str = ""  # the task's first
+    score: float = -math.inf
+    step: int = -1
+    evaluations_since: int = 0
+    stopped: bool = False  # by early stopping
+
+
+def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> Setup:
+    """Trains to the end, going on from the last checkpoint if the run was begun before.
+
+    Args:
+      experiment: what to run.
+      tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
+      overwrite: begin anew, deleting what is in the run's folder.
+
+    Raises:
+      ConfigError: an impossible configuration, or a run of this name with another one.
+      Diverged: the loss is no longer finite.
+    """
+    configuration.check(experiment)
+    _open_folder(experiment, overwrite)
+    setup = prepare(experiment, tasks)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(experiment.folder / "checkpoints", experiment.train.keep_checkpoints)
+        )
+        state, best = setup.state, Best()
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, best = restored.state, Best(**restored.progress)
+            setup.batches.seek(restored.position)
+        start = int(state.step)
+        log = stack.enter_context(Log(experiment.folder, start))
+        progress = stack.enter_context(Progress(experiment.train.steps, start, experiment.train.log_every))
+        progress.say(_describe(experiment, setup, start))
+        if start < experiment.train.steps and not best.stopped:
+            _fit(experiment, setup, state, best, checkpoints, log, progress)
+    return setup
+
+
+def _fit(
+    experiment: Experiment,
+    setup: Setup,
+    state: TrainState,
+    best: Best,
+    checkpoints: Checkpoints,
+    log: Log,
+    progress: Progress,
+) -> None:
+    """Steps from where `state` is to the end, evaluating and saving on the way."""
+    options = experiment.train
+    start = int(state.step)
+    if start == 0:
+        _evaluate(experiment, setup, state, 0, best, log, progress)
+
+    def finish(step: int, metrics: dict[str, Any]) -> None:
+        """Fetches and logs the metrics of a step that was dispatched before; refuses to go on from NaN."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            raise Diverged(
+                f"step {step}: the loss is {values['loss']} and the update is not finite; training stopped. "
+                f"{experiment.folder / 'best.npz'} is the best prompt until then (step {best.step}). "
+                "A lower optimizer.learning_rate or optimizer.clip_norm may help"
+            )
+        progress.step(step, values["loss"], options.batch_size)
+        if step % options.log_every == 0 or step == options.steps:
+            log.write(step, {f"train/{name}": value for name, value in values.items()})
+
+    pending: tuple[int, dict[str, Any]] | None = None
+    with contextlib.closing(prefetch(setup.batches, jax.device_put)) as batches:
+        for step in range(start + 1, options.steps + 1):
+            batch, position = next(batches)
+            state, metrics = setup.step(state, setup.frozen, batch, setup.key)
+            if pending is not None:  # fetched one step late, so that the device need not wait for the host
+                finish(*pending)
+            pending = step, metrics
+
+            last = step == options.steps
+            evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
+            if evaluating or saving:
+                finish(*pending)
+                pending = None
+            if evaluating:
+                _evaluate(experiment, setup, state, step, best, log, progress)
+                best.stopped = options.patience is not None and best.evaluations_since >= options.patience
+            if saving or best.stopped:
+                assert position is not None  # TrainBatches has one
+                checkpoints.save(state, position, dataclasses.asdict(best))
+                scores = {best.metric: best.score} if best.step == step else {}
+                save_prompt(
+                    experiment.folder / "last.npz", setup.prompt(state), metadata(experiment, setup, step, scores)
+                )
+            if best.stopped:
+                progress.say(f"no better {best.metric} in {options.patience} evaluations; stopped at step {step}")
+                break
+
+
+def _evaluate(
+    experiment: Experiment, setup: Setup, state: TrainState, step: int, best: Best, log: Log, progress: Progress
+) -> None:
+    """Scores the validation split; keeps the prompt if it is the best so far by the task's first metric."""
+    prompt = setup.prompt(state)
+    result = evaluate(
+        setup.model,
+        prompt,
+        setup.examples["validation"],
+        target_length=setup.target_length,
+        batch_size=experiment.train.eval_batch_size,
+        rank=False,
+    )
+    log.write(step, {f"validation/{name}": value for name, value in result.scores.items()})
+    best.metric, score = next(iter(result.scores.items()))
+    progress.score(best.metric, score)
+    best.evaluations_since += 1
+    if score > best.score:
+        best.score, best.step, best.evaluations_since = score, step, 0
+        save_prompt(experiment.folder / "best.npz", prompt, metadata(experiment, setup, step, result.scores))
+    progress.say(f"step {step}  validation {best.metric} {score:.4f}  (best {best.score:.4f} at step {best.step})")
+
+
+def _open_folder(experiment: Experiment, overwrite: bool) -> None:
+    """Makes the run's folder, with the resolved configuration in it; refuses one of another configuration."""
+    folder = experiment.folder
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    written = folder / "config.json"
+    resolved = configuration.to_json(experiment)
+    if written.exists():
+        before, now = json.loads(written.read_text()), json.loads(resolved)
+        changed = [name for name in configuration.differences(before, now) if name not in _MAY_CHANGE]
+        if changed and (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "
+                "choose another --name, or --overwrite it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    written.write_text(resolved)
+
+
+# What a resumed run may do otherwise. More steps continue a constant schedule exactly; others are stretched.
+_MAY_CHANGE = {"train.steps", "train.keep_checkpoints", "train.log_every", "train.patience", "runs"}
+
+
+def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
+    trained = sum(leaf.size for leaf in jax.tree.leaves(setup.state.trainable))
+    total = trained + sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
+    lines = [
+        f"{experiment.name}: {setup.model.name}, {total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
+    ]
+    for split, examples in setup.examples.items():
+        cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
+        lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")
+    if start:
+        lines.append(f"  resuming at step {start} of {experiment.train.steps}")
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""The training step: what is differentiated, by how much it moves, and nothing about the base.
+
+One label tree says which variables are trainable. The others are merged in after differentiation has been told what
+to differentiate, so no gradient, moment or copy of the base exists in the compiled step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from prompt_jax.models import family
+
+Tree = Any
+
+# For prompts and prefixes. A method that tunes some of the base labels those leaves of "base" as trainable.
+LABELS = {"base": "frozen", "prompt": "trainable"}
+
+
+def only(label: str, labels: Tree, variables: Tree) -> Tree:
+    """The variables of one label; None in place of the others."""
+    return jax.tree.map(lambda l, v: v if l == label else None, labels, variables)
+
+
+def merge(labels: Tree, trainable: Tree, frozen: Tree) -> Tree:
+    """All variables, from the two parts that `only` gives."""
+    return jax.tree.map(lambda l, t, f: t if l == "trainable" else f, labels, trainable, frozen)
+
+
+def frozen_base(optimizer: optax.GradientTransformation, labels: Tree = LABELS) -> optax.GradientTransformation:
+    """The optimizer for the trainable variables, and none for the frozen ones."""
+    return optax.partition({"trainable": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+@struct.dataclass
+class TrainState:
+    """What changes from step to step, and what a checkpoint holds."""
+
+    step: Int[Array, ""]
+    trainable: Tree  # the variables, with None for those that are frozen
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, trainable: Tree, optimizer: optax.GradientTransformation) -> "TrainState":
+        return cls(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+class Sums(NamedTuple):
+    """Sums over target tokens, from which means are made after all parts of a batch have been added up."""
+
+    loss: Float[Array, ""]  # cross-entropy
+    z_loss: Float[Array, ""]  # squared log-normaliser, not weighted
+    correct: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Sums:
+    """Cross-entropy of the targets in nats, and what belongs to it, over the positions of the mask."""
+    weights = mask.astype(jnp.float32)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    return Sums(
+        ((log_normaliser - target_logits) * weights).sum(),
+        (jnp.square(log_normaliser) * weights).sum(),
+        (correct * weights).sum(),
+        weights.sum(),
+    )
+
+
+def make_train_step(
+    config: Any,
+    apply: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    labels: Tree = LABELS,
+    z_loss: float = 0.0,
+    dropout: bool = False,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Tree, dict[str, Array], PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+    """Builds `step(state, frozen, batch, key) -> (state, metrics)`, to be jitted.
+
+    Args:
+      config: the model's.
+      apply: the method's, `apply(prompt variables, base, key) -> (params, Prompt)`.
+      optimizer: from `frozen_base`.
+      labels: which variables are trainable.
+      z_loss: weight of the mean squared log-normaliser.
+      dropout: whether the base's dropout is on (at `config.dropout_rate`).
+      accumulate: the batch is processed in so many parts; the gradient is that of the whole batch's mean.
+
+    The step's `frozen` has None where variables are trainable; `key` is the run's, and the step's own is folded
+    from it. Metrics are scalars: the mean `loss` (nats a target token) and token `accuracy`, the weighted `z_loss`,
+    `grad_norm`, `tokens`, and whether loss and updated parameters are all `finite`.
+    """
+    model = family(config)
+
+    def loss_sums(trainable: Tree, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray):
+        variables = merge(labels, trainable, frozen)
+        method_key, model_key = jax.random.split(key) if dropout else (None, None)
+        params, prompt = apply(variables["prompt"], variables["base"], method_key)
+        logits = model.forward(params, config, batch, prompt, key=model_key)
+        sums = token_sums(logits, batch["targets"], batch["target_mask"])
+        return sums.loss + z_loss * sums.z_loss, sums
+
+    def step(state: TrainState, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray):
+        key = jax.random.fold_in(key, state.step)
+        gradient = jax.grad(loss_sums, has_aux=True)
+        if accumulate == 1:
+            grads, sums = gradient(state.trainable, frozen, batch, key)
+        else:
+            grads, sums = _accumulated(gradient, state.trainable, frozen, batch, key, accumulate)
+        # The mean over target tokens; at least one, so that a batch of padding alone moves nothing.
+        tokens = jnp.maximum(sums.tokens, 1.0)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics = {
+            "loss": sums.loss / tokens,
+            "z_loss": z_loss * sums.z_loss / tokens,
+            "accuracy": sums.correct / tokens,
+            "grad_norm": optax.tree.norm(grads),
+            "tokens": sums.tokens,
+        }
+        trainable = optax.apply_updates(state.trainable, updates)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((trainable, sums.loss))]
+        metrics["finite"] = jnp.stack(finite).all()
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return step
+
+
+def _accumulated(
+    gradient: Callable, trainable: Tree, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray, parts: int
+) -> tuple[Tree, Sums]:
+    """Sums of gradients and losses over equal parts of the batch, one part in memory at a time."""
+    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient(trainable, frozen, *part)), None
+
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradient, trainable, frozen, jax.tree.map(lambda x: x[0], split), keys[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (split, keys))[0]
