@@ -14,6 +14,9 @@ _FIELD = re.compile(r"\{(\w*)\}")
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
 METRIC_NAMES = ("accuracy", "f1", "mean_class_f1", "exact_match")
 
+# The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
+UNLABELLED = "<unk>"
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskFormat:
@@ -57,6 +60,11 @@ class TaskFormat:
     def columns(self) -> tuple[str, ...]:
         """The columns that the template reads, each once, in the order of their appearance."""
         return tuple(dict.fromkeys(_FIELD.findall(self.template)))
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The template cut at its columns: fixed text at the even places, columns' names at the odd ones."""
+        return tuple(_FIELD.split(self.template))
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The input text of an example.
