@@ -346,9 +346,7 @@ class _Packing:
             "target_mask": target_mask,
         }
 
-    def _padded(
-        self, ids: Sequence[np.ndarray], rows: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, ids: Sequence[np.ndarray], rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         padded = np.full((self.batch_size, length), self.pad_id, np.int32)
         mask = np.zeros((self.batch_size, length), bool)
         for place, row in enumerate(rows):

@@ -26,6 +26,7 @@ import numpy as np
 
 from prompt_jax import metrics
 from prompt_jax.data_files import DataError, FileTask, file_task
+from prompt_jax.examples import Examples
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "file_task",
     "find_task",
     "load_examples",
+    "task_names",
 ]
 
 _FEATURES = ("inputs", "targets")
@@ -67,79 +69,6 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     def encode(self, text: str) -> Sequence[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
-    """One split of a task, tokenised, in the order of its source.
-
-    All of it is in host memory. Sets for tuning prompts are small, and this way the order of training is a function
-    of the seed alone, a position in it is two numbers, and nothing depends on tf.data's threads.
-
-    Attributes:
-      name: the task's name.
-      split: the split's name.
-      inputs: an int32 array [S_i] for each example, the end token included.
-      targets: an int32 array [T_i] for each example, the end token included.
-      input_texts: the inputs before tokenisation, whole where `inputs` is cut.
-      target_texts: the targets before tokenisation; UNLABELLED where the answer is not known.
-      truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
-      format: the task's format; None for a seqio task that has none.
-      metric_fns: the task's metrics, functions of (targets, predictions).
-      postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
-      rows: what the task's pipeline gave for each example; only kept for `postprocess`.
-    """
-
-    name: str
-    split: str
-    inputs: list[np.ndarray]
-    targets: list[np.ndarray]
-    input_texts: list[str]
-    target_texts: list[str]
-    truncated: dict[str, int]
-    format: TaskFormat | None
-    metric_fns: tuple[metrics.MetricFn, ...]
-    postprocess: Callable[..., Any] | None = None
-    rows: tuple[dict[str, Any], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def unlabelled(self) -> int:
-        """How many examples of a task with labels have none: to be predicted, not to train on or to score."""
-        return self.target_texts.count(UNLABELLED) if self.format and self.format.labels else 0
-
-    def score(self, predictions: Sequence[str]) -> dict[str, float]:
-        """The task's metrics by name, its first one first, and for a task with labels `invalid` beside them.
-
-        Args:
-          predictions: the answer for each example, in their order.
-
-        Raises:
-          ValueError: another number of predictions than of examples, or examples without a label.
-        """
-        if len(predictions) != len(self):
-            raise ValueError(
-                f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples"
-            )
-        if self.unlabelled:
-            raise DataError(
-                f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label; "
-                "they can be predicted, but not scored"
-            )
-        targets = self._postprocessed(self.target_texts, is_target=True)
-        answers = self._postprocessed(predictions, is_target=False)
-        scores: dict[str, float] = {}
-        for function in self.metric_fns:
-            scores |= _floats(function(targets, answers))
-        return scores
-
-    def _postprocessed(self, texts: Sequence[str], is_target: bool) -> list[Any]:
-        if self.postprocess is None:
-            return list(texts)
-        pairs = zip(texts, self.rows, strict=True)
-        return [self.postprocess(text, example=row, is_target=is_target) for text, row in pairs]
 
 
 def add_task(
@@ -193,7 +122,7 @@ def as_seqio(task: FileTask) -> Any:
 
 
 def discover_tasks(path: str | Path | None = None) -> list[str]:
-    """Imports the modules that define tasks, each once in a process, and names all tasks there are.
+    """Imports the modules that define tasks, each once in a process.
 
     Args:
       path: a directory, of which each `*.py` that does not begin with an underscore is imported, or one file. None
@@ -205,18 +134,17 @@ def discover_tasks(path: str | Path | None = None) -> list[str]:
     Raises:
       DataError: there is no such file or directory, or a module cannot be imported; names file and cause.
     """
-    seqio = _import_seqio()
-    if path is None:
-        path = Path("tasks")
-        files = sorted(path.glob("[!_]*.py"))
-    else:
-        path = Path(path)
-        if not path.exists():
-            raise DataError(f"{path}: no such file or directory; expected tasks as Python modules")
-        files = [path] if path.is_file() else sorted(path.glob("[!_]*.py"))
-    for file in files:
+    folder = Path("tasks" if path is None else path)
+    if path is not None and not folder.exists():
+        raise DataError(f"{folder}: no such file or directory; expected tasks as Python modules")
+    for file in [folder] if folder.is_file() else sorted(folder.glob("[!_]*.py")):
         _import_tasks(file.resolve())
-    return sorted(seqio.TaskRegistry.names())
+    return task_names()
+
+
+def task_names() -> list[str]:
+    """The names of all registered tasks, sorted."""
+    return sorted(_import_seqio().TaskRegistry.names())
 
 
 def find_task(name: str) -> Any:
@@ -226,13 +154,16 @@ def find_task(name: str) -> Any:
       DataError: there is none; names those that are spelt most like it.
     """
     seqio = _import_seqio()
-    names = sorted(seqio.TaskRegistry.names())
+    names = task_names()
     if name in names:
         return seqio.TaskRegistry.get(name)
     if name in seqio.MixtureRegistry.names():
         raise DataError(f"{name!r} is a mixture; expected the name of one task")
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(names) or 'no tasks'}"
+    nearest = difflib.get_close_matches(name, names, n=3)
+    if nearest:
+        hint = f"did you mean {' or '.join(nearest)}?"
+    else:
+        hint = f"there are {', '.join(names)}" if names else "no folder of tasks was found"
     raise DataError(f"no task is called {name!r}; {hint}")
 
 
@@ -300,9 +231,7 @@ def _import_seqio() -> Any:
     return seqio
 
 
-def _text_task(
-    name: str, source: Any, task_format: TaskFormat, preprocessors: Sequence[Callable[..., Any]]
-) -> Any:
+def _text_task(name: str, source: Any, task_format: TaskFormat, preprocessors: Sequence[Callable[..., Any]]) -> Any:
     """A seqio.Task, not registered, whose preprocessors give `inputs` and `targets` as strings."""
     seqio = _import_seqio()
     placeholder = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=True)
@@ -373,9 +302,7 @@ def _bind(task: Any, tokenizer: Tokenizer) -> Any:
     seqio = _import_seqio()
     features = task.output_features
     if not all(feature in features for feature in _FEATURES):
-        raise DataError(
-            f"the task {task.name!r} has the features {', '.join(features)}; expected inputs and targets"
-        )
+        raise DataError(f"the task {task.name!r} has the features {', '.join(features)}; expected inputs and targets")
     for feature in _FEATURES:
         own = features[feature].vocabulary
         if not isinstance(own, seqio.PassThroughVocabulary) and not _same_vocabulary(own, tokenizer):
@@ -398,7 +325,9 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
     seqio = _import_seqio()
     import tensorflow as tf
 
-    class ModelVocabulary(seqio.Vocabulary):
+    base: Any = seqio.Vocabulary
+
+    class ModelVocabulary(base):
         bos_id = None
         eos_id = tokenizer.eos_id
         pad_id = tokenizer.pad_id
@@ -433,7 +362,7 @@ def _same_vocabulary(own: Any, tokenizer: Tokenizer) -> bool:
     from sentencepiece import sentencepiece_model_pb2
 
     def identity(serialised: bytes) -> tuple[Any, ...]:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(serialised)
+        proto = sentencepiece_model_pb2.ModelProto.FromString(serialised)  # type: ignore[attr-defined]
         rules = proto.normalizer_spec
         return (
             [(piece.piece, piece.score, piece.type) for piece in proto.pieces],
@@ -545,16 +474,12 @@ def _check_targets(examples: Examples) -> None:
 
 def _metric_fns(task: Any) -> tuple[metrics.MetricFn, ...]:
     """A task's metrics on predictions, or equality with the target where it has none."""
-    if task._metric_objs_constructor_args:
+    if hasattr(task, "task_format"):
+        return tuple(metrics.metric_fns(task.task_format))
+    if len(task.metric_objs) > len(task.metric_fns):  # seqio makes an object of each function
         raise DataError(f"the task {task.name!r} has metric_objs; expected metric_fns")
     for function in task.metric_fns:
         if function not in task.predict_metric_fns:
             arguments = ", ".join(inspect.signature(function).parameters)
             raise DataError(f"a metric of {task.name!r} takes ({arguments}); expected (targets, predictions)")
     return tuple(task.metric_fns) or (metrics.accuracy,)
-
-
-def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among a metric's results; seqio's metrics may also return texts and histograms to be logged."""
-    numbers = {name: getattr(value, "value", value) for name, value in values.items()}
-    return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}

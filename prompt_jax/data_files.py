@@ -21,12 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prompt_jax.errors import UserError
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Something is wrong with the data a user named; the message says what, where, and what was expected."""
 
 

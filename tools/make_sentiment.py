@@ -57,9 +57,7 @@ def main() -> None:
     """Reads the command line and writes the four files and the licence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sdist", type=Path, help="path of vaderSentiment-0.5.zip")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent.parent / "tasks" / "data" / "sentiment"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tasks" / "data" / "sentiment")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(arguments.sdist) as archive:

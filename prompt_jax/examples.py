@@ -1,0 +1,88 @@
+"""Tokenised examples in memory, and how answers to them are scored."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prompt_jax.data_files import DataError
+from prompt_jax.metrics import MetricFn
+from prompt_jax.task_format import UNLABELLED, TaskFormat
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """One split of a task, tokenised, in the order of its source.
+
+    All of it is in host memory. Sets for tuning prompts are small, and this way the order of training is a function
+    of the seed alone, a position in it is two numbers, and nothing depends on tf.data's threads.
+
+    Attributes:
+      name: the task's name.
+      split: the split's name.
+      inputs: an int32 array [S_i] for each example, the end token included.
+      targets: an int32 array [T_i] for each example, the end token included.
+      input_texts: the inputs before tokenisation, whole where `inputs` is cut.
+      target_texts: the targets before tokenisation; UNLABELLED where the answer is not known.
+      truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
+      format: the task's format; None for a seqio task that has none.
+      metric_fns: the task's metrics, functions of (targets, predictions).
+      postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
+      rows: what the task's pipeline gave for each example; only kept for `postprocess`.
+    """
+
+    name: str
+    split: str
+    inputs: list[np.ndarray]
+    targets: list[np.ndarray]
+    input_texts: list[str]
+    target_texts: list[str]
+    truncated: dict[str, int]
+    format: TaskFormat | None
+    metric_fns: tuple[MetricFn, ...]
+    postprocess: Callable[..., Any] | None = None
+    rows: tuple[dict[str, Any], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many examples of a task with labels have none: to be predicted, not to train on or to score."""
+        return self.target_texts.count(UNLABELLED) if self.format and self.format.labels else 0
+
+    def score(self, predictions: Sequence[str]) -> dict[str, float]:
+        """The task's metrics by name, its first one first, and for a task with labels `invalid` beside them.
+
+        Args:
+          predictions: the answer for each example, in their order.
+
+        Raises:
+          ValueError: another number of predictions than of examples, or examples without a label.
+        """
+        if len(predictions) != len(self):
+            raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")
+        if self.unlabelled:
+            raise DataError(
+                f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label; "
+                "they can be predicted, but not scored"
+            )
+        targets = self._postprocessed(self.target_texts, is_target=True)
+        answers = self._postprocessed(predictions, is_target=False)
+        scores: dict[str, float] = {}
+        for function in self.metric_fns:
+            scores |= _floats(function(targets, answers))
+        return scores
+
+    def _postprocessed(self, texts: Sequence[str], is_target: bool) -> list[Any]:
+        if self.postprocess is None:
+            return list(texts)
+        pairs = zip(texts, self.rows, strict=True)
+        return [self.postprocess(text, example=row, is_target=is_target) for text, row in pairs]
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among a metric's results; seqio's metrics may also return texts and histograms to be logged."""
+    numbers = {name: getattr(value, "value", value) for name, value in values.items()}
+    return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}
