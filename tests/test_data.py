@@ -6,6 +6,7 @@ import functools
 import gzip
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -262,6 +263,13 @@ def test_a_file_becomes_token_ids(tmp_path, tokenizer):
     assert examples.inputs[0].tolist() == [*tokenizer.encode("review: this film is good"), 1]
     assert examples.targets[1].tolist() == [*tokenizer.encode("bad"), 1]
     assert examples.truncated == {"inputs": 0, "targets": 0}
+
+
+def test_a_users_file_needs_neither_seqio_nor_tensorflow(tmp_path, tokenizer, monkeypatch):
+    for module in ("seqio", "tensorflow"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    examples = load(file_task("t", {"test": review_file(tmp_path)}, REVIEW), tokenizer, "test")
+    assert examples.score(["good", "bad", "good"]) == {"accuracy": 1.0, "invalid": 0.0}
 
 
 @SMALL
