@@ -10,20 +10,22 @@ padded on the right with the pad id, and in evaluation `index` [B] int32. The fi
 true: attention over nothing would be NaN.
 """
 
-import dataclasses
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+
+from prompt_jax.data_files import DataError
 
 Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
 Placed = TypeVar("Placed")
 
 
+@runtime_checkable  # for the tests, which check types as they run
 class Tokenised(Protocol):
     """What is needed of examples: `prompt_jax.data.Examples` has it."""
 
@@ -93,40 +95,41 @@ class TrainBatches(Iterator[Batch]):
         buckets: Sequence[int],
         pad_id: int,
         start_id: int,
-        target_length: int | None = None,
     ):
         """Nothing is read or copied yet.
 
         Args:
-          examples: the tokenised examples.
+          examples: the tokenised examples; T is the length of their longest target.
           batch_size: B.
           seed: of the order; not negative.
           buckets: ascending bucket lengths, from length_buckets.
           pad_id: the id that fills rows up.
           start_id: the decoder's first input.
-          target_length: T; None for the length of the longest target. (One shape needs no rounding.)
 
         Raises:
-          ValueError: fewer than B examples, or lengths that are too small for them.
+          DataError: fewer than B examples.
+          ValueError: an input that no bucket holds.
         """
-        self._packing = _Packing(
-            examples, batch_size, tuple(buckets), pad_id, start_id, _target_length(examples, target_length)
-        )
         rows = len(examples.inputs)
         if rows < batch_size:
-            raise ValueError(
+            raise DataError(
                 f"the training set has {rows} examples, fewer than the {batch_size} of one batch; "
                 f"expected a batch size of at most {rows}"
             )
+        self._examples = examples
+        self._size = batch_size
         self._seed = seed
-        self._bucket_of = self._packing.bucket_of()
+        self._buckets = buckets
+        self._bucket_of = _bucket_of(np.array([len(row) for row in examples.inputs]), buckets)
+        self._target_length = max(map(len, examples.targets))
+        self._pad_id, self._start_id = pad_id, start_id
         self._epoch, self._batch = 0, 0
         self._plan = self._epoch_plan(0)
 
     @property
     def batches_per_epoch(self) -> int:
         """How many batches an epoch has, always the same."""
-        return len(self._bucket_of) // self._packing.batch_size
+        return len(self._bucket_of) // self._size
 
     @property
     def position(self) -> dict[str, int]:
@@ -149,20 +152,27 @@ class TrainBatches(Iterator[Batch]):
         self._plan = self._epoch_plan(epoch)
 
     def __next__(self) -> Batch:
-        bucket, rows = self._plan[self._batch]
+        length, rows = self._plan[self._batch]
         self._batch += 1
         if self._batch == len(self._plan):
             self._epoch, self._batch = self._epoch + 1, 0
             self._plan = self._epoch_plan(self._epoch)
-        return self._packing.pack(rows, bucket)
+        targets, target_mask = _padded(self._examples.targets, rows, self._size, self._target_length, self._pad_id)
+        start = np.full((self._size, 1), self._start_id, np.int32)
+        return {
+            **_inputs(self._examples.inputs, rows, self._size, length, self._pad_id),
+            "decoder_inputs": np.concatenate([start, targets[:, :-1]], axis=1),
+            "targets": targets,
+            "target_mask": target_mask,
+        }
 
     def _epoch_plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """(bucket length, row numbers [B]) of each batch of an epoch."""
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-        size = self._packing.batch_size
+        size = self._size
         order = generator.permutation(len(self._bucket_of))[: self.batches_per_epoch * size]
         plan, left = [], np.zeros(0, order.dtype)
-        for number, length in enumerate(self._packing.buckets):
+        for number, length in enumerate(self._buckets):
             waiting = np.concatenate([left, order[self._bucket_of[order] == number]])
             whole = len(waiting) - len(waiting) % size
             plan += [(length, rows) for rows in waiting[:whole].reshape(-1, size)]
@@ -170,47 +180,35 @@ class TrainBatches(Iterator[Batch]):
         return [plan[i] for i in generator.permutation(len(plan))]
 
 
-def eval_batches(
-    examples: Tokenised,
-    batch_size: int,
-    buckets: Sequence[int],
-    pad_id: int,
-    start_id: int,
-    target_length: int | None = None,
-) -> Iterator[Batch]:
-    """Each example once, longest inputs first: least padding, and what does not fit in memory fails at once.
+def eval_batches(inputs: Sequence[np.ndarray], batch_size: int, buckets: Sequence[int], pad_id: int) -> Iterator[Batch]:
+    """Each input once, the longest first: least padding, and what does not fit in memory fails at once.
 
-    A batch also has `index` [B] int32, the place of each row's example. The last batch is filled up with rows whose
-    index is -1; such a row is padding, with its first token unmasked.
+    A batch has `inputs`, `inputs_mask` and `index` [B] int32, the place of each row's input. The last batch is filled
+    up with rows whose index is -1; such a row is padding, with its first token unmasked.
 
     Args:
-      examples: the tokenised examples.
+      inputs: the token ids of each input.
       batch_size: B.
       buckets: ascending bucket lengths, from length_buckets.
       pad_id: the id that fills rows up.
-      start_id: the decoder's first input.
-      target_length: T; None for the length of the longest target.
 
     Raises:
-      ValueError: lengths that are too small for the examples.
+      ValueError: an input that no bucket holds.
     """
-    length = _target_length(examples, target_length)
-    packing = _Packing(examples, batch_size, tuple(buckets), pad_id, start_id, length)
-    lengths = np.array([len(row) for row in examples.inputs])
+    lengths = np.array([len(row) for row in inputs])
+    bucket_of = _bucket_of(lengths, buckets)
     order = np.argsort(-lengths, kind="stable")
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    bucket_of = packing.bucket_of()
 
     def packed(rows: np.ndarray) -> Batch:
         index = np.full(batch_size, -1, np.int32)
         index[: len(rows)] = rows
-        return packing.pack(rows, packing.buckets[bucket_of[rows[0]]]) | {"index": index}
+        return _inputs(inputs, rows, batch_size, buckets[bucket_of[rows[0]]], pad_id) | {"index": index}
 
-    return map(packed, chunks)
+    return map(packed, (order[i : i + batch_size] for i in range(0, len(order), batch_size)))
 
 
 def prefetch(
-    batches: Iterable[Batch], place: Callable[[Batch], Placed], depth: int = 2
+    batches: Iterable[Item], place: Callable[[Item], Placed], depth: int = 2
 ) -> Generator[tuple[Placed, dict[str, int] | None], None, None]:
     """Makes and places batches in a thread of its own, up to `depth` ahead of the consumer.
 
@@ -229,131 +227,45 @@ def prefetch(
       Whatever `batches` or `place` raise, after the batches before it. Closing the generator, as
       `contextlib.closing` does, ends the thread once the work in its hands is done.
     """
-    if depth < 1:
-        raise ValueError(f"at least one batch must be fetched ahead, not {depth}")
-    queue: _Queue[tuple[Placed, dict[str, int] | None]] = _Queue(depth)
+    source, end = iter(batches), object()
 
-    def work() -> None:
+    def work() -> Any:
+        batch = next(source, end)
+        return end if batch is end else (place(batch), getattr(batches, "position", None))
+
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        waiting = deque(thread.submit(work) for _ in range(depth))
         try:
-            source = iter(batches)
-            while queue.wait_for_room():
-                batch = next(source)
-                position = getattr(batches, "position", None)
-                queue.put((place(batch), position))
-        except StopIteration:
-            queue.end(None)
-        except BaseException as error:  # the consumer raises it
-            queue.end(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    return _consume(queue, thread)
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(work))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def _consume(queue: "_Queue[Any]", thread: threading.Thread) -> Generator[Any, None, None]:
-    thread.start()
-    try:
-        while (item := queue.get()) is not None:
-            yield item
-    finally:
-        queue.close()
-        thread.join()
+def _inputs(rows: Sequence[np.ndarray], chosen: np.ndarray, batch_size: int, length: int, pad_id: int) -> Batch:
+    """The chosen inputs, up to B, padded to one length; missing rows are padding."""
+    ids, mask = _padded(rows, chosen, batch_size, length, pad_id)
+    mask[:, 0] = True  # also where there is no token, so that attention has something to look at
+    return {"inputs": ids, "inputs_mask": mask}
 
 
-class _Queue(Generic[Item]):
-    """A bounded queue of which either side can end: the producer with an error or none, the consumer at will."""
-
-    def __init__(self, depth: int):
-        self._depth = depth
-        self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
-        self._closed = self._ended = False
-        self._error: BaseException | None = None
-
-    def wait_for_room(self) -> bool:
-        """Waits until an item may be put. False if the consumer has gone."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
-            return not self._closed
-
-    def put(self, item: Item) -> None:
-        with self._changed:
-            self._items.append(item)
-            self._changed.notify_all()
-
-    def end(self, error: BaseException | None) -> None:
-        """No item comes any more; the consumer is to raise the error after the items there are."""
-        with self._changed:
-            self._error, self._ended = error, True
-            self._changed.notify_all()
-
-    def get(self) -> Item | None:
-        """The next item, waited for; None when there is none any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended)
-            if self._items:
-                item = self._items.popleft()
-                self._changed.notify_all()
-                return item
-            if self._error is not None:
-                raise self._error
-            return None
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
+def _padded(
+    rows: Sequence[np.ndarray], chosen: np.ndarray, batch_size: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    padded = np.full((batch_size, length), pad_id, np.int32)
+    mask = np.zeros((batch_size, length), bool)
+    for place, row in enumerate(chosen):
+        padded[place, : len(rows[row])] = rows[row]
+        mask[place, : len(rows[row])] = True
+    return padded, mask
 
 
-@dataclasses.dataclass(frozen=True)
-class _Packing:
-    """How rows of examples become a batch."""
-
-    examples: Tokenised
-    batch_size: int
-    buckets: tuple[int, ...]
-    pad_id: int
-    start_id: int
-    target_length: int
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"the batch size must be positive, not {self.batch_size}")
-        if not self.buckets or any(a >= b for a, b in itertools.pairwise((0, *self.buckets))):
-            raise ValueError(f"expected ascending positive bucket lengths, found {list(self.buckets)}")
-        for name, rows, limit in (
-            ("input", self.examples.inputs, self.buckets[-1]),
-            ("target", self.examples.targets, self.target_length),
-        ):
-            if rows and (longest := max(map(len, rows))) > limit:
-                raise ValueError(f"the longest {name} has {longest} tokens; expected at most {limit}")
-
-    def bucket_of(self) -> np.ndarray:
-        """The number of the bucket of each example [N]: the shortest that holds its input."""
-        return np.searchsorted(self.buckets, [len(row) for row in self.examples.inputs])
-
-    def pack(self, rows: np.ndarray, length: int) -> Batch:
-        """The batch of the given rows [up to B], with inputs of one length; missing rows are padding."""
-        inputs, inputs_mask = self._padded(self.examples.inputs, rows, length)
-        targets, target_mask = self._padded(self.examples.targets, rows, self.target_length)
-        inputs_mask[:, 0] = True  # also where there is no token: attention over nothing is NaN
-        start = np.full((self.batch_size, 1), self.start_id, np.int32)
-        return {
-            "inputs": inputs,
-            "inputs_mask": inputs_mask,
-            "decoder_inputs": np.concatenate([start, targets[:, :-1]], axis=1),
-            "targets": targets,
-            "target_mask": target_mask,
-        }
-
-    def _padded(self, ids: Sequence[np.ndarray], rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        padded = np.full((self.batch_size, length), self.pad_id, np.int32)
-        mask = np.zeros((self.batch_size, length), bool)
-        for place, row in enumerate(rows):
-            padded[place, : len(ids[row])] = ids[row]
-            mask[place, : len(ids[row])] = True
-        return padded, mask
-
-
-def _target_length(examples: Tokenised, given: int | None) -> int:
-    return max(map(len, examples.targets), default=1) if given is None else given
+def _bucket_of(lengths: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
+    """The number of the bucket of each input [N]: the shortest that holds it."""
+    if len(buckets) == 0 or any(a >= b for a, b in itertools.pairwise((0, *buckets))):
+        raise ValueError(f"expected ascending positive bucket lengths, found {list(buckets)}")
+    if (longest := max(lengths, default=0)) > buckets[-1]:
+        raise ValueError(f"the longest input has {longest} tokens; expected at most {buckets[-1]}")
+    return np.searchsorted(buckets, lengths)

@@ -11,6 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from prompt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -157,7 +159,7 @@ class Experiment:
         return self.runs / self.name
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the field."""
 
 

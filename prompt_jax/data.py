@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ __all__ = [
 _FEATURES = ("inputs", "targets")
 
 
+@runtime_checkable  # for the tests, which check types as they run
 class Tokenizer(Protocol):
     """What is needed of a model's tokenizer.
 

@@ -1,4 +1,4 @@
-"""Generation, one compiled loop for every model family, and the scoring of given answers. Shapes: see `prompt_jax.models`."""
+"""Generation, one compiled loop for every family, and the scoring of given answers. Shapes: see `prompt_jax.models`."""
 
 from functools import partial
 from typing import Any

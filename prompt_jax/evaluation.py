@@ -1,15 +1,17 @@
 """Evaluation: what the model answers, and which label it finds most probable."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from prompt_jax.batches import eval_batches, length_buckets
-from prompt_jax.data import Examples
 from prompt_jax.decoding import generate, score
+from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt
 
@@ -45,32 +47,32 @@ def evaluate(
       batch_size: examples a batch.
       rank: whether to rank the labels as well.
     """
-    predictions = answers(model, prompt, examples, target_length=target_length, batch_size=batch_size)
+    predictions = answers(model, prompt, examples.inputs, target_length=target_length, batch_size=batch_size)
     scores = dict(examples.score(predictions))
     labels = examples.format.labels if examples.format else ()
     if not (rank and labels):
         return Evaluation(scores, predictions, None)
-    ranked = label_scores(model, prompt, examples, labels, batch_size=batch_size)
+    ranked = label_scores(model, prompt, examples.inputs, labels, batch_size=batch_size)
     best = [labels[i] for i in ranked.argmax(axis=1)]
     scores |= {f"rank/{name}": value for name, value in examples.score(best).items() if name != "invalid"}
     return Evaluation(scores, predictions, ranked)
 
 
 def answers(
-    model: Model, prompt: Prompt | None, examples: Examples, *, target_length: int, batch_size: int
+    model: Model, prompt: Prompt | None, inputs: Sequence[np.ndarray], *, target_length: int, batch_size: int
 ) -> list[str]:
-    """The greedy answer to each example."""
+    """The greedy answer to each input, given as token ids."""
 
     def run(batch: dict[str, Any]) -> Any:
         return generate(model.params, model.config, batch, prompt, max_new_tokens=target_length)
 
-    return [model.tokenizer.decode(tokens.tolist()) for tokens in _each(model, examples, batch_size, run)]
+    return [model.tokenizer.decode(tokens.tolist()) for tokens in _each(model, inputs, batch_size, run)]
 
 
 def label_scores(
-    model: Model, prompt: Prompt | None, examples: Examples, labels: Sequence[str], *, batch_size: int
+    model: Model, prompt: Prompt | None, inputs: Sequence[np.ndarray], labels: Sequence[str], *, batch_size: int
 ) -> np.ndarray:
-    """Log-probability in nats of each label, end token included, as the answer to each example, [N, C]."""
+    """Log-probability in nats of each label, end token included, as the answer to each input, [N, C]."""
     ids = [[*model.tokenizer.encode(label), model.tokenizer.eos_id] for label in labels]
     targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
     mask = np.zeros(targets.shape, bool)
@@ -80,12 +82,38 @@ def label_scores(
     def run(batch: dict[str, Any]) -> Any:
         return score(model.params, model.config, batch, prompt, targets, mask)
 
-    return np.stack(_each(model, examples, batch_size, run))
+    return np.stack(_each(model, inputs, batch_size, run))
 
 
-def _each(model: Model, examples: Examples, batch_size: int, run: Callable[[dict[str, Any]], Any]) -> list[np.ndarray]:
-    """Runs all examples in batches of like lengths; gives the result rows in the examples' order."""
-    results: list[Any] = [None] * len(examples)
+def tokenise(model: Model, texts: Sequence[str], length: int) -> list[np.ndarray]:
+    """Token ids of texts with the end token, cut to `length` as training inputs are."""
+    eos = model.tokenizer.eos_id
+    return [np.array([*model.tokenizer.encode(text)[: length - 1], eos], np.int32) for text in texts]
+
+
+def write_predictions(path: Path, examples: Examples, result: Evaluation, before: Evaluation | None = None) -> None:
+    """One JSON object an example: input, target, prediction, the labels' log-probabilities (nats) where there are
+    labels, and under `before` what another model answered."""
+    labels = examples.format.labels if examples.format else ()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for i, prediction in enumerate(result.predictions):
+            line: dict[str, Any] = {"input": examples.input_texts[i], "target": examples.target_texts[i]}
+            if before is not None:
+                line["before"] = before.predictions[i]
+            line["prediction"] = prediction
+            scores = None if result.label_scores is None else result.label_scores[i].tolist()
+            line["label_scores"] = None if scores is None else dict(zip(labels, scores, strict=True))
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _each(
+    model: Model, inputs: Sequence[np.ndarray], batch_size: int, run: Callable[[dict[str, Any]], Any]
+) -> list[np.ndarray]:
+    """Runs all inputs in batches of like lengths; gives the result rows in the inputs' order."""
+    lengths = [len(ids) for ids in inputs]
+    buckets = length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8)
+    results: list[Any] = [None] * len(inputs)
     pending: tuple[np.ndarray, Any] | None = None
 
     def collect() -> None:
@@ -95,9 +123,7 @@ def _each(model: Model, examples: Examples, batch_size: int, run: Callable[[dict
                 if i >= 0:  # rows that fill the last batch have index -1
                     results[i] = row
 
-    lengths = [len(ids) for ids in examples.inputs]
-    buckets = length_buckets(lengths, EVAL_BUCKETS, max(lengths))
-    for batch in eval_batches(examples, batch_size, buckets, model.config.pad_id, model.config.start_id):
+    for batch in eval_batches(inputs, batch_size, buckets, model.config.pad_id):
         index = batch.pop("index")
         running = run(jax.device_put(batch))
         collect()  # the batch before, while this one runs

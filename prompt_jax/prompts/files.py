@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from prompt_jax.errors import UserError
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, VirtualTokens
 from prompt_jax.task_format import TaskFormat
@@ -33,7 +34,7 @@ _MAX_METADATA = 1 << 20  # bytes
 _MAX_RATIO = 100  # of a compressed member; random floats hardly compress, and a bomb does by over 1000
 
 
-class PromptFormatError(ValueError):
+class PromptFormatError(UserError, ValueError):
     """A file that is no prompt, or one that cannot be trusted; the message names the file and what is wrong."""
 
 
@@ -71,8 +72,14 @@ class PromptMetadata:
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def save_prompt(path: str | Path, prompt: Prompt, metadata: PromptMetadata | None = None) -> None:
-    """Writes a prompt as `.npz`, or without its metadata as `.npy`, by the path's extension.
+def save_prompt(
+    path: str | Path,
+    prompt: Prompt,
+    metadata: PromptMetadata | None = None,
+    *,
+    format: Literal["npz", "npy"] | None = None,
+) -> None:
+    """Writes a prompt as `.npz`, or without its metadata as `.npy`; by the path's extension if no format is given.
 
     The file appears whole or not at all.
 
@@ -87,18 +94,19 @@ def save_prompt(path: str | Path, prompt: Prompt, metadata: PromptMetadata | Non
     _check_values(path, "encoder_tokens", embeddings)
     mask = None if tokens.mask is None else np.asarray(tokens.mask, bool)
 
-    if path.suffix == ".npy":
+    format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
+    if format == "npy":
         if mask is not None and not mask.all():
             embeddings = embeddings[mask]
         _write(path, lambda file: np.save(file, embeddings))
-    elif path.suffix == ".npz":
+    elif format == "npz":
         metadata = dataclasses.replace(metadata or PromptMetadata(), placement=tokens.placement)
         arrays = {"encoder_tokens": embeddings, "metadata": np.array(_dump(metadata))}
         if mask is not None:
             arrays["encoder_tokens/mask"] = mask
         _write(path, lambda file: np.savez(file, **arrays))
     else:
-        raise PromptFormatError(f"{path}: a prompt's file ends in .npz or, for T5X, .npy")
+        raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
 
 
 def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_base: bool = False) -> Prompt:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from prompt_jax.errors import UserError
 from prompt_jax.training.step import TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """Checkpoints are there and none can be used."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboard.summary import Writer
 from tqdm import tqdm
 
 
@@ -22,7 +22,7 @@ class Log:
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._writer = Writer(str(folder / "tensorboard"))
 
     def __enter__(self) -> "Log":
         return self

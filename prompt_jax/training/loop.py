@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate
 from prompt_jax.prompts.files import save_prompt
 from prompt_jax.training.checkpoints import Checkpoints
@@ -21,19 +23,25 @@ from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
 
 
-class Diverged(RuntimeError):
+class Diverged(UserError, RuntimeError):
     """Loss or parameters are no longer finite; the best and the last good prompt are kept."""
+
+    exit_status = 3
 
 
 @dataclasses.dataclass
 class Best:
-    """How far a run has come, as written into its checkpoints."""
+    """The best prompt so far, and how far a run has come, as written into its checkpoints."""
 
     metric: str = ""  # the task's first
     score: float = -math.inf
     step: int = -1
     evaluations_since: int = 0
-    stopped: bool = False  # by early stopping
+    seconds: float = 0.0  # of training and evaluation, over all sittings
+
+    def stops(self, patience: int | None) -> bool:
+        """Whether early stopping ends the run here."""
+        return patience is not None and self.evaluations_since >= patience
 
 
 def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> Setup:
@@ -64,7 +72,7 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
         log = stack.enter_context(Log(experiment.folder, start))
         progress = stack.enter_context(Progress(experiment.train.steps, start, experiment.train.log_every))
         progress.say(_describe(experiment, setup, start))
-        if start < experiment.train.steps and not best.stopped:
+        if start < experiment.train.steps and not best.stops(experiment.train.patience):
             _fit(experiment, setup, state, best, checkpoints, log, progress)
     return setup
 
@@ -80,7 +88,7 @@ def _fit(
 ) -> None:
     """Steps from where `state` is to the end, evaluating and saving on the way."""
     options = experiment.train
-    start = int(state.step)
+    start, since = int(state.step), time.monotonic()
     if start == 0:
         _evaluate(experiment, setup, state, 0, best, log, progress)
 
@@ -113,15 +121,16 @@ def _fit(
                 pending = None
             if evaluating:
                 _evaluate(experiment, setup, state, step, best, log, progress)
-                best.stopped = options.patience is not None and best.evaluations_since >= options.patience
-            if saving or best.stopped:
+                since, best.seconds = time.monotonic(), best.seconds + time.monotonic() - since
+            stopping = best.stops(options.patience)
+            if saving or stopping:
                 assert position is not None  # TrainBatches has one
                 checkpoints.save(state, position, dataclasses.asdict(best))
                 scores = {best.metric: best.score} if best.step == step else {}
                 save_prompt(
                     experiment.folder / "last.npz", setup.prompt(state), metadata(experiment, setup, step, scores)
                 )
-            if best.stopped:
+            if stopping:
                 progress.say(f"no better {best.metric} in {options.patience} evaluations; stopped at step {step}")
                 break
 
@@ -139,7 +148,7 @@ def _evaluate(
         batch_size=experiment.train.eval_batch_size,
         rank=False,
     )
-    log.write(step, {f"validation/{name}": value for name, value in result.scores.items()})
+    log.write(step, {f"validation/{name}": value for name, value in result.scores.items()} | {"seconds": best.seconds})
     best.metric, score = next(iter(result.scores.items()))
     progress.score(best.metric, score)
     best.evaluations_since += 1
@@ -158,7 +167,8 @@ def _open_folder(experiment: Experiment, overwrite: bool) -> None:
     resolved = configuration.to_json(experiment)
     if written.exists():
         before, now = json.loads(written.read_text()), json.loads(resolved)
-        changed = [name for name in configuration.differences(before, now) if name not in _MAY_CHANGE]
+        may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
+        changed = [name for name in configuration.differences(before, now) if name not in may_change]
         if changed and (folder / "checkpoints").exists():
             raise ConfigError(
                 f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "
@@ -168,16 +178,15 @@ def _open_folder(experiment: Experiment, overwrite: bool) -> None:
     written.write_text(resolved)
 
 
-# What a resumed run may do otherwise. More steps continue a constant schedule exactly; others are stretched.
-_MAY_CHANGE = {"train.steps", "train.keep_checkpoints", "train.log_every", "train.patience", "runs"}
+# What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "train.patience", "runs"}
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
     trained = sum(leaf.size for leaf in jax.tree.leaves(setup.state.trainable))
     total = trained + sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
-    lines = [
-        f"{experiment.name}: {setup.model.name}, {total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
-    ]
+    share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
+    lines = [f"{experiment.name}: {setup.model.name}, {share}"]
     for split, examples in setup.examples.items():
         cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
         lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")

@@ -11,7 +11,8 @@ import jax
 from prompt_jax import data
 from prompt_jax.batches import TrainBatches, length_buckets
 from prompt_jax.config import ConfigError, DataConfig, Experiment
-from prompt_jax.data import Examples
+from prompt_jax.data_files import DataError
+from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import soft_prompt
@@ -113,6 +114,8 @@ def load_splits(
         )
         if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
             continue
+        if loaded.unlabelled:
+            raise DataError(f"{loaded.name}, {split}: {loaded.unlabelled} of {len(loaded)} examples have no label")
         if loaded.format is not None:
             lengths = dataclasses.replace(loaded.format, input_length=input_length, target_length=target_length)
             loaded = dataclasses.replace(loaded, format=lengths)

@@ -40,7 +40,7 @@ def frozen_base(optimizer: optax.GradientTransformation, labels: Tree = LABELS) 
 class TrainState:
     """What changes from step to step, and what a checkpoint holds."""
 
-    step: Int[Array, ""]
+    step: Any  # int32 scalar; Any, since tree maps put other things in its place
     trainable: Tree  # the variables, with None for those that are frozen
     opt_state: optax.OptState
 

@@ -1,0 +1,7 @@
+"""The one family of errors that are the user's to mend: the command line prints them without a traceback."""
+
+
+class UserError(Exception):
+    """Something asked for cannot be done; the message says what was wrong, where, and what would be right."""
+
+    exit_status = 1

@@ -1,0 +1,80 @@
+"""Settings of all tests, and small models to run them on."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+# No test reaches a network. Read by huggingface_hub when it is imported, and by the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
+install_import_hook("prompt_jax", "typecheck.check")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+SENTENCES = (
+    "a good film with a great heart",
+    "a bad film, dull and long",
+    "the plot is good and the cast is great",
+    "the plot is bad and the jokes are old",
+    "positive",
+    "negative",
+    "great fun, good acting and a warm ending",
+    "no fun, bad acting and a cold ending",
+)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Folder of the tests' stored models."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    shutil.copytree(FIXTURES / "t5_v11" / "base", folder)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 8),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=80,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path):
+    """The model in `tiny_folder`."""
+    import prompt_jax
+
+    return prompt_jax.load_model(str(tiny_folder))
+
+
+@pytest.fixture
+def sentiment_files(tmp_path: Path) -> dict[str, Path]:
+    """Train, validation and test JSONL files of a task with the labels negative and positive."""
+    files = {}
+    for split, count in (("train", 40), ("validation", 12), ("test", 10)):
+        files[split] = tmp_path / f"{split}.jsonl"
+        with files[split].open("w") as file:
+            for i in range(count):
+                good = i % 2 == 0
+                text = f"{'a good film' if good else 'a bad film'} number {i} of {split}" + " and long" * (i % 5)
+                file.write(json.dumps({"text": text, "label": "positive" if good else "negative"}) + "\n")
+    return files

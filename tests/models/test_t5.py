@@ -1,0 +1,309 @@
+"""T5 against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import prompt_jax
+from prompt_jax import Prompt, VirtualTokens
+from prompt_jax.decoding import score
+from prompt_jax.models import t5
+
+PROMPTS = ("prompt", "p_tuning", "prompt_one_submodule", "ensemble_0", "ensemble_1", "ensemble_2")
+OWN_MODELS = ("t5_v10", "t5_deep")
+
+
+@pytest.fixture(scope="module")
+def model(fixtures):
+    return prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
+
+
+@pytest.fixture(scope="module")
+def reference(fixtures):
+    return np.load(fixtures / "t5_v11" / "reference.npz")
+
+
+def peft_prompt(folder) -> Prompt:
+    """PEFT's file has a prompt for each of `num_transformer_submodules`; the first is the encoder's."""
+    length = json.loads((folder / "adapter_config.json").read_text())["num_virtual_tokens"]
+    return Prompt(VirtualTokens(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"][:length]))
+
+
+def forward_batch(reference) -> dict[str, np.ndarray]:
+    return {
+        "inputs": reference["inputs/forward/input_ids"].astype(np.int32),
+        "inputs_mask": reference["inputs/forward/attention_mask"].astype(bool),
+        "decoder_inputs": reference["inputs/forward/decoder_input_ids"].astype(np.int32),
+    }
+
+
+def generate_batch(reference) -> dict[str, np.ndarray]:
+    return {
+        "inputs": reference["inputs/generate/input_ids"].astype(np.int32),
+        "inputs_mask": reference["inputs/generate/attention_mask"].astype(bool),
+    }
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Equal to 1e-5 of the largest value."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def random_prompt(model, length: int, seed: int = 0, **fields) -> Prompt:
+    width = model.config.d_model
+    return Prompt(VirtualTokens(np.random.default_rng(seed).normal(size=(length, width)).astype(np.float32), **fields))
+
+
+@pytest.mark.parametrize("name", ("base", *PROMPTS))
+def test_logits_equal_peft(model, reference, fixtures, name):
+    prompt = None if name == "base" else peft_prompt(fixtures / "t5_v11" / name)
+    logits = prompt_jax.forward(model.params, model.config, forward_batch(reference), prompt)
+    assert logits.dtype == jnp.float32
+    assert_close(logits, reference[f"{name}/logits"])
+
+
+@pytest.mark.parametrize("name", ("base", *PROMPTS))
+def test_greedy_tokens_equal_peft(model, reference, fixtures, name):
+    prompt = None if name == "base" else peft_prompt(fixtures / "t5_v11" / name)
+    expected = reference[f"{name}/greedy"][:, 1:]  # without the start token
+    tokens = prompt_jax.generate(
+        model.params, model.config, generate_batch(reference), prompt, max_new_tokens=expected.shape[1]
+    )
+    np.testing.assert_array_equal(tokens, expected)
+
+
+@pytest.mark.parametrize("name", ("prompt", "prompt_one_submodule", "ensemble_0"))
+def test_gradient_equals_peft(model, reference, fixtures, name):
+    prompt = peft_prompt(fixtures / "t5_v11" / name)
+    labels = reference["inputs/forward/labels"]
+
+    def loss(prompt):
+        logits = prompt_jax.forward(model.params, model.config, forward_batch(reference), prompt)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.where(labels >= 0, chosen, 0.0).sum() / (labels >= 0).sum()
+
+    value, gradient = jax.value_and_grad(loss)(prompt)
+    np.testing.assert_allclose(value, reference[f"{name}/loss"], rtol=1e-5)
+    length = gradient.encoder_tokens.embeddings.shape[0]
+    assert_close(gradient.encoder_tokens.embeddings, reference[f"{name}/grad"][:length], 1e-4)
+
+
+@pytest.mark.parametrize("name", OWN_MODELS)
+def test_own_models_equal_hugging_face(fixtures, name):
+    """T5 1.0 (relu, tied, scaled output), and one of unequal depths with d_kv * heads != d_model."""
+    model = prompt_jax.load_model(str(fixtures / name / "base"))
+    reference = np.load(fixtures / name / "reference.npz")
+    logits = prompt_jax.forward(model.params, model.config, forward_batch(reference))
+    assert_close(logits, reference["base/logits"])
+    expected = reference["base/greedy"][:, 1:]
+    batch = {name: value for name, value in forward_batch(reference).items() if name != "decoder_inputs"}
+    tokens = prompt_jax.generate(model.params, model.config, batch, max_new_tokens=expected.shape[1])
+    np.testing.assert_array_equal(tokens, expected)
+
+
+PADDINGS = {"right": [0, 1, 2, 3, 4], "left": [3, 4, 5, 6, 7], "scattered": [0, 2, 3, 6, 7]}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_padding_and_company_do_not_matter(model, padding, placement):
+    """A row of five tokens, padded anywhere and beside another row, gives what it gives alone."""
+    rng = np.random.default_rng(1)
+    row, decoder_inputs = rng.integers(3, 256, 5).astype(np.int32), np.array([[0, 7, 9]], np.int32)
+    prompt = random_prompt(model, 4, placement=placement)
+    alone = {"inputs": row[None], "inputs_mask": np.ones((1, 5), bool), "decoder_inputs": decoder_inputs}
+    expected = prompt_jax.forward(model.params, model.config, alone, prompt)[0]
+
+    inputs, mask = rng.integers(3, 256, (2, 8)).astype(np.int32), np.ones((2, 8), bool)
+    mask[0] = np.isin(np.arange(8), PADDINGS[padding])
+    inputs[0, mask[0]] = row
+    batch = {"inputs": inputs, "inputs_mask": mask, "decoder_inputs": np.repeat(decoder_inputs, 2, axis=0)}
+    assert_close(prompt_jax.forward(model.params, model.config, batch, prompt)[0], expected)
+    np.testing.assert_array_equal(
+        prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=6)[0],
+        prompt_jax.generate(model.params, model.config, alone, prompt, max_new_tokens=6)[0],
+    )
+
+
+def test_decoder_padding_does_not_matter(model):
+    """With a decoder_mask the target may be padded on any side; logits stand where their tokens do."""
+    inputs = np.array([[5, 6, 7, 1]], np.int32)
+    batch = {"inputs": inputs, "inputs_mask": np.ones((1, 4), bool), "decoder_inputs": np.array([[0, 8, 9]], np.int32)}
+    expected = prompt_jax.forward(model.params, model.config, batch)[0]
+    padded = {**batch, "decoder_inputs": np.array([[4, 0, 4, 8, 9]], np.int32)}
+    padded["decoder_mask"] = np.array([[False, True, False, True, True]])
+    assert_close(prompt_jax.forward(model.params, model.config, padded)[0][np.array([1, 3, 4])], expected)
+
+
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_prompt_of_real_embeddings_is_those_tokens(model, placement):
+    """Virtual tokens at their place in the sequence: embeddings of tokens give what the tokens give."""
+    tokens, text = np.array([11, 12, 13], np.int32), np.array([21, 22, 23, 24, 1], np.int32)
+    prompt = Prompt(VirtualTokens(model.params["embedding"][tokens], placement=placement))
+    batch = {
+        "inputs": np.array([[*text, 0, 0]], np.int32),
+        "inputs_mask": np.array([[True] * 5 + [False] * 2]),
+        "decoder_inputs": np.array([[0, 30]], np.int32),
+    }
+    whole = np.concatenate([tokens, text] if placement == "before" else [text, tokens])[None]
+    spelled = {**batch, "inputs": whole, "inputs_mask": np.ones((1, 8), bool)}
+    with_prompt = prompt_jax.forward(model.params, model.config, batch, prompt)
+    assert_close(with_prompt, prompt_jax.forward(model.params, model.config, spelled))
+    other = dataclasses.replace(prompt.encoder_tokens, placement="after" if placement == "before" else "before")
+    elsewhere = prompt_jax.forward(model.params, model.config, batch, Prompt(other))
+    assert np.abs(elsewhere - with_prompt).max() > 0.1
+
+
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_masked_slots_are_not_there(model, reference, placement):
+    """A prompt with unused slots on its far side equals the shorter prompt."""
+    short = random_prompt(model, 4, placement=placement).encoder_tokens
+    unused = np.full((3, model.config.d_model), 7.0, np.float32)
+    parts = [unused, short.embeddings] if placement == "before" else [short.embeddings, unused]
+    mask = np.concatenate(parts)[:, 0] != 7.0
+    padded = VirtualTokens(np.concatenate(parts), mask, placement)
+    batch = forward_batch(reference)
+    expected = prompt_jax.forward(model.params, model.config, batch, Prompt(short))
+    assert_close(prompt_jax.forward(model.params, model.config, batch, Prompt(padded)), expected)
+
+
+def test_a_row_of_padding_is_finite(model, reference):
+    batch = forward_batch(reference)
+    batch["inputs_mask"][0] = False
+    assert np.isfinite(prompt_jax.forward(model.params, model.config, batch)).all()
+
+
+def test_stacks_may_be_split(model, reference):
+    """`layers` as two stacks is the same model; so is generation with it."""
+    params = jax.tree.map(lambda x: x, model.params)
+    for side in ("encoder", "decoder"):
+        (stack,) = params[side]["layers"]
+        params[side]["layers"] = tuple(jax.tree.map(lambda x, i=i: x[i : i + 1], stack) for i in range(2))
+    batch = forward_batch(reference)
+    expected = prompt_jax.forward(model.params, model.config, batch)
+    np.testing.assert_array_equal(prompt_jax.forward(params, model.config, batch), expected)
+    np.testing.assert_array_equal(
+        prompt_jax.generate(params, model.config, batch, max_new_tokens=5),
+        prompt_jax.generate(model.params, model.config, batch, max_new_tokens=5),
+    )
+
+
+@pytest.mark.parametrize("remat", ("full", "dots"))
+def test_rematerialisation_changes_memory_alone(model, reference, remat):
+    prompt, batch, key = random_prompt(model, 5), forward_batch(reference), jax.random.key(0)
+
+    def gradient(config):
+        def loss(prompt):
+            return prompt_jax.forward(model.params, config, batch, prompt, key=key).sum()
+
+        return jax.jit(jax.grad(loss)).lower(prompt).compile()
+
+    plain = gradient(model.config)
+    recomputing = gradient(dataclasses.replace(model.config, remat=remat))
+    assert_close(recomputing(prompt).encoder_tokens.embeddings, plain(prompt).encoder_tokens.embeddings, 1e-4)
+    assert recomputing.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
+
+
+def test_dropout_needs_a_key(model, reference):
+    batch = forward_batch(reference)
+    without = prompt_jax.forward(model.params, model.config, batch)
+    first = prompt_jax.forward(model.params, model.config, batch, key=jax.random.key(1))
+    again = prompt_jax.forward(model.params, model.config, batch, key=jax.random.key(1))
+    other = prompt_jax.forward(model.params, model.config, batch, key=jax.random.key(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - without).max() > 0.1 and np.abs(first - other).max() > 0.1
+    still = dataclasses.replace(model.config, dropout_rate=0.0)
+    assert_close(prompt_jax.forward(model.params, still, batch, key=jax.random.key(1)), without)
+
+
+def test_bfloat16_is_near(fixtures, model, reference):
+    half = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"), dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+    logits = prompt_jax.forward(half.params, half.config, forward_batch(reference), random_prompt(model, 5))
+    exact = prompt_jax.forward(model.params, model.config, forward_batch(reference), random_prompt(model, 5))
+    assert logits.dtype == jnp.float32
+    assert_close(logits, exact, 0.05)
+    assert half.fingerprint == model.fingerprint
+
+
+def test_generation_is_the_argmax_of_forward(model, reference):
+    """Each generated token is the most probable one after those before it; after the end comes padding alone."""
+    prompt, batch = random_prompt(model, 3, seed=3), generate_batch(reference)
+    tokens = np.asarray(prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=10))
+    assert tokens.dtype == np.int32
+    start = np.zeros((len(tokens), 1), np.int32)
+    shifted = np.concatenate([start, tokens[:, :-1]], axis=1)
+    best = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": shifted}, prompt).argmax(-1)
+    for row, expected in zip(tokens, best, strict=True):
+        end = np.flatnonzero(row == model.config.eos_id)
+        length = end[0] + 1 if len(end) else len(row)
+        np.testing.assert_array_equal(row[:length], expected[:length])
+        assert not row[length:].any()
+
+
+def test_generation_ends_with_its_rows(model, reference):
+    """The end token is made the only possible one: one step, whatever max_new_tokens is."""
+    params = {**model.params, "lm_head": jnp.zeros_like(model.params["lm_head"])}
+    config = dataclasses.replace(model.config, eos_id=0, pad_id=9)  # argmax of equal logits is 0
+    tokens = prompt_jax.generate(params, config, generate_batch(reference), max_new_tokens=4)
+    np.testing.assert_array_equal(tokens, [[0, 9, 9, 9]] * 3)
+    with pytest.raises(ValueError, match="max_new_tokens must be positive, not 0"):
+        prompt_jax.generate(params, config, generate_batch(reference), max_new_tokens=0)
+
+
+def test_score_is_the_sum_of_log_probabilities(model, reference):
+    batch, prompt = generate_batch(reference), random_prompt(model, 3)
+    targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
+    mask = targets > 0
+    scores = score(model.params, model.config, batch, prompt, targets, mask)
+    for c, target in enumerate(targets):
+        decoder_inputs = np.repeat(np.array([[0, *target[:-1]]], np.int32), 3, axis=0)
+        logits = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": decoder_inputs}, prompt)
+        each = np.asarray(jax.nn.log_softmax(logits))[:, np.arange(3), target]
+        np.testing.assert_allclose(scores[:, c], (each * mask[c]).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bidirectional", (True, False))
+@pytest.mark.parametrize(("buckets", "max_distance"), ((32, 128), (16, 20), (8, 64)))
+def test_relative_buckets_are_exact(bidirectional, buckets, max_distance):
+    """The published formula with the logarithm's whole numbers decided in exact arithmetic."""
+
+    def expected(distance: int) -> int:
+        offset, count = 0, buckets
+        if bidirectional:
+            count //= 2
+            offset, distance = (count if distance > 0 else 0), abs(distance)
+        else:
+            distance = max(-distance, 0)
+        exact = count // 2
+        if distance < exact:
+            return offset + distance
+        # floor(log(d / exact) / log(max / exact) * (count - exact)): the largest n that d ** m >= ... allows.
+        wide = count - exact
+        n = 0
+        while n + 1 < wide and distance**wide * exact ** (n + 1) >= max_distance ** (n + 1) * exact**wide:
+            n += 1
+        return offset + exact + n
+
+    distances = np.arange(-600, 601)
+    actual = t5.relative_buckets(distances, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance)
+    assert actual.tolist() == [expected(int(d)) for d in distances]
+
+
+def test_every_parameter_is_in_the_table(model):
+    """Paths, shapes and number of axes of the table are those of the parameters."""
+    table = {p.path: p for p in t5.parameters(model.config)}
+    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    paths = {"/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf for path, leaf in leaves}
+    assert paths.keys() == table.keys()
+    for path, leaf in paths.items():
+        row = table[path]
+        assert leaf.shape == (row.shape if row.layers is None else (row.layers, *row.shape))
+        assert len(row.axes) == len(row.shape)
+    assert math.prod(table["embedding"].shape) == 256 * 64

@@ -1,0 +1,93 @@
+"""Optimizers against their definitions, written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_jax.config import OptimizerConfig
+from prompt_jax.training.optimizers import make_optimizer, make_schedule
+
+
+def run(config: OptimizerConfig, start: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
+    optimizer = make_optimizer(config, len(gradients))
+    params = jnp.asarray(start)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return np.asarray(params)
+
+
+def adafactor(start, gradients, rate=0.3, decay_rate=0.8, decay=1e-5, offset=0):
+    """Shazeer and Stern 2018 as T5X has it, for a matrix too small to be factored."""
+    params, second = start.astype(np.float64), np.zeros_like(start, np.float64)
+    for step, gradient in enumerate(gradients):
+        keep = 1.0 - (step - offset + 1.0) ** -decay_rate
+        second = keep * second + (1.0 - keep) * (gradient.astype(np.float64) ** 2 + 1e-30)
+        update = gradient / np.sqrt(second)
+        update /= max(1.0, np.sqrt((update**2).mean()))
+        params = params - rate * update - decay * params  # the decay is not multiplied by the rate
+    return params
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    return list(np.random.default_rng(0).normal(size=(6, 5, 7)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def start():
+    return np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
+
+
+def test_adafactor_is_the_papers(start, gradients):
+    np.testing.assert_allclose(run(OptimizerConfig(), start, gradients), adafactor(start, gradients), rtol=2e-5)
+
+
+def test_weight_decay_is_not_scaled_by_the_rate(start):
+    still = [np.zeros_like(start)] * 3
+    config = OptimizerConfig(weight_decay=0.01)
+    np.testing.assert_allclose(run(config, start, still), start * 0.99**3, rtol=1e-5)
+
+
+def test_decay_offset_keeps_updates_clipped(start, gradients):
+    """The switch of the paper's reproduction: the second moment hardly moves, so each update is clipped to 0.3."""
+    config = OptimizerConfig(decay_offset=-1_100_000)
+    result = run(config, start, gradients)
+    np.testing.assert_allclose(result, adafactor(start, gradients, offset=-1_100_000), rtol=2e-4)
+    first = run(config, start, gradients[:1]) - start * (1 - 1e-5)
+    assert np.sqrt((first**2).mean()) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_adamw(start, gradients):
+    config = OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.1)
+    params, m, v = start.astype(np.float64), 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.astype(np.float64) ** 2
+        update = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        params = params - 0.01 * (update + 0.1 * params)
+    np.testing.assert_allclose(run(config, start, gradients), params, rtol=2e-5)
+
+
+def test_clipping_is_of_the_global_norm(start, gradients):
+    """Adam is blind to a gradient's scale but not to its scale's change."""
+    config = OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.0, clip_norm=1.0)
+    clipped = [g / max(1.0, np.linalg.norm(g)) for g in gradients]
+    unclipped = OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.0)
+    np.testing.assert_allclose(run(config, start, gradients), run(unclipped, start, clipped), rtol=1e-4)
+    assert np.abs(run(config, start, gradients) - run(unclipped, start, gradients)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.0, 0.25, 0.5, 0.5, 0.5]),
+        ("linear", [0.0, 0.25, 0.5, 0.25, 0.0]),
+        ("cosine", [0, 0.25, 0.5, 0.25, 0]),
+    ],
+)
+def test_schedules(schedule, expected):
+    rates = make_schedule(OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=10), 30)
+    np.testing.assert_allclose([rates(step) for step in (0, 5, 10, 20, 30)], expected, atol=1e-6)
+    assert make_schedule(OptimizerConfig(learning_rate=0.5), 30)(0) == 0.5

@@ -1,0 +1,170 @@
+"""The training step: frozen means frozen, and the arithmetic of its loss."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prompt_jax.config import OptimizerConfig, PromptConfig
+from prompt_jax.models import t5
+from prompt_jax.prompts import soft_prompt
+from prompt_jax.training import step as steps
+from prompt_jax.training.optimizers import make_optimizer
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    """State, frozen variables, batch and optimizer of a small run."""
+    rng = np.random.default_rng(0)
+    length = rng.integers(4, 13, 8)
+    mask = np.arange(12)[None] < length[:, None]
+    target_mask = np.arange(3)[None] < rng.integers(1, 4, 8)[:, None]
+    targets = np.where(target_mask, rng.integers(3, 256, (8, 3)), 0).astype(np.int32)
+    batch = {
+        "inputs": np.where(mask, rng.integers(3, 256, (8, 12)), 0).astype(np.int32),
+        "inputs_mask": mask,
+        "decoder_inputs": np.concatenate([np.zeros((8, 1), np.int32), targets[:, :-1]], axis=1),
+        "targets": targets,
+        "target_mask": target_mask,
+    }
+    trainable = soft_prompt.init(jax.random.key(0), PromptConfig(length=6, init="vocab", init_vocab=200), tiny)
+    optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 100))
+    state = steps.TrainState.create({"base": None, "prompt": trainable}, optimizer)
+    return state, {"base": tiny.params, "prompt": None}, jax.tree.map(jnp.asarray, batch), optimizer
+
+
+def make(tiny, optimizer, **options):
+    return jax.jit(steps.make_train_step(tiny.config, soft_prompt.apply, optimizer, **options))
+
+
+def test_loss_is_the_mean_over_target_tokens(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    _, metrics = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))
+    _, prompt = soft_prompt.apply(state.trainable["prompt"], None)
+    logits = np.asarray(t5.forward(tiny.params, tiny.config, batch, prompt), np.float64)
+    log_normaliser = np.log(np.exp(logits).sum(-1))
+    mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
+    nll = log_normaliser - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    assert metrics["loss"] == pytest.approx(nll[mask].mean(), rel=1e-5)
+    assert metrics["z_loss"] == pytest.approx(0.01 * (log_normaliser[mask] ** 2).mean(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == targets)[mask].mean())
+    assert metrics["tokens"] == mask.sum() and metrics["finite"]
+
+
+def test_the_base_stays_and_the_prompt_moves(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    before = jax.tree.map(np.array, frozen["base"])
+    first, key = np.array(state.trainable["prompt"]["encoder_tokens"]), jax.random.key(0)
+    step = make(tiny, optimizer)
+    for _ in range(3):
+        state, _ = step(state, frozen, batch, key)
+    jax.tree.map(np.testing.assert_array_equal, frozen["base"], before)
+    moved = np.abs(np.asarray(state.trainable["prompt"]["encoder_tokens"]) - first)
+    assert moved.max() > 0.1 and int(state.step) == 3
+
+
+def test_no_gradient_of_the_base_is_computed(tiny, setup):
+    """By the compiler's count: the step costs what the prompt's gradient alone costs, and less than the base's."""
+    state, frozen, batch, optimizer = setup
+    step = make(tiny, optimizer).lower(state, frozen, batch, jax.random.key(0)).compile()
+
+    def loss(prompt_tokens, base):
+        _, prompt = soft_prompt.apply({"encoder_tokens": prompt_tokens}, None)
+        logits = t5.forward(base, tiny.config, batch, prompt)
+        return steps.token_sums(logits, batch["targets"], batch["target_mask"]).loss
+
+    tokens = state.trainable["prompt"]["encoder_tokens"]
+    prompt_alone = jax.jit(jax.grad(loss)).lower(tokens, tiny.params).compile()
+    both = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(tokens, tiny.params).compile()
+
+    def flops(compiled):
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(step) < 1.02 * flops(prompt_alone)
+    assert flops(both) > 1.3 * flops(step)
+
+    # Nothing as large as the base leaves the step, and its work space holds no gradient of it.
+    base_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+    memory = step.memory_analysis()
+    assert memory.output_size_in_bytes < 0.02 * base_bytes
+    assert memory.temp_size_in_bytes < 1.1 * prompt_alone.memory_analysis().temp_size_in_bytes
+    assert both.memory_analysis().output_size_in_bytes > base_bytes
+
+
+def test_the_optimizer_holds_nothing_for_the_base(tiny, setup):
+    state, _, _, optimizer = setup
+    whole = {"base": tiny.params, "prompt": state.trainable["prompt"]}
+    with_base, without = optimizer.init(whole), state.opt_state
+    assert sum(leaf.size for leaf in jax.tree.leaves(with_base)) == sum(leaf.size for leaf in jax.tree.leaves(without))
+    gradients = jax.tree.map(jnp.ones_like, whole)
+    updates, _ = optimizer.update(gradients, with_base, whole)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(updates["base"]))
+    assert all(leaf.all() for leaf in jax.tree.leaves(updates["prompt"]))
+
+
+def test_labels_choose_what_is_trained():
+    variables = {"base": {"a": 1, "b": 2}, "prompt": {"c": 3}}
+    labels = {"base": {"a": "trainable", "b": "frozen"}, "prompt": "trainable"}
+    trainable, frozen = (steps.only(label, labels, variables) for label in ("trainable", "frozen"))
+    assert trainable == {"base": {"a": 1, "b": None}, "prompt": {"c": 3}}
+    assert frozen == {"base": {"a": None, "b": 2}, "prompt": None}
+    assert steps.merge(labels, trainable, frozen) == variables
+
+
+@pytest.mark.parametrize("parts", (2, 4))
+def test_accumulation_is_the_whole_batch(tiny, setup, parts):
+    """Rows of a part may have more target tokens than those of another; the mean is still over all of them."""
+    state, frozen, batch, _ = setup
+    optimizer = steps.frozen_base(optax.sgd(1.0))
+    state = steps.TrainState.create(state.trainable, optimizer)
+    whole, whole_metrics = make(tiny, optimizer, z_loss=0.1)(state, frozen, batch, jax.random.key(0))
+    split, metrics = make(tiny, optimizer, z_loss=0.1, accumulate=parts)(state, frozen, batch, jax.random.key(0))
+    for name in metrics:
+        assert float(metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5), name
+    old, new, expected = (s.trainable["prompt"]["encoder_tokens"] for s in (state, split, whole))
+    np.testing.assert_allclose(new - old, expected - old, rtol=1e-3, atol=1e-6)
+
+
+def test_dropout_is_a_function_of_key_and_step(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    step = make(tiny, optimizer, dropout=True)
+    first, again = (step(state, frozen, batch, jax.random.key(1))[1]["loss"] for _ in range(2))
+    other = step(state, frozen, batch, jax.random.key(2))[1]["loss"]
+    later = step(dataclasses.replace(state, step=state.step + 1), frozen, batch, jax.random.key(1))[1]["loss"]
+    assert first == again and len({float(x) for x in (first, other, later)}) == 3
+
+
+def test_a_batch_of_padding_is_harmless(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    empty = {**batch, "target_mask": jnp.zeros_like(batch["target_mask"])}
+    _, metrics = make(tiny, optimizer)(state, frozen, empty, jax.random.key(0))
+    assert metrics["loss"] == 0 and metrics["finite"]
+
+
+def test_what_is_not_finite_is_noticed(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    broken = jax.tree.map(lambda x: x * jnp.inf, state.trainable)
+    _, metrics = make(tiny, optimizer)(dataclasses.replace(state, trainable=broken), frozen, batch, jax.random.key(0))
+    assert not metrics["finite"]
+
+
+def test_the_step_compiles_once_a_shape(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    step = make(tiny, optimizer)
+    for key in (0, 1):
+        state, _ = step(state, frozen, batch, jax.random.key(key))
+    assert step._cache_size() == 1
+
+
+def test_the_methods_placement_reaches_the_model(tiny, setup):
+    state, frozen, batch, optimizer = setup
+    losses = set()
+    for placement in ("before", "after"):
+        apply = functools.partial(soft_prompt.apply, placement=placement)
+        step = jax.jit(steps.make_train_step(tiny.config, apply, optimizer))
+        losses.add(float(step(state, frozen, batch, jax.random.key(0))[1]["loss"]))
+    assert len(losses) == 2
