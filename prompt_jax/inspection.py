@@ -5,7 +5,7 @@ clusters of like meaning, and class labels that a prompt was initialised with st
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts.files import PromptMetadata
 
-Rows = Float[Array, "R D"] | Float[np.ndarray, "R D"]
+# Arrays of NumPy or JAX, in any floating-point type.
+Tokens = Float[Array, "P D"] | Float[np.ndarray, "P D"]
+Table = Float[Array, "V D"] | Float[np.ndarray, "V D"]
 
 _BLOCK = 8192  # rows of the table in float32 at a time: 128 MiB for the widest T5
 _TEXT_LIMIT = 160  # characters of one text from a file
@@ -56,7 +58,7 @@ class Inspection:
     vocabulary: NormRange
 
 
-def inspect_prompt(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
+def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
     """The used virtual tokens of a prompt beside the vocabulary of a base.
 
     Rows of the embedding table beyond the tokenizer's pieces are left out: no text is embedded by them.
@@ -69,16 +71,20 @@ def inspect_prompt(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
     Raises:
       ValueError: the prompt has no virtual tokens, or their width is not the base's.
     """
-    table, tokenizer = model.params["embedding"], model.tokenizer
+    tokens_pd, table_vd, tokenizer = _used(prompt), model.params["embedding"], model.tokenizer
+    if tokens_pd.shape[1] != table_vd.shape[1]:
+        raise ValueError(f"the virtual tokens have width {tokens_pd.shape[1]}; {model.name} has {table_vd.shape[1]}")
     if tokenizer is None:
-        return inspect_tokens(_used(prompt), table, "#{}".format, len(table), k)
-    return inspect_tokens(_used(prompt), table, tokenizer.piece, min(tokenizer.vocab_size, len(table)), k)
+        return inspect_tokens(tokens_pd, table_vd, "#{}".format, len(table_vd), k)
+    return inspect_tokens(tokens_pd, table_vd, tokenizer.piece, min(tokenizer.vocab_size, len(table_vd)), k)
 
 
-def inspect_tokens(tokens_pd: Rows, table_vd: Rows, piece: Callable[[int], str], vocab_size: int, k: int) -> Inspection:
+def inspect_tokens(
+    tokens_pd: Tokens, table_vd: Table, piece: Callable[[int], str], vocab_size: int, k: int
+) -> Inspection:
     """Norms and neighbours of virtual tokens [P, D] in the first `vocab_size` rows of a table [V, D].
 
-    `piece` gives the text of a row. Raises ValueError as `nearest`.
+    `piece` gives the text of a row.
     """
     indices, cosines = nearest(tokens_pd, table_vd, vocab_size, k)
     neighbours = [
@@ -93,7 +99,7 @@ def inspect_tokens(tokens_pd: Rows, table_vd: Rows, piece: Callable[[int], str],
 
 
 def nearest(
-    tokens_pd: Rows, table_vd: Rows, vocab_size: int, k: int
+    tokens_pd: Tokens, table_vd: Table, vocab_size: int, k: int
 ) -> tuple[Int[np.ndarray, "P k"], Float[np.ndarray, "P k"]]:
     """The rows of a table that are nearest to each virtual token by cosine.
 
@@ -108,12 +114,7 @@ def nearest(
     Returns:
       Row numbers [P, k] and cosines [P, k] in float32, the nearest first; of equal ones the lower number first. A
       vector of zeros has the cosine 0 with every other.
-
-    Raises:
-      ValueError: the widths differ.
     """
-    if tokens_pd.shape[1] != table_vd.shape[1]:
-        raise ValueError(f"the virtual tokens have width {tokens_pd.shape[1]}, the embedding table {table_vd.shape[1]}")
     unit_pd = _unit(np.asarray(tokens_pd, np.float64)).astype(np.float32)  # a stranger's values may be near overflow
     best_i = np.zeros((len(unit_pd), 0), np.int64)
     best_c = np.zeros((len(unit_pd), 0), np.float32)
@@ -128,7 +129,7 @@ def nearest(
     return best_i, best_c
 
 
-def row_norms(table_vd: Rows, rows: int) -> Float[np.ndarray, " R"]:
+def row_norms(table_vd: Table, rows: int) -> Float[np.ndarray, " R"]:
     """Euclidean norms of the first rows of a table, in float64."""
     return np.concatenate([_norms(block_rd)[:, 0] for _, block_rd in _blocks(table_vd, rows)])
 
@@ -139,7 +140,7 @@ def norm_range(norms: Float[np.ndarray, " R"]) -> NormRange:
     return NormRange(float(norms.mean()), float(low), float(high))
 
 
-def _blocks(table_vd: Rows, rows: int) -> Iterator[tuple[int, Float[np.ndarray, "R D"]]]:
+def _blocks(table_vd: Table, rows: int) -> Iterator[tuple[int, Float[np.ndarray, "R D"]]]:
     """The first rows of a table in float32, so many at a time, with the number of the first of them."""
     for start in range(0, rows, _BLOCK):
         yield start, np.asarray(table_vd[start : min(start + _BLOCK, rows)], np.float32)
@@ -188,9 +189,9 @@ def describe(path: Path, prompt: Prompt, metadata: PromptMetadata, model: Model 
     lines += [f"  {name:<{width}}  {value}" for name, value in provenance.items()]
     if model is None:
         norms = _norm_line(row_norms(tokens_pd, len(tokens_pd)))
-        return "\n".join([*lines, f"  {'norms':<{width}}  {norms}", "", _NO_BASE]) + "\n"
+        return "\n".join([*lines, f"  {'norms':<{width}}  {norms}", "", _NO_BASE])
 
-    found = inspect_prompt(prompt, model, k)
+    found = inspect(prompt, model, k)
     norms = _norm_line(np.array([token.norm for token in found.tokens]))
     vocabulary = found.vocabulary
     lines += [
@@ -205,7 +206,7 @@ def describe(path: Path, prompt: Prompt, metadata: PromptMetadata, model: Model 
             "",
             f"Pieces and their norms are those of {printable(model.name)}, which is not the prompt's own base.",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
@@ -223,28 +224,25 @@ _NO_BASE = (
 def _provenance(metadata: PromptMetadata, shape: tuple[int, ...]) -> dict[str, str]:
     """What a file says of its prompt, by the name of the line."""
     base, task_format = metadata.base, metadata.format
+    labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
     found = {
-        "base": "not recorded" if base is None else printable(base.name),
-        "revision": None if base is None or base.revision is None else printable(base.revision),
-        "fingerprint": None if base is None else printable(base.fingerprint, 20),
-        "method": _optional(metadata.method),
-        "initialisation": _optional(metadata.initialization),
+        "base": base and printable(base.name),
+        "revision": base and base.revision and printable(base.revision),
+        "fingerprint": base and printable(base.fingerprint, 20),
+        "method": metadata.method and printable(metadata.method),
+        "initialisation": metadata.initialization and printable(metadata.initialization),
         "placement": f"{metadata.placement} the input",
         "length": f"{shape[0]} virtual tokens of width {shape[1]}",
-        "task": _optional(metadata.task),
-        "template": None if task_format is None else printable(task_format.template),
-        "labels": None if task_format is None else _listed(task_format.labels) or "any text",
+        "task": metadata.task and printable(metadata.task),
+        "template": task_format and printable(task_format.template),
+        "labels": labels,
         "step": None if metadata.step is None else printable(str(metadata.step), 20),
-        "scores": _listed(tuple(f"{name} {_number(value)}" for name, value in metadata.scores.items())),
+        "scores": _listed([f"{name} {_number(value)}" for name, value in metadata.scores.items()]),
     }
-    return {name: value or "not recorded" for name, value in found.items() if name != "revision" or value}
+    return {name: value or "not recorded" for name, value in found.items()}
 
 
-def _optional(text: str | None) -> str | None:
-    return None if text is None else printable(text)
-
-
-def _listed(texts: tuple[str, ...]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     shown = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
     return shown if len(texts) <= _LIST_LIMIT else f"{shown}, and {len(texts) - _LIST_LIMIT} more"
 

@@ -333,7 +333,7 @@ def _axes(title: str, x: str, y: str, *, wide: bool = False) -> tuple[Figure, Ax
     axes.set_ylabel(y)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(12 if wide else 6, integer=True, steps=[1, 2, 5, 10]))
     return figure, axes
 
 

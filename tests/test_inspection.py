@@ -1,42 +1,44 @@
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from prompt_jax import inspection
-from prompt_jax.inspection import describe, inspect_prompt, inspect_tokens, nearest, norm_range, printable, row_norms
+from prompt_jax.inspection import describe, inspect, inspect_tokens, nearest, norm_range, printable, row_norms
+from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, VirtualTokens
+from prompt_jax.models.t5 import T5Config
+from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.prompts.files import Base, PromptMetadata
 from prompt_jax.task_format import TaskFormat
 
-# Directions in the plane; the last row is beyond the vocabulary, and would be the nearest to everything below.
+# Directions in the plane; the last row is beyond the vocabulary, and lies closest to the first token with [1, 1].
 TABLE = np.array([[0, 0], [2, 0], [0, 3], [1, 1], [-4, 0], [5, 5]], np.float32)
-PIECES = ["<pad>", "▁right", "▁up", "▁both", "▁left", "unused"]
+PIECES = ["<pad>", "▁right", "▁up", "▁both", "<unk>"]
 TOKENS = np.array([[10, 10], [0, -1], [0.3, 0.1]], np.float32)
-PIECE = PIECES.__getitem__
 
 
-@dataclasses.dataclass
-class FakeTokenizer:
-    vocab_size: int = 5
-
-    def piece(self, index: int) -> str:
-        return PIECES[index]
-
-
-@dataclasses.dataclass
-class FakeModel:
-    name: str = "tiny"
-    params: Any = dataclasses.field(default_factory=lambda: {"embedding": jnp.asarray(TABLE)})
-    tokenizer: Any = dataclasses.field(default_factory=FakeTokenizer)
-    fingerprint: str = "sha256:0123456789abcdef0123"
+def _tokenizer() -> Tokenizer:
+    kinds, proto = ModelProto.SentencePiece, ModelProto()
+    for piece in PIECES:
+        kind = {"<pad>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}.get(piece, kinds.NORMAL)
+        proto.pieces.add(piece=piece, score=0.0, type=kind)
+    return Tokenizer(proto.SerializeToString(), extra_ids=0)
 
 
+MODEL = Model(
+    name="tiny",
+    revision="abc",
+    params={"embedding": jnp.asarray(TABLE)},
+    config=T5Config(6, 2, 2, 2, 1, 1, 1),
+    tokenizer=_tokenizer(),
+    fingerprint="sha256:0123456789abcdef0123",
+)
 METADATA = PromptMetadata(
-    base=Base("tiny", "abc", FakeModel().fingerprint),
+    base=Base("tiny", "abc", MODEL.fingerprint),
     method="soft_prompt",
     initialization="labels",
     task="directions",
@@ -68,8 +70,8 @@ def test_nearest_of_values_near_overflow():
 
 
 def test_widths_that_differ():
-    with pytest.raises(ValueError, match="width 3, the embedding table 2"):
-        nearest(np.zeros((1, 3), np.float32), TABLE, 5, 1)
+    with pytest.raises(ValueError, match="have width 3; tiny has 2"):
+        inspect(Prompt(VirtualTokens(np.zeros((1, 3), np.float32))), MODEL)
 
 
 def test_norms():
@@ -79,7 +81,7 @@ def test_norms():
 
 
 def test_inspection():
-    found = inspect_tokens(TOKENS, TABLE, PIECE, 5, 2)
+    found = inspect_tokens(TOKENS, TABLE, PIECES.__getitem__, 5, 2)
     assert [[near.piece for near in token.neighbours] for token in found.tokens] == [
         ["▁both", "▁right"],
         ["<pad>", "▁right"],
@@ -91,21 +93,21 @@ def test_inspection():
 
 def test_masked_slots_are_left_out():
     prompt = Prompt(VirtualTokens(TOKENS, np.array([False, True, True])))
-    assert inspect_prompt(prompt, FakeModel(), 1).tokens == inspect_tokens(TOKENS[1:], TABLE, PIECE, 5, 1).tokens
+    assert inspect(prompt, MODEL, 1).tokens == inspect_tokens(TOKENS[1:], TABLE, PIECES.__getitem__, 5, 1).tokens
 
 
 def test_without_a_tokenizer_pieces_are_numbers():
-    found = inspect_prompt(Prompt(VirtualTokens(TOKENS)), FakeModel(tokenizer=None), 1)
+    found = inspect(Prompt(VirtualTokens(TOKENS)), dataclasses.replace(MODEL, tokenizer=None), 1)
     assert found.tokens[0].neighbours[0].piece in ("#3", "#5")  # parallel, so their cosines differ by rounding
 
 
 def test_a_prompt_without_virtual_tokens():
     with pytest.raises(ValueError, match="no virtual tokens"):
-        inspect_prompt(Prompt(), FakeModel())
+        inspect(Prompt(), MODEL)
 
 
 def test_describe():
-    text = describe(Path("runs/x/best.npz"), Prompt(VirtualTokens(TOKENS)), METADATA, FakeModel(), 2)
+    text = describe(Path("runs/x/best.npz"), Prompt(VirtualTokens(TOKENS)), METADATA, MODEL, 2)
     assert text.splitlines() == [
         "runs/x/best.npz",
         "",
@@ -138,13 +140,18 @@ def test_describe_without_the_base():
 
 
 def test_describe_with_another_base():
-    text = describe(Path("best.npz"), Prompt(VirtualTokens(TOKENS)), METADATA, FakeModel(fingerprint="sha256:other"))
+    text = describe(
+        Path("best.npz"),
+        Prompt(VirtualTokens(TOKENS)),
+        METADATA,
+        dataclasses.replace(MODEL, fingerprint="sha256:other"),
+    )
     assert "not the prompt's own base" in text
 
 
 def test_describe_a_file_that_says_nothing():
     text = describe(Path("prompt.npy"), Prompt(VirtualTokens(TOKENS)), PromptMetadata(), None)
-    assert text.count("not recorded") == 9
+    assert text.count("not recorded") == 10
 
 
 def test_describe_a_hostile_file():
@@ -158,7 +165,7 @@ def test_describe_a_hostile_file():
         step=10**4000,
         scores={evil: 10**400, "nan": float("nan"), **{str(i): i for i in range(1000)}},
     )
-    text = describe(Path(f"{evil[:9]}.npz"), Prompt(VirtualTokens(TOKENS)), metadata, FakeModel())
+    text = describe(Path(f"{evil[:9]}.npz"), Prompt(VirtualTokens(TOKENS)), metadata, MODEL)
     assert all(character == "\n" or character.isprintable() for character in text)
     assert r"\x1b[2J\r\n\u202e\ud800" in text
     assert "and 989 more" in text
