@@ -125,22 +125,29 @@ def _template() -> jinja2.Template:
 # The run's files
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ReportError(f"{path} is missing; a run that has come to its end has one") from error
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: not UTF-8: {error}") from error
+
+
 def _read_config(path: Path) -> Experiment:
     try:
-        return configuration.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ReportError(f"{path} is missing; every run has one") from error
+        return configuration.from_json(_read_text(path))
     except ConfigError as error:
         raise ReportError(f"{path}: {error}") from error
 
 
 def _read_summary(path: Path) -> Summary:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ReportError(f"{path} is missing; it is written at the end of a run") from error
+        values = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ReportError(f"{path}: a JSON {type(values).__name__}, not an object")
     fields = [field.name for field in dataclasses.fields(Summary)]
     if missing := [name for name in fields if name not in values]:
         raise ReportError(f"{path}: there is no {', '.join(missing)} in it")
@@ -149,8 +156,9 @@ def _read_summary(path: Path) -> Summary:
 
 def _read_predictions(path: Path) -> list[dict[str, Any]]:
     """One row a test example; empty if there is no file."""
+    lines = _read_text(path).split("\n") if path.exists() else []  # splitlines would break texts at U+2028
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n") if path.exists() else [], start=1):
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
@@ -251,8 +259,10 @@ def _duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "under 1 s"
 
 
-def _shorten(text: str) -> str:
-    return (text or "(empty)") if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
+def _shorten(text: str | None) -> str:
+    if not text:
+        return "–" if text is None else "(empty)"
+    return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -261,7 +271,7 @@ def _shorten(text: str) -> str:
 # Matplotlib wants colours, and the page has two schemes of them: each of these stands for a CSS variable.
 _INK, _MUTED, _GRID, _ACCENT, _SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _ACCENT: "--accent", _SECOND: "--second"}
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be selected, in the page's font
     "svg.hashsalt": "prompt_jax",  # the ids of clip paths, random otherwise
     "font.size": 10.5,
