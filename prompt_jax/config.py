@@ -170,7 +170,7 @@ def check(experiment: Experiment) -> None:
       ConfigError: naming the field, its value and what would be right.
     """
     train, prompt, data = experiment.train, experiment.prompt, experiment.data
-    if not experiment.name or experiment.name != Path(experiment.name).name:
+    if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
     positive = {
         "prompt.length": prompt.length,

@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -223,13 +224,28 @@ def load_examples(
 
 def _import_seqio() -> Any:
     """seqio, with TensorFlow kept from taking the accelerators' memory, which is JAX's."""
-    import seqio
-    import tensorflow as tf
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_stderr():
+        import seqio
+        import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # TensorFlow is in use already, as its user has set it up
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
     return seqio
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """TensorFlow tells of the machine on the process's standard error while it is imported, whatever its settings."""
+    sys.stderr.flush()
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
 
 
 def _text_task(name: str, source: Any, task_format: TaskFormat, preprocessors: Sequence[Callable[..., Any]]) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # No test reaches a network. Read by huggingface_hub when it is imported, and by the processes that tests start.
@@ -16,6 +17,12 @@ from jaxtyping import install_import_hook
 # Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
 install_import_hook("prompt_jax", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Most tests run the same few programs: they are compiled once, for this process and those that it starts.
+_CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -12,6 +12,7 @@ Files come from strangers: no pickle is read, and sizes are checked before memor
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def _named(base: Base) -> str:
 # Reading
 
 
-def _read_npz(path: Path, file: IO[bytes]) -> tuple[Prompt, PromptMetadata]:
+def _read_npz(path: Path, file: io.BufferedIOBase) -> tuple[Prompt, PromptMetadata]:
     with zipfile.ZipFile(file) as archive:
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
         unknown, twice = set(names) - _MEMBERS, {name for name in names if names.count(name) > 1}
@@ -218,7 +219,7 @@ def _read_member(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.
         return array
 
 
-def _read_array(path: Path, name: str, file: IO[bytes], size: int) -> np.ndarray:
+def _read_array(path: Path, name: str, file: io.BufferedIOBase, size: int) -> np.ndarray:
     """Reads one array of the `.npy` format that fills `size` bytes, having compared the two first."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 class Log:
     """Numbers by step, to `metrics.jsonl` and to TensorBoard files in the run's folder.
 
-    Resuming at a step drops what was logged after it, since those steps are run again.
+    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew.
     """
 
     def __init__(self, folder: Path, resume_step: int):

@@ -57,8 +57,9 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
       Diverged: the loss is no longer finite.
     """
     configuration.check(experiment)
-    _open_folder(experiment, overwrite)
+    _check_folder(experiment, overwrite)
     setup = prepare(experiment, tasks)
+    _open_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(experiment.folder / "checkpoints", experiment.train.keep_checkpoints)
@@ -69,7 +70,7 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
             state, best = restored.state, Best(**restored.progress)
             setup.batches.seek(restored.position)
         start = int(state.step)
-        log = stack.enter_context(Log(experiment.folder, start))
+        log = stack.enter_context(Log(experiment.folder, start if restored else -1))
         progress = stack.enter_context(Progress(experiment.train.steps, start, experiment.train.log_every))
         progress.say(_describe(experiment, setup, start))
         if start < experiment.train.steps and not best.stops(experiment.train.patience):
@@ -119,9 +120,9 @@ def _fit(
             if evaluating or saving:
                 finish(*pending)
                 pending = None
+                best.seconds, since = best.seconds + time.monotonic() - since, time.monotonic()
             if evaluating:
                 _evaluate(experiment, setup, state, step, best, log, progress)
-                since, best.seconds = time.monotonic(), best.seconds + time.monotonic() - since
             stopping = best.stops(options.patience)
             if saving or stopping:
                 assert position is not None  # TrainBatches has one
@@ -158,24 +159,29 @@ def _evaluate(
     progress.say(f"step {step}  validation {best.metric} {score:.4f}  (best {best.score:.4f} at step {best.step})")
 
 
+def _check_folder(experiment: Experiment, overwrite: bool) -> None:
+    """Refuses to go on with a run of another configuration, or to delete what is no run."""
+    folder, written = experiment.folder, experiment.folder / "config.json"
+    if not written.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
+        return
+    before, now = json.loads(written.read_text()), json.loads(configuration.to_json(experiment))
+    may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
+    changed = [name for name in configuration.differences(before, now) if name not in may_change]
+    if changed and not overwrite:
+        raise ConfigError(
+            f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "
+            "choose another --name, or --overwrite it"
+        )
+
+
 def _open_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Makes the run's folder, with the resolved configuration in it; refuses one of another configuration."""
-    folder = experiment.folder
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    written = folder / "config.json"
-    resolved = configuration.to_json(experiment)
-    if written.exists():
-        before, now = json.loads(written.read_text()), json.loads(resolved)
-        may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
-        changed = [name for name in configuration.differences(before, now) if name not in may_change]
-        if changed and (folder / "checkpoints").exists():
-            raise ConfigError(
-                f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "
-                "choose another --name, or --overwrite it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    written.write_text(resolved)
+    """Makes the run's folder, with the resolved configuration in it."""
+    if overwrite and experiment.folder.exists():
+        shutil.rmtree(experiment.folder)
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    (experiment.folder / "config.json").write_text(configuration.to_json(experiment))
 
 
 # What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.

@@ -1,0 +1,279 @@
+"""Whole runs of a tiny model: what they leave, and that they can be stopped anywhere."""
+
+import dataclasses
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_jax import config as configuration
+from prompt_jax.config import (
+    ConfigError,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_jax.data_files import DataError
+from prompt_jax.prompts.files import read_prompt
+from prompt_jax.training import loop
+from prompt_jax.training.logs import read_log
+from prompt_jax.training.loop import train
+
+
+@pytest.fixture
+def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path) -> Experiment:
+    return Experiment(
+        name="run",
+        runs=tmp_path / "runs",
+        model=ModelConfig(name=str(tiny_folder)),
+        data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=2),
+        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+        train=TrainConfig(
+            steps=9, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
+        ),
+    )
+
+
+def changed(experiment: Experiment, part: str, **values) -> Experiment:
+    return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **values)})
+
+
+def named(experiment: Experiment, name: str) -> Experiment:
+    return dataclasses.replace(experiment, name=name)
+
+
+def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
+    return np.load(experiment.folder / file)["encoder_tokens"]
+
+
+@pytest.fixture
+def finished(experiment: Experiment) -> Experiment:
+    """The run, never interrupted."""
+    whole = named(experiment, "whole")
+    train(whole)
+    return whole
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Makes the next run fail before its given step, counted from its own first."""
+    real, calls = loop.prepare, [0]
+
+    def prepare(*args):
+        setup = real(*args)
+
+        def failing(*step_args):
+            calls[0] += 1
+            if calls[0] == step:
+                raise Interrupted
+            return setup.step(*step_args)
+
+        return dataclasses.replace(setup, step=failing)
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+
+
+def test_a_run_leaves_its_record(finished: Experiment):
+    assert configuration.load_experiment(finished.folder / "config.json") == finished
+    prompt, metadata = read_prompt(finished.folder / "last.npz")
+    assert metadata.step == 9 and metadata.task == "files" and metadata.format.labels == ("negative", "positive")
+    assert metadata.format.target_length == 12 and metadata.base.name == finished.model.name
+    _, best = read_prompt(finished.folder / "best.npz")
+    lines = read_log(finished.folder)
+    scores = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
+    assert sorted(scores) == [0, 3, 6, 9]
+    assert best.scores["accuracy"] == max(scores.values()) and scores[best.step] == best.scores["accuracy"]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 10))
+    assert any((finished.folder / "tensorboard").iterdir())
+    assert {step.name for step in (finished.folder / "checkpoints").iterdir()} == {"8", "9"}
+
+
+def test_checkpoints_never_hold_the_base(finished: Experiment, tiny):
+    size = sum(file.stat().st_size for file in (finished.folder / "checkpoints" / "9").rglob("*") if file.is_file())
+    assert size < 0.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+
+
+@pytest.mark.parametrize("step", (1, 2, 3, 4, 8))
+def test_a_resumed_run_is_bit_identical(experiment, finished, monkeypatch, step):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(patch, step)
+        train(experiment)
+    train(experiment)
+    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
+    np.testing.assert_array_equal(tokens(experiment, "best.npz"), tokens(finished, "best.npz"))
+
+    def log(run):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(run.folder)]
+
+    assert log(experiment) == log(finished)
+
+
+def test_a_finished_run_is_not_run_again(finished: Experiment, monkeypatch):
+    interrupt_at(monkeypatch, 1)
+    train(finished)
+
+
+def test_more_steps_go_on(experiment, finished):
+    train(changed(experiment, "train", steps=5))
+    train(experiment)
+    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
+    linear = changed(named(experiment, "linear"), "optimizer", schedule="linear")
+    train(changed(linear, "train", steps=5))
+    with pytest.raises(ConfigError, match="train.steps"):
+        train(linear)
+
+
+@pytest.fixture
+def damage():
+    """orbax, when it gives up on a checkpoint, leaves a coroutine behind, which complains when it is collected."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning")
+@pytest.mark.parametrize("kind", ("truncated", "missing"))
+def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind, damage):
+    train(changed(experiment, "train", steps=8))
+    newest = experiment.folder / "checkpoints" / "8"
+    for file in sorted((newest / "state").rglob("*")):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]) if kind == "truncated" else file.unlink()
+    with pytest.warns(UserWarning, match=r"checkpoint 8 is damaged; step 6 is used"):
+        train(experiment)
+    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
+    assert (experiment.folder / "checkpoints" / "damaged-8").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning")
+def test_no_whole_checkpoint_is_an_error(experiment, damage):
+    train(changed(experiment, "train", steps=2))
+    for file in (experiment.folder / "checkpoints").rglob("*"):
+        if file.is_file() and "state" in file.parts:
+            file.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="none of the checkpoints in"):
+        train(experiment)
+
+
+def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
+    wild = changed(experiment, "optimizer", name="adamw", learning_rate=3e38, weight_decay=0.0)
+    with pytest.raises(loop.Diverged, match=r"step \d+: .* is the best prompt until then"):
+        train(wild)
+    assert np.isfinite(tokens(wild, "best.npz")).all()
+
+
+def test_early_stopping(experiment, capfd):
+    """A rate of almost nothing cannot do better than the start."""
+    still = changed(changed(experiment, "train", patience=2, steps=30), "optimizer", learning_rate=1e-30)
+    train(still)
+    assert read_log(still.folder)[-1]["step"] == 6
+    assert "no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
+    before = (still.folder / "last.npz").read_bytes()
+    train(still)
+    assert (still.folder / "last.npz").read_bytes() == before
+
+
+def test_another_configuration_needs_another_name(experiment):
+    train(changed(experiment, "train", steps=2))
+    other = changed(experiment, "prompt", length=5)
+    with pytest.raises(ConfigError, match=r"another configuration \(changed: prompt.length\)"):
+        train(other)
+    assert tokens(experiment).shape[0] == 4
+    wrong = changed(other, "data", target="sentiment")
+    with pytest.raises(DataError, match="sentiment"):
+        train(wrong, overwrite=True)
+    assert tokens(experiment).shape[0] == 4, "nothing is deleted for a run that cannot begin"
+    train(changed(other, "train", steps=2), overwrite=True)
+    assert tokens(other).shape[0] == 5
+
+
+def test_a_folder_that_is_no_run_is_left_alone(experiment):
+    experiment.folder.mkdir(parents=True)
+    (experiment.folder / "thesis.tex").write_text("all of it")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds no run"):
+            train(experiment, overwrite=overwrite)
+    assert (experiment.folder / "thesis.tex").exists()
+
+
+def test_the_loop_transfers_nothing_unasked(experiment, monkeypatch):
+    real = loop._fit
+
+    def guarded(*args):
+        with jax.transfer_guard("disallow"):
+            real(*args)
+
+    monkeypatch.setattr(loop, "_fit", guarded)
+    train(experiment)
+
+
+def test_each_bucket_is_compiled_once(experiment, monkeypatch):
+    setups = []
+    real = loop.prepare
+    monkeypatch.setattr(loop, "prepare", lambda *args: setups.append(real(*args)) or setups[-1])
+    train(experiment)
+    assert setups[0].step._cache_size() <= experiment.data.buckets
+
+
+def test_at_most_two_steps_are_in_flight(experiment, monkeypatch):
+    """Step n is dispatched before the metrics of step n-1 are fetched, and never two ahead."""
+    events: list[str] = []
+    real_prepare, real_get = loop.prepare, jax.device_get
+
+    def prepare(*args):
+        setup = real_prepare(*args)
+        return dataclasses.replace(setup, step=lambda *a: events.append("step") or setup.step(*a))
+
+    def device_get(tree):
+        if isinstance(tree, dict) and "grad_norm" in tree:
+            events.append("fetch")
+        return real_get(tree)
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+    monkeypatch.setattr(loop.jax, "device_get", device_get)
+    train(changed(experiment, "train", steps=4, eval_every=4, checkpoint_every=4))
+    assert events == ["step", "step", "fetch", "step", "fetch", "step", "fetch", "fetch"]
+
+
+def test_sgd_of_no_examples_is_refused(experiment):
+    with pytest.raises(DataError, match="40 examples, fewer than the 64"):
+        train(changed(experiment, "train", batch_size=64))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(experiment, finished, tmp_path):
+    """SIGKILL in processes of their own, at moments spread over the run; the last process is left to finish."""
+    config = tmp_path / "config.json"
+    config.write_text(configuration.to_json(experiment))
+    code = f"from prompt_jax.cli import main; raise SystemExit(main(['train', {str(config)!r}]))"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    checkpoints = experiment.folder / "checkpoints"
+    killed = []
+    for seen in ("2", "6"):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        # The folder appears under a temporary name while it is written: the kill falls into the save or just after.
+        while not any(path.name.startswith(seen) for path in checkpoints.glob("*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        killed.append(process.wait())
+    assert killed == [-signal.SIGKILL] * 2
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
+    assert json.loads((experiment.folder / "summary.json").read_text())["steps"] == 9
