@@ -113,6 +113,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "percent": _percent,
         "duration": _duration,
+        "norm": lambda norm: f"{norm:,.2f}" if norm < 1000 else f"{norm:,.0f}",
         "metric": _metric_name,
         "shorten": _shorten,
         "exp": math.exp,

@@ -132,7 +132,7 @@ def test_report(run):
     assert "▁positive 0.88" in page.words and "</td> -0.25" in page.words
     assert "train 100 17 0" in page.words  # what was cut; the test split was whole
     assert "negative 10 5 0 positive 5 10 1" in page.words  # the confusion table
-    assert "Wrong: 11 of 31 " in page.words and "Right: 20 of 31, some of them" in page.words
+    assert "Wrong: 11 of 31 " in page.words and "Right: 20 of 31 (12 shown)" in page.words
     assert "negative 0.25 positive 0.75" in page.words
     assert '"length": 4' in page.words
 
