@@ -1,0 +1,87 @@
+# What a user or a developer starts from a checkout. Everything runs in .venv, which is made from requirements.lock.
+
+PYTHON ?= python3
+# The build for CPUs alone, where the package indexes known to pip have it. TORCH=torch==2.13.0 takes any build.
+TORCH ?= torch==2.13.0+cpu
+INTEROP := $(TORCH) transformers==5.23.0 peft==0.21.2
+UV := uv==0.13.8
+# More options for pytest, e.g. PYTEST="-x -k export", or for the lock, e.g. LOCK=--upgrade.
+PYTEST ?=
+LOCK ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-interop lock clean python
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo          install, tune a prompt for the demo model, evaluate and export it (runs/demo)'
+	@echo 'make test          install, lint, check types, run the tests'
+	@echo 'make test-interop  compare with PyTorch, Transformers and PEFT, if they can be had'
+	@echo 'make lock          write requirements.lock anew; LOCK=--upgrade takes the newest versions'
+	@echo 'make clean         remove the virtual environment, caches and built files; runs/ stays'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) when .venv is made.'
+
+demo: $(VENV)/.installed
+	$(BIN)/prompt-jax train configs/demo.py
+	$(BIN)/prompt-jax evaluate runs/demo/best.npz
+	$(BIN)/prompt-jax export runs/demo/best.npz runs/demo/best.npy
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not interop' $(PYTEST)
+
+# Not to be had is no failure: PyTorch has no build for CPUs in every package index.
+test-interop: $(VENV)/.installed
+	@if ! test -e $(VENV)/.interop; then \
+		echo 'installing $(INTEROP)'; \
+		if ! $(PIP) install -c requirements.lock $(INTEROP); then \
+			echo 'test-interop: skipped, since pip could not install $(INTEROP) (its reason is above)'; \
+			exit 0; \
+		fi; \
+		touch $(VENV)/.interop; \
+	fi; \
+	if ! grep -rq --include='*.py' 'mark\.interop' tests; then \
+		echo 'test-interop: skipped, since no test is marked interop'; \
+		exit 0; \
+	fi; \
+	set -x; $(BIN)/python -m pytest -m interop $(PYTEST)
+
+# A clear word where Python is too old, or newer than TensorFlow is built for.
+python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
+		"prompt_jax needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; name another, e.g. PYTHON=python3.11" % v[:2])'
+
+# The packages, anew whenever the lock changes.
+$(VENV)/.packages: requirements.lock
+	@$(MAKE) --no-print-directory python
+	@echo 'installing requirements.lock into $(VENV): about 3 GB, and some minutes the first time'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -r requirements.lock
+	@touch $@
+
+# This package itself, as a link to the checkout.
+$(VENV)/.installed: pyproject.toml $(VENV)/.packages
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) check
+	@touch $@
+
+lock:
+	@$(MAKE) --no-print-directory python
+	@set -e; uv=$$(mktemp -d); trap 'rm -rf "$$uv"' EXIT; \
+	$(PYTHON) -m venv "$$uv"; \
+	"$$uv/bin/pip" install --quiet --disable-pip-version-check $(UV); \
+	"$$uv/bin/uv" pip compile --quiet --universal --python-version 3.11 --extra demo --extra test \
+		--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command 'make lock' \
+		$(LOCK) --output-file requirements.lock pyproject.toml
+	@echo 'wrote requirements.lock'
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
