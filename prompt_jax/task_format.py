@@ -39,11 +39,11 @@ class TaskFormat:
     target_length: int = 16
 
     def __post_init__(self):
-        if not self.columns:
-            raise ValueError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
         rest = _FIELD.sub("", self.template)
         if "{" in rest or "}" in rest or "" in self.columns:
             raise ValueError(f"the template {self.template!r} has a brace that is not part of a {{column}}")
+        if not self.columns:
+            raise ValueError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"the labels {list(self.labels)} are not distinct")
         for metric in self.metrics:

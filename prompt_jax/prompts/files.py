@@ -284,17 +284,16 @@ def _load_metadata(path: Path, array: np.ndarray) -> PromptMetadata:
     if version != FORMAT_VERSION:
         raise PromptFormatError(f"{path}: format version {version!r}; this program reads {FORMAT_VERSION}")
     base, task_format = values.pop("base", None), values.pop("format", None)
+    if values.get("placement", "before") not in ("before", "after"):
+        raise PromptFormatError(f"{path}: placement {values['placement']!r} is neither 'before' nor 'after'")
     try:
-        metadata = PromptMetadata(
+        return PromptMetadata(
             base=None if base is None else _typed(Base, base, "base"),
             format=None if task_format is None else _typed(TaskFormat, task_format, "format"),
             **_checked(PromptMetadata, values, "metadata"),
         )
     except (TypeError, ValueError) as error:
         raise PromptFormatError(f"{path}: {error}") from error
-    if metadata.placement not in ("before", "after"):
-        raise PromptFormatError(f"{path}: placement {metadata.placement!r} is neither 'before' nor 'after'")
-    return metadata
 
 
 def _no_constant(name: str) -> None:
@@ -302,7 +301,11 @@ def _no_constant(name: str) -> None:
 
 
 def _typed(cls: type, values: Any, at: str) -> Any:
-    return cls(**_checked(cls, values, at))
+    checked = _checked(cls, values, at)
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.name not in checked:
+            raise ValueError(f"{at} has no {field.name!r}")
+    return cls(**checked)
 
 
 # The JSON type of each field that metadata may have.

@@ -1,0 +1,270 @@
+"""Prompt files: exact both ways, readable with NumPy alone, and nothing in them is trusted."""
+
+import dataclasses
+import io
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import prompt_jax
+from prompt_jax import Prompt, PromptFormatError, PromptMetadata, VirtualTokens, load_prompt, save_prompt
+from prompt_jax.prompts.files import Base, check_base, read_prompt
+from prompt_jax.task_format import TaskFormat
+
+METADATA = PromptMetadata(
+    base=Base("demo", None, "sha256:00"),
+    method="soft_prompt",
+    initialization="vocab",
+    task="sentiment_movie",
+    format=TaskFormat("{text}", ("negative", "positive"), ("accuracy",), 128, 8),
+    step=200,
+    scores={"accuracy": 0.875},
+)
+
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def prompt_of(embeddings, **fields) -> Prompt:
+    return Prompt(VirtualTokens(np.asarray(embeddings, np.float32), **fields))
+
+
+def embeddings_of(prompt: Prompt) -> np.ndarray:
+    return np.asarray(prompt.encoder_tokens.embeddings)
+
+
+finite = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+@FUZZ
+@given(finite, st.sampled_from(["before", "after"]))
+def test_npz_is_exact_both_ways(tmp_path, values, placement):
+    path = tmp_path / "p.npz"
+    save_prompt(path, prompt_of(values, placement=placement), METADATA)
+    prompt, metadata = read_prompt(path)
+    assert embeddings_of(prompt).tobytes() == values.tobytes() and prompt.encoder_tokens.placement == placement
+    assert metadata == dataclasses.replace(METADATA, placement=placement)
+
+
+@FUZZ
+@given(finite, st.sampled_from(["p.npy", "encoder.prompt.prompt.prompt"]))
+def test_npy_is_t5xs(tmp_path, values, name):
+    """Written and read as `numpy.save` and `numpy.load` do, whatever the file is called."""
+    path = tmp_path / name
+    save_prompt(path, prompt_of(values), format="npy")
+    assert np.load(path, allow_pickle=False).tobytes() == values.tobytes()
+    with path.open("wb") as file:
+        np.save(file, values)
+    assert embeddings_of(load_prompt(path)).tobytes() == values.tobytes()
+
+
+def test_numpy_alone_reads_a_prompt(tmp_path):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_prompt(tmp_path / "p.npz", prompt_of(values, mask=np.array([False, True])), METADATA)
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as file:
+        assert sorted(file) == ["encoder_tokens", "encoder_tokens/mask", "metadata"]
+        assert file["encoder_tokens"].dtype == np.float32
+        np.testing.assert_array_equal(file["encoder_tokens"], values)
+        metadata = json.loads(str(file["metadata"]))
+    assert metadata["format_version"] == 1 and metadata["base"]["fingerprint"] == "sha256:00"
+    assert metadata["format"]["labels"] == ["negative", "positive"] and metadata["scores"] == {"accuracy": 0.875}
+    again = load_prompt(tmp_path / "p.npz")
+    np.testing.assert_array_equal(again.encoder_tokens.mask, [False, True])
+    save_prompt(tmp_path / "p.npy", again)
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), values[1:], "unused slots are not exported")
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.float16))
+@pytest.mark.parametrize("order", "CF")
+def test_other_floats_are_read(tmp_path, dtype, order):
+    values = np.asarray([[1.5, -2.25], [0.125, 3.0], [4.0, 5.0]], dtype, order=order)
+    np.save(tmp_path / "p.npy", values)
+    np.testing.assert_array_equal(embeddings_of(load_prompt(tmp_path / "p.npy")), values)
+    assert embeddings_of(load_prompt(tmp_path / "p.npy")).dtype == np.float32
+
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "fixtures" / "t5x"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the published prompts of T5X are not here")
+@pytest.mark.parametrize(
+    ("name", "shape"), [("sst2", (100, 768)), ("mrpc", (100, 768)), ("rte", (100, 768)), ("prompt_5x256", (5, 256))]
+)
+def test_published_prompts_are_read_and_written_back(tmp_path, name, shape):
+    prompt = load_prompt(SHARED / f"{name}.npy")
+    assert embeddings_of(prompt).shape == shape
+    save_prompt(tmp_path / "p.npz", prompt)
+    save_prompt(tmp_path / "p.npy", load_prompt(tmp_path / "p.npz"))
+    original = np.load(SHARED / f"{name}.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), original.astype(np.float32))
+    if original.dtype == np.float32:
+        assert (tmp_path / "p.npy").read_bytes() == (SHARED / f"{name}.npy").read_bytes()
+
+
+def test_a_prompt_is_checked_against_its_base(tiny, tmp_path):
+    own = Base(tiny.name, tiny.revision, tiny.fingerprint)
+    prompt, path = prompt_of(np.ones((2, 64))), tmp_path / "p.npz"
+    save_prompt(path, prompt, PromptMetadata(base=own))
+    assert embeddings_of(load_prompt(path, tiny)).shape == (2, 64)
+
+    save_prompt(path, prompt, PromptMetadata(base=dataclasses.replace(own, name="other", fingerprint="sha256:11")))
+    with pytest.raises(PromptFormatError, match=r"trained on other \(sha256:11\), not on .*--allow-other-base"):
+        load_prompt(path, tiny)
+    load_prompt(path, tiny, allow_other_base=True)
+
+    save_prompt(path, prompt)
+    with pytest.warns(UserWarning, match="does not say which base"):
+        load_prompt(path, tiny)
+
+    save_prompt(path, prompt_of(np.ones((2, 63))), PromptMetadata(base=own))
+    with pytest.raises(PromptFormatError, match="width 63; .* has 64"):
+        load_prompt(path, tiny, allow_other_base=True)
+    with pytest.raises(PromptFormatError, match="width 63"):
+        check_base(path, prompt_of(np.ones((2, 63))), PromptMetadata(), tiny)
+
+
+def archive(path, **members) -> None:
+    """A zip whose members are the bytes, or the arrays, given."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, value in members.items():
+            if not isinstance(value, bytes):
+                buffer = io.BytesIO()
+                np.save(buffer, value, allow_pickle=value.dtype.hasobject)
+                value = buffer.getvalue()
+            file.writestr(f"{name}.npy", value)
+
+
+GOOD = np.ones((2, 3), np.float32)
+
+
+def header(shape, descr="<f4") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def text(**values) -> np.ndarray:
+    return np.array(json.dumps({"format_version": 1, **values}))
+
+
+BROKEN = {
+    "nan": ({"encoder_tokens": np.full((2, 3), np.nan, np.float32)}, "6 values that are not finite"),
+    "overflow": ({"encoder_tokens": np.full((2, 3), 1e300)}, "6 values that are not finite"),
+    "objects": ({"encoder_tokens": np.array([[object()]])}, "object"),
+    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt is a float array"),
+    "vector": ({"encoder_tokens": np.ones(3)}, r"float64 \[3\]"),
+    "empty": ({"encoder_tokens": np.ones((0, 3))}, r"\[0, 3\]"),
+    "absent": ({"metadata": text()}, "no encoder_tokens"),
+    "foreign": ({"encoder_tokens": GOOD, "lora_A": GOOD}, "unexpected entry 'lora_A'"),
+    "escaping": ({"../encoder_tokens": GOOD}, "unexpected entry"),
+    "huge": ({"encoder_tokens": header((1 << 40, 1 << 20))}, "has 0 bytes of data"),
+    "negative": ({"encoder_tokens": header((-1, -3)) + bytes(12)}, "claims"),
+    "short": ({"encoder_tokens": header((2, 3)) + bytes(20)}, "20 bytes of data"),
+    "long": ({"encoder_tokens": header((2, 3)) + bytes(28)}, "28 bytes of data"),
+    "no array": ({"encoder_tokens": b"hello, this is no array"}, "damaged"),
+    "mask": ({"encoder_tokens": GOOD, "encoder_tokens/mask": np.ones(3, bool)}, r"mask is bool \(3,\)"),
+    "no text": ({"encoder_tokens": GOOD, "metadata": GOOD}, "metadata is float32"),
+    "no json": ({"encoder_tokens": GOOD, "metadata": np.array("{")}, "metadata is no JSON"),
+    "deep json": ({"encoder_tokens": GOOD, "metadata": np.array("[" * 100_000)}, "metadata is no JSON"),
+    "list": ({"encoder_tokens": GOOD, "metadata": np.array("[]")}, "JSON list"),
+    "version": ({"encoder_tokens": GOOD, "metadata": np.array('{"format_version": 9}')}, "version 9"),
+    "unknown": ({"encoder_tokens": GOOD, "metadata": text(code="import os")}, "unknown field 'code'"),
+    "type": ({"encoder_tokens": GOOD, "metadata": text(step="3")}, "metadata.step is '3', not int or NoneType"),
+    "boolean": ({"encoder_tokens": GOOD, "metadata": text(step=True)}, "metadata.step is True"),
+    "infinite": ({"encoder_tokens": GOOD, "metadata": np.array('{"scores": {"a": Infinity}}')}, "not a number"),
+    "score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": "b"})}, "scores has an entry that is no number"),
+    "template": (
+        {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a.__class__}"})},
+        "has a brace that is not part",
+    ),
+    "metric": (
+        {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a}", "metrics": ["os.system"]})},
+        "unknown metric 'os.system'",
+    ),
+    "placement": ({"encoder_tokens": GOOD, "metadata": text(placement="inside")}, "placement 'inside'"),
+    "base": ({"encoder_tokens": GOOD, "metadata": text(base={"name": "x", "revision": None})}, "base has no 'fingerprint'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_said(tmp_path, case):
+    members, message = BROKEN[case]
+    archive(tmp_path / "p.npz", **members)
+    with pytest.raises(PromptFormatError, match=message) as caught:
+        load_prompt(tmp_path / "p.npz")
+    assert str(tmp_path / "p.npz") in str(caught.value)
+
+
+def test_an_entry_may_not_come_twice(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's, about the name
+        with zipfile.ZipFile(tmp_path / "p.npz", "w") as file:
+            for value in (header((2, 3)) + bytes(24), header((1, 3)) + bytes(12)):
+                file.writestr("encoder_tokens.npy", value)
+    with pytest.raises(PromptFormatError, match="at most once"):
+        load_prompt(tmp_path / "p.npz")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("encoder_tokens.npy", header((1 << 12, 1 << 12)) + bytes(1 << 26))
+    assert (tmp_path / "p.npz").stat().st_size < 100_000
+    with pytest.raises(PromptFormatError, match="unpacks to"):
+        load_prompt(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(("name", "content"), [("p.npz", b""), ("p.npz", b"PK"), ("p.bin", b"\x80\x04pickle")])
+def test_other_files_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PromptFormatError, match="neither a NumPy archive"):
+        load_prompt(tmp_path / name)
+
+
+@FUZZ
+@given(st.data())
+def test_mutated_files_are_prompts_or_refused(tmp_path, data):
+    """Cut anywhere, or with bytes changed: a prompt comes out, or the one error."""
+    path = tmp_path / f"p.{data.draw(st.sampled_from(['npz', 'npy']))}"
+    save_prompt(path, prompt_of(np.arange(12).reshape(3, 4)), METADATA)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 4))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        prompt = load_prompt(path)
+    except PromptFormatError:
+        return
+    assert np.isfinite(embeddings_of(prompt)).all()
+
+
+def test_nothing_is_written_by_halves(tmp_path):
+    path = tmp_path / "p.npz"
+    save_prompt(path, prompt_of(GOOD), METADATA)
+    before = path.read_bytes()
+    for bad, message in (
+        (prompt_of([[np.inf]]), "1 values that are not finite"),
+        (Prompt(), "the prompt is empty"),
+    ):
+        with pytest.raises(PromptFormatError, match=message):
+            save_prompt(path, bad)
+    with pytest.raises(PromptFormatError, match=r"name it .npz or .npy"):
+        save_prompt(tmp_path / "p.bin", prompt_of(GOOD))
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        prompt_jax.load_prompt(tmp_path / "nowhere.npz")

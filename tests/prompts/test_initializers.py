@@ -1,0 +1,96 @@
+"""Initialisers against their definitions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
+from prompt_jax.config import ConfigError, PromptConfig
+from prompt_jax.prompts import initializers, soft_prompt
+
+KEY = jax.random.key(0)
+
+
+def init(model, labels=(), **options) -> np.ndarray:
+    tokens = soft_prompt.init(KEY, PromptConfig(**options), model, labels)["encoder_tokens"]
+    assert tokens.dtype == jnp.float32
+    return np.asarray(tokens)
+
+
+def rows_of(table, tokens) -> list[int]:
+    """The row of the table that each token equals."""
+    return [int(np.flatnonzero((np.asarray(table) == token).all(axis=1))[0]) for token in tokens]
+
+
+def test_uniform_covers_its_range(tiny):
+    tokens = init(tiny, length=300, init="uniform")
+    assert tokens.shape == (300, 64) and -0.5 <= tokens.min() < -0.49 and 0.49 < tokens.max() < 0.5
+    assert abs(tokens.mean()) < 0.01
+    code = init(tiny, length=300, init="uniform", init_range=(0.0, 0.5))
+    assert 0 <= code.min() < 0.01 and 0.49 < code.max() < 0.5
+
+
+def test_vocabulary_is_sampled_without_replacement(tiny):
+    rows = rows_of(tiny.params["embedding"], init(tiny, length=50, init="vocab", init_vocab=50))
+    assert sorted(rows) == list(range(50)) != rows
+    assert set(rows_of(tiny.params["embedding"], init(tiny, length=9, init="vocab", init_vocab=3))) <= {0, 1, 2}
+    with pytest.warns(UserWarning, match="has 256 rows, fewer than 5000"):
+        init(tiny, length=5, init="vocab")
+
+
+def test_labels_are_means_of_their_pieces(tiny):
+    tokens = init(tiny, ("positive", "a bad film"), length=5, init="labels", init_vocab=200)
+    for row, label in enumerate(("positive", "a bad film")):
+        pieces = tiny.tokenizer.encode(label)
+        assert len(pieces) > 1
+        np.testing.assert_allclose(tokens[row], np.asarray(tiny.params["embedding"])[pieces].mean(axis=0), rtol=1e-5)
+    assert len(set(rows_of(tiny.params["embedding"], tokens[2:]))) == 3
+    uniform = init(tiny, ("positive",), length=5, init="labels", init_rest="uniform", init_range=(2.0, 3.0))
+    assert (uniform[1:] >= 2).all() and not (uniform[0] >= 2).all()
+
+
+def test_surplus_labels_are_reported(tiny):
+    with pytest.warns(UserWarning, match="3 labels for a prompt of 2: the last 1 have no row"):
+        assert init(tiny, ("a", "the", "film"), length=2, init="labels").shape == (2, 64)
+
+
+def test_text_is_a_piece_a_row(tiny):
+    pieces = tiny.tokenizer.encode("great fun")
+    tokens = init(tiny, length=len(pieces) + 2, init="text", init_text="great fun", init_vocab=200)
+    assert rows_of(tiny.params["embedding"], tokens[: len(pieces)]) == pieces
+    short = init(tiny, length=1, init="text", init_text="great fun")
+    assert rows_of(tiny.params["embedding"], short) == pieces[:1]
+
+
+@pytest.mark.parametrize("name", ("p.npz", "p.npy"))
+@pytest.mark.filterwarnings("ignore:.*does not say which base")
+def test_file_is_exact(tiny, tmp_path, name):
+    tokens = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    save_prompt(tmp_path / name, Prompt(VirtualTokens(tokens)), PromptMetadata())
+    np.testing.assert_array_equal(init(tiny, length=4, init="file", init_file=tmp_path / name), tokens)
+    with pytest.raises(ConfigError, match=r"has 4 virtual tokens, and prompt.length is 6"):
+        init(tiny, length=6, init="file", init_file=tmp_path / name)
+
+
+def test_a_seed_is_an_initialisation(tiny):
+    first, again = (init(tiny, length=5, init="vocab", init_vocab=200) for _ in range(2))
+    other = soft_prompt.init(jax.random.key(1), PromptConfig(length=5, init="vocab", init_vocab=200), tiny)
+    np.testing.assert_array_equal(first, again)
+    assert (first != np.asarray(other["encoder_tokens"])).any()
+
+
+def test_what_is_not_there_is_asked_for(tiny):
+    with pytest.raises(ConfigError, match="'labels' needs a task with labels"):
+        init(tiny, length=5, init="labels")
+    with pytest.raises(ConfigError, match="has no pieces"):
+        init(tiny, length=5, init="text", init_text="  ")
+
+
+def test_bfloat16_bases_give_float32_prompts():
+    table = jnp.ones((9, 4), jnp.bfloat16)
+    assert initializers.sampled_vocabulary(KEY, 3, table, 9).dtype == jnp.float32
+    rest = functools.partial(initializers.sampled_vocabulary, embedding=table, population=9)
+    assert initializers.class_labels(KEY, 3, table, [[1, 2]], rest).dtype == jnp.float32
