@@ -1,0 +1,353 @@
+"""The package as it is shipped: its wheel, what it imports and when, its public names, and its lock file."""
+
+import ast
+import graphlib
+import importlib
+import importlib.abc
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "prompt_jax"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# What a prompt can be trained, loaded, run and exported without.
+UNNEEDED = {
+    *("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tensorboard", "matplotlib"),
+    *("torch", "transformers", "peft"),
+}
+
+# A module imports from its own layer and those above it in this table. A new module is given a place here.
+LAYERS = (
+    {"errors", "task_format"},
+    {"config", "metrics", "data_files"},
+    {"models"},
+    {"prompts"},
+    {"decoding"},
+    {"examples", "batches", "data"},
+    {"evaluation", "inspection"},
+    {"training", "report"},
+    {"cli"},
+)
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """The standard output of a process of its own, which must succeed."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), **environment}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder that the wheel is installed in, away from the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = ("--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", folder)
+    run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def prompt_file(tiny, tmp_path) -> Path:
+    """A prompt for the tiny model, with all that is needed to use it."""
+    import numpy as np
+
+    import prompt_jax
+    from prompt_jax.prompts.files import Base
+    from prompt_jax.task_format import TaskFormat
+
+    width = tiny.params["embedding"].shape[1]
+    tokens = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
+    metadata = prompt_jax.PromptMetadata(
+        base=Base("tiny", None, tiny.fingerprint),
+        method="soft_prompt",
+        format=TaskFormat("{text}", labels=("negative", "positive"), input_length=32, target_length=16),
+    )
+    path = tmp_path / "prompt.npz"
+    prompt_jax.save_prompt(path, prompt_jax.Prompt(prompt_jax.VirtualTokens(tokens)), metadata)
+    return path
+
+
+def test_the_wheel_holds_the_package_alone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
+        commands = archive.read(f"{info}/entry_points.txt").decode()
+    meant = {str(path.relative_to(ROOT)) for path in [*SOURCES, *PACKAGE.rglob("*.jinja")]}
+    assert {name for name in names if not name.startswith(f"{info}/")} == meant
+    assert f"{info}/licenses/LICENSE" in names
+    assert "prompt-jax = prompt_jax.cli:main" in commands
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_works_outside_the_checkout(installed, prompt_file, tiny_folder, sentiment_files, tmp_path):
+    def installed_run(*arguments: str | Path) -> str:
+        return run(sys.executable, *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
+
+    assert Path(installed_run("-c", "import prompt_jax; print(prompt_jax.__file__)").strip()).is_relative_to(installed)
+    assert "usage: prompt-jax VERB" in installed_run("-m", "prompt_jax.cli", "--help")
+
+    # A file of one's own needs neither the tasks nor the configurations of the checkout.
+    command, base = installed / "bin" / "prompt-jax", ("--model", tiny_folder)
+    answers = installed_run(command, "predict", prompt_file, "a good film", "a bad film", *base, "--json")
+    scores = [json.loads(line)["label_scores"] for line in answers.splitlines()]
+    assert len(scores) == 2 and set(scores[0]) == {"negative", "positive"} and scores[0] != scores[1]
+    report = installed_run(command, "evaluate", prompt_file, "--data", sentiment_files["test"], *base)
+    assert "10 examples" in report and "accuracy" in report
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What is imported, and when
+
+
+@pytest.mark.slow
+def test_training_and_running_need_no_tensorflow(prompt_file, tiny_folder, sentiment_files, tmp_path):
+    given = (tiny_folder, prompt_file, sentiment_files["train"])
+    shown = run(sys.executable, __file__, *given, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert shown.splitlines()[-1] == "done without"
+
+
+def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
+    """Loads a model, trains, runs and exports with `UNNEEDED` not to be had. Runs in a process of its own."""
+
+    class Missing(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname, path, target=None):
+            if fullname.split(".")[0] in UNNEEDED:
+                raise ModuleNotFoundError(f"{fullname} is not to be had", name=fullname)
+
+    sys.meta_path.insert(0, Missing())
+    for name in UNNEEDED:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+
+    import jax
+    import numpy as np
+
+    import prompt_jax
+    from prompt_jax import cli, data
+    from prompt_jax.batches import TrainBatches, length_buckets
+    from prompt_jax.config import OptimizerConfig
+    from prompt_jax.prompts import soft_prompt
+    from prompt_jax.task_format import TaskFormat
+    from prompt_jax.training import step as steps
+    from prompt_jax.training.optimizers import make_optimizer
+
+    model = prompt_jax.load_model(folder)
+    first = prompt_jax.load_prompt(prompt_file, model)
+
+    task_format = TaskFormat("{text}", labels=("negative", "positive"), input_length=32, target_length=16)
+    task = data.file_task("files", {"train": Path(data_file)}, task_format)
+    examples = data.load_examples(task, model.tokenizer, "train", input_length=32, target_length=16)
+    buckets = length_buckets([len(ids) for ids in examples.inputs], 2, 32)
+    batches = TrainBatches(examples, 8, 0, buckets, model.config.pad_id, model.config.start_id)
+
+    optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 3))
+    start = {"encoder_tokens": jax.numpy.asarray(first.encoder_tokens.embeddings)}
+    state = steps.TrainState.create({"base": None, "prompt": start}, optimizer)
+    step = jax.jit(steps.make_train_step(model.config, soft_prompt.apply, optimizer))
+    frozen = {"base": model.params, "prompt": None}
+    for batch in (next(batches) for _ in range(3)):
+        state, metrics = step(state, frozen, batch, jax.random.key(0))
+    assert int(state.step) == 3 and np.isfinite(metrics["loss"])
+
+    _, prompt = soft_prompt.apply(state.trainable["prompt"], model.params)
+    assert np.abs(np.asarray(prompt.encoder_tokens.embeddings) - first.encoder_tokens.embeddings).max() > 0.01
+    logits = prompt_jax.forward(model.params, model.config, batch, prompt)
+    assert logits.shape[:2] == batch["decoder_inputs"].shape and np.isfinite(logits).all()
+    assert prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=4).shape == (8, 4)
+
+    prompt_jax.save_prompt("trained.npz", prompt)
+    assert cli.main(["export", "trained.npz", "trained.npy"]) == 0
+    for path in ("trained.npz", "trained.npy"):
+        read = prompt_jax.load_prompt(path).encoder_tokens.embeddings
+        np.testing.assert_array_equal(read, prompt.encoder_tokens.embeddings)
+    assert cli.main(["evaluate", prompt_file, "--model", folder, "--data", data_file]) == 0
+    assert not UNNEEDED & set(sys.modules)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"]], ids=" ".join)
+def test_help_imports_little(arguments, tmp_path):
+    code = f"""if True:
+        import contextlib, io, sys
+        before = set(sys.modules)
+        from prompt_jax import cli
+        with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+            cli.main({arguments})
+        assert "usage: prompt-jax" in shown.getvalue()
+        print(*sorted(set(sys.modules) - before))
+    """
+    modules = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).split()
+    foreign = {name for name in modules if name.split(".")[0] not in sys.stdlib_module_names}
+    heavy = UNNEEDED | {"jax", "jaxlib", "numpy", "flax", "optax", "orbax", "sentencepiece", "huggingface_hub"}
+    assert "tyro" in foreign
+    assert not heavy & foreign
+    assert len(foreign) < 100, sorted(foreign)
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """(module, at import time, for types alone) of each import of a file; `from a import b` may give `a.b`."""
+
+    def visit(node: ast.AST, now: bool, types: bool) -> Iterator[tuple[str, bool, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, now, types) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:
+                inner = ROOT.joinpath(*node.module.split("."), alias.name)
+                whole = inner.with_suffix(".py").exists() or inner.is_dir()
+                yield f"{node.module}.{alias.name}" if whole else node.module, now, types
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                yield from visit(child, now, True)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child, now and not inside, types)
+
+    return visit(ast.parse(path.read_text(encoding="utf-8")), True, False)
+
+
+def module_name(path: Path) -> str:
+    """`prompt_jax.models` for prompt_jax/models/__init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_imports_point_one_way():
+    place = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    wrong = []
+    for path in SOURCES:
+        name = module_name(path)
+        if name == "prompt_jax":  # the public names, from wherever they are
+            continue
+        layer = name.split(".")[1]
+        assert layer in place, f"give prompt_jax.{layer} a place in LAYERS"
+        for target in {target for target, _, _ in imports(path)}:
+            if target.startswith("prompt_jax.") and place[target.split(".")[1]] > place[layer]:
+                wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+def test_no_module_is_imported_in_a_circle():
+    graph = {
+        module_name(path): {t for t, _, types in imports(path) if t.startswith("prompt_jax.") and not types}
+        for path in SOURCES
+    }
+    assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(graph)
+
+
+def test_only_data_imports_tensorflow_and_nothing_does_at_once():
+    found = {
+        (module_name(path), target.split(".")[0], now)
+        for path in SOURCES
+        for target, now, types in imports(path)
+        if not types
+    }
+    tensorflow = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
+    assert {name for name, target, _ in found if target in tensorflow} == {"prompt_jax.data"}
+    assert {name for name, target, now in found if now and target in tensorflow | {"torch", "transformers"}} == set()
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Public names
+
+
+def test_public_names_resolve():
+    import prompt_jax
+
+    (block,) = (node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    for_types = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(for_types) == sorted(prompt_jax.__all__) == sorted(prompt_jax._HOME) == dir(prompt_jax)
+    for name in prompt_jax.__all__:
+        assert getattr(prompt_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'load_promt'"):
+        _ = prompt_jax.load_promt
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The repository
+
+
+def tracked() -> list[Path]:
+    """The files that git knows and that are there."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    machine = re.compile(rb"(?:^|[^\w.~-])/(?:home|root|Users|work|opt|tmp|mnt)/\w|file:/[/]")
+    registry = re.compile(rb"pypi[.]org|pythonhosted[.]|npmjs[.]|(?:^|\s)-?-(?:extra-)?index-url|(?:^|\s)--find-links")
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace').strip()}"
+        for path in tracked()
+        for pattern in (machine, registry)
+        for match in pattern.finditer(path.read_bytes())
+    ]
+    assert found == []
+
+
+def test_installation_names_no_host():
+    for name in ("Makefile", ".ci/run", "requirements.lock", "pyproject.toml"):
+        assert "://" not in (ROOT / name).read_text(), name
+
+
+def test_syntax_is_that_of_the_oldest_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
+    for path in tracked():
+        if path.suffix == ".py":
+            ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 11))
+
+
+def test_the_lock_holds_what_the_project_asks_for():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(text) for text in (*project["dependencies"], *extras["demo"], *extras["test"])]
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    locked = [Requirement(line) for line in lines if line]
+    assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in locked)
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    for python in ("3.11", "3.12", "3.13"):
+        here = {"python_full_version": f"{python}.0", "python_version": python}
+        versions = {
+            plain(requirement.name): str(requirement.specifier).removeprefix("==")
+            for requirement in locked
+            if requirement.marker is None or requirement.marker.evaluate(here)
+        }
+        for requirement in asked:
+            if requirement.name != project["name"]:
+                assert requirement.specifier.contains(versions.get(plain(requirement.name), "0")), (python, requirement)
+
+
+if __name__ == "__main__":
+    without_tensorflow(*sys.argv[1:])
+    print("done without")
