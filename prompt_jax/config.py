@@ -257,6 +257,8 @@ def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]
 
 
 def _build(cls: Any, values: Any, at: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"not a configuration: {at or 'the whole'} is a JSON {type(values).__name__}, not an object")
     hints = typing.get_type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:

@@ -5,3 +5,7 @@ class UserError(Exception):
     """Something asked for cannot be done; the message says what was wrong, where, and what would be right."""
 
     exit_status = 1
+
+
+class MissingPackage(UserError, ImportError):
+    """An optional package is needed; the message says how to install it."""

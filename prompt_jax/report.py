@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.errors import UserError
 from prompt_jax.inspection import Inspection
 from prompt_jax.training.logs import read_log
 
@@ -33,7 +34,7 @@ _MAX_LABELS = 20  # beyond which a confusion table is no help
 _TEXT_LIMIT = 600  # characters of an input shown
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """A run's folder that no report can be made of; the message names the file."""
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from prompt_jax.errors import UserError
+
 _FIELD = re.compile(r"\{(\w*)\}")
 
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
@@ -16,6 +18,10 @@ METRIC_NAMES = ("accuracy", "f1", "mean_class_f1", "exact_match")
 
 # The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
 UNLABELLED = "<unk>"
+
+
+class FormatError(UserError, ValueError):
+    """A task format that cannot be used; the message says which part and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +47,18 @@ class TaskFormat:
     def __post_init__(self):
         rest = _FIELD.sub("", self.template)
         if "{" in rest or "}" in rest or "" in self.columns:
-            raise ValueError(f"the template {self.template!r} has a brace that is not part of a {{column}}")
+            raise FormatError(f"the template {self.template!r} has a brace that is not part of a {{column}}")
         if not self.columns:
-            raise ValueError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
+            raise FormatError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"the labels {list(self.labels)} are not distinct")
+            raise FormatError(f"the labels {list(self.labels)} are not distinct")
         for metric in self.metrics:
             if metric not in METRIC_NAMES:
-                raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
+                raise FormatError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
         if not self.metrics:
-            raise ValueError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
+            raise FormatError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
         if self.input_length < 1 or self.target_length < 1:
-            raise ValueError(
+            raise FormatError(
                 f"input_length and target_length must be positive, not {self.input_length}, {self.target_length}"
             )
 
@@ -70,9 +76,9 @@ class TaskFormat:
         """The input text of an example.
 
         Raises:
-          KeyError: a column of the template is missing from the row; the message names it and those that are there.
+          FormatError: a column of the template is missing from the row; the message names it and those that are there.
         """
         for column in self.columns:
             if column not in row:
-                raise KeyError(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+                raise FormatError(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
         return _FIELD.sub(lambda match: str(row[match[1]]), self.template)

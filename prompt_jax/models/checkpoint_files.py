@@ -5,6 +5,8 @@ and what is truncated, misdeclared or no float tensor is a `CheckpointError`.
 """
 
 import contextlib
+import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +15,15 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from prompt_jax.errors import MissingPackage, UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError, ValueError):
     """A model that cannot be loaded: what is wrong, where, and what would be right."""
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, in PyTorch's orientation. `read` may give a view of the mapped file."""
+    """A tensor in a file, in PyTorch's orientation. `read` reads it anew each time."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -42,23 +46,34 @@ def float_dtype(name: str, tensor: str, file: Path) -> np.dtype:
     return _DTYPES[name]
 
 
+def read_array(file: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+    """`count` elements from that byte on, flat. (Pages of a mapped file would stay in the process's memory.)"""
+    return np.fromfile(file, np.uint8, count * dtype.itemsize, offset=offset).view(dtype)
+
+
 @contextlib.contextmanager
 def open_safetensors(file: Path) -> Iterator[Tensors]:
-    """The tensors of one safetensors file."""
+    """The tensors of one safetensors file (https://github.com/huggingface/safetensors#format)."""
     from safetensors import SafetensorError, safe_open
 
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     try:
-        opened = safe_open(file, framework="numpy")
+        safe_open(file, framework="numpy")  # checks the header, and it against the file's size
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
-    with opened:
-        tensors = {}
-        for name in opened.keys():  # noqa: SIM118 (it is not a dict)
-            stored = opened.get_slice(name)
-            float_dtype(names.get(stored.get_dtype(), stored.get_dtype()), name, file)
-            tensors[name] = Stored(tuple(stored.get_shape()), lambda name=name: opened.get_tensor(name))
-        yield tensors
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    tensors = {}
+    for name, entry in header.items():
+        dtype = float_dtype(names.get(entry["dtype"], entry["dtype"]), name, file)
+        shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        tensors[name] = Stored(
+            shape, lambda s=shape, d=dtype, o=offset: read_array(file, d, math.prod(s), o).reshape(s)
+        )
+    yield tensors
 
 
 @contextlib.contextmanager
@@ -67,7 +82,7 @@ def open_torch(file: Path) -> Iterator[Tensors]:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             f"{file} is a PyTorch file, and PyTorch is not installed. Either `pip install torch`, or use a revision "
             "of the model with model.safetensors or flax_model.msgpack, which need nothing more."
         ) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_jax.errors import MissingPackage
 from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.tokenizer import from_tokenizer_json
 
@@ -57,7 +58,7 @@ def demo_folder() -> Path:
     """The demo model's folder, in the hub's layout; converts it at the first call.
 
     Raises:
-      ImportError: the first call needs the packages of the extra `demo`; later ones do not.
+      MissingPackage: the first call needs the packages of the extra `demo`; later ones do not.
     """
     folder = cache_folder() / f"demo-{PACKAGE_VERSION}-{_CONVERTER_VERSION}"
     if folder.is_dir():
@@ -83,10 +84,10 @@ def _package_folder() -> Path:
         import onnx  # noqa: F401
         import traceforge_title_model
     except ImportError as error:
-        raise ImportError(f"the demo model needs the package {error.name}: {_INSTALL}") from error
+        raise MissingPackage(f"the demo model needs the package {error.name}: {_INSTALL}") from error
     version = importlib.metadata.version(PACKAGE)
     if version != PACKAGE_VERSION:
-        raise ImportError(f"the demo model is that of {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
+        raise MissingPackage(f"the demo model is that of {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
     return traceforge_title_model.span_dir()
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype
+from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype, read_array
 
 
 @contextlib.contextmanager
@@ -24,19 +24,21 @@ def open_flax(file: Path) -> Iterator[Tensors]:
     """The tensors of one file written by `flax.serialization`, under PyTorch's names and in its orientation."""
     with open(file, "rb") as opened:
         try:
-            data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # raised for this alone
             raise CheckpointError(f"{file} is empty") from error
+    with mapped, memoryview(mapped) as data:
+        arrays = _Walk(data, file).arrays()
     tensors: Tensors = {}
-    for path, array in _Walk(data, file).arrays().items():
+    for path, array in arrays.items():
         *modules, leaf = path.split("/")
         name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding") else leaf])
         if name in tensors:
             raise CheckpointError(f"{file}: {path} is there twice")
         if leaf != "kernel":
-            tensors[name] = Stored(array.shape, lambda a=array: a.read(data))
+            tensors[name] = Stored(array.shape, lambda a=array: a.read(file))
         elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
-            tensors[name] = Stored(array.shape[::-1], lambda a=array: a.read(data).T)
+            tensors[name] = Stored(array.shape[::-1], lambda a=array: a.read(file).T)
         else:
             raise CheckpointError(f"{file}: {path} has shape {list(array.shape)}; a kernel has two axes")
     yield tensors
@@ -49,8 +51,8 @@ class _Array(NamedTuple):
     dtype: np.dtype
     pieces: tuple[tuple[int, int], ...]  # offset, number of elements
 
-    def read(self, data: memoryview) -> np.ndarray:
-        flat = [np.frombuffer(data, self.dtype, count, offset) for offset, count in self.pieces]
+    def read(self, file: Path) -> np.ndarray:
+        flat = [read_array(file, self.dtype, count, offset) for offset, count in self.pieces]
         return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
 
 

@@ -55,7 +55,7 @@ def load_model(
 
     Raises:
       CheckpointError: nothing that can be loaded is there; it says what was found and what was expected.
-      ImportError: a package is needed (PyTorch for `pytorch_model.bin`, the demo's packages); it says which.
+      MissingPackage: a package is needed (PyTorch for `pytorch_model.bin`, the demo's packages); it says which.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")

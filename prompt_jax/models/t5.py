@@ -377,9 +377,7 @@ def _relative_bias(
     return table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]
 
 
-def relative_buckets(
-    distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int
-) -> np.ndarray:
+def relative_buckets(distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each distance (key position minus query position), as T5 has them.
 
     Half of the buckets are for single distances, the others widen logarithmically up to `max_distance`. In NumPy

@@ -11,7 +11,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.training.step import TrainState
 
 
-class CheckpointError(UserError, RuntimeError):
+class ResumeError(UserError, RuntimeError):
     """Checkpoints are there and none can be used."""
 
 
@@ -54,7 +54,7 @@ class Checkpoints:
         One that cannot be read is reported and moved aside, in favour of the last whole one.
 
         Raises:
-          CheckpointError: there are checkpoints, and none can be read.
+          ResumeError: there are checkpoints, and none can be read.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, str] = {}
@@ -79,5 +79,5 @@ class Checkpoints:
             return Restored(restored.state, restored.position, restored.progress)
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise CheckpointError(f"none of the checkpoints in {self.folder} can be read ({found})")
+            raise ResumeError(f"none of the checkpoints in {self.folder} can be read ({found})")
         return None

@@ -1,0 +1,210 @@
+"""The command line as a person uses it, on a tiny model."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
+from prompt_jax.cli import VERBS, main
+from prompt_jax.prompts.files import Base
+from prompt_jax.task_format import TaskFormat
+
+CONFIG = """
+from pathlib import Path
+from prompt_jax.config import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+
+experiment = Experiment(
+    name="small",
+    model=ModelConfig(name={model!r}),
+    data=DataConfig(train=Path({train!r}), validation=Path({validation!r}), test=Path({test!r}),
+                    labels=("negative", "positive"), target_length=12, buckets=1),
+    prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+    train=TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=2),
+)
+"""
+
+
+@pytest.fixture
+def config(tiny_folder, sentiment_files, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG.format(model=str(tiny_folder), **{k: str(v) for k, v in sentiment_files.items()}))
+    return path
+
+
+@pytest.fixture
+def prompt_file(tiny, tmp_path) -> Path:
+    """A prompt of the tiny model for its task of two labels."""
+    metadata = PromptMetadata(
+        base=Base(tiny.name, tiny.revision, tiny.fingerprint),
+        method="soft_prompt",
+        task="files",
+        format=TaskFormat("{text}", ("negative", "positive"), target_length=12),
+        step=3,
+        scores={"accuracy": 0.5},
+    )
+    tokens = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(tokens)), metadata)
+    return tmp_path / "p.npz"
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    try:
+        status = main([str(word) for word in argv])
+    except SystemExit as leaving:  # tyro, for --help and wrong options
+        status = leaving.code
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_train_with_overrides(config, tmp_path, capsys):
+    status, out, err = run(capsys, "train", config, "--name", "other", "--prompt.length", "6")
+    assert status == 0, err
+    folder = tmp_path / "runs" / "other"
+    written = json.loads((folder / "config.json").read_text())
+    assert written["prompt"]["length"] == 6 and written["name"] == "other"
+    assert load_prompt(folder / "best.npz").encoder_tokens.embeddings.shape == (6, 64)
+    assert re.search(r"accuracy +\d\.\d{4} +\d\.\d{4}", out) and "rank/accuracy" in out
+    for step in (2, 4):
+        assert re.search(rf"step {step}/4  loss \d+\.\d+ .* examples/s  \d:\d\d left", err)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["examples"] == {"train": 40, "validation": 12, "test": 10}
+    assert set(summary["test"]) == {"before", "after"} and summary["trained_parameters"] == 6 * 64
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and set(lines[0]["label_scores"]) == {"negative", "positive"}
+    assert (folder / "report.html").stat().st_size > 10_000
+    status, again, _ = run(capsys, "train", folder / "config.json")
+    assert status == 0 and again == out, "a finished run is scored again from its own record"
+
+
+def test_evaluate_writes_predictions(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    argv = ("evaluate", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"])
+    status, out, err = run(capsys, *argv, "--predictions", tmp_path / "out.jsonl")
+    assert status == 0, err
+    assert "test.jsonl, test, 10 examples" in out and re.search(r"rank/accuracy +0\.\d{4}", out)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    best = [max(line["label_scores"], key=line["label_scores"].get) for line in lines]
+    accuracy = np.mean([answer == line["target"] for answer, line in zip(best, lines, strict=True)])
+    assert f"{accuracy:.4f}" in out.split("rank/accuracy")[1]
+
+
+def test_predict_from_arguments_file_and_standard_input(prompt_file, tiny_folder, tmp_path, capsys, monkeypatch):
+    texts = ["a good film", "a bad film, dull and long", "great fun"]
+    base = ("predict", prompt_file, "--model", tiny_folder)
+    status, from_arguments, err = run(capsys, *base[:2], *texts, *base[2:])
+    assert status == 0, err
+    assert len(from_arguments.splitlines()) == 3
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    assert run(capsys, *base, "--input", tmp_path / "in.txt", "--batch-size", 2)[1] == from_arguments
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    assert run(capsys, *base)[1] == from_arguments
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    status, out, _ = run(capsys, *base, "--input", tmp_path / "in.jsonl", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["prediction"] for row in rows] == from_arguments.splitlines()
+    assert [row["input"] for row in rows] == [{"text": text} for text in texts]
+    assert all(score < 0 for row in rows for score in row["label_scores"].values())
+
+
+def test_export_and_inspect(prompt_file, tiny_folder, tmp_path, capsys):
+    assert run(capsys, "export", prompt_file, tmp_path / "out.npy")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.load(prompt_file)["encoder_tokens"])
+    assert run(capsys, "export", prompt_file, tmp_path / "bare", "--format", "npy")[0] == 0
+    assert (tmp_path / "bare").read_bytes() == (tmp_path / "out.npy").read_bytes()
+    status, out, err = run(capsys, "inspect", prompt_file, "--model", tiny_folder, "--neighbours", 2)
+    assert status == 0, err
+    assert "soft_prompt" in out and "files" in out and "accuracy" in out
+
+
+def test_help_of_every_verb(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    for verb in VERBS:
+        assert f"  {verb} " in out
+        status, shown, _ = run(capsys, verb, "--help")
+        assert status == 0 and f"prompt-jax {verb}" in shown
+    assert run(capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "there is no verb 'trian'. Did you mean 'train'?"),
+        (["evaluat", "x"], "Did you mean 'evaluate'?"),
+        (["train", "CONFIG", "--prompt.lenght", "3"], "--prompt.length"),
+        (["train", "CONFIG", "--optimiser.learning-rate", "3"], "--optimizer.learning-rate"),
+    ],
+)
+def test_the_nearest_right_name_is_given(config, capsys, argv, message):
+    status, _, err = run(capsys, *[str(config) if word == "CONFIG" else word for word in argv])
+    assert status == 2 and message in " ".join(err.split())
+
+
+def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, capsys):
+    other = tmp_path / "other.npz"
+    save_prompt(
+        other,
+        load_prompt(prompt_file),
+        PromptMetadata(base=Base("elsewhere", None, "sha256:1"), format=TaskFormat("{text}")),
+    )
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    named = ("--model", tiny_folder)
+    for argv, message in (
+        (("train",), "train needs a configuration file first"),
+        (("train", "none.py"), "no configuration file none.py"),
+        (("evaluate",), "name at least one prompt file"),
+        (("evaluate", "none.npz"), "no such file: none.npz"),
+        (("evaluate", tmp_path / "broken.npz"), "broken.npz: damaged"),
+        (("predict", other, "x"), "trained on elsewhere, which is not on this machine. To download it, say --model"),
+        (("predict", other, "x", *named), "was trained on elsewhere (sha256:1), not on"),
+        (("predict", prompt_file, "x"), "if you trust it, say --model"),
+        (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
+        (("evaluate", prompt_file, *named, "--task", "sentiment"), "no task is called 'sentiment'"),
+        (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
+        (("export", prompt_file, tmp_path / "x.bin"), "name it .npz or .npy"),
+        (("train", config, "--data.template", "{film}"), "film"),
+        (("train", config, "--data.template", "{a.b}"), "has a brace that is not part of a {column}"),
+        (("train", config, "--model.name", tmp_path), "has no config.json"),
+        (("train", config, "--train.batch-size", "64"), "40 examples, fewer than the 64"),
+    ):
+        status, out, err = run(capsys, *argv)
+        assert status == 1 and err.startswith("prompt-jax: ") and message in err, (argv, err)
+        assert "Traceback" not in err
+    assert run(capsys, "predict", other, "x", *named, "--allow-other-base")[0] == 0
+
+
+def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch):
+    """Its base is a folder: without --model it is named, and not opened."""
+    from prompt_jax.models import hub
+
+    monkeypatch.setattr(hub, "load_model", lambda *args, **options: pytest.fail(f"loaded {args}"))
+    assert run(capsys, "predict", prompt_file, "x")[0] == 1
+
+
+def test_inspect_without_the_base(prompt_file, capsys):
+    status, out, err = run(capsys, "inspect", prompt_file)
+    assert status == 0 and "--model" in err + out and "soft_prompt" in out
+
+
+def test_a_diverged_run_has_its_own_status(config, capsys):
+    argv = ("--optimizer.name", "adamw", "--optimizer.learning-rate", "3e38")
+    status, _, err = run(capsys, "train", config, *argv)
+    assert status == 3 and "is the best prompt until then" in err
+
+
+def test_templates_of_several_columns_take_json(tiny, tiny_folder, tmp_path, capsys):
+    metadata = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint), format=TaskFormat("a {x} b {y}"))
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(np.ones((2, 64), np.float32))), metadata)
+    argv = ("predict", tmp_path / "p.npz", "--model", tiny_folder)
+    assert run(capsys, *argv[:2], '{"x": "good", "y": "film"}', *argv[2:])[0] == 0
+    for text, message in (
+        ("film", "expected a JSON object with x, y"),
+        ('{"x": 1}', "no column 'y'"),
+        ("[1]", "JSON list"),
+    ):
+        status, _, err = run(capsys, *argv[:2], text, *argv[2:])
+        assert status == 1 and message in err, err

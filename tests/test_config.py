@@ -1,0 +1,99 @@
+"""Configurations: files, overrides, JSON, and errors that name the field."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig, TrainConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_builds_an_experiment(path):
+    experiment = configuration.load_experiment(path)
+    configuration.check(experiment)
+    assert experiment.name == path.stem
+
+
+@given(
+    length=st.integers(1, 1000),
+    init_range=st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
+    labels=st.lists(st.text()).map(tuple),
+    train=st.none() | st.text("abc/.", min_size=1).map(Path),
+    patience=st.none() | st.integers(1, 9),
+)
+def test_json_is_exact(length, init_range, labels, train, patience):
+    experiment = Experiment(
+        data=DataConfig(train=train, labels=labels),
+        prompt=PromptConfig(length=length, init_range=init_range),
+        train=TrainConfig(patience=patience),
+    )
+    assert configuration.from_json(configuration.to_json(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not a configuration"), ("[]", "not a configuration"), ('{"prompt": {"lenght": 1}}', "prompt.lenght")],
+)
+def test_what_is_no_configuration_is_said(text, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("prompt", {"length": 0}, "prompt.length must be positive, not 0"),
+        ("prompt", {"init": "file"}, "needs prompt.init_file"),
+        ("prompt", {"init": "text"}, "needs prompt.init_text"),
+        ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
+        ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
+        ("data", {"task": None}, "give either data.task, or files"),
+        ("data", {"train": Path("a.csv")}, "give either data.task, or files"),
+    ],
+)
+def test_impossible_values_are_refused(part, values, message):
+    experiment = Experiment(data=DataConfig(task="t"))
+    with pytest.raises(ConfigError, match=message):
+        changed = dataclasses.replace(getattr(experiment, part), **values)
+        configuration.check(dataclasses.replace(experiment, **{part: changed}))
+
+
+@pytest.mark.parametrize("name", ("", "..", ".", "a/b", "/tmp"))
+def test_a_runs_name_is_no_path(name):
+    with pytest.raises(ConfigError, match="a folder's name without a path"):
+        configuration.check(Experiment(name=name, data=DataConfig(task="t")))
+
+
+def test_files_that_fail_are_named(tmp_path):
+    for content, message in (
+        ("experiment = 1", "must define `experiment`, an Experiment; it has int"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import nothing_of_the_kind", "nothing_of_the_kind"),
+    ):
+        (tmp_path / "c.py").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            configuration.load_experiment(tmp_path / "c.py")
+    with pytest.raises(ConfigError, match="no configuration file"):
+        configuration.load_experiment(tmp_path / "none.py")
+
+
+def test_every_field_is_documented():
+    """Each has a text below it, which `--help` shows."""
+    source = (ROOT / "prompt_jax" / "config.py").read_text()
+    for part in (
+        Experiment,
+        DataConfig,
+        PromptConfig,
+        TrainConfig,
+        configuration.ModelConfig,
+        configuration.OptimizerConfig,
+    ):
+        for field in dataclasses.fields(part):
+            after = source.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
+            assert after.startswith('"""') or dataclasses.is_dataclass(field.default), f"{part.__name__}.{field.name}"
