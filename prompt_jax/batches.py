@@ -227,7 +227,8 @@ def prefetch(
       Whatever `batches` or `place` raise, after the batches before it. Closing the generator, as
       `contextlib.closing` does, ends the thread once the work in its hands is done.
     """
-    source, end = iter(batches), object()
+    source = iter(batches)
+    end: Any = object()
 
     def work() -> Any:
         batch = next(source, end)

@@ -264,6 +264,7 @@ def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Mo
             )
         task = data.find_task(name)
     lengths = task_format or getattr(task, "task_format", None)
+    assert model.tokenizer is not None  # _check_base
     return data.load_examples(
         task,
         model.tokenizer,

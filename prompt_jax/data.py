@@ -379,7 +379,7 @@ def _same_vocabulary(own: Any, tokenizer: Tokenizer) -> bool:
     from sentencepiece import sentencepiece_model_pb2
 
     def identity(serialised: bytes) -> tuple[Any, ...]:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(serialised)  # type: ignore[attr-defined]
+        proto = sentencepiece_model_pb2.ModelProto.FromString(serialised)
         rules = proto.normalizer_spec
         return (
             [(piece.piece, piece.score, piece.type) for piece in proto.pieces],

@@ -11,9 +11,11 @@ import numpy as np
 
 from prompt_jax.batches import eval_batches, length_buckets
 from prompt_jax.decoding import generate, score
+from prompt_jax.errors import UserError
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.tokenizer import Tokenizer
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
 
@@ -66,14 +68,16 @@ def answers(
     def run(batch: dict[str, Any]) -> Any:
         return generate(model.params, model.config, batch, prompt, max_new_tokens=target_length)
 
-    return [model.tokenizer.decode(tokens.tolist()) for tokens in _each(model, inputs, batch_size, run)]
+    decode = _tokenizer(model).decode
+    return [decode(tokens.tolist()) for tokens in _each(model, inputs, batch_size, run)]
 
 
 def label_scores(
     model: Model, prompt: Prompt | None, inputs: Sequence[np.ndarray], labels: Sequence[str], *, batch_size: int
 ) -> np.ndarray:
     """Log-probability in nats of each label, end token included, as the answer to each input, [N, C]."""
-    ids = [[*model.tokenizer.encode(label), model.tokenizer.eos_id] for label in labels]
+    tokenizer = _tokenizer(model)
+    ids = [[*tokenizer.encode(label), tokenizer.eos_id] for label in labels]
     targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
     mask = np.zeros(targets.shape, bool)
     for row, label in enumerate(ids):
@@ -87,8 +91,14 @@ def label_scores(
 
 def tokenise(model: Model, texts: Sequence[str], length: int) -> list[np.ndarray]:
     """Token ids of texts with the end token, cut to `length` as training inputs are."""
-    eos = model.tokenizer.eos_id
-    return [np.array([*model.tokenizer.encode(text)[: length - 1], eos], np.int32) for text in texts]
+    tokenizer = _tokenizer(model)
+    return [np.array([*tokenizer.encode(text)[: length - 1], tokenizer.eos_id], np.int32) for text in texts]
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    if model.tokenizer is None:
+        raise UserError(f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json)")
+    return model.tokenizer
 
 
 def write_predictions(path: Path, examples: Examples, result: Evaluation, before: Evaluation | None = None) -> None:

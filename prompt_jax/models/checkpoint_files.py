@@ -5,6 +5,7 @@ and what is truncated, misdeclared or no float tensor is a `CheckpointError`.
 """
 
 import contextlib
+import functools
 import json
 import math
 import zipfile
@@ -70,10 +71,12 @@ def open_safetensors(file: Path) -> Iterator[Tensors]:
     for name, entry in header.items():
         dtype = float_dtype(names.get(entry["dtype"], entry["dtype"]), name, file)
         shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        tensors[name] = Stored(
-            shape, lambda s=shape, d=dtype, o=offset: read_array(file, d, math.prod(s), o).reshape(s)
-        )
+        tensors[name] = Stored(shape, functools.partial(_read_shaped, file, dtype, shape, offset))
     yield tensors
+
+
+def _read_shaped(file: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    return read_array(file, dtype, math.prod(shape), offset).reshape(shape)
 
 
 @contextlib.contextmanager
@@ -102,7 +105,7 @@ def open_torch(file: Path) -> Iterator[Tensors]:
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
         dtype = float_dtype(str(tensor.dtype).removeprefix("torch."), name, file)
-        tensors[name] = Stored(tuple(tensor.shape), lambda t=tensor, d=dtype: _numpy(t, d))
+        tensors[name] = Stored(tuple(tensor.shape), functools.partial(_numpy, tensor, dtype))
     yield tensors
 
 

@@ -8,6 +8,7 @@ as extension type 1, themselves msgpack of (shape, dtype name, bytes), and array
 
 import contextlib
 import dataclasses
+import functools
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -36,12 +37,16 @@ def open_flax(file: Path) -> Iterator[Tensors]:
         if name in tensors:
             raise CheckpointError(f"{file}: {path} is there twice")
         if leaf != "kernel":
-            tensors[name] = Stored(array.shape, lambda a=array: a.read(file))
+            tensors[name] = Stored(array.shape, functools.partial(array.read, file))
         elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
-            tensors[name] = Stored(array.shape[::-1], lambda a=array: a.read(file).T)
+            tensors[name] = Stored(array.shape[::-1], functools.partial(_read_transposed, array, file))
         else:
             raise CheckpointError(f"{file}: {path} has shape {list(array.shape)}; a kernel has two axes")
     yield tensors
+
+
+def _read_transposed(array: "_Array", file: Path) -> np.ndarray:
+    return array.read(file).T
 
 
 class _Array(NamedTuple):

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def _fetch_model(name: str, revision: str | None, local_files_only: bool) -> tup
     for form in FORMATS:
         if fetch(form.file) is not None:
             break
-        if (index := fetch(form.index)) is not None:
+        if (index := fetch(form.index_file)) is not None:
             for shard in shard_names(index):
                 fetch(shard)  # `open_checkpoint` says so if one is missing
             break
@@ -176,7 +176,7 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "eos_token_id": 1,
 }
 # feed_forward_proj -> activation, gated. "gated-gelu" is the tanh approximation ("gelu_new"); "gelu" is not.
-_FEED_FORWARD = {
+_FEED_FORWARD: dict[str, tuple[Literal["relu", "gelu"], bool]] = {
     "relu": ("relu", False),
     "gated-relu": ("relu", True),
     "gelu_new": ("gelu", False),

@@ -81,7 +81,7 @@ def parameters(config: T5Config) -> list[Parameter]:
             at = f"{side}/layers/0/{site}"
             table.append(Parameter(f"{at}/norm", f"{layer}.layer_norm.weight", (d,), ("embed",), False, depth))
             for name in ("q", "k", "v"):
-                axes = ("embed", "heads", "kv")
+                axes: tuple[str, ...] = ("embed", "heads", "kv")
                 table.append(Parameter(f"{at}/{name}", f"{attention}.{name}.weight", (d, h, k), axes, True, depth))
             axes = ("heads", "kv", "embed")
             table.append(Parameter(f"{at}/o", f"{attention}.o.weight", (h, k, d), axes, True, depth))

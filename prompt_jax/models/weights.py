@@ -39,7 +39,7 @@ class Format(NamedTuple):
     open: Callable[[Path], contextlib.AbstractContextManager[Tensors]]
 
     @property
-    def index(self) -> str:
+    def index_file(self) -> str:
         return f"{self.file}.index.json"
 
 
@@ -71,20 +71,20 @@ def open_checkpoint(folder: Path) -> Iterator[Tensors]:
     for form in FORMATS:
         if (folder / form.file).is_file():
             names = [form.file]
-        elif (folder / form.index).is_file():
-            names = shard_names(folder / form.index)
+        elif (folder / form.index_file).is_file():
+            names = shard_names(folder / form.index_file)
         else:
             continue
         break
     else:
-        looked_for = ", ".join(f"{form.file} (or {form.index})" for form in FORMATS)
+        looked_for = ", ".join(f"{form.file} (or {form.index_file})" for form in FORMATS)
         raise CheckpointError(f"{folder} has no weights. Looked for: {looked_for}")
 
     with contextlib.ExitStack() as stack:
         tensors: Tensors = {}
         for name in names:
             if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name} is missing; {form.index} names it")
+                raise CheckpointError(f"{folder / name} is missing; {form.index_file} names it")
             shard = stack.enter_context(form.open(folder / name))
             if twice := sorted(tensors.keys() & shard.keys()):
                 raise CheckpointError(f"{folder / name}: {twice[0]} is in another shard too")

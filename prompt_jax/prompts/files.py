@@ -105,7 +105,7 @@ def save_prompt(
         arrays = {"encoder_tokens": embeddings, "metadata": np.array(_dump(metadata))}
         if mask is not None:
             arrays["encoder_tokens/mask"] = mask
-        _write(path, lambda file: np.savez(file, **arrays))
+        _write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
     else:
         raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
 
@@ -214,7 +214,7 @@ def _read_member(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.
     if name == "metadata" and info.file_size > 4 * _MAX_METADATA:
         raise PromptFormatError(f"{path}: metadata of {info.file_size} bytes")
     with archive.open(info) as member:
-        array = _read_array(path, name, member, info.file_size)
+        array = _read_array(path, name, member, info.file_size)  # type: ignore[arg-type]  # a ZipExtFile is one
         member.read()  # to the end, where zipfile compares the checksum
         return array
 

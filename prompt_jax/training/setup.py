@@ -104,6 +104,7 @@ def load_splits(
     default = task_format or TaskFormat("{inputs}")
     input_length = config.input_length or default.input_length
     target_length = config.target_length or default.target_length
+    assert model.tokenizer is not None  # prepare
     splits = {}
     for split in ("train", "validation", "test"):
         if split == "test" and split not in task.splits:

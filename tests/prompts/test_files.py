@@ -192,7 +192,10 @@ BROKEN = {
         "unknown metric 'os.system'",
     ),
     "placement": ({"encoder_tokens": GOOD, "metadata": text(placement="inside")}, "placement 'inside'"),
-    "base": ({"encoder_tokens": GOOD, "metadata": text(base={"name": "x", "revision": None})}, "base has no 'fingerprint'"),
+    "base": (
+        {"encoder_tokens": GOOD, "metadata": text(base={"name": "x", "revision": None})},
+        "base has no 'fingerprint'",
+    ),
 }
 
 
