@@ -1,5 +1,7 @@
 """Attention and dropout, shared by the model families. Shapes: see `prompt_jax.models`."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -18,10 +20,34 @@ def attend(
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T H K"]:
-    """softmax(q k + bias) v. Scores and softmax are float32 whatever the inputs' dtype; q comes already scaled."""
+    """softmax(q k + bias) v; q comes already scaled."""
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhts,bshk->bthk", dropout(weights, dropout_rate, key), v)
+    return weighted_sum(scores + bias, v, "bhts,bshk->bthk", dropout_rate=dropout_rate, key=key)
+
+
+def weighted_sum(
+    scores: Float[Array, "B H T S"],
+    values: Float[Array, "B S *rest"],
+    contraction: str,
+    *,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "B T H _"]:
+    """The mean of values [B, S, ...] with weights softmax(scores), contracted as `contraction` says; float32 inside.
+
+    Dropout, if a key is given, is of the weights. The sum is divided by its normaliser afterwards and not the weights
+    before: of the two largest arrays in the model, [B, H, T, S], only one is then kept for the backward pass.
+    """
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
+    kept = keep_mask(weights.shape, dropout_rate, key)
+
+    # Recomputed in the backward pass from weights and mask, which are kept anyway.
+    @jax.checkpoint
+    def contract(weights, kept, values):
+        return jnp.einsum(contraction, drop(weights, kept, dropout_rate).astype(values.dtype), values)
+
+    return (contract(weights, kept, values) / total).astype(values.dtype)
 
 
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
@@ -30,14 +56,26 @@ def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
-    """Zeroes each element with probability `rate` and scales the others up; the identity without a key.
+    """Zeroes each element with probability `rate` and scales the others up; the identity without a key."""
+    return drop(x, keep_mask(x.shape, rate, key), rate)
 
-    Two elements share one 32-bit random word: on a CPU random bits cost as much as the layer they are for.
-    The rate is thereby a multiple of 2**-16, and the scale is that of the exact rate.
+
+def keep_mask(shape: tuple[int, ...], rate: float, key: PRNGKeyArray | None) -> Bool[Array, "..."] | None:
+    """True with probability 1 - rate; None where nothing is dropped.
+
+    Two elements share one 32-bit random word: on a CPU random bits cost as much as the layer they are for. The rate is
+    thereby a multiple of 2**-16.
     """
     if key is None or rate == 0.0:
+        return None
+    size = math.prod(shape)
+    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size].reshape(shape)
+    return halves >= round(rate * 2**16)
+
+
+def drop(x: Array, kept: Bool[Array, "..."] | None, rate: float) -> Array:
+    """Zeroes what is not kept, and scales the rest up by the exact rate of `keep_mask`."""
+    if kept is None:
         return x
-    threshold = round(rate * 2**16)
-    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(halves >= threshold, x / (1.0 - threshold / 2**16), 0.0).astype(x.dtype)
+    return jnp.where(kept, x / (1.0 - round(rate * 2**16) / 2**16), 0.0).astype(x.dtype)

@@ -8,7 +8,6 @@ installed, and whose version 5 forgets which T5s have tied output weights.
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +86,8 @@ def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bo
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path, None
+    if path.is_file():
+        raise CheckpointError(f"{name_or_path} is a file; give the folder that it is in, with its config.json")
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
         raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
     return _fetch_model(name_or_path, revision, local_files_only)
@@ -139,7 +140,7 @@ def _fetch(name: str, file: str, revision: str | None, local_files_only: bool) -
         raise CheckpointError(_not_found(name, revision, "the model exists, but not that revision")) from error
     except errors.HFValidationError as error:
         raise CheckpointError(_not_found(name, revision, f"it is no valid name on the hub ({error})")) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:
         raise CheckpointError(_not_found(name, revision, f"fetching {file} failed: {error}")) from error
 
 
@@ -198,7 +199,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         found = raw.get("model_type") if isinstance(raw, dict) else None
         supported = ", ".join(_DEFAULTS)
         raise CheckpointError(f"{file} is of model_type {found!r}; supported are {supported} (T5 1.0, 1.1, Flan, mT5)")
-    return raw
+    return {name: value for name, value in raw.items() if value is not None}  # null is Transformers' "not set"
 
 
 def t5_config(raw: dict[str, Any], *, tied_output: bool, source: str) -> T5Config:
@@ -209,42 +210,48 @@ def t5_config(raw: dict[str, Any], *, tied_output: bool, source: str) -> T5Confi
       tied_output: whether the checkpoint has output weights of its own; config files no longer say that.
       source: named in errors.
     """
-    values = _COMMON_DEFAULTS | _DEFAULTS[raw["model_type"]] | {k: v for k, v in raw.items() if v is not None}
+    values = _COMMON_DEFAULTS | _DEFAULTS[raw["model_type"]] | raw
 
-    def get(name: str, kind: Callable[[Any], Any] = int) -> Any:
+    def whole(name: str, least: int = 1) -> int:
         value = values[name]
         if isinstance(value, list) and len(value) == 1:  # Transformers 5 allows several end tokens
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
-            raise CheckpointError(f"{source}: {name} is {value!r}; a number was expected")
-        return kind(value)
+        if type(value) is not int or value < least:
+            raise CheckpointError(f"{source}: {name} is {value!r}; a whole number from {least} on was expected")
+        return value
+
+    def fraction(name: str) -> float:
+        value = values[name]
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise CheckpointError(f"{source}: {name} is {value!r}; a number from 0 to 1 was expected")
+        return float(value)
 
     projection = values["feed_forward_proj"]
-    if projection not in _FEED_FORWARD:
+    if not isinstance(projection, str) or projection not in _FEED_FORWARD:
         supported = ", ".join(_FEED_FORWARD)
         raise CheckpointError(f"{source}: feed_forward_proj {projection!r} is not supported; supported are {supported}")
     activation, gated = _FEED_FORWARD[projection]
     values.setdefault("num_decoder_layers", values["num_layers"])
     values.setdefault("decoder_start_token_id", values["pad_token_id"])
     return T5Config(
-        vocab_size=get("vocab_size"),
-        d_model=get("d_model"),
-        d_kv=get("d_kv"),
-        d_ff=get("d_ff"),
-        num_heads=get("num_heads"),
-        encoder_layers=get("num_layers"),
-        decoder_layers=get("num_decoder_layers"),
+        vocab_size=whole("vocab_size"),
+        d_model=whole("d_model"),
+        d_kv=whole("d_kv"),
+        d_ff=whole("d_ff"),
+        num_heads=whole("num_heads"),
+        encoder_layers=whole("num_layers"),
+        decoder_layers=whole("num_decoder_layers"),
         activation=activation,
         gated=gated,
         tied_output=tied_output,
         scale_output=_scales_output(raw),
-        relative_buckets=get("relative_attention_num_buckets"),
-        relative_max_distance=get("relative_attention_max_distance"),
-        norm_epsilon=get("layer_norm_epsilon", float),
-        pad_id=get("pad_token_id"),
-        eos_id=get("eos_token_id"),
-        start_id=get("decoder_start_token_id"),
-        dropout_rate=get("dropout_rate", float),
+        relative_buckets=whole("relative_attention_num_buckets"),
+        relative_max_distance=whole("relative_attention_max_distance"),
+        norm_epsilon=fraction("layer_norm_epsilon"),
+        pad_id=whole("pad_token_id", 0),
+        eos_id=whole("eos_token_id", 0),
+        start_id=whole("decoder_start_token_id", 0),
+        dropout_rate=fraction("dropout_rate"),
     )
 
 

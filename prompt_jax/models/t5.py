@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prompt_jax.models.attention import MASKED, attend, dropout, mask_bias
+from prompt_jax.models.attention import MASKED, attend, dropout, mask_bias, weighted_sum
 from prompt_jax.models.prompt import Prompt
 
 Params = dict[str, Any]
@@ -45,8 +45,7 @@ class T5Config:
     eos_id: int = 1
     start_id: int = 0  # the decoder's first input
     dropout_rate: float = 0.1  # used only where a key is given
-    # What the backward pass recomputes: nothing, everything in a layer, or all but the matrix products.
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full"] = "none"  # whether the backward pass recomputes whole layers, to save memory
 
 
 class Parameter(NamedTuple):
@@ -209,8 +208,7 @@ def decode(
         x = x + dropout(_merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
 
         q = _heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
-        k, v = (_heads(encoded.output, weights["cross"][name]) for name in "kv")
-        mixed = attend(q, k, v, cross_bias, dropout_rate=config.dropout_rate, key=keys[2])
+        mixed = _cross_attend(q, encoded.output, weights["cross"], cross_bias, config, keys[2])
         x = x + dropout(_merge(mixed, weights["cross"]["o"]), config.dropout_rate, keys[3])
         return x + _mlp(x, weights["mlp"], config, keys[4:])
 
@@ -304,8 +302,7 @@ def _run(
         return layer(x, weights, _keys(key, keys_per_layer)), None
 
     if config.remat != "none":
-        policy = jax.checkpoint_policies.checkpoint_dots if config.remat == "dots" else None
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        body = jax.checkpoint(body, prevent_cse=False)
     for stack, stack_key in zip(stacks, _keys(key, len(stacks)), strict=True):
         depth = len(jax.tree.leaves(stack)[0])
         x, _ = jax.lax.scan(body, x, (stack, None if key is None else jax.random.split(stack_key, depth)))
@@ -325,7 +322,8 @@ def _keys(key: PRNGKeyArray | None, count: int) -> Any:
 def _norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: T5Config) -> Float[Array, "B T D"]:
     """Root-mean-square norm, without mean and bias, in float32."""
     x32 = x.astype(jnp.float32)
-    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    # As a contraction, the square keeps x alone for the backward pass, and not 2 x beside it.
+    variance = jnp.einsum("btd,btd->bt", x32, x32)[..., None] / x.shape[-1]
     return (x32 * jax.lax.rsqrt(variance + config.norm_epsilon)).astype(x.dtype) * scale[None, None]
 
 
@@ -337,12 +335,39 @@ def _merge(x: Float[Array, "B T H K"], weights: Float[Array, "H K D"]) -> Float[
     return jnp.einsum("bthk,hkd->btd", x, weights)
 
 
+def _cross_attend(
+    q: Float[Array, "B T H K"],
+    encoded: Float[Array, "B S D"],
+    weights: Params,
+    bias: Float[Array, "B 1 1 S"],
+    config: T5Config,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "B T H K"]:
+    """Attention of the decoder over the encoder's output.
+
+    For targets shorter than a head is wide, as labels are, the keys' and values' projections are moved to the side of
+    the queries, (q W_k) x instead of q (x W_k): fewer operations, and no keys and values to be kept for each layer.
+    """
+    if q.shape[1] >= config.d_kv:
+        k, v = (_heads(encoded, weights[name]) for name in "kv")
+        return attend(q, k, v, bias, dropout_rate=config.dropout_rate, key=key)
+    q = jnp.einsum("bthk,dhk->bthd", q, weights["k"])
+    scores = jnp.einsum("bthd,bsd->bhts", q, encoded, preferred_element_type=jnp.float32)
+    mixed = weighted_sum(scores + bias, encoded, "bhts,bsd->bthd", dropout_rate=config.dropout_rate, key=key)
+    return jnp.einsum("bthd,dhk->bthk", mixed, weights["v"])
+
+
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any) -> Float[Array, "B T D"]:
     """The feed-forward sublayer, without its residual connection."""
     x = _norm(x, weights["norm"], config)
     activate = jax.nn.relu if config.activation == "relu" else jax.nn.gelu
-    up = jnp.einsum("btd,df->btf", x, weights["up"])
-    hidden = activate(jnp.einsum("btd,df->btf", x, weights["gate"])) * up if config.gated else activate(up)
+    hidden = jnp.einsum("btd,df->btf", x, weights["up"])
+    if config.gated:
+        gate = jnp.einsum("btd,df->btf", x, weights["gate"])
+        # Keeps the two products for the backward pass, and not what can be had from them again.
+        hidden = jax.checkpoint(lambda gate, up: activate(gate) * up)(gate, hidden)
+    else:
+        hidden = activate(hidden)
     hidden = dropout(hidden, config.dropout_rate, keys[0])
     return dropout(jnp.einsum("btf,fd->btd", hidden, weights["down"]), config.dropout_rate, keys[1])
 

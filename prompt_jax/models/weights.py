@@ -60,7 +60,7 @@ def shard_names(index: Path) -> list[str]:
     if not names:
         raise CheckpointError(f"{index} names no files")
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise CheckpointError(f"{index} names the file {name!r}, which is not a plain file name")
     return names
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.decoding import score
-from prompt_jax.models import t5
+from prompt_jax.models import attention, t5
 
 PROMPTS = ("prompt", "p_tuning", "prompt_one_submodule", "ensemble_0", "ensemble_1", "ensemble_2")
 OWN_MODELS = ("t5_v10", "t5_deep")
@@ -194,8 +194,7 @@ def test_stacks_may_be_split(model, reference):
     )
 
 
-@pytest.mark.parametrize("remat", ("full", "dots"))
-def test_rematerialisation_changes_memory_alone(model, reference, remat):
+def test_rematerialisation_changes_memory_alone(model, reference):
     prompt, batch, key = random_prompt(model, 5), forward_batch(reference), jax.random.key(0)
 
     def gradient(config):
@@ -205,7 +204,7 @@ def test_rematerialisation_changes_memory_alone(model, reference, remat):
         return jax.jit(jax.grad(loss)).lower(prompt).compile()
 
     plain = gradient(model.config)
-    recomputing = gradient(dataclasses.replace(model.config, remat=remat))
+    recomputing = gradient(dataclasses.replace(model.config, remat="full"))
     assert_close(recomputing(prompt).encoder_tokens.embeddings, plain(prompt).encoder_tokens.embeddings, 1e-4)
     assert recomputing.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
 
@@ -220,6 +219,27 @@ def test_dropout_needs_a_key(model, reference):
     assert np.abs(first - without).max() > 0.1 and np.abs(first - other).max() > 0.1
     still = dataclasses.replace(model.config, dropout_rate=0.0)
     assert_close(prompt_jax.forward(model.params, still, batch, key=jax.random.key(1)), without)
+
+
+def test_short_and_long_targets_agree(model, reference):
+    """Cross-attention is computed in another order for targets shorter than a head is wide (16)."""
+    batch, prompt = forward_batch(reference), random_prompt(model, 3)
+    long = np.concatenate([batch["decoder_inputs"], np.full((3, 14), 5, np.int32)], axis=1)
+    assert batch["decoder_inputs"].shape[1] < model.config.d_kv < long.shape[1]
+    expected = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": long}, prompt)[:, :6]
+    assert_close(prompt_jax.forward(model.params, model.config, batch, prompt), expected)
+
+
+def test_dropout_has_its_rate():
+    """Zeroed with the rate, scaled to the same mean, and differently for each key."""
+    ones = jnp.ones((1000, 301))
+    for rate in (0.1, 0.5):
+        dropped = np.asarray(attention.dropout(ones, rate, jax.random.key(0)))
+        assert (dropped == 0).mean() == pytest.approx(rate, abs=0.003)
+        np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - rate), rtol=1e-4)
+        other = np.asarray(attention.dropout(ones, rate, jax.random.key(1)))
+        assert ((dropped == 0) & (other == 0)).mean() == pytest.approx(rate**2, abs=0.003)
+    assert attention.dropout(ones, 0.1, None) is ones
 
 
 def test_bfloat16_is_near(fixtures, model, reference):
