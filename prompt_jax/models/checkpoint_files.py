@@ -95,8 +95,10 @@ def open_torch(file: Path) -> Iterator[Tensors]:
         mapped = zipfile.is_zipfile(file)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{file} is not a whole PyTorch file of tensors: {reason[0]}") from error
+        raise CheckpointError(
+            f"{file} is not a whole PyTorch file of tensors ({type(error).__name__}): it is damaged, or holds "
+            "objects of other kinds, which are not loaded"
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds a {type(state).__name__}, not a dict of tensors by name")
 

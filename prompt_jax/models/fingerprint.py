@@ -28,14 +28,14 @@ def positions(size: int) -> list[int]:
 
     Multiples of the golden ratio, modulo 1: spread evenly, and over all columns, which equal steps would not be.
     """
+    if size <= SAMPLED:
+        return list(range(size))
     golden = 0x9E3779B97F4A7C15  # 2**64 / 1.618..., rounded to odd
-    return [((index * golden & (2**64 - 1)) * size) >> 64 for index in range(min(SAMPLED, size))]
+    return [((index * golden & (2**64 - 1)) * size) >> 64 for index in range(SAMPLED)]
 
 
 def sample(tensor: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     """A tensor's shape and sampled elements, as little-endian float32."""
-    if tensor.size == 0:
-        return tensor.shape, b""
     places = np.unravel_index(positions(math.prod(tensor.shape)), tensor.shape)
     return tensor.shape, tensor[places].astype("<f4").tobytes()
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 from prompt_jax.models.checkpoint_files import CheckpointError
 
@@ -41,9 +41,10 @@ class Tokenizer:
         """The text's ids, without an end token."""
         return self._processor.EncodeAsIds(text)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of ids up to the first end token; padding gives nothing, ids beyond the pieces are unknown."""
-        known = [int(index) if index < self.vocab_size else self.unk_id for index in ids]
+        pieces, unknown = self.vocab_size, self.unk_id
+        known = [index if index < pieces else unknown for index in map(int, ids)]
         if self.eos_id in known:
             known = known[: known.index(self.eos_id)]
         return self._processor.DecodeIds(known)
@@ -140,7 +141,8 @@ def _normalizer_map(content: dict[str, Any]) -> bytes:
     raise ValueError("it has no Precompiled normalizer")
 
 
-def _from_unigram(vocab: list[tuple[str, float]], unk_id: int, normalizer_map: bytes, file: Path) -> Tokenizer:
+def _from_unigram(vocab: list[Any], unk_id: Any, normalizer_map: bytes, file: Path) -> Tokenizer:
+    """A tokenizer of (piece, score) pairs, as they come from a JSON file."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
     extra = [piece for piece, _ in vocab if re.fullmatch(r"▁?<extra_id_\d+>", piece)]

@@ -53,10 +53,11 @@ WRITERS = {
 
 
 def write_shards(folder: Path, file: str, tensors: Tensors, shards: int = 3) -> None:
-    """Weights in shards, in the order of their names, with their index."""
+    """Weights in shards, every third in one, with their index."""
     stem, suffix = file.split(".")
     weight_map = {}
-    for index, names in enumerate(np.array_split(sorted(tensors), shards)):
+    for index in range(shards):
+        names = sorted(tensors)[index::shards]
         shard = f"{stem}-{index + 1:05d}-of-{shards:05d}.{suffix}"
         weight_map |= dict.fromkeys(WRITERS[file](folder / shard, {name: tensors[name] for name in names}), shard)
     (folder / f"{file}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -90,3 +91,15 @@ def model_folder(tmp_path: Path, deep: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's folder, converted for this run of the tests; a skip without its package."""
+    for package in ("traceforge_title_model", "onnx"):
+        pytest.importorskip(package)
+    from prompt_jax.models.demo import demo_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMPT_JAX_CACHE", str(tmp_path_factory.mktemp("demo")))
+        return demo_folder()
