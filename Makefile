@@ -61,7 +61,7 @@ python:
 # The packages, anew whenever the lock changes.
 $(VENV)/.packages: requirements.lock
 	@$(MAKE) --no-print-directory python
-	@echo 'installing requirements.lock into $(VENV): about 3 GB, and some minutes the first time'
+	@echo 'installing requirements.lock into $(VENV): about 3.5 GB, and a minute or more'
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install -r requirements.lock
 	@touch $@
