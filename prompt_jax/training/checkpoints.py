@@ -26,8 +26,9 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder = folder
+    def __init__(self, folder: Path, keep: int, fingerprint: str):
+        """The latest `keep` checkpoints stay. `fingerprint` is the base's, recorded in each and compared."""
+        self.folder, self.fingerprint = folder, fingerprint
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
         )
@@ -45,6 +46,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             position=ocp.args.JsonSave(position),
             progress=ocp.args.JsonSave(progress),
+            base=ocp.args.JsonSave({"fingerprint": self.fingerprint}),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
@@ -54,7 +56,7 @@ class Checkpoints:
         One that cannot be read is reported and moved aside, in favour of the last whole one.
 
         Raises:
-          ResumeError: there are checkpoints, and none can be read.
+          ResumeError: there are checkpoints, and none can be read, or they are of another base.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, str] = {}
@@ -63,6 +65,7 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(template),
                 position=ocp.args.JsonRestore(),
                 progress=ocp.args.JsonRestore(),
+                base=ocp.args.JsonRestore(),
             )
             try:
                 restored = self._manager.restore(step, args=items)
@@ -76,6 +79,11 @@ class Checkpoints:
                     f"checkpoint {bad} is damaged; step {step} is used. Moved to {aside}: {reason}", stacklevel=2
                 )
             self._manager.reload()
+            if restored.base["fingerprint"] != self.fingerprint:
+                raise ResumeError(
+                    f"{self.folder} is of another base ({restored.base['fingerprint'][:19]}) than the one that was "
+                    f"loaded ({self.fingerprint[:19]}); choose another --name, or --overwrite the run"
+                )
             return Restored(restored.state, restored.position, restored.progress)
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())

@@ -62,7 +62,7 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
     _open_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
-            Checkpoints(experiment.folder / "checkpoints", experiment.train.keep_checkpoints)
+            Checkpoints(experiment.folder / "checkpoints", experiment.train.keep_checkpoints, setup.model.fingerprint)
         )
         state, best = setup.state, Best()
         restored = checkpoints.restore(state)

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from prompt_jax import config as configuration
 from prompt_jax.config import (
@@ -107,6 +109,17 @@ def test_checkpoints_never_hold_the_base(finished: Experiment, tiny):
     assert size < 0.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 
 
+def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tmp_path):
+    """The folder's weights change between two sittings."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    moved = changed(experiment, "model", name=str(folder))
+    train(changed(moved, "train", steps=2))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
+    with pytest.raises(RuntimeError, match="is of another base"):
+        train(moved)
+
+
 @pytest.mark.parametrize("step", (1, 2, 3, 4, 8))
 def test_a_resumed_run_is_bit_identical(experiment, finished, monkeypatch, step):
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -139,16 +152,23 @@ def test_more_steps_go_on(experiment, finished):
 
 @pytest.fixture
 def damage():
-    """orbax, when it gives up on a checkpoint, leaves a coroutine behind, which complains when it is collected."""
+    """orbax, when it gives up on a checkpoint, leaves coroutines behind, which complain when they are collected."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning")
+def leaves_coroutines(test):
+    """Ignores that, also where it comes before the test ends."""
+    for ignored in ("ignore:coroutine 'Store:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"):
+        test = pytest.mark.filterwarnings(ignored)(test)
+    return pytest.mark.usefixtures("damage")(test)
+
+
+@leaves_coroutines
 @pytest.mark.parametrize("kind", ("truncated", "missing"))
-def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind, damage):
+def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind):
     train(changed(experiment, "train", steps=8))
     newest = experiment.folder / "checkpoints" / "8"
     for file in sorted((newest / "state").rglob("*")):
@@ -160,8 +180,8 @@ def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind, damage):
     assert (experiment.folder / "checkpoints" / "damaged-8").is_dir()
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning")
-def test_no_whole_checkpoint_is_an_error(experiment, damage):
+@leaves_coroutines
+def test_no_whole_checkpoint_is_an_error(experiment):
     train(changed(experiment, "train", steps=2))
     for file in (experiment.folder / "checkpoints").rglob("*"):
         if file.is_file() and "state" in file.parts:
