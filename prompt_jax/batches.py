@@ -10,6 +10,7 @@ padded on the right with the pad id, and in evaluation `index` [B] int32. The fi
 true: attention over nothing would be NaN.
 """
 
+import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,15 @@ class TrainBatches(Iterator[Batch]):
     def batches_per_epoch(self) -> int:
         """How many batches an epoch has, always the same."""
         return len(self._bucket_of) // self._size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the examples and of what else decides the batches, but for the seed."""
+        digest = hashlib.sha256(repr((self._size, tuple(self._buckets), self._pad_id, self._start_id)).encode())
+        for rows in (self._examples.inputs, self._examples.targets):
+            digest.update(np.array([len(row) for row in rows], np.int64).tobytes())
+            digest.update(np.concatenate(rows).astype(np.int32).tobytes())
+        return f"sha256:{digest.hexdigest()}"
 
     @property
     def position(self) -> dict[str, int]:

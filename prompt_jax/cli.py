@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,8 @@ import tyro
 
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.errors import UserError
+from prompt_jax.errors import MissingPackage, UserError
+from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.examples import Examples
@@ -64,6 +66,12 @@ class Evaluate:
     """A .jsonl, .csv or .tsv file of your own, instead of a task; read with the prompt's template and labels."""
     target: str = "label"
     """The column of --data with the answers."""
+    template: str | None = None
+    """Input text of a row of --data, with its columns in braces; the prompt's own if left out."""
+    labels: tuple[str, ...] | None = None
+    """Possible answers of --data in the order of their numbers; the prompt's own if left out."""
+    metrics: tuple[str, ...] | None = None
+    """Names of metrics for --data; the prompt's own if left out."""
     split: str = "test"
     """The split of the task."""
     tasks: Path | None = None
@@ -73,7 +81,7 @@ class Evaluate:
     batch_size: int = 64
     """Examples a batch."""
     predictions: Path | None = None
-    """Write one JSON line an example to this file."""
+    """Write one JSON line an example to this file; for one prompt file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,10 @@ class Predict:
     """A prompt file."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Inputs; without any they come from --input. Where the template has several columns, JSON objects."""
+    template: str | None = None
+    """Input text with columns in braces; the prompt's own if left out."""
+    labels: tuple[str, ...] | None = None
+    """Possible answers, which --json scores; the prompt's own if left out."""
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     input: Path | None = None
     """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
@@ -137,18 +149,21 @@ def evaluate(args: Evaluate) -> int:
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz")
+    if args.predictions is not None and len(args.files) > 1:
+        raise UserError("--predictions is for one prompt file; evaluate them one after the other")
+    _check_positive(batch_size=args.batch_size, limit=args.limit)
     model: Model | None = None
     for path in args.files:
         prompt, metadata = read_prompt(path)
         if model is None or metadata.base is None or metadata.base.fingerprint != model.fingerprint:
             model = _load_base(path, metadata, args.base)
         _check_base(path, prompt, metadata, model, args.base)
-        examples = _examples(args, path, metadata, model)
+        examples, target_length = _examples(args, path, metadata, model)
         result = evaluation.evaluate(
             model,
             prompt,
             examples,
-            target_length=examples.format.target_length if examples.format else 16,
+            target_length=target_length,
             batch_size=args.batch_size,
         )
         cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
@@ -163,26 +178,30 @@ def evaluate(args: Evaluate) -> int:
 def predict(args: Predict) -> int:
     from prompt_jax import evaluation
     from prompt_jax.prompts.files import read_prompt
-    from prompt_jax.task_format import TaskFormat
 
+    _check_positive(batch_size=args.batch_size)
     prompt, metadata = read_prompt(args.file)
     model = _load_base(args.file, metadata, args.base)
     _check_base(args.file, prompt, metadata, model, args.base)
-    task_format = metadata.format or TaskFormat("{text}")
-    for rows in _chunks(_rows(args, task_format.columns), args.batch_size):
-        inputs = evaluation.tokenise(model, [task_format.render(row) for row in rows], task_format.input_length)
+    task_format = _format(metadata.format, args.template, args.labels, None)
+    cut = 0
+    for texts in _chunks(_texts(args, task_format), args.batch_size):
+        inputs, cut_here = evaluation.tokenise(model, texts, task_format.input_length)
+        cut += cut_here
         given = evaluation.answers(
             model, prompt, inputs, target_length=task_format.target_length, batch_size=args.batch_size
         )
         if not args.json:
             print("\n".join(answer.replace("\n", " ") for answer in given), flush=True)
             continue
-        scores: Iterable[Any] = [None] * len(rows)
+        scores: Iterable[Any] = [None] * len(texts)
         if task_format.labels:
             ranked = evaluation.label_scores(model, prompt, inputs, task_format.labels, batch_size=args.batch_size)
             scores = [dict(zip(task_format.labels, row, strict=True)) for row in ranked.round(5).tolist()]
-        for row, answer, row_scores in zip(rows, given, scores, strict=True):
-            print(json.dumps({"input": row, "prediction": answer, "label_scores": row_scores}), flush=True)
+        for text, answer, row_scores in zip(texts, given, scores, strict=True):
+            print(json.dumps({"input": text, "prediction": answer, "label_scores": row_scores}), flush=True)
+    if cut:
+        _say(f"{cut} inputs were cut to {task_format.input_length} tokens", 0)
     return 0
 
 
@@ -199,13 +218,14 @@ def inspect(args: Inspect) -> int:
     from prompt_jax.inspection import describe
     from prompt_jax.prompts.files import read_prompt
 
+    _check_positive(neighbours=args.neighbours)
     prompt, metadata = read_prompt(args.file)
     try:
         model: Model | None = _load_base(args.file, metadata, args.base)
     except UserError as error:
         if args.base.model is not None:
             raise
-        print(f"prompt-jax: {error}\n", file=sys.stderr)
+        _say(f"{error}\n", 0)
         model = None
     if model is not None:
         _check_base(args.file, prompt, metadata, model, args.base)
@@ -217,6 +237,11 @@ def inspect(args: Inspect) -> int:
 # What the verbs share
 
 
+# What a prompt file may name as its base, to be looked for on this machine: a name on the hub, and a commit.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
 def _load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
     """The base that the user names, or the one that the prompt file names if it is on this machine."""
     from prompt_jax.models.hub import load_model
@@ -225,11 +250,16 @@ def _load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
         return load_model(base.model, base.dtype, base.revision)
     if metadata.base is None:
         raise UserError(f"{path} does not say which base it was trained on; name it with --model")
-    name = metadata.base.name
-    if name != "demo" and (Path(name).is_absolute() or Path(name).exists()):
-        raise UserError(f"{path} was trained on the folder {name}; if you trust it, say --model {name}")
+    name, revision = metadata.base.name, metadata.base.revision
+    harmless = len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
+    if name != "demo" and (not harmless or Path(name).exists()):
+        raise UserError(
+            f"{path} was trained on {name}, which is no name on the hub; if you trust it, say --model {name}"
+        )
     try:
-        return load_model(name, base.dtype, metadata.base.revision, local_files_only=True)
+        return load_model(name, base.dtype, revision, local_files_only=True)
+    except MissingPackage:
+        raise
     except UserError as error:
         raise UserError(
             f"{path} was trained on {name}, which is not on this machine. To download it, say --model {name}"
@@ -244,15 +274,28 @@ def _check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model:
     check_base(path, prompt, metadata, model, allow_other_base=base.allow_other_base)
 
 
-def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Model") -> "Examples":
-    """The examples that the user names, or those of the task that the prompt was trained on."""
+def _format(
+    own: TaskFormat | None,
+    template: str | None,
+    labels: tuple[str, ...] | None,
+    metrics: tuple[str, ...] | None,
+) -> TaskFormat:
+    """The prompt's own task format, or one of a single column, with what the user says instead."""
+    base = own or TaskFormat("{text}")
+    given = {"template": template, "labels": labels, "metrics": metrics}
+    return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Model") -> tuple["Examples", int]:
+    """The examples that the user names, or those of the task that the prompt was trained on; the length of answers."""
     from prompt_jax import data
 
-    task_format = metadata.format
+    own = metadata.format
     if args.data is not None:
-        if task_format is None:
-            raise UserError(f"{path} has no template, which --data needs")
-        task: Any = data.file_task(args.data.name, {args.split: args.data}, task_format, target=args.target)
+        if own is None and args.template is None:
+            raise UserError(f"{path} has no template, which --data needs; give one with --template")
+        own = _format(own, args.template, args.labels, args.metrics)
+        task: Any = data.file_task(args.data.name, {args.split: args.data}, own, target=args.target)
     else:
         name = args.task or metadata.task
         if name is None:
@@ -263,36 +306,49 @@ def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Mo
                 f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"
             )
         task = data.find_task(name)
-    lengths = task_format or getattr(task, "task_format", None)
-    assert model.tokenizer is not None  # _check_base
-    return data.load_examples(
+        if args.task is None and not data.on_this_machine(task):
+            raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
+        theirs = getattr(task, "task_format", None)
+        if args.task is None and own is not None and theirs is not None and own.template != theirs.template:
+            warnings.warn(
+                f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
+                stacklevel=2,
+            )
+        own = theirs if args.task is not None else own or theirs
+    lengths = own or TaskFormat("{inputs}")
+    examples = data.load_examples(
         task,
         model.tokenizer,
         args.split,
-        input_length=lengths.input_length if lengths else 512,
-        target_length=lengths.target_length if lengths else 16,
+        input_length=lengths.input_length,
+        target_length=lengths.target_length,
         limit=args.limit,
     )
+    return examples, lengths.target_length
 
 
-def _rows(args: Predict, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows to answer, by column."""
+def _texts(args: Predict, task_format: TaskFormat) -> Iterator[str]:
+    """The input texts to answer."""
+    from prompt_jax.data_files import DataError, file_kind, read_rows, render
+
     if args.texts:
         lines: Iterable[str] = args.texts
-    elif args.input is not None and any(ending in args.input.suffixes for ending in (".jsonl", ".csv", ".tsv")):
-        from prompt_jax.data_files import read_rows
-
-        for _, row in read_rows(args.input):
-            yield row
-        return
     elif args.input is not None:
-        lines = args.input.read_text(encoding="utf-8").splitlines()
+        try:
+            file_kind(args.input)
+        except DataError:  # not one with columns
+            lines = args.input.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        else:
+            for number, row in read_rows(args.input):
+                yield render(row, task_format, f"{args.input}:{number}")
+            return
     else:
-        lines = (line.rstrip("\n") for line in sys.stdin)
+        lines = (line.removesuffix("\n") for line in sys.stdin)
 
+    columns = task_format.columns
     for number, line in enumerate(lines, 1):
         if len(columns) == 1:
-            yield {columns[0]: line}
+            yield task_format.render({columns[0]: line})
             continue
         wanted = f"a JSON object with {', '.join(columns)}"
         try:
@@ -301,7 +357,13 @@ def _rows(args: Predict, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             raise UserError(f"input {number}: expected {wanted}; {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"input {number}: expected {wanted}, not a JSON {type(row).__name__}")
-        yield row
+        yield render(row, task_format, f"input {number}")
+
+
+def _check_positive(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -342,8 +404,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[verb][1](args)
     except UserError as error:
         return _say(str(error), error.exit_status)
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except FileNotFoundError as error:
         return _say(f"no such file: {error.filename}", 1)
+    except OSError as error:
+        return _say(f"{error.filename or verb}: {error.strerror or error}", 1)
+    except UnicodeError as error:
+        return _say(f"{verb}: text that is not UTF-8: {error}", 1)
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last checkpoint", 130)
 
@@ -366,7 +435,7 @@ def _prepare_jax() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "prompt_jax" / "compilations"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, and looks for GPUs
-    warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {_harmless(str(message))}\n"
 
 
 def _usage() -> str:
@@ -381,8 +450,13 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _say(text: str, status: int) -> int:
-    print(f"prompt-jax: {text}", file=sys.stderr)
+    print(f"prompt-jax: {_harmless(text)}", file=sys.stderr)
     return status
+
+
+def _harmless(text: str) -> str:
+    """Text that may come from a stranger's file, with the characters escaped that a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 A file in `configs/` builds one `Experiment`, named `experiment`; the command line overrides any field of it.
 """
 
+import builtins
 import dataclasses
 import json
+import math
 import runpy
 import types
 import typing
@@ -169,18 +171,21 @@ def check(experiment: Experiment) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    train, prompt, data = experiment.train, experiment.prompt, experiment.data
+    train, prompt, data, optimizer = experiment.train, experiment.prompt, experiment.data, experiment.optimizer
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
     positive = {
         "prompt.length": prompt.length,
         "prompt.init_vocab": prompt.init_vocab,
-        "optimizer.learning_rate": experiment.optimizer.learning_rate,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.clip_norm": optimizer.clip_norm,
         "train.steps": train.steps,
         "train.batch_size": train.batch_size,
         "train.accumulate": train.accumulate,
         "train.eval_every": train.eval_every,
         "train.eval_batch_size": train.eval_batch_size,
+        "train.eval_examples": train.eval_examples,
+        "train.patience": train.patience,
         "train.checkpoint_every": train.checkpoint_every,
         "train.keep_checkpoints": train.keep_checkpoints,
         "train.log_every": train.log_every,
@@ -189,8 +194,25 @@ def check(experiment: Experiment) -> None:
         "data.buckets": data.buckets,
     }
     for field, value in positive.items():
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # said so that NaN fails
             raise ConfigError(f"{field} must be positive, not {value}")
+    not_negative = {
+        "train.seed": train.seed,
+        "train.z_loss": train.z_loss,
+        "optimizer.warmup_steps": optimizer.warmup_steps,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.decay_rate": optimizer.decay_rate,
+    }
+    for field, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{field} must not be negative, and is {value}")
+    for field, value in {"optimizer.beta1": optimizer.beta1, "optimizer.beta2": optimizer.beta2}.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{field} must be in [0, 1), not {value}")
+    if optimizer.decay_offset > 0:
+        raise ConfigError(f"optimizer.decay_offset must be zero or negative, not {optimizer.decay_offset}")
+    if not prompt.init_range[0] < prompt.init_range[1]:
+        raise ConfigError(f"prompt.init_range goes from the lower to the higher value, not {prompt.init_range}")
     if train.batch_size % train.accumulate:
         raise ConfigError(
             f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "
@@ -224,7 +246,7 @@ def load_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(built, Experiment):
         raise ConfigError(f"{path} must define `experiment`, an Experiment; it has {type(built).__name__}")
-    return built
+    return _build(Experiment, dataclasses.asdict(built), "")
 
 
 def to_json(experiment: Experiment) -> str:
@@ -239,9 +261,10 @@ def from_json(text: str) -> Experiment:
       ConfigError: no JSON, or an unknown field.
     """
     try:
-        return _build(Experiment, json.loads(text), "")
-    except (json.JSONDecodeError, TypeError) as error:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
         raise ConfigError(f"not a configuration: {error}") from error
+    return _build(Experiment, values, "")
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]:
@@ -267,10 +290,25 @@ def _build(cls: Any, values: Any, at: str) -> Any:
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:
-    """JSON has neither dataclasses, tuples nor paths: gives a value the type of its field."""
+    """A value with the type of its field. JSON has neither dataclasses, tuples nor paths; Python checks nothing."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{at}.")
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if Path in options and value is not None:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        arguments = typing.get_args(option)
+        match typing.get_origin(option) or option:
+            case types.NoneType if value is None:
+                return None
+            case typing.Literal if value in arguments:
+                return value
+            case _ if option is Path and isinstance(value, (str, Path)):
+                return Path(value)
+            case _ if option is float and type(value) in (int, float):
+                return float(value)
+            case _ if option in (str, int, bool) and type(value) is option:
+                return value
+            case builtins.tuple if isinstance(value, (list, tuple)):
+                kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+                if len(kinds) == len(value):
+                    return tuple(_value(kind, item, at) for kind, item in zip(kinds, value, strict=True))
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("pathlib.", "")
+    raise ConfigError(f"{at} must be {wanted}, not {value!r}")

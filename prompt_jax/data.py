@@ -169,6 +169,14 @@ def find_task(name: str) -> Any:
     raise DataError(f"no task is called {name!r}; {hint}")
 
 
+def on_this_machine(task: Any) -> bool:
+    """Whether a task can be loaded without a download: whether TFDS has prepared its data, if they are from there."""
+    seqio = _import_seqio()
+    if not isinstance(task, seqio.Task) or not isinstance(task.source, seqio.TfdsDataSource):
+        return True
+    return task.source.tfds_dataset.builder.data_path.exists()
+
+
 def load_examples(
     task: Any,
     tokenizer: Tokenizer,

@@ -72,9 +72,17 @@ def read_examples(path: Path, task_format: TaskFormat, target: str | None) -> It
     """
     for line, row in read_rows(path):
         where = f"{path}:{line}"
-        cells = {column: _text(row, column, where) for column in task_format.columns}
         answer = UNLABELLED if target is None else _answer(row, target, task_format.labels, where)
-        yield task_format.render(cells), answer
+        yield render(row, task_format, where), answer
+
+
+def render(row: Mapping[str, Any], task_format: TaskFormat, where: str) -> str:
+    """The input text of a row; `where` it is from is named in errors.
+
+    Raises:
+      DataError: a column of the template is missing, or its value is no text.
+    """
+    return task_format.render({column: _text(row, column, where) for column in task_format.columns})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,10 +89,12 @@ def label_scores(
     return np.stack(_each(model, inputs, batch_size, run))
 
 
-def tokenise(model: Model, texts: Sequence[str], length: int) -> list[np.ndarray]:
-    """Token ids of texts with the end token, cut to `length` as training inputs are."""
+def tokenise(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
+    """Token ids of texts with the end token, cut to `length` as training inputs are; and how many were cut."""
     tokenizer = _tokenizer(model)
-    return [np.array([*tokenizer.encode(text)[: length - 1], tokenizer.eos_id], np.int32) for text in texts]
+    whole = [tokenizer.encode(text) for text in texts]
+    rows = [np.array([*ids[: length - 1], tokenizer.eos_id], np.int32) for ids in whole]
+    return rows, sum(len(ids) >= length for ids in whole)
 
 
 def _tokenizer(model: Model) -> Tokenizer:
@@ -122,6 +124,7 @@ def _each(
 ) -> list[np.ndarray]:
     """Runs all inputs in batches of like lengths; gives the result rows in the inputs' order."""
     lengths = [len(ids) for ids in inputs]
+    batch_size = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # one text does not cost what 64 do
     buckets = length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8)
     results: list[Any] = [None] * len(inputs)
     pending: tuple[np.ndarray, Any] | None = None

@@ -16,6 +16,8 @@ _FIELD = re.compile(r"\{(\w*)\}")
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
 METRIC_NAMES = ("accuracy", "f1", "mean_class_f1", "exact_match")
 
+MAX_LENGTH = 1 << 16  # tokens
+
 # The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
 UNLABELLED = "<unk>"
 
@@ -57,10 +59,13 @@ class TaskFormat:
                 raise FormatError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
         if not self.metrics:
             raise FormatError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
-        if self.input_length < 1 or self.target_length < 1:
-            raise FormatError(
-                f"input_length and target_length must be positive, not {self.input_length}, {self.target_length}"
-            )
+        if "f1" in self.metrics and len(self.labels) != 2:
+            raise FormatError(f"the metric f1 needs two labels, the second the positive one, not {list(self.labels)}")
+        if "mean_class_f1" in self.metrics and not self.labels:
+            raise FormatError("the metric mean_class_f1 needs labels")
+        for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
+            if not 1 <= length <= MAX_LENGTH:  # a stranger's file must not say how much memory is taken
+                raise FormatError(f"{name} must be from 1 to {MAX_LENGTH}, not {length}")
 
     @property
     def columns(self) -> tuple[str, ...]:

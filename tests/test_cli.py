@@ -106,7 +106,7 @@ def test_predict_from_arguments_file_and_standard_input(prompt_file, tiny_folder
     status, out, _ = run(capsys, *base, "--input", tmp_path / "in.jsonl", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["prediction"] for row in rows] == from_arguments.splitlines()
-    assert [row["input"] for row in rows] == [{"text": text} for text in texts]
+    assert [row["input"] for row in rows] == texts
     assert all(score < 0 for row in rows for score in row["label_scores"].values())
 
 
@@ -165,6 +165,12 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
         (("evaluate", prompt_file, *named, "--task", "sentiment"), "no task is called 'sentiment'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
+        (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
+        (("evaluate", prompt_file, other, "--predictions", "x.jsonl"), "--predictions is for one prompt file"),
+        (("predict", tmp_path, "x"), "Is a directory"),
+        (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),
+        (("train", config, "--optimizer.clip-norm", "-1"), "optimizer.clip_norm must be positive"),
+        (("train", config, "--train.patience", "0"), "train.patience must be positive"),
         (("export", prompt_file, tmp_path / "x.bin"), "name it .npz or .npy"),
         (("train", config, "--data.template", "{film}"), "film"),
         (("train", config, "--data.template", "{a.b}"), "has a brace that is not part of a {column}"),
@@ -177,12 +183,39 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     assert run(capsys, "predict", other, "x", *named, "--allow-other-base")[0] == 0
 
 
-def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch):
-    """Its base is a folder: without --model it is named, and not opened."""
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("FOLDER", None),
+        ("~/secret", None),
+        ("../secret", None),
+        ("a/b/c", None),
+        ("x" * 300, None),
+        ("google/t5", "/etc/passwd"),
+        ("google/t5", "main"),
+        ("x\x1b]0;pwn\x07/y", None),
+    ],
+)
+def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
+    """Its base may be a folder, or pretend to be on the hub: without --model it is named, and not opened."""
     from prompt_jax.models import hub
 
     monkeypatch.setattr(hub, "load_model", lambda *args, **options: pytest.fail(f"loaded {args}"))
-    assert run(capsys, "predict", prompt_file, "x")[0] == 1
+    base = Base(name.replace("FOLDER", str(tiny_folder)), revision, "sha256:1")
+    save_prompt(prompt_file, load_prompt(prompt_file), PromptMetadata(base=base))
+    status, _, err = run(capsys, "predict", prompt_file, "x")
+    assert status == 1 and "if you trust it, say --model" in err and "\x1b" not in err
+
+
+def test_a_foreign_prompt_is_scored_on_a_users_file(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    """A .npy says nothing of base or task: the command line does."""
+    assert run(capsys, "export", prompt_file, tmp_path / "p.npy")[0] == 0
+    argv = ("evaluate", tmp_path / "p.npy", "--model", tiny_folder, "--data", sentiment_files["test"])
+    with pytest.warns(UserWarning, match="does not say which base"):
+        assert "give one with --template" in run(capsys, *argv)[2]
+    with pytest.warns(UserWarning, match="does not say which base"):
+        status, out, err = run(capsys, *argv, "--template", "{text}", "--labels", "negative", "positive")
+    assert status == 0 and "rank/accuracy" in out, err
 
 
 def test_inspect_without_the_base(prompt_file, capsys):
@@ -205,6 +238,7 @@ def test_templates_of_several_columns_take_json(tiny, tiny_folder, tmp_path, cap
         ("film", "expected a JSON object with x, y"),
         ('{"x": 1}', "no column 'y'"),
         ("[1]", "JSON list"),
+        ('{"x": null, "y": 1}', "column 'x' holds null; expected text"),
     ):
         status, _, err = run(capsys, *argv[:2], text, *argv[2:])
         assert status == 1 and message in err, err

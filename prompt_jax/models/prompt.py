@@ -13,9 +13,8 @@ class VirtualTokens:
 
     Attributes:
       embeddings: [P, D], in the model's embedding space.
-      mask: [P] bool, or None when every slot is used. A masked slot takes no position and no attention. Unused
-        slots lie on the far side of the text (first for placement "before", last for "after"), so that used slots
-        have the same positions relative to the text whatever P is.
+      mask: [P] bool, or None when every slot is used. An unused slot takes no position and no attention, so a
+        prompt with some is the shorter prompt without them.
       placement: before the input's first real token, or after its last.
     """
 

@@ -159,8 +159,9 @@ def encode(
     if tokens is not None:
         virtual = jnp.broadcast_to(tokens.embeddings.astype(x.dtype)[None], (len(x), *tokens.embeddings.shape))
         used = jnp.ones(virtual.shape[:2], bool)
-        if tokens.mask is not None:
-            used = jnp.broadcast_to(tokens.mask[None], used.shape)
+        if tokens.mask is not None:  # unused slots go to the far side, and take no position between used ones
+            slots = jnp.argsort(~tokens.mask if after else tokens.mask, stable=True)
+            virtual, used = virtual[:, slots], jnp.broadcast_to(tokens.mask[slots][None], used.shape)
         x = jnp.concatenate([x, virtual] if after else [virtual, x], axis=1)
         mask = jnp.concatenate([mask, used] if after else [used, mask], axis=1)
 

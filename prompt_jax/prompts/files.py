@@ -15,7 +15,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, VirtualTokens
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.whole_file import write_whole
 
 FORMAT_VERSION = 1
 _MEMBERS = {"encoder_tokens", "encoder_tokens/mask", "metadata"}
@@ -94,18 +94,22 @@ def save_prompt(
     embeddings = np.asarray(tokens.embeddings, np.float32)
     _check_values(path, "encoder_tokens", embeddings)
     mask = None if tokens.mask is None else np.asarray(tokens.mask, bool)
+    if mask is not None and not mask.any():
+        raise PromptFormatError(f"{path}: none of the prompt's {len(mask)} slots is used")
 
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
     if format == "npy":
-        if mask is not None and not mask.all():
+        if mask is not None:
             embeddings = embeddings[mask]
-        _write(path, lambda file: np.save(file, embeddings))
+        if tokens.placement != "before":
+            warnings.warn(f"{path}: a .npy does not say that the tokens go {tokens.placement} the input", stacklevel=2)
+        write_whole(path, lambda file: np.save(file, embeddings))
     elif format == "npz":
         metadata = dataclasses.replace(metadata or PromptMetadata(), placement=tokens.placement)
         arrays = {"encoder_tokens": embeddings, "metadata": np.array(_dump(metadata))}
         if mask is not None:
             arrays["encoder_tokens/mask"] = mask
-        _write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
+        write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
     else:
         raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
 
@@ -205,6 +209,8 @@ def _read_npz(path: Path, file: io.BufferedIOBase) -> tuple[Prompt, PromptMetada
         raise PromptFormatError(
             f"{path}: encoder_tokens/mask is {mask.dtype} {mask.shape}, not bool {embeddings.shape[:1]}"
         )
+    if mask is not None and not mask.any():
+        raise PromptFormatError(f"{path}: none of the prompt's {len(mask)} slots is used")
     return Prompt(VirtualTokens(embeddings, mask, metadata.placement)), metadata
 
 
@@ -248,17 +254,6 @@ def _check_values(path: Path, name: str, array: np.ndarray) -> None:
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise PromptFormatError(f"{path}: {name} has {count} values that are not finite")
-
-
-def _write(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -344,7 +339,14 @@ def _checked(cls: type, values: Any, at: str) -> dict[str, Any]:
             if not all(isinstance(item, str) for item in value):
                 raise ValueError(f"{at}.{name} has an entry that is no text")
             value = tuple(value)
-        elif isinstance(value, dict) and not all(type(item) in (int, float) for item in value.values()):
+        elif isinstance(value, dict) and not all(map(_is_number, value.values())):
             raise ValueError(f"{at}.{name} has an entry that is no number")
         checked[name] = value
     return checked
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(float(value))
+    except OverflowError:  # JSON's integers have no limit
+        return False

@@ -63,7 +63,10 @@ def _pieces(model: Model, text: str) -> list[int]:
 def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
     assert config.init_file is not None  # config.check
     tokens = files.load_prompt(config.init_file, model).encoder_tokens
-    if tokens is None or tokens.embeddings.shape[0] != config.length:
-        have = "no virtual tokens" if tokens is None else f"{tokens.embeddings.shape[0]} virtual tokens"
-        raise ConfigError(f"{config.init_file} has {have}, and prompt.length is {config.length}")
-    return jnp.asarray(tokens.embeddings)
+    assert tokens is not None  # a file has them
+    embeddings = tokens.embeddings if tokens.mask is None else tokens.embeddings[tokens.mask]
+    if len(embeddings) != config.length:
+        raise ConfigError(
+            f"{config.init_file} has {len(embeddings)} virtual tokens, and prompt.length is {config.length}"
+        )
+    return jnp.asarray(embeddings)

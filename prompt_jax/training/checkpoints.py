@@ -1,6 +1,7 @@
 """Checkpoints of what is trained: parameters, optimizer state, data position and progress; never the base."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +27,13 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
-    def __init__(self, folder: Path, keep: int, fingerprint: str):
-        """The latest `keep` checkpoints stay. `fingerprint` is the base's, recorded in each and compared."""
-        self.folder, self.fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, keep: int, identity: Mapping[str, str]):
+        """The latest `keep` checkpoints stay.
+
+        `identity` says what the run stands on, by name: fingerprints of the base and of the training data. It is
+        recorded in each checkpoint, and compared before one is used.
+        """
+        self.folder, self.identity = folder, dict(identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
         )
@@ -40,15 +45,15 @@ class Checkpoints:
     def __exit__(self, *_: Any) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, position: dict[str, Any], progress: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, position: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             position=ocp.args.JsonSave(position),
             progress=ocp.args.JsonSave(progress),
-            base=ocp.args.JsonSave({"fingerprint": self.fingerprint}),
+            identity=ocp.args.JsonSave(self.identity),
         )
-        self._manager.save(int(state.step), args=items, force=True)
+        self._manager.save(step, args=items, force=True)
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
@@ -56,7 +61,7 @@ class Checkpoints:
         One that cannot be read is reported and moved aside, in favour of the last whole one.
 
         Raises:
-          ResumeError: there are checkpoints, and none can be read, or they are of another base.
+          ResumeError: there are checkpoints, and none can be read, or they are of another base or data.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, str] = {}
@@ -65,7 +70,7 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(template),
                 position=ocp.args.JsonRestore(),
                 progress=ocp.args.JsonRestore(),
-                base=ocp.args.JsonRestore(),
+                identity=ocp.args.JsonRestore(),
             )
             try:
                 restored = self._manager.restore(step, args=items)
@@ -73,17 +78,19 @@ class Checkpoints:
                 damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
             for bad, reason in damaged.items():
-                aside = self.folder / f"damaged-{bad}"
+                earlier = len(list(self.folder.glob(f"damaged-{bad}*")))
+                aside = self.folder / f"damaged-{bad}{f'.{earlier}' if earlier else ''}"
                 (self.folder / str(bad)).rename(aside)
                 warnings.warn(
                     f"checkpoint {bad} is damaged; step {step} is used. Moved to {aside}: {reason}", stacklevel=2
                 )
             self._manager.reload()
-            if restored.base["fingerprint"] != self.fingerprint:
-                raise ResumeError(
-                    f"{self.folder} is of another base ({restored.base['fingerprint'][:19]}) than the one that was "
-                    f"loaded ({self.fingerprint[:19]}); choose another --name, or --overwrite the run"
-                )
+            for name, found in self.identity.items():
+                if restored.identity.get(name) != found:
+                    raise ResumeError(
+                        f"the {name} is not what the run in {self.folder.parent} was begun with; "
+                        "choose another --name, or --overwrite the run"
+                    )
             return Restored(restored.state, restored.position, restored.progress)
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())

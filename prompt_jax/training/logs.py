@@ -3,12 +3,19 @@
 import json
 import sys
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.summary import Writer
 from tqdm import tqdm
+
+from prompt_jax.whole_file import write_text
+
+# TensorBoard takes TensorFlow for its files if that is installed, which is some seconds and 500 MB; this module, which
+# it looks for first, tells it to use its own code.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+from tensorboard.summary import Writer  # noqa: E402
 
 
 class Log:
@@ -20,7 +27,7 @@ class Log:
     def __init__(self, folder: Path, resume_step: int):
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         self._writer = Writer(str(folder / "tensorboard"))
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.logs import Log, Progress
 from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
+from prompt_jax.whole_file import write_text
 
 
 class Diverged(UserError, RuntimeError):
@@ -62,19 +64,24 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
     _open_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
-            Checkpoints(experiment.folder / "checkpoints", experiment.train.keep_checkpoints, setup.model.fingerprint)
+            Checkpoints(
+                experiment.folder / "checkpoints",
+                experiment.train.keep_checkpoints,
+                {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint},
+            )
         )
         state, best = setup.state, Best()
         restored = checkpoints.restore(state)
         if restored is not None:
             state, best = restored.state, Best(**restored.progress)
             setup.batches.seek(restored.position)
+        write_text(experiment.folder / "config.json", configuration.to_json(experiment))
         start = int(state.step)
         log = stack.enter_context(Log(experiment.folder, start if restored else -1))
         progress = stack.enter_context(Progress(experiment.train.steps, start, experiment.train.log_every))
         progress.say(_describe(experiment, setup, start))
         if start < experiment.train.steps and not best.stops(experiment.train.patience):
-            _fit(experiment, setup, state, best, checkpoints, log, progress)
+            _fit(experiment, setup, state, start, best, checkpoints, log, progress)
     return setup
 
 
@@ -82,14 +89,14 @@ def _fit(
     experiment: Experiment,
     setup: Setup,
     state: TrainState,
+    start: int,
     best: Best,
     checkpoints: Checkpoints,
     log: Log,
     progress: Progress,
 ) -> None:
-    """Steps from where `state` is to the end, evaluating and saving on the way."""
-    options = experiment.train
-    start, since = int(state.step), time.monotonic()
+    """Steps from `start`, where `state` is, to the end, evaluating and saving on the way."""
+    options, since = experiment.train, time.monotonic()
     if start == 0:
         _evaluate(experiment, setup, state, 0, best, log, progress)
 
@@ -126,7 +133,7 @@ def _fit(
             stopping = best.stops(options.patience)
             if saving or stopping:
                 assert position is not None  # TrainBatches has one
-                checkpoints.save(state, position, dataclasses.asdict(best))
+                checkpoints.save(step, state, position, dataclasses.asdict(best))
                 scores = {best.metric: best.score} if best.step == step else {}
                 save_prompt(
                     experiment.folder / "last.npz", setup.prompt(state), metadata(experiment, setup, step, scores)
@@ -145,16 +152,16 @@ def _evaluate(
         setup.model,
         prompt,
         setup.examples["validation"],
-        target_length=setup.target_length,
+        target_length=setup.task_format.target_length,
         batch_size=experiment.train.eval_batch_size,
         rank=False,
     )
     log.write(step, {f"validation/{name}": value for name, value in result.scores.items()} | {"seconds": best.seconds})
     best.metric, score = next(iter(result.scores.items()))
     progress.score(best.metric, score)
-    best.evaluations_since += 1
-    if score > best.score:
-        best.score, best.step, best.evaluations_since = score, step, 0
+    best.evaluations_since = 0 if score > best.score else best.evaluations_since + 1
+    if score >= best.score:  # of equals the one that was trained longer
+        best.score, best.step = score, step
         save_prompt(experiment.folder / "best.npz", prompt, metadata(experiment, setup, step, result.scores))
     progress.say(f"step {step}  validation {best.metric} {score:.4f}  (best {best.score:.4f} at step {best.step})")
 
@@ -163,10 +170,14 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
     """Refuses to go on with a run of another configuration, or to delete what is no run."""
     folder, written = experiment.folder, experiment.folder / "config.json"
     if not written.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
         return
-    before, now = json.loads(written.read_text()), json.loads(configuration.to_json(experiment))
+    try:
+        begun = configuration.from_json(written.read_text())
+    except ConfigError as error:
+        raise ConfigError(f"{written} is not the record of a run ({error}); choose another --name") from error
+    before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
     may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
     changed = [name for name in configuration.differences(before, now) if name not in may_change]
     if changed and not overwrite:
@@ -177,11 +188,14 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 def _open_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Makes the run's folder, with the resolved configuration in it."""
-    if overwrite and experiment.folder.exists():
-        shutil.rmtree(experiment.folder)
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    (experiment.folder / "config.json").write_text(configuration.to_json(experiment))
+    """Makes the run's folder, anew if the one that is there is to go."""
+    folder = experiment.folder
+    if overwrite and folder.exists():
+        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
+        folder.rename(doomed)  # so that a crash leaves no folder of this name that is half a run
+        shutil.rmtree(doomed)
+    if not (folder / "config.json").exists():
+        write_text(folder / "config.json", configuration.to_json(experiment))
 
 
 # What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.

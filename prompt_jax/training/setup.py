@@ -28,7 +28,7 @@ class Setup:
 
     model: Model
     examples: Mapping[str, Examples]  # by split
-    target_length: int
+    task_format: TaskFormat  # with the lengths that are used
     batches: TrainBatches
     state: TrainState
     frozen: Any  # the variables that are not trained, None in place of the others
@@ -55,7 +55,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         raise ConfigError(
             f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json), which training needs"
         )
-    examples, target_length = load_splits(experiment.data, model, options.eval_examples, tasks)
+    examples, task_format = load_splits(experiment.data, model, options.eval_examples, tasks)
     training = examples["train"]
 
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
@@ -76,7 +76,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     return Setup(
         model=model,
         examples=examples,
-        target_length=target_length,
+        task_format=task_format,
         batches=TrainBatches(training, options.batch_size, options.seed, buckets, config.pad_id, config.start_id),
         state=TrainState.create(trainable, optimizer),
         frozen={"base": model.params, "prompt": None},
@@ -88,8 +88,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
 
 def load_splits(
     config: DataConfig, model: Model, eval_examples: int | None, tasks: Path | None
-) -> tuple[dict[str, Examples], int]:
-    """The splits "train" and "validation", "test" where there is a labelled one, and the length of an answer."""
+) -> tuple[dict[str, Examples], TaskFormat]:
+    """The splits "train" and "validation", "test" where there is a labelled one, and the format of the task."""
     if config.task is not None:
         data.discover_tasks(tasks)
         task = data.find_task(config.task)
@@ -101,9 +101,12 @@ def load_splits(
         named = {split: path for split, path in files.items() if path is not None}
         task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
 
-    default = task_format or TaskFormat("{inputs}")
-    input_length = config.input_length or default.input_length
-    target_length = config.target_length or default.target_length
+    task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
+    task_format = dataclasses.replace(
+        task_format,
+        input_length=config.input_length or task_format.input_length,
+        target_length=config.target_length or task_format.target_length,
+    )
     assert model.tokenizer is not None  # prepare
     splits = {}
     for split in ("train", "validation", "test"):
@@ -111,17 +114,19 @@ def load_splits(
             continue
         limit = eval_examples if split == "validation" else None
         loaded = data.load_examples(
-            task, model.tokenizer, split, input_length=input_length, target_length=target_length, limit=limit
+            task,
+            model.tokenizer,
+            split,
+            input_length=task_format.input_length,
+            target_length=task_format.target_length,
+            limit=limit,
         )
         if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
             continue
         if loaded.unlabelled:
             raise DataError(f"{loaded.name}, {split}: {loaded.unlabelled} of {len(loaded)} examples have no label")
-        if loaded.format is not None:
-            lengths = dataclasses.replace(loaded.format, input_length=input_length, target_length=target_length)
-            loaded = dataclasses.replace(loaded, format=lengths)
         splits[split] = loaded
-    return splits, target_length
+    return splits, task_format
 
 
 def metadata(experiment: Experiment, setup: Setup, step: int, scores: Mapping[str, float]) -> PromptMetadata:
@@ -133,7 +138,7 @@ def metadata(experiment: Experiment, setup: Setup, step: int, scores: Mapping[st
         initialization=experiment.prompt.init,
         placement=experiment.prompt.placement,
         task=training.name,
-        format=training.format,
+        format=setup.task_format,
         step=step,
         scores=dict(scores),
     )

@@ -13,6 +13,7 @@ from prompt_jax.prompts.files import read_prompt
 from prompt_jax.report import write_report
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.setup import Setup
+from prompt_jax.whole_file import write_text
 
 PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -61,7 +62,7 @@ def summarise(experiment: Experiment, setup: Setup) -> dict[str, Any]:
         "test": None if after is None or before is None else {"before": before.scores, "after": after.scores},
         "versions": {package: _version(package) for package in PACKAGES},
     }
-    (experiment.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(experiment.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -70,7 +71,7 @@ def _score(experiment: Experiment, setup: Setup, test: Any, prompt: Any) -> Eval
         setup.model,
         prompt,
         test,
-        target_length=setup.target_length,
+        target_length=setup.task_format.target_length,
         batch_size=experiment.train.eval_batch_size,
     )
 

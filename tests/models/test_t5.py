@@ -173,6 +173,17 @@ def test_masked_slots_are_not_there(model, reference, placement):
     assert_close(prompt_jax.forward(model.params, model.config, batch, Prompt(padded)), expected)
 
 
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_unused_slots_between_used_ones_take_no_position(model, reference, placement):
+    whole = random_prompt(model, 5, placement=placement).encoder_tokens
+    mask = np.array([True, False, True, False, True])
+    batch = forward_batch(reference)
+    short = VirtualTokens(whole.embeddings[mask], placement=placement)
+    expected = prompt_jax.forward(model.params, model.config, batch, Prompt(short))
+    gaps = Prompt(VirtualTokens(whole.embeddings, mask, placement))
+    assert_close(prompt_jax.forward(model.params, model.config, batch, gaps), expected)
+
+
 def test_a_row_of_padding_is_finite(model, reference):
     batch = forward_batch(reference)
     batch["inputs_mask"][0] = False

@@ -173,6 +173,19 @@ BROKEN = {
     "long": ({"encoder_tokens": header((2, 3)) + bytes(28)}, "28 bytes of data"),
     "no array": ({"encoder_tokens": b"hello, this is no array"}, "damaged"),
     "mask": ({"encoder_tokens": GOOD, "encoder_tokens/mask": np.ones(3, bool)}, r"mask is bool \(3,\)"),
+    "unused": (
+        {"encoder_tokens": GOOD, "encoder_tokens/mask": np.zeros(2, bool)},
+        "none of the prompt's 2 slots is used",
+    ),
+    "endless": (
+        {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a}", "target_length": 2_000_000_000})},
+        "target_length must be from 1 to 65536",
+    ),
+    "large score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": 10**400})}, "no number"),
+    "infinite score": (
+        {"encoder_tokens": GOOD, "metadata": np.array('{"format_version": 1, "scores": {"a": 1e999}}')},
+        "no number",
+    ),
     "no text": ({"encoder_tokens": GOOD, "metadata": GOOD}, "metadata is float32"),
     "no json": ({"encoder_tokens": GOOD, "metadata": np.array("{")}, "metadata is no JSON"),
     "deep json": ({"encoder_tokens": GOOD, "metadata": np.array("[" * 100_000)}, "metadata is no JSON"),

@@ -116,8 +116,16 @@ def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tm
     train(changed(moved, "train", steps=2))
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
-    with pytest.raises(RuntimeError, match="is of another base"):
+    with pytest.raises(RuntimeError, match="the base is not what the run in"):
         train(moved)
+
+
+def test_other_data_under_the_same_name_are_noticed(experiment, sentiment_files):
+    train(changed(experiment, "train", steps=2))
+    lines = sentiment_files["train"].read_text().splitlines()
+    sentiment_files["train"].write_text("\n".join(reversed(lines)))
+    with pytest.raises(RuntimeError, match="the training data is not what the run in"):
+        train(experiment)
 
 
 @pytest.mark.parametrize("step", (1, 2, 3, 4, 8))
@@ -227,6 +235,11 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment):
     (experiment.folder / "thesis.tex").write_text("all of it")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="holds no run"):
+            train(experiment, overwrite=overwrite)
+    assert (experiment.folder / "thesis.tex").exists()
+    (experiment.folder / "config.json").write_text('{"model_type": "t5"}')
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="is not the record of a run"):
             train(experiment, overwrite=overwrite)
     assert (experiment.folder / "thesis.tex").exists()
 
