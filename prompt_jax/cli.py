@@ -282,7 +282,7 @@ def _format(
 ) -> TaskFormat:
     """The prompt's own task format, or one of a single column, with what the user says instead."""
     base = own or TaskFormat("{text}")
-    given = {"template": template, "labels": labels, "metrics": metrics}
+    given: dict[str, Any] = {"template": template, "labels": labels, "metrics": metrics}
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -316,6 +316,7 @@ def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Mo
             )
         own = theirs if args.task is not None else own or theirs
     lengths = own or TaskFormat("{inputs}")
+    assert model.tokenizer is not None  # _check_base
     examples = data.load_examples(
         task,
         model.tokenizer,
