@@ -56,7 +56,7 @@ class DataConfig:
     """Longest input in tokens, end token included; what is cut is counted and reported. None is the task's own."""
     target_length: int | None = None
     """Longest target in tokens, end token included; also the longest generated answer. None is the task's own."""
-    buckets: int = 4
+    buckets: int = 6
     """Number of input lengths that batches are padded to, chosen for the least padding: one compilation each."""
 
 

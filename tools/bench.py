@@ -233,6 +233,7 @@ def reviews_ours() -> tuple[Any, Any, Iterator[dict[str, Any]], dict[str, Any]]:
     import numpy as np
 
     from prompt_jax.batches import TrainBatches, length_buckets
+    from prompt_jax.config import DataConfig
     from prompt_jax.models.hub import load_model
 
     model = load_model("demo")
@@ -244,7 +245,7 @@ def reviews_ours() -> tuple[Any, Any, Iterator[dict[str, Any]], dict[str, Any]]:
     )
     seconds = time.perf_counter() - start
     lengths = [len(row) for row in inputs]
-    buckets = length_buckets(lengths, 4, max(lengths))
+    buckets = length_buckets(lengths, DataConfig.buckets, max(lengths))
     examples = types.SimpleNamespace(inputs=inputs, targets=targets)
     batches = TrainBatches(examples, BATCH["reviews"], 0, buckets, model.config.pad_id, model.config.start_id)
     share = seconds / len(texts) * BATCH["reviews"]
