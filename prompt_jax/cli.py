@@ -415,7 +415,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnicodeError as error:
         return _say(f"{verb}: text that is not UTF-8: {error}", 1)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from the last checkpoint", 130)
+        return _say(
+            "interrupted" + ("; the same command goes on from the last checkpoint" if verb == "train" else ""), 130
+        )
 
 
 def _parse(verb: str, rest: list[str]) -> Any:

@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_forty_steps_learn_movie_reviews(tmp_path):
-    """From no right answer to well above chance, on reviews that were not trained on; processors differ in how far."""
+def test_eighty_steps_learn_movie_reviews(tmp_path):
+    """From no right answer to four of five, on reviews that were not trained on."""
     demo = configuration.load_experiment(ROOT / "configs" / "demo.py")
-    short = dataclasses.replace(demo.train, steps=40, eval_every=40, checkpoint_every=40, eval_examples=200)
+    short = dataclasses.replace(demo.train, steps=80, eval_every=80, checkpoint_every=80, eval_examples=200)
     setup = train(dataclasses.replace(demo, runs=tmp_path, train=short), tasks=ROOT / "tasks")
     lines = read_log(tmp_path / "demo")
     scores = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
-    assert scores[0] < 0.1 and scores[40] > 0.65, scores
+    assert scores[0] < 0.1 and scores[80] > 0.8, scores
     _, metadata = read_prompt(tmp_path / "demo" / "best.npz")
-    assert metadata.base.fingerprint == setup.model.fingerprint and metadata.step == 40
+    assert metadata.base.fingerprint == setup.model.fingerprint and metadata.step == 80
