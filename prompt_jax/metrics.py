@@ -79,20 +79,8 @@ def metric_fns(task_format: TaskFormat) -> list[MetricFn]:
         "f1": functools.partial(f1, labels=labels),
         "mean_class_f1": functools.partial(mean_class_f1, labels=labels),
     }
-    if "f1" in task_format.metrics and len(labels) != 2:
-        raise ValueError(f"the metric f1 needs two labels, the task has {list(labels)}")
-    if "mean_class_f1" in task_format.metrics and not labels:
-        raise ValueError("the metric mean_class_f1 needs labels, the task has none")
     chosen = [functions[name] for name in task_format.metrics]
     return [*chosen, functools.partial(invalid, labels=labels)] if labels else chosen
-
-
-def compute(task_format: TaskFormat, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """All metrics of a task, by name; the first one decides which prompt is the best."""
-    result: dict[str, float] = {}
-    for function in metric_fns(task_format):
-        result |= function(targets, predictions)
-    return result
 
 
 def normalise_answer(text: str) -> str:

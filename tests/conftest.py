@@ -14,6 +14,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+import sentencepieces
+
 # Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
 install_import_hook("prompt_jax", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,21 +49,9 @@ def fixtures() -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
-    import sentencepiece
-
     folder = tmp_path_factory.mktemp("tiny") / "model"
     shutil.copytree(FIXTURES / "t5_v11" / "base", folder)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 8),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=80,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
+    (folder / "spiece.model").write_bytes(sentencepieces.train(SENTENCES, 80))
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sentencepieces
 from prompt_jax import data
 from prompt_jax.data import DataError
 from prompt_jax.data_files import file_task, normalise_text, read_rows, text_fraction
@@ -27,22 +28,7 @@ SENTENCES = ["review: this film is good", "that one was bad: 0 1 2 3", "abcdefgh
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 4),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue(), extra_ids=4)
+    return Tokenizer(sentencepieces.train(SENTENCES, 60), extra_ids=4)
 
 
 def write(path, content):

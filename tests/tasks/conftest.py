@@ -1,9 +1,8 @@
 """A small SentencePiece model for the tests of the tasks."""
 
-import io
-
 import pytest
 
+import sentencepieces
 from prompt_jax.models.tokenizer import Tokenizer
 
 SENTENCES = [
@@ -16,19 +15,4 @@ SENTENCES = [
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 4),
-        model_writer=model,
-        vocab_size=120,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue(), extra_ids=3)
+    return Tokenizer(sentencepieces.train(SENTENCES, 120), extra_ids=3)

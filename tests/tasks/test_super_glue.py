@@ -85,6 +85,15 @@ def test_the_labels_are_in_the_order_of_tfds(name):
     assert set(task_format.columns) == set(features) - {"idx", "label"}
 
 
+@pytest.mark.parametrize(("name", "prepared"), [("boolq", True), ("wic", False)])
+def test_a_task_is_on_this_machine_once_tfds_has_prepared_it(name, prepared):
+    """What a prompt file may have loaded without its user naming it: nothing that has to be downloaded."""
+    import seqio
+
+    source = seqio.TfdsDataSource(f"super_glue/{name}:1.0.2", splits=("train",))
+    assert data.on_this_machine(seqio.Task(f"{name}_somewhere", source, output_features={})) is prepared
+
+
 def test_cb_is_scored_by_the_mean_f1_of_its_classes_first(tokenizer):
     scores = load("cb", "validation", tokenizer).score(["entailment", "entailment", "noise"])
     assert list(scores) == ["mean_class_f1", "accuracy", "invalid"]
