@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from prompt_jax.decoding import generate
     from prompt_jax.models import forward
     from prompt_jax.models.hub import Model, load_model
-    from prompt_jax.models.prompt import Prompt, VirtualTokens
-    from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_prompt
+    from prompt_jax.models.prompt import Prompt, VirtualTokens, stack_prompts
+    from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
 
 # Imported at first use, so that `prompt-jax --help` and the reading of configurations do not wait for JAX.
 _HOME = {
@@ -27,7 +27,9 @@ _HOME = {
     "generate": "decoding",
     "load_model": "models.hub",
     "load_prompt": "prompts.files",
+    "save_ensemble": "prompts.files",
     "save_prompt": "prompts.files",
+    "stack_prompts": "models.prompt",
 }
 
 __all__ = [
@@ -40,7 +42,9 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompt",
+    "save_ensemble",
     "save_prompt",
+    "stack_prompts",
 ]
 
 

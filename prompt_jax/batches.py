@@ -82,10 +82,11 @@ def length_buckets(lengths: Sequence[int], count: int, maximum: int, multiple: i
 class TrainBatches(Iterator[Batch]):
     """Endless batches of B whole rows, a pure function of the arguments; it can go on from any position exactly.
 
-    In each epoch the rows are permuted by a generator keyed by (seed, epoch). The last rows of the permutation, fewer
-    than B, sit the epoch out, so that all batches are full; which ones is chosen anew each time. The others go to the
-    shortest bucket that holds them, and each B of a bucket are a batch; what is left in a bucket at the end goes
-    to the next longer one. The batches of an epoch then come in random order, so that none comes late for its length.
+    In each epoch the rows of each bucket (the shortest that holds them) are permuted by a generator keyed by (seed,
+    epoch). Each B of a bucket are a batch; what is left in a bucket at the end goes to the next longer one. Some rows,
+    fewer than B, sit the epoch out, so that all batches are full. The batches come in random order, so that none comes
+    late for its length. How many rows of each bucket sit out, and the order of the lengths, are drawn by a generator
+    keyed by the epoch alone: members of an ensemble that differ by their seed run batches of one length at each step.
     """
 
     def __init__(
@@ -178,16 +179,65 @@ class TrainBatches(Iterator[Batch]):
 
     def _epoch_plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """(bucket length, row numbers [B]) of each batch of an epoch."""
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+        shapes, order = (
+            np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in ([epoch], [self._seed, epoch])
+        )
         size = self._size
-        order = generator.permutation(len(self._bucket_of))[: self.batches_per_epoch * size]
-        plan, left = [], np.zeros(0, order.dtype)
+        taking_part = shapes.permutation(self._bucket_of)[: self.batches_per_epoch * size]
+        counts = np.bincount(taking_part, minlength=len(self._buckets))
+        plan, left = [], np.zeros(0, np.int64)
         for number, length in enumerate(self._buckets):
-            waiting = np.concatenate([left, order[self._bucket_of[order] == number]])
+            mine = order.permutation(np.flatnonzero(self._bucket_of == number))[: counts[number]]
+            waiting = np.concatenate([left, mine])
             whole = len(waiting) - len(waiting) % size
             plan += [(length, rows) for rows in waiting[:whole].reshape(-1, size)]
             left = waiting[whole:]
-        return [plan[i] for i in generator.permutation(len(plan))]
+        return [plan[i] for i in shapes.permutation(len(plan))]
+
+
+class MemberBatches(Iterator[tuple[Batch, ...]]):
+    """Batches of an ensemble: for each stack of members one batch of arrays [E, B, ...].
+
+    Members that train on the same rows in the same order share a stream, whose batches are made once. Where the
+    members of a stack have batches of different lengths, as those of different tasks may, the shorter are padded.
+    """
+
+    def __init__(self, streams: Sequence[TrainBatches], stacks: Sequence[Sequence[int]]):
+        """`stacks` has for each stack the number of the stream of each of its members."""
+        self._streams, self._stacks = streams, stacks
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all streams' examples, and of which member has which."""
+        parts = [[self._streams[stream].fingerprint for stream in stack] for stack in self._stacks]
+        return f"sha256:{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the next batches are: what `seek` takes, in terms that JSON can hold."""
+        return {"streams": [stream.position for stream in self._streams]}
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        """Goes to a position. Raises as `TrainBatches.seek`."""
+        positions = position.get("streams", [])
+        if len(positions) != len(self._streams):
+            raise ValueError(f"expected the positions of {len(self._streams)} streams, found {len(positions)}")
+        for stream, where in zip(self._streams, positions, strict=True):
+            stream.seek(where)
+
+    def __next__(self) -> tuple[Batch, ...]:
+        batches = [next(stream) for stream in self._streams]
+        return tuple(_stacked([batches[stream] for stream in stack]) for stack in self._stacks)
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+    """Batches [B, ...] as one [E, B, ...], padded to the longest; what is padded is masked, so that any id will do."""
+    stacked = {}
+    for name in batches[0]:
+        longest = max(batch[name].shape[1] for batch in batches)
+        widths = [((0, 0), (0, longest - batch[name].shape[1])) for batch in batches]
+        stacked[name] = np.stack([np.pad(batch[name], width) for batch, width in zip(batches, widths, strict=True)])
+    return stacked
 
 
 def eval_batches(inputs: Sequence[np.ndarray], batch_size: int, buckets: Sequence[int], pad_id: int) -> Iterator[Batch]:
@@ -219,11 +269,11 @@ def eval_batches(inputs: Sequence[np.ndarray], batch_size: int, buckets: Sequenc
 
 def prefetch(
     batches: Iterable[Item], place: Callable[[Item], Placed], depth: int = 2
-) -> Generator[tuple[Placed, dict[str, int] | None], None, None]:
+) -> Generator[tuple[Placed, dict[str, Any] | None], None, None]:
     """Makes and places batches in a thread of its own, up to `depth` ahead of the consumer.
 
     Args:
-      batches: TrainBatches, or any iterable. It belongs to the thread until the generator is closed.
+      batches: TrainBatches, MemberBatches, or any iterable. It belongs to the thread until the generator is closed.
       place: puts a batch where it is needed, e.g. `jax.device_put`; runs in the thread.
       depth: how many batches may be ready and waiting.
 

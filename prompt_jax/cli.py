@@ -19,6 +19,8 @@ from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
+    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.streams import Line, Mixed, Voting
     from prompt_jax.examples import Examples
     from prompt_jax.models.hub import Model
     from prompt_jax.models.prompt import Prompt
@@ -55,10 +57,13 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score prompt files on a task: greedy answers and, for a task with labels, the most probable label."""
+    """Score prompts on a task: greedy answers and, for a task with labels, the most probable label.
+
+    Two or more prompts are an ensemble: each member, their average, the best one and the vote are scored.
+    """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Prompt files."""
+    """Prompt files; of an ensemble's file all members count, in their order."""
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     task: str | None = None
     """A task of the tasks folder, instead of the one that the prompt was trained on."""
@@ -79,19 +84,32 @@ class Evaluate:
     limit: int | None = None
     """Only so many examples."""
     batch_size: int = 64
-    """Examples a batch."""
-    predictions: Path | None = None
-    """Write one JSON line an example to this file; for one prompt file."""
+    """Rows a batch: an example with the prompt of one member."""
+    vote: Literal["majority", "mean-probability"] = "majority"
+    """majority: the answer that most members give; of several the one with the highest log-probability summed over
+    members, then the one of the earliest member. mean-probability: the label with the highest mean of the members'
+    probabilities; for tasks with labels."""
+    early_stop: bool = False
+    """Vote by majority without asking members about examples that are decided: the same votes for less work. Prints
+    the vote and the share of passes saved alone, since the members' own scores are not known then."""
+    out: Path | None = None
+    """Write table.md, scores.json and predictions.jsonl, one JSON line an example, to this folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Answer texts from the arguments, a file or standard input, a line each."""
+    """Answer texts from the arguments, a file or standard input, a line each.
 
-    file: tyro.conf.Positional[Path]
-    """A prompt file."""
-    texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Inputs; without any they come from --input. Where the template has several columns, JSON objects."""
+    An ensemble answers with the vote of its members' majority."""
+
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
+    """A prompt file, and inputs; without any they come from --input. Where the template has several columns, JSON
+    objects."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE,FILE...")] = None
+    """Several prompt files of one base instead of FILE. Inputs are then JSON objects with the field `prompt`: the
+    name of a file without its extension, or of a member of an ensemble (`sentiment/0`), or null for the base alone;
+    and the columns of that prompt's template (of the base alone: `text`). They are answered in batches mixed over
+    prompts, in their order."""
     template: str | None = None
     """Input text with columns in braces; the prompt's own if left out."""
     labels: tuple[str, ...] | None = None
@@ -108,12 +126,14 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a prompt file in another format."""
+    """Write a prompt file in another format, or one prompt of an ensemble as a file of its own."""
 
     file: tyro.conf.Positional[Path]
     """A prompt file."""
     dest: tyro.conf.Positional[Path]
     """The file to write."""
+    member: int | None = None
+    """Which prompt of an ensemble, numbered from 0; all of them if left out."""
     format: Literal["npz", "npy"] | None = None
     """npz: this project's archive, readable with NumPy. npy: the bare array, as T5X's prompt-tuning has it. By the
     extension of DEST if left out."""
@@ -138,98 +158,94 @@ def train(args: Train) -> int:
     from prompt_jax.training.loop import train
     from prompt_jax.training.summary import finish
 
-    setup = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
-    print(finish(args.experiment, setup))
+    setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
+    print(finish(args.experiment, setup, progress))
     return 0
 
 
 def evaluate(args: Evaluate) -> int:
-    from prompt_jax import evaluation
-    from prompt_jax.prompts.files import read_prompt
+    from prompt_jax.ensembles.members import read_members
+    from prompt_jax.ensembles.outcome import evaluate_files
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz")
-    if args.predictions is not None and len(args.files) > 1:
-        raise UserError("--predictions is for one prompt file; evaluate them one after the other")
     _check_positive(batch_size=args.batch_size, limit=args.limit)
-    model: Model | None = None
-    for path in args.files:
-        prompt, metadata = read_prompt(path)
-        if model is None or metadata.base is None or metadata.base.fingerprint != model.fingerprint:
-            model = _load_base(path, metadata, args.base)
-        _check_base(path, prompt, metadata, model, args.base)
-        examples, target_length = _examples(args, path, metadata, model)
-        result = evaluation.evaluate(
-            model,
-            prompt,
-            examples,
-            target_length=target_length,
-            batch_size=args.batch_size,
-        )
-        cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
-        print(f"{path}: {examples.name}, {examples.split}, {len(examples)} examples{cut}")
-        for name, value in result.scores.items():
-            print(f"  {name:<24}{value:.4f}")
-        if args.predictions is not None:
-            evaluation.write_predictions(args.predictions, examples, result)
+    members = read_members(args.files)
+    _check_together(args, members)
+    first = next((member for member in members if member.metadata.base is not None), members[0])
+    model = _load_base(first.path, first.metadata, args.base)
+    for member in members:
+        _check_base(member.path, member.prompt, member.metadata, model, args.base)
+    examples, target_length = _examples(args, members, model)
+    outcome = evaluate_files(
+        model,
+        members,
+        examples,
+        target_length=target_length,
+        batch_size=args.batch_size,
+        vote=args.vote,
+        early_stop=args.early_stop,
+    )
+    print(_harmless("\n".join(table.text() for table in outcome.shown)))
+    if args.out is not None:
+        print(f"wrote {', '.join(map(str, outcome.write(args.out)))}")
     return 0
 
 
 def predict(args: Predict) -> int:
-    from prompt_jax import evaluation
-    from prompt_jax.prompts.files import read_prompt
-
     _check_positive(batch_size=args.batch_size)
-    prompt, metadata = read_prompt(args.file)
-    model = _load_base(args.file, metadata, args.base)
-    _check_base(args.file, prompt, metadata, model, args.base)
-    task_format = _format(metadata.format, args.template, args.labels, None)
-    cut = 0
-    for texts in _chunks(_texts(args, task_format), args.batch_size):
-        inputs, cut_here = evaluation.tokenise(model, texts, task_format.input_length)
-        cut += cut_here
-        given = evaluation.answers(
-            model, prompt, inputs, target_length=task_format.target_length, batch_size=args.batch_size
-        )
-        if not args.json:
-            print("\n".join(answer.replace("\n", " ") for answer in given), flush=True)
-            continue
-        scores: Iterable[Any] = [None] * len(texts)
-        if task_format.labels:
-            ranked = evaluation.label_scores(model, prompt, inputs, task_format.labels, batch_size=args.batch_size)
-            scores = [dict(zip(task_format.labels, row, strict=True)) for row in ranked.round(5).tolist()]
-        for text, answer, row_scores in zip(texts, given, scores, strict=True):
-            print(json.dumps({"input": text, "prediction": answer, "label_scores": row_scores}), flush=True)
-    if cut:
-        _say(f"{cut} inputs were cut to {task_format.input_length} tokens", 0)
+    lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
+    for chunk in _chunks(lines, args.batch_size):
+        for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
+            shown = {**line._asdict(), **answer._asdict()}
+            if args.prompts is None:
+                del shown["prompt"]
+            print(json.dumps(shown) if args.json else answer.prediction.replace("\n", " "))
+        sys.stdout.flush()
+    if answers.cut:
+        _say(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
     return 0
 
 
 def export(args: Export) -> int:
-    from prompt_jax.prompts.files import read_prompt, save_prompt
+    from prompt_jax.prompts.files import read_prompts, save_ensemble, save_prompt
 
-    prompt, metadata = read_prompt(args.file)
-    save_prompt(args.dest, prompt, metadata, format=args.format)
+    members = read_prompts(args.file)
+    count = len(members)
+    if args.member is not None and not 0 <= args.member < count:
+        has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
+        raise UserError(f"--member {args.member}: {args.file} has {has}")
+    if args.member is not None or count == 1:
+        save_prompt(args.dest, *members[args.member or 0], format=args.format)
+    elif "npy" in (args.format, args.dest.suffix[1:]):
+        raise UserError(
+            f"{args.file} is an ensemble of {count} prompts and a .npy holds one: say which with --member, from 0 to "
+            f"{count - 1}"
+        )
+    else:
+        save_ensemble(args.dest, [prompt for prompt, _ in members], [metadata for _, metadata in members])
     print(f"wrote {args.dest}")
     return 0
 
 
 def inspect(args: Inspect) -> int:
     from prompt_jax.inspection import describe
-    from prompt_jax.prompts.files import read_prompt
+    from prompt_jax.prompts.files import read_prompts
 
     _check_positive(neighbours=args.neighbours)
-    prompt, metadata = read_prompt(args.file)
+    found = read_prompts(args.file)
     try:
-        model: Model | None = _load_base(args.file, metadata, args.base)
+        model: Model | None = _load_base(args.file, found[0][1], args.base)
     except UserError as error:
         if args.base.model is not None:
             raise
         _say(f"{error}\n", 0)
         model = None
-    if model is not None:
-        _check_base(args.file, prompt, metadata, model, args.base)
-    print(describe(args.file, prompt, metadata, model, args.neighbours))
+    for number, (prompt, metadata) in enumerate(found):
+        if model is not None:
+            _check_base(args.file, prompt, metadata, model, args.base)
+        name = f"{args.file}, member {number} of {len(found)}" if len(found) > 1 else str(args.file)
+        print(describe(name, prompt, metadata, model, args.neighbours), end="\n\n" if number + 1 < len(found) else "\n")
     return 0
 
 
@@ -286,18 +302,49 @@ def _format(
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Model") -> tuple["Examples", int]:
-    """The examples that the user names, or those of the task that the prompt was trained on; the length of answers."""
+def _check_together(args: Evaluate, members: Sequence["Member"]) -> None:
+    """Refuses options that do not go together, and members that cannot vote."""
+    from prompt_jax.ensembles import members as ensemble
+    from prompt_jax.models.prompt import check_stackable
+
+    given = {"template": args.template, "labels": args.labels, "metrics": args.metrics}
+    if args.data is None and (ignored := [f"--{name}" for name, value in given.items() if value is not None]):
+        raise UserError(f"{' and '.join(ignored)} say how --data is read, which is not given; a task has its own")
+    if args.early_stop and args.vote != "majority":
+        raise UserError(f"--early-stop is for --vote majority: by {args.vote} every member counts to the end")
+    if len(members) == 1:
+        if args.early_stop or args.vote != "majority":
+            raise UserError(f"--vote and --early-stop are for two prompts or more; {members[0]} is one")
+        return
+    if not args.base.allow_other_base:
+        ensemble.check_one_base(members)
+    ensemble.check_one_task(
+        members,
+        task_given=args.task is not None or args.data is not None,
+        template_given=args.task is not None or args.template is not None,
+        labels_given=args.labels is not None,
+    )
+    if args.task is None:
+        ensemble.warn_of_lengths(members)
+    check_stackable([member.prompt for member in members], [str(member) for member in members])
+
+
+def _examples(args: Evaluate, members: Sequence["Member"], model: "Model") -> tuple["Examples", int]:
+    """The examples that the user names, or those of the task that the prompts were trained on; the length of answers.
+
+    What prompts say is taken from the first that says it.
+    """
     from prompt_jax import data
 
-    own = metadata.format
+    first = next((member for member in members if member.metadata.format is not None), members[0])
+    path, own = first.path, first.metadata.format
     if args.data is not None:
         if own is None and args.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
         own = _format(own, args.template, args.labels, args.metrics)
         task: Any = data.file_task(args.data.name, {args.split: args.data}, own, target=args.target)
     else:
-        name = args.task or metadata.task
+        name = args.task or next((member.metadata.task for member in members if member.metadata.task), None)
         if name is None:
             raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
         data.discover_tasks(args.tasks)
@@ -328,37 +375,90 @@ def _examples(args: Evaluate, path: Path, metadata: "PromptMetadata", model: "Mo
     return examples, lengths.target_length
 
 
-def _texts(args: Predict, task_format: TaskFormat) -> Iterator[str]:
-    """The input texts to answer."""
-    from prompt_jax.data_files import DataError, file_kind, read_rows, render
+def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
+    """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
+    from prompt_jax.ensembles.streams import Line, Voting
+    from prompt_jax.prompts.files import check_bases, read_prompts
 
-    if args.texts:
-        lines: Iterable[str] = args.texts
-    elif args.input is not None:
-        try:
-            file_kind(args.input)
-        except DataError:  # not one with columns
-            lines = args.input.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        else:
-            for number, row in read_rows(args.input):
-                yield render(row, task_format, f"{args.input}:{number}")
-            return
+    if not args.words:
+        raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
+    file = Path(args.words[0])
+    members = read_prompts(file)
+    model = _load_base(file, members[0][1], args.base)
+    check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
+    formats = [metadata.format for _, metadata in members]
+    other = next((number for number, own in enumerate(formats) if own != formats[0]), None)
+    if other is not None:
+        raise UserError(
+            f"members 0 and {other} of {file} are for different tasks and cannot vote; name a member for each input "
+            f"with --prompts {file}, or write one to a file with prompt-jax export --member"
+        )
+    task_format = _format(formats[0], args.template, args.labels, None)
+    texts = _texts(_inputs(args.words[1:], args.input), task_format)
+    return (Line(None, text) for text in texts), Voting(model, [prompt for prompt, _ in members], task_format)
+
+
+def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
+    """The inputs that name their prompts, and what answers them."""
+    from prompt_jax.ensembles import streams
+    from prompt_jax.ensembles.members import check_one_base
+
+    files = [Path(name) for name in str(args.prompts).split(",") if name]
+    if not files or args.template is not None or args.labels is not None:
+        raise UserError("--prompts names files, separated by commas, and each prompt has its own template and labels")
+    named = streams.read_named(files)
+    members = list(named.values())
+    if not args.base.allow_other_base:
+        check_one_base(members)
+    first = next((member for member in members if member.metadata.base is not None), members[0])
+    model = _load_base(first.path, first.metadata, args.base)
+    for member in members:
+        _check_base(member.path, member.prompt, member.metadata, model, args.base)
+    wanted = 'a JSON object with "prompt" and the columns of its template'
+    rows = ((where, _as_row(line, where, wanted)) for where, line in _inputs(args.words, args.input))
+    return streams.read_lines(rows, named), streams.Mixed(model, named)
+
+
+def _inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
+    """Where each input is from, and the input: a line of text or, from a file with columns, a row."""
+    from prompt_jax.data_files import DataError, file_kind, read_rows
+
+    if words or file is None:
+        lines: Iterable[str] = words or (line.removesuffix("\n") for line in sys.stdin)
     else:
-        lines = (line.removesuffix("\n") for line in sys.stdin)
+        try:
+            file_kind(file)
+        except DataError:  # not one with columns
+            lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        else:
+            yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
+            return
+    yield from ((f"input {number}", line) for number, line in enumerate(lines, 1))
+
+
+def _texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> Iterator[str]:
+    """The texts of inputs of one format, whose lines are JSON if it has several columns."""
+    from prompt_jax.data_files import render
 
     columns = task_format.columns
-    for number, line in enumerate(lines, 1):
-        if len(columns) == 1:
+    for where, line in inputs:
+        if len(columns) == 1 and isinstance(line, str):
             yield task_format.render({columns[0]: line})
-            continue
-        wanted = f"a JSON object with {', '.join(columns)}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"input {number}: expected {wanted}; {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"input {number}: expected {wanted}, not a JSON {type(row).__name__}")
-        yield render(row, task_format, f"input {number}")
+        else:
+            yield render(_as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
+
+
+def _as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
+    """A row as it is, and a line as the JSON object that it is to be."""
+    if not isinstance(line, str):
+        return line
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected {wanted}; {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected {wanted}, not a JSON {type(row).__name__}")
+    return row
 
 
 def _check_positive(**options: int | None) -> None:

@@ -7,9 +7,11 @@ import builtins
 import dataclasses
 import json
 import math
+import operator
 import runpy
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +60,11 @@ class DataConfig:
     """Longest target in tokens, end token included; also the longest generated answer. None is the task's own."""
     buckets: int = 6
     """Number of input lengths that batches are padded to, chosen for the least padding: one compilation each."""
+    test_tasks: tuple[str, ...] = ()
+    """Other tasks on whose test splits the trained prompts are scored as well: how they bear a shift of domain."""
+
+
+Initialization = Literal["uniform", "vocab", "labels", "text", "file"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +75,7 @@ class PromptConfig:
     """Number of virtual tokens."""
     placement: Literal["before", "after"] = "before"
     """Before the input (the paper's) or after it."""
-    init: Literal["uniform", "vocab", "labels", "text", "file"] = "labels"
+    init: Initialization = "labels"
     """First values: uniform random; embeddings of a sample of the common vocabulary, without replacement; the
     task's class labels; a text, a piece a token; or a prompt file."""
     init_range: tuple[float, float] = (-0.5, 0.5)
@@ -143,6 +150,38 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EnsembleConfig:
+    """Several prompts trained at once, each as it would be alone. A list has a value for each member, or one for all
+    of them; left out, members have the experiment's."""
+
+    size: int | None = None
+    """Number of members. Left out, as many as the longest list has values, or a single prompt."""
+    group: int | None = None
+    """Members that are processed at once, the groups one after the other; None is all of them, which is for
+    accelerators. On a CPU large matrices gain nothing from being stacked: 1 is the fastest, and takes least memory."""
+    seed: tuple[int, ...] = ()
+    """Of initialisation, data order and dropout. Left out, train.seed and the numbers that follow it."""
+    learning_rate: tuple[float, ...] = ()
+    """As optimizer.learning_rate."""
+    weight_decay: tuple[float, ...] = ()
+    """As optimizer.weight_decay."""
+    length: tuple[int, ...] = ()
+    """As prompt.length. Members of one length share a compiled step."""
+    init: tuple[Initialization, ...] = ()
+    """As prompt.init."""
+    task: tuple[str, ...] = ()
+    """As data.task: a bank of prompts, one for each task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run."""
+
+    ensemble: int = 1
+    """Devices that the members are spread over, each with the base whole; -1 is all there are."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One experiment; `runs/NAME/` is the record of it."""
 
@@ -155,6 +194,8 @@ class Experiment:
     prompt: PromptConfig = PromptConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    mesh: MeshConfig = MeshConfig()
 
     @property
     def folder(self) -> Path:
@@ -165,12 +206,88 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the field."""
 
 
+# The lists of an ensemble, and the field that each of them is for.
+_LISTS = {
+    "seed": ("train", "seed"),
+    "learning_rate": ("optimizer", "learning_rate"),
+    "weight_decay": ("optimizer", "weight_decay"),
+    "length": ("prompt", "length"),
+    "init": ("prompt", "init"),
+    "task": ("data", "task"),
+}
+
+
+def members(experiment: Experiment) -> tuple[Experiment, ...]:
+    """The experiment of each member: one that trains alone what the member is trained to in the ensemble.
+
+    Raises:
+      ConfigError: a list that is neither of one value nor of one for each member.
+    """
+    ensemble = experiment.ensemble
+    lists: dict[str, tuple[Any, ...]] = {name: getattr(ensemble, name) for name in _LISTS}
+    size = max(1, *map(len, lists.values())) if ensemble.size is None else ensemble.size
+    if size < 1:
+        raise ConfigError(f"ensemble.size must be positive, not {size}")
+    for name, values in lists.items():
+        if len(values) not in (0, 1, size):
+            raise ConfigError(
+                f"ensemble.{name} has {len(values)} values for {size} members: give {size}, or one for all of them"
+            )
+    if not ensemble.seed:
+        lists["seed"] = tuple(range(experiment.train.seed, experiment.train.seed + size))
+    alone = dataclasses.replace(experiment, ensemble=EnsembleConfig(), mesh=MeshConfig())
+
+    def member(number: int) -> Experiment:
+        result = alone
+        for name, (part, field) in _LISTS.items():
+            if values := lists[name]:
+                value = values[number if len(values) > 1 else 0]
+                replaced = dataclasses.replace(getattr(result, part), **{field: value})
+                result = dataclasses.replace(result, **{part: replaced})
+        return result
+
+    return tuple(map(member, range(size)))
+
+
+def settings(experiments: tuple[Experiment, ...]) -> list[dict[str, Any]]:
+    """For each member, the fields in which the members differ, with its values: `{"train.seed": 1}`."""
+    varied = [
+        f"{part}.{field}"
+        for part, field in _LISTS.values()
+        if len({getattr(getattr(each, part), field) for each in experiments}) > 1
+    ]
+    return [{name: operator.attrgetter(name)(each) for name in varied} for each in experiments]
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings of a member in words: `seed 1, learning_rate 0.3`."""
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in values.items())
+
+
 def check(experiment: Experiment) -> None:
     """Refuses values that no run could use.
 
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
+    alone = members(experiment)
+    if experiment.ensemble.group is not None and experiment.ensemble.group < 1:
+        raise ConfigError(f"ensemble.group must be positive, not {experiment.ensemble.group}")
+    if experiment.mesh.ensemble < 1 and experiment.mesh.ensemble != -1:
+        raise ConfigError(f"mesh.ensemble must be positive, or -1 for all devices, not {experiment.mesh.ensemble}")
+    tests = experiment.data.test_tasks
+    if repeated := (set(tests) & {member.data.task for member in alone}) | {n for n in tests if tests.count(n) > 1}:
+        raise ConfigError(
+            f"data.test_tasks names {sorted(map(str, repeated))[0]} again: a task that is trained on is tested on anyway"
+        )
+    for number, member in enumerate(alone):
+        try:
+            _check_alone(member)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (member {number})" if len(alone) > 1 else str(error)) from None
+
+
+def _check_alone(experiment: Experiment) -> None:
     train, prompt, data, optimizer = experiment.train, experiment.prompt, experiment.data, experiment.optimizer
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")

@@ -1,23 +1,35 @@
 """Evaluation: what the model answers, and which label it finds most probable."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from prompt_jax.batches import eval_batches, length_buckets
-from prompt_jax.decoding import generate, score
+from prompt_jax.decoding import compiled_generate, compiled_score
 from prompt_jax.errors import UserError
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 from prompt_jax.models.tokenizer import Tokenizer
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
+
+
+class Shapes(NamedTuple):
+    """What batches are padded to. Each (rows, length) is compiled once."""
+
+    rows: int
+    lengths: tuple[int, ...]  # ascending, in tokens
+
+
+class Answers(NamedTuple):
+    """Greedy answers, in the order of their inputs."""
+
+    texts: list[str]
+    log_probabilities: np.ndarray  # [rows], nats: of the answers' tokens, the end token included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +41,13 @@ class Evaluation:
         most probable label as the answer, under `rank/`. Fractions between 0 and 1.
       predictions: the generated answers.
       label_scores: [N, C] log-probabilities of the labels in nats, or None.
+      log_probabilities: [N] of the generated answers, in nats.
     """
 
     scores: dict[str, float]
     predictions: list[str]
     label_scores: np.ndarray | None
+    log_probabilities: np.ndarray
 
 
 def evaluate(
@@ -49,44 +63,160 @@ def evaluate(
       batch_size: examples a batch.
       rank: whether to rank the labels as well.
     """
-    predictions = answers(model, prompt, examples.inputs, target_length=target_length, batch_size=batch_size)
-    scores = dict(examples.score(predictions))
-    labels = examples.format.labels if examples.format else ()
-    if not (rank and labels):
-        return Evaluation(scores, predictions, None)
-    ranked = label_scores(model, prompt, examples.inputs, labels, batch_size=batch_size)
-    best = [labels[i] for i in ranked.argmax(axis=1)]
-    scores |= {f"rank/{name}": value for name, value in examples.score(best).items() if name != "invalid"}
-    return Evaluation(scores, predictions, ranked)
+    options: Any = {"target_length": target_length, "batch_size": batch_size, "rank": rank}
+    return evaluate_members(model, [prompt], examples, **options)[0]
+
+
+def evaluate_members(
+    model: Model,
+    prompts: Sequence[Prompt | None],
+    examples: Examples | Sequence[Examples],
+    *,
+    target_length: int,
+    batch_size: int,
+    rank: bool = True,
+) -> list[Evaluation]:
+    """`evaluate` for several prompts at once: one set of rows, (input, prompt), in batches mixed over prompts.
+
+    Args:
+      model: the frozen base.
+      prompts: of one placement; lengths may differ. None is the base alone.
+      examples: those of all prompts, or a list with those of each.
+      target_length: the most tokens of an answer.
+      batch_size: rows a batch.
+      rank: whether to rank the labels as well.
+
+    Returns:
+      what `evaluate` gives for each prompt.
+
+    Raises:
+      PromptStackError: prompts that do not go together.
+      ValueError: another number of lists of examples than of prompts.
+    """
+    each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
+    if not prompts or len(each) != len(prompts):
+        raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
+    stacked, ids = together(prompts)
+    inputs = [row for own in each for row in own.inputs]
+    owner = [number for number, own in enumerate(each) for _ in range(len(own))]
+    rows = None if ids is None else ids[owner]
+    given = answers(model, stacked, inputs, prompt_ids=rows, target_length=target_length, batch_size=batch_size)
+    labels = [own.format.labels if rank and own.format else () for own in each]
+    ranked = own_label_scores(
+        model, stacked, inputs, [labels[number] for number in owner], prompt_ids=rows, batch_size=batch_size
+    )
+
+    results, end = [], 0
+    for own, own_labels in zip(each, labels, strict=True):
+        mine = slice(end, end := end + len(own))
+        scores = dict(own.score(given.texts[mine]))
+        label_scores = None
+        if own_labels:
+            label_scores = np.array(ranked[mine])
+            best = own.score([own_labels[i] for i in label_scores.argmax(axis=1)])
+            scores |= {f"rank/{name}": value for name, value in best.items() if name != "invalid"}
+        results.append(Evaluation(scores, given.texts[mine], label_scores, given.log_probabilities[mine]))
+    return results
+
+
+def together(prompts: Sequence[Prompt | None]) -> tuple[Prompt | None, np.ndarray | None]:
+    """Prompts as `answers` takes them: a stacked one and the id in it of each; one alone as it is, without ids."""
+    some = [prompt for prompt in prompts if prompt is not None]
+    if len(prompts) == 1 or not some:
+        return prompts[0], None
+    numbers = iter(range(len(some)))
+    ids = [NO_PROMPT if prompt is None else next(numbers) for prompt in prompts]
+    return stack_prompts(some), np.array(ids, np.int32)
 
 
 def answers(
-    model: Model, prompt: Prompt | None, inputs: Sequence[np.ndarray], *, target_length: int, batch_size: int
-) -> list[str]:
-    """The greedy answer to each input, given as token ids."""
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    *,
+    prompt_ids: np.ndarray | None = None,
+    target_length: int | Sequence[int],
+    batch_size: int | Shapes,
+) -> Answers:
+    """The greedy answer to each input.
 
-    def run(batch: dict[str, Any]) -> Any:
-        return generate(model.params, model.config, batch, prompt, max_new_tokens=target_length)
+    Args:
+      model: the frozen base.
+      prompt: that of all inputs, a stacked one, or None.
+      inputs: token ids of each, with the end token.
+      prompt_ids: [rows] of a stacked prompt: which of them each input has, -1 for none.
+      target_length: the most tokens of an answer; a number for all, or one for each.
+      batch_size: inputs a batch; or the `batch_shapes` of more inputs than these, which were compiled for those.
 
+    Raises:
+      PromptStackError: prompt ids that do not fit the prompt.
+    """
+    lengths = np.broadcast_to(np.asarray(target_length, np.int32), len(inputs))
+    longest = int(lengths.max())
+
+    def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
+        own = batch.pop("lengths")
+        return compiled_generate(model.params, model.config, batch, prompt, longest, own)
+
+    tokens, log_probabilities = _each(
+        model, prompt, inputs, batch_size, run, {"lengths": lengths, "prompt_ids": prompt_ids}
+    )
     decode = _tokenizer(model).decode
-    return [decode(tokens.tolist()) for tokens in _each(model, inputs, batch_size, run)]
+    return Answers([decode(row.tolist()) for row in tokens], log_probabilities)
 
 
 def label_scores(
-    model: Model, prompt: Prompt | None, inputs: Sequence[np.ndarray], labels: Sequence[str], *, batch_size: int
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    labels: Sequence[str],
+    *,
+    prompt_ids: np.ndarray | None = None,
+    batch_size: int | Shapes,
 ) -> np.ndarray:
-    """Log-probability in nats of each label, end token included, as the answer to each input, [N, C]."""
+    """Log-probability in nats of each label, end token included, as the answer to each input, [rows, C].
+
+    Arguments and errors as for `answers`.
+    """
     tokenizer = _tokenizer(model)
     ids = [[*tokenizer.encode(label), tokenizer.eos_id] for label in labels]
     targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
     mask = np.zeros(targets.shape, bool)
     for row, label in enumerate(ids):
         targets[row, : len(label)], mask[row, : len(label)] = label, True
+    placed = jax.device_put((targets, mask))
 
-    def run(batch: dict[str, Any]) -> Any:
-        return score(model.params, model.config, batch, prompt, targets, mask)
+    def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
+        return (compiled_score(model.params, model.config, batch, prompt, *placed),)
 
-    return np.stack(_each(model, inputs, batch_size, run))
+    return _each(model, prompt, inputs, batch_size, run, {"prompt_ids": prompt_ids})[0]
+
+
+def own_label_scores(
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    labels: Sequence[Sequence[str]],
+    *,
+    prompt_ids: np.ndarray | None = None,
+    batch_size: int,
+) -> list[np.ndarray | None]:
+    """`label_scores` where each row has labels of its own; None for a row without any. Each set is scored once."""
+    results: list[np.ndarray | None] = [None] * len(inputs)
+    for same in {tuple(own): None for own in labels if own}:
+        rows = [row for row, own in enumerate(labels) if tuple(own) == same]
+        ids = None if prompt_ids is None else prompt_ids[rows]
+        scored = label_scores(model, prompt, [inputs[row] for row in rows], same, prompt_ids=ids, batch_size=batch_size)
+        for row, scores in zip(rows, scored, strict=True):
+            results[row] = scores
+    return results
+
+
+def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
+    """The shapes that pad these inputs least, of at most `batch_size` rows and EVAL_BUCKETS lengths."""
+    lengths = [len(ids) for ids in inputs]
+    rows = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # one text does not cost what 64 do
+    return Shapes(rows, length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8))
 
 
 def tokenise(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
@@ -103,43 +233,36 @@ def _tokenizer(model: Model) -> Tokenizer:
     return model.tokenizer
 
 
-def write_predictions(path: Path, examples: Examples, result: Evaluation, before: Evaluation | None = None) -> None:
-    """One JSON object an example: input, target, prediction, the labels' log-probabilities (nats) where there are
-    labels, and under `before` what another model answered."""
-    labels = examples.format.labels if examples.format else ()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for i, prediction in enumerate(result.predictions):
-            line: dict[str, Any] = {"input": examples.input_texts[i], "target": examples.target_texts[i]}
-            if before is not None:
-                line["before"] = before.predictions[i]
-            line["prediction"] = prediction
-            scores = None if result.label_scores is None else result.label_scores[i].tolist()
-            line["label_scores"] = None if scores is None else dict(zip(labels, scores, strict=True))
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
 def _each(
-    model: Model, inputs: Sequence[np.ndarray], batch_size: int, run: Callable[[dict[str, Any]], Any]
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    batch_size: int | Shapes,
+    run: Callable[[dict[str, Any], Prompt | None], Any],
+    per_row: dict[str, np.ndarray | None],
 ) -> list[np.ndarray]:
-    """Runs all inputs in batches of like lengths; gives the result rows in the inputs' order."""
-    lengths = [len(ids) for ids in inputs]
-    batch_size = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # one text does not cost what 64 do
-    buckets = length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8)
-    results: list[Any] = [None] * len(inputs)
+    """Runs all inputs in batches of like lengths, `per_row` values with them; gives each of the result's arrays with
+    its rows in the inputs' order."""
+    own = {name: np.asarray(values, np.int32) for name, values in per_row.items() if values is not None}
+    check_prompt_ids(prompt, own.get("prompt_ids"), len(inputs))
+    shapes = batch_size if isinstance(batch_size, Shapes) else batch_shapes(inputs, batch_size)
+    placed = jax.device_put(prompt)
+    results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
     def collect() -> None:
         if pending is not None:
-            index, rows = pending
-            for i, row in zip(index, jax.device_get(rows), strict=True):
-                if i >= 0:  # rows that fill the last batch have index -1
-                    results[i] = row
+            index, arrays = pending
+            results.append((index, jax.device_get(arrays)))
 
-    for batch in eval_batches(inputs, batch_size, buckets, model.config.pad_id):
+    for batch in eval_batches(inputs, *shapes, model.config.pad_id):
         index = batch.pop("index")
-        running = run(jax.device_put(batch))
+        # 0 where the index is -1: such a row ends at once.
+        batch |= {name: np.where(index < 0, 0, values[index]) for name, values in own.items()}
+        running = run(jax.device_put(batch), placed)
         collect()  # the batch before, while this one runs
         pending = (index, running)
     collect()
-    return results
+    index = np.concatenate([index for index, _ in results])
+    order = np.argsort(index, kind="stable")[np.sum(index < 0) :]  # rows that fill the last batch have index -1
+    return [np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in results), strict=True)]

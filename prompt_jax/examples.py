@@ -52,6 +52,24 @@ class Examples:
         """How many examples of a task with labels have none: to be predicted, not to train on or to score."""
         return self.target_texts.count(UNLABELLED) if self.format and self.format.labels else 0
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
+        """The examples of these numbers, in this order; a number may come again, as in a bootstrap's resample.
+
+        `truncated` stays that of the whole split.
+        """
+
+        def of(values: Sequence[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        return dataclasses.replace(
+            self,
+            inputs=of(self.inputs),
+            targets=of(self.targets),
+            input_texts=of(self.input_texts),
+            target_texts=of(self.target_texts),
+            rows=tuple(of(self.rows)) if self.rows else (),
+        )
+
     def score(self, predictions: Sequence[str]) -> dict[str, float]:
         """The task's metrics by name, its first one first, and for a task with labels `invalid` beside them.
 

@@ -6,7 +6,6 @@ clusters of like meaning, and class labels that a prompt was initialised with st
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -129,6 +128,27 @@ def nearest(
     return best_i, best_c
 
 
+def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
+    """How alike the prompts of an ensemble are, each with each: cosines, of the used virtual tokens.
+
+    Prompts of one length are compared as whole vectors [P * D], token by token, although the order of virtual tokens
+    is arbitrary: two prompts of the same vectors in another order are not found to be alike. If any lengths differ, all
+    prompts are compared by the mean of their virtual tokens [D]. A vector of zeros has the cosine 0 with every other.
+
+    Args:
+      prompts: of one width, none of them stacked.
+
+    Raises:
+      ValueError: a prompt without virtual tokens, or widths that differ.
+    """
+    tokens = [np.asarray(_used(prompt), np.float64) for prompt in prompts]
+    if len({each.shape[1] for each in tokens}) > 1:
+        raise ValueError(f"prompts of different widths: {sorted({each.shape[1] for each in tokens})}")
+    one_length = len({len(each) for each in tokens}) == 1
+    unit_ef = _unit(np.stack([each.ravel() if one_length else each.mean(axis=0) for each in tokens]))
+    return np.clip(unit_ef @ unit_ef.T, -1, 1)
+
+
 def row_norms(table_vd: Table, rows: int) -> Float[np.ndarray, " R"]:
     """Euclidean norms of the first rows of a table, in float64."""
     return np.concatenate([_norms(block_rd)[:, 0] for _, block_rd in _blocks(table_vd, rows)])
@@ -167,13 +187,13 @@ def _used(prompt: Prompt) -> Float[np.ndarray, "P D"]:
 # Text for the terminal
 
 
-def describe(path: Path, prompt: Prompt, metadata: PromptMetadata, model: Model | None, k: int = 5) -> str:
+def describe(name: str, prompt: Prompt, metadata: PromptMetadata, model: Model | None, k: int = 5) -> str:
     """What `prompt-jax inspect FILE` prints: where a prompt comes from, its norms and its nearest pieces.
 
     The file may be a stranger's: its texts are shortened, and characters that a terminal would obey are escaped.
 
     Args:
-      path: of the file, for the heading.
+      name: of the file or of one of its members, for the heading.
       prompt: as read from it.
       metadata: as read from it.
       model: the base, or None, which leaves out everything that needs the base's embeddings.
@@ -185,7 +205,7 @@ def describe(path: Path, prompt: Prompt, metadata: PromptMetadata, model: Model 
     tokens_pd = _used(prompt)
     provenance = _provenance(metadata, tokens_pd.shape)
     width = max(map(len, provenance))
-    lines = [printable(str(path)), ""]
+    lines = [printable(name), ""]
     lines += [f"  {name:<{width}}  {value}" for name, value in provenance.items()]
     if model is None:
         norms = _norm_line(row_norms(tokens_pd, len(tokens_pd)))
@@ -239,6 +259,8 @@ def _provenance(metadata: PromptMetadata, shape: tuple[int, ...]) -> dict[str, s
         "step": None if metadata.step is None else printable(str(metadata.step), 20),
         "scores": _listed([f"{name} {_number(value)}" for name, value in metadata.scores.items()]),
     }
+    if metadata.settings:  # of a member of an ensemble
+        found["member's own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
     return {name: value or "not recorded" for name, value in found.items()}
 
 

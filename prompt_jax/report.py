@@ -6,100 +6,85 @@ the only markup put in as it is are the plots made here.
 
 import dataclasses
 import importlib.resources
-import io
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.errors import UserError
+from prompt_jax import plots
 from prompt_jax.inspection import Inspection
-from prompt_jax.training.logs import read_log
+from prompt_jax.metrics import normalise_answer
+from prompt_jax.plots import Curve
+from prompt_jax.run_files import (
+    Prediction,
+    ReportError,
+    Summary,
+    TaskScores,
+    read_config,
+    read_metrics,
+    read_predictions,
+    read_summary,
+)
 
-_SAMPLES = 12  # right and wrong answers shown, of each
+__all__ = ["ReportError", "write_report"]
+
+_SAMPLES = 12  # right and wrong answers shown, of each, and examples on which members disagree
 _MAX_LABELS = 20  # beyond which a confusion table is no help
+_MAX_CARDS = 8  # tasks with a card of their own
 _TEXT_LIMIT = 600  # characters of an input shown
 
 
-class ReportError(UserError, ValueError):
-    """A run's folder that no report can be made of; the message names the file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """A run's `summary.json`. Values of metrics are fractions.
-
-    Attributes:
-      name: of the run.
-      model: the base's `name`, `revision`, `fingerprint` and number of `parameters`.
-      trained_parameters: how many were trained beside them.
-      steps: optimizer steps that were run.
-      best: `metric`, `score` and `step` of the best evaluation on the validation split.
-      seconds: wall-clock time of the training.
-      examples: by split.
-      truncated: by split, the number of `inputs` and `targets` that were cut.
-      validation: metrics of the best prompt.
-      test: metrics of the base alone (`before`) and with the best prompt (`after`); None without a test split.
-      versions: of packages.
-    """
-
-    name: str
-    model: dict[str, Any]
-    trained_parameters: int
-    steps: int
-    best: dict[str, Any]
-    seconds: float
-    examples: dict[str, int]
-    truncated: dict[str, dict[str, int]]
-    validation: dict[str, float]
-    test: dict[str, dict[str, float]] | None
-    versions: dict[str, str]
-
-
-def write_report(folder: Path, inspection: Inspection | None) -> Path:
+def write_report(folder: Path, inspections: Sequence[Inspection] | None, similarity: np.ndarray | None) -> Path:
     """Writes `report.html` into a run's folder.
 
     Args:
       folder: of the run, with `config.json`, `summary.json`, and, if they are there, `metrics.jsonl` (curves) and
-        `predictions.jsonl` (confusion table, sample answers).
-      inspection: of the best prompt; None leaves its section out.
+        `predictions.jsonl` (confusion table, sample answers, examples on which members disagree).
+      inspections: of the members' best prompts, in their order; None leaves their section out.
+      similarity: [E, E] cosines of the members' best prompts, from `inspection.prompt_similarity`; None leaves it out.
 
     Returns:
       The path of the page.
 
     Raises:
-      ReportError: a file that is missing or cannot be read.
+      ReportError: a file that is missing, cannot be read, or holds something else.
+      ValueError: inspections or similarity of another number of members.
     """
-    experiment, summary = _read_config(folder / "config.json"), _read_summary(folder / "summary.json")
-    predictions = _read_predictions(folder / "predictions.jsonl")
-    labels = _labels(experiment, predictions)
+    experiment, summary = read_config(folder), read_summary(folder)
+    size = len(summary.members)
+    if inspections is not None and len(inspections) != size:
+        raise ValueError(f"{len(inspections)} inspections of {size} members")
+    if similarity is not None and similarity.shape != (size, size):
+        raise ValueError(f"the similarity of {size} members has the shape {similarity.shape}")
+    predictions = read_predictions(folder, summary)
+    tests = sorted(summary.tests, key=lambda test: not test.trained_on)
+    foremost = _foremost(summary)
     page = _template().render(
         summary=summary,
         experiment=experiment,
-        task=experiment.data.task or str(experiment.data.train),
-        share=summary.trained_parameters / (summary.trained_parameters + summary.model["parameters"]),
-        headline=_headline(summary),
-        curves=_curves(read_log(folder), summary),
-        labels=labels,
-        confusion=_confusion(predictions, labels),
-        samples=_samples(predictions),
-        answers=len(predictions),
-        inspection=inspection,
-        norm_plot=None if inspection is None else _norm_plot(inspection),
-        cut={split: counts for split, counts in summary.truncated.items() if any(counts.values())},
+        lengths=sorted({member.length for member in summary.members}),
+        share=summary.trained_parameters / (summary.trained_parameters + summary.model.parameters),
+        varied=_varied(summary),
+        diverged=[number for number, member in enumerate(summary.members) if member.status == "diverged"],
+        cards=_cards(summary),
+        curves=_curves(read_metrics(folder, size), summary),
+        colours=plots.COLOURS,
+        shades=_shades(summary),
+        overview=_overview(tests),
+        alone=all(len(test.members) == 1 for test in tests),
+        shifted=not all(test.trained_on for test in tests),
+        tests=[_detail(test, predictions[test.task], experiment.data.labels) for test in tests],
+        foremost=foremost,
+        inspections=inspections,
+        norm_plot=None if inspections is None else plots.norm_plot(inspections[foremost]),
+        similarity=None if similarity is None or size == 1 else plots.similarity_map(similarity),
+        cut=any(count for splits in summary.truncated.values() for cut in splits.values() for count in cut.values()),
         config=configuration.to_json(experiment),
     )
     path = folder / "report.html"
@@ -111,79 +96,83 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": _percent,
+        "points": _points,
         "duration": _duration,
         "norm": lambda norm: f"{norm:,.2f}" if norm < 1000 else f"{norm:,.0f}",
         "metric": _metric_name,
         "shorten": _shorten,
         "exp": math.exp,
+        "field": lambda name: name.rpartition(".")[2],
+        "settings": configuration.settings_text,
+        "ranges": _ranges,
+        "number": "{:,}".format,
     }
+    environment.filters |= filters
     source = importlib.resources.files("prompt_jax").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
 # --------------------------------------------------------------------------------------------------------------
-# The run's files
+# Members
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ReportError(f"{path} is missing; a run that has come to its end has one") from error
-    except UnicodeDecodeError as error:
-        raise ReportError(f"{path}: not UTF-8: {error}") from error
+def _varied(summary: Summary) -> list[str]:
+    """The fields in which members differ; the task has a place of its own."""
+    names = dict.fromkeys(name for member in summary.members for name in member.settings)
+    return [name for name in names if name != "data.task"]
 
 
-def _read_config(path: Path) -> Experiment:
-    try:
-        return configuration.from_json(_read_text(path))
-    except ConfigError as error:
-        raise ReportError(f"{path}: {error}") from error
+def _foremost(summary: Summary) -> int:
+    """The member with the best validation score; the first where the tasks differ, whose scores say nothing of that."""
+    scores = [member.best.score for member in summary.members]
+    return int(np.argmax(scores)) if len(summary.tasks) == 1 else 0
 
 
-def _read_summary(path: Path) -> Summary:
-    try:
-        values = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ReportError(f"{path}: a JSON {type(values).__name__}, not an object")
-    fields = [field.name for field in dataclasses.fields(Summary)]
-    if missing := [name for name in fields if name not in values]:
-        raise ReportError(f"{path}: there is no {', '.join(missing)} in it")
-    return Summary(**{name: values[name] for name in fields})
+def _shades(summary: Summary) -> list[float]:
+    """Where each member's validation score is between the worst and the best, from 0 to 1; 0 for those of two tasks."""
+    scores = np.array([member.best.score for member in summary.members])
+    width = np.ptp(scores)
+    if len(summary.tasks) > 1 or not width > 0:
+        return [0.0] * len(scores)
+    return ((scores - scores.min()) / width).tolist()
 
 
-def _read_predictions(path: Path) -> list[dict[str, Any]]:
-    """One row a test example; empty if there is no file."""
-    lines = _read_text(path).split("\n") if path.exists() else []  # splitlines would break texts at U+2028
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({name: row[name] for name in ("input", "target", "before", "prediction", "label_scores")})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ReportError(f"{path}:{number}: not a prediction: {type(error).__name__}: {error}") from error
-    return rows
+def _curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary) -> list[Markup]:
+    """Loss and validation score by step, as far as they were logged."""
+    losses, scores = [], []
+    for number, (own, member) in enumerate(zip(lines, summary.members, strict=True)):
+        best = member.best
+        steps, values = _series(own, "train/loss")
+        losses.append(Curve(number, steps, values, end=member.status))
+        steps, values = _series(own, f"validation/{best.metric}")
+        mark = (best.step, best.score) if math.isfinite(best.score) else None
+        scores.append(Curve(number, steps, values, mark, member.status))
+    names = {_metric_name(member.best.metric) for member in summary.members}
+    return [
+        *([plots.loss_plot(losses)] if any(len(curve.steps) for curve in losses) else []),
+        *(
+            [plots.score_plot(scores, names.pop() if len(names) == 1 else "score")]
+            if any(len(curve.steps) for curve in scores)
+            else []
+        ),
+    ]
 
 
-def _labels(experiment: Experiment, predictions: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """The task's labels; empty if any text is an answer."""
-    if predictions and predictions[0]["label_scores"]:
-        return tuple(predictions[0]["label_scores"])
-    return experiment.data.labels
+def _series(lines: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one logged quantity."""
+    pairs = [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, int), np.array(values, float)
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is shown of them
+# Scores
 
 
 @dataclasses.dataclass(frozen=True)
-class Headline:
+class Card:
     """One score as a number to be read from afar; `before` is None where only the tuned model was scored."""
 
     name: str
@@ -192,31 +181,150 @@ class Headline:
     note: str
 
 
-def _headline(summary: Summary) -> list[Headline]:
-    """The metric that chose the prompt, the same over ranked labels and the share of invalid answers, if known."""
-    metric, step = summary.best["metric"], summary.best["step"]
-    validated = Headline(
-        f"Validation {_metric_name(metric)}", None, _percent(summary.best["score"]), f"at step {step:,}, the best"
-    )
-    if summary.test is None:
-        return [validated]
-    before, after = summary.test["before"], summary.test["after"]
-    return [
-        Headline(f"Test {_metric_name(name)}", _percent(before.get(name)), _percent(after[name]), note)
-        for name, note in (
-            (metric, "of generated answers"),
-            (f"rank/{metric}", "the most probable label as the answer"),
-            ("invalid", "of generated answers"),
-        )
-        if name in after
-    ] + [validated]
+def _cards(summary: Summary) -> list[Card]:
+    """What was trained for before what was not, and the validation score at the end."""
+    trained = [test for test in summary.tests if test.trained_on]
+    shifted = [test for test in summary.tests if not test.trained_on]
+    one = len(summary.tasks) == 1
+    cards = []
+    if len(trained) > 1:
+        cards.append(_mean_card(f"{len(trained)} tasks", trained, "average of the tests of each task"))
+    if trained and one:
+        cards += _test_cards(trained[0])
+    elif len(trained) <= _MAX_CARDS:
+        cards += [_task_card(test) for test in trained]
+    if shifted:
+        name = f"{len(shifted)} other task{'s' if len(shifted) > 1 else ''}"
+        cards.append(_mean_card(name, shifted, f"{'average, ' if len(shifted) > 1 else ''}not trained on"))
+    if one:
+        number = _foremost(summary)
+        best, status = summary.members[number].best, summary.members[number].status
+        whose = f"member {number}, " if len(summary.members) > 1 else ""
+        ended = f", {status} at {summary.members[number].steps:,}" if status != "finished" else ""
+        name = f"Validation {_metric_name(best.metric)}"
+        cards.append(Card(name, None, _percent(best.score), f"{whose}at step {best.step:,}, the best{ended}"))
+    return cards
 
 
-def _confusion(predictions: Sequence[dict[str, Any]], labels: tuple[str, ...]) -> list[tuple[str, list[int]]]:
-    """For each expected label, how often each label, and in the last place anything else, was answered."""
-    if not predictions or not 0 < len(labels) <= _MAX_LABELS:
+def _test_cards(test: TaskScores) -> list[Card]:
+    """Of the one task: the first metric, the same over ranked labels and the share of invalid answers, if known."""
+    metric, ensemble, several = test.metric, test.ensemble, len(test.members) > 1
+    notes = {metric: _method(test) if several else "of generated answers"}
+    ranking = "vote on the most probable labels" if ensemble is not None else "the most probable label as the answer"
+    notes.setdefault(f"rank/{metric.removeprefix('rank/')}", ranking)
+    if not several:
+        notes["invalid"] = "of generated answers"
+    cards = [
+        Card(f"Test {_metric_name(name)}", _percent(test.before.get(name)), _percent(test.after[name]), note)
+        for name, note in notes.items()
+        if name in test.after
+    ]
+    if ensemble is not None:
+        best = test.scores[test.members.index(ensemble.best)]
+        spread = f"± {_points(_deviation(test, metric))} points over {len(test.members)} members"
+        cards[1:1] = [
+            Card("Average member", None, _percent(test.average[metric]), spread),
+            Card("Best member", None, _percent(best[metric]), f"member {ensemble.best}, the best on this very test"),
+        ]
+    return cards
+
+
+def _task_card(test: TaskScores) -> Card:
+    name, before, after = test.metric, test.before.get(test.metric), test.after[test.metric]
+    return Card(test.task, _percent(before), _percent(after), f"{_metric_name(name)}, {_method(test)}")
+
+
+def _mean_card(name: str, tests: Sequence[TaskScores], note: str) -> Card:
+    """Means of the tests' first metrics."""
+    before = [test.before.get(test.metric, math.nan) for test in tests]
+    after = [test.after[test.metric] for test in tests]
+    return Card(name, _percent(float(np.mean(before))), _percent(float(np.mean(after))), note)
+
+
+def _method(test: TaskScores) -> str:
+    """What a test's `after` is."""
+    if test.ensemble is not None:
+        return f"{test.ensemble.vote_rule.replace('-', ' ')} vote of {len(test.members)} members"
+    return f"average of {len(test.members)} members" if len(test.members) > 1 else "with its prompt"
+
+
+def _deviation(test: TaskScores, name: str) -> float | None:
+    """Standard deviation over the members, of a sample; None of one."""
+    values = [scores[name] for scores in test.scores]
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """Scores of tests by one metric, a row a task; standard deviations are over the members."""
+
+    metric: str
+    tests: list[TaskScores]
+    deviations: list[float | None]
+
+
+def _overview(tests: Sequence[TaskScores]) -> list[Overview]:
+    """By each test's first metric and by ranking, where there are several tests."""
+    if len(tests) < 2:
         return []
-    pairs = Counter((row["target"], row["prediction"]) for row in predictions)
+    parts: dict[str, list[TaskScores]] = {}
+    for test in tests:
+        parts.setdefault(test.metric, []).append(test)
+    for test in tests:
+        if (ranked := f"rank/{test.metric}") in test.after:
+            parts.setdefault(ranked, []).append(test)
+    return [Overview(metric, own, [_deviation(test, metric) for test in own]) for metric, own in parts.items()]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# One test
+
+
+@dataclasses.dataclass(frozen=True)
+class Detail:
+    """Everything that is shown of one test."""
+
+    test: TaskScores
+    method: str  # what is called the answer
+    deviations: dict[str, float | None]
+    intervals: list[tuple[str, float, tuple[float, float]]]  # vote minus what, difference, and its interval
+    agreement: Markup | None
+    labels: tuple[str, ...]  # empty if any text is an answer
+    answers: int
+    confusion: list[tuple[str, list[int]]]
+    disagreements: "Disagreements | None"
+    samples: list[tuple[str, int, list[Prediction]]]
+
+
+def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...]) -> Detail:
+    if rows and rows[0].label_scores:
+        labels = tuple(rows[0].label_scores)
+    ensemble, metric, intervals = test.ensemble, test.metric, []
+    if ensemble is not None:
+        vote, best = ensemble.vote[metric], test.scores[test.members.index(ensemble.best)][metric]
+        intervals = [
+            ("the best member", vote - best, ensemble.intervals["best"]),
+            ("the average", vote - ensemble.average[metric], ensemble.intervals["average"]),
+        ]
+    return Detail(
+        test=test,
+        method="Vote" if ensemble is not None else "With the prompt",
+        deviations={name: _deviation(test, name) for name in test.scores[0]},
+        intervals=intervals,
+        agreement=None if ensemble is None else plots.agreement_map(np.array(ensemble.agreement), test.members),
+        labels=labels,
+        answers=len(rows),
+        confusion=_confusion(rows, labels),
+        disagreements=_disagreements(rows, test.members, labels),
+        samples=_samples(rows),
+    )
+
+
+def _confusion(rows: Sequence[Prediction], labels: tuple[str, ...]) -> list[tuple[str, list[int]]]:
+    """For each expected label, how often each label, and in the last place anything else, was answered."""
+    if not rows or not 0 < len(labels) <= _MAX_LABELS:
+        return []
+    pairs = Counter((row.target, row.prediction) for row in rows)
     table = []
     for target in labels:
         counts = [pairs[target, answer] for answer in labels]
@@ -225,21 +333,53 @@ def _confusion(predictions: Sequence[dict[str, Any]], labels: tuple[str, ...]) -
     return table
 
 
-def _samples(predictions: Sequence[dict[str, Any]]) -> list[tuple[str, int, list[dict[str, Any]]]]:
+def _samples(rows: Sequence[Prediction]) -> list[tuple[str, int, list[Prediction]]]:
     """Wrong and right answers: title, how many there are, and some of them from all over the split."""
-    wrong = [row for row in predictions if row["prediction"] != row["target"]]
-    right = [row for row in predictions if row["prediction"] == row["target"]]
-    return [
-        (title, len(rows), [rows[i] for i in _spread(len(rows), _SAMPLES)])
-        for title, rows in (("Wrong", wrong), ("Right", right))
-        if rows
-    ]
+    wrong = [row for row in rows if row.prediction != row.target]
+    right = [row for row in rows if row.prediction == row.target]
+    return [(title, len(found), _spread(found)) for title, found in (("Wrong", wrong), ("Right", right)) if found]
 
 
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` different indices below `size`, evenly spaced."""
-    return [i * size // count for i in range(count)] if size > count else list(range(size))
+@dataclasses.dataclass(frozen=True)
+class Disagreements:
+    """Examples on which members disagree.
 
+    Attributes:
+      count: of all of them.
+      right: on how many of them the vote is right.
+      rows: some from all over the split, each with its answers and the numbers of the members that gave them, the
+        most frequent answer first.
+    """
+
+    count: int
+    right: int
+    rows: list[tuple[Prediction, list[tuple[str, list[int]]]]]
+
+
+def _disagreements(rows: Sequence[Prediction], members: Sequence[int], labels: tuple[str, ...]) -> Disagreements | None:
+    """None for a single member. Without labels answers are compared as they are in a vote, normalised."""
+    if len(members) < 2 or not rows:
+        return None
+    found = []
+    for row in rows:
+        answers: dict[str, tuple[str, list[int]]] = {}
+        for number, answer in zip(members, row.members, strict=True):
+            key = answer if labels else normalise_answer(answer)
+            answers.setdefault(key, (answer, []))[1].append(number)
+        if len(answers) > 1:
+            found.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))
+    right = sum(row.prediction == row.target for row, _ in found)
+    return Disagreements(len(found), right, _spread(found))
+
+
+def _spread(items: Sequence[Any]) -> list[Any]:
+    """At most _SAMPLES of the items, evenly spaced."""
+    size, count = len(items), min(len(items), _SAMPLES)
+    return [items[i * size // count] for i in range(count)]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Values as text
 
 _METRICS = {"exact_match": "exact match", "f1": "F1", "mean_class_f1": "mean class F1", "invalid": "invalid answers"}
 
@@ -251,7 +391,23 @@ def _metric_name(name: str) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
+
+
+def _points(value: float | None, sign: str = "") -> str:
+    """A difference of shares in percentage points."""
+    return "–" if value is None else f"{100 * value:{sign}.1f}".replace("-", "−")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers with those that follow each other joined: `0–2, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _duration(seconds: float) -> str:
@@ -261,119 +417,7 @@ def _duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "under 1 s"
 
 
-def _shorten(text: str | None) -> str:
+def _shorten(text: str | None, limit: int = _TEXT_LIMIT) -> str:
     if not text:
         return "–" if text is None else "(empty)"
-    return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Plots
-
-# Matplotlib wants colours, and the page has two schemes of them: each of these stands for a CSS variable.
-_INK, _MUTED, _GRID, _ACCENT, _SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _ACCENT: "--accent", _SECOND: "--second"}
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text that can be selected, in the page's font
-    "svg.hashsalt": "prompt_jax",  # the ids of clip paths, random otherwise
-    "font.size": 10.5,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _MUTED,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-}
-
-
-def _curves(log: Sequence[dict[str, Any]], summary: Summary) -> list[Markup]:
-    """Loss and validation score by step, as far as they were logged."""
-    plots = []
-    steps, losses = _series(log, "train/loss")
-    with matplotlib.rc_context(_RC):  # of the process, and put back: the SVG writer reads it and has no arguments
-        if len(steps):
-            figure, axes = _axes("Training loss", "step", "loss per token, nats")
-            smooth = _smooth(losses)
-            axes.plot(steps, losses, color=_ACCENT, alpha=0.35, linewidth=1, label="logged")
-            axes.plot(steps, smooth, color=_ACCENT, linewidth=2, label="smoothed")
-            axes.legend()
-            plots.append(_svg(figure, "loss", "Training loss by step"))
-        metric, best = summary.best["metric"], summary.best
-        steps, scores = _series(log, f"validation/{metric}")
-        if len(steps):
-            name = _metric_name(metric)
-            figure, axes = _axes(f"Validation {name}", "step", name)
-            axes.plot(steps, scores, color=_SECOND, linewidth=2, marker="o", markersize=3.5)
-            axes.plot(best["step"], best["score"], color=_SECOND, marker="o", markersize=9, fillstyle="none")
-            axes.axvline(best["step"], color=_MUTED, linewidth=1, linestyle=":")
-            axes.set_title(f"best {best['score']:.1%} at step {best['step']:,}", loc="right", fontsize=10.5)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-            plots.append(_svg(figure, "score", f"Validation {name} by step"))
-    return plots
-
-
-def _norm_plot(inspection: Inspection) -> Markup:
-    """Norms of the virtual tokens by number, over the range of the vocabulary's."""
-    norms, vocabulary = [token.norm for token in inspection.tokens], inspection.vocabulary
-    with matplotlib.rc_context(_RC):
-        figure, axes = _axes("Norms of the virtual tokens", "virtual token", "Euclidean norm", wide=True)
-        axes.axhspan(vocabulary.low, vocabulary.high, color=_MUTED, alpha=0.2, linewidth=0, label="90% of vocabulary")
-        axes.axhline(vocabulary.mean, color=_MUTED, linewidth=1, linestyle="--", label="vocabulary's mean")
-        axes.plot(range(len(norms)), norms, color=_ACCENT, linestyle="none", marker="o", markersize=4, label="prompt")
-        shown = [*norms, vocabulary.low, vocabulary.high]
-        if min(shown) > 0 and max(shown) > 30 * min(shown):
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
-        figure.legend(loc="outside lower center", ncols=3)
-        return _svg(figure, "norms", "Norm of each virtual token beside the vocabulary's norms")
-
-
-def _axes(title: str, x: str, y: str, *, wide: bool = False) -> tuple[Figure, Axes]:
-    """A figure of its own, not of pyplot's; narrow ones are readable on a telephone."""
-    figure = Figure(figsize=(9.8, 2.9) if wide else (4.8, 3.1), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(12 if wide else 6, integer=True, steps=[1, 2, 5, 10]))
-    return figure, axes
-
-
-def _series(log: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one logged quantity."""
-    pairs = [(line["step"], line[name]) for line in log if name in line and math.isfinite(line[name])]
-    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(steps), np.array(values)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Means over about a tenth of the values around each, fewer at the ends."""
-    half = len(values) // 20
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
-
-
-def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an element of the page: with its colours, its own ids, and nothing for other programs in it."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(<svg)[^>]*(viewBox=\"[^\"]*\")[^>]*>", r"\1 \2>", text[text.index("<svg") :])
-    for prefix in (' id="', "url(#", 'href="#'):  # several plots share the page
-        text = text.replace(prefix, f"{prefix}{name}-")
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    return Markup(text.replace("<svg", f'<svg class="{name}" role="img" aria-label="{label}"', 1))
+    return text if len(text) <= limit else f"{text[:limit]}…"

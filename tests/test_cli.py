@@ -1,8 +1,11 @@
 """The command line as a person uses it, on a tiny model."""
 
+import dataclasses
 import io
+import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
-from prompt_jax.prompts.files import Base
+from prompt_jax.prompts.files import Base, read_prompt, save_ensemble
 from prompt_jax.task_format import TaskFormat
 
 CONFIG = """
@@ -72,8 +75,9 @@ def test_train_with_overrides(config, tmp_path, capsys):
     for step in (2, 4):
         assert re.search(rf"step {step}/4  loss \d+\.\d+ .* examples/s  \d:\d\d left", err)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["examples"] == {"train": 40, "validation": 12, "test": 10}
-    assert set(summary["test"]) == {"before", "after"} and summary["trained_parameters"] == 6 * 64
+    assert summary["examples"] == {"files": {"train": 40, "validation": 12, "test": 10}}
+    (test,) = summary["tests"]
+    assert test["trained_on"] and test["ensemble"] is None and summary["trained_parameters"] == 6 * 64
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 10 and set(lines[0]["label_scores"]) == {"negative", "positive"}
     assert (folder / "report.html").stat().st_size > 10_000
@@ -81,15 +85,175 @@ def test_train_with_overrides(config, tmp_path, capsys):
     assert status == 0 and again == out, "a finished run is scored again from its own record"
 
 
-def test_evaluate_writes_predictions(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
-    argv = ("evaluate", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"])
-    status, out, err = run(capsys, *argv, "--predictions", tmp_path / "out.jsonl")
+def test_train_an_ensemble(config, tmp_path, capsys):
+    lists = ("--ensemble.length", "6", "4", "--ensemble.learning-rate", "0.3", "0.1")
+    status, out, err = run(capsys, "train", config, "--train.steps", "2", *lists)
     assert status == 0, err
-    assert "test.jsonl, test, 10 examples" in out and re.search(r"rank/accuracy +0\.\d{4}", out)
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert "member 1: seed 1, learning_rate 0.1, length 4" in err
+    rows = [re.split(r" {2,}", line.strip()) for line in out.splitlines()]
+    table = {row[0]: row[1:] for row in rows}
+    names = [f"member {i} (seed {i}, learning_rate {rate}, length {n})" for i, rate, n in ((0, 0.3, 6), (1, 0.1, 4))]
+    values = [[float(table[name][i]) for name in names] for i in range(3)]
+    assert [float(value) for value in table["average"]] == pytest.approx([sum(pair) / 2 for pair in values], abs=1e-4)
+    assert {"base", "vote", "oracle: a member is right"} <= set(table) and any(row.startswith("best") for row in table)
+    folder = next((tmp_path / "runs").iterdir())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [member["length"] for member in summary["members"]] == [6, 4] and summary["trained_parameters"] == 10 * 64
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and all(len(line["members"]) == 2 for line in lines)
+    assert "Similarity of the members" in (folder / "report.html").read_text()
+
+
+def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    argv = ("evaluate", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"])
+    status, out, err = run(capsys, *argv, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert f"{prompt_file}: test.jsonl, test, 10 examples" in out and re.search(r"rank/accuracy +0\.\d{4}", out)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     best = [max(line["label_scores"], key=line["label_scores"].get) for line in lines]
     accuracy = np.mean([answer == line["target"] for answer, line in zip(best, lines, strict=True)])
     assert f"{accuracy:.4f}" in out.split("rank/accuracy")[1]
+    assert all(line["members"] == [line["prediction"]] and line["before"] is None for line in lines)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["members"][0]["scores"]["rank/accuracy"] == pytest.approx(accuracy) and scores["ensemble"] is None
+    assert f"| {accuracy:.4f} |" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.fixture
+def ensemble_file(prompt_file, tmp_path) -> Path:
+    """Two prompts of the tiny model for the task of `prompt_file`."""
+    _, metadata = read_prompt(prompt_file)
+    random = np.random.default_rng(1)
+    prompts = [Prompt(VirtualTokens(random.normal(size=(3, 64)).astype(np.float32) * 5)) for _ in range(2)]
+    named = [dataclasses.replace(metadata, settings={"train.seed": seed}) for seed in (7, 8)]
+    save_ensemble(tmp_path / "e.npz", prompts, named)
+    return tmp_path / "e.npz"
+
+
+def table(text: str, title: str) -> dict[str, list[str]]:
+    """The rows of a table that `evaluate` printed, by their names: what comes before two spaces."""
+    lines = text[text.index(title) :].splitlines()[1:]
+    rows = [re.split(r"  +", line.strip()) for line in itertools.takewhile(lambda line: line.startswith("  "), lines)]
+    return {"": rows[0], **{name: cells for name, *cells in rows[1:]}}
+
+
+def test_evaluate_an_ensemble(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    argv = ("evaluate", prompt_file, ensemble_file, "--model", tiny_folder, "--data", sentiment_files["test"])
+    status, out, err = run(capsys, *argv, "--out", tmp_path / "out")
+    assert status == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert len(lines) == 10 and {len(line["members"]) for line in lines} == {3}
+
+    shown = table(out, "test.jsonl, test, 10 examples, 3 members, majority vote")
+    names = [
+        f"member 0 ({prompt_file})",
+        *(f"member {i} ({ensemble_file}, member {i - 1}, seed {6 + i})" for i in (1, 2)),
+    ]
+    best = scores["ensemble"]["best"]
+    assert list(shown) == ["", *names, "average", f"best (member {best})", "vote"]
+    assert shown[""] == ["accuracy", "invalid", "rank/accuracy"]
+    for name, own in zip(names, scores["members"], strict=True):
+        assert shown[name] == [f"{own['scores'][metric]:.4f}" for metric in shown[""]]
+    assert shown["vote"] == [f"{scores['ensemble']['vote'][metric]:.4f}" for metric in shown[""]]
+    assert shown[f"best (member {best})"] == shown[names[best]]
+    assert [(own["file"], own["member"], own["settings"]) for own in scores["members"]] == [
+        (str(prompt_file), None, {}),
+        (str(ensemble_file), 0, {"train.seed": 7}),
+        (str(ensemble_file), 1, {"train.seed": 8}),
+    ]
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert f"| vote | {' | '.join(shown['vote'])} |" in markdown and "| member 2 |" in markdown
+
+    for line in lines:  # of three, either all differ or one has a majority
+        (answer, count), *_ = Counter(line["members"]).most_common(1)
+        assert line["prediction"] == answer if count > 1 else line["prediction"] in line["members"]
+    agreement = table(out, "share of the same answers")["member 0"]
+    same = [np.mean([line["members"][0] == line["members"][i] for line in lines]) for i in range(3)]
+    assert agreement == [f"{share:.4f}" for share in same]
+    confusion = table(out, "the vote's answers")
+    assert confusion[""] == ["negative", "positive", "other"]
+    assert sum(int(cell) for label in ("negative", "positive") for cell in confusion[label]) == 10
+    gain = table(out, "the vote's gain")[f"vote minus best (member {best})"]
+    assert float(gain[1]) <= float(gain[0]) <= float(gain[2])
+    alone = run(capsys, "evaluate", prompt_file, *argv[3:])[1].splitlines()[1:]
+    assert [line.split() for line in alone] == [list(pair) for pair in zip(shown[""], shown[names[0]], strict=True)]
+
+
+def test_evaluate_votes_early(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    argv = ("evaluate", prompt_file, ensemble_file, "--model", tiny_folder, "--data", sentiment_files["test"])
+    full = table(run(capsys, *argv)[1], "test.jsonl")
+    status, out, err = run(capsys, *argv, "--early-stop", "--out", tmp_path / "out")
+    assert status == 0, err
+    shown = dict(re.split(r"  +", line.strip()) for line in out.splitlines()[1:-1])
+    assert [shown[metric] for metric in full[""]] == full["vote"]
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["ensemble"]
+    assert shown["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    not_asked = [answer is None for line in lines for answer in line["members"]]
+    assert np.mean(not_asked) == pytest.approx(scores["saved"]["answers"])
+
+
+def test_evaluate_by_mean_probability(ensemble_file, sentiment_files, tiny_folder, capsys):
+    argv = ("evaluate", ensemble_file, "--model", tiny_folder, "--data", sentiment_files["test"])
+    status, out, err = run(capsys, *argv, "--vote", "mean-probability")
+    assert status == 0, err
+    shown = table(out, "test.jsonl, test, 10 examples, 2 members, mean-probability vote")
+    assert "member 1 (seed 8)" in shown and shown["vote"][:2] == ["-", "-"] and float(shown["vote"][2]) > 0
+
+
+def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    prompt, metadata = read_prompt(prompt_file)
+    task_format = metadata.format
+
+    def other(**changes) -> Path:
+        path = tmp_path / "other.npz"
+        save_prompt(path, prompt, dataclasses.replace(metadata, **changes))
+        return path
+
+    def message(path, *options) -> str:
+        status, _, err = run(capsys, "evaluate", prompt_file, path, "--model", tiny_folder, *options)
+        assert status == 1 and "Traceback" not in err, err
+        return err
+
+    own = ("--data", sentiment_files["test"])
+    said = message(other(base=Base("elsewhere", None, "sha256:1")), *own)
+    assert f"{prompt_file} was trained on" in said and "other.npz on elsewhere (sha256:1)" in said
+    said = message(other(format=dataclasses.replace(task_format, labels=("bad", "good"))), *own)
+    assert f"{prompt_file} answers with the labels negative, positive" in said and "labels bad, good" in said
+    said = message(other(task="movies"))
+    assert f"{prompt_file} was trained on files (the labels negative, positive)" in said and "--task NAME" in said
+    said = message(other(format=dataclasses.replace(task_format, template="review: {text}")), *own)
+    assert "template '{text}'" in said and "template 'review: {text}'" in said and "--template TEXT" in said
+    after = dataclasses.replace(prompt, encoder_tokens=dataclasses.replace(prompt.encoder_tokens, placement="after"))
+    save_prompt(tmp_path / "after.npz", after, metadata)
+    said = message(tmp_path / "after.npz", *own)
+    assert str(prompt_file) in said and "after.npz after it" in said
+    with np.load(ensemble_file) as archive:
+        entries = dict(archive)
+    np.savez(tmp_path / "damaged.npz", **entries | {"1/encoder_tokens": entries["1/encoder_tokens"] * np.nan})
+    assert "damaged.npz, member 1" in message(tmp_path / "damaged.npz", *own)
+
+    assert "by mean-probability every member counts" in message(
+        other(), *own, "--early-stop", "--vote", "mean-probability"
+    )
+    free = dataclasses.replace(task_format, labels=())
+    save_prompt(prompt_file, prompt, dataclasses.replace(metadata, format=free))
+    said = message(other(format=free), *own, "--vote", "mean-probability")
+    assert "test.jsonl has no labels" in said
+
+
+def test_what_the_user_says_settles_what_members_differ_in(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+    prompt, metadata = read_prompt(prompt_file)
+    others = dataclasses.replace(metadata.format, labels=("bad", "good"), template="review: {text}", input_length=256)
+    save_prompt(tmp_path / "o.npz", prompt, dataclasses.replace(metadata, task="movies", format=others))
+    argv = ("evaluate", prompt_file, tmp_path / "o.npz", "--model", tiny_folder, "--data", sentiment_files["test"])
+    options = ("--template", "{text}", "--labels", "negative", "positive")
+    with pytest.warns(UserWarning, match="o.npz was trained with at most 256 tokens of input"):
+        status, out, err = run(capsys, *argv, *options)
+    assert status == 0, err
+    shown = table(out, "test.jsonl")
+    assert shown["vote"] == shown["average"], "it is the same prompt twice"
 
 
 def test_predict_from_arguments_file_and_standard_input(prompt_file, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -166,7 +330,8 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("evaluate", prompt_file, *named, "--task", "sentiment"), "no task is called 'sentiment'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
-        (("evaluate", prompt_file, other, "--predictions", "x.jsonl"), "--predictions is for one prompt file"),
+        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop are for two prompts or more"),
+        (("evaluate", prompt_file, *named, "--labels", "a", "b"), "--labels say how --data is read"),
         (("predict", tmp_path, "x"), "Is a directory"),
         (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),
         (("train", config, "--optimizer.clip-norm", "-1"), "optimizer.clip_norm must be positive"),

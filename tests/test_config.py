@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig, TrainConfig
+from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, PromptConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +55,8 @@ def test_what_is_no_configuration_is_said(text, message):
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
         ("data", {"task": None}, "give either data.task, or files"),
         ("data", {"train": Path("a.csv")}, "give either data.task, or files"),
+        ("data", {"test_tasks": ("t",)}, "data.test_tasks names t again"),
+        ("data", {"test_tasks": ("a", "b", "a")}, "data.test_tasks names a again"),
     ],
 )
 def test_impossible_values_are_refused(part, values, message):
@@ -91,9 +93,55 @@ def test_every_field_is_documented():
         DataConfig,
         PromptConfig,
         TrainConfig,
+        EnsembleConfig,
         configuration.ModelConfig,
         configuration.OptimizerConfig,
+        configuration.MeshConfig,
     ):
+        own = source.split(f"class {part.__name__}:", 1)[1]
         for field in dataclasses.fields(part):
-            after = source.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
+            after = own.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
             assert after.startswith('"""') or dataclasses.is_dataclass(field.default), f"{part.__name__}.{field.name}"
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Members of an ensemble
+
+
+def test_a_single_prompt_is_an_ensemble_of_one():
+    experiment = Experiment(data=DataConfig(task="t"))
+    assert configuration.members(experiment) == (experiment,)
+    assert configuration.settings((experiment,)) == [{}]
+
+
+def test_members_have_their_own_values_and_are_no_ensembles():
+    lists = EnsembleConfig(size=2, learning_rate=(0.1,), length=(5, 7), task=("a", "b"))
+    first, second = configuration.members(Experiment(train=TrainConfig(seed=3), ensemble=lists))
+    assert (first.optimizer.learning_rate, second.optimizer.learning_rate) == (0.1, 0.1)
+    assert (first.prompt.length, second.prompt.length) == (5, 7)
+    assert (first.train.seed, second.train.seed) == (3, 4) and (first.data.task, second.data.task) == ("a", "b")
+    assert first.ensemble == second.ensemble == EnsembleConfig()
+    assert configuration.settings((first, second)) == [
+        {"train.seed": 3, "prompt.length": 5, "data.task": "a"},
+        {"train.seed": 4, "prompt.length": 7, "data.task": "b"},
+    ]
+    assert configuration.settings_text({"train.seed": 3, "prompt.length": 5}) == "seed 3, length 5"
+
+
+def test_without_a_size_there_are_as_many_as_values():
+    members = configuration.members(Experiment(ensemble=EnsembleConfig(seed=(1,), weight_decay=(0.0, 0.1, 0.2))))
+    assert [each.optimizer.weight_decay for each in members] == [0.0, 0.1, 0.2]
+    assert {each.train.seed for each in members} == {1}
+
+
+def test_a_member_that_cannot_be_is_named():
+    experiment = Experiment(data=DataConfig(task="t"), ensemble=EnsembleConfig(init=("vocab", "text")))
+    with pytest.raises(ConfigError, match=r"needs prompt.init_text \(member 1\)"):
+        configuration.check(experiment)
+
+
+def test_an_ensemble_survives_json():
+    experiment = Experiment(ensemble=EnsembleConfig(init=("vocab", "labels"), learning_rate=(0.1, 3.0), group=2))
+    assert configuration.from_json(configuration.to_json(experiment)) == experiment
+    with pytest.raises(ConfigError, match=r"ensemble.init must be .*'nonsense'"):
+        configuration.from_json('{"ensemble": {"init": ["nonsense"]}}')

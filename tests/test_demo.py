@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prompt_jax import config as configuration
+from prompt_jax.config import EnsembleConfig
 from prompt_jax.prompts.files import read_prompt
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
@@ -18,7 +19,8 @@ def test_eighty_steps_learn_movie_reviews(tmp_path):
     """From no right answer to four of five, on reviews that were not trained on."""
     demo = configuration.load_experiment(ROOT / "configs" / "demo.py")
     short = dataclasses.replace(demo.train, steps=80, eval_every=80, checkpoint_every=80, eval_examples=200)
-    setup = train(dataclasses.replace(demo, runs=tmp_path, train=short), tasks=ROOT / "tasks")
+    one = dataclasses.replace(demo, runs=tmp_path, train=short, ensemble=EnsembleConfig())
+    setup, _ = train(one, tasks=ROOT / "tasks")
     lines = read_log(tmp_path / "demo")
     scores = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
     assert scores[0] < 0.1 and scores[80] > 0.8, scores

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +6,16 @@ import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from prompt_jax import inspection
-from prompt_jax.inspection import describe, inspect, inspect_tokens, nearest, norm_range, printable, row_norms
+from prompt_jax.inspection import (
+    describe,
+    inspect,
+    inspect_tokens,
+    nearest,
+    norm_range,
+    printable,
+    prompt_similarity,
+    row_norms,
+)
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, VirtualTokens
 from prompt_jax.models.t5 import T5Config
@@ -107,7 +115,7 @@ def test_a_prompt_without_virtual_tokens():
 
 
 def test_describe():
-    text = describe(Path("runs/x/best.npz"), Prompt(VirtualTokens(TOKENS)), METADATA, MODEL, 2)
+    text = describe("runs/x/best.npz", Prompt(VirtualTokens(TOKENS)), METADATA, MODEL, 2)
     assert text.splitlines() == [
         "runs/x/best.npz",
         "",
@@ -134,14 +142,14 @@ def test_describe():
 
 
 def test_describe_without_the_base():
-    text = describe(Path("best.npz"), Prompt(VirtualTokens(TOKENS)), METADATA, None)
+    text = describe("best.npz", Prompt(VirtualTokens(TOKENS)), METADATA, None)
     assert "norms           mean 5.153" in text
     assert "--model NAME" in text and "▁" not in text
 
 
 def test_describe_with_another_base():
     text = describe(
-        Path("best.npz"),
+        "best.npz",
         Prompt(VirtualTokens(TOKENS)),
         METADATA,
         dataclasses.replace(MODEL, fingerprint="sha256:other"),
@@ -150,7 +158,7 @@ def test_describe_with_another_base():
 
 
 def test_describe_a_file_that_says_nothing():
-    text = describe(Path("prompt.npy"), Prompt(VirtualTokens(TOKENS)), PromptMetadata(), None)
+    text = describe("prompt.npy", Prompt(VirtualTokens(TOKENS)), PromptMetadata(), None)
     assert text.count("not recorded") == 10
 
 
@@ -165,7 +173,7 @@ def test_describe_a_hostile_file():
         step=10**4000,
         scores={evil: 10**400, "nan": float("nan"), **{str(i): i for i in range(1000)}},
     )
-    text = describe(Path(f"{evil[:9]}.npz"), Prompt(VirtualTokens(TOKENS)), metadata, MODEL)
+    text = describe(f"{evil[:9]}.npz", Prompt(VirtualTokens(TOKENS)), metadata, MODEL)
     assert all(character == "\n" or character.isprintable() for character in text)
     assert r"\x1b[2J\r\n\u202e\ud800" in text
     assert "and 989 more" in text
@@ -178,3 +186,36 @@ def test_printable():
     assert printable("abcdef", 6) == "abcdef"
     assert printable("abcdefg", 6) == "abcde…"
     assert printable("\x1b" * 6, 6) == r"\x1b\…"
+
+
+def _prompt(*rows: list[float], mask: list[bool] | None = None) -> Prompt:
+    return Prompt(VirtualTokens(np.array(rows, np.float32), None if mask is None else np.array(mask)))
+
+
+def test_similarity_of_one_length_is_of_whole_prompts():
+    """Token by token: the same tokens in another order are another prompt."""
+    found = prompt_similarity(
+        [_prompt([3, 0], [0, 4]), _prompt([0, 4], [3, 0]), _prompt([6, 0], [0, 8]), _prompt([-3, 0], [0, 0])]
+    )
+    np.testing.assert_allclose(found[0], [1, 0, 1, -0.6], atol=1e-12)
+    np.testing.assert_array_equal(found, found.T)
+
+
+def test_similarity_of_different_lengths_is_of_mean_tokens():
+    unused = _prompt([100, 0], [0, 2], mask=[False, True])  # its length is 1
+    found = prompt_similarity([_prompt([1, 0], [0, 1]), _prompt([1, 1], [1, 1], [4, 4]), unused])
+    half = 0.5**0.5
+    np.testing.assert_allclose(found, [[1, 1, half], [1, 1, half], [half, half, 1]], atol=1e-12)
+
+
+def test_similarity_of_extreme_values():
+    """Near the largest float32, and nothing at all."""
+    found = prompt_similarity([_prompt([3e38, 3e38]), _prompt([0, 0]), _prompt([1, 1])])
+    np.testing.assert_allclose(found, [[1, 0, 1], [0, 0, 0], [1, 0, 1]], atol=1e-12)
+
+
+def test_similarity_of_what_cannot_be_compared():
+    with pytest.raises(ValueError, match=r"different widths: \[2, 3\]"):
+        prompt_similarity([_prompt([1, 2]), _prompt([1, 2, 3])])
+    with pytest.raises(ValueError, match="no virtual tokens"):
+        prompt_similarity([Prompt()])

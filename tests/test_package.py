@@ -29,13 +29,14 @@ UNNEEDED = {
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
     {"errors", "task_format", "whole_file"},
-    {"config", "metrics", "data_files"},
+    {"config", "metrics", "data_files", "sharding"},
     {"models"},
     {"prompts"},
     {"decoding"},
     {"examples", "batches", "data"},
     {"evaluation", "inspection"},
-    {"training", "report"},
+    {"ensembles"},
+    {"training", "run_files", "plots", "report"},
     {"cli"},
 )
 

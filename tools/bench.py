@@ -1,106 +1,151 @@
-"""Compares training a soft prompt here with PEFT on PyTorch, side by side on this machine.
+"""Compares training soft prompts here, one or an ensemble of them, with PEFT on PyTorch, side by side on this machine.
 
     pip install 'prompt-jax[demo,bench]'
-    python tools/bench.py                     # all cases; a table, and bench.json
+    python tools/bench.py                     # all cases; a table of each kind, and bench.json
     python tools/bench.py --cases step reviews --rounds 5
+    python tools/bench.py --cases ensemble members memory --sides prompt_jax alone         # without PyTorch
+    python tools/bench.py --cases vote --prompts runs/five/best.npz
 
 Every measurement is a process of its own, so that its peak memory is its own. The sides take turns, round by round,
-and a ratio is of medians over rounds, since the speed of a shared machine changes from minute to minute. Both sides
-train in float32, with Adafactor as the prompt-tuning paper has it. Cases:
+and a ratio is of medians over rounds, since the speed of a shared machine changes from minute to minute. All sides
+train in float32, with Adafactor as the prompt-tuning paper has it. `peak` is of the host's memory, `device` of the
+accelerator's where it says. Cases:
 
     step      T5-small's shape, random weights, prompt 100, batch 8, source 128, target 16; dropout 0.1 on both sides
     step-0    the same without dropout
     reviews   the demo model on movie reviews at their true lengths, batch 32, prompt 20, from text to updated prompt;
               PEFT with its usual collator, which pads to the longest row of the batch
+    ensemble  as `step`, with 5 prompts: one step of all of them here, against five steps of our own one after the
+              other (`alone`), and against five adapters of one base in PEFT, which are stepped in turn
+    members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step
+    memory    as `step`, with 1 to 16 prompts, all at once or (group 1) one after the other in one program
+    vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows a batch: one flat pass, against a pass for
+              each prompt. They are untrained, unless --prompts names an ensemble file; then the share of passes that a
+              vote with early stop saves is measured too
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-CASES = ("step", "step-0", "reviews")
-SIDES = ("prompt_jax", "peft")
-STEPS = 8  # timed in each process, after two that compile and warm up
-# Large pages for large arrays, for both sides: some 10 % of a step here is the kernel handing out small ones.
+from bench_shared import MEMBERS, SHAPES, STEPS, Row
+
+SIDES = ("prompt_jax", "alone", "peft")
+CASES = {
+    "step": ("prompt_jax", "peft"),
+    "step-0": ("prompt_jax", "peft"),
+    "reviews": ("prompt_jax", "peft"),
+    "ensemble": SIDES,
+    "members": ("prompt_jax",),
+    "memory": ("prompt_jax",),
+    "vote": ("prompt_jax",),
+}
+TRAINING = ("step", "step-0", "reviews", "ensemble")  # each of whose processes gives one side's row
+# Members and group; a group of one member is all of one.
+MEMORY = {
+    f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at
+}
+# Large pages for large arrays, for all sides: some 10 % of a step here is the kernel handing out small ones.
 ENVIRONMENT = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-LENGTH = {"step": 100, "step-0": 100, "reviews": 20}
-DROPOUT = {"step": 0.1, "step-0": 0.0, "reviews": 0.1}
-BATCH = {"step": 8, "step-0": 8, "reviews": 32}
-SOURCE, TARGET = 128, 16
+
+Rows = dict[str, Row]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side and case")
+    parser.add_argument("--prompts", type=Path, help="ensemble file of the demo model's prompts, for the case vote")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "PROCESS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        case, side = args.measure
-        measured = (ours if side == "prompt_jax" else peft)(case)
-        print(json.dumps(measured))
+        case, name = args.measure
+        print(json.dumps(measure(case, name, args.prompts)))
         return
+    if args.prompts and not args.prompts.exists():
+        parser.error(f"--prompts: there is no file {args.prompts}")
+    planned = {case: names for case in args.cases if (names := processes(case, args.sides))}
+    if not planned:
+        parser.error(f"{', '.join(args.cases)}: not a case of {', '.join(args.sides)}")
 
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for case in args.cases:
+    report: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "steps": STEPS, "cases": {}}
+    for case, names in planned.items():
+        rounds: dict[str, list[Row]] = {}
         for number in range(args.rounds):
-            for side in args.sides:
-                print(f"{case}, round {number + 1} of {args.rounds}, {side}", file=sys.stderr, flush=True)
-                command = [sys.executable, __file__, "--measure", case, side]
-                shown = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=ENVIRONMENT).stdout
-                results.setdefault(case, {}).setdefault(side, []).append(json.loads(shown.splitlines()[-1]))
-    report = {"machine": machine(), "rounds": args.rounds, "steps": STEPS, "cases": summarise(results)}
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report["cases"]))
+            for name in names:
+                print(f"{case}, round {number + 1} of {args.rounds}, {name}", file=sys.stderr, flush=True)
+                for side, row in run(case, name, args.prompts).items():
+                    rounds.setdefault(side, []).append(row)
+        report["cases"][case] = summarise(case, rounds)
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print("\n\n".join(tables(report["cases"])))
 
 
-def summarise(results: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Medians over rounds, and ratios: how many times faster we are, and our share of PEFT's peak memory."""
-    cases: dict[str, Any] = {}
-    for case, sides in results.items():
-        medians = {
-            side: {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-            for side, rows in sides.items()
-        }
-        cases[case] = {"sides": medians, "rounds": sides}
-        if len(medians) == 2:
-            a, b = (medians[side] for side in SIDES)
-            cases[case] |= {"speed": b["seconds"] / a["seconds"], "memory": a["peak_mib"] / b["peak_mib"]}
-    return cases
+def processes(case: str, sides: list[str]) -> list[str]:
+    """The processes that a round of a case has: one a side, and for memory one a number of members and group."""
+    chosen = [side for side in CASES[case] if side in sides]
+    return list(MEMORY) if case == "memory" and chosen else chosen
 
 
-def table(cases: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    head = ("case", "side", "step, s", "examples/s", "peak, MiB", "GFLOP/s", "of matmul", "speed", "memory")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for case, values in cases.items():
-        for side, row in values["sides"].items():
-            cells = [
-                case,
-                side,
-                f"{row['seconds']:.3f}",
-                f"{BATCH[case] / row['seconds']:.1f}",
-                f"{row['peak_mib']:.0f}",
-            ]
-            rate = row["flops"] / row["seconds"] / 1e9 if "flops" in row else None
-            cells += (
-                [f"{rate:.0f}", f"{rate * 1e9 / row['matmul']:.0%}"] if rate else ["", f"({row['matmul'] / 1e9:.0f})"]
-            )
-            ratios = "speed" in values and side == "prompt_jax"
-            cells += [f"{values['speed']:.2f} x", f"{values['memory']:.2f} x"] if ratios else ["", ""]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def run(case: str, name: str, prompts: Path | None) -> Rows:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", case, name, *(["--prompts", str(prompts)] if prompts else [])]
+    shown = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=ENVIRONMENT).stdout
+    return json.loads(shown.splitlines()[-1])
+
+
+def measure(case: str, name: str, prompts: Path | None) -> Rows:
+    """The rows of a case that one process gives. PyTorch is imported for PEFT alone, and JAX for our own sides."""
+    if name == "peft":
+        import bench_peft
+
+        return {name: bench_peft.ensemble() if case == "ensemble" else bench_peft.single(case)}
+    if case == "vote":
+        import bench_vote
+
+        return bench_vote.vote(prompts)
+    import bench_ours
+
+    match case:
+        case "reviews":
+            return {name: bench_ours.review_steps()}
+        case "ensemble":
+            return {name: bench_ours.alone() if name == "alone" else bench_ours.together()}
+        case "members":
+            return bench_ours.member_rates()
+        case "memory":
+            return {name: bench_ours.memory(*MEMORY[name])}
+        case _:
+            return {name: bench_ours.step(case)}
+
+
+def summarise(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
+    """Medians over rounds, and ratios: in training how many times faster we are than each other side, and our share of
+    its peak memory; the members' rate against that of one; the flat pass's time against that of single passes."""
+    medians = {
+        side: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for side, rows in rounds.items()
+    }
+    summary: dict[str, Any] = {"sides": medians, "rounds": rounds}
+    ours = medians.get("prompt_jax")
+    if case in TRAINING and ours:
+        others = {side: row for side, row in medians.items() if side != "prompt_jax"}
+        summary["speed"] = {side: row["seconds"] / ours["seconds"] for side, row in others.items()}
+        summary["memory"] = {side: ours["peak_mib"] / row["peak_mib"] for side, row in others.items()}
+    if case == "members":
+        summary["rate"] = {side: row["rate"] / medians["1"]["rate"] for side, row in medians.items()}
+    if case == "vote":
+        flat, singly = medians.values()
+        summary["time"] = flat["seconds"] / singly["seconds"]
+    return summary
 
 
 def machine() -> dict[str, Any]:
@@ -109,249 +154,120 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def timed(step: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of a step that waits for its own end."""
-    seconds = []
-    for _ in range(2 + STEPS):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[2:]), "peak_mib": peak_mib()}
-
-
-def peak_mib() -> float:
-    """The largest amount of memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-# --------------------------------------------------------------------------------------------------------------
-# This project
-
-
-def ours(case: str) -> dict[str, float]:
-    import dataclasses
-
-    import jax
-    import jax.numpy as jnp
-
-    from prompt_jax.config import OptimizerConfig
-    from prompt_jax.prompts import soft_prompt
-    from prompt_jax.training import step as steps
-    from prompt_jax.training.optimizers import make_optimizer
-
-    config, params, batches, extra = reviews_ours() if case == "reviews" else random_ours()
-    config = dataclasses.replace(config, dropout_rate=DROPOUT[case])
-    optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
-    tokens = jax.random.normal(jax.random.key(0), (LENGTH[case], config.d_model))
-    state = steps.TrainState.create({"base": None, "prompt": {"encoder_tokens": tokens}}, optimizer)
-    frozen, key = {"base": params, "prompt": None}, jax.random.key(1)
-    make = steps.make_train_step(config, soft_prompt.apply, optimizer, dropout=DROPOUT[case] > 0)
-    step = jax.jit(make, donate_argnums=0)
-
-    def one() -> None:
-        nonlocal state
-        state, metrics = step(state, frozen, jax.device_put(next(batches)), key)
-        metrics["loss"].block_until_ready()
-
-    if case == "reviews":  # each length is compiled before the clock runs
-        seen = set()
-        for batch in batches:
-            if batch["inputs"].shape not in seen:
-                seen.add(batch["inputs"].shape)
-                state, _ = step(state, frozen, jax.device_put(batch), key)
-            if len(seen) == extra["buckets"]:
-                break
-        return review_time(one, extra["tokenise_seconds"]) | {"matmul": matmul_ours(jax, jnp)}
-
-    measured = timed(one)  # first, since counting takes memory of its own
-    # Each layer a stack of its own, so that the compiler counts all of them: it counts a loop's body once.
-    unrolled = jax.tree.map(lambda x: x, params)
-    for side, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-        (stack,) = unrolled[side]["layers"]
-        layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stack)
-        unrolled[side]["layers"] = (layer,) * depth
-    counted = jax.jit(make).lower(state, {"base": unrolled, "prompt": None}, next(batches), key).compile()
-    return measured | {"flops": counted.cost_analysis()["flops"], "matmul": matmul_ours(jax, jnp)}
-
-
-def matmul_ours(jax: Any, jnp: Any) -> float:
-    """The machine's rate, in operations a second, for square float32 matrices of 2,048 through XLA."""
-    a = jnp.ones((2048, 2048))
-    multiply = jax.jit(lambda a: a @ a)
-    return 2 * 2048**3 / timed(lambda: multiply(a).block_until_ready())["seconds"]
-
-
-def random_ours() -> tuple[Any, Any, Iterator[dict[str, Any]], dict[str, Any]]:
-    """T5-small's shape with random weights, and one batch again and again."""
-    import itertools
-
-    import jax.numpy as jnp
-    import numpy as np
-
-    from prompt_jax.models import t5
-
-    config = t5.T5Config(
-        vocab_size=32128,
-        d_model=512,
-        d_kv=64,
-        d_ff=2048,
-        num_heads=8,
-        encoder_layers=6,
-        decoder_layers=6,
-        activation="relu",
-        gated=False,
-        tied_output=True,
-        scale_output=True,
-    )
-    rng, params = np.random.default_rng(0), {}
-    for row in t5.parameters(config):
-        *parents, leaf = row.path.split("/")
-        node = params
-        for name in parents:
-            node = node.setdefault(name, {})
-        shape = row.shape if row.layers is None else (row.layers, *row.shape)
-        node[leaf] = jnp.asarray(0.05 * rng.standard_normal(shape, np.float32))
-    for side in ("encoder", "decoder"):
-        params[side]["layers"] = (params[side]["layers"]["0"],)
-    targets = rng.integers(2, 32000, (BATCH["step"], TARGET)).astype(np.int32)
-    inputs = rng.integers(2, 32000, (BATCH["step"], SOURCE)).astype(np.int32)
-    batch = {
-        "inputs": inputs,
-        "inputs_mask": np.ones(inputs.shape, bool),
-        "decoder_inputs": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-        "targets": targets,
-        "target_mask": np.ones(targets.shape, bool),
+    # JAX in a process of its own, since it would take the accelerator's memory.
+    command = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+    device = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "device": device,
+        "python": platform.python_version(),
+        "jax": importlib.metadata.version("jax"),
     }
-    return config, params, itertools.repeat(batch), {}
-
-
-def reviews_ours() -> tuple[Any, Any, Iterator[dict[str, Any]], dict[str, Any]]:
-    """The demo model and bucketed batches of movie reviews."""
-    import types
-
-    import numpy as np
-
-    from prompt_jax.batches import TrainBatches, length_buckets
-    from prompt_jax.config import DataConfig
-    from prompt_jax.models.hub import load_model
-
-    model = load_model("demo")
-    texts, labels = reviews()
-    start = time.perf_counter()
-    inputs, targets = (
-        [np.array([*model.tokenizer.encode(text), model.tokenizer.eos_id], np.int32) for text in column]
-        for column in (texts, labels)
-    )
-    seconds = time.perf_counter() - start
-    lengths = [len(row) for row in inputs]
-    buckets = length_buckets(lengths, DataConfig.buckets, max(lengths))
-    examples = types.SimpleNamespace(inputs=inputs, targets=targets)
-    batches = TrainBatches(examples, BATCH["reviews"], 0, buckets, model.config.pad_id, model.config.start_id)
-    share = seconds / len(texts) * BATCH["reviews"]
-    return model.config, model.params, batches, {"tokenise_seconds": share, "buckets": len(buckets)}
 
 
 # --------------------------------------------------------------------------------------------------------------
-# PEFT
+# Tables
 
 
-def peft(case: str) -> dict[str, float]:
-    import torch
-    from peft import PromptTuningConfig, TaskType, get_peft_model
-    from transformers.optimization import Adafactor
-
-    torch.manual_seed(0)
-    model, batches, tokenise_seconds = reviews_peft() if case == "reviews" else random_peft(DROPOUT[case])
-    options = PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=LENGTH[case])
-    model = get_peft_model(model, options).train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = Adafactor(
-        trained, lr=0.3, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=1e-5
-    )
-
-    def one() -> None:
-        model(**next(batches)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    a = torch.ones(2048, 2048)
-    matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
-    return (review_time(one, tokenise_seconds) if case == "reviews" else timed(one)) | matmul
+def tables(cases: dict[str, Any]) -> list[str]:
+    """The results as Markdown, a table of each kind."""
+    single = {case: values for case, values in cases.items() if case in TRAINING and case != "ensemble"}
+    kinds = [training_rows(group) for group in (single, {"ensemble": cases.get("ensemble")}) if any(group.values())]
+    others = {"members": member_rows, "memory": memory_rows, "vote": vote_rows}
+    return [markdown(rows) for rows in [*kinds, *(make(cases[case]) for case, make in others.items() if case in cases)]]
 
 
-def random_peft(dropout: float) -> tuple[Any, Iterator[dict[str, Any]], float]:
-    import itertools
-
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=32128,
-        d_model=512,
-        d_kv=64,
-        d_ff=2048,
-        num_layers=6,
-        num_heads=8,
-        feed_forward_proj="relu",
-        dropout_rate=dropout,
-        decoder_start_token_id=0,
-    )
-    ids = torch.randint(2, 32000, (BATCH["step"], SOURCE))
-    labels = torch.randint(2, 32000, (BATCH["step"], TARGET))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    return T5ForConditionalGeneration(config), itertools.repeat(batch), 0.0
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows of cells by their column's head; columns in which nothing stands are left out."""
+    heads = [head for head in rows[0] if any(row[head] for row in rows)]
+    lines = [heads, *([row[head] for head in heads] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(f"| {line} |" for line in [shown[0], " | ".join("-" * width for width in widths), *shown[1:]])
 
 
-def reviews_peft() -> tuple[Any, Iterator[dict[str, Any]], float]:
-    """The same weights, tokenizer and texts, in random order, each batch padded to its longest row."""
-    import torch
-    import traceforge_title_model
-    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, T5ForConditionalGeneration
-
-    from prompt_jax.models.demo import demo_folder
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(traceforge_title_model.span_dir() / "tokenizer.json"),
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    model = T5ForConditionalGeneration.from_pretrained(str(demo_folder()))
-    texts, labels = reviews()
-    start = time.perf_counter()
-    inputs, targets = (tokenizer([text + "</s>" for text in column])["input_ids"] for column in (texts, labels))
-    seconds = time.perf_counter() - start
-    rows = [{"input_ids": x, "attention_mask": [1] * len(x), "labels": y} for x, y in zip(inputs, targets, strict=True)]
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    loader = torch.utils.data.DataLoader(rows, BATCH["reviews"], shuffle=True, drop_last=True, collate_fn=collate)
-    return model, iter(loader), seconds / len(texts) * BATCH["reviews"]
+def training_rows(cases: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for case, values in cases.items():
+        examples = SHAPES[case].batch * (MEMBERS if case == "ensemble" else 1)
+        for side, row in values["sides"].items():
+            cells = {
+                "case": case,
+                "side": side,
+                "step, s": f"{row['seconds']:.3f}",
+                "examples/s": f"{examples / row['seconds']:.1f}",
+                **memory_cells(row),
+                **matmul_cells(row),
+            }
+            for other in ("alone", "peft"):
+                for ratio in ("speed", "memory"):
+                    ours = side == "prompt_jax" and other in values[ratio]
+                    cells[f"{ratio} to {other}"] = f"{values[ratio][other]:.2f} x" if ours else ""
+            rows.append(cells)
+    return rows
 
 
-# --------------------------------------------------------------------------------------------------------------
-# What both sides share
+def memory_cells(row: Row) -> dict[str, str]:
+    device = f"{row['device_mib']:.0f}" if "device_mib" in row else ""
+    return {"peak, MiB": f"{row['peak_mib']:.0f}", "device, MiB": device}
 
 
-def reviews() -> tuple[list[str], list[str]]:
-    """Texts and labels of the training split of tasks/data/sentiment/movie.tsv.gz, as tasks/sentiment.py has them."""
-    from prompt_jax.data_files import read_rows, text_fraction
+def matmul_cells(row: Row) -> dict[str, str]:
+    """The rate of a step and its share of the side's own rate for matrices; in brackets the latter where operations
+    are not counted."""
+    if "flops" in row:
+        rate = row["flops"] / row["seconds"]
+        return {"GFLOP/s": f"{rate / 1e9:.0f}", "of matmul": f"{rate / row['matmul']:.0%}"}
+    return {"GFLOP/s": "", "of matmul": f"({row['matmul'] / 1e9:.0f})" if "matmul" in row else ""}
 
-    rows = [row for _, row in read_rows(Path(__file__).parents[1] / "tasks/data/sentiment/movie.tsv.gz")]
-    rows = [row for row in rows if abs(float(row["rating"])) > 0.5 and text_fraction(row["text"]) < 0.8]
-    return [row["text"] for row in rows], ["positive" if float(row["rating"]) > 0 else "negative" for row in rows]
+
+def member_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "case": "members",
+            "members": members,
+            "step, s": f"{row['seconds']:.4f}",
+            "member-steps/s": f"{row['rate']:.1f}",
+            "rate to 1": f"{values['rate'][members]:.2f} x",
+        }
+        for members, row in values["sides"].items()
+    ]
 
 
-def review_time(step: Callable[[], None], tokenise_seconds: float) -> dict[str, float]:
-    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenising them."""
-    count = 5 * STEPS
-    for _ in range(2):
-        step()
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    return {"seconds": (time.perf_counter() - start) / count + tokenise_seconds, "peak_mib": peak_mib()}
+def memory_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, row in values["sides"].items():
+        members, group = MEMORY[name]
+        sizes = {f"{part}, MiB": f"{row[f'{part}_mib']:.1f}" for part in ("base", "arguments", "temporary")}
+        rows.append(
+            {
+                "case": "memory",
+                "members": str(members),
+                "at once": str(group or members),
+                "step, s": f"{row['seconds']:.3f}",
+                **memory_cells(row),
+                **sizes,
+            }
+        )
+    return rows
+
+
+def vote_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for number, (side, row) in enumerate(values["sides"].items()):
+        shares = {f"passes saved, {what}": row.get(f"saved_{what}") for what in ("answers", "labels")}
+        rows.append(
+            {
+                "case": "vote",
+                "side": side,
+                "members": f"{row['members']:.0f}",
+                "answers, s": f"{row['seconds']:.2f}",
+                "time": f"{values['time']:.2f} x" if number == 0 else "",
+                **{head: "" if share is None else f"{share:.0%}" for head, share in shares.items()},
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 # Added to the score of a masked key. Large enough that its weight is exactly zero, and finite, so that a row
@@ -63,15 +64,20 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
 def keep_mask(shape: tuple[int, ...], rate: float, key: PRNGKeyArray | None) -> Bool[Array, "..."] | None:
     """True with probability 1 - rate; None where nothing is dropped.
 
-    Two elements share one 32-bit random word: on a CPU random bits cost as much as the layer they are for. The rate is
-    thereby a multiple of 2**-16.
+    An element's value depends on its place alone, not on the lengths of the last two axes: padding on the right
+    changes nothing for what is there. `jax.random` has no such bits, so its generator, Threefry, is called on counters
+    of our own. One call gives 64 bits, which are shared by two elements in each of two rows; the rate is thereby a
+    multiple of 2**-16.
     """
     if key is None or rate == 0.0:
         return None
-    size = math.prod(shape)
-    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size].reshape(shape)
-    return halves >= round(rate * 2**16)
+    *leading, length, width = shape
+    counters = math.prod(leading), -(-length // 2), -(-width // 2)
+    first, second, third = (jax.lax.broadcasted_iota(jnp.uint32, counters, axis) for axis in range(3))
+    seed = jax.random.bits(key, (2,), jnp.uint32)  # whatever the implementation of the key
+    words = jnp.stack(threefry2x32_p.bind(seed[0], seed[1], first, second << 16 | third), axis=2)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(counters[0], 2 * counters[1], 2 * counters[2])
+    return (halves[:, :length, :width] >= round(rate * 2**16)).reshape(shape)
 
 
 def drop(x: Array, kept: Bool[Array, "..."] | None, rate: float) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.models.attention import MASKED, attend, dropout, mask_bias, weighted_sum
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.prompt import NO_PROMPT, Prompt, VirtualTokens, check_prompt_ids
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -119,7 +119,7 @@ def forward(
       config: its architecture.
       batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool, `decoder_inputs` [B, T] int32 (the start token,
         then the target without its last token) and, where these are not padded on the right alone,
-        `decoder_mask` [B, T] bool.
+        `decoder_mask` [B, T] bool; with a stacked prompt `prompt_ids` [B] int32.
       prompt: what is added to the base; None is the base model.
       key: turns dropout on.
 
@@ -147,6 +147,7 @@ def encode(
     key: PRNGKeyArray | None = None,
 ) -> Encoded:
     """Runs the encoder over virtual tokens and text. The order of the output's positions is the encoder's own."""
+    check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
     tokens = None if prompt is None else prompt.encoder_tokens
     # Rows are brought to one side, so that text and virtual tokens touch and one table of relative positions
     # serves the whole batch. Cross-attention has no positions, so nothing has to be put back.
@@ -157,11 +158,7 @@ def encode(
 
     x = params["embedding"][ids]
     if tokens is not None:
-        virtual = jnp.broadcast_to(tokens.embeddings.astype(x.dtype)[None], (len(x), *tokens.embeddings.shape))
-        used = jnp.ones(virtual.shape[:2], bool)
-        if tokens.mask is not None:  # unused slots go to the far side, and take no position between used ones
-            slots = jnp.argsort(~tokens.mask if after else tokens.mask, stable=True)
-            virtual, used = virtual[:, slots], jnp.broadcast_to(tokens.mask[slots][None], used.shape)
+        virtual, used = _virtual_tokens(tokens, batch.get("prompt_ids"), len(x), x.dtype)
         x = jnp.concatenate([x, virtual] if after else [virtual, x], axis=1)
         mask = jnp.concatenate([mask, used] if after else [used, mask], axis=1)
 
@@ -286,6 +283,35 @@ def decode_step(
 
 # --------------------------------------------------------------------------------------------------------------
 # Parts
+
+
+def _virtual_tokens(
+    tokens: VirtualTokens, ids: Int[Any, "B"] | None, rows: int, dtype: Any
+) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
+    """Each row's virtual tokens, and which of them are used. Unused slots lie away from the text, and so take no
+    position between used ones."""
+    after = tokens.placement == "after"
+    embeddings, mask = jnp.asarray(tokens.embeddings), tokens.mask
+    if ids is None:  # the rows share one prompt
+        used = jnp.ones(len(embeddings), bool) if mask is None else jnp.asarray(mask)
+        if mask is not None:
+            order = jnp.argsort(~used if after else used, stable=True)
+            embeddings, used = embeddings[order], used[order]
+        virtual = jnp.broadcast_to(embeddings.astype(dtype)[None], (rows, *embeddings.shape))
+        return virtual, jnp.broadcast_to(used[None], virtual.shape[:2])
+
+    ids = jnp.asarray(ids)
+    chosen = jnp.where(ids == NO_PROMPT, 0, ids)
+    outside: dict[str, Any] = {"mode": "fill", "wrap_negative_indices": False}
+    virtual = embeddings.at[chosen].get(fill_value=jnp.nan, **outside).astype(dtype)
+    used = jnp.broadcast_to((ids != NO_PROMPT)[:, None], virtual.shape[:2])
+    if mask is not None:
+        used &= jnp.asarray(mask).at[chosen].get(fill_value=True, **outside)
+        order = _real_first(used, last=not after)
+        virtual = jnp.take_along_axis(virtual, order[..., None], axis=1)
+        used = jnp.take_along_axis(used, order, axis=1)
+    # Zeros, since a value that is not finite would pass through an attention weight of 0.
+    return jnp.where(used[..., None], virtual, 0.0), used
 
 
 def _run(

@@ -9,7 +9,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from prompt_jax.errors import UserError
-from prompt_jax.training.step import TrainState
 
 
 class ResumeError(UserError, RuntimeError):
@@ -19,9 +18,9 @@ class ResumeError(UserError, RuntimeError):
 class Restored(NamedTuple):
     """A checkpoint read back."""
 
-    state: TrainState
+    state: Any  # the tree that was saved
     position: dict[str, Any]  # of the training batches
-    progress: dict[str, Any]  # of the run: best score so far and the like
+    progress: dict[str, Any]  # of the run: best scores so far and the like
 
 
 class Checkpoints:
@@ -45,7 +44,7 @@ class Checkpoints:
     def __exit__(self, *_: Any) -> None:
         self._manager.close()
 
-    def save(self, step: int, state: TrainState, position: dict[str, Any], progress: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -55,7 +54,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, force=True)
 
-    def restore(self, like: TrainState) -> Restored | None:
+    def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
 
         One that cannot be read is reported and moved aside, in favour of the last whole one.

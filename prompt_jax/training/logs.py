@@ -4,7 +4,7 @@ import json
 import sys
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,32 @@ from tensorboard.summary import Writer  # noqa: E402
 
 
 class Log:
-    """Numbers by step, to `metrics.jsonl` and to TensorBoard files in the run's folder.
+    """Numbers by step and member, to `metrics.jsonl` and to TensorBoard files, a folder for each member.
 
     Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew.
     """
 
-    def __init__(self, folder: Path, resume_step: int):
+    def __init__(self, folder: Path, resume_step: int, members: int):
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._writer = Writer(str(folder / "tensorboard"))
+        self._writers = [Writer(str(folder / "tensorboard" / f"member_{number}")) for number in range(members)]
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()
-        self._writer.close()
+        for writer in self._writers:
+            writer.close()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
         """One line of the JSONL file; the values are plain numbers."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, "member": member, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writers[member].add_scalar(name, value, step)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -58,8 +59,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Progress:
-    """A bar on a terminal, plain lines elsewhere: step, loss, validation score, examples a second, time left."""
+class Display:
+    """A bar on a terminal, plain lines elsewhere: step, loss, validation score, examples a second, time left.
+
+    Loss and score are means over the members that are trained.
+    """
 
     def __init__(self, steps: int, start: int, every: int):
         self._steps, self._start, self._every = steps, start, every
@@ -70,7 +74,7 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -90,9 +94,9 @@ class Progress:
                 f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {_clock(left)} left"
             )
 
-    def score(self, name: str, value: float) -> None:
-        """The latest validation score, shown from now on."""
-        self._score = f"  {name} {value:.3f}"
+    def score(self, name: str, values: Sequence[float]) -> None:
+        """The latest validation scores of the members, of which the mean is shown from now on."""
+        self._score = f"  {name} {sum(values) / len(values):.3f}"
 
     def say(self, text: str) -> None:
         """A line of text that does not break the bar."""

@@ -7,46 +7,73 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import evaluate
-from prompt_jax.prompts.files import save_prompt
+from prompt_jax.evaluation import evaluate_members
+from prompt_jax.prompts.files import save_ensemble, save_prompt
 from prompt_jax.training.checkpoints import Checkpoints
-from prompt_jax.training.logs import Log, Progress
+from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
 from prompt_jax.whole_file import write_text
 
 
 class Diverged(UserError, RuntimeError):
-    """Loss or parameters are no longer finite; the best and the last good prompt are kept."""
+    """Loss or parameters of all members are no longer finite; the best and the last good prompts are kept."""
 
     exit_status = 3
 
 
 @dataclasses.dataclass
-class Best:
-    """The best prompt so far, and how far a run has come, as written into its checkpoints."""
+class Standing:
+    """How far one member has come."""
 
+    status: Literal["training", "stopped early", "diverged"] = "training"
+    steps: int = 0  # that moved it
     metric: str = ""  # the task's first
-    score: float = -math.inf
-    step: int = -1
+    score: float = -math.inf  # the best on the validation split
+    best_step: int = -1
+    best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluations_since: int = 0
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come, as written into its checkpoints."""
+
+    members: list[Standing]
+    step: int = 0
     seconds: float = 0.0  # of training and evaluation, over all sittings
 
-    def stops(self, patience: int | None) -> bool:
-        """Whether early stopping ends the run here."""
-        return patience is not None and self.evaluations_since >= patience
+    @property
+    def training(self) -> list[int]:
+        """The numbers of the members that are still trained."""
+        return [number for number, member in enumerate(self.members) if member.status == "training"]
 
 
-def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> Setup:
+@dataclasses.dataclass
+class Run:
+    """A run under way: what the parts of the loop share."""
+
+    experiment: Experiment
+    setup: Setup
+    progress: Progress
+    best: list[Any]  # each member's trainable variables at its best evaluation, on the host
+    checkpoints: Checkpoints
+    log: Log
+    display: Display
+
+
+def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> tuple[Setup, Progress]:
     """Trains to the end, going on from the last checkpoint if the run was begun before.
 
     Args:
@@ -56,114 +83,192 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
 
     Raises:
       ConfigError: an impossible configuration, or a run of this name with another one.
-      Diverged: the loss is no longer finite.
+      Diverged: no member's loss is finite any more.
     """
     configuration.check(experiment)
     _check_folder(experiment, overwrite)
     setup = prepare(experiment, tasks)
     _open_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                experiment.folder / "checkpoints",
-                experiment.train.keep_checkpoints,
-                {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint},
-            )
-        )
-        state, best = setup.state, Best()
-        restored = checkpoints.restore(state)
+        identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
+        folder = experiment.folder / "checkpoints"
+        checkpoints = stack.enter_context(Checkpoints(folder, experiment.train.keep_checkpoints, identity))
+        states, best = setup.states, setup.trainable(setup.states)
+        progress = Progress([Standing() for _ in setup.members])
+        restored = checkpoints.restore({"states": states, "best": best})
         if restored is not None:
-            state, best = restored.state, Best(**restored.progress)
+            states, best = restored.state["states"], jax.device_get(restored.state["best"])
+            members = [Standing(**member) for member in restored.progress["members"]]
+            progress = Progress(**restored.progress | {"members": members})
             setup.batches.seek(restored.position)
         write_text(experiment.folder / "config.json", configuration.to_json(experiment))
-        start = int(state.step)
-        log = stack.enter_context(Log(experiment.folder, start if restored else -1))
-        progress = stack.enter_context(Progress(experiment.train.steps, start, experiment.train.log_every))
-        progress.say(_describe(experiment, setup, start))
-        if start < experiment.train.steps and not best.stops(experiment.train.patience):
-            _fit(experiment, setup, state, start, best, checkpoints, log, progress)
-    return setup
+        log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
+        display = stack.enter_context(Display(experiment.train.steps, progress.step, experiment.train.log_every))
+        display.say(_describe(experiment, setup, progress.step))
+        if progress.step < experiment.train.steps and progress.training:
+            _fit(Run(experiment, setup, progress, best, checkpoints, log, display), states)
+    return setup, progress
 
 
-def _fit(
-    experiment: Experiment,
-    setup: Setup,
-    state: TrainState,
-    start: int,
-    best: Best,
-    checkpoints: Checkpoints,
-    log: Log,
-    progress: Progress,
-) -> None:
-    """Steps from `start`, where `state` is, to the end, evaluating and saving on the way."""
-    options, since = experiment.train, time.monotonic()
-    if start == 0:
-        _evaluate(experiment, setup, state, 0, best, log, progress)
+def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
+    """Steps from where the run is to the end, evaluating and saving on the way."""
+    options, setup, progress = run.experiment.train, run.setup, run.progress
+    since = time.monotonic()
+    if progress.step == 0:
+        states = _evaluate(run, states)
 
-    def finish(step: int, metrics: dict[str, Any]) -> None:
-        """Fetches and logs the metrics of a step that was dispatched before; refuses to go on from NaN."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not values.pop("finite"):
-            raise Diverged(
-                f"step {step}: the loss is {values['loss']} and the update is not finite; training stopped. "
-                f"{experiment.folder / 'best.npz'} is the best prompt until then (step {best.step}). "
-                "A lower optimizer.learning_rate or optimizer.clip_norm may help"
-            )
-        progress.step(step, values["loss"], options.batch_size)
-        if step % options.log_every == 0 or step == options.steps:
-            log.write(step, {f"train/{name}": value for name, value in values.items()})
-
-    pending: tuple[int, dict[str, Any]] | None = None
-    with contextlib.closing(prefetch(setup.batches, jax.device_put)) as batches:
-        for step in range(start + 1, options.steps + 1):
+    pending: tuple[int, list[Any]] | None = None
+    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches:
+        for step in range(progress.step + 1, options.steps + 1):
             batch, position = next(batches)
-            state, metrics = setup.step(state, setup.frozen, batch, setup.key)
+            states, metrics = _step(run, states, batch)
             if pending is not None:  # fetched one step late, so that the device need not wait for the host
-                finish(*pending)
+                _finish(run, *pending)
             pending = step, metrics
 
             last = step == options.steps
             evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
             if evaluating or saving:
-                finish(*pending)
+                _finish(run, *pending)
                 pending = None
-                best.seconds, since = best.seconds + time.monotonic() - since, time.monotonic()
+                progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
+            progress.step = step
             if evaluating:
-                _evaluate(experiment, setup, state, step, best, log, progress)
-            stopping = best.stops(options.patience)
+                states = _evaluate(run, states)
+            stopping = not progress.training
             if saving or stopping:
-                assert position is not None  # TrainBatches has one
-                checkpoints.save(step, state, position, dataclasses.asdict(best))
-                scores = {best.metric: best.score} if best.step == step else {}
-                save_prompt(
-                    experiment.folder / "last.npz", setup.prompt(state), metadata(experiment, setup, step, scores)
-                )
+                assert position is not None  # MemberBatches has one
+                run.checkpoints.save(step, {"states": states, "best": run.best}, position, dataclasses.asdict(progress))
+                _save_prompts(run, "last.npz", setup.trainable(states))
             if stopping:
-                progress.say(f"no better {best.metric} in {options.patience} evaluations; stopped at step {step}")
                 break
 
 
-def _evaluate(
-    experiment: Experiment, setup: Setup, state: TrainState, step: int, best: Best, log: Log, progress: Progress
-) -> None:
-    """Scores the validation split; keeps the prompt if it is the best so far by the task's first metric."""
-    prompt = setup.prompt(state)
-    result = evaluate(
-        setup.model,
-        prompt,
-        setup.examples["validation"],
-        target_length=setup.task_format.target_length,
-        batch_size=experiment.train.eval_batch_size,
-        rank=False,
+def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tuple[tuple[TrainState, ...], list[Any]]:
+    """Dispatches one step of each stack that has a member to train; the metrics of the others are None."""
+    setup, training = run.setup, set(run.progress.training)
+    stepped, metrics = [], []
+    for numbers, state, batch, key in zip(setup.stacks, states, batches, setup.keys, strict=True):
+        values = None
+        if training & set(numbers):
+            state, values = setup.step(state, setup.frozen, batch, key)
+        stepped.append(state)
+        metrics.append(values)
+    return tuple(stepped), metrics
+
+
+def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
+    """Fetches and logs the metrics of a step that was dispatched before; sees which members have diverged."""
+    options, members = run.experiment.train, run.progress.members
+    losses, diverged = [], []
+    for numbers, stacked in zip(run.setup.stacks, metrics, strict=True):
+        fetched = {} if stacked is None else jax.device_get(stacked)
+        for place, number in enumerate(numbers):
+            if members[number].status != "training":
+                continue
+            values = {name: float(value[place]) for name, value in fetched.items()}
+            if not values.pop("finite"):
+                members[number].status = "diverged"
+                diverged.append((number, values["loss"]))
+                continue
+            members[number].steps = step
+            losses.append(values["loss"])
+            if step % options.log_every == 0 or step == options.steps:
+                run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
+
+    for number, loss in diverged:
+        named = f"member {number}: " if len(members) > 1 else ""
+        message = (
+            f"step {step}: {named}the loss is {loss} and the update is not finite; training stopped. "
+            f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
+            "A lower optimizer.learning_rate or optimizer.clip_norm may help"
+        )
+        if all(member.status == "diverged" for member in members):
+            raise Diverged(message)
+        run.display.say(message)
+    if losses:
+        run.display.step(step, sum(losses) / len(losses), options.batch_size * len(losses))
+
+
+def _evaluate(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...]:
+    """Scores the members that are trained on their validation splits, keeps their best, and stops whom it is time to.
+
+    The best is by the task's first metric; of equals the one that was trained longer.
+    """
+    setup, progress = run.setup, run.progress
+    trainable = setup.trainable(states)
+    prompts = setup.prompts(trainable)
+    scores: list[float] = []
+    improved = False
+    for numbers in setup.by_task(progress.training):
+        member = setup.members[numbers[0]]
+        results = evaluate_members(
+            setup.model,
+            [prompts[number] for number in numbers],
+            member.examples["validation"],
+            target_length=member.task_format.target_length,
+            batch_size=run.experiment.train.eval_batch_size,
+            rank=False,
+        )
+        for number, result in zip(numbers, results, strict=True):
+            seconds = {"seconds": progress.seconds}
+            values = {f"validation/{name}": value for name, value in result.scores.items()}
+            run.log.write(progress.step, number, values | seconds)
+            standing = progress.members[number]
+            standing.metric, score = next(iter(result.scores.items()))
+            scores.append(score)
+            standing.evaluations_since = 0 if score > standing.score else standing.evaluations_since + 1
+            if score >= standing.score:
+                standing.score, standing.best_step, standing.best_scores = score, progress.step, dict(result.scores)
+                run.best[number] = trainable[number]
+                improved = True
+    if improved:
+        _save_prompts(run, "best.npz", run.best)
+    _show_scores(run, scores)
+    return _stop_early(run, states)
+
+
+def _show_scores(run: Run, scores: Sequence[float]) -> None:
+    """The scores of an evaluation: that of the one member, or mean and range of several."""
+    members, step = run.progress.members, run.progress.step
+    best = max(members, key=lambda member: member.score)
+    text = f"{sum(scores) / len(scores):.4f}"
+    if len(members) > 1:
+        text += f" on average of {len(scores)}, {min(scores):.4f} to {max(scores):.4f}"
+    run.display.score(best.metric, scores)
+    run.display.say(f"step {step}  validation {best.metric} {text}  (best {best.score:.4f} at step {best.best_step})")
+
+
+def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...]:
+    """Ends the training of members that have not got better for as many evaluations as the patience lasts."""
+    members, patience = run.progress.members, run.experiment.train.patience
+    stopped = [n for n in run.progress.training if patience is not None and members[n].evaluations_since >= patience]
+    for number in stopped:
+        members[number].status = "stopped early"
+        named = f"member {number}: " if len(members) > 1 else ""
+        run.display.say(
+            f"{named}no better {members[number].metric} in {patience} evaluations; stopped at step {run.progress.step}"
+        )
+    if not stopped:
+        return states
+    active = [np.array([members[number].status == "training" for number in stack]) for stack in run.setup.stacks]
+    return tuple(
+        dataclasses.replace(state, active=run.setup.place(still)) for state, still in zip(states, active, strict=True)
     )
-    log.write(step, {f"validation/{name}": value for name, value in result.scores.items()} | {"seconds": best.seconds})
-    best.metric, score = next(iter(result.scores.items()))
-    progress.score(best.metric, score)
-    best.evaluations_since = 0 if score > best.score else best.evaluations_since + 1
-    if score >= best.score:  # of equals the one that was trained longer
-        best.score, best.step = score, step
-        save_prompt(experiment.folder / "best.npz", prompt, metadata(experiment, setup, step, result.scores))
-    progress.say(f"step {step}  validation {best.metric} {score:.4f}  (best {best.score:.4f} at step {best.step})")
+
+
+def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
+    """Writes a prompt file of all members, each with where it comes from."""
+    descriptions = []
+    for number, member in enumerate(run.progress.members):
+        at_best = name == "best.npz" or member.best_step == run.progress.step
+        step = member.best_step if at_best else member.steps
+        descriptions.append(metadata(run.setup, number, step, member.best_scores if at_best else {}))
+    path, prompts = run.experiment.folder / name, run.setup.prompts(trainable)
+    if len(prompts) == 1:
+        save_prompt(path, prompts[0], descriptions[0])
+    else:
+        save_ensemble(path, prompts, descriptions)
 
 
 def _check_folder(experiment: Experiment, overwrite: bool) -> None:
@@ -199,17 +304,21 @@ def _open_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 # What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "train.patience", "runs"}
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs"}
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
-    trained = sum(leaf.size for leaf in jax.tree.leaves(setup.state.trainable))
+    trained = sum(leaf.size for state in setup.states for leaf in jax.tree.leaves(state.trainable))
     total = trained + sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
+    members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
     share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
-    lines = [f"{experiment.name}: {setup.model.name}, {share}"]
-    for split, examples in setup.examples.items():
-        cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
-        lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")
+    lines = [f"{experiment.name}: {setup.model.name}, {share}{members}"]
+    if len(setup.members) > 1:
+        lines += [f"  member {n}: {configuration.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
+    for numbers in setup.by_task(range(len(setup.members))):
+        for split, examples in setup.members[numbers[0]].examples.items():
+            cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
+            lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")
     if start:
         lines.append(f"  resuming at step {start} of {experiment.train.steps}")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Optimizers and schedules from their configuration."""
 
+from typing import Any
+
 import optax
 
 from prompt_jax.config import OptimizerConfig
@@ -11,32 +13,43 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     With the defaults it is that of Lester et al. 2021: Adafactor with a constant rate of 0.3, decay exponent 0.8,
     no parameter scaling, and a weight decay of 1e-5 a step that is not multiplied by the rate (T5X and optax agree
     on that). Updates are clipped to a root mean square of 1 per tensor, T5X's default.
+
+    Learning rate and weight decay are read from the optimizer's state, where `init` puts them, so that the members of
+    an ensemble can differ in them and share one compiled step.
     """
-    rate = make_schedule(config, steps)
-    if config.name == "adafactor":
-        optimizer = optax.adafactor(
-            rate,
-            decay_rate=config.decay_rate,
-            decay_offset=config.decay_offset,
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=config.weight_decay or None,
-        )
-    else:
-        optimizer = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
-    if config.clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    schedule = make_schedule(config, steps)
+
+    def build(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        def rate(count: Any) -> Any:
+            return learning_rate * schedule(count)
+
+        if config.name == "adafactor":
+            optimizer = optax.adafactor(
+                rate,
+                decay_rate=config.decay_rate,
+                decay_offset=config.decay_offset,
+                multiply_by_parameter_scale=False,
+                weight_decay_rate=weight_decay,
+            )
+        else:
+            optimizer = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=weight_decay)
+        if config.clip_norm is None:
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+    return optax.inject_hyperparams(build)(config.learning_rate, config.weight_decay)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up from zero, then constant or down to zero at the last step."""
+    """What the learning rate is multiplied by, by step: a linear warm-up from zero to one, which then stays, or goes
+    to zero at the last step."""
     rest = max(steps - config.warmup_steps, 1)
     after = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
     }[config.schedule]
     if config.warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])

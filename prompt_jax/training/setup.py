@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from prompt_jax import config as configuration
 from prompt_jax import data
-from prompt_jax.batches import TrainBatches, length_buckets
+from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
 from prompt_jax.config import ConfigError, DataConfig, Experiment
 from prompt_jax.data_files import DataError
 from prompt_jax.examples import Examples
@@ -17,28 +21,61 @@ from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import soft_prompt
 from prompt_jax.prompts.files import Base, PromptMetadata
+from prompt_jax.sharding import make_mesh, over_ensemble, replicated
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.step import TrainState, frozen_base, make_train_step
+from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One of the prompts that are trained; a run of a single prompt has one."""
+
+    experiment: Experiment  # what would train it alone
+    settings: Mapping[str, Any]  # in what that differs from the other members', by field
+    examples: Mapping[str, Examples]  # by split
+    task_format: TaskFormat  # with the lengths that are used
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything a run is made of, before its first step."""
+    """Everything a run is made of, before its first step.
+
+    A stack is of members whose trainable parameters have the same shapes: they are trained by one compiled step, as
+    arrays with a leading axis E. Nothing trainable is padded, since optimizers would see it: Adafactor clips by the
+    root mean square of a whole tensor.
+    """
 
     model: Model
-    examples: Mapping[str, Examples]  # by split
-    task_format: TaskFormat  # with the lengths that are used
-    batches: TrainBatches
-    state: TrainState
+    members: tuple[Member, ...]
+    further_tests: tuple[tuple[Examples, TaskFormat], ...]  # of tasks that no member is trained on
+    stacks: tuple[tuple[int, ...], ...]  # the members' numbers
+    batches: MemberBatches
+    states: tuple[TrainState, ...]  # of each stack
+    keys: tuple[jax.Array, ...]  # of each stack, [E]
     frozen: Any  # the variables that are not trained, None in place of the others
-    key: jax.Array
-    step: Callable  # jitted
+    step: Callable  # jitted, for all stacks
+    place: Callable  # puts batches where the step needs them
     apply: Callable  # the method's
 
-    def prompt(self, state: TrainState) -> Prompt:
-        """The prompt that a state stands for."""
-        return self.apply(state.trainable["prompt"], None)[1]
+    def trainable(self, states: Sequence[TrainState]) -> list[Any]:
+        """Each member's trainable variables, on the host."""
+        members: dict[int, Any] = {}
+        for numbers, state in zip(self.stacks, states, strict=True):
+            stacked = jax.device_get(state.trainable)
+            members |= {n: jax.tree.map(operator.itemgetter(i), stacked) for i, n in enumerate(numbers)}
+        return [members[number] for number in range(len(self.members))]
+
+    def prompts(self, trainable: Sequence[Any]) -> list[Prompt]:
+        """The prompts that members' trainable variables stand for."""
+        return [self.apply(variables["prompt"], None)[1] for variables in trainable]
+
+    def by_task(self, numbers: Iterable[int]) -> list[list[int]]:
+        """The numbers of members, those that share a task's examples together."""
+        tasks: dict[Any, list[int]] = {}
+        for number in numbers:
+            tasks.setdefault(self.members[number].experiment.data, []).append(number)
+        return list(tasks.values())
 
 
 def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
@@ -47,22 +84,33 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     Args:
       experiment: checked by `config.check`.
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
+
+    Raises:
+      ConfigError: members that cannot be divided over the mesh, or a base that lacks what is needed.
     """
-    options = experiment.train
+    options, alone = experiment.train, configuration.members(experiment)
+    stacks = stacks_of(alone)
+    mesh = make_mesh(experiment.mesh)
+    _check_division(stacks, alone, mesh)
     model = load_model(experiment.model.name, experiment.model.dtype, experiment.model.revision)
-    config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
     if model.tokenizer is None:
         raise ConfigError(
             f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json), which training needs"
         )
-    examples, task_format = load_splits(experiment.data, model, options.eval_examples, tasks)
-    training = examples["train"]
+    if mesh is not None:
+        model = dataclasses.replace(model, params=jax.device_put(model.params, replicated(mesh), donate=True))
+    config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
+    members = _load_members(alone, model, tasks)
 
-    init_key, run_key = jax.random.split(jax.random.key(options.seed))
-    labels = training.format.labels if training.format else ()
-    trainable = {"base": None, "prompt": soft_prompt.init(init_key, experiment.prompt, model, labels)}
-    apply = functools.partial(soft_prompt.apply, placement=experiment.prompt.placement)
     optimizer = frozen_base(make_optimizer(experiment.optimizer, options.steps))
+    starts = [_start(member, model) for member in members]
+    states = tuple(
+        jax.device_put(
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), over_ensemble(mesh)
+        )
+        for numbers in stacks
+    )
+    apply = functools.partial(soft_prompt.apply, placement=experiment.prompt.placement)
     step = make_train_step(
         config,
         apply,
@@ -71,19 +119,76 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         dropout=options.dropout_rate > 0,
         accumulate=options.accumulate,
     )
-    lengths = [len(ids) for ids in training.inputs]
-    buckets = length_buckets(lengths, experiment.data.buckets, max(lengths))
     return Setup(
         model=model,
-        examples=examples,
-        task_format=task_format,
-        batches=TrainBatches(training, options.batch_size, options.seed, buckets, config.pad_id, config.start_id),
-        state=TrainState.create(trainable, optimizer),
+        members=members,
+        further_tests=tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks),
+        stacks=stacks,
+        batches=_batches(members, stacks, model),
+        states=states,
+        keys=tuple(
+            jax.device_put(jnp.stack([starts[n][1] for n in numbers]), over_ensemble(mesh)) for numbers in stacks
+        ),
         frozen={"base": model.params, "prompt": None},
-        key=run_key,
-        step=jax.jit(step, donate_argnums=0),
+        step=jax.jit(over_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0),
+        place=functools.partial(jax.device_put, device=over_ensemble(mesh)),
         apply=apply,
     )
+
+
+def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
+    """The numbers of the members of each trainable shape."""
+    numbers: dict[int, list[int]] = {}
+    for number, member in enumerate(alone):
+        numbers.setdefault(member.prompt.length, []).append(number)
+    return tuple(map(tuple, numbers.values()))
+
+
+def _check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mesh | None) -> None:
+    count = 1 if mesh is None else mesh.size
+    for numbers in stacks:
+        if len(numbers) % count:
+            length = f" of length {alone[numbers[0]].prompt.length}" if len(stacks) > 1 else ""
+            raise ConfigError(
+                f"{len(numbers)} members{length} cannot be divided over {count} devices: make the number of members a "
+                f"multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
+            )
+
+
+def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None) -> tuple[Member, ...]:
+    """The members with their data, which are loaded once for all that share them."""
+    loaded = {
+        data: load_splits(data, model, alone[0].train.eval_examples, tasks) for data in {e.data: 0 for e in alone}
+    }
+    settings = configuration.settings(tuple(alone))
+    return tuple(Member(e, own, *loaded[e.data]) for e, own in zip(alone, settings, strict=True))
+
+
+def _start(member: Member, model: Model) -> tuple[TrainState, jax.Array]:
+    """A member's state before the first step, and its key: functions of its own experiment alone."""
+    experiment, training = member.experiment, member.examples["train"]
+    init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
+    labels = training.format.labels if training.format else ()
+    trainable = {"base": None, "prompt": soft_prompt.init(init_key, experiment.prompt, model, labels)}
+    # The optimizer's state holds the member's own learning rate and weight decay.
+    optimizer = frozen_base(make_optimizer(experiment.optimizer, experiment.train.steps))
+    return TrainState.create(trainable, optimizer), run_key
+
+
+def _batches(members: Sequence[Member], stacks: Sequence[Sequence[int]], model: Model) -> MemberBatches:
+    """One stream of batches for each task and seed."""
+    streams: dict[Any, TrainBatches] = {}
+    for member in members:
+        options, training = member.experiment.train, member.examples["train"]
+        lengths = [len(ids) for ids in training.inputs]
+        buckets = length_buckets(lengths, member.experiment.data.buckets, max(lengths))
+        key = (member.experiment.data, options.seed)
+        if key not in streams:
+            ids = model.config.pad_id, model.config.start_id
+            streams[key] = TrainBatches(training, options.batch_size, options.seed, buckets, *ids)
+    number = {key: i for i, key in enumerate(streams)}
+    of_member = [number[member.experiment.data, member.experiment.train.seed] for member in members]
+    return MemberBatches(list(streams.values()), [[of_member[n] for n in numbers] for numbers in stacks])
 
 
 def load_splits(
@@ -101,26 +206,12 @@ def load_splits(
         named = {split: path for split, path in files.items() if path is not None}
         task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
 
-    task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
-    task_format = dataclasses.replace(
-        task_format,
-        input_length=config.input_length or task_format.input_length,
-        target_length=config.target_length or task_format.target_length,
-    )
-    assert model.tokenizer is not None  # prepare
+    task_format = _with_lengths(task_format, config)
     splits = {}
     for split in ("train", "validation", "test"):
         if split == "test" and split not in task.splits:
             continue
-        limit = eval_examples if split == "validation" else None
-        loaded = data.load_examples(
-            task,
-            model.tokenizer,
-            split,
-            input_length=task_format.input_length,
-            target_length=task_format.target_length,
-            limit=limit,
-        )
+        loaded = _load(task, split, task_format, model, eval_examples if split == "validation" else None)
         if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
             continue
         if loaded.unlabelled:
@@ -129,16 +220,45 @@ def load_splits(
     return splits, task_format
 
 
-def metadata(experiment: Experiment, setup: Setup, step: int, scores: Mapping[str, float]) -> PromptMetadata:
-    """What a prompt file of this run says of its prompt."""
-    training, model = setup.examples["train"], setup.model
+def _load_test(name: str, config: DataConfig, model: Model, tasks: Path | None) -> tuple[Examples, TaskFormat]:
+    """The test split of a task that is only tested on."""
+    data.discover_tasks(tasks)
+    task = data.find_task(name)
+    if "test" not in task.splits:
+        raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
+    task_format = _with_lengths(getattr(task, "task_format", None), config)
+    loaded = _load(task, "test", task_format, model, None)
+    if loaded.unlabelled:
+        raise DataError(f"data.test_tasks: the test split of {name} has no labels")
+    return loaded, task_format
+
+
+def _with_lengths(task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
+    task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
+    return dataclasses.replace(
+        task_format,
+        input_length=config.input_length or task_format.input_length,
+        target_length=config.target_length or task_format.target_length,
+    )
+
+
+def _load(task: Any, split: str, task_format: TaskFormat, model: Model, limit: int | None) -> Examples:
+    assert model.tokenizer is not None  # prepare
+    lengths = {"input_length": task_format.input_length, "target_length": task_format.target_length}
+    return data.load_examples(task, model.tokenizer, split, limit=limit, **lengths)
+
+
+def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) -> PromptMetadata:
+    """What a prompt file of this run says of a member's prompt."""
+    member, model = setup.members[number], setup.model
     return PromptMetadata(
         base=Base(model.name, model.revision, model.fingerprint),
         method="soft_prompt",
-        initialization=experiment.prompt.init,
-        placement=experiment.prompt.placement,
-        task=training.name,
-        format=setup.task_format,
+        initialization=member.experiment.prompt.init,
+        placement=member.experiment.prompt.placement,
+        task=member.examples["train"].name,
+        format=member.task_format,
         step=step,
         scores=dict(scores),
+        settings=dict(member.settings),
     )

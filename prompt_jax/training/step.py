@@ -4,6 +4,7 @@ One label tree says which variables are trainable. The others are merged in afte
 to differentiate, so no gradient, moment or copy of the base exists in the compiled step.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prompt_jax.models import family
 
@@ -41,12 +43,13 @@ class TrainState:
     """What changes from step to step, and what a checkpoint holds."""
 
     step: Any  # int32 scalar; Any, since tree maps put other things in its place
+    active: Any  # bool scalar: whether steps still change anything; false once one would not have been finite
     trainable: Tree  # the variables, with None for those that are frozen
     opt_state: optax.OptState
 
     @classmethod
     def create(cls, trainable: Tree, optimizer: optax.GradientTransformation) -> "TrainState":
-        return cls(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+        return cls(jnp.zeros((), jnp.int32), jnp.ones((), bool), trainable, optimizer.init(trainable))
 
 
 class Sums(NamedTuple):
@@ -95,7 +98,8 @@ def make_train_step(
 
     The step's `frozen` has None where variables are trainable; `key` is the run's, and the step's own is folded
     from it. Metrics are scalars: the mean `loss` (nats a target token) and token `accuracy`, the weighted `z_loss`,
-    `grad_norm`, `tokens`, and whether loss and updated parameters are all `finite`.
+    `grad_norm`, `tokens`, and whether loss and updated parameters are all `finite`. Where they are not the state stays
+    as it was, and is no longer active.
     """
     model = family(config)
 
@@ -128,9 +132,41 @@ def make_train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((trainable, sums.loss))]
         metrics["finite"] = jnp.stack(finite).all()
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        active = state.active & metrics["finite"]
+        stepped = TrainState(state.step + 1, active, trainable, opt_state)
+        stays = dataclasses.replace(state, active=active)
+        return jax.tree.map(lambda new, old: jnp.where(active, new, old), stepped, stays), metrics
 
     return step
+
+
+def over_members(step: Callable, *, group: int | None = None, mesh: Mesh | None = None) -> Callable:
+    """The step for the members of an ensemble: all of it, the optimizer included, is mapped over a leading axis E.
+
+    State, batch and key have the axis, the frozen variables do not; nothing couples the members.
+
+    Args:
+      step: from `make_train_step`.
+      group: members that are processed at once; None is all.
+      mesh: its axis `ensemble` divides the members. Each device has the frozen variables whole, and needs no other.
+    """
+
+    def members(state: TrainState, frozen: Tree, batch: dict[str, Array], key: Key[Array, "E"]):
+        def one(member: Any) -> Any:
+            return step(member[0], frozen, *member[1:])
+
+        if key.shape[0] == 1 or group == 1:  # a loop: what is mapped over one member is slower than the member alone
+            return jax.lax.map(one, (state, batch, key))
+        if group is None:
+            return jax.vmap(one)((state, batch, key))
+        return jax.lax.map(one, (state, batch, key), batch_size=min(group, key.shape[0]))
+
+    if mesh is None:
+        return members
+    divided, whole = PartitionSpec("ensemble"), PartitionSpec()
+    return jax.shard_map(
+        members, mesh=mesh, in_specs=(divided, whole, divided, divided), out_specs=divided, check_vma=False
+    )
 
 
 def _accumulated(

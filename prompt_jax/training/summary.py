@@ -1,79 +1,174 @@
 """What a finished run leaves for its readers: `predictions.jsonl`, `summary.json` and `report.html`."""
 
+import dataclasses
 import importlib.metadata
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from prompt_jax.config import Experiment
-from prompt_jax.evaluation import Evaluation, evaluate, write_predictions
-from prompt_jax.inspection import inspect
-from prompt_jax.prompts.files import read_prompt
+from prompt_jax.config import Experiment, settings_text
+from prompt_jax.ensembles.evaluation import EnsembleEvaluation, combine, labels_of
+from prompt_jax.ensembles.records import prediction_lines, write_predictions
+from prompt_jax.ensembles.tables import Table, ensemble_tables
+from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
+from prompt_jax.examples import Examples
+from prompt_jax.inspection import inspect, prompt_similarity
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.prompts.files import read_prompts
 from prompt_jax.report import write_report
-from prompt_jax.training.logs import read_log
+from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.loop import Progress
 from prompt_jax.training.setup import Setup
 from prompt_jax.whole_file import write_text
 
 PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def finish(experiment: Experiment, setup: Setup) -> str:
-    """Scores the run's best prompt and writes the three files. Returns the text that the command line prints."""
-    summary = summarise(experiment, setup)
-    prompt, _ = read_prompt(experiment.folder / "best.npz")
-    report = write_report(experiment.folder, inspect(prompt, setup.model))
-    best, test = summary["best"], summary["test"]
-    lines = [f"best prompt: step {best['step']}, validation {best['metric']} {best['score']:.4f}"]
-    if test is not None:
-        lines.append(f"{setup.examples['test'].name}, test, {summary['examples']['test']} examples")
-        lines.append(f"  {'':<22}{'base':>8}{'prompt':>8}")
-        lines += [f"  {name:<22}{test['before'][name]:>8.4f}{value:>8.4f}" for name, value in test["after"].items()]
-    return "\n".join(
-        [*lines, f"wrote {experiment.folder / 'best.npz'}, {report}, {experiment.folder / 'summary.json'}"]
-    )
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """Scores of the base and of members on one test split."""
+
+    examples: Examples
+    trained_on: bool
+    numbers: Sequence[int]  # of the members
+    before: Evaluation
+    members: Sequence[Evaluation]
+    ensemble: EnsembleEvaluation | None  # of several members
+
+    @property
+    def after(self) -> Evaluation:
+        """The vote's, or the only member's."""
+        return self.members[0] if self.ensemble is None else self.ensemble.vote
 
 
-def summarise(experiment: Experiment, setup: Setup) -> dict[str, Any]:
-    """Scores the best prompt, and the base without it, on the test split if there is one; writes both files."""
-    prompt, metadata = read_prompt(experiment.folder / "best.npz")
-    test, before, after = setup.examples.get("test"), None, None
-    if test is not None:
-        before, after = (_score(experiment, setup, test, added) for added in (None, prompt))
-        write_predictions(experiment.folder / "predictions.jsonl", test, after, before)
-    lines = read_log(experiment.folder)
-    metric, score = next(iter(metadata.scores.items()))
-    trained = sum(leaf.size for leaf in jax.tree.leaves(setup.state.trainable))
-    summary = {
+def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
+    """Scores the run's best prompts and writes the three files. Returns the text that the command line prints."""
+    folder = experiment.folder
+    prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
+    tests = _tests(experiment, setup, prompts)
+    if tests:
+        write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
+    write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")
+    similarity = prompt_similarity(prompts) if len(prompts) > 1 else None
+    report = write_report(folder, [inspect(prompt, setup.model) for prompt in prompts], similarity)
+
+    shown = []
+    for number, member in enumerate(progress.members):
+        named = f", member {number} ({settings_text(setup.members[number].settings)})" if len(prompts) > 1 else ""
+        ended = "" if member.status == "training" else f"; {member.status} at step {member.steps}"
+        best = f"validation {member.metric} {member.score:.4f}"
+        shown.append(f"best prompt{named}: step {member.best_step}, {best}{ended}")
+    shown += [_text(setup, test) for test in tests]
+    return "\n".join([*shown, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
+
+
+def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> list[Test]:
+    """The members on the test splits of the tasks they were trained on, and all of them on the further tests."""
+    everyone = list(range(len(prompts)))
+    runs: list[tuple[Examples, TaskFormat, list[int]]] = []
+    for numbers in setup.by_task(everyone):
+        member = setup.members[numbers[0]]
+        if "test" in member.examples:
+            runs.append((member.examples["test"], member.task_format, numbers))
+    trained_on = len(runs)
+    runs += [(examples, task_format, everyone) for examples, task_format in setup.further_tests]
+
+    tests = []
+    for place, (examples, task_format, numbers) in enumerate(runs):
+        options: dict[str, Any] = {
+            "target_length": task_format.target_length,
+            "batch_size": experiment.train.eval_batch_size,
+        }
+        before = evaluate(setup.model, None, examples, **options)
+        members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, **options)
+        ensemble = combine(members, examples) if len(members) > 1 else None
+        tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
+    return tests
+
+
+def _predictions(test: Test) -> Iterator[dict[str, Any]]:
+    """The answers of the base, of each member, and of the vote."""
+    answers = [member.predictions for member in test.members]
+    return prediction_lines(test.examples, answers, test.after, test.before)
+
+
+def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Sequence[Test]) -> dict[str, Any]:
+    """`summary.json`; `prompt_jax.run_files.Summary` says what is in it."""
+    model = setup.model
+    examples, truncated = {}, {}
+    for numbers in setup.by_task(range(len(setup.members))):
+        splits = setup.members[numbers[0]].examples
+        task = splits["train"].name
+        examples[task] = {split: len(each) for split, each in splits.items()}
+        truncated[task] = {split: each.truncated for split, each in splits.items()}
+    members = []
+    for member, standing in zip(setup.members, progress.members, strict=True):
+        best = {"metric": standing.metric, "score": standing.score, "step": standing.best_step}
+        members.append(
+            {
+                "settings": dict(member.settings),
+                "task": member.examples["train"].name,
+                "length": member.experiment.prompt.length,
+                "status": "finished" if standing.status == "training" else standing.status,
+                "steps": standing.steps,
+                "best": best,
+                "validation": standing.best_scores,
+            }
+        )
+    return {
         "name": experiment.name,
         "model": {
-            "name": setup.model.name,
-            "revision": setup.model.revision,
-            "fingerprint": setup.model.fingerprint,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(setup.model.params)),
+            "name": model.name,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         },
-        "trained_parameters": trained,
-        "steps": max(line["step"] for line in lines),
-        "best": {"metric": metric, "score": score, "step": metadata.step},
-        "seconds": max(line.get("seconds", 0.0) for line in lines),
-        "examples": {split: len(examples) for split, examples in setup.examples.items()},
-        "truncated": {split: examples.truncated for split, examples in setup.examples.items()},
-        "validation": dict(metadata.scores),
-        "test": None if after is None or before is None else {"before": before.scores, "after": after.scores},
+        "trained_parameters": sum(leaf.size for state in setup.states for leaf in jax.tree.leaves(state.trainable)),
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "examples": examples,
+        "truncated": truncated,
         "versions": {package: _version(package) for package in PACKAGES},
+        "members": members,
+        "tests": [_test_summary(test) for test in tests],
     }
-    write_text(experiment.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
 
 
-def _score(experiment: Experiment, setup: Setup, test: Any, prompt: Any) -> Evaluation:
-    return evaluate(
-        setup.model,
-        prompt,
-        test,
-        target_length=setup.task_format.target_length,
-        batch_size=experiment.train.eval_batch_size,
+def _test_summary(test: Test) -> dict[str, Any]:
+    together = None
+    if test.ensemble is not None:
+        together = test.ensemble.summary() | {"best": test.numbers[test.ensemble.best]}
+    return {
+        "task": test.examples.name,
+        "examples": len(test.examples),
+        "trained_on": test.trained_on,
+        "members": list(test.numbers),
+        "before": test.before.scores,
+        "scores": [member.scores for member in test.members],
+        "ensemble": together,
+    }
+
+
+def _text(setup: Setup, test: Test) -> str:
+    """What the command line prints of a test."""
+    title = f"{test.examples.name}, test, {len(test.examples)} examples"
+    if test.ensemble is None:
+        after = test.after.scores
+        rows = [[name, f"{test.before.scores[name]:.4f}", f"{value:.4f}"] for name, value in after.items()]
+        return Table(title, [["", "base", "prompt"], *rows]).text()
+    names = [settings_text(setup.members[number].settings) for number in test.numbers]
+    scores, gain, *_ = ensemble_tables(
+        test.ensemble,
+        f"{title}, {test.ensemble.vote_rule} vote",
+        names,
+        labels_of(test.examples),
+        test.numbers,
+        test.before.scores,
     )
+    return f"{scores.text()}\n{gain.text()}"
 
 
 def _version(package: str) -> str:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import prompt_jax
-from prompt_jax import Prompt, PromptFormatError, PromptMetadata, VirtualTokens, load_prompt, save_prompt
-from prompt_jax.prompts.files import Base, check_base, read_prompt
+from prompt_jax import Prompt, PromptFormatError, PromptMetadata, VirtualTokens, load_prompt, save_ensemble, save_prompt
+from prompt_jax.models.prompt import PromptStackError, unstack_prompts
+from prompt_jax.prompts.files import Base, check_base, read_prompt, read_prompts
 from prompt_jax.task_format import TaskFormat
 
 METADATA = PromptMetadata(
@@ -66,6 +67,98 @@ def test_npy_is_t5xs(tmp_path, values, name):
     with path.open("wb") as file:
         np.save(file, values)
     assert embeddings_of(load_prompt(path)).tobytes() == values.tobytes()
+
+
+settings_values = (
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-1e30, 1e30) | st.text(max_size=5)
+)
+
+
+@st.composite
+def ensembles(draw) -> tuple[list[Prompt], list[PromptMetadata]]:
+    """Members of one width and placement, with any settings; some have unused slots."""
+    width, placement = draw(st.integers(1, 4)), draw(st.sampled_from(["before", "after"]))
+    prompts, metadata = [], []
+    for length in draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)):
+        values = draw(
+            hnp.arrays(np.float32, (length, width), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+        )
+        mask = draw(st.none() | hnp.arrays(bool, length).filter(np.any))
+        prompts.append(prompt_of(values, mask=mask, placement=placement))
+        own = draw(st.dictionaries(st.text(max_size=5), settings_values | st.lists(settings_values, max_size=3)))
+        metadata.append(dataclasses.replace(METADATA, placement=placement, settings=own))
+    return prompts, metadata
+
+
+@FUZZ
+@given(ensembles())
+def test_an_ensemble_is_exact_both_ways(tmp_path, ensemble):
+    prompts, metadata = ensemble
+    path = tmp_path / "e.npz"
+    save_ensemble(path, prompts, metadata)
+    members = read_prompts(path)
+    assert [own for _, own in members] == metadata
+    for (again, _), prompt in zip(members, prompts, strict=True):
+        assert embeddings_of(again).tobytes() == embeddings_of(prompt).tobytes()
+        np.testing.assert_array_equal(again.encoder_tokens.mask, prompt.encoder_tokens.mask)
+        assert again.encoder_tokens.placement == prompt.encoder_tokens.placement
+    stacked = load_prompt(path)
+    assert stacked.encoder_tokens.embeddings.ndim == 3
+    for again, prompt in zip(unstack_prompts(stacked), prompts, strict=True):
+        mask = prompt.encoder_tokens.mask
+        used = embeddings_of(prompt) if mask is None else embeddings_of(prompt)[mask]
+        assert embeddings_of(again).tobytes() == used.tobytes()
+    with pytest.raises(PromptFormatError, match=f"an ensemble of {len(prompts)} prompts.*--member.*read_prompts"):
+        read_prompt(path)
+
+
+def test_numpy_alone_reads_an_ensemble(tmp_path):
+    prompts = [prompt_of(np.ones((2, 3))), prompt_of(np.zeros((3, 3)), mask=np.array([True, False, True]))]
+    save_ensemble(tmp_path / "e.npz", prompts, [PromptMetadata(settings={"train.seed": i}) for i in range(2)])
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        names = ["encoder_tokens", "encoder_tokens/mask", "metadata"]
+        assert sorted(file) == [f"0/{names[0]}", f"0/{names[2]}", *(f"1/{name}" for name in names)]
+        assert json.loads(str(file["1/metadata"]))["settings"] == {"train.seed": 1}
+
+
+def test_read_prompts_reads_a_single_one_too(tmp_path):
+    save_prompt(tmp_path / "p.npz", prompt_of(GOOD), METADATA)
+    ((prompt, metadata),) = read_prompts(tmp_path / "p.npz")
+    assert embeddings_of(prompt).tobytes() == GOOD.tobytes() and metadata == METADATA
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as file:
+        assert "settings" not in json.loads(str(file["metadata"])), "as files were before there were ensembles"
+
+
+def test_an_ensemble_of_many_members(tmp_path):
+    prompts = [prompt_of([[float(i)]]) for i in range(4096)]
+    save_ensemble(tmp_path / "e.npz", prompts, [PromptMetadata()] * 4096)
+    assert load_prompt(tmp_path / "e.npz").encoder_tokens.embeddings.ravel().tolist() == list(range(4096))
+    with pytest.raises(PromptFormatError, match="from 1 to 4096 members, not 4097"):
+        save_ensemble(tmp_path / "e.npz", [*prompts, prompts[0]], [PromptMetadata()] * 4097)
+
+
+def test_what_is_no_ensemble_is_not_written(tmp_path):
+    good, path = prompt_of(GOOD), tmp_path / "e.npz"
+    for prompts, error, message in (
+        ([], PromptFormatError, "from 1 to 4096 members, not 0"),
+        ([good, prompt_of(GOOD, placement="after")], PromptStackError, "e.npz, member 0 .* before .* member 1 after"),
+        ([good, prompt_of(np.ones((1, 4)))], PromptStackError, "e.npz, member 1 of width 4"),
+        ([good, prompt_of([[1, 2, np.nan]])], PromptFormatError, "e.npz, member 1: .* 1 values that are not finite"),
+        ([good, Prompt()], PromptStackError, "member 1: only prompts with virtual tokens"),
+        ([prompt_of(np.ones((2, 3, 4)))], PromptStackError, r"not \(2, 3, 4\)"),
+    ):
+        with pytest.raises(error, match=message):
+            save_ensemble(path, prompts, [METADATA] * len(prompts))
+    with pytest.raises(ValueError, match="zip"):
+        save_ensemble(path, [good, good], [METADATA])
+    for wrong in ([[1]], np.nan):
+        with pytest.raises(PromptFormatError, match="member 0: the setting 'a' is .*, which is no text, finite number"):
+            save_ensemble(path, [good], [PromptMetadata(settings={"a": wrong})])
+    with pytest.raises(PromptFormatError, match="an ensemble is a .npz"):
+        save_ensemble(tmp_path / "e.npy", [good], [METADATA])
+    with pytest.raises(PromptFormatError, match="save_ensemble writes several"):
+        save_prompt(path, prompt_of(np.ones((2, 3, 4))))
+    assert not any(tmp_path.iterdir())
 
 
 def test_numpy_alone_reads_a_prompt(tmp_path):
@@ -131,6 +224,25 @@ def test_a_prompt_is_checked_against_its_base(tiny, tmp_path):
         load_prompt(path, tiny, allow_other_base=True)
     with pytest.raises(PromptFormatError, match="width 63"):
         check_base(path, prompt_of(np.ones((2, 63))), PromptMetadata(), tiny)
+
+
+def test_all_members_are_checked_against_their_base(tiny, tmp_path):
+    own, path = Base(tiny.name, tiny.revision, tiny.fingerprint), tmp_path / "e.npz"
+    prompts = [prompt_of(np.ones((length, 64))) for length in (2, 1, 2)]
+    save_ensemble(path, prompts, [PromptMetadata(base=own)] * 3)
+    assert embeddings_of(load_prompt(path, tiny)).shape == (3, 2, 64)
+    other = PromptMetadata(base=Base("other", None, "sha256:11"))
+    save_ensemble(path, prompts, [PromptMetadata(base=own), PromptMetadata(base=own), other])
+    with pytest.raises(PromptFormatError, match=r"e.npz, member 2 was trained on other \(sha256:11\)"):
+        load_prompt(path, tiny)
+    load_prompt(path, tiny, allow_other_base=True)
+    save_ensemble(path, prompts, [PromptMetadata()] * 3)
+    with pytest.warns(UserWarning, match="e.npz, member 0 does not say which base") as warned:
+        load_prompt(path, tiny)
+    assert len(warned) == 1
+    save_ensemble(path, [prompt_of(np.ones((1, 63)))], [PromptMetadata(base=own)])
+    with pytest.raises(PromptFormatError, match="width 63; .* has 64"):
+        load_prompt(path, tiny)
 
 
 def archive(path, **members) -> None:
@@ -205,6 +317,13 @@ BROKEN = {
         "unknown metric 'os.system'",
     ),
     "placement": ({"encoder_tokens": GOOD, "metadata": text(placement="inside")}, "placement 'inside'"),
+    "settings": ({"encoder_tokens": GOOD, "metadata": text(settings=[1])}, r"metadata.settings is \[1\], not dict"),
+    "object in settings": ({"encoder_tokens": GOOD, "metadata": text(settings={"a": {}})}, "an entry that is no text"),
+    "lists in lists": ({"encoder_tokens": GOOD, "metadata": text(settings={"a": [[1]]})}, "an entry that is no text"),
+    "large setting": (
+        {"encoder_tokens": GOOD, "metadata": text(settings={"a": [10**400]})},
+        "that is no text, finite number",
+    ),
     "base": (
         {"encoder_tokens": GOOD, "metadata": text(base={"name": "x", "revision": None})},
         "base has no 'fingerprint'",
@@ -221,6 +340,45 @@ def test_what_is_wrong_is_said(tmp_path, case):
     assert str(tmp_path / "p.npz") in str(caught.value)
 
 
+# The same for an ensemble, and what is wrong in one of its members: then that is named too.
+MEMBER = {"0/encoder_tokens": GOOD, "0/metadata": text(), "1/encoder_tokens": GOOD}
+BROKEN_ENSEMBLES = {
+    **{
+        case: ({**MEMBER, **{f"1/{name}": value for name, value in members.items()}}, f"p.npz, member 1.*{message}")
+        for case, (members, message) in BROKEN.items()
+        if case not in ("absent", "escaping")
+    },
+    "absent": ({**MEMBER, "2/metadata": text()}, "p.npz, member 2: there is no encoder_tokens"),
+    "a gap": ({**MEMBER, "3/encoder_tokens": GOOD}, "p.npz: there is no member 2, but a member 3"),
+    "no first": ({"1/encoder_tokens": GOOD}, "p.npz: there is no member 0, but a member 1"),
+    "zeros": ({**MEMBER, "02/encoder_tokens": GOOD}, "unexpected entry '02/encoder_tokens'"),
+    "other digits": ({**MEMBER, "\u0662/encoder_tokens": GOOD}, "unexpected entry"),
+    "signs": ({**MEMBER, "-1/encoder_tokens": GOOD}, "unexpected entry '-1/encoder_tokens'"),
+    "both kinds": ({**MEMBER, "encoder_tokens": GOOD}, "unexpected entry 'encoder_tokens' among those of an ensemble"),
+    "escaping": ({**MEMBER, "1/../encoder_tokens": GOOD}, r"member 1: unexpected entry '\.\./encoder_tokens'"),
+    "a member too many": ({**MEMBER, "4096/encoder_tokens": GOOD}, "at most 4096 members"),
+    "far too many": ({**MEMBER, f"{'9' * 5000}/encoder_tokens": GOOD}, "at most 4096 members"),
+    "widths": ({**MEMBER, "1/encoder_tokens": np.ones((2, 4))}, "p.npz, member 0 has .* width 3 and .*p.npz, member 1"),
+    "placements": (
+        {**MEMBER, "1/metadata": text(placement="after")},
+        "before the input and .*p.npz, member 1 after it",
+    ),
+    "lengths": (
+        {f"{i}/encoder_tokens": np.ones((20_000 if i == 7 else 1, 1), np.float32) for i in range(120)},
+        "p.npz, member 7 has 20000 virtual tokens, .* over 100 times the memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ENSEMBLES)
+def test_what_is_wrong_with_an_ensemble_is_said(tmp_path, case):
+    members, message = BROKEN_ENSEMBLES[case]
+    archive(tmp_path / "p.npz", **members)
+    for read in (load_prompt, read_prompts, read_prompt):
+        with pytest.raises(PromptFormatError, match=message):
+            read(tmp_path / "p.npz")
+
+
 def test_an_entry_may_not_come_twice(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile's, about the name
@@ -232,11 +390,12 @@ def test_an_entry_may_not_come_twice(tmp_path):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):
-    with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("encoder_tokens.npy", header((1 << 12, 1 << 12)) + bytes(1 << 26))
-    assert (tmp_path / "p.npz").stat().st_size < 100_000
-    with pytest.raises(PromptFormatError, match="unpacks to"):
-        load_prompt(tmp_path / "p.npz")
+    for entry in ("encoder_tokens", "0/encoder_tokens"):
+        with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(f"{entry}.npy", header((1 << 12, 1 << 12)) + bytes(1 << 26))
+        assert (tmp_path / "p.npz").stat().st_size < 100_000
+        with pytest.raises(PromptFormatError, match="unpacks to"):
+            load_prompt(tmp_path / "p.npz")
 
 
 @pytest.mark.parametrize(("name", "content"), [("p.npz", b""), ("p.npz", b"PK"), ("p.bin", b"\x80\x04pickle")])
@@ -250,8 +409,13 @@ def test_other_files_are_refused(tmp_path, name, content):
 @given(st.data())
 def test_mutated_files_are_prompts_or_refused(tmp_path, data):
     """Cut anywhere, or with bytes changed: a prompt comes out, or the one error."""
-    path = tmp_path / f"p.{data.draw(st.sampled_from(['npz', 'npy']))}"
-    save_prompt(path, prompt_of(np.arange(12).reshape(3, 4)), METADATA)
+    kind = data.draw(st.sampled_from(["npz", "npy", "ensemble"]))
+    path, prompt = tmp_path / f"p.{kind}", prompt_of(np.arange(12).reshape(3, 4))
+    if kind == "ensemble":
+        path = tmp_path / "e.npz"
+        save_ensemble(path, [prompt, prompt_of(np.ones((1, 4)))], [METADATA, PromptMetadata()])
+    else:
+        save_prompt(path, prompt, METADATA)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]

@@ -200,7 +200,7 @@ def test_no_whole_checkpoint_is_an_error(experiment):
 
 def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
     wild = changed(experiment, "optimizer", name="adamw", learning_rate=3e38, weight_decay=0.0)
-    with pytest.raises(loop.Diverged, match=r"step \d+: .* is the best prompt until then"):
+    with pytest.raises(loop.Diverged, match=r"step \d+: .* has the best prompt until then"):
         train(wild)
     assert np.isfinite(tokens(wild, "best.npz")).all()
 
@@ -212,7 +212,7 @@ def test_early_stopping(experiment, capfd):
     assert read_log(still.folder)[-1]["step"] == 6
     assert "no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
     before = (still.folder / "last.npz").read_bytes()
-    train(still)
+    train(still)  # which is at its end
     assert (still.folder / "last.npz").read_bytes() == before
 
 

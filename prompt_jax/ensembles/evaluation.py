@@ -1,0 +1,189 @@
+"""An ensemble's scores: each member's, and the vote's (Lester et al. 2021, table 3)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
+from prompt_jax.ensembles.vote import answer_ids, comparison, majority, mean_probability, vote_answers
+from prompt_jax.errors import UserError
+from prompt_jax.evaluation import Evaluation, evaluate_members
+from prompt_jax.examples import Examples
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt
+
+VoteRule = Literal["majority", "mean-probability"]
+
+
+class VoteError(UserError, ValueError):
+    """Members that cannot vote by this rule; the message says what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleEvaluation:
+    """Scores of several prompts and of their vote on one split, and what they come from.
+
+    Attributes:
+      vote_rule: `majority` votes twice: on the generated answers, which gives the task's metrics, and on each member's
+        most probable label, which gives those under `rank/`. `mean-probability` takes the label with the highest mean
+        of the members' probabilities (see `vote.mean_probability`), which gives the metrics under `rank/` alone.
+      members: each member's own scores, in order.
+      answers: [E][N] what the members voted with: generated answers, or under mean-probability most probable labels.
+      vote: the vote's answers as `predictions` and its scores. `label_scores` are the logs of the labels' mean
+        probability under either rule, None for a task without labels. `log_probabilities` are those of the member
+        whose answer is shown, or the log of the label's mean probability.
+      metric: the name of the score that `best` and `intervals` are about: the first one that the vote has.
+      average: the mean of the members' scores.
+      best: the member with the highest score; of equal ones the first.
+      oracle: the share of examples that at least one member answers right. Answers are compared as the vote does.
+      agreement: [E, E] the share of examples on which two members give the same answer.
+      confusion: for the members in order and then the vote, how often each label (rows) was answered with each label
+        or with none of them (the last column), [E + 1, C, C + 1]; None for a task without labels.
+      intervals: 95 % confidence intervals of the vote's score minus the best member's, under "best", and minus the
+        average, under "average"; see `comparison.gain_intervals`.
+    """
+
+    vote_rule: VoteRule
+    members: list[Evaluation]
+    answers: list[list[str]]
+    vote: Evaluation
+    metric: str
+    average: dict[str, float]
+    best: int
+    oracle: float
+    agreement: np.ndarray
+    confusion: np.ndarray | None
+    intervals: dict[str, tuple[float, float]]
+
+    def summary(self) -> dict[str, Any]:
+        """What JSON can hold of it, the members' own scores apart."""
+        return {
+            "vote_rule": self.vote_rule,
+            "vote": self.vote.scores,
+            "average": self.average,
+            "best": self.best,
+            "oracle": self.oracle,
+            "agreement": self.agreement.tolist(),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+        }
+
+
+def evaluate_ensemble(
+    model: Model,
+    prompts: Sequence[Prompt],
+    examples: Examples,
+    *,
+    target_length: int,
+    batch_size: int,
+    vote: VoteRule = "majority",
+    seed: int = 0,
+) -> EnsembleEvaluation:
+    """Runs all members over the examples in one flat pass, and lets them vote.
+
+    Args:
+      model: the frozen base.
+      prompts: the members, of one placement; lengths may differ.
+      examples: of one split.
+      target_length: the most tokens of an answer.
+      batch_size: rows (an example with one member's prompt) a batch.
+      vote: the rule.
+      seed: of the bootstrap.
+
+    Raises:
+      VoteError: mean-probability for a task without labels.
+    """
+    check_rule(vote, examples)
+    members = evaluate_members(model, prompts, examples, target_length=target_length, batch_size=batch_size)
+    return combine(members, examples, vote, seed=seed)
+
+
+def combine(
+    members: Sequence[Evaluation], examples: Examples, vote: VoteRule = "majority", *, seed: int = 0
+) -> EnsembleEvaluation:
+    """The vote of members that have been evaluated on these examples. Arguments and errors as `evaluate_ensemble`."""
+    check_rule(vote, examples)
+    labels = labels_of(examples)
+    same = comparison(labels)
+    answers, voted = _vote(members, examples, labels, vote)
+    metric = next(iter(voted.scores))
+    best = int(np.argmax(np.nan_to_num([member.scores[metric] for member in members], nan=-np.inf)))
+    everyone = [*answers, voted.predictions]
+    return EnsembleEvaluation(
+        vote_rule=vote,
+        members=list(members),
+        answers=answers,
+        vote=voted,
+        metric=metric,
+        average={name: float(np.mean([member.scores[name] for member in members])) for name in members[0].scores},
+        best=best,
+        oracle=float(right_answers(answers, examples.target_texts, same).any(axis=0).mean()),
+        agreement=agreement(answer_ids(answers, same)),
+        confusion=np.stack([confusion(examples.target_texts, row, labels) for row in everyone]) if labels else None,
+        intervals=gain_intervals(examples, answers, voted.predictions, best, metric.removeprefix("rank/"), seed=seed),
+    )
+
+
+def labels_of(examples: Examples) -> tuple[str, ...]:
+    """The labels of the examples' task; none where any text is an answer."""
+    return examples.format.labels if examples.format else ()
+
+
+def check_rule(vote: VoteRule, examples: Examples) -> None:
+    """Raises VoteError where the rule cannot be used on these examples."""
+    if vote == "mean-probability" and not labels_of(examples):
+        raise VoteError(
+            f"{examples.name} has no labels, whose probabilities a vote by mean-probability needs; vote by majority"
+        )
+
+
+def _vote(
+    members: Sequence[Evaluation], examples: Examples, labels: Sequence[str], vote: VoteRule
+) -> tuple[list[list[str]], Evaluation]:
+    """What the members voted with, and the vote."""
+    scores = [member.label_scores for member in members if member.label_scores is not None]
+    label_scores = np.stack(scores) if scores else None
+    label_votes = None if label_scores is None else label_scores.argmax(axis=2)
+    means = None if label_scores is None else mean_probability(label_scores)
+    if vote == "majority":
+        given = [member.predictions for member in members]
+        log_probabilities = np.stack([member.log_probabilities for member in members])
+        voted = majority_vote(examples, given, log_probabilities, label_votes, label_scores)
+        return given, dataclasses.replace(voted, label_scores=means)
+    if label_votes is None or means is None:
+        raise VoteError("a vote by mean-probability needs members that were evaluated with rank=True")
+    answers = [labels[i] for i in means.argmax(axis=1)]
+    voted = Evaluation(rank_scores(examples, answers), answers, means, means.max(axis=1))
+    return [[labels[i] for i in row] for row in label_votes], voted
+
+
+def majority_vote(
+    examples: Examples,
+    answers: Sequence[Sequence[str | None]],
+    log_probabilities: Float[np.ndarray, "E N"],
+    label_votes: Int[np.ndarray, "E N"] | None,
+    label_scores: Float[np.ndarray, "E N C"] | None,
+) -> Evaluation:
+    """The two votes by majority: on generated answers and, where there are label scores, on most probable labels.
+
+    Args:
+      examples: of one split.
+      answers: [E][N] generated answers, None where a member was not asked.
+      log_probabilities: of these answers, in nats.
+      label_votes: the number of each member's most probable label, or NO_VOTE; None without labels.
+      label_scores: the labels' log-probabilities in nats; None without labels.
+    """
+    labels = labels_of(examples)
+    speakers = vote_answers(answers, log_probabilities, comparison(labels))
+    predictions = [answers[member][example] for example, member in enumerate(speakers)]
+    scores = dict(examples.score(predictions))
+    if label_votes is not None and label_scores is not None:
+        scores |= rank_scores(examples, [labels[i] for i in majority(label_votes, label_scores)])
+    return Evaluation(scores, predictions, None, log_probabilities[speakers, np.arange(len(examples))])
+
+
+def rank_scores(examples: Examples, answers: Sequence[str]) -> dict[str, float]:
+    """The metrics of most probable labels, under `rank/`. None of them can be invalid."""
+    return {f"rank/{name}": value for name, value in examples.score(answers).items() if name != "invalid"}

@@ -1,0 +1,111 @@
+"""What `prompt-jax evaluate` shows of prompts from files, and writes."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_jax.ensembles.early_stop import evaluate_early
+from prompt_jax.ensembles.evaluation import VoteRule, evaluate_ensemble, labels_of
+from prompt_jax.ensembles.members import Member, member_names
+from prompt_jax.ensembles.records import prediction_lines, write_predictions
+from prompt_jax.ensembles.tables import Table, ensemble_tables, score_list, score_table
+from prompt_jax.evaluation import Evaluation, evaluate
+from prompt_jax.examples import Examples
+from prompt_jax.models.hub import Model
+from prompt_jax.whole_file import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Scores of a prompt, or of several and their vote.
+
+    Attributes:
+      shown: what a terminal shows.
+      tables: the same for a file.
+      scores: all of it as JSON.
+      examples: that were answered.
+      answers: [E][N] the members' answers, None where one was not asked.
+      vote: of them, or the only prompt's evaluation.
+    """
+
+    shown: list[Table]
+    tables: list[Table]
+    scores: dict[str, Any]
+    examples: Examples
+    answers: Sequence[Sequence[str | None]]
+    vote: Evaluation
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes `table.md`, `scores.json` and `predictions.jsonl`, and gives their paths."""
+        paths = [folder / name for name in ("table.md", "scores.json", "predictions.jsonl")]
+        write_text(paths[0], "\n".join(table.markdown() for table in self.tables))
+        write_text(paths[1], json.dumps(self.scores, indent=2, ensure_ascii=False) + "\n")
+        write_predictions(paths[2], prediction_lines(self.examples, self.answers, self.vote))
+        return paths
+
+
+def evaluate_files(
+    model: Model,
+    members: Sequence[Member],
+    examples: Examples,
+    *,
+    target_length: int,
+    batch_size: int,
+    vote: VoteRule = "majority",
+    early_stop: bool = False,
+) -> Outcome:
+    """Evaluates a single prompt, an ensemble, or with `early_stop` an ensemble's vote alone.
+
+    Other arguments and errors as for `evaluate_ensemble`.
+    """
+    options: Any = {"target_length": target_length, "batch_size": batch_size}
+    prompts = [member.prompt for member in members]
+    cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
+    title = f"{examples.name}, {examples.split}, {len(examples)} examples{cut}"
+
+    if len(members) == 1:
+        result = evaluate(model, prompts[0], examples, **options)
+        shown = [score_list(f"{members[0]}: {title}", result.scores)]
+        tables = [score_table(title, {str(members[0]): result.scores})]
+        scores = _scores(examples, members, [result.scores], None)
+        return Outcome(shown, tables, scores, examples, [result.predictions], result)
+
+    if early_stop:
+        early = evaluate_early(model, prompts, examples, **options)
+        saved = {f"saved passes for {part}": share for part, share in early.saved.items()}
+        title = f"{title}, {len(members)} members, majority vote, stopped early"
+        shown = [score_list(title, early.vote.scores | saved)]
+        together: dict[str, Any] = {"vote_rule": "majority", "vote": early.vote.scores, "saved": early.saved}
+        scores = _scores(examples, members, [None] * len(members), together)
+        return Outcome(shown, shown, scores, examples, early.answers, early.vote)
+
+    ensemble = evaluate_ensemble(model, prompts, examples, vote=vote, **options)
+    title = f"{title}, {len(members)} members, {vote} vote"
+    shown = ensemble_tables(ensemble, title, member_names(members), labels_of(examples))
+    together = ensemble.summary() | {"metric": ensemble.metric, "confusion": None}
+    if ensemble.confusion is not None:
+        *own, voted = ensemble.confusion.tolist()
+        together["confusion"] = {"labels": list(labels_of(examples)), "members": own, "vote": voted}
+    scores = _scores(examples, members, [member.scores for member in ensemble.members], together)
+    return Outcome(shown, shown, scores, examples, ensemble.answers, ensemble.vote)
+
+
+def _scores(
+    examples: Examples,
+    members: Sequence[Member],
+    scores: Sequence[dict[str, float] | None],
+    ensemble: dict[str, Any] | None,
+) -> dict[str, Any]:
+    own = [
+        {
+            "file": str(member.path),
+            "member": member.number,
+            "settings": dict(member.metadata.settings),
+            "scores": member_scores,
+        }
+        for member, member_scores in zip(members, scores, strict=True)
+    ]
+    task = {"task": examples.name, "split": examples.split, "examples": len(examples), "truncated": examples.truncated}
+    return task | {"members": own, "ensemble": ensemble}

@@ -1,0 +1,47 @@
+"""What evaluations leave on disk as JSON."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_jax.evaluation import Evaluation
+from prompt_jax.examples import Examples
+from prompt_jax.whole_file import write_text
+
+
+def prediction_lines(
+    examples: Examples,
+    members: Sequence[Sequence[str | None]],
+    vote: Evaluation,
+    before: Evaluation | None = None,
+) -> Iterator[dict[str, Any]]:
+    """What was answered to each example, in their order.
+
+    Args:
+      examples: of one split.
+      members: [E][N] the members' answers, None where one was not asked; a single prompt is the only member.
+      vote: of them, or the single prompt's evaluation.
+      before: the base's own, without a prompt.
+
+    Yields:
+      `task`, `input`, `target`, `before` (the base's answer or None), `members` (each member's answer), `prediction`
+      (the vote's), and `label_scores`: the vote's log-probability of each label, in nats, or None.
+    """
+    labels = examples.format.labels if examples.format else ()
+    for i, prediction in enumerate(vote.predictions):
+        scores = None if vote.label_scores is None else vote.label_scores[i].tolist()
+        yield {
+            "task": examples.name,
+            "input": examples.input_texts[i],
+            "target": examples.target_texts[i],
+            "before": None if before is None else before.predictions[i],
+            "members": [answers[i] for answers in members],
+            "prediction": prediction,
+            "label_scores": None if scores is None else dict(zip(labels, scores, strict=True)),
+        }
+
+
+def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes lines of `prediction_lines`, of one task after the other, as JSONL."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,175 @@
+"""Inputs without targets, answered by one prompt, by an ensemble's vote, or each by the prompt that it names."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prompt_jax import evaluation
+from prompt_jax.data_files import render
+from prompt_jax.ensembles.members import Member, read_members
+from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
+from prompt_jax.errors import UserError
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
+from prompt_jax.task_format import TaskFormat
+
+
+class Line(NamedTuple):
+    """An input of a stream."""
+
+    prompt: str | None  # the name of its prompt; None for the base alone, and where the stream has but one answerer
+    input: str  # with the template's columns filled in
+
+
+class Answer(NamedTuple):
+    """What is answered to a line."""
+
+    prediction: str
+    label_scores: dict[str, float] | None  # log-probabilities in nats; None if not asked for, or if there are no labels
+
+
+class Voting:
+    """Answers lines with the vote of all prompts (see `vote`), or with the answer of a single one.
+
+    Attributes:
+      cut: how many inputs so far were cut to the length of the task.
+    """
+
+    def __init__(self, model: Model, prompts: Sequence[Prompt], task_format: TaskFormat):
+        """Raises PromptStackError where prompts do not go together."""
+        self._model, self._members, self._format = model, len(prompts), task_format
+        together, self._ids = evaluation.together(prompts)
+        self._prompt = jax.device_put(together)
+        self.cut = 0
+
+    def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
+        """The answers to lines, which are best as many as a batch has rows.
+
+        Args:
+          lines: the inputs.
+          batch_size: rows a batch: an input with one member's prompt.
+          rank: whether to score the task's labels; of several members these are the scores of `mean_probability`.
+        """
+        inputs, cut = evaluation.tokenise(self._model, [line.input for line in lines], self._format.input_length)
+        self.cut += cut
+        count, labels = len(inputs), self._format.labels
+        ids = None if self._ids is None else np.repeat(self._ids, count)
+        rows: Any = {"inputs": inputs * self._members, "prompt_ids": ids, "batch_size": batch_size}
+        given = evaluation.answers(self._model, self._prompt, target_length=self._format.target_length, **rows)
+        texts = [given.texts[member * count :][:count] for member in range(self._members)]
+        spoken = given.log_probabilities.reshape(self._members, count)
+        predictions = [texts[member][i] for i, member in enumerate(vote_answers(texts, spoken, comparison(labels)))]
+        if not (rank and labels):
+            return [Answer(prediction, None) for prediction in predictions]
+        scores = evaluation.label_scores(self._model, self._prompt, labels=labels, **rows)
+        scores = scores.reshape(self._members, count, len(labels))
+        shown = scores[0] if self._members == 1 else mean_probability(scores)
+        return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, shown, strict=True)]
+
+
+def read_named(files: Sequence[Path]) -> dict[str, Member]:
+    """The prompts of files by the names that inputs give them: a file's name without its extension, and for a member
+    of an ensemble its number after it, `sentiment/0`.
+
+    Raises:
+      UserError: two files of one name, or a template that takes the field `prompt` for itself.
+      PromptFormatError: as `read_prompts`.
+    """
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise UserError(
+                f"{stems[file.stem]} and {file} would both be called {file.stem!r}; give one of them another name, "
+                f"e.g. prompt-jax export {file} OTHER.npz"
+            )
+        stems[file.stem] = file
+    named = {
+        member.path.stem if member.number is None else f"{member.path.stem}/{member.number}": member
+        for member in read_members(files)
+    }
+    for member in named.values():
+        if "prompt" in _format(member).columns:
+            raise UserError(f"{member}: its template has a column 'prompt', which is the field that names the prompt")
+    return named
+
+
+def read_lines(rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, Member]) -> Iterator[Line]:
+    """The lines of a mixed stream.
+
+    Args:
+      rows: where each input is from, and the input: an object with the field `prompt`, the name of a prompt or null for
+        the base alone, and the columns of that prompt's template (of the base alone: `text`).
+      named: the prompts.
+
+    Raises:
+      UserError: a row names no prompt, or none of these; or lacks a column of its prompt's template (DataError).
+    """
+    for where, row in rows:
+        if "prompt" not in row:
+            raise UserError(f"{where}: no field 'prompt'; expected the name of a prompt, or null. {_known('', named)}")
+        name = row["prompt"]
+        if name is not None and (not isinstance(name, str) or name not in named):
+            raise UserError(f"{where}: there is no prompt {name!r:.80}. {_known(str(name), named)}")
+        yield Line(name, render(row, _format(None if name is None else named[name]), where))
+
+
+def _format(member: Member | None) -> TaskFormat:
+    """That of a prompt's task; of the base alone, and of a prompt that says nothing of it, a single column."""
+    return (member.metadata.format if member else None) or TaskFormat("{text}")
+
+
+def _known(name: str, named: Mapping[str, Member]) -> str:
+    """The names nearest to one, or where none is near some of all."""
+    if near := difflib.get_close_matches(name, list(named), n=3, cutoff=0.4):
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+    return f"There are {', '.join(map(repr, list(named)[:10]))}{more}"
+
+
+class Mixed:
+    """Answers each line with the prompt that it names, in batches mixed over the prompts.
+
+    Attributes:
+      cut: how many inputs so far were cut to the length of their prompt's task.
+    """
+
+    def __init__(self, model: Model, named: Mapping[str, Member]):
+        """Raises PromptStackError, naming the files, where prompts do not go together."""
+        members = list(named.values())
+        self._model = model
+        self._prompt = jax.device_put(
+            stack_prompts([member.prompt for member in members], [str(member) for member in members])
+        )
+        self._ids: dict[str | None, int] = {None: NO_PROMPT} | {name: number for number, name in enumerate(named)}
+        self._formats = {name: _format(member) for name, member in [(None, None), *named.items()]}
+        self.cut = 0
+
+    def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
+        """What each line's prompt gives alone, with the labels of its own task. Arguments as for `Voting`."""
+        formats = [self._formats[line.prompt] for line in lines]
+        inputs = []
+        for line, own in zip(lines, formats, strict=True):
+            (ids,), cut = evaluation.tokenise(self._model, [line.input], own.input_length)
+            inputs.append(ids)
+            self.cut += cut
+        rows: Any = {
+            "inputs": inputs,
+            "prompt_ids": np.array([self._ids[line.prompt] for line in lines]),
+            "batch_size": batch_size,
+        }
+        lengths = [own.target_length for own in formats]
+        texts = evaluation.answers(self._model, self._prompt, target_length=lengths, **rows).texts
+        labels = [own.labels if rank else () for own in formats]
+        scores = evaluation.own_label_scores(self._model, self._prompt, labels=labels, **rows)
+        return [
+            Answer(text, None if row is None else _by_label(own, row))
+            for text, own, row in zip(texts, labels, scores, strict=True)
+        ]
+
+
+def _by_label(labels: Sequence[str], scores: np.ndarray) -> dict[str, float]:
+    return dict(zip(labels, scores.astype(np.float64).round(5).tolist(), strict=True))

@@ -1,0 +1,280 @@
+"""The plots of a report: SVG elements in the colours and the font of the page."""
+
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+
+from prompt_jax.inspection import Inspection
+
+COLOURS = 8  # so many members have a colour of their own; beyond that they share one
+_NUMBERED = 12  # so many members have numbers in the cells of a heat map
+_POINTS = 200  # of a member's curve: with many members and steps the page would be megabytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One member's values by step; there may be none.
+
+    Attributes:
+      member: its number, which is that of its colour.
+      steps: in their order.
+      values: at those steps, all finite.
+      best: step and value of the one to be marked, or None.
+      end: how the member ended.
+    """
+
+    member: int
+    steps: np.ndarray
+    values: np.ndarray
+    best: tuple[int, float] | None = None
+    end: Literal["finished", "stopped early", "diverged"] = "finished"
+
+
+# Matplotlib wants colours, and the page has two schemes of them: each of these stands for a CSS variable.
+_INK, _MUTED, _GRID, _ACCENT, _SECOND, _BAD = (f"#0{i}0{i}0{i}" for i in range(1, 7))
+_MEMBERS = [f"#0{i}0{i}ff" for i in range(COLOURS)]
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _GRID: "--grid",
+    _ACCENT: "--accent",
+    _SECOND: "--second",
+    _BAD: "--bad",
+    **{colour: f"--m{i}" for i, colour in enumerate(_MEMBERS)},
+}
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text that can be selected, in the page's font
+    "svg.hashsalt": "prompt_jax",  # the ids of clip paths, random otherwise
+    "text.parse_math": False,  # names of metrics are from files
+    "font.size": 10.5,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _MUTED,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+}
+
+
+def loss_plot(curves: Sequence[Curve]) -> Markup:
+    """Training loss by step; `curves` are of all members, at least one of them not empty."""
+    smooth = [dataclasses.replace(curve, values=_smooth(curve.values)) for curve in curves]
+    with matplotlib.rc_context(_RC):  # of the process, and put back: the SVG writer reads it and has no arguments
+        figure, axes = _axes("Training loss", "step", "loss per token, nats")
+        if len(curves) == 1:
+            (curve,) = curves
+            axes.plot(curve.steps, curve.values, color=_ACCENT, alpha=0.35, linewidth=1, label="logged")
+            axes.plot(curve.steps, smooth[0].values, color=_ACCENT, linewidth=2, label="smoothed")
+            axes.legend()
+            _mark_end(axes, smooth[0], _ACCENT)
+        else:
+            _draw_members(axes, smooth)
+        return _svg(figure, "loss", "Training loss by step")
+
+
+def score_plot(curves: Sequence[Curve], name: str) -> Markup:
+    """A validation score by step, the best of each member marked; `curves` as for `loss_plot`."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes(f"Validation {name}", "step", name)
+        if len(curves) == 1:
+            (curve,) = curves
+            axes.plot(curve.steps, curve.values, color=_SECOND, linewidth=2, marker="o", markersize=3.5)
+            if curve.best is not None:
+                step, score = curve.best
+                axes.plot(step, score, color=_SECOND, marker="o", markersize=9, fillstyle="none")
+                axes.axvline(step, color=_MUTED, linewidth=1, linestyle=":")
+                axes.set_title(f"best {score:.1%} at step {step:,}", loc="right", fontsize=10.5)
+            _mark_end(axes, curve, _SECOND)
+        else:
+            _draw_members(axes, curves)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        return _svg(figure, "score", f"Validation {name} by step")
+
+
+def norm_plot(inspection: Inspection) -> Markup:
+    """Norms of the virtual tokens by number, over the range of the vocabulary's."""
+    norms, vocabulary = [token.norm for token in inspection.tokens], inspection.vocabulary
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes("Norms of the virtual tokens", "virtual token", "Euclidean norm", wide=True)
+        axes.axhspan(vocabulary.low, vocabulary.high, color=_MUTED, alpha=0.2, linewidth=0, label="90% of vocabulary")
+        axes.axhline(vocabulary.mean, color=_MUTED, linewidth=1, linestyle="--", label="vocabulary's mean")
+        axes.plot(range(len(norms)), norms, color=_ACCENT, linestyle="none", marker="o", markersize=4, label="prompt")
+        shown = [*norms, vocabulary.low, vocabulary.high]
+        if min(shown) > 0 and max(shown) > 30 * min(shown):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_ylim(bottom=0)
+        figure.legend(loc="outside lower center", ncols=3)
+        return _svg(figure, "norms", "Norm of each virtual token beside the vocabulary's norms")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Heat maps
+
+
+def agreement_map(matrix_ee: np.ndarray, members: Sequence[int]) -> Markup:
+    """Shares of examples on which members give the same answer, in percent."""
+    label = "Share of examples on which two members agree, in percent"
+    return _heat_map(matrix_ee, members, 0.9, lambda value: f"{100 * value:.1f}", "agreement", label)
+
+
+def similarity_map(matrix_ee: np.ndarray) -> Markup:
+    """Cosines of the members' prompts."""
+    label = "Cosine similarity of the members' prompts"
+
+    def text(value: float) -> str:
+        return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+
+    return _heat_map(matrix_ee, range(len(matrix_ee)), 0.0, text, "similarity", label)
+
+
+def _heat_map(
+    matrix_ee: np.ndarray, members: Sequence[int], low: float, text: Callable[[float], str], name: str, label: str
+) -> Markup:
+    """Members by members: the fuller the colour the nearer to 1, none at `low`, or at a tenth below all values."""
+    low = min(low, math.floor(10 * matrix_ee.min()) / 10)
+    shades = np.clip((matrix_ee - low) / (1 - low), 0, 1)
+    size = min(56, max(9, 480 // len(members)))  # of a cell
+    every = -(-20 // size)  # of so many members one has its number at the edge
+    width, edge = len(members) * size, 24
+    parts = []
+    for row, member in enumerate(members):
+        y = edge + row * size
+        if row % every == 0:
+            parts.append(f'<text x="{edge - 7}" y="{y + size / 2:g}" class="row">{member}</text>')
+            parts.append(f'<text x="{y + size / 2:g}" y="{edge - 12}">{member}</text>')
+        for column, value in enumerate(map(text, matrix_ee[row].tolist())):
+            place = f'x="{edge + column * size}" y="{y}" width="{size}" height="{size}"'
+            title = f"<title>{member}, {members[column]}: {value}</title>"
+            parts.append(f'<rect {place} fill-opacity="{shades[row, column]:.2f}">{title}</rect>')
+            if len(members) <= _NUMBERED:
+                middle = f'x="{edge + (column + 0.5) * size:g}" y="{y + size / 2:g}"'
+                parts.append(f'<text {middle} class="value">{value}</text>')
+    parts += _scale(edge + 18, edge + width + 14, text(low), text(1.0))
+    height, wide = edge + width + 30, max(edge + width + 8, 170)  # half a number may stand out
+    shape = f'viewBox="0 0 {wide} {height}" style="width: {wide}px"'
+    kind = f"{name} plain" if len(members) > _NUMBERED else name
+    return Markup(f'<svg class="heat {kind}" role="img" aria-label="{escape(label)}" {shape}>{"".join(parts)}</svg>')
+
+
+def _scale(x: int, y: int, low: str, high: str) -> list[str]:
+    """From the lowest value to the highest in five shades."""
+    steps = [
+        f'<rect x="{x + 16 * i}" y="{y}" width="16" height="12" fill-opacity="{i / 4:g}"></rect>' for i in range(5)
+    ]
+    ends = ((x - 6, "row", low), (x + 86, "high", high))
+    return [*steps, *(f'<text x="{at}" y="{y + 6}" class="{side}">{value}</text>' for at, side, value in ends)]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Several members in one plot
+
+
+def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
+    """A line for each; of many also their mean and range. What diverged is neither part of these nor of the scale."""
+    many = len(curves) > COLOURS
+    curves = [curve for curve in curves if len(curve.steps)]
+    sound = [curve for curve in curves if curve.end != "diverged"] or curves
+    if len(sound) < len(curves):
+        values = np.concatenate([curve.values for curve in sound])
+        margin = 0.05 * (np.ptp(values) or 1.0)
+        axes.set_ylim(values.min() - margin, values.max() + margin)
+    if many:
+        steps, mean, low, high = _mean_and_range(sound)
+        axes.fill_between(steps, low, high, color=_ACCENT, alpha=0.14, linewidth=0)
+    for curve in curves:
+        colour = (_BAD if curve.end == "diverged" else _ACCENT) if many else _MEMBERS[curve.member]
+        style: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45} if many else {"linewidth": 1.4}
+        kept = _thinned(len(curve.steps))
+        axes.plot(curve.steps[kept], curve.values[kept], color=colour, **style)
+        if curve.best is not None:
+            size, fill = (3, "full") if many else (8, "none")
+            axes.plot(*curve.best, color=colour, marker="o", markersize=size, fillstyle=fill)
+        _mark_end(axes, curve, colour)
+    if many:
+        axes.plot(steps, mean, color=_INK, linewidth=2)
+
+
+def _mark_end(axes: Axes, curve: Curve, colour: str) -> None:
+    """A cross where a member diverged, a bar where it was stopped early."""
+    if curve.end == "finished":
+        return
+    marker, colour = ("x", _BAD) if curve.end == "diverged" else ("|", colour)
+    low, high = sorted(axes.get_ylim())
+    value = min(max(curve.values[-1], low), high)  # at the edge if it is beyond
+    axes.plot(curve.steps[-1], value, color=colour, marker=marker, markersize=9, markeredgewidth=2, clip_on=False)
+
+
+def _mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, and at each of them mean, lowest and highest value of the curves that have one there."""
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    steps = steps[_thinned(len(steps))]
+    values = np.full((len(curves), len(steps)), np.nan)
+    for row, curve in zip(values, curves, strict=True):
+        _, here, there = np.intersect1d(steps, curve.steps, return_indices=True)
+        row[here] = curve.values[there]
+    return steps, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+
+
+def _thinned(size: int) -> np.ndarray:
+    """At most _POINTS indices below `size`, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, size - 1, min(size, _POINTS)).round().astype(int))
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Means over about a tenth of the values around each, fewer at the ends."""
+    half = len(values) // 20
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Figures as elements
+
+
+def _axes(title: str, x: str, y: str, *, wide: bool = False) -> tuple[Figure, Axes]:
+    """A figure of its own, not of pyplot's; narrow ones are readable on a telephone."""
+    figure = Figure(figsize=(9.8, 2.9) if wide else (4.8, 3.1), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(12 if wide else 6, integer=True, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str, label: str) -> Markup:
+    """The figure as an element of the page: with its colours, its own ids, and nothing for other programs in it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(<svg)[^>]*(viewBox=\"[^\"]*\")[^>]*>", r"\1 \2>", text[text.index("<svg") :])
+    for prefix in (' id="', "url(#", 'href="#'):  # several plots share the page
+        text = text.replace(prefix, f"{prefix}{name}-")
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup(text.replace("<svg", f'<svg class="{name}" role="img" aria-label="{escape(label)}"', 1))

@@ -1,0 +1,78 @@
+"""Early stop: the same votes as of all members, for any votes, probabilities and blocks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from prompt_jax.ensembles.early_stop import ask_early, default_blocks
+from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, vote_answers
+
+quarters = st.integers(-12, 0).map(lambda number: number / 4)
+
+
+@st.composite
+def ensembles(draw):
+    """Votes [E, N] of C labels, log-probabilities [E, N, C], and blocks that make up E or None for the default."""
+    members, count, classes = draw(st.integers(1, 9)), draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    votes = draw(hnp.arrays(np.int64, (members, count), elements=st.integers(0, classes - 1)))
+    scores = draw(hnp.arrays(np.float32, (members, count, classes), elements=quarters))
+    ends = sorted(draw(st.sets(st.integers(1, members))) | {members})
+    return votes, scores, draw(st.sampled_from([np.diff([0, *ends]).tolist(), None]))
+
+
+class Asked:
+    """Members whose votes are known, and who was asked about what."""
+
+    def __init__(self, votes):
+        self.votes, self.seen, self.calls = votes, np.full(votes.shape, NO_VOTE), []
+
+    def __call__(self, members, rows):
+        pairs = np.ix_(members, rows)
+        assert (self.seen[pairs] == NO_VOTE).all(), "asked twice"
+        self.seen[pairs] = self.votes[pairs]
+        self.calls.append((members.tolist(), rows.tolist()))
+        return self.seen
+
+
+@settings(max_examples=300, deadline=None)
+@given(ensembles())
+def test_votes_on_labels_are_those_of_all_members(ensemble):
+    votes, scores, blocks = ensemble
+    early = ask_early(*votes.shape, Asked(votes), blocks or default_blocks(len(votes)))
+    known = np.where((early == NO_VOTE)[:, :, None], 0, scores)  # what was not asked is not known
+    np.testing.assert_array_equal(majority(early, known), majority(votes, scores))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ensembles())
+def test_votes_on_texts_are_those_of_all_members(ensemble):
+    numbers, scores, blocks = ensemble
+    same = comparison(())
+    words = np.array([["cat", "the Cat", "a dog", "dog"][n] for n in numbers.ravel()], object).reshape(numbers.shape)
+    spoken = scores[:, :, 0]
+    asked = Asked(answer_ids(words.tolist(), same))
+    early = ask_early(*numbers.shape, asked, blocks or default_blocks(len(numbers)))
+    heard = np.where(early == NO_VOTE, None, words)
+    all_votes, early_votes = (vote_answers(texts.tolist(), spoken, same) for texts in (words, heard))
+    np.testing.assert_array_equal(early_votes, all_votes)
+
+
+def test_examples_drop_out_once_decided():
+    # Three of five agree at once on the first example, after the fourth on the second, never on the third.
+    votes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 0, 3], [1, 1, 4]])
+    asked = Asked(votes)
+    early = ask_early(5, 3, asked, default_blocks(5))
+    assert asked.calls == [([0, 1, 2], [0, 1, 2]), ([3], [1, 2]), ([4], [2])]
+    assert (early == NO_VOTE).sum() == 3
+    asked = Asked(votes[:, :1])
+    ask_early(5, 1, asked, [3, 2])
+    assert len(asked.calls) == 1
+
+
+def test_blocks():
+    assert [default_blocks(members) for members in (1, 2, 3, 5)] == [[1], [2], [2, 1], [3, 1, 1]]
+    for wrong in ([], [3], [2, 3], [5, -1], [4, 0]):
+        with pytest.raises(ValueError, match="do not make up 4"):
+            ask_early(4, 1, Asked(np.zeros((4, 1), int)), wrong)

@@ -1,0 +1,187 @@
+"""An ensemble's scores by hand, and on a model."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from prompt_jax import Prompt, VirtualTokens, evaluation
+from prompt_jax.data import file_task, load_examples
+from prompt_jax.ensembles.early_stop import evaluate_early
+from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble
+from prompt_jax.ensembles.records import prediction_lines, write_predictions
+from prompt_jax.ensembles.tables import ensemble_tables
+from prompt_jax.evaluation import Evaluation, evaluate
+from prompt_jax.examples import Examples
+from prompt_jax.metrics import metric_fns
+from prompt_jax.task_format import TaskFormat
+
+LABELS = ("no", "yes")
+LENGTHS = {"target_length": 12, "batch_size": 8}
+
+
+def examples_of(targets, task_format) -> Examples:
+    ids = [np.array([2, 1], np.int32)] * len(targets)
+    texts = [f"text {i}" for i in range(len(targets))]
+    return Examples("task", "test", ids, ids, texts, targets, {}, task_format, tuple(metric_fns(task_format)))
+
+
+def member(examples, predictions, probabilities=None) -> Evaluation:
+    """An evaluation as `evaluate` makes it, from answers and the second label's probability."""
+    scores, label_scores = dict(examples.score(predictions)), None
+    if probabilities is not None:
+        label_scores = np.log([[1 - p, p] for p in probabilities]).astype(np.float32)
+        ranked = examples.score([LABELS[p > 0.5] for p in probabilities])
+        scores |= {"rank/accuracy": ranked["accuracy"]}
+    return Evaluation(scores, predictions, label_scores, np.full(len(predictions), -1.0, np.float32))
+
+
+@pytest.fixture
+def labelled():
+    """Four examples and three members; targets no, yes, yes, no."""
+    examples = examples_of(["no", "yes", "yes", "no"], TaskFormat("{x}", LABELS))
+    members = [
+        member(examples, ["no", "yes", "no", "yes"], [0.1, 0.9, 0.4, 0.9]),
+        member(examples, ["no", "no", "yes", "yes"], [0.2, 0.4, 0.8, 0.4]),
+        member(examples, ["other", "yes", "no", "yes"], [0.3, 0.7, 0.4, 0.4]),
+    ]
+    return examples, members
+
+
+def test_majority_by_hand(labelled):
+    examples, members = labelled
+    result = combine(members, examples)
+    assert result.vote.predictions == ["no", "yes", "no", "yes"]
+    # Ranked: no no no, yes no yes, no yes no, yes no no: no, yes, no, no.
+    assert result.vote.scores == {"accuracy": 0.5, "invalid": 0.0, "rank/accuracy": 0.75}
+    assert result.metric == "accuracy" and result.best == 0, "of equals the first"
+    assert [m.scores["accuracy"] for m in members] == [0.5, 0.5, 0.25]
+    assert result.average == pytest.approx({"accuracy": 1.25 / 3, "invalid": 0.25 / 3, "rank/accuracy": 2 / 3})
+    assert result.oracle == 0.75
+    np.testing.assert_allclose(result.agreement, [[1, 0.5, 0.75], [0.5, 1, 0.25], [0.75, 0.25, 1]])
+    assert result.confusion.shape == (4, 2, 3)
+    assert result.confusion[2].tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert result.confusion[-1].tolist() == [[1, 1, 0], [1, 1, 0]]
+    assert result.intervals["best"] == (0, 0), "the vote and the best member give the same answers"
+    low, high = result.intervals["average"]
+    assert low < 0.5 - result.average["accuracy"] < high
+    np.testing.assert_allclose(np.exp(result.vote.label_scores[:, 1]), [0.2, 2 / 3, 1.6 / 3, 1.7 / 3], rtol=1e-6)
+
+
+def test_mean_probability_by_hand(labelled):
+    examples, members = labelled
+    result = combine(members, examples, "mean-probability")
+    assert result.vote.predictions == ["no", "yes", "yes", "yes"]
+    assert result.vote.scores == {"rank/accuracy": 0.75} and result.metric == "rank/accuracy"
+    assert [m.scores["rank/accuracy"] for m in members] == [0.5, 0.75, 0.75] and result.best == 1
+    assert result.answers[1] == ["no", "no", "yes", "no"] and result.oracle == 1
+    np.testing.assert_allclose(np.exp(result.vote.log_probabilities), [0.8, 2 / 3, 1.6 / 3, 1.7 / 3], rtol=1e-6)
+    np.testing.assert_allclose(result.agreement[1], [0.25, 1, 0.5])
+    with pytest.raises(VoteError, match="rank=True"):
+        combine([dataclasses.replace(m, label_scores=None) for m in members], examples, "mean-probability")
+
+
+def test_free_text_by_hand():
+    examples = examples_of(["The cat", "dog"], TaskFormat("{x}", metrics=("exact_match",)))
+    answers = (["a cat", "bird"], ["bird", "fish"], ["Cat.", "fish"])
+    result = combine([member(examples, own) for own in answers], examples)
+    assert result.vote.predictions == ["a cat", "fish"] and result.vote.scores == {"exact_match": 0.5}
+    assert result.vote.label_scores is None and result.confusion is None
+    assert result.oracle == 0.5 and result.agreement[0].tolist() == [1, 0, 0.5]
+    with pytest.raises(VoteError, match="task has no labels"):
+        combine(result.members, examples, "mean-probability")
+
+
+def test_the_summary_is_json(labelled):
+    examples, members = labelled
+    summary = json.loads(json.dumps(combine(members, examples).summary()))
+    assert set(summary) == {"vote_rule", "vote", "average", "best", "oracle", "agreement", "intervals"}
+    assert summary["best"] == 0 and summary["intervals"]["best"] == [0, 0]
+
+
+def test_predictions_are_a_line_an_example(labelled, tmp_path):
+    examples, members = labelled
+    result = combine(members, examples)
+    write_predictions(tmp_path / "p.jsonl", prediction_lines(examples, result.answers, result.vote, members[2]))
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    expected = {"task": "task", "input": "text 0", "target": "no", "before": "other", "members": ["no", "no", "other"]}
+    assert len(lines) == 4 and expected.items() <= lines[0].items() and lines[0]["prediction"] == "no"
+    assert lines[0]["label_scores"] == pytest.approx({"no": np.log(0.8), "yes": np.log(0.2)})
+    (line, *_) = prediction_lines(examples, [[None] * 4], dataclasses.replace(result.vote, label_scores=None))
+    assert line["before"] is None and line["members"] == [None] and line["label_scores"] is None
+
+
+def test_tables(labelled):
+    examples, members = labelled
+    shown = ensemble_tables(combine(members, examples), "title", ["seed 1", "", "a|b\n*c*"], LABELS, [4, 7, 9])
+    text = [line.split() for line in shown[0].text().splitlines()]
+    assert text[1] == ["accuracy", "invalid", "rank/accuracy"]
+    assert text[2] == ["member", "4", "(seed", "1)", "0.5000", "0.0000", "0.5000"]
+    assert text[3] == ["member", "7", "0.5000", "0.0000", "0.7500"]
+    assert [row[0] for row in text[5:]] == ["average", "best", "vote"] and text[6][:3] == ["best", "(member", "4)"]
+    lines = shown[0].markdown().splitlines()
+    assert lines[0] == "## title" and lines[3] == "| --- | ---: | ---: | ---: |"
+    assert r"a\|b \*c\*" in lines[6] and all(line.replace(r"\|", "").count("|") == 5 for line in lines[2:])
+    by_mean = ensemble_tables(combine(members, examples, "mean-probability"), "title", ["", "", ""], LABELS)
+    assert by_mean[0].rows[-1] == ["vote", "-", "-", "0.7500"]
+    assert shown[-1].rows == [["", "no", "yes", "other"], ["no", "1", "1", "0"], ["yes", "1", "1", "0"]]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# On a model
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    random = np.random.default_rng(5)
+    return [Prompt(VirtualTokens(random.normal(size=(n, 64)).astype(np.float32) * 4)) for n in (3, 3, 2, 3, 3)]
+
+
+@pytest.fixture
+def examples(tiny, sentiment_files, monkeypatch) -> Examples:
+    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    task_format = TaskFormat("{text}", ("negative", "positive"), target_length=12)
+    task = file_task("files", {"train": sentiment_files["train"]}, task_format)
+    return load_examples(task, tiny.tokenizer, "train", input_length=64, target_length=12, limit=20)
+
+
+def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):
+    result = evaluate_ensemble(tiny, prompts, examples, **LENGTHS)
+    for own, prompt in zip(result.members[:2], prompts[:2], strict=True):
+        alone = evaluate(tiny, prompt, examples, **LENGTHS)
+        assert own.scores == alone.scores and own.predictions == alone.predictions
+        np.testing.assert_allclose(own.label_scores, alone.label_scores, rtol=1e-4)
+    assert result.agreement.min() < 1, "members differ"
+
+
+def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
+    full = evaluate_ensemble(tiny, prompts, examples, **LENGTHS)
+    for blocks in (None, [2, 3]):
+        early = evaluate_early(tiny, prompts, examples, blocks=blocks, **LENGTHS)
+        assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
+        np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
+        asked = [[answer is not None for answer in own] for own in early.answers]
+        assert early.saved["answers"] == pytest.approx(1 - np.mean(asked))
+        for own, of_all in zip(early.answers, full.answers, strict=True):
+            assert all(a in (None, b) for a, b in zip(own, of_all, strict=True))
+        if blocks is None:
+            assert 0 < early.saved["labels"] <= 0.4
+
+
+def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, monkeypatch):
+    shapes, compiled = [], evaluation.compiled_generate
+
+    def spy(params, config, batch, *rest):
+        shapes.append(batch["inputs"].shape)
+        return compiled(params, config, batch, *rest)
+
+    monkeypatch.setattr(evaluation, "compiled_generate", spy)
+    saved = evaluate_early(tiny, prompts, examples.take([*range(12)]), **LENGTHS).saved["answers"]
+    assert len(set(shapes)) == 1 and len(shapes) > 5 and saved < 0.4, "several blocks were asked"
+
+
+def test_mean_probability_is_refused_before_any_work(tiny, prompts, examples):
+    free = dataclasses.replace(examples, format=TaskFormat("{text}"))
+    with pytest.raises(VoteError, match="files has no labels"):
+        evaluate_ensemble(tiny, prompts, free, vote="mean-probability", **LENGTHS)

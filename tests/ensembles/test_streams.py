@@ -1,0 +1,198 @@
+"""Inputs without targets: mixed streams, votes and exported members, through the command line."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, evaluation, load_prompt, save_ensemble, save_prompt
+from prompt_jax.cli import main
+from prompt_jax.ensembles.vote import comparison, vote_answers
+from prompt_jax.prompts.files import Base, read_prompts
+from prompt_jax.task_format import TaskFormat
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    status = main([str(word) for word in argv])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+@pytest.fixture
+def mixed_files(tiny, tmp_path, monkeypatch) -> dict[str, Path]:
+    """Prompts of three tasks and lengths, the last one an ensemble, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    base = Base(tiny.name, tiny.revision, tiny.fingerprint)
+    rng = np.random.default_rng(5)
+
+    def prompt(length: int) -> Prompt:
+        return Prompt(VirtualTokens(rng.normal(size=(length, 64)).astype(np.float32)))
+
+    def metadata(*args, **lengths) -> PromptMetadata:
+        return PromptMetadata(base=base, format=TaskFormat(*args, **lengths))
+
+    sentiment = metadata("{text}", ("negative", "positive"), target_length=12)
+    save_prompt(Path("sentiment.npz"), prompt(3), sentiment)
+    save_prompt(Path("rte.npz"), prompt(5), metadata("{a} and {b}", ("good", "bad"), target_length=4, input_length=20))
+    votes = [metadata("film: {text}", target_length=7)] * 3
+    save_ensemble(Path("vote.npz"), [prompt(2), prompt(4), prompt(1)], votes)
+    return {name: tmp_path / f"{name}.npz" for name in ("sentiment", "rte", "vote")}
+
+
+STREAM = [
+    {"prompt": "sentiment", "text": "a good film"},
+    {"prompt": "rte", "a": "the plot is good", "b": "the cast is great, and the jokes are old"},
+    {"prompt": None, "text": "a bad film, dull and long"},
+    {"prompt": "vote/2", "text": "great fun"},
+    {"prompt": "sentiment", "text": "no fun, bad acting and a cold ending"},
+    {"prompt": "vote/0", "text": "great fun"},
+    {"prompt": "rte", "a": "good", "b": "bad"},
+]
+
+
+@pytest.mark.slow
+def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, capsys, monkeypatch):
+    """Each line as its own prompt answers it alone, whatever the batches."""
+    base = ("--model", tiny_folder)
+    for number in (0, 2):
+        assert run(capsys, "export", "vote.npz", f"vote-{number}.npz", "--member", number)[0] == 0
+    expected = []
+    for line in STREAM:
+        if line["prompt"] is None:
+            inputs, _ = evaluation.tokenise(tiny, [line["text"]], 512)
+            given = evaluation.answers(tiny, None, inputs, target_length=16, batch_size=1)
+            expected.append({"prompt": None, "input": line["text"], "prediction": given.texts[0], "label_scores": None})
+            continue
+        name = line["prompt"].replace("/", "-")
+        text = json.dumps(line) if line["prompt"] == "rte" else line["text"]
+        status, out, err = run(capsys, "predict", f"{name}.npz", text, *base, "--json")
+        assert status == 0, err
+        expected.append({"prompt": line["prompt"], **json.loads(out)})
+    assert [row["label_scores"] is None for row in expected] == [False, False, True, True, False, True, False]
+
+    argv = ("predict", "--prompts", "sentiment.npz,rte.npz,vote.npz", *base)
+    text = "".join(json.dumps(line) + "\n" for line in STREAM)
+    Path("lines.jsonl").write_text(text)
+    Path("lines.txt").write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    for more in (
+        (),
+        ("--input", "lines.jsonl"),
+        ("--input", "lines.txt", "--batch-size", "3"),
+        tuple(json.dumps(line) for line in STREAM),
+    ):
+        status, out, err = run(capsys, *argv[:3], *more, *argv[3:], "--json")
+        assert status == 0, err
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [list(row) for row in rows] == [["prompt", "input", "prediction", "label_scores"]] * len(STREAM)
+        for row, wanted in zip(rows, expected, strict=True):
+            scores, wanted_scores = row.pop("label_scores"), {**wanted}.pop("label_scores")
+            assert row == {name: value for name, value in wanted.items() if name != "label_scores"}
+            assert scores == (None if wanted_scores is None else pytest.approx(wanted_scores, abs=2e-4))
+        assert "1 inputs were cut to the longest" in err
+    plain = run(capsys, *argv, "--input", "lines.jsonl")[1]
+    assert plain.splitlines() == [row["prediction"] for row in expected]
+
+
+def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folder, capsys):
+    own, tokens = Base(tiny.name, None, tiny.fingerprint), np.ones((2, 64), np.float32)
+    after = Prompt(VirtualTokens(tokens, placement="after"))
+    save_prompt("after.npz", after, PromptMetadata(base=own))
+    save_prompt("takes.npz", Prompt(VirtualTokens(tokens)), PromptMetadata(base=own, format=TaskFormat("{prompt}")))
+    elsewhere = PromptMetadata(base=Base("elsewhere", None, "sha256:1"))
+    save_prompt("elsewhere.npz", Prompt(VirtualTokens(tokens)), elsewhere)
+    save_prompt("other/rte.npz", Prompt(VirtualTokens(tokens)), PromptMetadata(base=own))
+    good = '{"prompt": "rte", "a": "x", "b": "y"}'
+    for files, words, message in (
+        (
+            "sentiment.npz,rte.npz",
+            [good, '{"prompt": "sentimental", "text": "x"}'],
+            "input 2: there is no prompt 'senti",
+        ),
+        ("sentiment.npz,rte.npz", ['{"prompt": "sentimental", "text": "x"}'], "Did you mean 'sentiment'?"),
+        (
+            "sentiment.npz,vote.npz",
+            ['{"prompt": "vote", "text": "x"}'],
+            "Did you mean 'vote/2' or 'vote/1' or 'vote/0'?",
+        ),
+        ("sentiment.npz,rte.npz", ['{"prompt": "qqq", "text": "x"}'], "There are 'sentiment', 'rte'"),
+        ("sentiment.npz,rte.npz", ['{"prompt": 3, "text": "x"}'], "input 1: there is no prompt 3"),
+        ("sentiment.npz,rte.npz", ['{"text": "x"}'], "input 1: no field 'prompt'"),
+        ("sentiment.npz,rte.npz", ["x"], 'input 1: expected a JSON object with "prompt" and the columns'),
+        ("sentiment.npz,rte.npz", ["[" * 100_000], "input 1: expected a JSON object"),
+        ("sentiment.npz,rte.npz", ["[]"], "not a JSON list"),
+        ("sentiment.npz,rte.npz", ['{"prompt": "rte", "a": "x"}'], "input 1: no column 'b'"),
+        ("sentiment.npz,rte.npz", ['{"prompt": null, "a": "x"}'], "input 1: no column 'text'"),
+        ("rte.npz,other/rte.npz", [good], "rte.npz and other/rte.npz would both be called 'rte'"),
+        ("rte.npz,takes.npz", [good], "takes.npz: its template has a column 'prompt'"),
+        ("rte.npz,after.npz", [good], "rte.npz has its virtual tokens before the input and after.npz after it"),
+        (
+            "vote.npz,after.npz",
+            [good],
+            "vote.npz, member 0 has its virtual tokens before the input and after.npz after",
+        ),
+        ("rte.npz,none.npz", [good], "no such file: none.npz"),
+        (",", [good], "--prompts names files"),
+        ("rte.npz", [good, "--template", "{x}"], "each prompt has its own template"),
+    ):
+        status, _, err = run(capsys, "predict", "--prompts", files, *words, "--model", tiny_folder)
+        assert status == 1 and message in err, (files, words, err)
+    status, _, err = run(capsys, "predict", "--prompts", "rte.npz,elsewhere.npz", good, "--model", tiny_folder)
+    assert status == 1 and "rte.npz was trained on" in err and "elsewhere.npz on elsewhere (sha256:1)" in err
+    argv = ("predict", "--prompts", "rte.npz,elsewhere.npz", good, "--model", tiny_folder, "--allow-other-base")
+    assert run(capsys, *argv)[0] == 0
+    status, _, err = run(capsys, "predict")
+    assert status == 1 and "name a prompt file" in err
+
+
+def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsys):
+    texts = ["a good film", "great fun", "the plot is bad", "a cold ending"]
+    status, out, err = run(capsys, "predict", "vote.npz", *texts, "--model", tiny_folder, "--batch-size", "3")
+    assert status == 0, err
+    inputs, _ = evaluation.tokenise(tiny, [f"film: {text}" for text in texts], 512)
+    members = [
+        evaluation.answers(tiny, prompt, inputs, target_length=7, batch_size=4)
+        for prompt, _ in read_prompts("vote.npz")
+    ]
+    given, sums = [member.texts for member in members], np.stack([member.log_probabilities for member in members])
+    speakers = vote_answers(given, sums, comparison(()))
+    assert out.splitlines() == [given[member][i] for i, member in enumerate(speakers)]
+
+    labels = ("--labels", "negative", "positive", "--json")
+    status, out, err = run(capsys, "predict", "vote.npz", *texts, "--model", tiny_folder, *labels)
+    assert status == 0, err
+    for line in map(json.loads, out.splitlines()):
+        assert sum(np.exp(list(line["label_scores"].values()))) == pytest.approx(1, abs=1e-4)
+
+    prompts, metadata = zip(*read_prompts("vote.npz"), strict=True)
+    other = dataclasses.replace(metadata[0], format=TaskFormat("{review}"))
+    save_ensemble("bank.npz", prompts, [*metadata[:2], other])
+    status, _, err = run(capsys, "predict", "bank.npz", *texts, "--model", tiny_folder)
+    assert status == 1 and "members 0 and 2 of bank.npz are for different tasks and cannot vote" in err
+
+
+def test_a_member_is_exported(mixed_files, capsys):
+    assert run(capsys, "export", "vote.npz", "one.npz", "--member", 1)[0] == 0
+    own, metadata = read_prompts("vote.npz")[1]
+    (again,) = read_prompts("one.npz")
+    np.testing.assert_array_equal(again[0].encoder_tokens.embeddings, own.encoder_tokens.embeddings)
+    assert again[1] == metadata and load_prompt("one.npz").encoder_tokens.embeddings.shape == (4, 64)
+    assert run(capsys, "export", "vote.npz", "one.npy", "--member", 1)[0] == 0
+    np.testing.assert_array_equal(np.load("one.npy"), own.encoder_tokens.embeddings)
+    assert run(capsys, "export", "vote.npz", "all.npz")[0] == 0
+    assert Path("all.npz").read_bytes() == Path("vote.npz").read_bytes()
+    assert run(capsys, "export", "one.npz", "again.npz", "--member", 0)[0] == 0
+    for argv, message in (
+        (("vote.npz", "x.npz", "--member", "3"), "--member 3: vote.npz has 3 prompts, numbered from 0 to 2"),
+        (("vote.npz", "x.npz", "--member", "-1"), "--member -1"),
+        (("rte.npz", "x.npz", "--member", "1"), "--member 1: rte.npz has a single prompt, number 0"),
+        (("vote.npz", "x.npy"), "an ensemble of 3 prompts and a .npy holds one: say which with --member, from 0 to 2"),
+        (("vote.npz", "x", "--format", "npy"), "say which with --member"),
+        (("vote.npz", "x.bin"), "an ensemble is a .npz"),
+    ):
+        status, _, err = run(capsys, "export", *argv)
+        assert status == 1 and message in err, err
+    assert not list(Path().glob("x*"))

@@ -1,0 +1,406 @@
+"""Ensembles: each member is trained to what it would be alone, whatever the others do."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_jax import config as configuration
+from prompt_jax.config import (
+    ConfigError,
+    DataConfig,
+    EnsembleConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_jax.models import t5
+from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts.files import read_prompts
+from prompt_jax.training import loop
+from prompt_jax.training import step as steps
+from prompt_jax.training.logs import read_log
+from prompt_jax.training.loop import train
+from prompt_jax.training.optimizers import make_optimizer
+
+
+@pytest.fixture
+def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path) -> Experiment:
+    return Experiment(
+        name="run",
+        runs=tmp_path / "runs",
+        model=ModelConfig(name=str(tiny_folder)),
+        data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=1),
+        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+        train=TrainConfig(
+            steps=6, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
+        ),
+    )
+
+
+def ensemble(experiment: Experiment, **values) -> Experiment:
+    return dataclasses.replace(experiment, ensemble=EnsembleConfig(**values))
+
+
+def named(experiment: Experiment, name: str) -> Experiment:
+    return dataclasses.replace(experiment, name=name)
+
+
+def changed(experiment: Experiment, part: str, **values) -> Experiment:
+    return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **values)})
+
+
+def tokens(experiment: Experiment, file: str = "last.npz") -> list[np.ndarray]:
+    return [np.asarray(prompt.encoder_tokens.embeddings) for prompt, _ in read_prompts(experiment.folder / file)]
+
+
+def losses(experiment: Experiment, member: int = 0) -> list[float]:
+    lines = read_log(experiment.folder)
+    return [line["train/loss"] for line in lines if line["member"] == member and "train/loss" in line]
+
+
+def start(experiment: Experiment, member: int) -> np.ndarray:
+    """The first values of a member."""
+    setup = loop.prepare(experiment)
+    return setup.trainable(setup.states)[member]["prompt"]["encoder_tokens"]
+
+
+def assert_same_training(alone: Experiment, together: Experiment, member: int) -> None:
+    """The member moved as it does alone; compared are the movements, beside which the first values are large."""
+    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
+    first = start(together, member)
+    np.testing.assert_array_equal(first, start(alone, 0))
+    movement = tokens(alone)[0] - first
+    assert np.abs(movement).max() > 1e-3
+    np.testing.assert_allclose(tokens(together)[member] - first, movement, atol=2e-3 * np.abs(movement).max())
+
+
+# --------------------------------------------------------------------------------------------------------------
+# A member is trained to what it would be alone
+
+
+def test_members_of_every_kind_are_as_alone(experiment):
+    """Seed, rate, decay, initialisation and length at once: two lengths, so two compiled steps."""
+    together = ensemble(
+        experiment,
+        seed=(3, 4, 3),
+        learning_rate=(0.3, 0.05, 0.1),
+        weight_decay=(1e-5, 1e-2, 0.0),
+        init=("vocab", "uniform", "labels"),
+        length=(4, 6, 4),
+    )
+    setup, _ = train(together)
+    assert setup.stacks == ((0, 2), (1,))
+    for number, alone in enumerate(configuration.members(together)):
+        alone = named(alone, f"alone{number}")
+        train(alone)
+        assert_same_training(alone, together, number)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A random T5, wide enough for Adafactor to factor the second moment of a prompt of 130."""
+    config = t5.T5Config(
+        vocab_size=64, d_model=128, d_kv=16, d_ff=64, num_heads=2, encoder_layers=1, decoder_layers=1, dropout_rate=0.1
+    )
+    rng = np.random.default_rng(0)
+    params: dict = {}
+    for row in t5.parameters(config):
+        *parents, leaf = row.path.split("/")
+        node = params
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = jnp.asarray(0.2 * rng.standard_normal((row.layers or 1, *row.shape), np.float32))
+        if row.layers is None:
+            node[leaf] = node[leaf][0]
+    for side in ("encoder", "decoder"):
+        params[side]["layers"] = (params[side]["layers"]["0"],)
+    return config, params
+
+
+def members_of(wide, rates):
+    """States, batches [E, B, ...] and keys of members with these learning rates, and the step of one."""
+    config, params = wide
+    rng, members = np.random.default_rng(1), len(rates)
+    ids = rng.integers(3, 64, (members, 4, 9)).astype(np.int32)
+    batch = {
+        "inputs": ids[..., :6],
+        "inputs_mask": np.arange(6) < rng.integers(1, 7, (members, 4, 1)),
+        "decoder_inputs": np.pad(ids[..., 6:8], ((0, 0), (0, 0), (1, 0))),
+        "targets": ids[..., 6:],
+        "target_mask": np.ones((members, 4, 3), bool),
+    }
+    states = []
+    for rate in rates:
+        optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(learning_rate=rate), 100))
+        tokens = jnp.asarray(rng.standard_normal((130, 128), np.float32))
+        states.append(steps.TrainState.create({"base": None, "prompt": {"encoder_tokens": tokens}}, optimizer))
+    step = steps.make_train_step(config, soft_prompt.apply, optimizer, dropout=True)
+    frozen = {"base": params, "prompt": None}
+    return states, frozen, jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(2), members), step
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def prompt_of(state):
+    return state.trainable["prompt"]["encoder_tokens"]
+
+
+@pytest.mark.parametrize("group", (None, 1, 2, 5))
+def test_factored_adafactor_does_not_couple_members(wide, group):
+    """From 128 rows and columns on Adafactor factors its second moment, and it clips by a whole tensor."""
+    states, frozen, batch, keys, step = members_of(wide, (0.3, 0.01, 5.0))
+    together, step_alone = stacked(states), jax.jit(step)
+    step_together = jax.jit(steps.over_members(step, group=group))
+    assert any(leaf.shape == (3, 130) for leaf in jax.tree.leaves(together.opt_state)), "it is factored"
+    starts = [prompt_of(state) for state in states]
+    for _ in range(3):
+        together, metrics = step_together(together, frozen, batch, keys)
+        for i in range(3):
+            states[i], alone = step_alone(states[i], frozen, jax.tree.map(lambda x, i=i: x[i], batch), keys[i])
+            assert metrics["loss"][i] == pytest.approx(float(alone["loss"]), rel=1e-5)
+    for i, (state, first) in enumerate(zip(states, starts, strict=True)):
+        movement = prompt_of(state) - first
+        np.testing.assert_allclose(prompt_of(together)[i] - first, movement, atol=1e-3 * np.abs(movement).max())
+
+
+def test_an_optimizer_of_stacked_members_would_couple_them():
+    """What is avoided: not mapped over the members, Adafactor factors 130 small prompts across the members."""
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    prompts, gradients = jax.random.normal(jax.random.key(0), (2, 130, 20, 128))
+    gradients *= jnp.geomspace(1e-3, 10.0, 130)[:, None, None]
+
+    def update(gradient, prompt):
+        return optimizer.update(gradient, optimizer.init(prompt), prompt)[0]
+
+    alone = update(gradients[7], prompts[7])
+    np.testing.assert_allclose(jax.vmap(update)(gradients, prompts)[7], alone, rtol=1e-4, atol=1e-6)
+    assert np.abs(update(gradients, prompts)[7] - alone).max() > 0.1
+
+
+def test_groups_change_nothing(experiment):
+    """Members two at a time, one left over; compared with all at once."""
+    whole, divided = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
+    train(whole)
+    train(divided)
+    for member in range(3):
+        np.testing.assert_allclose(losses(divided, member), losses(whole, member), rtol=1e-5)
+        np.testing.assert_allclose(tokens(divided)[member], tokens(whole)[member], rtol=1e-3, atol=1e-4)
+
+
+def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path):
+    """Two tasks whose inputs and targets have other lengths, and labels of their own."""
+    (tmp_path / "bank.py").write_text(BANK)
+    bank = dataclasses.replace(
+        experiment, data=DataConfig(buckets=2), ensemble=EnsembleConfig(task=("bank_a", "bank_b"))
+    )
+    train(bank, tasks=tmp_path / "bank.py")
+    found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
+    assert [each.task for each in found] == ["bank_a", "bank_b"]
+    assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
+    for number, alone in enumerate(configuration.members(bank)):
+        alone = named(alone, f"alone{number}")
+        train(alone, tasks=tmp_path / "bank.py")
+        assert_same_losses(alone, bank, number)
+
+
+BANK = """
+import functools
+import seqio, tensorflow as tf
+from prompt_jax.data import add_task
+from prompt_jax.task_format import TaskFormat
+
+def rows(split, shuffle_files, labels, repeat):
+    texts = [("good fun " if i % 2 else "bad acting ") * (1 + i % repeat) for i in range(24)]
+    return tf.data.Dataset.from_tensor_slices({"text": texts, "label": [labels[i % 2] for i in range(24)]})
+
+for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good film", "a bad film"), 7)):
+    read = functools.partial(rows, labels=labels, repeat=repeat)
+    source = seqio.FunctionDataSource(read, splits=("train", "validation"))
+    add_task(f"bank_{name}", source, TaskFormat("{text}", labels, input_length=64, target_length=10))
+"""
+
+
+def assert_same_losses(alone: Experiment, together: Experiment, member: int) -> None:
+    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
+    np.testing.assert_allclose(tokens(together)[member], tokens(alone)[0], rtol=5e-3, atol=5e-3)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Members that end before the others
+
+
+def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
+    """A rate at which parameters overflow."""
+    rates = (0.01, 3e38, 0.01)
+    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    _, progress = train(wild)
+    assert [member.status for member in progress.members] == ["training", "diverged", "training"]
+    said = capfd.readouterr().err
+    assert "member 1: the loss is" in said and "has the best prompt until then" in said
+    assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
+    for number in (0, 2):
+        alone = named(configuration.members(wild)[number], f"alone{number}")
+        train(alone)
+        assert_same_losses(alone, wild, number)
+    assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
+
+
+def test_all_diverged_ends_the_run(experiment):
+    rates = (3e38, 2e38)
+    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    with pytest.raises(loop.Diverged, match="has the best prompt until then"):
+        train(wild)
+
+
+def test_early_stopping_is_per_member(experiment, capfd):
+    """One member cannot move; the other learns, or at least is not stopped with it."""
+    options = changed(experiment, "train", patience=2, steps=12)
+    slow = ensemble(options, seed=(0,), learning_rate=(1e-30, 0.3), weight_decay=(0.01,))
+    _, progress = train(slow)
+    stopped, other = progress.members
+    assert stopped.status == "stopped early" and stopped.steps == 6
+    assert "member 0: no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
+    alone = named(configuration.members(slow)[1], "alone")
+    _, expected = train(alone)
+    assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
+    np.testing.assert_allclose(tokens(slow)[1], tokens(alone)[0], rtol=5e-3, atol=5e-3)
+    decayed = start(slow, 0) * 0.99**6  # all that happens at that rate, as long as it is trained
+    np.testing.assert_allclose(tokens(slow)[0], decayed, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What a run leaves, and that it can be stopped
+
+
+def test_files_of_an_ensemble(experiment):
+    run = ensemble(experiment, learning_rate=(0.3, 0.1), length=(4, 6))
+    _, progress = train(run)
+    best = read_prompts(run.folder / "best.npz")
+    assert [len(prompt.encoder_tokens.embeddings) for prompt, _ in best] == [4, 6]
+    for number, ((_, metadata), member) in enumerate(zip(best, progress.members, strict=True)):
+        assert metadata.step == member.best_step and metadata.scores == member.best_scores
+        assert metadata.settings["train.seed"] == number and metadata.settings["prompt.length"] == (4, 6)[number]
+    assert [metadata.step for _, metadata in read_prompts(run.folder / "last.npz")] == [6, 6]
+    assert {path.name for path in (run.folder / "tensorboard").iterdir()} == {"member_0", "member_1"}
+    assert configuration.load_experiment(run.folder / "config.json") == run
+
+
+def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
+    whole = named(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
+    train(whole)
+    cut = ensemble(experiment, length=(4, 6, 4), group=1)
+    real, calls = loop.prepare, []
+
+    def failing(*args):
+        setup = real(*args)
+
+        def step(*step_args):
+            calls.append(1)
+            if len(calls) == 10:  # in the fifth step, between its two stacks
+                raise KeyboardInterrupt
+            return setup.step(*step_args)
+
+        return dataclasses.replace(setup, step=step)
+
+    monkeypatch.setattr(loop, "prepare", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    monkeypatch.setattr(loop, "prepare", real)
+    train(cut)
+    for file in ("last.npz", "best.npz"):
+        for ours, theirs in zip(tokens(cut, file), tokens(whole, file), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment, monkeypatch):
+    loaded = []
+    module = sys.modules["prompt_jax.training.setup"]
+    real = module.load_splits
+    monkeypatch.setattr(module, "load_splits", lambda *args: loaded.append(1) or real(*args))
+    setup = loop.prepare(ensemble(experiment, seed=(0,), learning_rate=(0.1, 0.2, 0.3)))
+    assert len(loaded) == 1 and len(setup.batches.position["streams"]) == 1
+    assert len(loop.prepare(ensemble(experiment, size=3)).batches.position["streams"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 3, "learning_rate": (0.1, 0.2)}, "ensemble.learning_rate has 2 values for 3 members: give 3, or one"),
+        ({"size": 0}, "ensemble.size must be positive"),
+        ({"size": 2, "group": 0}, "ensemble.group must be positive"),
+        ({"learning_rate": (0.1, -1.0)}, r"optimizer.learning_rate must be positive, not -1.0 \(member 1\)"),
+    ],
+)
+def test_impossible_ensembles_are_refused(experiment, change, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration.check(ensemble(experiment, **change))
+
+
+def test_more_devices_than_there_are(experiment):
+    asked = dataclasses.replace(ensemble(experiment, size=8), mesh=MeshConfig(ensemble=len(jax.devices()) + 1))
+    with pytest.raises(ConfigError, match="mesh.ensemble asks for 2 devices, and there are 1"):
+        loop.prepare(asked)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Several devices, in a process of their own
+
+
+def test_members_over_eight_devices(experiment, tmp_path):
+    """No collective, and the same members as on one device."""
+    one = named(ensemble(experiment, size=8), "one")
+    train(one)
+    (tmp_path / "config.json").write_text(configuration.to_json(ensemble(experiment, size=8)))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, str(tmp_path / "config.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 8 and found["collectives"] == []
+    assert found["shards"] == 8 and found["share"] == pytest.approx(1 / 8)
+    assert "9 members cannot be divided over 8 devices" in found["refused"]
+    spread = ensemble(experiment, size=8)
+    for member in range(8):
+        np.testing.assert_allclose(losses(spread, member), losses(one, member), rtol=2e-4)
+        np.testing.assert_allclose(tokens(spread)[member], tokens(one)[member], rtol=5e-3, atol=5e-3)
+
+
+def on_eight_devices(config: Path) -> dict:
+    """Trains an ensemble over the devices of this process; what the test above looks at."""
+    experiment = dataclasses.replace(configuration.load_experiment(config), mesh=MeshConfig(ensemble=-1))
+    setup = loop.prepare(experiment)
+    batch = setup.place(next(setup.batches))
+    text = setup.step.lower(setup.states[0], setup.frozen, batch[0], setup.keys[0]).compile().as_text()
+    leaf = prompt_of(setup.states[0])
+    nine = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=9))
+    try:
+        loop.prepare(nine)
+        refused = ""
+    except ConfigError as error:
+        refused = str(error)
+    train(experiment)
+    kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
+    return {
+        "devices": jax.device_count(),
+        "collectives": [kind for kind in kinds if kind in text],
+        "shards": len(leaf.addressable_shards),
+        "share": leaf.addressable_shards[0].data.size / leaf.size,
+        "refused": refused,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_eight_devices(Path(sys.argv[1]))))

@@ -1,0 +1,80 @@
+"""What the sides of the benchmark have in common: the cases' shapes, the texts, and the clock."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+STEPS = 8  # timed in each process, after two that compile and warm up
+MEMBERS = 5  # of the ensemble that is compared
+MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
+VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
+
+Row = dict[str, float]  # a measurement's numbers, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a training step: rows of a member's batch, lengths in tokens, and the base's dropout rate."""
+
+    batch: int
+    length: int  # of the prompt
+    dropout: float
+    source: int = 128
+    target: int = 16
+
+
+SHAPES = {
+    "step": Shape(batch=8, length=100, dropout=0.1),
+    "step-0": Shape(batch=8, length=100, dropout=0.0),
+    "reviews": Shape(batch=32, length=20, dropout=0.1),  # each at its own length
+    "ensemble": Shape(batch=8, length=100, dropout=0.1),
+    "members": Shape(batch=1, length=20, dropout=0.0, source=16),
+    "memory": Shape(batch=8, length=100, dropout=0.1),
+}
+
+
+def timed(step: Callable[[], Any], steps: int = STEPS) -> Row:
+    """Median seconds of a step that waits for its own end, and the process's peak memory until then."""
+    seconds = [_seconds(step) for _ in range(2 + steps)]
+    return {"seconds": statistics.median(seconds[2:]), "peak_mib": peak_mib()}
+
+
+def alternately(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Row]:
+    """Median seconds of each side, all of them in turn in each round, after one that compiles and warms up."""
+    seconds = [{name: _seconds(side) for name, side in sides.items()} for _ in range(1 + rounds)]
+    return {name: {"seconds": statistics.median(row[name] for row in seconds[1:])} for name in sides}
+
+
+def review_time(step: Callable[[], None], tokenise_seconds: float) -> Row:
+    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenising them."""
+    count = 5 * STEPS
+    for _ in range(2):
+        step()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return {"seconds": (time.perf_counter() - start) / count + tokenise_seconds, "peak_mib": peak_mib()}
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def peak_mib() -> float:
+    """The largest amount of the host's memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reviews() -> tuple[list[str], list[str]]:
+    """Texts and labels of the training split of tasks/data/sentiment/movie.tsv.gz, as tasks/sentiment.py has them."""
+    from prompt_jax.data_files import read_rows, text_fraction
+
+    rows = [row for _, row in read_rows(Path(__file__).parents[1] / "tasks/data/sentiment/movie.tsv.gz")]
+    rows = [row for row in rows if abs(float(row["rating"])) > 0.5 and text_fraction(row["text"]) < 0.8]
+    return [row["text"] for row in rows], ["positive" if float(row["rating"]) > 0 else "negative" for row in rows]
