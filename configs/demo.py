@@ -9,6 +9,6 @@ experiment = Experiment(
     prompt=PromptConfig(length=20, init="vocab"),
     # The optimizer is the paper's: Adafactor, constant rate 0.3.
     # The budget of steps is what three members can be trained for, evaluated and scored in within 15 minutes.
-    train=TrainConfig(steps=120, eval_every=40, eval_examples=400, checkpoint_every=40),
+    train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
     ensemble=EnsembleConfig(size=3, group=1),  # in groups of one, which a CPU is fastest at
 )

@@ -15,6 +15,6 @@ experiment = Experiment(
         test_tasks=("sentiment_amazon", "sentiment_nyt", "sentiment_tweets"),
     ),
     prompt=PromptConfig(length=20, init="vocab"),
-    train=TrainConfig(steps=120, eval_every=40, eval_examples=400, checkpoint_every=40),
+    train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
     ensemble=EnsembleConfig(size=5, group=1),
 )

@@ -14,6 +14,6 @@ experiment = Experiment(
     model=ModelConfig(name="demo"),
     data=DataConfig(task="sentiment_movie", target_length=4),
     prompt=PromptConfig(length=20),
-    train=TrainConfig(steps=120, eval_every=40, eval_examples=400, checkpoint_every=40),
+    train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
     ensemble=EnsembleConfig(seed=(0,), learning_rate=rates, init=inits, group=1),
 )

@@ -82,7 +82,7 @@ class Evaluate:
     tasks: Path | None = None
     """Folder or file with seqio tasks; `tasks` in the working directory if there is one."""
     limit: int | None = None
-    """Only so many examples."""
+    """Only so many examples, drawn at random but always the same."""
     batch_size: int = 64
     """Rows a batch: an example with the prompt of one member."""
     vote: Literal["majority", "mean-probability"] = "majority"

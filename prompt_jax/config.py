@@ -136,7 +136,7 @@ class TrainConfig:
     eval_every: int = 500
     """Steps between evaluations on the validation split."""
     eval_examples: int | None = None
-    """At most so many validation examples; None is all."""
+    """At most so many validation examples, drawn at random but always the same; None is all."""
     eval_batch_size: int = 64
     """Examples a batch in evaluation."""
     patience: int | None = None
@@ -277,9 +277,8 @@ def check(experiment: Experiment) -> None:
         raise ConfigError(f"mesh.ensemble must be positive, or -1 for all devices, not {experiment.mesh.ensemble}")
     tests = experiment.data.test_tasks
     if repeated := (set(tests) & {member.data.task for member in alone}) | {n for n in tests if tests.count(n) > 1}:
-        raise ConfigError(
-            f"data.test_tasks names {sorted(map(str, repeated))[0]} again: a task that is trained on is tested on anyway"
-        )
+        name = sorted(map(str, repeated))[0]
+        raise ConfigError(f"data.test_tasks names {name} again: a task that is trained on is tested on anyway")
     for number, member in enumerate(alone):
         try:
             _check_alone(member)

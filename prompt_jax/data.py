@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib.util
 import inspect
-import itertools
 import os
 import sys
 import tempfile
@@ -195,7 +194,7 @@ def load_examples(
       input_length: the longest input in tokens, end token included. What is longer is cut before its end token,
         and counted.
       target_length: the same of targets.
-      limit: if given, only so many examples from the beginning.
+      limit: if given, only so many examples, drawn at random but always the same ones: sources are often sorted.
 
     Raises:
       DataError: an unknown task or split, no examples, a broken file, a target that is none of the task's labels, or
@@ -207,7 +206,9 @@ def load_examples(
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
         _check_labels(task.name, task_format.labels, tokenizer, target_length)
-    rows = list(itertools.islice(_rows(task, tokenizer, split), limit))
+    rows = list(_rows(task, tokenizer, split))
+    if limit is not None and limit < len(rows):
+        rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
     if not rows:
         raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
     inputs, inputs_cut = _tokens(task.name, rows, "inputs", input_length, tokenizer)

@@ -391,7 +391,7 @@ def test_inspect_without_the_base(prompt_file, capsys):
 def test_a_diverged_run_has_its_own_status(config, capsys):
     argv = ("--optimizer.name", "adamw", "--optimizer.learning-rate", "3e38")
     status, _, err = run(capsys, "train", config, *argv)
-    assert status == 3 and "is the best prompt until then" in err
+    assert status == 3 and "has the best prompt until then" in err
 
 
 def test_templates_of_several_columns_take_json(tiny, tiny_folder, tmp_path, capsys):

@@ -214,11 +214,16 @@ def test_a_held_out_share_is_a_function_of_the_texts(tmp_path):
     assert not set(map(normalise_text, train)) & set(map(normalise_text, held_out))
 
 
-def test_files_are_read_lazily(tmp_path, tokenizer):
-    path = write(tmp_path / "x.csv", "text,label\na,good\nb,bad\nc,broken\n")
-    task = file_task("t", {"test": path}, REVIEW)
-    examples = data.load_examples(task, tokenizer, "test", input_length=64, target_length=16, limit=2)
-    assert examples.target_texts == ["good", "bad"]
+def test_a_limit_draws_from_all_over_the_file(tmp_path, tokenizer):
+    """The file is sorted by its labels, as files often are."""
+    rows = [f"text {i},{'good' if i < 100 else 'bad'}" for i in range(200)]
+    task = file_task("t", {"test": write(tmp_path / "x.csv", "\n".join(["text,label", *rows, ""]))}, REVIEW)
+    load = functools.partial(data.load_examples, task, tokenizer, "test", input_length=64, target_length=16)
+    few, whole = load(limit=60), load()
+    assert len(few) == 60 and 20 < few.target_texts.count("good") < 40
+    places = [whole.input_texts.index(text) for text in few.input_texts]
+    assert places == sorted(set(places)) and few.input_texts == load(limit=60).input_texts
+    assert load(limit=1000).input_texts == whole.input_texts
 
 
 def test_normalised_texts_and_their_fractions():
@@ -335,7 +340,7 @@ def test_a_registered_task_renders_strings_and_integers(registry, tokenizer):
     assert examples.target_texts == ["good", UNLABELLED]
     assert examples.unlabelled == 1
     assert examples.inputs[1].tolist() == [*tokenizer.encode("2021: bad ünk, 2021"), 1]
-    assert load("t_years", tokenizer, limit=1).input_texts == examples.input_texts[:1]
+    assert len(load("t_years", tokenizer, limit=1)) == 1
 
 
 def test_preprocessors_come_before_the_template(registry, tokenizer):

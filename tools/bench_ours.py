@@ -89,13 +89,13 @@ def alone() -> Row:
     compiled, keys = jax.jit(training.step, donate_argnums=0), jax.random.split(jax.random.key(1), MEMBERS)
     states = [training.state(seed) for seed in range(MEMBERS)]
     batches = [random_batch(shape, seed) for seed in range(MEMBERS)]
-    # An accelerator need not wait for the next step; on a CPU, steps that wait in line would take memory for nothing.
-    in_line = jax.default_backend() != "cpu"
+    # An accelerator is given the next step before this one's end. On a CPU that would only take memory.
+    in_turn = jax.default_backend() == "cpu"
 
     def all_members() -> None:
         for i, (batch, key) in enumerate(zip(batches, keys, strict=True)):
             states[i], metrics = compiled(states[i], training.frozen, jax.device_put(batch), key)
-            if not in_line:
+            if in_turn:
                 metrics["loss"].block_until_ready()
         jax.block_until_ready(states)
 

@@ -62,7 +62,9 @@ def _pieces(model: Model, text: str) -> list[int]:
 
 def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
     assert config.init_file is not None  # config.check
-    tokens = files.load_prompt(config.init_file, model).encoder_tokens
+    prompt, metadata = files.read_prompt(config.init_file)
+    files.check_base(config.init_file, prompt, metadata, model)
+    tokens = prompt.encoder_tokens
     assert tokens is not None  # a file has them
     embeddings = tokens.embeddings if tokens.mask is None else tokens.embeddings[tokens.mask]
     if len(embeddings) != config.length:
