@@ -334,8 +334,10 @@ def _check_alone(experiment: Experiment) -> None:
             f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "
             f"in {train.accumulate} equal parts"
         )
-    if not 0 <= train.dropout_rate < 1:
-        raise ConfigError(f"train.dropout_rate must be in [0, 1), not {train.dropout_rate}")
+    if not 0 <= train.dropout_rate < 1 or train.dropout_rate and not 1 <= round(train.dropout_rate * 2**16) < 2**16:
+        raise ConfigError(f"train.dropout_rate must be in [0, 1), a multiple of 2**-16, not {train.dropout_rate}")
+    if train.seed >= 2**63:
+        raise ConfigError(f"the seed must be below 2**63, and is {train.seed}")
     if prompt.init == "file" and prompt.init_file is None:
         raise ConfigError("prompt.init 'file' needs prompt.init_file")
     if prompt.init == "text" and not prompt.init_text.strip():

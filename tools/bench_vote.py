@@ -54,12 +54,14 @@ def vocabulary_prompts(model: Model) -> list[Prompt]:
 
 
 def review_examples(model: Model, count: int) -> Examples:
-    """The first movie reviews, as the demo's task has them."""
-    texts, labels = (column[:count] for column in reviews())
+    """So many movie reviews of the demo's test split, drawn at random: the source is sorted by rating."""
+    split = reviews(0.9, 1.0)
+    drawn = np.random.default_rng(0).permutation(len(split[0]))[:count]
+    texts, labels = ([column[i] for i in drawn] for column in split)
     task_format = TaskFormat("{text}", ("negative", "positive"), input_length=128)
     inputs, cut = evaluation.tokenise(model, texts, task_format.input_length)
     targets, _ = evaluation.tokenise(model, labels, VOTE_TOKENS)
     truncated = {"inputs": cut, "targets": 0}
     return Examples(
-        "reviews", "train", inputs, targets, texts, labels, truncated, task_format, metric_fns=(metrics.accuracy,)
+        "reviews", "test", inputs, targets, texts, labels, truncated, task_format, metric_fns=(metrics.accuracy,)
     )

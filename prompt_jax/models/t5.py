@@ -149,18 +149,23 @@ def encode(
     """Runs the encoder over virtual tokens and text. The order of the output's positions is the encoder's own."""
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
     tokens = None if prompt is None else prompt.encoder_tokens
-    # Rows are brought to one side, so that text and virtual tokens touch and one table of relative positions
-    # serves the whole batch. Cross-attention has no positions, so nothing has to be put back.
-    after = tokens is not None and tokens.placement == "after"
-    order = _real_first(batch["inputs_mask"], last=after)
+    # Real positions are brought to the front of each row, so that text and virtual tokens touch, one table of relative
+    # positions serves the whole batch, and padding moves nothing. Cross-attention has no positions, so nothing has to
+    # be put back.
+    order = _real_first(batch["inputs_mask"])
     ids = jnp.take_along_axis(jnp.asarray(batch["inputs"]), order, axis=1)
     mask = jnp.take_along_axis(jnp.asarray(batch["inputs_mask"], bool), order, axis=1)
 
     x = params["embedding"][ids]
     if tokens is not None:
+        after = tokens.placement == "after"
         virtual, used = _virtual_tokens(tokens, batch.get("prompt_ids"), len(x), x.dtype)
         x = jnp.concatenate([x, virtual] if after else [virtual, x], axis=1)
         mask = jnp.concatenate([mask, used] if after else [used, mask], axis=1)
+        if after:
+            order = _real_first(mask)
+            x = jnp.take_along_axis(x, order[..., None], axis=1)
+            mask = jnp.take_along_axis(mask, order, axis=1)
 
     positions = np.arange(x.shape[1])
     bias = _relative_bias(params["encoder"]["relative_bias"], config, positions, positions, bidirectional=True)

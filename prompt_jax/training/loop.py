@@ -105,8 +105,11 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(experiment.train.steps, progress.step, experiment.train.log_every))
         display.say(_describe(experiment, setup, progress.step))
+        run = Run(experiment, setup, progress, best, checkpoints, log, display)
+        if restored is not None:  # the file may be from an evaluation after the checkpoint
+            _save_prompts(run, "best.npz", best)
         if progress.step < experiment.train.steps and progress.training:
-            _fit(Run(experiment, setup, progress, best, checkpoints, log, display), states)
+            _fit(run, states)
     return setup, progress
 
 
@@ -133,7 +136,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
                 pending = None
                 progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
             progress.step = step
-            if evaluating:
+            if evaluating and progress.training:
                 states = _evaluate(run, states)
             stopping = not progress.training
             if saving or stopping:
@@ -183,7 +186,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
-        if all(member.status == "diverged" for member in members):
+        if number == diverged[-1][0] and all(member.status == "diverged" for member in members):
             raise Diverged(message)
         run.display.say(message)
     if losses:
@@ -232,11 +235,13 @@ def _show_scores(run: Run, scores: Sequence[float]) -> None:
     """The scores of an evaluation: that of the one member, or mean and range of several."""
     members, step = run.progress.members, run.progress.step
     best = max(members, key=lambda member: member.score)
+    metrics = {member.metric for member in members}
+    name = best.metric if len(metrics) == 1 else "score"  # of a bank, whose tasks may have different metrics
     text = f"{sum(scores) / len(scores):.4f}"
     if len(members) > 1:
         text += f" on average of {len(scores)}, {min(scores):.4f} to {max(scores):.4f}"
-    run.display.score(best.metric, scores)
-    run.display.say(f"step {step}  validation {best.metric} {text}  (best {best.score:.4f} at step {best.best_step})")
+    run.display.score(name, scores)
+    run.display.say(f"step {step}  validation {name} {text}  (best {best.score:.4f} at step {best.best_step})")
 
 
 def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...]:
@@ -304,7 +309,7 @@ def _open_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 # What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs"}
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs", "ensemble.group", "mesh.ensemble"}
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:

@@ -101,6 +101,12 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         model = dataclasses.replace(model, params=jax.device_put(model.params, replicated(mesh), donate=True))
     config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
     members = _load_members(alone, model, tasks)
+    answers = {member.task_format.labels for member in members}
+    if experiment.data.test_tasks and len(answers) > 1:
+        raise ConfigError(
+            f"data.test_tasks: the members vote there, and have other labels each ({' and '.join(map(str, answers))}); "
+            "leave it out, or train members of one set of labels"
+        )
 
     optimizer = frozen_base(make_optimizer(experiment.optimizer, options.steps))
     starts = [_start(member, model) for member in members]

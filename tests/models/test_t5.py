@@ -338,3 +338,18 @@ def test_every_parameter_is_in_the_table(model):
         assert leaf.shape == (row.shape if row.layers is None else (row.layers, *row.shape))
         assert len(row.axes) == len(row.shape)
     assert math.prod(table["embedding"].shape) == 256 * 64
+
+
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_dropout_does_not_depend_on_padding(tiny, placement):
+    """An element is dropped or kept by its place, so that members padded to a longer batch train as they do alone."""
+    tokens = jax.random.normal(jax.random.key(1), (3, 64))
+    prompt = Prompt(VirtualTokens(tokens, placement=placement))
+
+    def logits(length):
+        ids = np.pad([[5, 6, 7, 8, 1], [9, 10, 1, 0, 0]], ((0, 0), (0, length - 5))).astype(np.int32)
+        batch = {"inputs": ids, "inputs_mask": ids != 0, "decoder_inputs": np.array([[0, 4], [0, 3]], np.int32)}
+        return t5.forward(tiny.params, tiny.config, batch, prompt, key=jax.random.key(0))
+
+    assert tiny.config.dropout_rate > 0
+    np.testing.assert_allclose(logits(5), logits(11), rtol=1e-4, atol=1e-4)

@@ -265,6 +265,37 @@ def test_all_diverged_ends_the_run(experiment):
         train(wild)
 
 
+def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monkeypatch):
+    """At an evaluation, so that there is nobody left to evaluate."""
+    run = ensemble(changed(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
+    real = loop.evaluate_members
+
+    def scores(model, prompts, *args, **options):  # the second member gets better all the time
+        results = real(model, prompts, *args, **options)
+        calls.append(1)
+        last = dataclasses.replace(results[-1], scores={"accuracy": len(calls) / 100})
+        return [*results[:-1], last]
+
+    def prepare(*args):
+        setup = real_prepare(*args)
+
+        def step(state, *rest):
+            state, metrics = setup.step(state, *rest)
+            broken = np.array([True, len(calls) < 3])  # in the step after the third evaluation
+            return state, metrics | {"finite": metrics["finite"] & broken}
+
+        return dataclasses.replace(setup, step=step)
+
+    calls, real_prepare = [], loop.prepare
+    monkeypatch.setattr(loop, "evaluate_members", scores)
+    monkeypatch.setattr(loop, "prepare", prepare)
+    _, progress = train(run)
+    assert [member.status for member in progress.members] == ["stopped early", "diverged"]
+    assert progress.members[1].best_step == 2 and progress.step == 3
+    best = [metadata.step for _, metadata in read_prompts(run.folder / "best.npz")]
+    assert best == [member.best_step for member in progress.members]
+
+
 def test_early_stopping_is_per_member(experiment, capfd):
     """One member cannot move; the other learns, or at least is not stopped with it."""
     options = changed(experiment, "train", patience=2, steps=12)
