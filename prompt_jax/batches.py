@@ -28,7 +28,7 @@ Placed = TypeVar("Placed")
 
 @runtime_checkable  # for the tests, which check types as they run
 class Tokenised(Protocol):
-    """What is needed of examples: `prompt_jax.data.Examples` has it."""
+    """What is needed of examples: `prompt_jax.examples.Examples` has it."""
 
     @property
     def inputs(self) -> Sequence[np.ndarray]: ...

@@ -105,11 +105,11 @@ class Predict:
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
     """A prompt file, and inputs; without any they come from --input. Where the template has several columns, JSON
     objects."""
-    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE,FILE...")] = None
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
     """Several prompt files of one base instead of FILE. Inputs are then JSON objects with the field `prompt`: the
-    name of a file without its extension, or of a member of an ensemble (`sentiment/0`), or null for the base alone;
-    and the columns of that prompt's template (of the base alone: `text`). They are answered in batches mixed over
-    prompts, in their order."""
+    NAME of a file (its own without the extension if none is given), or of a member of an ensemble (`sentiment/0`), or
+    null for the base alone; and the columns of that prompt's template (of the base alone: `text`). They are answered in
+    batches mixed over prompts, in their order."""
     template: str | None = None
     """Input text with columns in braces; the prompt's own if left out."""
     labels: tuple[str, ...] | None = None
@@ -164,12 +164,13 @@ def train(args: Train) -> int:
 
 
 def evaluate(args: Evaluate) -> int:
-    from prompt_jax.ensembles.members import read_members
+    from prompt_jax.ensembles.members import check_distinct, read_members
     from prompt_jax.ensembles.outcome import evaluate_files
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz")
     _check_positive(batch_size=args.batch_size, limit=args.limit)
+    check_distinct(args.files)
     members = read_members(args.files)
     _check_together(args, members)
     first = next((member for member in members if member.metadata.base is not None), members[0])
@@ -217,13 +218,14 @@ def export(args: Export) -> int:
         raise UserError(f"--member {args.member}: {args.file} has {has}")
     if args.member is not None or count == 1:
         save_prompt(args.dest, *members[args.member or 0], format=args.format)
-    elif "npy" in (args.format, args.dest.suffix[1:]):
+    elif (args.format or args.dest.suffix[1:]) == "npy":
         raise UserError(
             f"{args.file} is an ensemble of {count} prompts and a .npy holds one: say which with --member, from 0 to "
             f"{count - 1}"
         )
     else:
-        save_ensemble(args.dest, [prompt for prompt, _ in members], [metadata for _, metadata in members])
+        prompts, metadata = zip(*members, strict=True)
+        save_ensemble(args.dest, prompts, metadata, format=args.format)
     print(f"wrote {args.dest}")
     return 0
 
@@ -403,10 +405,11 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
     from prompt_jax.ensembles import streams
     from prompt_jax.ensembles.members import check_one_base
 
-    files = [Path(name) for name in str(args.prompts).split(",") if name]
-    if not files or args.template is not None or args.labels is not None:
+    assert args.prompts is not None  # predict
+    words = [word for word in args.prompts.split(",") if word]
+    if not words or args.template is not None or args.labels is not None:
         raise UserError("--prompts names files, separated by commas, and each prompt has its own template and labels")
-    named = streams.read_named(files)
+    named = streams.read_named(words)
     members = list(named.values())
     if not args.base.allow_other_base:
         check_one_base(members)

@@ -52,8 +52,13 @@ class DataConfig:
     """Column of a file with the answer: a label, its number, or free text where `labels` is empty."""
     labels: tuple[str, ...] = ()
     """Possible answers in the order of their numbers, for files."""
-    metrics: tuple[str, ...] = ("accuracy",)
-    """Names of metrics, for files; the first decides which prompt is the best."""
+    metrics: tuple[str, ...] = ()
+    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best. Left out, the task's
+    own, and accuracy for files."""
+    train_examples: int | None = None
+    """Train on so many examples, drawn at random; None is all. What is drawn for less is part of what is for more."""
+    subset_seed: int = 0
+    """Of that draw, which is the same whatever train.seed is."""
     input_length: int | None = None
     """Longest input in tokens, end token included; what is cut is counted and reported. None is the task's own."""
     target_length: int | None = None
@@ -64,30 +69,45 @@ class DataConfig:
     """Other tasks on whose test splits the trained prompts are scored as well: how they bear a shift of domain."""
 
 
-Initialization = Literal["uniform", "vocab", "labels", "text", "file"]
+Initialization = Literal["uniform", "normal", "zero", "vocab", "labels", "text", "file"]
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """What is trained: a soft prompt."""
+    """What is trained: a soft prompt or a prefix."""
 
+    method: Literal["soft_prompt", "prefix"] = "soft_prompt"
+    """Virtual tokens in the input (Lester et al. 2021), or keys and values in every layer (Li and Liang 2021)."""
     length: int = 100
-    """Number of virtual tokens."""
+    """Number of virtual tokens, or of keys and values in each layer."""
+    sites: tuple[Literal["encoder_self", "decoder_self", "decoder_cross"], ...] = ()
+    """Of a prefix: the attentions that it is for; left out, all that the model has."""
     placement: Literal["before", "after"] = "before"
-    """Before the input (the paper's) or after it."""
+    """Before the input (the papers') or after it, between source and target: the infix of a causal model."""
     init: Initialization = "labels"
-    """First values: uniform random; embeddings of a sample of the common vocabulary, without replacement; the
-    task's class labels; a text, a piece a token; or a prompt file."""
+    """First values: uniform or normal random; zero; embeddings of a sample of the common vocabulary, without
+    replacement; the task's class labels; a text, a piece a token, of which a prefix has the activations; or a prompt
+    file. With an MLP they are those of its table. A prefix takes neither vocab nor labels."""
     init_range: tuple[float, float] = (-0.5, 0.5)
-    """Of `uniform`. The paper's; its code draws from 0 to 0.5."""
+    """Of `uniform`. The prompt paper's; its code draws from 0 to 0.5, the prefix paper from 0 to 1."""
     init_vocab: int = 5000
     """How many of the most common pieces `vocab` draws from."""
     init_text: str = ""
-    """Of `text`."""
+    """Of `text`. A prefix has as many slots as it has tokens."""
     init_file: Path | None = None
     """Of `file`: a prompt of this length, `.npz` or T5X's `.npy`."""
     init_rest: Literal["vocab", "uniform"] = "vocab"
-    """How `labels` and `text` fill the tokens that they do not reach."""
+    """How `labels` and `text` fill the virtual tokens that they do not reach."""
+    mlp_width: int | None = None
+    """Width of the MLP that makes the prompt from a table while it is trained (the prefix paper: 512 for tables, 800
+    for summaries), and that is not in its file. None trains the prompt itself."""
+    mlp_layers: int = 1
+    """Hidden layers of the MLP."""
+    dropout: float = 0.0
+    """Dropout of a prefix's keys and values while training."""
+    shift_positions: bool = True
+    """Whether learned positions of the text are counted on from a prefix before it. For BART: PEFT shifts them, the
+    prefix paper's code does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +151,9 @@ class TrainConfig:
     """Of initialisation, data order and dropout."""
     dropout_rate: float = 0.0
     """Dropout in the base while training. The paper does not state it; its code's value is 0.1."""
+    loss: Literal["token", "sentence"] = "token"
+    """The loss of a batch: the mean over its target tokens, or the mean over its examples of their tokens' sum, as in
+    the prefix paper's code."""
     z_loss: float = 1e-4
     """Weight of the squared log-normaliser of the output, which keeps logits from drifting (T5X's default)."""
     eval_every: int = 500
@@ -171,6 +194,57 @@ class EnsembleConfig:
     """As prompt.init."""
     task: tuple[str, ...] = ()
     """As data.task: a bank of prompts, one for each task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How answers are generated: the most probable token at each step, by beam search, or by sampling.
+
+    Raises ConfigError for values that do not go together.
+    """
+
+    beams: int = 1
+    """Hypotheses that are kept for each input: 1 takes the most probable token at each step, more is beam search."""
+    length_penalty: float = 1.0
+    """Beam search ranks hypotheses by log-probability / tokens ** this: 0 by the log-probability alone; higher values
+    favour long answers."""
+    early_stopping: Literal["false", "true", "never"] = "false"
+    """When beam search ends, as in Hugging Face: once no hypothesis, at the length so far, could get among the
+    finished ones (false); once as many have finished as there are beams (true); or once none could at any length
+    (never)."""
+    temperature: float = 0.0
+    """Above 0, tokens are drawn at random, with probabilities raised to the power of 1 / temperature."""
+    top_k: int | None = None
+    """Draw from so many of the most probable tokens."""
+    top_p: float = 1.0
+    """Draw from the fewest of the most probable tokens that have at least this probability together."""
+    min_new_tokens: int = 0
+    """No answer ends before it has so many tokens."""
+    banned_tokens: tuple[int, ...] = ()
+    """Ids of tokens that are never generated."""
+
+    def __post_init__(self) -> None:
+        for field, least in (("beams", 1), ("top_k", 1), ("min_new_tokens", 0), ("temperature", 0.0)):
+            value = getattr(self, field)
+            if value is not None and not least <= value < math.inf:
+                raise ConfigError(f"decoding.{field} must be at least {least}, not {value}")
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"decoding.length_penalty must be a number, not {self.length_penalty}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"decoding.top_p must be in (0, 1], not {self.top_p}")
+        if self.early_stopping not in ("false", "true", "never"):
+            raise ConfigError(f"decoding.early_stopping is 'false', 'true' or 'never', not {self.early_stopping!r}")
+        if self.beams > 1 and self.temperature > 0:
+            raise ConfigError(
+                f"decoding.temperature is {self.temperature} and decoding.beams is {self.beams}: answers are either "
+                "drawn at random, with 1 beam, or searched for, at temperature 0"
+            )
+        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
+            raise ConfigError("decoding.top_k and decoding.top_p are of sampling; set decoding.temperature as well")
+        if self.beams == 1 and (self.length_penalty != 1 or self.early_stopping != "false"):
+            raise ConfigError(
+                "decoding.length_penalty and decoding.early_stopping are of beam search; set decoding.beams as well"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +367,7 @@ def _check_alone(experiment: Experiment) -> None:
     positive = {
         "prompt.length": prompt.length,
         "prompt.init_vocab": prompt.init_vocab,
+        "prompt.mlp_width": prompt.mlp_width,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.clip_norm": optimizer.clip_norm,
         "train.steps": train.steps,
@@ -308,12 +383,14 @@ def _check_alone(experiment: Experiment) -> None:
         "data.input_length": data.input_length,
         "data.target_length": data.target_length,
         "data.buckets": data.buckets,
+        "data.train_examples": data.train_examples,
     }
     for field, value in positive.items():
         if value is not None and not value > 0:  # said so that NaN fails
             raise ConfigError(f"{field} must be positive, not {value}")
     not_negative = {
         "train.seed": train.seed,
+        "data.subset_seed": data.subset_seed,
         "train.z_loss": train.z_loss,
         "optimizer.warmup_steps": optimizer.warmup_steps,
         "optimizer.weight_decay": optimizer.weight_decay,
@@ -338,6 +415,21 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError(f"train.dropout_rate must be in [0, 1), a multiple of 2**-16, not {train.dropout_rate}")
     if train.seed >= 2**63:
         raise ConfigError(f"the seed must be below 2**63, and is {train.seed}")
+    if not 0 <= prompt.dropout < 1 or prompt.dropout and not 1 <= round(prompt.dropout * 2**16) < 2**16:
+        raise ConfigError(f"prompt.dropout must be in [0, 1), a multiple of 2**-16, not {prompt.dropout}")
+    if prompt.mlp_layers not in (1, 2):
+        raise ConfigError(f"prompt.mlp_layers must be 1 or 2, not {prompt.mlp_layers}")
+    if len(set(prompt.sites)) != len(prompt.sites):
+        raise ConfigError(f"prompt.sites names {prompt.sites} with one of them twice")
+    prefixes_only = {"sites": prompt.sites, "dropout": prompt.dropout}
+    if prompt.method == "soft_prompt" and (given := [name for name, value in prefixes_only.items() if value]):
+        raise ConfigError(f"prompt.{given[0]} is of prefixes alone; set prompt.method to 'prefix', or leave it out")
+    if prompt.method == "prefix" and prompt.init in ("vocab", "labels"):
+        raise ConfigError(
+            f"prompt.init {prompt.init!r} is of virtual tokens; a prefix takes uniform, normal, zero, text or file"
+        )
+    if prompt.init == "zero" and prompt.mlp_width is not None and prompt.method == "prefix":
+        raise ConfigError("prompt.init 'zero' is not for the table of an MLP, whose rows would stay the same")
     if prompt.init == "file" and prompt.init_file is None:
         raise ConfigError("prompt.init 'file' needs prompt.init_file")
     if prompt.init == "text" and not prompt.init_text.strip():

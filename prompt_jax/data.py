@@ -18,7 +18,7 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,8 @@ import numpy as np
 from prompt_jax import metrics
 from prompt_jax.data_files import DataError, FileTask, file_task
 from prompt_jax.examples import Examples
+from prompt_jax.models.tokenizer import Tokenizer as SentencePieces
+from prompt_jax.models.tokenizer import cut
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "find_task",
     "load_examples",
     "task_names",
+    "text_source",
 ]
 
 _FEATURES = ("inputs", "targets")
@@ -51,17 +54,11 @@ class Tokenizer(Protocol):
     """What is needed of a model's tokenizer.
 
     Attributes:
-      model_proto: the serialised SentencePiece ModelProto, without the extra ids.
-      extra_ids: how many `<extra_id_N>` are added after its pieces.
       eos_id: the id of the end token, which `encode` does not add.
       pad_id: the id of padding.
       vocab_size: the number of ids, extra ids included.
     """
 
-    @property
-    def model_proto(self) -> bytes: ...
-    @property
-    def extra_ids(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
     @property
@@ -69,6 +66,8 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     def encode(self, text: str) -> Sequence[int]: ...
+    def input_ids(self, text: str) -> Sequence[int]: ...
+    def target_ids(self, text: str) -> Sequence[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
@@ -99,6 +98,20 @@ def add_task(
     return task
 
 
+def text_source(examples: Callable[[str], Iterable[tuple[str, str]]], splits: Sequence[str]) -> Any:
+    """A seqio.DataSource with the columns `source` and `target` from a function of the split's name.
+
+    The function is called when a split is loaded, and what it raises comes through.
+    """
+    seqio = _import_seqio()
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed  # seqio prescribes the arguments
+        return _text_dataset(examples(split), ("source", "target"))
+
+    return seqio.FunctionDataSource(dataset, tuple(splits))
+
+
 def as_seqio(task: FileTask) -> Any:
     """A task over files as a seqio.Task, for use with seqio itself; it is not registered.
 
@@ -106,18 +119,10 @@ def as_seqio(task: FileTask) -> Any:
     TensorFlow then.
     """
     seqio = _import_seqio()
-    import tensorflow as tf
-
-    signature = {feature: tf.TensorSpec((), tf.string) for feature in _FEATURES}
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del shuffle_files, seed  # there is one file; seqio prescribes the arguments
-
-        def rows() -> Iterator[dict[str, str]]:
-            for inputs, targets in task.examples(split):
-                yield {"inputs": inputs, "targets": targets}
-
-        return tf.data.Dataset.from_generator(rows, output_signature=signature)
+        return _text_dataset(task.examples(split), _FEATURES)
 
     return _text_task(task.name, seqio.FunctionDataSource(dataset, task.splits), task.task_format, [])
 
@@ -184,8 +189,13 @@ def load_examples(
     input_length: int,
     target_length: int,
     limit: int | None = None,
+    seed: int = 0,
+    metric_names: Sequence[str] = (),
 ) -> Examples:
     """Runs a task's pipeline over a split and keeps the result in memory.
+
+    Where the task's metrics compare with references, rows of the same input are one example, with their targets as
+    its references, in the order in which the inputs first appear; but not in the split "train".
 
     Args:
       task: the name of a registered task, a seqio.Task, or a FileTask.
@@ -195,20 +205,30 @@ def load_examples(
         and counted.
       target_length: the same of targets.
       limit: if given, only so many examples, drawn at random but always the same ones: sources are often sorted.
+      seed: of the draw. What a smaller limit draws is part of what a larger one does.
+      metric_names: instead of the metrics of the task's format, if given.
 
     Raises:
-      DataError: an unknown task or split, no examples, a broken file, a target that is none of the task's labels, or
-        a task that does not fit the tokenizer.
+      DataError: an unknown task or split, no examples, a broken file, a target that is none of the task's labels, a
+        task that does not fit the tokenizer, or metrics for one that has no format.
+      FormatError: metrics that do not fit the task's labels.
     """
     task = find_task(task) if isinstance(task, str) else task
     task_format: TaskFormat | None = getattr(task, "task_format", None)
+    if metric_names:
+        if task_format is None:
+            raise DataError(f"the task {task.name!r} has metrics of its own, and none can be chosen by name")
+        task_format = dataclasses.replace(task_format, metrics=tuple(metric_names))
     if split not in task.splits:
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
         _check_labels(task.name, task_format.labels, tokenizer, target_length)
     rows = list(_rows(task, tokenizer, split))
+    grouped = task_format is not None and bool(task_format.compared) and split != "train"
+    if grouped:
+        rows = _by_input(rows)
     if limit is not None and limit < len(rows):
-        rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:limit])]
+        rows = [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])]
     if not rows:
         raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
     inputs, inputs_cut = _tokens(task.name, rows, "inputs", input_length, tokenizer)
@@ -223,9 +243,10 @@ def load_examples(
         target_texts=_texts(rows, "targets", tokenizer),
         truncated={"inputs": inputs_cut, "targets": targets_cut},
         format=task_format,
-        metric_fns=_metric_fns(task),
+        metric_fns=tuple(metrics.metric_fns(task_format)) if task_format else _metric_fns(task),
         postprocess=postprocess,
         rows=tuple(rows) if postprocess else (),
+        references=tuple(tuple(text.decode("utf-8") for text in row["references"]) for row in rows) if grouped else (),
     )
     _check_targets(examples)
     return examples
@@ -255,6 +276,18 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(sink)
+
+
+def _text_dataset(examples: Iterable[tuple[str, str]], columns: Sequence[str]) -> Any:
+    """A tf.data.Dataset with two columns of texts."""
+    import tensorflow as tf
+
+    kept = list(examples)  # read at once: in a generator of TensorFlow's, errors would be told as its own
+
+    def rows() -> Iterator[dict[str, str]]:
+        return (dict(zip(columns, pair, strict=True)) for pair in kept)
+
+    return tf.data.Dataset.from_generator(rows, output_signature=dict.fromkeys(columns, tf.TensorSpec((), tf.string)))
 
 
 def _text_task(name: str, source: Any, task_format: TaskFormat, preprocessors: Sequence[Callable[..., Any]]) -> Any:
@@ -377,13 +410,13 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
         def _decode_tf(self, ids: Any) -> Any:
             return tf.numpy_function(lambda i: tokenizer.decode(i.tolist()), [ids], tf.string, stateful=False)
 
-    return ModelVocabulary(extra_ids=tokenizer.extra_ids)
+    return ModelVocabulary(extra_ids=getattr(tokenizer, "extra_ids", 0))
 
 
 def _same_vocabulary(own: Any, tokenizer: Tokenizer) -> bool:
     """Whether a task's vocabulary has the tokenizer's pieces and rules, wherever it was read from."""
     seqio = _import_seqio()
-    if not isinstance(own, seqio.SentencePieceVocabulary):
+    if not isinstance(own, seqio.SentencePieceVocabulary) or not isinstance(tokenizer, SentencePieces):
         return False
     from sentencepiece import sentencepiece_model_pb2
 
@@ -430,6 +463,14 @@ def _rows(task: Any, tokenizer: Tokenizer, split: str) -> Iterator[dict[str, Any
         yield from dataset.as_numpy_iterator()
 
 
+def _by_input(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each input, the first that has it, with the targets of all of them as `references`."""
+    references: dict[bytes, list[bytes]] = {}
+    for row in rows:
+        references.setdefault(row["inputs"], []).append(row["targets"])
+    return [{"inputs": text, "targets": own[0], "references": own} for text, own in references.items()]
+
+
 def _tokenisation() -> list[Callable[..., Any]]:
     """The last steps of a task that is registered by add_task."""
     seqio = _import_seqio()
@@ -440,24 +481,21 @@ def _tokens(
     task: str, rows: Sequence[Mapping[str, Any]], feature: str, length: int, tokenizer: Tokenizer
 ) -> tuple[list[np.ndarray], int]:
     """The ids of a feature, int32 [T_i], at most `length` with the end token kept; and how many were cut."""
-    result, cut = [], 0
+    result, longer = [], 0
     for row in rows:
         value = row.get(feature)
         if isinstance(value, bytes):
-            value = [*tokenizer.encode(value.decode("utf-8")), tokenizer.eos_id]
+            text = value.decode("utf-8")
+            value = tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text)
         ids = np.asarray(value)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(
                 f"the task {task!r} gives {feature} of type {ids.dtype} and shape {ids.shape}; expected token ids "
                 "[T] (its preprocessors should end with seqio.preprocessors.tokenize and append_eos)"
             )
-        kept = ids[:length].astype(np.int32)
-        if len(ids) > length:
-            cut += 1
-            if ids[-1] == tokenizer.eos_id:
-                kept[-1] = ids[-1]
-        result.append(kept)
-    return result, cut
+        result.append(cut(ids, length, tokenizer.eos_id))
+        longer += len(ids) > length
+    return result, longer
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer) -> list[str]:
@@ -473,15 +511,15 @@ def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer
 def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target_length: int) -> None:
     """A label that the model cannot write, or not whole, would be counted as wrong for ever."""
     for label in labels:
-        ids = list(tokenizer.encode(label))
+        ids = list(tokenizer.target_ids(label))
         if (written := tokenizer.decode(ids)) != label:
             raise DataError(
                 f"the task {task!r} has the label {label!r}, which the model's tokenizer can only write as "
                 f"{written!r}; expected labels that survive tokenisation"
             )
-        if len(ids) + 1 > target_length:
+        if len(ids) > target_length:
             raise DataError(
-                f"the label {label!r} of the task {task!r} has {len(ids) + 1} tokens with its end token; "
+                f"the label {label!r} of the task {task!r} has {len(ids)} tokens with its end token; "
                 f"expected at most target_length, {target_length}"
             )
 
@@ -499,9 +537,7 @@ def _check_targets(examples: Examples) -> None:
 
 
 def _metric_fns(task: Any) -> tuple[metrics.MetricFn, ...]:
-    """A task's metrics on predictions, or equality with the target where it has none."""
-    if hasattr(task, "task_format"):
-        return tuple(metrics.metric_fns(task.task_format))
+    """The metrics on predictions of a task without a format, or equality with the target where it has none."""
     if len(task.metric_objs) > len(task.metric_fns):  # seqio makes an object of each function
         raise DataError(f"the task {task.name!r} has metric_objs; expected metric_fns")
     for function in task.metric_fns:

@@ -15,6 +15,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +161,21 @@ def file_task(
             f"validation; there are files for {', '.join(paths)}"
         )
     return FileTask(name, paths, task_format, target, validation_share)
+
+
+def data_folder(name: str) -> Path:
+    """The folder of a data set that tasks read as it was released: `name` in the folder that PROMPT_JAX_DATA names.
+
+    Raises:
+      DataError: the environment variable is not set, or there is no such folder.
+    """
+    root = os.environ.get("PROMPT_JAX_DATA")
+    if not root:
+        raise DataError(f"set PROMPT_JAX_DATA to a folder with the data set in {name}/; it is not set")
+    folder = Path(root, name)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the data set in {name}/ of PROMPT_JAX_DATA")
+    return folder
 
 
 def normalise_text(text: str) -> str:

@@ -1,4 +1,8 @@
-"""Generation, one compiled loop for every family, and the scoring of given answers. Shapes: see `prompt_jax.models`."""
+"""Generation, one compiled loop for every family, and the scoring of given answers. Shapes: see `prompt_jax.models`.
+
+Beam search follows the rules of Hugging Face's (transformers 5, `GenerationMixin._beam_search`): the same tokens and
+scores. Beams are the queries of a row: what they share, such as the input's keys and values, is held once.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,12 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from prompt_jax.models import family
+from prompt_jax.config import ConfigError, Decoding
+from prompt_jax.models import check_context, family, longest
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
 HostOrDevice = np.ndarray | jax.Array
+
+GREEDY = Decoding()
+
+# The score of what is no hypothesis, and what is added to that of one which must not go on. Hugging Face's value.
+_NEVER = -1e9
 
 
 class Generated(NamedTuple):
@@ -21,6 +31,14 @@ class Generated(NamedTuple):
     log_probability: Float[Array, "B"]  # float32, nats: of the row's tokens, its end token included
 
 
+class Hypotheses(NamedTuple):
+    """All that beam search has found for each row, the best first. Tokens and log-probability as in `Generated`."""
+
+    tokens: Int[Array, "B G N"]
+    log_probability: Float[Array, "B G"]
+    score: Float[Array, "B G"]  # log-probability / tokens ** length_penalty; -1e9 where there are fewer hypotheses
+
+
 def generate(
     params: Any,
     config: Any,
@@ -28,21 +46,27 @@ def generate(
     prompt: Prompt | None = None,
     *,
     max_new_tokens: int = 32,
+    decoding: Decoding = GREEDY,
+    key: PRNGKeyArray | None = None,
 ) -> Int[Array, "B N"]:
-    """The most probable next token, again and again, until each row has ended.
+    """The answer to each row: by default the most probable next token, again and again, until each row has ended.
 
     Args:
       params, config, prompt: as for `forward`.
       batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B].
       max_new_tokens: N, the most tokens a row gets.
+      decoding: beam search or sampling instead, and what may be generated.
+      key: for sampling, which needs one. What a row draws depends on its number, and not on the other rows.
 
     Returns:
       The new tokens alone, without start token or input, int32; after a row's end token the pad id.
 
     Raises:
-      PromptStackError: as `forward`.
+      PromptStackError, PromptPartError, ContextError: as `forward`.
+      ConfigError: a decoding that does not fit the model or `max_new_tokens`, or sampling without a key.
     """
-    return generate_scored(params, config, batch, prompt, max_new_tokens=max_new_tokens).tokens
+    options: Any = {"max_new_tokens": max_new_tokens, "decoding": decoding, "key": key}
+    return generate_scored(params, config, batch, prompt, **options).tokens
 
 
 def generate_scored(
@@ -52,16 +76,40 @@ def generate_scored(
     prompt: Prompt | None = None,
     *,
     max_new_tokens: int = 32,
+    decoding: Decoding = GREEDY,
+    key: PRNGKeyArray | None = None,
     lengths: Int[HostOrDevice, "B"] | None = None,
 ) -> Generated:
     """`generate` with each row's log-probability.
 
+    It is the model's own, also where tokens were drawn at another temperature, or banned. A token that the model's
+    configuration forces (`forced_start_id`) counts as certain.
+
     Args:
-      params, config, batch, prompt, max_new_tokens: as for `generate`.
+      params, config, batch, prompt, max_new_tokens, decoding, key: as for `generate`.
       lengths: the most tokens of each row, where they differ: from 1 to `max_new_tokens`.
     """
-    check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-    return compiled_generate(params, config, batch, prompt, max_new_tokens, lengths)
+    _check(config, batch, prompt, max_new_tokens)
+    keys = None if key is None else row_keys(key, np.arange(len(batch["inputs"])))
+    return compiled_generate(params, config, batch, prompt, max_new_tokens, lengths, decoding, keys)
+
+
+def beam_search(
+    params: Any,
+    config: Any,
+    batch: dict[str, Any],
+    prompt: Prompt | None = None,
+    *,
+    max_new_tokens: int = 32,
+    decoding: Decoding,
+    lengths: Int[HostOrDevice, "B"] | None = None,
+) -> Hypotheses:
+    """All hypotheses of beam search, the n best of which are the first n; `generate` gives the best alone.
+
+    Arguments and errors as for `generate_scored`.
+    """
+    _check(config, batch, prompt, max_new_tokens)
+    return compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
 
 
 def score(
@@ -80,17 +128,29 @@ def score(
       targets_mask: which of them count.
 
     Raises:
-      PromptStackError: as `forward`.
+      PromptStackError, PromptPartError, ContextError: as `forward`.
     """
-    check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
+    _check(config, batch, prompt, targets.shape[1])
     return compiled_score(params, config, batch, prompt, targets, targets_mask)
+
+
+def _check(config: Any, batch: dict[str, Any], prompt: Prompt | None, target: int) -> None:
+    """What can be known before anything is compiled."""
+    check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
+    check_context(config, prompt, longest(batch["inputs_mask"]), target)
 
 
 # --------------------------------------------------------------------------------------------------------------
 # The compiled functions, for callers that have checked their prompt ids: to read them back is to wait for the device
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens"))
+@jax.jit
+def row_keys(key: PRNGKeyArray, numbers: Int[Array, "B"]) -> Key[Array, "B"]:
+    """The key that each row draws with, of rows with these numbers."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "decoding"))
 def compiled_generate(
     params: Any,
     config: Any,
@@ -98,17 +158,30 @@ def compiled_generate(
     prompt: Prompt | None,
     max_new_tokens: int,
     lengths: Int[Array, "B"] | None = None,
+    decoding: Decoding = GREEDY,
+    keys: Key[Array, "B"] | None = None,
 ) -> Generated:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be positive, not {max_new_tokens}")
+    if decoding.beams > 1:
+        found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
+        return Generated(found.tokens[:, 0], found.log_probability[:, 0])
+    _check_decoding(config, decoding, max_new_tokens)
     model = family(config)
     logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
     rows = logits.shape[0]
 
     def append(position, logits, so_far, done):
         """Each row's next token, and which rows have ended with it."""
-        token = jnp.where(done, config.pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        gained = jnp.where(done, 0.0, logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+        log_probabilities = _permitted(jax.nn.log_softmax(logits), position, config, decoding)
+        if decoding.temperature:
+            if keys is None:
+                raise ConfigError(f"decoding.temperature is {decoding.temperature}, and drawing tokens needs a `key`")
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+            token = jax.vmap(jax.random.categorical)(own, draw_weights(log_probabilities, decoding))
+        else:
+            token = jnp.argmax(log_probabilities, axis=-1)
+        gained = jnp.take_along_axis(log_probabilities, token[:, None], axis=1)[:, 0]
+        token = jnp.where(done, config.pad_id, token.astype(jnp.int32))
+        gained = jnp.where(done, 0.0, gained)
         so_far = Generated(so_far.tokens.at[:, position].set(token), so_far.log_probability + gained)
         done |= token == config.eos_id
         return so_far, token, done if lengths is None else done | (position + 1 >= lengths)
@@ -119,12 +192,94 @@ def compiled_generate(
 
     def step(carry):
         position, so_far, last, done, cache = carry
-        logits, cache = model.decode_step(params, config, last, cache)
-        return position + 1, *append(position, logits, so_far, done), cache
+        logits, cache = model.decode_step(params, config, last[:, None], cache)
+        return position + 1, *append(position, logits[:, 0], so_far, done), cache
 
     nothing = Generated(jnp.full((rows, max_new_tokens), config.pad_id, jnp.int32), jnp.zeros(rows))
     start = (jnp.int32(1), *append(0, logits, nothing, jnp.zeros(rows, bool)), cache)
     return jax.lax.while_loop(unfinished, step, start)[1]
+
+
+class _Running(NamedTuple):
+    """Hypotheses that go on, the best first."""
+
+    tokens: Int[Array, "B G N"]
+    log_probability: Float[Array, "B G"]
+    last: Int[Array, "B G"]  # their last tokens
+    parent: Int[Array, "B G"]  # which beam each of them came from in the last step
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "decoding"))
+def compiled_beam_search(
+    params: Any,
+    config: Any,
+    batch: dict[str, Any],
+    prompt: Prompt | None,
+    max_new_tokens: int,
+    lengths: Int[Array, "B"] | None,
+    decoding: Decoding,
+) -> Hypotheses:
+    _check_decoding(config, decoding, max_new_tokens)
+    model, beams = family(config), decoding.beams
+    logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
+    rows, vocabulary = logits.shape
+    limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
+    penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(decoding.length_penalty), jnp.float32)
+
+    def append(position, logits, running, found, ended, done):
+        """One more token. `ended` [B, G] says which of the found are hypotheses, `done` [B] which rows can improve no
+        more."""
+        sums = _permitted(jax.nn.log_softmax(logits), position, config, decoding) + running.log_probability[..., None]
+        # Each beam has one end token, so that among twice as many candidates there are enough that go on.
+        best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), 2 * beams)
+        parent, token = index // vocabulary, index % vocabulary
+        tokens = _pick(running.tokens, parent).at[:, :, position].set(token)
+        at_limit = position + 1 >= limits
+        ends = (token == config.eos_id) | at_limit[:, None]
+
+        best_open, chosen = jax.lax.top_k(jnp.where(ends, best + _NEVER, best), beams)
+        running = _Running(_pick(tokens, chosen), best_open, _pick(token, chosen), _pick(parent, chosen))
+
+        # Written so that what is not a number goes on and comes out.
+        real = ~(best <= _NEVER / 2)
+        ending = ends & real & (np.arange(2 * beams) < beams)[None] & ~done[:, None]
+        scores = jnp.where(ending, best / penalties[position], _NEVER)
+        merged = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, Hypotheses(tokens, best, scores))
+        scores, chosen = jax.lax.top_k(merged.score, beams)
+        found = Hypotheses(_pick(merged.tokens, chosen), _pick(merged.log_probability, chosen), scores)
+        ended = _pick(jnp.concatenate([ended, ending], axis=1), chosen)
+
+        full = ended.all(axis=1)
+        length = limits if decoding.early_stopping == "never" and decoding.length_penalty > 0 else position + 1
+        hopeless = best_open[:, 0] / penalties[length - 1] <= jnp.where(full, scores[:, -1], _NEVER)
+        done |= hopeless | at_limit | (full if decoding.early_stopping == "true" else False)
+        return running, found, ended, done
+
+    def unfinished(carry):
+        position, *_, done, _ = carry
+        return (position < max_new_tokens) & ~done.all()
+
+    def step(carry):
+        position, running, *others, cache = carry
+        # Only what is the beams' own is reordered.
+        cache = cache._replace(own=jax.tree.map(lambda own: _pick(own, running.parent, axis=2), cache.own))
+        logits, cache = model.decode_step(params, config, running.last, cache)
+        return position + 1, *append(position, logits, running, *others), cache
+
+    nothing = jnp.full((rows, beams, max_new_tokens), config.pad_id, jnp.int32)
+    no_beam = jnp.zeros((rows, beams), jnp.int32)
+    # There is one beam at first: of equal ones, the others would find the same.
+    alone = jnp.broadcast_to(jnp.where(np.arange(beams) == 0, 0.0, _NEVER)[None], (rows, beams))
+    never = jnp.full((rows, beams), _NEVER)
+    first = append(
+        0,
+        jnp.broadcast_to(logits[:, None], (rows, beams, vocabulary)),
+        _Running(nothing, alone, no_beam, no_beam),
+        Hypotheses(nothing, never, never),
+        jnp.zeros((rows, beams), bool),
+        jnp.zeros(rows, bool),
+    )
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(1), *first, cache))[2]
 
 
 @partial(jax.jit, static_argnames="config")
@@ -133,15 +288,14 @@ def compiled_score(
     config: Any,
     batch: dict[str, Any],
     prompt: Prompt | None,
-    targets: Int[Array, "C T"],
-    targets_mask: Bool[Array, "C T"],
+    targets: Int[Array, "C *B T"],
+    targets_mask: Bool[Array, "C *B T"],
 ) -> Float[Array, "B C"]:
     model = family(config)
-    encoded = model.encode(params, config, batch, prompt)
-    rows = encoded.mask.shape[0]
+    encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
 
     def one(target_and_mask):
-        target, mask = (jnp.broadcast_to(x, (rows, x.shape[0])) for x in target_and_mask)
+        target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
         start = jnp.full((rows, 1), config.start_id, target.dtype)
         shifted = {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
         logits = model.decode(params, config, encoded, shifted, prompt)
@@ -149,3 +303,64 @@ def compiled_score(
         return jnp.where(mask, chosen, 0.0).sum(axis=1)
 
     return jax.lax.map(one, (targets, targets_mask)).T
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def draw_weights(log_probabilities: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
+    """The logarithms of what tokens are drawn in proportion to: temperature first, then top-k, then top-p of what is
+    left. -inf for what is left out; of equally probable tokens at the edge all stay."""
+    weights = log_probabilities / decoding.temperature
+    if decoding.top_k is not None:
+        best, _ = jax.lax.top_k(weights, min(decoding.top_k, weights.shape[1]))
+        weights = jnp.where(weights < best[:, -1:], -jnp.inf, weights)
+    if decoding.top_p < 1:
+        descending = jnp.sort(weights, axis=1, descending=True)
+        probabilities = jax.nn.softmax(descending)
+        more_probable = jnp.cumsum(probabilities, axis=1) - probabilities
+        edge = jnp.where(more_probable < decoding.top_p, descending, jnp.inf).min(axis=1, keepdims=True)
+        weights = jnp.where(weights < edge, -jnp.inf, weights)
+    return weights
+
+
+def _permitted(
+    log_probabilities: Float[Array, "*rows V"], position: Any, config: Any, decoding: Decoding
+) -> Float[Array, "*rows V"]:
+    """-inf for tokens that must not come now; a token that must has probability 1."""
+    ids = np.arange(log_probabilities.shape[-1]).reshape(*[1] * (log_probabilities.ndim - 1), -1)
+    if decoding.min_new_tokens:
+        too_early = (position < decoding.min_new_tokens) & (ids == config.eos_id)
+        log_probabilities = jnp.where(too_early, -jnp.inf, log_probabilities)
+    if (forced := _forced(config)) is not None:
+        alone = jnp.where(ids == forced, 0.0, -jnp.inf)
+        log_probabilities = jnp.where(position == 0, alone, log_probabilities)
+    if decoding.banned_tokens:
+        log_probabilities = jnp.where(np.isin(ids, decoding.banned_tokens), -jnp.inf, log_probabilities)
+    return log_probabilities
+
+
+def _pick(x: Array, index: Int[Array, "B _"], axis: int = 1) -> Array:
+    """The entries `index` of an axis that follows the rows', for each row."""
+    shape = *[1] * (axis - 1), *index.shape, *[1] * (x.ndim - axis - 1)
+    return jnp.take_along_axis(x, index.reshape(shape), axis=axis, mode="promise_in_bounds")
+
+
+def _forced(config: Any) -> int | None:
+    return getattr(config, "forced_start_id", None)
+
+
+def _check_decoding(config: Any, decoding: Decoding, max_new_tokens: int) -> None:
+    """Raises ConfigError unless so many tokens can be generated in this way."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be positive, not {max_new_tokens}")
+    if decoding.min_new_tokens > max_new_tokens:
+        raise ConfigError(
+            f"decoding.min_new_tokens is {decoding.min_new_tokens}, and an answer has at most {max_new_tokens} tokens"
+        )
+    for token in decoding.banned_tokens:
+        if not 0 <= token < config.vocab_size:
+            raise ConfigError(f"decoding.banned_tokens has {token}; ids go from 0 to {config.vocab_size - 1}")
+    if (forced := _forced(config)) in decoding.banned_tokens:
+        raise ConfigError(f"decoding.banned_tokens has {forced}, which the model's configuration puts first")

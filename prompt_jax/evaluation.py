@@ -6,14 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int, PRNGKeyArray
 
 from prompt_jax.batches import eval_batches, length_buckets
-from prompt_jax.decoding import compiled_generate, compiled_score
+from prompt_jax.config import Decoding
+from prompt_jax.decoding import GREEDY, compiled_generate, compiled_score, row_keys
 from prompt_jax.errors import UserError
 from prompt_jax.examples import Examples
+from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
-from prompt_jax.models.tokenizer import Tokenizer
+from prompt_jax.models.tokenizer import cut
+from prompt_jax.sharding import mesh_of, over_ensemble, replicated
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
 
@@ -26,7 +30,7 @@ class Shapes(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Greedy answers, in the order of their inputs."""
+    """Generated answers, in the order of their inputs."""
 
     texts: list[str]
     log_probabilities: np.ndarray  # [rows], nats: of the answers' tokens, the end token included
@@ -51,9 +55,17 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, prompt: Prompt | None, examples: Examples, *, target_length: int, batch_size: int, rank: bool = True
+    model: Model,
+    prompt: Prompt | None,
+    examples: Examples,
+    *,
+    target_length: int,
+    batch_size: int,
+    rank: bool = True,
+    decoding: Decoding = GREEDY,
+    key: PRNGKeyArray | None = None,
 ) -> Evaluation:
-    """Greedy exact answers and, for a task with labels, rank classification over the label strings.
+    """Generated answers and, for a task with labels, rank classification over the label strings.
 
     Args:
       model: the frozen base.
@@ -62,9 +74,11 @@ def evaluate(
       target_length: the most tokens of an answer.
       batch_size: examples a batch.
       rank: whether to rank the labels as well.
+      decoding: how answers are generated.
+      key: for sampling. What is drawn for an example depends on its number.
     """
     options: Any = {"target_length": target_length, "batch_size": batch_size, "rank": rank}
-    return evaluate_members(model, [prompt], examples, **options)[0]
+    return evaluate_members(model, [prompt], examples, decoding=decoding, key=key, **options)[0]
 
 
 def evaluate_members(
@@ -75,6 +89,8 @@ def evaluate_members(
     target_length: int,
     batch_size: int,
     rank: bool = True,
+    decoding: Decoding = GREEDY,
+    key: PRNGKeyArray | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for several prompts at once: one set of rows, (input, prompt), in batches mixed over prompts.
 
@@ -85,6 +101,7 @@ def evaluate_members(
       target_length: the most tokens of an answer.
       batch_size: rows a batch.
       rank: whether to rank the labels as well.
+      decoding, key: as for `evaluate`.
 
     Returns:
       what `evaluate` gives for each prompt.
@@ -100,7 +117,18 @@ def evaluate_members(
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]
     rows = None if ids is None else ids[owner]
-    given = answers(model, stacked, inputs, prompt_ids=rows, target_length=target_length, batch_size=batch_size)
+    numbers = np.array([number for own in each for number in range(len(own))], np.int32)
+    given = answers(
+        model,
+        stacked,
+        inputs,
+        prompt_ids=rows,
+        target_length=target_length,
+        batch_size=batch_size,
+        decoding=decoding,
+        key=key,
+        numbers=numbers,
+    )
     labels = [own.format.labels if rank and own.format else () for own in each]
     ranked = own_label_scores(
         model, stacked, inputs, [labels[number] for number in owner], prompt_ids=rows, batch_size=batch_size
@@ -137,8 +165,12 @@ def answers(
     prompt_ids: np.ndarray | None = None,
     target_length: int | Sequence[int],
     batch_size: int | Shapes,
+    longest: int | None = None,
+    decoding: Decoding = GREEDY,
+    key: PRNGKeyArray | None = None,
+    numbers: np.ndarray | None = None,
 ) -> Answers:
-    """The greedy answer to each input.
+    """The answer to each input.
 
     Args:
       model: the frozen base.
@@ -147,20 +179,30 @@ def answers(
       prompt_ids: [rows] of a stacked prompt: which of them each input has, -1 for none.
       target_length: the most tokens of an answer; a number for all, or one for each.
       batch_size: inputs a batch; or the `batch_shapes` of more inputs than these, which were compiled for those.
+      longest: at least the most tokens of any row, those of later calls included: what is compiled is compiled for it.
+      decoding: how they are generated.
+      key: for sampling.
+      numbers: [rows], by which rows draw differently; left out, 0, 1, 2...
 
     Raises:
       PromptStackError: prompt ids that do not fit the prompt.
+      ContextError, ConfigError: as `generate`.
     """
     lengths = np.broadcast_to(np.asarray(target_length, np.int32), len(inputs))
-    longest = int(lengths.max())
+    longest = longest or int(lengths.max())
+    check_context(model.config, prompt, max(map(len, inputs)), longest)
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
-        own = batch.pop("lengths")
-        return compiled_generate(model.params, model.config, batch, prompt, longest, own)
+        own, number = batch.pop("lengths"), batch.pop("number")
+        keys = None if key is None else row_keys(key, number)
+        return compiled_generate(model.params, model.config, batch, prompt, longest, own, decoding, keys)
 
-    tokens, log_probabilities = _each(
-        model, prompt, inputs, batch_size, run, {"lengths": lengths, "prompt_ids": prompt_ids}
-    )
+    per_row = {
+        "lengths": lengths,
+        "number": np.arange(len(inputs)) if numbers is None else numbers,
+        "prompt_ids": prompt_ids,
+    }
+    tokens, log_probabilities = _each(model, prompt, inputs, batch_size, run, per_row)
     decode = _tokenizer(model).decode
     return Answers([decode(row.tolist()) for row in tokens], log_probabilities)
 
@@ -178,18 +220,8 @@ def label_scores(
 
     Arguments and errors as for `answers`.
     """
-    tokenizer = _tokenizer(model)
-    ids = [[*tokenizer.encode(label), tokenizer.eos_id] for label in labels]
-    targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
-    mask = np.zeros(targets.shape, bool)
-    for row, label in enumerate(ids):
-        targets[row, : len(label)], mask[row, : len(label)] = label, True
-    placed = jax.device_put((targets, mask))
-
-    def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
-        return (compiled_score(model.params, model.config, batch, prompt, *placed),)
-
-    return _each(model, prompt, inputs, batch_size, run, {"prompt_ids": prompt_ids})[0]
+    each = [labels] * len(inputs)
+    return np.array(own_label_scores(model, prompt, inputs, each, prompt_ids=prompt_ids, batch_size=batch_size))
 
 
 def own_label_scores(
@@ -199,17 +231,59 @@ def own_label_scores(
     labels: Sequence[Sequence[str]],
     *,
     prompt_ids: np.ndarray | None = None,
-    batch_size: int,
+    batch_size: int | Shapes,
+    longest: int | None = None,
 ) -> list[np.ndarray | None]:
-    """`label_scores` where each row has labels of its own; None for a row without any. Each set is scored once."""
+    """`label_scores` where each row has labels of its own; None for a row without any.
+
+    Rows with the same number of labels are in batches together, whatever their labels are.
+
+    Args:
+      model, prompt, inputs, prompt_ids, batch_size: as for `answers`.
+      labels: of each input.
+      longest: at least the most tokens of any label, as for `answers`.
+    """
     results: list[np.ndarray | None] = [None] * len(inputs)
-    for same in {tuple(own): None for own in labels if own}:
-        rows = [row for row, own in enumerate(labels) if tuple(own) == same]
-        ids = None if prompt_ids is None else prompt_ids[rows]
-        scored = label_scores(model, prompt, [inputs[row] for row in rows], same, prompt_ids=ids, batch_size=batch_size)
+    for count in {len(own): None for own in labels if own}:
+        rows = [row for row, own in enumerate(labels) if len(own) == count]
+        sets = {tuple(labels[row]): None for row in rows}
+        number = {own: i for i, own in enumerate(sets)}
+        targets = _padded_labels(model, list(sets), longest)
+        mine = [inputs[row] for row in rows]
+        check_context(model.config, prompt, max(map(len, mine)), targets[0].shape[2])
+        placed = jax.device_put(targets)
+
+        def run(batch: dict[str, Any], prompt: Prompt | None, placed: Any = placed) -> Any:
+            own = batch.pop("labels")
+            return (compiled_score(model.params, model.config, batch, prompt, *(x[:, own] for x in placed)),)
+
+        per_row = {
+            "labels": np.array([number[tuple(labels[row])] for row in rows]),
+            "prompt_ids": None if prompt_ids is None else prompt_ids[rows],
+        }
+        (scored,) = _each(model, prompt, mine, batch_size, run, per_row)
         for row, scores in zip(rows, scored, strict=True):
             results[row] = scores
     return results
+
+
+def label_ids(model: Model, label: str) -> list[int]:
+    """Token ids of a label as an answer, with the end token."""
+    return _tokenizer(model).target_ids(label)
+
+
+def _padded_labels(
+    model: Model, sets: Sequence[Sequence[str]], longest: int | None
+) -> tuple[Int[np.ndarray, "C N T"], Bool[np.ndarray, "C N T"]]:
+    """The ids of N sets of C labels each, padded on the right, and which of them count."""
+    ids = [[label_ids(model, label) for label in own] for own in sets]
+    longest = max([longest or 0, *(len(label) for own in ids for label in own)])
+    targets = np.zeros((len(sets[0]), len(sets), longest), np.int32)
+    mask = np.zeros(targets.shape, bool)
+    for number, own in enumerate(ids):
+        for i, label in enumerate(own):
+            targets[i, number, : len(label)], mask[i, number, : len(label)] = label, True
+    return targets, mask
 
 
 def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
@@ -220,14 +294,13 @@ def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
 
 
 def tokenise(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
-    """Token ids of texts with the end token, cut to `length` as training inputs are; and how many were cut."""
+    """Token ids of texts as inputs, cut to `length` as training inputs are; and how many were cut."""
     tokenizer = _tokenizer(model)
-    whole = [tokenizer.encode(text) for text in texts]
-    rows = [np.array([*ids[: length - 1], tokenizer.eos_id], np.int32) for ids in whole]
-    return rows, sum(len(ids) >= length for ids in whole)
+    whole = [tokenizer.input_ids(text) for text in texts]
+    return [cut(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
 
 
-def _tokenizer(model: Model) -> Tokenizer:
+def _tokenizer(model: Model) -> Any:
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json)")
     return model.tokenizer
@@ -242,11 +315,16 @@ def _each(
     per_row: dict[str, np.ndarray | None],
 ) -> list[np.ndarray]:
     """Runs all inputs in batches of like lengths, `per_row` values with them; gives each of the result's arrays with
-    its rows in the inputs' order."""
+    its rows in the inputs' order.
+
+    Where the base is on several devices, each has its share of a batch's rows.
+    """
     own = {name: np.asarray(values, np.int32) for name, values in per_row.items() if values is not None}
     check_prompt_ids(prompt, own.get("prompt_ids"), len(inputs))
     shapes = batch_size if isinstance(batch_size, Shapes) else batch_shapes(inputs, batch_size)
-    placed = jax.device_put(prompt)
+    if (mesh := mesh_of(model.params)) is not None:
+        shapes = shapes._replace(rows=-(-shapes.rows // mesh.size) * mesh.size)
+    placed = jax.device_put(prompt, replicated(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
@@ -259,7 +337,7 @@ def _each(
         index = batch.pop("index")
         # 0 where the index is -1: such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in own.items()}
-        running = run(jax.device_put(batch), placed)
+        running = run(jax.device_put(batch, over_ensemble(mesh)), placed)
         collect()  # the batch before, while this one runs
         pending = (index, running)
     collect()

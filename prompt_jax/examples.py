@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.data_files import DataError
-from prompt_jax.metrics import MetricFn
+from prompt_jax.metrics import MetricFn, Target
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 
@@ -30,6 +30,8 @@ class Examples:
       metric_fns: the task's metrics, functions of (targets, predictions).
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
       rows: what the task's pipeline gave for each example; only kept for `postprocess`.
+      references: for a task whose metrics compare with references, all target texts of each input, of which
+        `target_texts` and `targets` have the first; empty for other tasks, and for training, where each is an example.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Examples:
     metric_fns: tuple[MetricFn, ...]
     postprocess: Callable[..., Any] | None = None
     rows: tuple[dict[str, Any], ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -51,6 +54,11 @@ class Examples:
     def unlabelled(self) -> int:
         """How many examples of a task with labels have none: to be predicted, not to train on or to score."""
         return self.target_texts.count(UNLABELLED) if self.format and self.format.labels else 0
+
+    @property
+    def expected(self) -> Sequence[Target]:
+        """What metrics compare with: each example's references where there are, or else its target's text."""
+        return self.references or self.target_texts
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
         """The examples of these numbers, in this order; a number may come again, as in a bootstrap's resample.
@@ -68,6 +76,7 @@ class Examples:
             input_texts=of(self.input_texts),
             target_texts=of(self.target_texts),
             rows=tuple(of(self.rows)) if self.rows else (),
+            references=tuple(of(self.references)) if self.references else (),
         )
 
     def score(self, predictions: Sequence[str]) -> dict[str, float]:
@@ -86,14 +95,14 @@ class Examples:
                 f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label; "
                 "they can be predicted, but not scored"
             )
-        targets = self._postprocessed(self.target_texts, is_target=True)
+        targets = self._postprocessed(self.expected, is_target=True)
         answers = self._postprocessed(predictions, is_target=False)
         scores: dict[str, float] = {}
         for function in self.metric_fns:
             scores |= _floats(function(targets, answers))
         return scores
 
-    def _postprocessed(self, texts: Sequence[str], is_target: bool) -> list[Any]:
+    def _postprocessed(self, texts: Sequence[Target], is_target: bool) -> list[Any]:
         if self.postprocess is None:
             return list(texts)
         pairs = zip(texts, self.rows, strict=True)

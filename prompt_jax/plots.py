@@ -89,8 +89,11 @@ def loss_plot(curves: Sequence[Curve]) -> Markup:
         return _svg(figure, "loss", "Training loss by step")
 
 
-def score_plot(curves: Sequence[Curve], name: str) -> Markup:
-    """A validation score by step, the best of each member marked; `curves` as for `loss_plot`."""
+def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> Markup:
+    """A validation score by step, the best of each member marked; `curves` as for `loss_plot`.
+
+    With `percent` values are shares, and shown so.
+    """
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(f"Validation {name}", "step", name)
         if len(curves) == 1:
@@ -100,11 +103,13 @@ def score_plot(curves: Sequence[Curve], name: str) -> Markup:
                 step, score = curve.best
                 axes.plot(step, score, color=_SECOND, marker="o", markersize=9, fillstyle="none")
                 axes.axvline(step, color=_MUTED, linewidth=1, linestyle=":")
-                axes.set_title(f"best {score:.1%} at step {step:,}", loc="right", fontsize=10.5)
+                shown = f"{score:.1%}" if percent else f"{score:.2f}"
+                axes.set_title(f"best {shown} at step {step:,}", loc="right", fontsize=10.5)
             _mark_end(axes, curve, _SECOND)
         else:
             _draw_members(axes, curves)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         return _svg(figure, "score", f"Validation {name} by step")
 
 

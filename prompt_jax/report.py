@@ -19,7 +19,7 @@ from markupsafe import Markup
 from prompt_jax import config as configuration
 from prompt_jax import plots
 from prompt_jax.inspection import Inspection
-from prompt_jax.metrics import normalise_answer
+from prompt_jax.metrics import is_share, normalise_answer
 from prompt_jax.plots import Curve
 from prompt_jax.run_files import (
     Prediction,
@@ -31,6 +31,7 @@ from prompt_jax.run_files import (
     read_predictions,
     read_summary,
 )
+from prompt_jax.task_format import REFERENCE_METRICS
 
 __all__ = ["ReportError", "write_report"]
 
@@ -98,7 +99,8 @@ def _template() -> jinja2.Template:
     )
     filters: dict[str, Callable[..., Any]] = {
         "percent": _percent,
-        "points": _points,
+        "value": _value,
+        "gain": _gain,
         "duration": _duration,
         "norm": lambda norm: f"{norm:,.2f}" if norm < 1000 else f"{norm:,.0f}",
         "metric": _metric_name,
@@ -150,10 +152,11 @@ def _curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary) -> list
         mark = (best.step, best.score) if math.isfinite(best.score) else None
         scores.append(Curve(number, steps, values, mark, member.status))
     names = {_metric_name(member.best.metric) for member in summary.members}
+    percent = all(is_share(member.best.metric) for member in summary.members)
     return [
         *([plots.loss_plot(losses)] if any(len(curve.steps) for curve in losses) else []),
         *(
-            [plots.score_plot(scores, names.pop() if len(names) == 1 else "score")]
+            [plots.score_plot(scores, names.pop() if len(names) == 1 else "score", percent=percent)]
             if any(len(curve.steps) for curve in scores)
             else []
         ),
@@ -187,13 +190,13 @@ def _cards(summary: Summary) -> list[Card]:
     shifted = [test for test in summary.tests if not test.trained_on]
     one = len(summary.tasks) == 1
     cards = []
-    if len(trained) > 1:
+    if len(trained) > 1 and _comparable(trained):
         cards.append(_mean_card(f"{len(trained)} tasks", trained, "average of the tests of each task"))
     if trained and one:
         cards += _test_cards(trained[0])
     elif len(trained) <= _MAX_CARDS:
         cards += [_task_card(test) for test in trained]
-    if shifted:
+    if shifted and _comparable(shifted):
         name = f"{len(shifted)} other task{'s' if len(shifted) > 1 else ''}"
         cards.append(_mean_card(name, shifted, f"{'average, ' if len(shifted) > 1 else ''}not trained on"))
     if one:
@@ -202,7 +205,9 @@ def _cards(summary: Summary) -> list[Card]:
         whose = f"member {number}, " if len(summary.members) > 1 else ""
         ended = f", {status} at {summary.members[number].steps:,}" if status != "finished" else ""
         name = f"Validation {_metric_name(best.metric)}"
-        cards.append(Card(name, None, _percent(best.score), f"{whose}at step {best.step:,}, the best{ended}"))
+        cards.append(
+            Card(name, None, _value(best.score, best.metric), f"{whose}at step {best.step:,}, the best{ended}")
+        )
     return cards
 
 
@@ -215,30 +220,40 @@ def _test_cards(test: TaskScores) -> list[Card]:
     if not several:
         notes["invalid"] = "of generated answers"
     cards = [
-        Card(f"Test {_metric_name(name)}", _percent(test.before.get(name)), _percent(test.after[name]), note)
+        Card(f"Test {_metric_name(name)}", _value(test.before.get(name), name), _value(test.after[name], name), note)
         for name, note in notes.items()
         if name in test.after
     ]
     if ensemble is not None:
         best = test.scores[test.members.index(ensemble.best)]
-        spread = f"± {_points(_deviation(test, metric))} points over {len(test.members)} members"
+        spread = f"± {_gain(_deviation(test, metric), metric, unit=True)} over {len(test.members)} members"
         cards[1:1] = [
-            Card("Average member", None, _percent(test.average[metric]), spread),
-            Card("Best member", None, _percent(best[metric]), f"member {ensemble.best}, the best on this very test"),
+            Card("Average member", None, _value(test.average[metric], metric), spread),
+            Card(
+                "Best member",
+                None,
+                _value(best[metric], metric),
+                f"member {ensemble.best}, the best on this very test",
+            ),
         ]
     return cards
 
 
 def _task_card(test: TaskScores) -> Card:
     name, before, after = test.metric, test.before.get(test.metric), test.after[test.metric]
-    return Card(test.task, _percent(before), _percent(after), f"{_metric_name(name)}, {_method(test)}")
+    return Card(test.task, _value(before, name), _value(after, name), f"{_metric_name(name)}, {_method(test)}")
+
+
+def _comparable(tests: Sequence[TaskScores]) -> bool:
+    """Whether the tests' first metrics have a mean: one metric, or several whose values are shares."""
+    return len({test.metric for test in tests}) == 1 or all(is_share(test.metric) for test in tests)
 
 
 def _mean_card(name: str, tests: Sequence[TaskScores], note: str) -> Card:
     """Means of the tests' first metrics."""
-    before = [test.before.get(test.metric, math.nan) for test in tests]
-    after = [test.after[test.metric] for test in tests]
-    return Card(name, _percent(float(np.mean(before))), _percent(float(np.mean(after))), note)
+    before = float(np.mean([test.before.get(test.metric, math.nan) for test in tests]))
+    after = float(np.mean([test.after[test.metric] for test in tests]))
+    return Card(name, _value(before, tests[0].metric), _value(after, tests[0].metric), note)
 
 
 def _method(test: TaskScores) -> str:
@@ -290,6 +305,7 @@ class Detail:
     intervals: list[tuple[str, float, tuple[float, float]]]  # vote minus what, difference, and its interval
     agreement: Markup | None
     labels: tuple[str, ...]  # empty if any text is an answer
+    compared: bool  # texts are compared with references, and none is simply right
     answers: int
     confusion: list[tuple[str, list[int]]]
     disagreements: "Disagreements | None"
@@ -300,6 +316,7 @@ def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...
     if rows and rows[0].label_scores:
         labels = tuple(rows[0].label_scores)
     ensemble, metric, intervals = test.ensemble, test.metric, []
+    compared = metric in REFERENCE_METRICS
     if ensemble is not None:
         vote, best = ensemble.vote[metric], test.scores[test.members.index(ensemble.best)][metric]
         intervals = [
@@ -313,10 +330,11 @@ def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...
         intervals=intervals,
         agreement=None if ensemble is None else plots.agreement_map(np.array(ensemble.agreement), test.members),
         labels=labels,
+        compared=compared,
         answers=len(rows),
         confusion=_confusion(rows, labels),
         disagreements=_disagreements(rows, test.members, labels),
-        samples=_samples(rows),
+        samples=_samples(rows, compared),
     )
 
 
@@ -333,8 +351,13 @@ def _confusion(rows: Sequence[Prediction], labels: tuple[str, ...]) -> list[tupl
     return table
 
 
-def _samples(rows: Sequence[Prediction]) -> list[tuple[str, int, list[Prediction]]]:
-    """Wrong and right answers: title, how many there are, and some of them from all over the split."""
+def _samples(rows: Sequence[Prediction], compared: bool) -> list[tuple[str, int, list[Prediction]]]:
+    """Wrong and right answers: title, how many there are, and some of them from all over the split.
+
+    Texts that are compared with references are neither.
+    """
+    if compared and rows:
+        return [("Some", len(rows), _spread(rows))]
     wrong = [row for row in rows if row.prediction != row.target]
     right = [row for row in rows if row.prediction == row.target]
     return [(title, len(found), _spread(found)) for title, found in (("Wrong", wrong), ("Right", right)) if found]
@@ -381,7 +404,24 @@ def _spread(items: Sequence[Any]) -> list[Any]:
 # --------------------------------------------------------------------------------------------------------------
 # Values as text
 
-_METRICS = {"exact_match": "exact match", "f1": "F1", "mean_class_f1": "mean class F1", "invalid": "invalid answers"}
+_METRICS = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "mean_class_f1": "mean class F1",
+    "invalid": "invalid answers",
+    "bleu": "BLEU",
+    "multi_bleu": "BLEU by words",
+    "nist": "NIST",
+    "meteor": "METEOR",
+    "coco_meteor": "METEOR without signs",
+    "coco_rouge_l": "ROUGE-L without signs",
+    "cider": "CIDEr",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "ter": "TER",
+}
 
 
 def _metric_name(name: str) -> str:
@@ -394,9 +434,20 @@ def _percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def _points(value: float | None, sign: str = "") -> str:
-    """A difference of shares in percentage points."""
-    return "–" if value is None else f"{100 * value:{sign}.1f}".replace("-", "−")
+def _value(value: float | None, metric: str) -> str:
+    """A metric's value: a share in percent, others in their own units."""
+    if is_share(metric):
+        return _percent(value)
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _gain(value: float | None, metric: str, sign: str = "", unit: bool = False) -> str:
+    """A difference of a metric's values: of shares in percentage points."""
+    if value is None:
+        return "–"
+    share = is_share(metric)
+    text = f"{100 * value:{sign}.1f}" if share else f"{value:{sign}.2f}"
+    return text.replace("-", "−") + (" points" if unit and share else "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

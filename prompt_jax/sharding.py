@@ -1,5 +1,7 @@
 """Where arrays are: the mesh of devices, and what is divided over it."""
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,8 +23,15 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
     return jax.make_mesh((count,), ("ensemble",), devices=devices[:count], axis_types=(AxisType.Auto,))
 
 
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh of `make_mesh` that arrays were placed on by the functions below; None without one."""
+    sharding: Any = getattr(next(iter(jax.tree.leaves(tree)), None), "sharding", None)
+    on_mesh = isinstance(sharding, NamedSharding) and "ensemble" in sharding.mesh.axis_names
+    return sharding.mesh if on_mesh else None
+
+
 def over_ensemble(mesh: Mesh | None) -> NamedSharding | None:
-    """Arrays with a leading axis of members, each device having its own; None without a mesh."""
+    """Arrays with a leading axis of members, or of rows, each device having its own; None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec("ensemble"))
 
 

@@ -14,7 +14,15 @@ from prompt_jax.errors import UserError
 _FIELD = re.compile(r"\{(\w*)\}")
 
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
-METRIC_NAMES = ("accuracy", "f1", "mean_class_f1", "exact_match")
+ANSWER_METRICS = ("accuracy", "f1", "mean_class_f1", "exact_match")
+
+# Of texts against references, of which an input may have several: splits but train then have each input once.
+REFERENCE_METRICS = (
+    *("bleu", "multi_bleu", "nist", "meteor", "coco_meteor", "coco_rouge_l", "cider"),
+    *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter"),
+)
+
+METRIC_NAMES = (*ANSWER_METRICS, *REFERENCE_METRICS)
 
 MAX_LENGTH = 1 << 16  # tokens
 
@@ -35,7 +43,8 @@ class TaskFormat:
         `"passage: {passage} question: {question}"`. Nothing else in it is interpreted: `{{`, format
         specifications and attribute access are not supported, since a template may come from a stranger's file.
       labels: the possible answers in the order of their class numbers; empty where any text is an answer.
-      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one.
+      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one, so it cannot be `ter`,
+        which is better when lower.
       input_length: the longest input in tokens, end token included; what is longer is cut and counted.
       target_length: the longest target in tokens, end token included.
     """
@@ -59,6 +68,15 @@ class TaskFormat:
                 raise FormatError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
         if not self.metrics:
             raise FormatError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
+        if self.metrics[0] == "ter":
+            raise FormatError(
+                "ter is better when lower, and the first metric is what the best prompt has most of: name another first"
+            )
+        if self.labels and self.compared:
+            raise FormatError(
+                f"the metric {self.compared[0]} compares texts, and the answers are the labels {list(self.labels)}; "
+                f"with labels the metrics are {', '.join(ANSWER_METRICS)}"
+            )
         if "f1" in self.metrics and len(self.labels) != 2:
             raise FormatError(f"the metric f1 needs two labels, the second the positive one, not {list(self.labels)}")
         if "mean_class_f1" in self.metrics and not self.labels:
@@ -66,6 +84,11 @@ class TaskFormat:
         for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
             if not 1 <= length <= MAX_LENGTH:  # a stranger's file must not say how much memory is taken
                 raise FormatError(f"{name} must be from 1 to {MAX_LENGTH}, not {length}")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Those of the metrics that compare with references."""
+        return tuple(metric for metric in self.metrics if metric in REFERENCE_METRICS)
 
     @property
     def columns(self) -> tuple[str, ...]:

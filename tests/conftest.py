@@ -14,6 +14,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+import bytepairs
 import sentencepieces
 
 # Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
@@ -61,6 +62,20 @@ def tiny(tiny_folder: Path):
     import prompt_jax
 
     return prompt_jax.load_model(str(tiny_folder))
+
+
+SPECIAL_TOKENS = {"gpt2": ["[PAD]", "<|endoftext|>"], "bart": ["<s>", "<pad>", "</s>"]}
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model of each family in the hub's layout, with a tokenizer trained on a few sentences."""
+    folders = {"t5": tiny_folder}
+    for name, special in SPECIAL_TOKENS.items():
+        folders[name] = tmp_path_factory.mktemp(name) / "model"
+        shutil.copytree(FIXTURES / name / "base", folders[name])
+        (folders[name] / "tokenizer.json").write_text(bytepairs.train(SENTENCES, 120, special))
+    return folders
 
 
 @pytest.fixture

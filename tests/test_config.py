@@ -53,6 +53,8 @@ def test_what_is_no_configuration_is_said(text, message):
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
+        ("data", {"train_examples": 0}, "data.train_examples must be positive, not 0"),
+        ("data", {"subset_seed": -1}, "data.subset_seed must not be negative, and is -1"),
         ("data", {"task": None}, "give either data.task, or files"),
         ("data", {"train": Path("a.csv")}, "give either data.task, or files"),
         ("data", {"test_tasks": ("t",)}, "data.test_tasks names t again"),

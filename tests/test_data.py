@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import gzip
 import io
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import sentencepieces
 from prompt_jax import data
 from prompt_jax.data import DataError
-from prompt_jax.data_files import file_task, normalise_text, read_rows, text_fraction
+from prompt_jax.data_files import data_folder, file_task, normalise_text, read_rows, text_fraction
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
@@ -527,3 +528,107 @@ def test_a_mixture_is_not_a_task(registry):
     with pytest.raises(DataError, match="'t_mixture' is a mixture"):
         data.find_task("t_mixture")
     seqio.MixtureRegistry.remove("t_mixture")
+
+
+# ---- several targets of one input
+
+DESCRIBED = (
+    *(("x 1", "this film is good"), ("x 2", "that one was bad"), ("x 1", "a good film"), ("x 3", "bad")),
+    *(("x 2", "that was"), ("x 1", "good")),
+)
+TEXTS = TaskFormat("{text}", metrics=("bleu", "exact_match"), input_length=64, target_length=16)
+
+
+def described_file(tmp_path):
+    return write(tmp_path / "d.tsv", "".join(f"{a}\t{b}\n" for a, b in (("text", "label"), *DESCRIBED)))
+
+
+def both_kinds(tmp_path, registry, task_format):
+    """The same rows as a user's file and as a seqio task."""
+    path = described_file(tmp_path)
+    files = file_task("described", {"train": path, "validation": path, "test": path}, task_format)
+    columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED]}
+    return files, data.add_task("described_seqio", source(columns, ("train", "test")), task_format)
+
+
+def test_inputs_that_come_again_are_one_example_with_several_references(tmp_path, tokenizer, registry):
+    for task in both_kinds(tmp_path, registry, TEXTS):
+        examples = load(task, tokenizer, "test")
+        assert examples.input_texts == ["x 1", "x 2", "x 3"], "in the order in which they first appear"
+        assert examples.references == (
+            ("this film is good", "a good film", "good"),
+            ("that one was bad", "that was"),
+            ("bad",),
+        )
+        assert examples.target_texts == ["this film is good", "that one was bad", "bad"]
+        assert examples.targets[1].tolist() == [*tokenizer.encode("that one was bad"), 1]
+        assert len(examples.inputs) == len(examples.targets) == len(examples) == 3
+        assert examples.score(["Good", "that was", "good"])["exact_match"] == pytest.approx(2 / 3)
+
+
+def test_training_has_a_row_for_each_pair(tmp_path, tokenizer, registry):
+    for task in both_kinds(tmp_path, registry, TEXTS):
+        examples = load(task, tokenizer, "train")
+        assert list(zip(examples.input_texts, examples.target_texts, strict=True)) == list(DESCRIBED)
+        assert examples.references == () and examples.expected == examples.target_texts
+
+
+def test_metrics_of_single_answers_leave_rows_as_they_are(tmp_path, tokenizer, registry):
+    for task in both_kinds(tmp_path, registry, dataclasses.replace(TEXTS, metrics=("exact_match",))):
+        assert len(load(task, tokenizer, "test")) == 6
+        chosen = load(task, tokenizer, "test", metric_names=("chrf", "bleu"))
+        assert len(chosen) == 3 and chosen.format.metrics == ("chrf", "bleu")
+        assert list(chosen.score(["a", "b", "c"])) == ["chrf", "bleu"]
+
+
+def test_a_limit_is_of_inputs_with_all_their_references(tmp_path, tokenizer):
+    task = file_task("t", {"test": described_file(tmp_path)}, TEXTS)
+    whole, few = load(task, tokenizer, "test"), load(task, tokenizer, "test", limit=2)
+    places = [whole.input_texts.index(text) for text in few.input_texts]
+    assert len(few) == 2 and few.references == tuple(whole.references[place] for place in places)
+
+
+def test_draws_are_seeded_and_the_smaller_is_part_of_the_larger(tmp_path, tokenizer):
+    rows = [f"text {i},good" for i in range(100)]
+    task = file_task("t", {"train": write(tmp_path / "x.csv", "\n".join(["text,label", *rows, ""]))}, REVIEW)
+    draws = {
+        (seed, limit): set(load(task, tokenizer, limit=limit, seed=seed).input_texts)
+        for seed in (0, 1)
+        for limit in (10, 30)
+    }
+    assert {len(draw) for draw in draws.values()} == {10, 30}
+    assert draws[0, 10] < draws[0, 30] and draws[1, 10] < draws[1, 30] and draws[0, 10] != draws[1, 10]
+
+
+def test_metrics_cannot_be_chosen_for_a_task_without_a_format(tokenizer, registry):
+    import seqio
+
+    task = seqio.Task(
+        "plain",
+        source=source({"text": ["a"], "label": ["b"]}),
+        output_features=dict.fromkeys(("inputs", "targets"), seqio.Feature(seqio.PassThroughVocabulary(0))),
+        preprocessors=[],
+    )
+    with pytest.raises(DataError, match="'plain' has metrics of its own"):
+        load(task, tokenizer, metric_names=("bleu",))
+
+
+def test_what_a_source_of_texts_raises_comes_through(tokenizer, registry):
+    def broken(split):
+        raise DataError(f"no {split} here")
+        yield
+
+    task = data.add_task("broken", data.text_source(broken, ("train",)), TaskFormat("{source}"), target="target")
+    with pytest.raises(DataError, match=r"^no train here$"):
+        load(task, tokenizer)
+
+
+def test_the_folder_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
+    with pytest.raises(DataError, match="set PROMPT_JAX_DATA to a folder with the data set in e2e/"):
+        data_folder("e2e")
+    monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="e2e: no such folder"):
+        data_folder("e2e")
+    (tmp_path / "e2e").mkdir()
+    assert data_folder("e2e") == tmp_path / "e2e"

@@ -3,7 +3,7 @@
 import pytest
 
 from prompt_jax import metrics
-from prompt_jax.task_format import TaskFormat
+from prompt_jax.task_format import METRIC_NAMES, FormatError, TaskFormat
 
 YES_NO = ("no", "yes")
 ABC = ("a", "b", "c")
@@ -83,3 +83,36 @@ def test_metrics_that_do_not_fit_the_labels_are_refused(metric, labels):
 def test_answers_that_cannot_be_scored_are_refused(targets, predictions):
     with pytest.raises(ValueError, match="there are"):
         metrics.accuracy(targets, predictions)
+
+
+def test_an_answer_may_equal_one_of_several_targets():
+    targets = [["yes", "yeah"], ["no"], "no", ["a cat", "dog"]]
+    assert metrics.accuracy(targets, ["yeah", "no", "No", "The cat"]) == {"accuracy": 0.5}
+    assert metrics.exact_match(targets, ["yeah", "no", "No", "The cat"]) == {"exact_match": 1.0}
+
+
+def test_formats_with_metrics_of_texts():
+    task_format = TaskFormat("{x}", metrics=("bleu", "exact_match", "ter"))
+    assert task_format.compared == ("bleu", "ter") and TaskFormat("{x}", ABC).compared == ()
+    scores = compute(task_format, [["a b c d e", "f"], ["g"]], ["a b c d e", "h"])
+    assert list(scores) == ["bleu", "exact_match", "ter"]
+    assert scores["exact_match"] == 0.5 and scores["ter"] == pytest.approx(1 / 4)  # of 3 and 1 words on average
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ((), ("ter", "bleu"), "ter is better when lower, .*name another first"),
+        (ABC, ("accuracy", "bleu"), "the metric bleu compares texts, .*with labels the metrics are accuracy, f1"),
+        ((), ("blue",), "unknown metric 'blue'; known are accuracy, .*bleu"),
+    ],
+)
+def test_formats_with_metrics_that_make_no_sense_are_refused(labels, names, message):
+    with pytest.raises(FormatError, match=message):
+        TaskFormat("{x}", labels, metrics=names)
+
+
+def test_which_values_are_shares():
+    units = {name for name in METRIC_NAMES if not metrics.is_share(name)}
+    assert units == {"nist", "cider"}
+    assert metrics.is_share("invalid") and metrics.is_share("rank/accuracy") and not metrics.is_share("rank/nist")

@@ -23,13 +23,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What a prompt can be trained, loaded, run and exported without.
 UNNEEDED = {
     *("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tensorboard", "matplotlib"),
-    *("torch", "transformers", "peft"),
+    *("torch", "transformers", "peft", "sacrebleu", "rouge_score", "nltk"),
 }
 
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
     {"errors", "task_format", "whole_file"},
-    {"config", "metrics", "data_files", "sharding"},
+    {"config", "meteor", "generation_metrics", "metrics", "data_files", "sharding"},
     {"models"},
     {"prompts"},
     {"decoding"},

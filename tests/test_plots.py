@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import matplotlib
 import numpy as np
@@ -101,3 +102,10 @@ def test_large_heat_maps_have_no_numbers(count, numbered):
     plot = similarity_map(np.eye(count))
     assert plot.count("<rect") == count**2 + 5 and ('class="value"' in plot) is numbered
     assert ("plain" in plot) is not numbered
+
+
+def test_scores_that_are_no_shares_have_no_percent():
+    curves = [dataclasses.replace(curve, values=10 * curve.values, best=(50, 8.756)) for curve in _curves(1)]
+    assert "best 8.76 at step 50" in score_plot(curves, "NIST", percent=False)
+    assert "%" not in re.sub(r"<style.*?</style>", "", score_plot(curves, "NIST", percent=False))
+    assert "best 875.6% at step 50" in score_plot(curves, "NIST")

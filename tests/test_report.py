@@ -545,3 +545,66 @@ def test_ranges(numbers, text):
 )
 def test_duration(seconds, text):
     assert report._duration(seconds) == text
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Texts that are compared with references
+
+
+def _described(members: int) -> dict[str, Any]:
+    """A run whose first metric is NIST, in its own unit, and the second BLEU, a fraction."""
+    scores = [{"nist": 8.25 + i / 4, "bleu": 0.5 + i / 10} for i in range(members)]
+    together = {
+        **_test("e2e", list(range(max(members, 2))))["ensemble"],
+        "vote": {"nist": 8.9, "bleu": 0.65},
+        "average": {"nist": 8.375, "bleu": 0.55},
+        "best": members - 1,
+        "agreement": [[1.0] * members] * members,
+        "intervals": {"best": [-0.034, 0.78], "average": [0.11, 1.2]},
+    }
+    test = _test("e2e", list(range(members)), before={"nist": 1.5, "bleu": 0.125}, scores=scores)
+    test["ensemble"] = together if members > 1 else None
+    best = {"metric": "nist", "score": 8.125, "step": 25}
+    settings = [{"train.seed": i} if members > 1 else {} for i in range(members)]
+    trained = [
+        _member(i, "e2e", settings=settings[i], best=best, validation={"nist": 8.125, "bleu": 0.5})
+        for i in range(members)
+    ]
+    return _summary(trained, [test])
+
+
+def _described_page(folder: Path, members: int) -> Page:
+    _write(folder, _described(members), logs=False)
+    rows = [{**row, "label_scores": None} for row in _predictions("e2e", members)]
+    _write_lines(folder / "predictions.jsonl", rows)
+    lines = [{"step": s, "member": i, "validation/nist": s / 6} for i in range(members) for s in (0, 25, 50)]
+    _write_lines(folder / "metrics.jsonl", lines)
+    return _page(folder)
+
+
+def test_values_in_units_of_their_own_are_no_percentages(tmp_path):
+    page = _described_page(tmp_path, 1)
+    assert "Test NIST 1.50 → 8.25" in page.words and "Validation NIST 8.12 at step 25" in page.words
+    assert "NIST 8.12 1.50 8.25 BLEU 50.0% 12.5% 50.0%" in page.words
+    assert "825" not in page.words and "150.0%" not in page.words
+    assert "Some answers: 31 of 31 (12 shown)" in page.words
+    assert "Wrong answers" not in page.words and "Right answers" not in page.words
+
+
+def test_an_ensemble_of_writers(tmp_path):
+    page = _described_page(tmp_path, 2)
+    assert "Vote minus the best member: +0.40 [−0.03, 0.78], no clear difference" in page.words
+    assert "Vote minus the average: +0.53 [0.11, 1.20], clearly more" in page.words
+    assert "± 0.18 over 2 members" in page.words and "Average of the members 8.38 ± 0.18 55.0% ± 7.1" in page.words
+    assert "oracle" not in page.words and "The vote is right" not in page.words
+    assert "Members disagree: 10 of 31" in page.words
+    assert not any(page.count("span", **{"class": f"answer is-{kind}"}) for kind in ("right", "wrong"))
+    assert page.count("span", **{"class": "answer"}) > 10
+
+
+def test_tasks_of_several_units_have_no_mean(tmp_path):
+    one, other = _described(1), _summary([_member(0)], [_test("movie", [0])])
+    test = {**other["tests"][0], "members": [1]}
+    mixed = _summary([one["members"][0], _member(1)], [one["tests"][0], test])
+    words = _page(_write(tmp_path, mixed, logs=False)).words
+    assert "e2e 1.50 → 8.25" in words and "movie 12.5% → 70.0%" in words and "2 tasks" not in words

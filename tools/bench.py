@@ -15,6 +15,8 @@ accelerator's where it says. Cases:
     step-0    the same without dropout
     reviews   the demo model on movie reviews at their true lengths, batch 32, prompt 20, from text to updated prompt;
               PEFT with its usual collator, which pads to the longest row of the batch
+    gpt2-prompt, gpt2-prefix  GPT-2 small's shape, random weights, no dropout: prompt 100, batch 16, text 32; prefix 10,
+              batch 8, text 128
     ensemble  as `step`, with 5 prompts: one step of all of them here, against five steps of our own one after the
               other (`alone`), and against five adapters of one base in PEFT, which are stepped in turn
     members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step
@@ -42,12 +44,22 @@ CASES = {
     "step": ("prompt_jax", "peft"),
     "step-0": ("prompt_jax", "peft"),
     "reviews": ("prompt_jax", "peft"),
+    "gpt2-prompt": ("prompt_jax", "peft"),
+    "gpt2-prefix": ("prompt_jax", "peft"),
     "ensemble": SIDES,
     "members": ("prompt_jax",),
     "memory": ("prompt_jax",),
     "vote": ("prompt_jax",),
 }
-TRAINING = ("step", "step-0", "reviews", "ensemble")  # each of whose processes gives one side's row
+# Each of whose processes gives one side's row.
+TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
+    "step",
+    "step-0",
+    "reviews",
+    "gpt2-prompt",
+    "gpt2-prefix",
+    "ensemble",
+)  # each of whose processes gives one side's row
 # Members and group; a group of one member is all of one.
 MEMORY = {
     f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at

@@ -4,7 +4,7 @@ import dataclasses
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ import numpy as np
 from bench_shared import MANY_MEMBERS, MEMBERS, SHAPES, Row, Shape, alternately, review_time, reviews, timed
 
 from prompt_jax.batches import TrainBatches, length_buckets
-from prompt_jax.config import DataConfig, OptimizerConfig
-from prompt_jax.models import t5
+from prompt_jax.config import DataConfig, OptimizerConfig, PromptConfig
+from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.hub import Model, load_model
-from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts import applied, method
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
 
@@ -27,20 +27,21 @@ class Training:
 
     def __init__(self, base: tuple[Any, Any], shape: Shape):
         config, params = base
+        self.options = PromptConfig(method=shape.method, length=shape.length, init="normal")
         self.optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
         config = dataclasses.replace(config, dropout_rate=shape.dropout)
-        self.step = steps.make_train_step(config, soft_prompt.apply, self.optimizer, dropout=shape.dropout > 0)
+        self.step = steps.make_train_step(config, applied(self.options), self.optimizer, dropout=shape.dropout > 0)
         self.frozen = {"base": params, "prompt": None}
-        self._size = shape.length, config.d_model
+        self._model = Model("random", None, params, config, None, "")
 
     def state(self, seed: int) -> steps.TrainState:
-        tokens = jax.random.normal(jax.random.key(seed), self._size)
-        return steps.TrainState.create({"base": None, "prompt": {"encoder_tokens": tokens}}, self.optimizer)
+        first = method(self.options).init(jax.random.key(seed), self.options, self._model)
+        return steps.TrainState.create({"base": None, "prompt": first}, self.optimizer)
 
 
 def step(case: str) -> Row:
     """Steps of a single prompt with one batch again and again, and how many operations one has."""
-    config, params = base = t5_small()
+    config, params = base = random_base(SHAPES[case].model)
     batch, key = random_batch(SHAPES[case]), jax.random.key(1)
     training = Training(base, SHAPES[case])
     compiled, state = jax.jit(training.step, donate_argnums=0), training.state(0)
@@ -53,10 +54,10 @@ def step(case: str) -> Row:
     measured = timed(one) | device_peak()  # first, since counting takes memory of its own
     # Each layer a stack of its own, so that the compiler counts all of them: it counts a loop's body once.
     unrolled = jax.tree.map(lambda x: x, params)
-    for side, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-        (stack,) = unrolled[side]["layers"]
+    for part in (unrolled,) if "layers" in unrolled else (unrolled["encoder"], unrolled["decoder"]):
+        (stack,) = part["layers"]
         layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stack)
-        unrolled[side]["layers"] = (layer,) * depth
+        part["layers"] = (layer,) * len(jax.tree.leaves(stack)[0])
     counted: Any = jax.jit(training.step).lower(state, {"base": unrolled, "prompt": None}, batch, key).compile()
     return measured | {"flops": counted.cost_analysis()["flops"], "matmul": matmul_rate()}
 
@@ -85,7 +86,7 @@ def review_steps() -> Row:
 def alone() -> Row:
     """A step of each of the members, one after the other, by one compiled step of a single prompt."""
     shape = SHAPES["ensemble"]
-    training = Training(t5_small(), shape)
+    training = Training(random_base(), shape)
     compiled, keys = jax.jit(training.step, donate_argnums=0), jax.random.split(jax.random.key(1), MEMBERS)
     states = [training.state(seed) for seed in range(MEMBERS)]
     batches = [random_batch(shape, seed) for seed in range(MEMBERS)]
@@ -105,13 +106,13 @@ def alone() -> Row:
 def together() -> Row:
     """One step of all members: one by one in a single program on a CPU, all at once on an accelerator."""
     group = 1 if jax.default_backend() == "cpu" else None
-    one, _ = ensemble_step(t5_small(), SHAPES["ensemble"], MEMBERS, group)
+    one, _ = ensemble_step(random_base(), SHAPES["ensemble"], MEMBERS, group)
     return timed(lambda: jax.block_until_ready(one())) | device_peak()
 
 
 def member_rates() -> dict[str, Row]:
     """Seconds of a step of ever more members at once, by their number."""
-    base = t5_small()
+    base = random_base()
     in_a_row = {members: max(2, 16 // members) for members in MANY_MEMBERS}
 
     def several(members: int) -> Callable[[], None]:
@@ -129,7 +130,7 @@ def member_rates() -> dict[str, Row]:
 
 def memory(members: int, group: int | None) -> Row:
     """The process's peak memory, and what the compiler says of the step's, with members all at once or in groups."""
-    base = t5_small()
+    base = random_base()
     one, compiled = ensemble_step(base, SHAPES["memory"], members, group)
     measured = timed(lambda: jax.block_until_ready(one()), steps=2) | device_peak()
     sizes = compiled.memory_analysis()
@@ -169,10 +170,8 @@ def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
     texts, labels = reviews()
     tokenizer: Any = model.tokenizer
     start = time.perf_counter()
-    inputs, targets = (
-        [np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32) for text in column]
-        for column in (texts, labels)
-    )
+    inputs = [np.array(tokenizer.input_ids(text), np.int32) for text in texts]
+    targets = [np.array(tokenizer.target_ids(text), np.int32) for text in labels]
     seconds = time.perf_counter() - start
     lengths, size = [len(row) for row in inputs], SHAPES["reviews"].batch
     buckets = length_buckets(lengths, DataConfig.buckets, max(lengths))
@@ -181,9 +180,27 @@ def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
     return batches, len(buckets), seconds / len(texts) * size
 
 
-def t5_small() -> tuple[t5.T5Config, Any]:
-    """T5-small's shape with random weights."""
-    config = t5.T5Config(
+def random_base(model: Literal["t5", "gpt2"] = "t5") -> tuple[Any, Any]:
+    """T5-small's shape or GPT-2 small's with random weights."""
+    config: Any = gpt2.GPT2Config(50257, 1024, 768, 3072, 12, 12)
+    if model == "t5":
+        config = t5_small()
+    rng = np.random.default_rng(0)
+    params: dict[str, Any] = {}
+    for row in family(config).parameters(config):
+        *parents, leaf = row.path.split("/")
+        node = params
+        for name in parents:
+            node = node.setdefault(name, {})
+        shape = row.shape if row.layers is None else (row.layers, *row.shape)
+        node[leaf] = jnp.asarray(0.05 * rng.standard_normal(shape, np.float32))
+    for part in (params,) if "layers" in params else (params["encoder"], params["decoder"]):
+        part["layers"] = (part["layers"]["0"],)
+    return config, params
+
+
+def t5_small() -> t5.T5Config:
+    return t5.T5Config(
         vocab_size=32128,
         d_model=512,
         d_kv=64,
@@ -196,32 +213,17 @@ def t5_small() -> tuple[t5.T5Config, Any]:
         tied_output=True,
         scale_output=True,
     )
-    rng = np.random.default_rng(0)
-    params: dict[str, Any] = {}
-    for row in t5.parameters(config):
-        *parents, leaf = row.path.split("/")
-        node = params
-        for name in parents:
-            node = node.setdefault(name, {})
-        shape = row.shape if row.layers is None else (row.layers, *row.shape)
-        node[leaf] = jnp.asarray(0.05 * rng.standard_normal(shape, np.float32))
-    for side in ("encoder", "decoder"):
-        params[side]["layers"] = (params[side]["layers"]["0"],)
-    return config, params
 
 
 def random_batch(shape: Shape, seed: int = 0) -> Batch:
     """A batch without padding."""
     rng = np.random.default_rng(seed)
-    targets = rng.integers(2, 32000, (shape.batch, shape.target)).astype(np.int32)
     inputs = rng.integers(2, 32000, (shape.batch, shape.source)).astype(np.int32)
-    return {
-        "inputs": inputs,
-        "inputs_mask": np.ones(inputs.shape, bool),
-        "decoder_inputs": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-        "targets": targets,
-        "target_mask": np.ones(targets.shape, bool),
-    }
+    batch = {"inputs": inputs, "inputs_mask": np.ones(inputs.shape, bool)}
+    targets = rng.integers(2, 32000, (shape.batch, shape.target or shape.source)).astype(np.int32)
+    if shape.target:
+        batch["decoder_inputs"] = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return batch | {"targets": targets, "target_mask": np.ones(targets.shape, bool)}
 
 
 def matmul_rate() -> float:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from bench_shared import MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
-from peft import PromptTuningConfig, TaskType, get_peft_model
-from transformers import T5Config, T5ForConditionalGeneration
+from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, TaskType, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
 
 
@@ -19,7 +19,7 @@ def single(case: str) -> Row:
     if case == "reviews":
         base, batches, tokenise_seconds = review_batches(shape.batch)
     else:
-        base, batches = t5_small(shape), itertools.repeat(random_batch(shape))
+        base, batches = random_base(shape), itertools.repeat(random_batch(shape))
     model = get_peft_model(base, options(shape)).train()
     optimizer = adafactor([parameter for parameter in model.parameters() if parameter.requires_grad])
 
@@ -37,7 +37,7 @@ def ensemble() -> Row:
     """A step of each of the members, one after the other: adapters of one base, each with an optimizer of its own."""
     torch.manual_seed(0)
     shape, names = SHAPES["ensemble"], [f"member{number}" for number in range(MEMBERS)]
-    model = get_peft_model(t5_small(shape), options(shape), adapter_name=names[0])
+    model = get_peft_model(random_base(shape), options(shape), adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, options(shape))
     model.train()
@@ -65,8 +65,10 @@ def ensemble() -> Row:
     return timed(all_members)
 
 
-def options(shape: Shape) -> PromptTuningConfig:
-    return PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=shape.length)
+def options(shape: Shape) -> PromptLearningConfig:
+    kind = PromptTuningConfig if shape.method == "soft_prompt" else PrefixTuningConfig
+    task = TaskType.SEQ_2_SEQ_LM if shape.model == "t5" else TaskType.CAUSAL_LM
+    return kind(task_type=task, num_virtual_tokens=shape.length)
 
 
 def adafactor(parameters: list[Any]) -> Adafactor:
@@ -76,8 +78,11 @@ def adafactor(parameters: list[Any]) -> Adafactor:
     )
 
 
-def t5_small(shape: Shape) -> T5ForConditionalGeneration:
-    """T5-small's shape with random weights."""
+def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel:
+    """T5-small's shape or GPT-2 small's with random weights."""
+    if shape.model == "gpt2":
+        rate = shape.dropout
+        return GPT2LMHeadModel(GPT2Config(resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate))
     sizes: dict[str, Any] = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6}
     sizes |= {"num_heads": 8, "feed_forward_proj": "relu", "decoder_start_token_id": 0}
     return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=shape.dropout))
@@ -86,7 +91,7 @@ def t5_small(shape: Shape) -> T5ForConditionalGeneration:
 def random_batch(shape: Shape) -> dict[str, torch.Tensor]:
     """A batch without padding."""
     ids = torch.randint(2, 32000, (shape.batch, shape.source))
-    labels = torch.randint(2, 32000, (shape.batch, shape.target))
+    labels = torch.randint(2, 32000, (shape.batch, shape.target)) if shape.target else ids
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 

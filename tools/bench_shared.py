@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 STEPS = 8  # timed in each process, after two that compile and warm up
 MEMBERS = 5  # of the ensemble that is compared
 MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
+
+MODELS: tuple[Literal["t5", "gpt2"], ...] = ("t5", "gpt2")
 
 Row = dict[str, float]  # a measurement's numbers, by name
 
@@ -23,17 +25,36 @@ class Shape:
     batch: int
     length: int  # of the prompt
     dropout: float
-    source: int = 128
+    source: int = 128  # GPT-2 has no more than a source, all of which is learnt
     target: int = 16
+    model: Literal["t5", "gpt2"] = "t5"  # T5-small's shape, or GPT-2 small's
+    method: Literal["soft_prompt", "prefix"] = "soft_prompt"
 
 
 SHAPES = {
     "step": Shape(batch=8, length=100, dropout=0.1),
     "step-0": Shape(batch=8, length=100, dropout=0.0),
     "reviews": Shape(batch=32, length=20, dropout=0.1),  # each at its own length
+    "gpt2-prompt": Shape(batch=16, length=100, dropout=0.0, source=32, target=0, model="gpt2"),
+    "gpt2-prefix": Shape(batch=8, length=10, dropout=0.0, source=128, target=0, model="gpt2", method="prefix"),
     "ensemble": Shape(batch=8, length=100, dropout=0.1),
     "members": Shape(batch=1, length=20, dropout=0.0, source=16),
     "memory": Shape(batch=8, length=100, dropout=0.1),
+}
+# Generation: 32 tokens for 8 inputs, with a prompt of 100 or a prefix of 10.
+GENERATIONS = {
+    f"{model}-{method}-{how}": Shape(
+        batch=8,
+        length=100 if method == "prompt" else 10,
+        dropout=0.0,
+        source=128 if model == "t5" else 32,
+        target=32,
+        model=model,
+        method="soft_prompt" if method == "prompt" else "prefix",
+    )
+    for model in MODELS
+    for method in ("prompt", "prefix")
+    for how in ("greedy", "beam5")
 }
 
 

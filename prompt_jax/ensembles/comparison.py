@@ -5,22 +5,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from prompt_jax import metrics
 from prompt_jax.examples import Examples
+from prompt_jax.metrics import CORPUS_METRICS, Target, references_of
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
-# Metrics that are the mean over examples of what each example is worth alone.
-_MEANS: dict[str, metrics.MetricFn] = {"accuracy": metrics.accuracy, "exact_match": metrics.exact_match}
-
 
 def right_answers(
-    answers: Sequence[Sequence[str]], targets: Sequence[str], same: Callable[[str], str]
+    answers: Sequence[Sequence[str]], targets: Sequence[Target], same: Callable[[str], str]
 ) -> Bool[np.ndarray, "E N"]:
-    """Which answers are the same as their target."""
-    expected = [same(target) for target in targets]
-    return np.array([[same(a) == t for a, t in zip(row, expected, strict=True)] for row in answers])
+    """Which answers are the same as their target, or as one of several."""
+    expected = [{same(text) for text in references_of(target)} for target in targets]
+    return np.array([[same(a) in t for a, t in zip(row, expected, strict=True)] for row in answers])
 
 
 def agreement(ids: Int[np.ndarray, "E N"]) -> Float[np.ndarray, "E E"]:
@@ -50,6 +47,11 @@ def gain_intervals(
     A percentile bootstrap (Efron 1979), paired: each of 1,000 resamples of the examples, with replacement, scores the
     vote and all members. Which member is the best is not chosen anew.
 
+    A metric that is a function of a sum over examples (`metrics.CORPUS_METRICS`) is computed once and then added up for
+    each resample. What it takes from all references together stays that of the whole split: the information of NIST's
+    n-grams, the weights of CIDEr's, and how many references an example has for multi_bleu. Other metrics score each
+    resample from its texts.
+
     Args:
       examples: of one split.
       members: [E][N] their answers.
@@ -61,9 +63,9 @@ def gain_intervals(
     Returns:
       (low, high) under "best" and "average".
     """
-    score = _scorer(examples, [*members, vote], metric)
-    random = np.random.default_rng(seed)
-    scores = np.stack([score(random.integers(len(examples), size=len(examples))) for _ in range(RESAMPLES)])
+    random, size = np.random.default_rng(seed), len(examples)
+    resamples = np.stack([random.integers(size, size=size) for _ in range(RESAMPLES)])
+    scores = _scores(examples, [*members, vote], metric, resamples)
     voted, others = scores[:, -1], scores[:, :-1]
     gains = {"best": voted - others[:, best], "average": voted - others.mean(axis=1)}
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
@@ -71,16 +73,17 @@ def gain_intervals(
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
-def _scorer(examples: Examples, answers: Sequence[Sequence[str]], metric: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from the rows of a resample to the score on it of each row of answers."""
-    mean = _MEANS.get(metric)
-    if mean in examples.metric_fns and examples.postprocess is None:
-        pairs = [zip(examples.target_texts, row, strict=True) for row in answers]
-        worth = np.array([[mean([target], [answer])[metric] for target, answer in row] for row in pairs])
-        return lambda rows: worth[:, rows].mean(axis=1)
+def _scores(
+    examples: Examples, answers: Sequence[Sequence[str]], metric: str, resamples: Int[np.ndarray, "R N"]
+) -> Float[np.ndarray, "R E"]:
+    """The score of each row of answers on each resample, which is given by its rows."""
+    if examples.format is None or examples.postprocess is not None or metric not in CORPUS_METRICS:
+        return np.array([[_score(examples, own, metric, rows) for own in answers] for rows in resamples])
+    known, references = CORPUS_METRICS[metric], list(map(references_of, examples.expected))
+    times = np.stack([np.bincount(rows, minlength=len(examples)) for rows in resamples]).astype(np.float64)  # [R, N]
+    totals = [times @ known.statistics(references, own) for own in answers]  # [E] of [R, K]
+    return np.array([[known.score(total) for total in own] for own in totals]).T
 
-    def score(rows: np.ndarray) -> np.ndarray:
-        resample = examples.take(rows)
-        return np.array([resample.score([row[i] for i in rows])[metric] for row in answers])
 
-    return score
+def _score(examples: Examples, answers: Sequence[str], metric: str, rows: Int[np.ndarray, " N"]) -> float:
+    return examples.take(rows).score([answers[row] for row in rows])[metric]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from prompt_jax.ensembles.evaluation import labels_of, majority_vote
+from prompt_jax.ensembles.evaluation import RankedVote, labels_of, majority_vote, ranked_vote
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.evaluation import Evaluation, answers, batch_shapes, label_scores
 from prompt_jax.examples import Examples
@@ -30,12 +30,14 @@ class EarlyEvaluation:
     Attributes:
       vote: as the full vote by majority has it, without `label_scores`.
       answers: [E][N] the members' generated answers, None where one was not asked.
+      ranked: the members' most probable labels and the vote on them; None for a task without labels.
       saved: the share of passes (an example with one member's prompt) that were not needed, for the generated
         "answers" and, where the task has labels, for the "labels".
     """
 
     vote: Evaluation
     answers: list[list[str | None]]
+    ranked: RankedVote | None
     saved: dict[str, float]
 
 
@@ -91,13 +93,13 @@ def evaluate_early(
         return label_votes
 
     saved = {"answers": 1 - (ask_early(*shape, speak, blocks) != NO_VOTE).mean()}
+    ranked = None
     if labels:
         saved["labels"] = 1 - (ask_early(*shape, rank, blocks) != NO_VOTE).mean()
+        ranked = ranked_vote(labels, label_votes, scores)
     given = texts.tolist()
-    vote = majority_vote(
-        examples, given, log_probabilities, label_votes if labels else None, scores if labels else None
-    )
-    return EarlyEvaluation(vote, given, saved)
+    vote = majority_vote(examples, given, log_probabilities, ranked)
+    return EarlyEvaluation(vote, given, ranked, saved)
 
 
 def default_blocks(members: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
-from prompt_jax.ensembles.vote import answer_ids, comparison, majority, mean_probability, vote_answers
+from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import Evaluation, evaluate_members
 from prompt_jax.examples import Examples
@@ -20,6 +20,19 @@ VoteRule = Literal["majority", "mean-probability"]
 
 class VoteError(UserError, ValueError):
     """Members that cannot vote by this rule; the message says what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedVote:
+    """Most probable labels, in the examples' order.
+
+    Attributes:
+      members: [E][N] each member's, None where one was not asked.
+      vote: [N] the one that wins.
+    """
+
+    members: list[list[str | None]]
+    vote: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +48,7 @@ class EnsembleEvaluation:
       vote: the vote's answers as `predictions` and its scores. `label_scores` are the logs of the labels' mean
         probability under either rule, None for a task without labels. `log_probabilities` are those of the member
         whose answer is shown, or the log of the label's mean probability.
+      ranked: the members' most probable labels and the vote on them, by the rule; None for a task without labels.
       metric: the name of the score that `best` and `intervals` are about: the first one that the vote has.
       average: the mean of the members' scores.
       best: the member with the highest score; of equal ones the first.
@@ -50,6 +64,7 @@ class EnsembleEvaluation:
     members: list[Evaluation]
     answers: list[list[str]]
     vote: Evaluation
+    ranked: RankedVote | None
     metric: str
     average: dict[str, float]
     best: int
@@ -107,7 +122,7 @@ def combine(
     check_rule(vote, examples)
     labels = labels_of(examples)
     same = comparison(labels)
-    answers, voted = _vote(members, examples, labels, vote)
+    answers, voted, ranked = _vote(members, examples, labels, vote)
     metric = next(iter(voted.scores))
     best = int(np.argmax(np.nan_to_num([member.scores[metric] for member in members], nan=-np.inf)))
     everyone = [*answers, voted.predictions]
@@ -116,10 +131,11 @@ def combine(
         members=list(members),
         answers=answers,
         vote=voted,
+        ranked=ranked,
         metric=metric,
         average={name: float(np.mean([member.scores[name] for member in members])) for name in members[0].scores},
         best=best,
-        oracle=float(right_answers(answers, examples.target_texts, same).any(axis=0).mean()),
+        oracle=float(right_answers(answers, examples.expected, same).any(axis=0).mean()),
         agreement=agreement(answer_ids(answers, same)),
         confusion=np.stack([confusion(examples.target_texts, row, labels) for row in everyone]) if labels else None,
         intervals=gain_intervals(examples, answers, voted.predictions, best, metric.removeprefix("rank/"), seed=seed),
@@ -141,46 +157,67 @@ def check_rule(vote: VoteRule, examples: Examples) -> None:
 
 def _vote(
     members: Sequence[Evaluation], examples: Examples, labels: Sequence[str], vote: VoteRule
-) -> tuple[list[list[str]], Evaluation]:
-    """What the members voted with, and the vote."""
+) -> tuple[list[list[str]], Evaluation, RankedVote | None]:
+    """What the members voted with, the vote, and the vote on most probable labels."""
     scores = [member.label_scores for member in members if member.label_scores is not None]
     label_scores = np.stack(scores) if scores else None
-    label_votes = None if label_scores is None else label_scores.argmax(axis=2)
+    ranked = None if label_scores is None else ranked_vote(labels, label_scores.argmax(axis=2), label_scores)
     means = None if label_scores is None else mean_probability(label_scores)
     if vote == "majority":
         given = [member.predictions for member in members]
         log_probabilities = np.stack([member.log_probabilities for member in members])
-        voted = majority_vote(examples, given, log_probabilities, label_votes, label_scores)
-        return given, dataclasses.replace(voted, label_scores=means)
-    if label_votes is None or means is None:
+        voted = majority_vote(examples, given, log_probabilities, ranked)
+        return given, dataclasses.replace(voted, label_scores=means), ranked
+    if label_scores is None or means is None:
         raise VoteError("a vote by mean-probability needs members that were evaluated with rank=True")
     answers = [labels[i] for i in means.argmax(axis=1)]
     voted = Evaluation(rank_scores(examples, answers), answers, means, means.max(axis=1))
-    return [[labels[i] for i in row] for row in label_votes], voted
+    probable = [[labels[i] for i in row] for row in label_scores.argmax(axis=2)]
+    return probable, voted, RankedVote([list(row) for row in probable], answers)
+
+
+def ranked_vote(
+    labels: Sequence[str], votes: Int[np.ndarray, "E N"], label_scores: Float[np.ndarray, "E N C"]
+) -> RankedVote:
+    """The vote by majority on most probable labels.
+
+    Args:
+      labels: of the task.
+      votes: the number of each member's most probable label, or NO_VOTE.
+      label_scores: the labels' log-probabilities in nats, 0 where a member was not asked.
+    """
+    members = [[None if i == NO_VOTE else labels[i] for i in row] for row in votes]
+    return RankedVote(members, [labels[i] for i in majority(votes, label_scores)])
+
+
+def ranked_alone(examples: Examples, result: Evaluation) -> RankedVote | None:
+    """`ranked_vote` of a single prompt; None for a task without labels, or where they were not ranked."""
+    if result.label_scores is None:
+        return None
+    scores = result.label_scores[None]
+    return ranked_vote(labels_of(examples), scores.argmax(axis=2), scores)
 
 
 def majority_vote(
     examples: Examples,
     answers: Sequence[Sequence[str | None]],
     log_probabilities: Float[np.ndarray, "E N"],
-    label_votes: Int[np.ndarray, "E N"] | None,
-    label_scores: Float[np.ndarray, "E N C"] | None,
+    ranked: RankedVote | None,
 ) -> Evaluation:
-    """The two votes by majority: on generated answers and, where there are label scores, on most probable labels.
+    """The vote by majority on generated answers, with the scores of both votes.
 
     Args:
       examples: of one split.
       answers: [E][N] generated answers, None where a member was not asked.
       log_probabilities: of these answers, in nats.
-      label_votes: the number of each member's most probable label, or NO_VOTE; None without labels.
-      label_scores: the labels' log-probabilities in nats; None without labels.
+      ranked: the vote on most probable labels; None without labels.
     """
     labels = labels_of(examples)
     speakers = vote_answers(answers, log_probabilities, comparison(labels))
     predictions = [answers[member][example] for example, member in enumerate(speakers)]
     scores = dict(examples.score(predictions))
-    if label_votes is not None and label_scores is not None:
-        scores |= rank_scores(examples, [labels[i] for i in majority(label_votes, label_scores)])
+    if ranked is not None:
+        scores |= rank_scores(examples, ranked.vote)
     return Evaluation(scores, predictions, None, log_probabilities[speakers, np.arange(len(examples))])
 
 

@@ -54,6 +54,17 @@ def read_members(paths: Sequence[Path]) -> list[Member]:
     return members
 
 
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Raises MemberError if one file is named twice: its prompts would vote twice."""
+    named: dict[Path, Path] = {}
+    for path in paths:
+        first = named.get(path.resolve())
+        if first is not None:
+            both = f"{path} is named twice" if first == path else f"{first} and {path} are one file"
+            raise MemberError(f"{both}; its prompts would count twice in the average and in the vote: name it once")
+        named[path.resolve()] = path
+
+
 def member_names(members: Sequence[Member]) -> list[str]:
     """How the members are told apart: by their files if there are several, and by their settings."""
     several = len({member.path for member in members}) > 1

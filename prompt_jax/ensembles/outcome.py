@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.ensembles.evaluation import VoteRule, evaluate_ensemble, labels_of
+from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, score_list, score_table
@@ -28,6 +28,7 @@ class Outcome:
       examples: that were answered.
       answers: [E][N] the members' answers, None where one was not asked.
       vote: of them, or the only prompt's evaluation.
+      ranked: their most probable labels and the vote on them; None for a task without labels.
     """
 
     shown: list[Table]
@@ -36,13 +37,14 @@ class Outcome:
     examples: Examples
     answers: Sequence[Sequence[str | None]]
     vote: Evaluation
+    ranked: RankedVote | None
 
     def write(self, folder: Path) -> list[Path]:
         """Writes `table.md`, `scores.json` and `predictions.jsonl`, and gives their paths."""
         paths = [folder / name for name in ("table.md", "scores.json", "predictions.jsonl")]
         write_text(paths[0], "\n".join(table.markdown() for table in self.tables))
         write_text(paths[1], json.dumps(self.scores, indent=2, ensure_ascii=False) + "\n")
-        write_predictions(paths[2], prediction_lines(self.examples, self.answers, self.vote))
+        write_predictions(paths[2], prediction_lines(self.examples, self.answers, self.vote, self.ranked))
         return paths
 
 
@@ -70,7 +72,7 @@ def evaluate_files(
         shown = [score_list(f"{members[0]}: {title}", result.scores)]
         tables = [score_table(title, {str(members[0]): result.scores})]
         scores = _scores(examples, members, [result.scores], None)
-        return Outcome(shown, tables, scores, examples, [result.predictions], result)
+        return Outcome(shown, tables, scores, examples, [result.predictions], result, ranked_alone(examples, result))
 
     if early_stop:
         early = evaluate_early(model, prompts, examples, **options)
@@ -79,7 +81,7 @@ def evaluate_files(
         shown = [score_list(title, early.vote.scores | saved)]
         together: dict[str, Any] = {"vote_rule": "majority", "vote": early.vote.scores, "saved": early.saved}
         scores = _scores(examples, members, [None] * len(members), together)
-        return Outcome(shown, shown, scores, examples, early.answers, early.vote)
+        return Outcome(shown, shown, scores, examples, early.answers, early.vote, early.ranked)
 
     ensemble = evaluate_ensemble(model, prompts, examples, vote=vote, **options)
     title = f"{title}, {len(members)} members, {vote} vote"
@@ -89,7 +91,7 @@ def evaluate_files(
         *own, voted = ensemble.confusion.tolist()
         together["confusion"] = {"labels": list(labels_of(examples)), "members": own, "vote": voted}
     scores = _scores(examples, members, [member.scores for member in ensemble.members], together)
-    return Outcome(shown, shown, scores, examples, ensemble.answers, ensemble.vote)
+    return Outcome(shown, shown, scores, examples, ensemble.answers, ensemble.vote, ensemble.ranked)
 
 
 def _scores(

@@ -71,25 +71,31 @@ class Voting:
         return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, shown, strict=True)]
 
 
-def read_named(files: Sequence[Path]) -> dict[str, Member]:
-    """The prompts of files by the names that inputs give them: a file's name without its extension, and for a member
-    of an ensemble its number after it, `sentiment/0`.
+def read_named(words: Sequence[str]) -> dict[str, Member]:
+    """The prompts of files by the names that inputs give them.
+
+    Args:
+      words: `NAME=FILE`, or `FILE`, whose name is the file's without its extension. For a member of an ensemble its
+        number comes after it, `sentiment/0`.
 
     Raises:
       UserError: two files of one name, or a template that takes the field `prompt` for itself.
       PromptFormatError: as `read_prompts`.
     """
-    stems: dict[str, Path] = {}
-    for file in files:
-        if file.stem in stems:
+    files: dict[str, Path] = {}
+    for word in words:
+        name, _, file = word.partition("=")
+        whole = not file or Path(word).exists()  # a path may have the sign in it, such as that of a run
+        name, path = (Path(word).stem, Path(word)) if whole else (name, Path(file))
+        if name in files:
             raise UserError(
-                f"{stems[file.stem]} and {file} would both be called {file.stem!r}; give one of them another name, "
-                f"e.g. prompt-jax export {file} OTHER.npz"
+                f"{files[name]} and {path} would both be called {name!r}; give one of them another name: OTHER={path}"
             )
-        stems[file.stem] = file
+        files[name] = path
     named = {
-        member.path.stem if member.number is None else f"{member.path.stem}/{member.number}": member
-        for member in read_members(files)
+        name if member.number is None else f"{name}/{member.number}": member
+        for name, path in files.items()
+        for member in read_members([path])
     }
     for member in named.values():
         if "prompt" in _format(member).columns:
@@ -146,6 +152,10 @@ class Mixed:
         )
         self._ids: dict[str | None, int] = {None: NO_PROMPT} | {name: number for number, name in enumerate(named)}
         self._formats = {name: _format(member) for name, member in [(None, None), *named.items()]}
+        # What is compiled does not depend on which prompts the lines of a batch name.
+        self._longest = max(own.target_length for own in self._formats.values())
+        labels = {label for own in self._formats.values() for label in own.labels}
+        self._longest_label = max((len(evaluation.label_ids(model, label)) for label in labels), default=None)
         self.cut = 0
 
     def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
@@ -162,12 +172,14 @@ class Mixed:
             "batch_size": batch_size,
         }
         lengths = [own.target_length for own in formats]
-        texts = evaluation.answers(self._model, self._prompt, target_length=lengths, **rows).texts
+        given = evaluation.answers(self._model, self._prompt, target_length=lengths, longest=self._longest, **rows)
         labels = [own.labels if rank else () for own in formats]
-        scores = evaluation.own_label_scores(self._model, self._prompt, labels=labels, **rows)
+        scores = evaluation.own_label_scores(
+            self._model, self._prompt, labels=labels, longest=self._longest_label, **rows
+        )
         return [
             Answer(text, None if row is None else _by_label(own, row))
-            for text, own, row in zip(texts, labels, scores, strict=True)
+            for text, own, row in zip(given.texts, labels, scores, strict=True)
         ]
 
 

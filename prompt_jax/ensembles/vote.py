@@ -37,14 +37,10 @@ def majority(votes: Int[np.ndarray, "E N"], log_probabilities: Float[np.ndarray,
     if (votes == NO_VOTE).all(axis=0).any():
         raise ValueError("there is an example that no member voted on")
     gave = votes[:, :, None] == np.arange(classes)  # [E, N, C]
-    counts = gave.sum(axis=0)
-    tied = counts == counts.max(axis=1, keepdims=True)
     # In sorted order, so that the sum of equal terms is equal whoever gave which.
-    terms = np.nan_to_num(log_probabilities.astype(np.float64), nan=-np.inf, neginf=-np.inf)
-    sums = np.where(tied, np.sort(terms, axis=0).sum(axis=0), -np.inf)
-    tied &= sums == sums.max(axis=1, keepdims=True)
+    sums = np.sort(_known(log_probabilities), axis=0).sum(axis=0)
     earliest = np.where(gave, np.arange(members)[:, None, None], members).min(axis=0)
-    return np.where(tied, earliest, members).argmin(axis=1)
+    return _winners(gave.sum(axis=0), sums, earliest)
 
 
 def vote_answers(
@@ -58,13 +54,38 @@ def vote_answers(
       answers: [E][N] generated answers; None where a member was not asked.
       log_probabilities: of each of them, by the member that gave it, in nats.
       same: two answers are the same if this makes them equal; see `comparison`.
+
+    Raises:
+      ValueError: an example that nobody voted on.
     """
     ids = answer_ids(answers, same)
     members, count = ids.shape
-    by_answer = np.zeros((members, count, members))
-    given = np.where(ids == NO_VOTE, 0.0, log_probabilities)
-    np.put_along_axis(by_answer, np.maximum(ids, 0)[:, :, None], given[:, :, None], axis=2)
-    return majority(ids, by_answer)
+    if (ids == NO_VOTE).all(axis=0).any():
+        raise ValueError("there is an example that no member voted on")
+    terms = _known(log_probabilities)
+    order = np.argsort(terms, axis=0, kind="stable")  # see `majority`
+    ids, terms = np.take_along_axis(ids, order, axis=0), np.take_along_axis(terms, order, axis=0)
+    given = ids != NO_VOTE
+    answer = np.broadcast_to(np.arange(count), ids.shape)[given], ids[given]
+    counts, sums = np.zeros((count, members), int), np.zeros((count, members))
+    np.add.at(counts, answer, 1)
+    np.add.at(sums, answer, terms[given])
+    return _winners(counts, sums, np.broadcast_to(np.arange(members), counts.shape))
+
+
+def _known(log_probabilities: Float[np.ndarray, "E *rest"]) -> Float[np.ndarray, "E *rest"]:
+    return np.nan_to_num(log_probabilities.astype(np.float64), nan=-np.inf, neginf=-np.inf)
+
+
+def _winners(
+    counts: Int[np.ndarray, "N C"], sums: Float[np.ndarray, "N C"], earliest: Int[np.ndarray, "N C"]
+) -> Int[np.ndarray, " N"]:
+    """The answer that wins each example, from how many gave each answer, the sums of its log-probabilities, and the
+    first member that gave it."""
+    tied = counts == counts.max(axis=1, keepdims=True)
+    sums = np.where(tied, sums, -np.inf)
+    tied &= sums == sums.max(axis=1, keepdims=True)
+    return np.where(tied, earliest, np.iinfo(np.int64).max).argmin(axis=1)
 
 
 def answer_ids(answers: Sequence[Sequence[str | None]], same: Callable[[str], str]) -> Int[np.ndarray, "E N"]:

@@ -5,9 +5,11 @@ Shapes are written with these letters everywhere in the project:
     B batch        S source tokens   T target (or any) tokens   P prompt length
     L layers       D model width     H heads                    K head width
     F feed-forward V vocabulary      E ensemble members         C label classes
+    N prompts in a stack, or new tokens                         G beams
 
-A family is a module with `forward`, `encode`, `decode`, `prefill` and `decode_step` of one signature, `parameters`,
-the table of its weights, and a configuration class; `family` finds it by the configuration.
+A family is a module of functions with one signature: `forward`, `encode` and `decode`, `prefill` and `decode_step` for
+generation, `activations` and `sites` for prefixes, `parameters`, the table of its weights, and a configuration class.
+`family` finds it by the configuration.
 """
 
 from functools import partial
@@ -15,15 +17,23 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from prompt_jax.models import t5
+from prompt_jax.errors import UserError
+from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
+
+Config = t5.T5Config | gpt2.GPT2Config | bart.BartConfig
+
+
+class ContextError(UserError, ValueError):
+    """A text that is longer, with its prompt, than the model has positions; the message gives both numbers."""
 
 
 def family(config: Any) -> ModuleType:
     """The module that computes models of this configuration."""
-    return {t5.T5Config: t5}[type(config)]
+    return {t5.T5Config: t5, gpt2.GPT2Config: gpt2, bart.BartConfig: bart}[type(config)]
 
 
 def forward(
@@ -34,16 +44,16 @@ def forward(
     *,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T V"]:
-    """Logits of the real positions, float32, with the prompt added to the frozen base.
+    """Logits of the target's real positions, float32, with the prompt added to the frozen base.
 
     Args:
       params: a model's `.params`.
       config: its `.config`.
-      batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool, padded on any side. Encoder-decoders:
-        `decoder_inputs` [B, T] int32 (start token first) and, if these are not padded on the right alone,
-        `decoder_mask` [B, T]. Causal models: `inputs` are source, separator and target, `target_mask` [B, S] marks
-        the positions that are scored, `source_length` [B] where the target begins. With a stacked prompt
-        `prompt_ids` [B] int32: the number of each row's prompt, -1 for none.
+      batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool, padded on any side; `decoder_inputs` [B, T] int32
+        (start token first, `config.start_id`) and, if these are not padded on the right alone, `decoder_mask` [B, T].
+        A causal model reads both as one text, and the inputs alone where there are no `decoder_inputs`: then the
+        logits are those of all the inputs. With a stacked prompt `prompt_ids` [B] int32: the number of each row's
+        prompt, -1 for none.
       prompt: a Prompt; a stacked one (`prompt_jax.stack_prompts`) if rows have prompts of their own; None is the
         base model. A row gives what it gives alone with its prompt.
       key: turns dropout on.
@@ -51,8 +61,12 @@ def forward(
     Raises:
       PromptStackError: a stacked prompt without `prompt_ids` or the other way round, or an id that is no prompt's.
         Inside a transformation the ids' values are not known; then the logits of such a row are NaN.
+      PromptPartError: a prompt with a part that the model has no place for.
+      ContextError: more than the model has positions for, as far as masks are known.
     """
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
+    target = batch.get("decoder_inputs")
+    check_context(config, prompt, longest(batch["inputs_mask"]), 0 if target is None else target.shape[1])
     return _forward(params, config, batch, prompt, key)
 
 
@@ -61,3 +75,22 @@ def _forward(
     params: Any, config: Any, batch: dict[str, Any], prompt: Prompt | None, key: PRNGKeyArray | None
 ) -> Float[Array, "B T V"]:
     return family(config).forward(params, config, batch, prompt, key=key)
+
+
+def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> None:
+    """Raises ContextError unless source and target of so many tokens have positions, with the prompt."""
+    if isinstance(config, t5.T5Config):  # its positions are relative
+        return
+    for what, needed in family(config).positions_needed(prompt, source, target).items():
+        if needed > config.positions:
+            raise ContextError(
+                f"{what} together have {needed} tokens, and the model has {config.positions} positions: shorten the "
+                "text (data.input_length, data.target_length) or the prompt (prompt.length)"
+            )
+
+
+def longest(mask: Any) -> int:
+    """The most real tokens of a row; what the mask has room for, where it is not known."""
+    if isinstance(mask, jax.core.Tracer):
+        return mask.shape[1]
+    return int(np.asarray(jax.device_get(mask)).sum(axis=1).max(initial=0))

@@ -1,6 +1,9 @@
 """Attention and dropout, shared by the model families. Shapes: see `prompt_jax.models`."""
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +15,64 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 MASKED = -1e9
 
 
+class Part(NamedTuple):
+    """Some of the keys and values that queries attend to."""
+
+    k: Float[Array, "..."]  # [S, H, K] for the whole batch, [B, S, H, K] for a row, or [B, T, S, H, K] for a query
+    v: Float[Array, "..."]  # as k
+    bias: Float[Array, "#B #H #T S"] | None = None  # what is added to the scores
+
+
 def attend(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B S H K"],
-    v: Float[Array, "B S H K"],
-    bias: Float[Array, "#B #H #T S"],
-    *,
-    dropout_rate: float = 0.0,
-    key: PRNGKeyArray | None = None,
+    q: Float[Array, "B T H K"], *parts: Part, dropout_rate: float = 0.0, key: PRNGKeyArray | None = None
 ) -> Float[Array, "B T H K"]:
-    """softmax(q k + bias) v; q comes already scaled."""
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-    return weighted_sum(scores + bias, v, "bhts,bshk->bthk", dropout_rate=dropout_rate, key=key)
+    """softmax(q k + bias) v with one softmax over the keys of all parts; q comes already scaled."""
+    scored = [part_scores(q, part) for part in parts]
+    return functools.reduce(jnp.add, weighted_sums(*zip(*scored, strict=True), dropout_rate=dropout_rate, key=key))
 
 
-def weighted_sum(
-    scores: Float[Array, "B H T S"],
-    values: Float[Array, "B S *rest"],
-    contraction: str,
+def part_scores(q: Float[Array, "B T H K"], part: Part) -> tuple[Float[Array, "B H T S"], tuple[Array, str]]:
+    """The scores of one part with its bias, and what `weighted_sums` needs besides."""
+    axes = {3: "shk", 4: "bshk", 5: "btshk"}[part.k.ndim]
+    scores = jnp.einsum(f"bthk,{axes}->bhts", q, part.k, preferred_element_type=jnp.float32)
+    return scores if part.bias is None else scores + part.bias, (part.v, f"bhts,{axes}->bthk")
+
+
+def weighted_sums(
+    scores: Sequence[Float[Array, "B H T _"]],
+    sums: Sequence[tuple[Float[Array, "..."], str]],
     *,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
-) -> Float[Array, "B T H _"]:
-    """The mean of values [B, S, ...] with weights softmax(scores), contracted as `contraction` says; float32 inside.
+) -> list[Float[Array, "B T H _"]]:
+    """Sums of values with weights that are one softmax over all scores together; float32 inside.
 
-    Dropout, if a key is given, is of the weights. The sum is divided by its normaliser afterwards and not the weights
-    before: of the two largest arrays in the model, [B, H, T, S], only one is then kept for the backward pass.
+    Args:
+      scores: of each part.
+      sums: each part's values, and how they are contracted with its weights.
+      dropout_rate: of the weights, if a key is given.
+      key: the first part drops what it would drop alone.
+
+    A sum is divided by the normaliser afterwards and not its weights before: of the two largest arrays in the model,
+    [B, H, T, S], only one is then kept for the backward pass.
     """
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
-    kept = keep_mask(weights.shape, dropout_rate, key)
+    largest = functools.reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - jax.lax.stop_gradient(largest)) for score in scores]
+    total = functools.reduce(jnp.add, [weight.sum(axis=-1) for weight in weights])
+    total = total.transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
 
-    # Recomputed in the backward pass from weights and mask, which are kept anyway.
-    @jax.checkpoint
-    def contract(weights, kept, values):
-        return jnp.einsum(contraction, drop(weights, kept, dropout_rate).astype(values.dtype), values)
+    results = []
+    for number, (weight, (values, contraction)) in enumerate(zip(weights, sums, strict=True)):
+        own_key = key if number == 0 or key is None else jax.random.fold_in(key, number)
+        kept = keep_mask(weight.shape, dropout_rate, own_key)
 
-    return (contract(weights, kept, values) / total).astype(values.dtype)
+        # Recomputed in the backward pass from weights and mask, which are kept anyway.
+        @jax.checkpoint
+        def contract(weight, kept, values, contraction=contraction):
+            return jnp.einsum(contraction, drop(weight, kept, dropout_rate).astype(values.dtype), values)
+
+        results.append((contract(weight, kept, values) / total).astype(values.dtype))
+    return results
 
 
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:

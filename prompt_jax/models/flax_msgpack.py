@@ -33,7 +33,7 @@ def open_flax(file: Path) -> Iterator[Tensors]:
     tensors: Tensors = {}
     for path, array in arrays.items():
         *modules, leaf = path.split("/")
-        name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding") else leaf])
+        name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding", "scale") else leaf])
         if name in tensors:
             raise CheckpointError(f"{file}: {path} is there twice")
         if leaf != "kernel":

@@ -3,12 +3,14 @@
     logits = forward(params, config, batch, prompt)
 
 Layers are stacked, `[L, ...]`, and run by `jax.lax.scan`. Activations have the parameters' dtype; norms, softmax
-and logits are float32. Virtual tokens stand in the encoder's input, and their relative positions are counted as if
-they were text. Shapes: see `prompt_jax.models`. The published code (T5X, Hugging Face) has the same numbers.
+and logits are float32. Virtual tokens stand in the encoder's input; their relative positions, and those of a prefix
+before them, are counted as if they were text. Shapes: see `prompt_jax.models`. The published code (T5X, Hugging Face)
+has the same numbers.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prompt_jax.models.attention import MASKED, attend, dropout, mask_bias, weighted_sum
-from prompt_jax.models.prompt import NO_PROMPT, Prompt, VirtualTokens, check_prompt_ids
+from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias, part_scores, weighted_sums
+from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
+from prompt_jax.models.layers import Params, heads, keys_or_none, merge, only_stack, run_layers
+from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.prompt import Prompt, Site, check_prompt_ids
 
-Params = dict[str, Any]
 Batch = Mapping[str, Any]
 
 
@@ -46,22 +50,6 @@ class T5Config:
     start_id: int = 0  # the decoder's first input
     dropout_rate: float = 0.1  # used only where a key is given
     remat: Literal["none", "full"] = "none"  # whether the backward pass recomputes whole layers, to save memory
-
-
-class Parameter(NamedTuple):
-    """One leaf of the parameters: where it is here, in a checkpoint, and on a mesh.
-
-    `path` leads to it in the nested dict; a stacked leaf holds `layers` arrays of `shape`. `name` is Hugging Face's,
-    with `{layer}`; `transposed` says that the checkpoint has it as a PyTorch linear layer, [out, in], to be
-    transposed and then reshaped to `shape`. `axes` are the logical names of `shape`'s axes.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    transposed: bool = False
-    layers: int | None = None
 
 
 def parameters(config: T5Config) -> list[Parameter]:
@@ -147,40 +135,53 @@ def encode(
     key: PRNGKeyArray | None = None,
 ) -> Encoded:
     """Runs the encoder over virtual tokens and text. The order of the output's positions is the encoder's own."""
-    check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-    tokens = None if prompt is None else prompt.encoder_tokens
+    return _encode(params, config, batch, prompt, key)[0]
+
+
+def _encode(
+    params: Params,
+    config: T5Config,
+    batch: Batch,
+    prompt: Prompt | None,
+    key: PRNGKeyArray | None = None,
+    capture: bool = False,
+) -> tuple[Encoded, Any]:
+    """`encode`, and if they are to be captured the self-attention's keys and values, [L, B, S, H, K]."""
+    prompt_ids, prompt = batch.get("prompt_ids"), prompt or Prompt()
+    check_prompt_ids(prompt, prompt_ids, len(batch["inputs"]))
     # Real positions are brought to the front of each row, so that text and virtual tokens touch, one table of relative
     # positions serves the whole batch, and padding moves nothing. Cross-attention has no positions, so nothing has to
     # be put back.
-    order = _real_first(batch["inputs_mask"])
-    ids = jnp.take_along_axis(jnp.asarray(batch["inputs"]), order, axis=1)
-    mask = jnp.take_along_axis(jnp.asarray(batch["inputs_mask"], bool), order, axis=1)
-
-    x = params["embedding"][ids]
-    if tokens is not None:
+    order = real_first(batch["inputs_mask"])
+    ids, mask = in_order(batch["inputs"], order), in_order(batch["inputs_mask"], order).astype(bool)
+    x, prefix = params["embedding"][ids], past_of(prompt.encoder_self, prompt_ids)
+    if (tokens := prompt.encoder_tokens) is not None:
         after = tokens.placement == "after"
-        virtual, used = _virtual_tokens(tokens, batch.get("prompt_ids"), len(x), x.dtype)
+        virtual, used = virtual_tokens(tokens, prompt_ids, len(x), x.dtype)
         x = jnp.concatenate([x, virtual] if after else [virtual, x], axis=1)
         mask = jnp.concatenate([mask, used] if after else [used, mask], axis=1)
-        if after:
-            order = _real_first(mask)
-            x = jnp.take_along_axis(x, order[..., None], axis=1)
-            mask = jnp.take_along_axis(mask, order, axis=1)
+        if after or tokens.mask is not None or (prompt_ids is not None and prefix.length):
+            order = real_first(mask)
+            x, mask = in_order(x, order), in_order(mask, order)
 
     positions = np.arange(x.shape[1])
-    bias = _relative_bias(params["encoder"]["relative_bias"], config, positions, positions, bidirectional=True)
-    bias = bias + mask_bias(mask)
+    table = params["encoder"]["relative_bias"]
+    bias = _relative_bias(table, config, positions, positions, bidirectional=True) + mask_bias(mask)
+    before = _prefix_bias(table, config, prefix, positions, bidirectional=True)
 
-    def layer(x, weights, keys):
-        q, k, v = (_heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
-        mixed = attend(q, k, v, bias, dropout_rate=config.dropout_rate, key=keys[0])
-        x = x + dropout(_merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
-        return x + _mlp(x, weights["mlp"], config, keys[2:])
+    def layer(x, weights, extra, keys):
+        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        parts = Part(k, v, bias), *prefix.parts(extra, x.dtype, before)
+        mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
+        x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
+        return x + _mlp(x, weights["mlp"], config, keys[2:]), (k, v) if capture else None
 
-    keys = _keys(key, 3)
+    keys = keys_or_none(key, 3)
     x = dropout(x, config.dropout_rate, keys[0])
-    x = _run(layer, x, params["encoder"]["layers"], config, keys[1], keys_per_layer=4)
-    return Encoded(dropout(_norm(x, params["encoder"]["final_norm"], config), config.dropout_rate, keys[2]), mask)
+    layers = params["encoder"]["layers"]
+    x, captured = run_layers(layer, x, layers, prefix.layers, remat=config.remat, key=keys[1], keys_per_layer=4)
+    output = dropout(_norm(x, params["encoder"]["final_norm"], config), config.dropout_rate, keys[2])
+    return Encoded(output, mask), captured
 
 
 def decode(
@@ -193,35 +194,78 @@ def decode(
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T V"]:
     """Runs the decoder over all target positions at once. The arguments are those of `forward`."""
+    return _decode(params, config, encoded, batch, prompt, key)[0]
+
+
+def _decode(
+    params: Params,
+    config: T5Config,
+    encoded: Encoded,
+    batch: Batch,
+    prompt: Prompt | None,
+    key: PRNGKeyArray | None = None,
+    capture: bool = False,
+) -> tuple[Float[Array, "B T V"], Any]:
+    """`decode`, and if they are to be captured the self-attention's keys and values, [L, B, T, H, K]."""
+    prompt, prompt_ids = prompt or Prompt(), batch.get("prompt_ids")
+    self_prefix, cross_prefix = (past_of(p, prompt_ids) for p in (prompt.decoder_self, prompt.decoder_cross))
     ids = jnp.asarray(batch["decoder_inputs"])
     order = None
     if batch.get("decoder_mask") is not None:
-        order = _real_first(batch["decoder_mask"])
-        ids = jnp.take_along_axis(ids, order, axis=1)
+        order = real_first(batch["decoder_mask"])
+        ids = in_order(ids, order)
 
     positions = np.arange(ids.shape[1])
-    bias = _relative_bias(params["decoder"]["relative_bias"], config, positions, positions, bidirectional=False)
+    table = params["decoder"]["relative_bias"]
+    bias = _relative_bias(table, config, positions, positions, bidirectional=False)
     causal = np.where(positions[None, :] <= positions[:, None], 0.0, MASKED).astype(np.float32)
-    self_bias = bias + causal[None, None]
-    cross_bias = mask_bias(encoded.mask)
+    self_bias, cross_bias = bias + causal[None, None], mask_bias(encoded.mask)
+    prefix_bias = _prefix_bias(table, config, self_prefix, positions, bidirectional=False)
 
-    def layer(x, weights, keys):
-        q, k, v = (_heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
-        mixed = attend(q, k, v, self_bias, dropout_rate=config.dropout_rate, key=keys[0])
-        x = x + dropout(_merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
+    def layer(x, weights, extra, keys):
+        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        parts = Part(k, v, self_bias), *self_prefix.parts(extra[0], x.dtype, prefix_bias)
+        mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
+        x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
 
-        q = _heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
-        mixed = _cross_attend(q, encoded.output, weights["cross"], cross_bias, config, keys[2])
-        x = x + dropout(_merge(mixed, weights["cross"]["o"]), config.dropout_rate, keys[3])
-        return x + _mlp(x, weights["mlp"], config, keys[4:])
+        q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
+        before = cross_prefix.parts(extra[1], x.dtype)
+        mixed = _cross_attend(q, encoded.output, weights["cross"], cross_bias, before, config, keys[2])
+        x = x + dropout(merge(mixed, weights["cross"]["o"]), config.dropout_rate, keys[3])
+        return x + _mlp(x, weights["mlp"], config, keys[4:]), (k, v) if capture else None
 
-    keys = _keys(key, 3)
+    keys = keys_or_none(key, 3)
     x = dropout(params["embedding"][ids], config.dropout_rate, keys[0])
-    x = _run(layer, x, params["decoder"]["layers"], config, keys[1], keys_per_layer=6)
+    layers, extra = params["decoder"]["layers"], (self_prefix.layers, cross_prefix.layers)
+    x, captured = run_layers(layer, x, layers, extra, remat=config.remat, key=keys[1], keys_per_layer=6)
     x = dropout(_norm(x, params["decoder"]["final_norm"], config), config.dropout_rate, keys[2])
     if order is not None:
-        x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)
-    return _logits(params, config, x)
+        x = in_order(x, jnp.argsort(order, axis=1))
+    return _logits(params, config, x), captured
+
+
+def sites(config: T5Config) -> dict[Site, tuple[int, int, int]]:
+    """The attention sites that take a prefix, with their layers, heads and width of a head."""
+    shape = config.num_heads, config.d_kv
+    return {
+        "encoder_self": (config.encoder_layers, *shape),
+        "decoder_self": (config.decoder_layers, *shape),
+        "decoder_cross": (config.decoder_layers, *shape),
+    }
+
+
+def activations(
+    params: Params, config: T5Config, batch: Batch, prompt: Prompt | None = None
+) -> dict[Site, tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]]]:
+    """The keys and values of text at each attention site: what a prefix of these tokens is.
+
+    Args:
+      params, config, batch, prompt: as for `forward`. Real positions come first in each row.
+    """
+    encoded, encoder_self = _encode(params, config, batch, prompt, capture=True)
+    _, decoder_self = _decode(params, config, encoded, batch, prompt, capture=True)
+    cross = _cross_keys(params, encoded)
+    return {"encoder_self": encoder_self, "decoder_self": decoder_self, "decoder_cross": cross}
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -229,126 +273,75 @@ def decode(
 
 
 class Cache(NamedTuple):
-    """Keys and values of the decoder: of the tokens so far, up to N, and of the encoder's output."""
+    """Keys and values of the generated tokens, [L, B, G, N, H, K] for G beams, and what they are read after, which is
+    held once a row (the encoder's, [L, B, S, H, K]) or once for all (prefixes)."""
 
-    length: Int[Array, ""]  # tokens so far
-    self_k: Float[Array, "L B N H K"]
-    self_v: Float[Array, "L B N H K"]
-    cross_k: Float[Array, "L B S H K"]
-    cross_v: Float[Array, "L B S H K"]
-    cross_mask: Bool[Array, "B S"]
+    length: Int[Array, ""]  # generated tokens so far, the start token included
+    own: tuple[Float[Array, "L B G N H K"], Float[Array, "L B G N H K"]]
+    cross: Past
+    self_prefix: Past
+    cross_prefix: Past
 
 
 def prefill(
-    params: Params, config: T5Config, batch: Batch, prompt: Prompt | None, capacity: int
+    params: Params, config: T5Config, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads the input; gives the logits of the first new token, and a cache with room for `capacity` tokens."""
-    encoded = encode(params, config, batch, prompt)
-    layers = _only_stack(params["decoder"]["layers"])
-    k, v = (jnp.einsum("bsd,ldhk->lbshk", encoded.output, layers["cross"][name]) for name in "kv")
-    b = len(encoded.mask)
-    empty = jnp.zeros((config.decoder_layers, b, capacity, config.num_heads, config.d_kv), k.dtype)
-    cache = Cache(jnp.zeros((), jnp.int32), empty, empty, k, v, encoded.mask)
-    return decode_step(params, config, jnp.full((b,), config.start_id, jnp.int32), cache)
+    encoded, given, prompt_ids = encode(params, config, batch, prompt), prompt or Prompt(), batch.get("prompt_ids")
+    rows = len(encoded.mask)
+    empty = jnp.zeros(
+        (config.decoder_layers, rows, beams, capacity, config.num_heads, config.d_kv), encoded.output.dtype
+    )
+    cache = Cache(
+        length=jnp.zeros((), jnp.int32),
+        own=(empty, empty),
+        cross=Past(_cross_keys(params, encoded), used=encoded.mask),
+        self_prefix=past_of(given.decoder_self, prompt_ids),
+        cross_prefix=past_of(given.decoder_cross, prompt_ids),
+    )
+    logits, cache = decode_step(params, config, jnp.full((rows, beams), config.start_id, jnp.int32), cache)
+    return logits[:, 0], cache
 
 
 def decode_step(
-    params: Params, config: T5Config, tokens: Int[Array, "B"], cache: Cache
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Appends one token to each row; gives the logits of the next."""
-    slots = np.arange(cache.self_k.shape[2])
-    table = _relative_bias(params["decoder"]["relative_bias"], config, slots, slots, bidirectional=False)
-    row = jax.lax.dynamic_slice_in_dim(table, cache.length, 1, axis=2)  # [1, H, 1, N]
-    self_bias = row + jnp.where(slots <= cache.length, 0.0, MASKED)[None, None, None, :]
-    cross_bias = mask_bias(cache.cross_mask)
+    params: Params, config: T5Config, tokens: Int[Array, "B G"], cache: Cache
+) -> tuple[Float[Array, "B G V"], Cache]:
+    """Appends one token to each beam of each row; gives the logits of the next."""
+    slots, table = np.arange(cache.own[0].shape[3]), params["decoder"]["relative_bias"]
+
+    def now(bias: Float[Array, "1 H N S"]) -> Float[Array, "1 H 1 S"]:
+        return jax.lax.dynamic_slice_in_dim(bias, cache.length, 1, axis=2)
+
+    bias = now(_relative_bias(table, config, slots, slots, bidirectional=False))
+    bias = bias + jnp.where(slots <= cache.length, 0.0, MASKED)[None, None, None, :]
+    before = _prefix_bias(table, config, cache.self_prefix, slots, bidirectional=False)
+    before = None if before is None else now(before)
 
     def layer(carry, scanned):
-        x, self_k, self_v = carry
-        weights, cross_k, cross_v, index = scanned
-        q, k, v = (_heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        x, own_k, own_v = carry
+        weights, (cross, self_prefix, cross_prefix), index = scanned
+        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
         # The whole cache is carried and written in place: as scanned input and output it would be copied.
-        self_k = jax.lax.dynamic_update_slice(self_k, k[None], (index, 0, cache.length, 0, 0))
-        self_v = jax.lax.dynamic_update_slice(self_v, v[None], (index, 0, cache.length, 0, 0))
-        x = x + _merge(attend(q, self_k[index], self_v[index], self_bias), weights["self"]["o"])
-        q = _heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
-        x = x + _merge(attend(q, cross_k, cross_v, cross_bias), weights["cross"]["o"])
-        return (x + _mlp(x, weights["mlp"], config, (None, None)), self_k, self_v), None
+        place = index, 0, 0, cache.length, 0, 0
+        own_k = jax.lax.dynamic_update_slice(own_k, k[None, :, :, None], place)
+        own_v = jax.lax.dynamic_update_slice(own_v, v[None, :, :, None], place)
+        parts = Part(own_k[index], own_v[index], bias), *cache.self_prefix.parts(self_prefix, x.dtype, before)
+        x = x + merge(attend(q, *parts), weights["self"]["o"])
 
-    x = params["embedding"][tokens][:, None]
-    scanned = (
-        _only_stack(params["decoder"]["layers"]),
-        cache.cross_k,
-        cache.cross_v,
-        jnp.arange(config.decoder_layers),
-    )
-    (x, self_k, self_v), _ = jax.lax.scan(layer, (x, cache.self_k, cache.self_v), scanned)
+        q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
+        parts = *cache.cross.parts(cross, x.dtype), *cache.cross_prefix.parts(cross_prefix, x.dtype)
+        x = x + merge(attend(q, *parts), weights["cross"]["o"])
+        return (x + _mlp(x, weights["mlp"], config, (None, None)), own_k, own_v), None
+
+    past = cache.cross.layers, cache.self_prefix.layers, cache.cross_prefix.layers
+    scanned = only_stack(params["decoder"]["layers"]), past, jnp.arange(config.decoder_layers)
+    (x, own_k, own_v), _ = jax.lax.scan(layer, (params["embedding"][tokens], *cache.own), scanned)
     logits = _logits(params, config, _norm(x, params["decoder"]["final_norm"], config))
-    return logits[:, 0], cache._replace(length=cache.length + 1, self_k=self_k, self_v=self_v)
+    return logits, cache._replace(length=cache.length + 1, own=(own_k, own_v))
 
 
 # --------------------------------------------------------------------------------------------------------------
 # Parts
-
-
-def _virtual_tokens(
-    tokens: VirtualTokens, ids: Int[Any, "B"] | None, rows: int, dtype: Any
-) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
-    """Each row's virtual tokens, and which of them are used. Unused slots lie away from the text, and so take no
-    position between used ones."""
-    after = tokens.placement == "after"
-    embeddings, mask = jnp.asarray(tokens.embeddings), tokens.mask
-    if ids is None:  # the rows share one prompt
-        used = jnp.ones(len(embeddings), bool) if mask is None else jnp.asarray(mask)
-        if mask is not None:
-            order = jnp.argsort(~used if after else used, stable=True)
-            embeddings, used = embeddings[order], used[order]
-        virtual = jnp.broadcast_to(embeddings.astype(dtype)[None], (rows, *embeddings.shape))
-        return virtual, jnp.broadcast_to(used[None], virtual.shape[:2])
-
-    ids = jnp.asarray(ids)
-    chosen = jnp.where(ids == NO_PROMPT, 0, ids)
-    outside: dict[str, Any] = {"mode": "fill", "wrap_negative_indices": False}
-    virtual = embeddings.at[chosen].get(fill_value=jnp.nan, **outside).astype(dtype)
-    used = jnp.broadcast_to((ids != NO_PROMPT)[:, None], virtual.shape[:2])
-    if mask is not None:
-        used &= jnp.asarray(mask).at[chosen].get(fill_value=True, **outside)
-        order = _real_first(used, last=not after)
-        virtual = jnp.take_along_axis(virtual, order[..., None], axis=1)
-        used = jnp.take_along_axis(used, order, axis=1)
-    # Zeros, since a value that is not finite would pass through an attention weight of 0.
-    return jnp.where(used[..., None], virtual, 0.0), used
-
-
-def _run(
-    layer: Callable,
-    x: Float[Array, "B T D"],
-    stacks: tuple[Params, ...],
-    config: T5Config,
-    key: PRNGKeyArray | None,
-    keys_per_layer: int,
-) -> Float[Array, "B T D"]:
-    """Applies `layer(x, weights, keys)` for each layer of each stack."""
-
-    def body(x, scanned):
-        weights, key = scanned
-        return layer(x, weights, _keys(key, keys_per_layer)), None
-
-    if config.remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False)
-    for stack, stack_key in zip(stacks, _keys(key, len(stacks)), strict=True):
-        depth = len(jax.tree.leaves(stack)[0])
-        x, _ = jax.lax.scan(body, x, (stack, None if key is None else jax.random.split(stack_key, depth)))
-    return x
-
-
-def _only_stack(stacks: tuple[Params, ...]) -> Params:
-    """All layers as one stack, for decoding."""
-    return stacks[0] if len(stacks) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
-
-
-def _keys(key: PRNGKeyArray | None, count: int) -> Any:
-    """`count` independent keys; as many None where there is no key."""
-    return (None,) * count if key is None else jax.random.split(key, count)
 
 
 def _norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: T5Config) -> Float[Array, "B T D"]:
@@ -359,12 +352,11 @@ def _norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: T5Config) 
     return (x32 * jax.lax.rsqrt(variance + config.norm_epsilon)).astype(x.dtype) * scale[None, None]
 
 
-def _heads(x: Float[Array, "B T D"], weights: Float[Array, "D H K"]) -> Float[Array, "B T H K"]:
-    return jnp.einsum("btd,dhk->bthk", x, weights)
-
-
-def _merge(x: Float[Array, "B T H K"], weights: Float[Array, "H K D"]) -> Float[Array, "B T D"]:
-    return jnp.einsum("bthk,hkd->btd", x, weights)
+def _cross_keys(params: Params, encoded: Encoded) -> tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]]:
+    """The decoder's keys and values of the encoder's output, in all layers."""
+    cross = only_stack(params["decoder"]["layers"])["cross"]
+    k, v = (jnp.einsum("bsd,ldhk->lbshk", encoded.output, cross[name]) for name in "kv")
+    return k, v
 
 
 def _cross_attend(
@@ -372,21 +364,23 @@ def _cross_attend(
     encoded: Float[Array, "B S D"],
     weights: Params,
     bias: Float[Array, "B 1 1 S"],
+    prefix: list[Part],
     config: T5Config,
     key: PRNGKeyArray | None,
 ) -> Float[Array, "B T H K"]:
-    """Attention of the decoder over the encoder's output.
+    """Attention of the decoder over the encoder's output, and over a prefix.
 
     For targets shorter than a head is wide, as labels are, the keys' and values' projections are moved to the side of
     the queries, (q W_k) x instead of q (x W_k): fewer operations, and no keys and values to be kept for each layer.
     """
     if q.shape[1] >= config.d_kv:
-        k, v = (_heads(encoded, weights[name]) for name in "kv")
-        return attend(q, k, v, bias, dropout_rate=config.dropout_rate, key=key)
-    q = jnp.einsum("bthk,dhk->bthd", q, weights["k"])
-    scores = jnp.einsum("bthd,bsd->bhts", q, encoded, preferred_element_type=jnp.float32)
-    mixed = weighted_sum(scores + bias, encoded, "bhts,bsd->bthd", dropout_rate=config.dropout_rate, key=key)
-    return jnp.einsum("bthd,dhk->bthk", mixed, weights["v"])
+        k, v = (heads(encoded, weights[name]) for name in "kv")
+        return attend(q, Part(k, v, bias), *prefix, dropout_rate=config.dropout_rate, key=key)
+    moved = jnp.einsum("bthk,dhk->bthd", q, weights["k"])
+    scores = jnp.einsum("bthd,bsd->bhts", moved, encoded, preferred_element_type=jnp.float32) + bias
+    scored = [(scores, (encoded, "bhts,bsd->bthd")), *(part_scores(q, part) for part in prefix)]
+    mixed, *others = weighted_sums(*zip(*scored, strict=True), dropout_rate=config.dropout_rate, key=key)
+    return functools.reduce(jnp.add, [jnp.einsum("bthd,dhk->bthk", mixed, weights["v"]), *others])
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any) -> Float[Array, "B T D"]:
@@ -411,12 +405,6 @@ def _logits(params: Params, config: T5Config, x: Float[Array, "B T D"]) -> Float
     return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
 
 
-def _real_first(mask: Any, last: bool = False) -> Int[Array, "B T"]:
-    """For each row the order that brings its real positions to the front (or to the end), as they follow."""
-    mask = jnp.asarray(mask, bool)
-    return jnp.argsort(mask if last else ~mask, axis=1, stable=True)
-
-
 def _relative_bias(
     table: Float[Array, "buckets H"],
     config: T5Config,
@@ -432,6 +420,16 @@ def _relative_bias(
         max_distance=config.relative_max_distance,
     )
     return table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]
+
+
+def _prefix_bias(
+    table: Float[Array, "buckets H"], config: T5Config, prefix: Past, queries: np.ndarray, bidirectional: bool
+) -> Float[Array, "1 H T P"] | None:
+    """The bias of a prefix's keys, which are counted as if they stood before the text, its first token after the last
+    of them: at -P to -1 where the queries begin at 0."""
+    if not prefix.length:
+        return None
+    return _relative_bias(table, config, queries, np.arange(-prefix.length, 0), bidirectional)
 
 
 def relative_buckets(distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:

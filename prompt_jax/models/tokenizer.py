@@ -9,9 +9,11 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
+
+import numpy as np
 
 from prompt_jax.models.checkpoint_files import CheckpointError
 
@@ -41,6 +43,14 @@ class Tokenizer:
         """The text's ids, without an end token."""
         return self._processor.EncodeAsIds(text)
 
+    def input_ids(self, text: str) -> list[int]:
+        """A source's ids, as the model is to read them."""
+        return self.target_ids(text)
+
+    def target_ids(self, text: str) -> list[int]:
+        """A target's ids, as the model is to write them, the end token included."""
+        return [*self.encode(text), self.eos_id]
+
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of ids up to the first end token; padding gives nothing, ids beyond the pieces are unknown."""
         pieces, unknown = self.vocab_size, self.unk_id
@@ -69,6 +79,14 @@ class Tokenizer:
     @property
     def unk_id(self) -> int:
         return self._processor.unk_id()
+
+
+def cut(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:
+    """The ids, int32, at most so many; what is longer is cut before its end token, if it has one."""
+    kept = np.array(ids[:length], np.int32)
+    if len(ids) > length and ids[-1] == eos_id:
+        kept[-1] = eos_id
+    return kept
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

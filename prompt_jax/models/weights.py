@@ -23,7 +23,7 @@ from prompt_jax.models.checkpoint_files import (
 )
 from prompt_jax.models.fingerprint import Samples, sample
 from prompt_jax.models.flax_msgpack import open_flax
-from prompt_jax.models.t5 import Parameter
+from prompt_jax.models.parameter import Parameter
 
 # Where leaves go: the default device, one sharding for all, or one for each path ("encoder/layers/0/self/q").
 Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
@@ -162,6 +162,8 @@ def _leaf_shape(parameter: Parameter) -> tuple[int, ...]:
 
 def _stored_shape(parameter: Parameter) -> tuple[int, ...]:
     """The shape in the checkpoint: a linear layer is [out, in], with heads and their width in one axis."""
+    if parameter.stored is not None:
+        return parameter.stored
     if not parameter.transposed:
         return parameter.shape
     inputs = int(np.prod(parameter.shape[: _input_axes(parameter)]))
@@ -175,7 +177,7 @@ def _input_axes(parameter: Parameter) -> int:
 
 def _ours(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
     """One layer's tensor in our orientation."""
-    return tensor.T.reshape(parameter.shape) if parameter.transposed else tensor
+    return (tensor.T if parameter.transposed else tensor).reshape(parameter.shape)
 
 
 def _place(leaf: np.ndarray, path: str, placement: Placement) -> jax.Array:

@@ -1,1 +1,24 @@
-"""Methods: how trainable parameters make a Prompt. One file a method, each with `init` and `apply`."""
+"""Ways of making a Prompt from what is trained, one file a method, and prompt files.
+
+A method has `init(key, config, model, labels)`, which gives the trainable variables, and
+`apply(trainable, params, key, *, config)`, which gives the base's parameters and the Prompt; `config` is a
+`prompt_jax.config.PromptConfig`.
+"""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+
+from prompt_jax.config import PromptConfig
+
+
+def method(config: PromptConfig) -> ModuleType:
+    """The module of a configuration's method."""
+    from prompt_jax.prompts import prefix, soft_prompt
+
+    return {"soft_prompt": soft_prompt, "prefix": prefix}[config.method]
+
+
+def applied(config: PromptConfig) -> Callable:
+    """The method's `apply(trainable, params, key=None)`."""
+    return functools.partial(method(config).apply, config=config)

@@ -2,12 +2,15 @@
 
 A `.npz` is an ordinary NumPy archive, readable with `numpy.load(path, allow_pickle=False)`:
 
-    encoder_tokens        [P, D] float32   virtual tokens of the encoder's (or a causal model's) input
-    encoder_tokens/mask   [P] bool         which of them are used; absent when all are
-    metadata              text             JSON, the fields of `PromptMetadata` and `format_version`
+    encoder_tokens        [P, D] float32          virtual tokens of the encoder's (or a causal model's) input
+    SITE/keys             [L, P, H, K] float32    a prefix of each layer's attention; SITE is encoder_self,
+    SITE/values           [L, P, H, K] float32      decoder_self (of causal models too) or decoder_cross
+    encoder_tokens/mask   [P] bool                which slots are used, of a prefix SITE/mask; absent when all are
+    metadata              text                    JSON, the fields of `PromptMetadata` and `format_version`
 
-An ensemble has these entries for each member, under its number: `0/encoder_tokens`, `0/metadata`, `1/encoder_tokens`
-and so on without gaps. Its members have one placement and width, so that they can be stacked.
+A file has virtual tokens, prefixes or both. An ensemble has these entries for each member, under its number:
+`0/encoder_tokens`, `0/metadata`, `1/encoder_tokens` and so on without gaps. Its members have the same parts, placement
+and sizes, so that they can be stacked.
 
 A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is one array [P, D], with no metadata.
 
@@ -17,7 +20,6 @@ Files come from strangers: no pickle is read, and sizes are checked before memor
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import re
 import warnings
@@ -29,65 +31,31 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from prompt_jax.errors import UserError
+from prompt_jax.models import family
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Prompt, PromptStackError, VirtualTokens, check_stackable, stack_prompts
-from prompt_jax.task_format import TaskFormat
+from prompt_jax.models.prompt import (
+    SITES,
+    Prefix,
+    Prompt,
+    PromptStackError,
+    VirtualTokens,
+    check_stackable,
+    stack_prompts,
+)
+from prompt_jax.prompts.metadata import Base, PromptFormatError, PromptMetadata, dump, load
 from prompt_jax.whole_file import write_whole
 
-FORMAT_VERSION = 1
-_ENTRIES = {"encoder_tokens", "encoder_tokens/mask", "metadata"}  # of a prompt
+# The arrays of each part of a prompt, by the names of their entries.
+_PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
+    site: {f"{site}/keys": "keys", f"{site}/values": "values"} for site in SITES
+}
+_ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for name in (*arrays, f"{part}/mask")}
 _MEMBER_ENTRY = re.compile(r"(0|[1-9][0-9]*)/(.*)", re.ASCII)
 _MAX_MEMBERS = 4096
 _MAX_METADATA = 1 << 20  # bytes
 # Of bytes in memory to bytes in the file. Random floats hardly compress, and a bomb does by over 1000; members of an
 # ensemble are padded to the longest when they are stacked.
 _MAX_RATIO = 100
-
-Setting = str | int | float | None | list[Any]  # a JSON value that is no object, and no list of lists
-_NO_SETTING = "no text, finite number, true, false, null or list of these"
-
-
-class PromptFormatError(UserError, ValueError):
-    """A file that is no prompt, or one that cannot be trusted; the message names the file and what is wrong."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """The frozen model that a prompt was trained on."""
-
-    name: str
-    revision: str | None
-    fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptMetadata:
-    """What a prompt file says of its prompt. It is data: nothing in it is imported, opened or downloaded.
-
-    Attributes:
-      base: the frozen model; None for a foreign prompt.
-      method: how the prompt was trained, e.g. "soft_prompt".
-      initialization: its first values, as the configuration names them.
-      placement: where virtual tokens stand.
-      task: name of the task.
-      format: how an example of the task becomes text.
-      step: optimizer steps behind it.
-      scores: on the validation split at that step, by metric.
-      settings: of a member of an ensemble, in what its configuration differs from the others', by field, e.g.
-        {"train.seed": 2, "optimizer.learning_rate": 0.1}.
-    """
-
-    base: Base | None = None
-    method: str | None = None
-    initialization: str | None = None
-    placement: Literal["before", "after"] = "before"
-    task: str | None = None
-    format: TaskFormat | None = None
-    step: int | None = None
-    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
-
 
 Member = tuple[Prompt, PromptMetadata]
 
@@ -112,7 +80,10 @@ def save_prompt(
     if format == "npz":
         _write_npz(path, arrays)
     elif format == "npy":
-        assert prompt.encoder_tokens is not None  # _arrays
+        if prompt.encoder_tokens is None or len(prompt.parts) > 1:
+            raise PromptFormatError(
+                f"{path}: a .npy has virtual tokens alone, not {' and '.join(prompt.parts)}; use npz"
+            )
         placement, mask = prompt.encoder_tokens.placement, arrays.get("encoder_tokens/mask")
         if placement != "before":
             warnings.warn(f"{path}: a .npy does not say that the tokens go {placement} the input", stacklevel=2)
@@ -122,20 +93,27 @@ def save_prompt(
         raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
 
 
-def save_ensemble(path: str | Path, prompts: Sequence[Prompt], metadata: Sequence[PromptMetadata]) -> None:
+def save_ensemble(
+    path: str | Path,
+    prompts: Sequence[Prompt],
+    metadata: Sequence[PromptMetadata],
+    *,
+    format: Literal["npz", "npy"] | None = None,
+) -> None:
     """Writes the members of an ensemble as one `.npz`. The file appears whole or not at all.
 
     Args:
       path: of the file.
       prompts: at least one, each [P_i, D]; of one placement and width.
       metadata: of each member.
+      format: npz; the path must end with it where it is left out.
 
     Raises:
-      PromptFormatError: no members or too many, values that are not finite, or another extension.
+      PromptFormatError: no members or too many, values that are not finite, or another format.
       PromptStackError: members that do not go together.
     """
     path = Path(path)
-    if path.suffix != ".npz":
+    if (format or path.suffix.removeprefix(".")) != "npz":
         raise PromptFormatError(f"{path}: an ensemble is a .npz; one of its members can be a .npy (--member)")
     if not 1 <= len(prompts) <= _MAX_MEMBERS:
         raise PromptFormatError(f"{path}: an ensemble has from 1 to {_MAX_MEMBERS} members, not {len(prompts)}")
@@ -217,12 +195,7 @@ def check_base(
     Raises:
       PromptFormatError: another base; the message names both.
     """
-    tokens = prompt.encoder_tokens
-    width = model.params["embedding"].shape[1]
-    if tokens is not None and tokens.embeddings.shape[1] != width:
-        raise PromptFormatError(
-            f"{path}: its virtual tokens have width {tokens.embeddings.shape[1]}; {model.name} has {width}"
-        )
+    _check_sizes(path, prompt, model)
     if metadata.base is None:
         warnings.warn(
             f"{path} does not say which base it was trained on; only its shapes were checked against {model.name}",
@@ -236,6 +209,22 @@ def check_base(
         )
 
 
+def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
+    tokens, width = prompt.encoder_tokens, model.params["embedding"].shape[1]
+    if tokens is not None and tokens.embeddings.shape[1] != width:
+        raise PromptFormatError(
+            f"{path}: its virtual tokens have width {tokens.embeddings.shape[1]}; {model.name} has {width}"
+        )
+    there = family(model.config).sites(model.config)
+    for site, part in prompt.parts.items():
+        if isinstance(part, Prefix) and site not in there:
+            raise PromptFormatError(f"{path}: it has a prefix of {site}; {model.name} has {' and '.join(there)}")
+        if isinstance(part, Prefix) and (found := (part.keys.shape[0], *part.keys.shape[2:])) != there[site]:
+            raise PromptFormatError(
+                f"{path}: its prefix of {site} has layers, heads and width {found}; {model.name} has {there[site]}"
+            )
+
+
 def _named(base: Base) -> str:
     return f"{base.name}{f'@{base.revision}' if base.revision else ''} ({base.fingerprint[:19]})"
 
@@ -246,19 +235,25 @@ def _named(base: Base) -> str:
 
 def _arrays(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
     """The entries of one prompt, checked."""
-    tokens = prompt.encoder_tokens
-    if tokens is None:
+    if not prompt.parts:
         raise PromptFormatError(f"{where}: the prompt is empty")
-    embeddings = np.asarray(tokens.embeddings, np.float32)
-    if embeddings.ndim != 2:
-        raise PromptFormatError(f"{where}: a prompt is [P, D], not {embeddings.shape}; save_ensemble writes several")
-    _check_values(where, "encoder_tokens", embeddings)
-    mask = None if tokens.mask is None else np.asarray(tokens.mask, bool)
-    if mask is not None and not mask.any():
-        raise PromptFormatError(f"{where}: none of the prompt's {len(mask)} slots is used")
-    metadata = dataclasses.replace(metadata, placement=tokens.placement)
-    arrays = {"encoder_tokens": embeddings, "metadata": np.array(_dump(where, metadata))}
-    return arrays if mask is None else {**arrays, "encoder_tokens/mask": mask}
+    rules = {(part.placement, getattr(part, "shift_positions", True)) for part in prompt.parts.values()}
+    if len(rules) > 1:
+        raise PromptFormatError(f"{where}: its parts differ in placement or shift_positions; a file has one of each")
+    if prompt.stacked is not None:
+        raise PromptFormatError(f"{where}: a stacked prompt, of {prompt.stacked}; save_ensemble writes several")
+    arrays = {}
+    for kind, part in prompt.parts.items():
+        for name, attribute in _PART_ENTRIES[kind].items():
+            arrays[name] = np.asarray(getattr(part, attribute), np.float32)
+            _check_values(where, name, arrays[name])
+        _check_shapes(where, kind, arrays)
+        if part.mask is not None:
+            mask = arrays[f"{kind}/mask"] = np.asarray(part.mask, bool)
+            _check_mask(where, kind, mask, part.slots)
+    ((placement, shift_positions),) = rules
+    metadata = dataclasses.replace(metadata, placement=placement, shift_positions=shift_positions)
+    return {**arrays, "metadata": np.array(dump(where, metadata))}
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -282,6 +277,8 @@ def _read(path: Path) -> _Contents:
             return _read_npz(path, file)
         if magic == b"\x93NUM":
             array = _read_array(str(path), "the array", file, path.stat().st_size)
+            if array.ndim != 2 or 0 in array.shape:
+                raise PromptFormatError(f"{path}: {array.dtype} {list(array.shape)}; a .npy prompt is [P, D]")
             prompt = Prompt(VirtualTokens(_as_float32(str(path), "the array", array)))
             return _Contents([(prompt, PromptMetadata())], False)
     raise PromptFormatError(f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy)")
@@ -338,19 +335,45 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
         raise PromptFormatError(
             f"{where}: unexpected entry {min(unknown)!r}; a prompt has {', '.join(sorted(_ENTRIES))}"
         )
-    if "encoder_tokens" not in entries:
-        raise PromptFormatError(f"{where}: there is no encoder_tokens in it")
     arrays = {name: _read_entry(where, name, archive, info) for name, info in entries.items()}
-    metadata = _load_metadata(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
-    embeddings = _as_float32(where, "encoder_tokens", arrays["encoder_tokens"])
-    mask = arrays.get("encoder_tokens/mask")
-    if mask is not None and (mask.dtype != bool or mask.shape != embeddings.shape[:1]):
-        raise PromptFormatError(
-            f"{where}: encoder_tokens/mask is {mask.dtype} {mask.shape}, not bool {embeddings.shape[:1]}"
-        )
-    if mask is not None and not mask.any():
-        raise PromptFormatError(f"{where}: none of the prompt's {len(mask)} slots is used")
-    return Prompt(VirtualTokens(embeddings, mask, metadata.placement)), metadata
+    metadata = load(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
+    parts: dict[str, Any] = {}
+    for kind, names in _PART_ENTRIES.items():
+        there = [name for name in (*names, f"{kind}/mask") if name in arrays]
+        if not there:
+            continue
+        if missing := [name for name in names if name not in arrays]:
+            raise PromptFormatError(f"{where}: there is {there[0]} in it, and no {missing[0]}")
+        values: dict[str, Any] = {
+            attribute: _as_float32(where, name, arrays[name]) for name, attribute in names.items()
+        }
+        _check_shapes(where, kind, arrays)
+        mask = arrays.get(f"{kind}/mask")
+        rule: dict[str, Any] = {"placement": metadata.placement}
+        rule |= {} if kind == "encoder_tokens" else {"shift_positions": metadata.shift_positions}
+        parts[kind] = (VirtualTokens if kind == "encoder_tokens" else Prefix)(**values, mask=mask, **rule)
+        if mask is not None:
+            _check_mask(where, kind, mask, parts[kind].slots)
+    if not parts:
+        raise PromptFormatError(f"{where}: there is no encoder_tokens in it, and no prefix")
+    return Prompt(**parts), metadata
+
+
+def _check_shapes(where: str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """That a part's arrays have as many axes as they should, and one shape."""
+    axes = (VirtualTokens if kind == "encoder_tokens" else Prefix).axes
+    shapes = {name: arrays[name].shape for name in _PART_ENTRIES[kind]}
+    for name, shape in shapes.items():
+        if len(shape) != len(axes) or 0 in shape or len(set(shapes.values())) > 1:
+            wanted = f"[{', '.join(axes)}]" + (", keys and values alike" if len(shapes) > 1 else "")
+            raise PromptFormatError(f"{where}: {name} is {list(shape)}; expected {wanted}")
+
+
+def _check_mask(where: str, kind: str, mask: np.ndarray, slots: int) -> None:
+    if mask.dtype != bool or mask.shape != (slots,):
+        raise PromptFormatError(f"{where}: {kind}/mask is {mask.dtype} {mask.shape}, not bool {(slots,)}")
+    if not mask.any():
+        raise PromptFormatError(f"{where}: none of the prompt's {slots} slots is used")
 
 
 def _check_together(path: Path, members: Sequence[Member]) -> None:
@@ -360,12 +383,13 @@ def _check_together(path: Path, members: Sequence[Member]) -> None:
         check_stackable(prompts, [member_name(path, number) for number in range(len(prompts))])
     except PromptStackError as error:
         raise PromptFormatError(str(error)) from error
-    lengths = [len(prompt.encoder_tokens.embeddings) for prompt in prompts]  # type: ignore[union-attr]  # files have them
-    if len(lengths) * max(lengths) > _MAX_RATIO * sum(lengths):
-        raise PromptFormatError(
-            f"{member_name(path, int(np.argmax(lengths)))} has {max(lengths)} virtual tokens, and all {len(lengths)} "
-            f"have {sum(lengths)}; stacked they would take over {_MAX_RATIO} times the memory"
-        )
+    for kind in prompts[0].parts:
+        lengths = [prompt.parts[kind].slots for prompt in prompts]
+        if len(lengths) * max(lengths) > _MAX_RATIO * sum(lengths):
+            raise PromptFormatError(
+                f"{member_name(path, int(np.argmax(lengths)))} has {kind} of {max(lengths)} slots, and all "
+                f"{len(lengths)} have {sum(lengths)}; stacked they would take over {_MAX_RATIO} times the memory"
+            )
 
 
 def _read_entry(where: str, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -394,10 +418,8 @@ def _read_array(where: str, name: str, file: io.BufferedIOBase, size: int) -> np
 
 
 def _as_float32(where: str, name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "f" or array.ndim != 2 or 0 in array.shape:
-        raise PromptFormatError(
-            f"{where}: {name} is {array.dtype} {list(array.shape)}; a prompt is a float array [P, D]"
-        )
+    if array.dtype.kind != "f":
+        raise PromptFormatError(f"{where}: {name} is {array.dtype} {list(array.shape)}; a prompt is of floats")
     with np.errstate(over="ignore"):  # what overflows float32 is found below
         array = np.array(array, np.float32, order="C")
     _check_values(where, name, array)
@@ -408,116 +430,3 @@ def _check_values(where: str, name: str, array: np.ndarray) -> None:
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise PromptFormatError(f"{where}: {name} has {count} values that are not finite")
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Metadata
-
-
-def _dump(where: str, metadata: PromptMetadata) -> str:
-    scores = {name: float(value) for name, value in metadata.scores.items()}
-    settings = dict(metadata.settings)
-    for name, value in settings.items():
-        if not _is_setting(value):
-            raise PromptFormatError(f"{where}: the setting {name!r} is {value!r:.60}, which is {_NO_SETTING}")
-    values = dataclasses.asdict(dataclasses.replace(metadata, scores=scores, settings=settings))
-    if not settings:
-        del values["settings"]
-    return json.dumps({"format_version": FORMAT_VERSION, **values}, allow_nan=False)
-
-
-def _load_metadata(where: str, array: np.ndarray) -> PromptMetadata:
-    if array.dtype.kind != "U" or array.shape != ():
-        raise PromptFormatError(f"{where}: metadata is {array.dtype} {list(array.shape)}, not one text")
-    try:
-        values = json.loads(str(array), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise PromptFormatError(f"{where}: metadata is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PromptFormatError(f"{where}: metadata is a JSON {type(values).__name__}, not an object")
-    version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise PromptFormatError(f"{where}: format version {version!r}; this program reads {FORMAT_VERSION}")
-    base, task_format = values.pop("base", None), values.pop("format", None)
-    if values.get("placement", "before") not in ("before", "after"):
-        raise PromptFormatError(f"{where}: placement {values['placement']!r} is neither 'before' nor 'after'")
-    try:
-        return PromptMetadata(
-            base=None if base is None else _typed(Base, base, "base"),
-            format=None if task_format is None else _typed(TaskFormat, task_format, "format"),
-            **_checked(PromptMetadata, values, "metadata"),
-        )
-    except (TypeError, ValueError) as error:
-        raise PromptFormatError(f"{where}: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-def _typed(cls: type, values: Any, at: str) -> Any:
-    checked = _checked(cls, values, at)
-    for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING and field.name not in checked:
-            raise ValueError(f"{at} has no {field.name!r}")
-    return cls(**checked)
-
-
-# The JSON type of each field that metadata may have.
-_FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
-    Base: {"name": (str,), "revision": (str, type(None)), "fingerprint": (str,)},
-    TaskFormat: {
-        "template": (str,),
-        "labels": (list,),
-        "metrics": (list,),
-        "input_length": (int,),
-        "target_length": (int,),
-    },
-    PromptMetadata: {
-        "method": (str, type(None)),
-        "initialization": (str, type(None)),
-        "placement": (str,),
-        "task": (str, type(None)),
-        "step": (int, type(None)),
-        "scores": (dict,),
-        "settings": (dict,),
-    },
-}
-
-
-def _checked(cls: type, values: Any, at: str) -> dict[str, Any]:
-    """The fields of a JSON object, each known and of its type; lists of texts become tuples."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{at} is a JSON {type(values).__name__}, not an object")
-    checked = {}
-    for name, value in values.items():
-        kinds = _FIELDS[cls].get(name)
-        if kinds is None:
-            raise ValueError(f"{at} has an unknown field {name!r}")
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{at}.{name} is {value!r:.60}, not {' or '.join(kind.__name__ for kind in kinds)}")
-        if isinstance(value, list):
-            if not all(isinstance(item, str) for item in value):
-                raise ValueError(f"{at}.{name} has an entry that is no text")
-            value = tuple(value)
-        elif isinstance(value, dict) and name == "settings":
-            if not all(map(_is_setting, value.values())):
-                raise ValueError(f"{at}.{name} has an entry that is {_NO_SETTING}")
-        elif isinstance(value, dict) and not all(map(_is_number, value.values())):
-            raise ValueError(f"{at}.{name} has an entry that is no number")
-        checked[name] = value
-    return checked
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return type(value) in (int, float) and math.isfinite(float(value))
-    except OverflowError:  # JSON's integers have no limit
-        return False
-
-
-def _is_setting(value: Any) -> bool:
-    """Whether it is a text, a finite number, a boolean or None, or a list of these."""
-    if isinstance(value, list):
-        return not any(isinstance(item, list) for item in value) and all(map(_is_setting, value))
-    return value is None or isinstance(value, str | bool) or _is_number(value)

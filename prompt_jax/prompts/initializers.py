@@ -18,6 +18,11 @@ def uniform(key: PRNGKeyArray, length: int, width: int, low: float, high: float)
     return jax.random.uniform(key, (length, width), jnp.float32, low, high)
 
 
+def normal(key: PRNGKeyArray, length: int, shape: tuple[int, ...]) -> Float[Array, "P *shape"]:
+    """Normal with variance 1: a PyTorch embedding's, and so the prefix paper's code and PEFT's."""
+    return jax.random.normal(key, (length, *shape), jnp.float32)
+
+
 def sampled_vocabulary(
     key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], population: int
 ) -> Float[Array, "P D"]:

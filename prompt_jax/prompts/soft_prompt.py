@@ -1,25 +1,48 @@
-"""Prompt tuning (Lester et al. 2021): the embeddings of P virtual tokens are trained, and nothing else."""
+"""Prompt tuning (Lester et al. 2021): the embeddings of P virtual tokens are trained, and nothing else.
+
+On a causal model this is the embedding-only ablation of Li and Liang 2021, section 7.2, who made the embeddings with
+an MLP.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Placement, Prompt, VirtualTokens
-from prompt_jax.prompts import files, initializers
+from prompt_jax.models.prompt import Prompt, VirtualTokens
+from prompt_jax.prompts import files, initializers, mlp
 
 Trainable = dict[str, Any]
 
 
 def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
-    """First values, `{"encoder_tokens": [P, D]}` in float32.
+    """First values, `{"encoder_tokens": [P, D]}` in float32; with `config.mlp_width` what `mlp.init` gives of them.
 
     Raises:
       ConfigError: the initialisation asks for what is not there (labels, a tokenizer, a fitting file).
     """
+    if config.mlp_width is None:
+        return {"encoder_tokens": _tokens(key, config, model, labels)}
+    table_key, layers_key = jax.random.split(key)
+    table = _tokens(table_key, config, model, labels)
+    return {"encoder_tokens": mlp.init(layers_key, table, config.mlp_width, config.mlp_layers, table.shape[1:])}
+
+
+def apply(
+    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
+) -> tuple[Any, Prompt]:
+    """The base as it is, and the prompt. `key` is for methods with a dropout of their own."""
+    del key
+    tokens = trainable["encoder_tokens"]
+    embeddings = mlp.apply(tokens) if isinstance(tokens, dict) else tokens
+    return params, Prompt(VirtualTokens(embeddings, placement=config.placement))
+
+
+def _tokens(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str]) -> Float[Array, "P D"]:
     table, length = model.params["embedding"], config.length
 
     def rest(key: PRNGKeyArray, count: int) -> Float[Array, "P D"]:
@@ -29,26 +52,21 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
 
     match config.init:
         case "uniform":
-            tokens = initializers.uniform(key, length, table.shape[1], *config.init_range)
+            return initializers.uniform(key, length, table.shape[1], *config.init_range)
+        case "normal":
+            return initializers.normal(key, length, table.shape[1:])
+        case "zero":
+            return jnp.zeros((length, table.shape[1]))
         case "vocab":
-            tokens = initializers.sampled_vocabulary(key, length, table, config.init_vocab)
+            return initializers.sampled_vocabulary(key, length, table, config.init_vocab)
         case "labels":
             if not labels:
                 raise ConfigError("prompt.init 'labels' needs a task with labels; 'vocab' does without")
-            tokens = initializers.class_labels(key, length, table, [_pieces(model, label) for label in labels], rest)
+            return initializers.class_labels(key, length, table, [_pieces(model, label) for label in labels], rest)
         case "text":
-            tokens = initializers.text(key, length, table, _pieces(model, config.init_text), rest)
+            return initializers.text(key, length, table, _pieces(model, config.init_text), rest)
         case "file":
-            tokens = _from_file(config, model)
-    return {"encoder_tokens": tokens}
-
-
-def apply(
-    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, placement: Placement = "before"
-) -> tuple[Any, Prompt]:
-    """The base as it is, and the prompt. `key` is for methods with a dropout of their own."""
-    del key
-    return params, Prompt(VirtualTokens(trainable["encoder_tokens"], placement=placement))
+            return _from_file(config, model)
 
 
 def _pieces(model: Model, text: str) -> list[int]:
@@ -65,7 +83,8 @@ def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
     prompt, metadata = files.read_prompt(config.init_file)
     files.check_base(config.init_file, prompt, metadata, model)
     tokens = prompt.encoder_tokens
-    assert tokens is not None  # a file has them
+    if tokens is None:
+        raise ConfigError(f"{config.init_file} has {' and '.join(prompt.parts)}, and no virtual tokens")
     embeddings = tokens.embeddings if tokens.mask is None else tokens.embeddings[tokens.mask]
     if len(embeddings) != config.length:
         raise ConfigError(

@@ -19,7 +19,7 @@ from prompt_jax.data_files import DataError
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts import applied, method
 from prompt_jax.prompts.files import Base, PromptMetadata
 from prompt_jax.sharding import make_mesh, over_ensemble, replicated
 from prompt_jax.task_format import TaskFormat
@@ -116,11 +116,12 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         )
         for numbers in stacks
     )
-    apply = functools.partial(soft_prompt.apply, placement=experiment.prompt.placement)
+    apply = applied(experiment.prompt)
     step = make_train_step(
         config,
         apply,
         optimizer,
+        loss=options.loss,
         z_loss=options.z_loss,
         dropout=options.dropout_rate > 0,
         accumulate=options.accumulate,
@@ -175,7 +176,7 @@ def _start(member: Member, model: Model) -> tuple[TrainState, jax.Array]:
     experiment, training = member.experiment, member.examples["train"]
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
     labels = training.format.labels if training.format else ()
-    trainable = {"base": None, "prompt": soft_prompt.init(init_key, experiment.prompt, model, labels)}
+    trainable = {"base": None, "prompt": method(experiment.prompt).init(init_key, experiment.prompt, model, labels)}
     # The optimizer's state holds the member's own learning rate and weight decay.
     optimizer = frozen_base(make_optimizer(experiment.optimizer, experiment.train.steps))
     return TrainState.create(trainable, optimizer), run_key
@@ -207,17 +208,19 @@ def load_splits(
         task_format = getattr(task, "task_format", None)
     else:
         files = {"train": config.train, "validation": config.validation, "test": config.test}
-        task_format = TaskFormat(config.template, config.labels, config.metrics)
+        task_format = TaskFormat(config.template, config.labels, config.metrics or ("accuracy",))
         share = 0.0 if config.validation else config.validation_share
         named = {split: path for split, path in files.items() if path is not None}
         task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
 
-    task_format = _with_lengths(task_format, config)
+    task_format = _as_configured(task_format, config)
+    limits = {"train": config.train_examples, "validation": eval_examples}
     splits = {}
     for split in ("train", "validation", "test"):
         if split == "test" and split not in task.splits:
             continue
-        loaded = _load(task, split, task_format, model, eval_examples if split == "validation" else None)
+        seed = config.subset_seed if split == "train" else 0
+        loaded = _load(task, split, task_format, config, model, limits.get(split), seed)
         if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
             continue
         if loaded.unlabelled:
@@ -232,26 +235,44 @@ def _load_test(name: str, config: DataConfig, model: Model, tasks: Path | None) 
     task = data.find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
-    task_format = _with_lengths(getattr(task, "task_format", None), config)
-    loaded = _load(task, "test", task_format, model, None)
+    task_format = _as_configured(getattr(task, "task_format", None), config)
+    loaded = _load(task, "test", task_format, config, model)
     if loaded.unlabelled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format
 
 
-def _with_lengths(task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
+def _as_configured(task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
+    """A task's format with the lengths and metrics that the configuration has instead."""
     task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
     return dataclasses.replace(
         task_format,
         input_length=config.input_length or task_format.input_length,
         target_length=config.target_length or task_format.target_length,
+        metrics=config.metrics or task_format.metrics,
     )
 
 
-def _load(task: Any, split: str, task_format: TaskFormat, model: Model, limit: int | None) -> Examples:
+def _load(
+    task: Any,
+    split: str,
+    task_format: TaskFormat,
+    config: DataConfig,
+    model: Model,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Examples:
     assert model.tokenizer is not None  # prepare
-    lengths = {"input_length": task_format.input_length, "target_length": task_format.target_length}
-    return data.load_examples(task, model.tokenizer, split, limit=limit, **lengths)
+    return data.load_examples(
+        task,
+        model.tokenizer,
+        split,
+        input_length=task_format.input_length,
+        target_length=task_format.target_length,
+        limit=limit,
+        seed=seed,
+        metric_names=config.metrics,
+    )
 
 
 def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) -> PromptMetadata:
@@ -259,7 +280,7 @@ def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) 
     member, model = setup.members[number], setup.model
     return PromptMetadata(
         base=Base(model.name, model.revision, model.fingerprint),
-        method="soft_prompt",
+        method=member.experiment.prompt.method,
         initialization=member.experiment.prompt.init,
         placement=member.experiment.prompt.placement,
         task=member.examples["train"].name,

@@ -6,7 +6,7 @@ to differentiate, so no gradient, moment or copy of the base exists in the compi
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Sums(NamedTuple):
     z_loss: Float[Array, ""]  # squared log-normaliser, not weighted
     correct: Float[Array, ""]
     tokens: Float[Array, ""]
+    sentences: Float[Array, ""]  # rows with a target
 
 
 def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Sums:
@@ -72,6 +73,7 @@ def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: 
         (jnp.square(log_normaliser) * weights).sum(),
         (correct * weights).sum(),
         weights.sum(),
+        mask.any(axis=1).astype(jnp.float32).sum(),
     )
 
 
@@ -81,6 +83,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     labels: Tree = LABELS,
+    loss: Literal["token", "sentence"] = "token",
     z_loss: float = 0.0,
     dropout: bool = False,
     accumulate: int = 1,
@@ -92,6 +95,7 @@ def make_train_step(
       apply: the method's, `apply(prompt variables, base, key) -> (params, Prompt)`.
       optimizer: from `frozen_base`.
       labels: which variables are trainable.
+      loss: what the gradient is of: the mean over target tokens, or over sentences of the sum of their tokens.
       z_loss: weight of the mean squared log-normaliser.
       dropout: whether the base's dropout is on (at `config.dropout_rate`).
       accumulate: the batch is processed in so many parts; the gradient is that of the whole batch's mean.
@@ -105,9 +109,9 @@ def make_train_step(
 
     def loss_sums(trainable: Tree, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray):
         variables = merge(labels, trainable, frozen)
-        method_key, model_key = jax.random.split(key) if dropout else (None, None)
+        method_key, model_key = jax.random.split(key)
         params, prompt = apply(variables["prompt"], variables["base"], method_key)
-        logits = model.forward(params, config, batch, prompt, key=model_key)
+        logits = model.forward(params, config, batch, prompt, key=model_key if dropout else None)
         sums = token_sums(logits, batch["targets"], batch["target_mask"])
         return sums.loss + z_loss * sums.z_loss, sums
 
@@ -118,9 +122,10 @@ def make_train_step(
             grads, sums = gradient(state.trainable, frozen, batch, key)
         else:
             grads, sums = _accumulated(gradient, state.trainable, frozen, batch, key, accumulate)
-        # The mean over target tokens; at least one, so that a batch of padding alone moves nothing.
+        # At least one, so that a batch of padding alone moves nothing.
         tokens = jnp.maximum(sums.tokens, 1.0)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
+        count = tokens if loss == "token" else jnp.maximum(sums.sentences, 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics = {
             "loss": sums.loss / tokens,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from prompt_jax.config import Experiment, settings_text
-from prompt_jax.ensembles.evaluation import EnsembleEvaluation, combine, labels_of
+from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, combine, labels_of, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables
 from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
@@ -42,6 +42,10 @@ class Test:
     def after(self) -> Evaluation:
         """The vote's, or the only member's."""
         return self.members[0] if self.ensemble is None else self.ensemble.vote
+
+    @property
+    def ranked(self) -> RankedVote | None:
+        return ranked_alone(self.examples, self.members[0]) if self.ensemble is None else self.ensemble.ranked
 
 
 def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
@@ -92,7 +96,7 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
 def _predictions(test: Test) -> Iterator[dict[str, Any]]:
     """The answers of the base, of each member, and of the vote."""
     answers = [member.predictions for member in test.members]
-    return prediction_lines(test.examples, answers, test.after, test.before)
+    return prediction_lines(test.examples, answers, test.after, test.ranked, test.before)
 
 
 def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Sequence[Test]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from prompt_jax.ensembles import comparison as comparison_module
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import answer_ids, comparison
 from prompt_jax.examples import Examples
@@ -119,3 +120,61 @@ def test_taking_examples():
     assert taken.target_texts == ["no", "yes", "yes"] and [row["i"] for row in taken.rows] == [2, 1, 1]
     assert [ids[0] for ids in taken.inputs] == [ids[0] for ids in taken.targets] == [4, 3, 3]
     assert taken.score(["no", "no", "yes"])["accuracy"] == pytest.approx(2 / 3)
+
+
+def described(count, seed) -> tuple[Examples, list[list[str]]]:
+    """Examples with two references each or three, and the answers of three members, who know the words."""
+    random = np.random.default_rng(seed)
+    words = ("the", "a", "restaurant", "serves", "cheap", "food", "by", "riverside", "and", "is", "near", "family")
+
+    def text():
+        return " ".join(random.choice(words, size=random.integers(4, 9)))
+
+    references = tuple(tuple(text() for _ in range(random.integers(2, 4))) for _ in range(count))
+    members = [[f"{own[0][:cut]} {text()}" for own in references] for cut in (8, 14, 20)]
+    task_format = TaskFormat("{x}", metrics=("bleu", "nist", "multi_bleu"))
+    ids = [np.array([i + 2, 1], np.int32) for i in range(count)]
+    first = [own[0] for own in references]
+    fns = tuple(metric_fns(task_format))
+    return Examples("e", "test", ids, ids, first, first, {}, task_format, fns, references=references), members
+
+
+def test_intervals_of_a_corpus_metric_are_those_of_scoring_each_resample():
+    examples, members = described(30, 5)
+    found = gain_intervals(examples, members, members[2], 1, "bleu", seed=7)
+    random = np.random.default_rng(7)
+    draws = [random.integers(30, size=30) for _ in range(1000)]
+
+    def bleu(rows, own):
+        return examples.take(rows).score([own[row] for row in rows])["bleu"]
+
+    some = draws[:60]  # each takes as long as scoring the split
+    means = np.array([[bleu(rows, own) for own in members] for rows in some])
+    gains = means[:, 2] - means[:, 1]
+    fast = comparison_module._scores(examples, members, "bleu", np.stack(some))
+    np.testing.assert_allclose(fast, means, rtol=1e-9)
+    low, high = found["best"]
+    assert 0 < low < np.median(gains) < high
+
+
+def test_intervals_of_metrics_with_weights_from_all_references():
+    """NIST's weights stay those of the split: the intervals are near those of scoring each resample."""
+    examples, members = described(60, 6)
+    rows = np.stack([np.random.default_rng(i).integers(60, size=60) for i in range(40)])
+    fast = comparison_module._scores(examples, members, "nist", rows)
+    slow = [[examples.take(draw).score([own[row] for row in draw])["nist"] for own in members] for draw in rows]
+    gains, expected = fast[:, 2] - fast[:, 0], np.subtract(np.array(slow)[:, 2], np.array(slow)[:, 0])
+    assert gains.mean() == pytest.approx(expected.mean(), rel=0.15)
+    assert gains.std() == pytest.approx(expected.std(), rel=0.35)
+    whole = comparison_module._scores(examples, members, "nist", np.arange(60)[None])[0]
+    assert whole == pytest.approx([examples.score(own)["nist"] for own in members])
+
+
+def test_references_are_taken_along_and_any_of_them_is_right():
+    examples, _ = described(5, 8)
+    taken = examples.take([3, 3, 0])
+    assert taken.references == (examples.references[3],) * 2 + (examples.references[0],)
+    second = [own[1] for own in taken.references]
+    assert taken.score(second)["bleu"] == pytest.approx(1)
+    assert right_answers([second], taken.expected, comparison(())).all()
+    assert not right_answers([second], taken.target_texts, comparison(())).any()

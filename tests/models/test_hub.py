@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 import prompt_jax
-from prompt_jax.models import hub
+from prompt_jax.models import config_files, hub
 from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.t5 import parameters
 
@@ -184,7 +184,7 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; supported are t5, mt5"),
+        ({"model_type": "bert"}, "model_type 'bert'; supported are t5, mt5, gpt2, bart"),
         ({"model_type": None}, "model_type None; supported are t5, mt5"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj 'gated-silu' is not supported; supported are relu,"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj 'gelu' is not supported"),
@@ -203,11 +203,11 @@ def test_unusable_configs(model_folder, deep_tensors, changes, message):
 
 
 def test_a_sparse_config_has_transformers_defaults():
-    config = hub.t5_config({"model_type": "t5", "eos_token_id": [1]}, tied_output=True, source="here")
+    config = config_files.t5_config({"model_type": "t5", "eos_token_id": [1]}, tied_output=True, source="here")
     assert (config.vocab_size, config.d_model, config.d_ff, config.num_heads) == (32128, 512, 2048, 8)
     assert (config.encoder_layers, config.decoder_layers, config.activation, config.gated) == (6, 6, "relu", False)
     assert (config.eos_id, config.start_id, config.relative_max_distance) == (1, 0, 128)
-    other = hub.t5_config({"model_type": "mt5", "num_layers": 2}, tied_output=False, source="here")
+    other = config_files.t5_config({"model_type": "mt5", "num_layers": 2}, tied_output=False, source="here")
     assert (other.vocab_size, other.encoder_layers, other.decoder_layers) == (250112, 2, 2)
     assert (other.activation, other.gated, other.scale_output) == ("gelu", True, False)
 

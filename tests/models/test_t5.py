@@ -1,21 +1,31 @@
 """T5 against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
 
 import dataclasses
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import prompt_jax
+from adapters import (
+    PREFIXES,
+    PROMPTS,
+    assert_close,
+    forward_batch,
+    generate_batch,
+    peft_prompt,
+    random_prefix,
+    random_text,
+    random_tokens,
+    whole,
+)
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.decoding import score
 from prompt_jax.models import attention, t5
+from prompt_jax.models.prompt import Prefix
 
-PROMPTS = ("prompt", "p_tuning", "prompt_one_submodule", "ensemble_0", "ensemble_1", "ensemble_2")
 OWN_MODELS = ("t5_v10", "t5_deep")
 
 
@@ -29,38 +39,7 @@ def reference(fixtures):
     return np.load(fixtures / "t5_v11" / "reference.npz")
 
 
-def peft_prompt(folder) -> Prompt:
-    """PEFT's file has a prompt for each of `num_transformer_submodules`; the first is the encoder's."""
-    length = json.loads((folder / "adapter_config.json").read_text())["num_virtual_tokens"]
-    return Prompt(VirtualTokens(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"][:length]))
-
-
-def forward_batch(reference) -> dict[str, np.ndarray]:
-    return {
-        "inputs": reference["inputs/forward/input_ids"].astype(np.int32),
-        "inputs_mask": reference["inputs/forward/attention_mask"].astype(bool),
-        "decoder_inputs": reference["inputs/forward/decoder_input_ids"].astype(np.int32),
-    }
-
-
-def generate_batch(reference) -> dict[str, np.ndarray]:
-    return {
-        "inputs": reference["inputs/generate/input_ids"].astype(np.int32),
-        "inputs_mask": reference["inputs/generate/attention_mask"].astype(bool),
-    }
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    """Equal to 1e-5 of the largest value."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-
-
-def random_prompt(model, length: int, seed: int = 0, **fields) -> Prompt:
-    width = model.config.d_model
-    return Prompt(VirtualTokens(np.random.default_rng(seed).normal(size=(length, width)).astype(np.float32), **fields))
-
-
-@pytest.mark.parametrize("name", ("base", *PROMPTS))
+@pytest.mark.parametrize("name", ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES))
 def test_logits_equal_peft(model, reference, fixtures, name):
     prompt = None if name == "base" else peft_prompt(fixtures / "t5_v11" / name)
     logits = prompt_jax.forward(model.params, model.config, forward_batch(reference), prompt)
@@ -68,7 +47,7 @@ def test_logits_equal_peft(model, reference, fixtures, name):
     assert_close(logits, reference[f"{name}/logits"])
 
 
-@pytest.mark.parametrize("name", ("base", *PROMPTS))
+@pytest.mark.parametrize("name", ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES))
 def test_greedy_tokens_equal_peft(model, reference, fixtures, name):
     prompt = None if name == "base" else peft_prompt(fixtures / "t5_v11" / name)
     expected = reference[f"{name}/greedy"][:, 1:]  # without the start token
@@ -107,6 +86,46 @@ def test_own_models_equal_hugging_face(fixtures, name):
     np.testing.assert_array_equal(tokens, expected)
 
 
+def test_a_prefix_of_real_tokens_is_these_tokens(model):
+    """At the decoder's self-attention with those of the tokens alone; at the encoder's and at cross-attention with
+    those of the run on tokens and text together, both sites at once."""
+    text, target = random_text(model, 1, 40), random_text(model, 1, 25, seed=1)
+    config, params = model.config, model.params
+    expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
+    kept = t5.activations(params, config, whole(text) | {"decoder_inputs": target})
+
+    def prefix(site, slots):
+        return Prefix(*(leaf[:, 0, :slots] for leaf in kept[site]))
+
+    own = Prompt(decoder_self=prefix("decoder_self", 7))
+    logits = prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target[:, 7:]}, own)
+    assert_close(logits, expected[:, 7:])
+    both = Prompt(encoder_self=prefix("encoder_self", 12), decoder_cross=prefix("decoder_cross", 12))
+    logits = prompt_jax.forward(params, config, whole(text[:, 12:]) | {"decoder_inputs": target}, both)
+    assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("length", (3, 20))  # below and above the width of a head, where cross-attention changes
+def test_prefixes_of_rows_are_each_alone(model, length):
+    """Beside virtual tokens, at every site, of other lengths, one with an unused slot, and rows without any."""
+    mask = np.array([True, False, True, True])
+    prompts = [
+        Prompt(**random_prefix(model, n, n, mask=m).parts, **random_tokens(model, n, n + 9, mask=m).parts)
+        for n, m in ((3, None), (5, None), (4, mask))
+    ]
+    ids = np.array([2, 0, -1, 1], np.int32)
+    batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, length, seed=1)}
+    mixed, stacked = batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts)
+    logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
+    tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
+    for row, number in enumerate(ids):
+        own = {name: value[row : row + 1] for name, value in batch.items()}
+        prompt = prompts[number] if number >= 0 else None
+        assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
+        alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
+        np.testing.assert_array_equal(tokens[row], alone[0])
+
+
 PADDINGS = {"right": [0, 1, 2, 3, 4], "left": [3, 4, 5, 6, 7], "scattered": [0, 2, 3, 6, 7]}
 
 
@@ -116,7 +135,7 @@ def test_padding_and_company_do_not_matter(model, padding, placement):
     """A row of five tokens, padded anywhere and beside another row, gives what it gives alone."""
     rng = np.random.default_rng(1)
     row, decoder_inputs = rng.integers(3, 256, 5).astype(np.int32), np.array([[0, 7, 9]], np.int32)
-    prompt = random_prompt(model, 4, placement=placement)
+    prompt = random_tokens(model, 4, placement=placement)
     alone = {"inputs": row[None], "inputs_mask": np.ones((1, 5), bool), "decoder_inputs": decoder_inputs}
     expected = prompt_jax.forward(model.params, model.config, alone, prompt)[0]
 
@@ -163,7 +182,7 @@ def test_prompt_of_real_embeddings_is_those_tokens(model, placement):
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_masked_slots_are_not_there(model, reference, placement):
     """A prompt with unused slots on its far side equals the shorter prompt."""
-    short = random_prompt(model, 4, placement=placement).encoder_tokens
+    short = random_tokens(model, 4, placement=placement).encoder_tokens
     unused = np.full((3, model.config.d_model), 7.0, np.float32)
     parts = [unused, short.embeddings] if placement == "before" else [short.embeddings, unused]
     mask = np.concatenate(parts)[:, 0] != 7.0
@@ -175,7 +194,7 @@ def test_masked_slots_are_not_there(model, reference, placement):
 
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_unused_slots_between_used_ones_take_no_position(model, reference, placement):
-    whole = random_prompt(model, 5, placement=placement).encoder_tokens
+    whole = random_tokens(model, 5, placement=placement).encoder_tokens
     mask = np.array([True, False, True, False, True])
     batch = forward_batch(reference)
     short = VirtualTokens(whole.embeddings[mask], placement=placement)
@@ -206,7 +225,7 @@ def test_stacks_may_be_split(model, reference):
 
 
 def test_rematerialisation_changes_memory_alone(model, reference):
-    prompt, batch, key = random_prompt(model, 5), forward_batch(reference), jax.random.key(0)
+    prompt, batch, key = random_tokens(model, 5), forward_batch(reference), jax.random.key(0)
 
     def gradient(config):
         def loss(prompt):
@@ -234,7 +253,7 @@ def test_dropout_needs_a_key(model, reference):
 
 def test_short_and_long_targets_agree(model, reference):
     """Cross-attention is computed in another order for targets shorter than a head is wide (16)."""
-    batch, prompt = forward_batch(reference), random_prompt(model, 3)
+    batch, prompt = forward_batch(reference), random_tokens(model, 3)
     long = np.concatenate([batch["decoder_inputs"], np.full((3, 14), 5, np.int32)], axis=1)
     assert batch["decoder_inputs"].shape[1] < model.config.d_kv < long.shape[1]
     expected = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": long}, prompt)[:, :6]
@@ -256,8 +275,8 @@ def test_dropout_has_its_rate():
 def test_bfloat16_is_near(fixtures, model, reference):
     half = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"), dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
-    logits = prompt_jax.forward(half.params, half.config, forward_batch(reference), random_prompt(model, 5))
-    exact = prompt_jax.forward(model.params, model.config, forward_batch(reference), random_prompt(model, 5))
+    logits = prompt_jax.forward(half.params, half.config, forward_batch(reference), random_tokens(model, 5))
+    exact = prompt_jax.forward(model.params, model.config, forward_batch(reference), random_tokens(model, 5))
     assert logits.dtype == jnp.float32
     assert_close(logits, exact, 0.05)
     assert half.fingerprint == model.fingerprint
@@ -265,7 +284,7 @@ def test_bfloat16_is_near(fixtures, model, reference):
 
 def test_generation_is_the_argmax_of_forward(model, reference):
     """Each generated token is the most probable one after those before it; after the end comes padding alone."""
-    prompt, batch = random_prompt(model, 3, seed=3), generate_batch(reference)
+    prompt, batch = random_tokens(model, 3, seed=3), generate_batch(reference)
     tokens = np.asarray(prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=10))
     assert tokens.dtype == np.int32
     start = np.zeros((len(tokens), 1), np.int32)
@@ -289,7 +308,7 @@ def test_generation_ends_with_its_rows(model, reference):
 
 
 def test_score_is_the_sum_of_log_probabilities(model, reference):
-    batch, prompt = generate_batch(reference), random_prompt(model, 3)
+    batch, prompt = generate_batch(reference), random_tokens(model, 3)
     targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
     mask = targets > 0
     scores = score(model.params, model.config, batch, prompt, targets, mask)

@@ -144,8 +144,8 @@ def test_what_is_no_ensemble_is_not_written(tmp_path):
         ([good, prompt_of(GOOD, placement="after")], PromptStackError, "e.npz, member 0 .* before .* member 1 after"),
         ([good, prompt_of(np.ones((1, 4)))], PromptStackError, "e.npz, member 1 of width 4"),
         ([good, prompt_of([[1, 2, np.nan]])], PromptFormatError, "e.npz, member 1: .* 1 values that are not finite"),
-        ([good, Prompt()], PromptStackError, "member 1: only prompts with virtual tokens"),
-        ([prompt_of(np.ones((2, 3, 4)))], PromptStackError, r"not \(2, 3, 4\)"),
+        ([good, Prompt()], PromptStackError, "member 1: only single prompts that are not empty"),
+        ([prompt_of(np.ones((2, 3, 4)))], PromptStackError, r"not encoder_tokens \(2, 3, 4\)"),
     ):
         with pytest.raises(error, match=message):
             save_ensemble(path, prompts, [METADATA] * len(prompts))
@@ -273,8 +273,8 @@ BROKEN = {
     "nan": ({"encoder_tokens": np.full((2, 3), np.nan, np.float32)}, "6 values that are not finite"),
     "overflow": ({"encoder_tokens": np.full((2, 3), 1e300)}, "6 values that are not finite"),
     "objects": ({"encoder_tokens": np.array([[object()]])}, "object"),
-    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt is a float array"),
-    "vector": ({"encoder_tokens": np.ones(3)}, r"float64 \[3\]"),
+    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt is of floats"),
+    "vector": ({"encoder_tokens": np.ones(3)}, r"encoder_tokens is \[3\]; expected \[P, D\]"),
     "empty": ({"encoder_tokens": np.ones((0, 3))}, r"\[0, 3\]"),
     "absent": ({"metadata": text()}, "no encoder_tokens"),
     "foreign": ({"encoder_tokens": GOOD, "lora_A": GOOD}, "unexpected entry 'lora_A'"),
@@ -365,7 +365,7 @@ BROKEN_ENSEMBLES = {
     ),
     "lengths": (
         {f"{i}/encoder_tokens": np.ones((20_000 if i == 7 else 1, 1), np.float32) for i in range(120)},
-        "p.npz, member 7 has 20000 virtual tokens, .* over 100 times the memory",
+        "p.npz, member 7 has encoder_tokens of 20000 slots, .* over 100 times the memory",
     ),
 }
 

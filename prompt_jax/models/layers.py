@@ -1,0 +1,81 @@
+"""Running stacked layers. Shapes: see `prompt_jax.models`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Params = dict[str, Any]
+
+
+def run_layers(
+    layer: Callable,
+    x: Float[Array, "B T D"],
+    stacks: tuple[Params, ...],
+    extra: Any = None,
+    *,
+    remat: str,
+    key: PRNGKeyArray | None,
+    keys_per_layer: int,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Applies `layer(x, weights, extra, keys) -> (x, output)` for each layer of each stack.
+
+    Args:
+      layer: `extra` is the layer's own, `keys` are so many independent keys, or None each.
+      x: the input of the first.
+      stacks: leaves [L_i, ...].
+      extra: leaves [L, ...] over the layers of all stacks; None is None for each layer.
+      remat: "full" recomputes layers in the backward pass, "none" does not.
+      key: for dropout, or None.
+      keys_per_layer: of `keys`.
+
+    Returns:
+      the last layer's x, and the outputs of all layers, [L, ...].
+    """
+
+    def body(x, scanned):
+        weights, own, key = scanned
+        return layer(x, weights, own, keys_or_none(key, keys_per_layer))
+
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False)
+    first, outputs = 0, []
+    for stack, stack_key in zip(stacks, keys_or_none(key, len(stacks)), strict=True):
+        depth = len(jax.tree.leaves(stack)[0])
+        own = jax.tree.map(lambda leaf: leaf[first : first + depth], extra)  # noqa: B023
+        keys = None if key is None else jax.random.split(stack_key, depth)
+        x, output = jax.lax.scan(body, x, (stack, own, keys))
+        first += depth
+        outputs.append(output)
+    return x, only_stack(tuple(outputs))
+
+
+def only_stack(stacks: tuple[Any, ...]) -> Any:
+    """All layers as one stack."""
+    return stacks[0] if len(stacks) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
+
+
+def keys_or_none(key: PRNGKeyArray | None, count: int) -> Any:
+    """`count` independent keys; as many None where there is no key."""
+    return (None,) * count if key is None else jax.random.split(key, count)
+
+
+def heads(x: Float[Array, "B T D"], weights: Float[Array, "D H K"]) -> Float[Array, "B T H K"]:
+    """A projection to the heads of an attention."""
+    return jnp.einsum("btd,dhk->bthk", x, weights)
+
+
+def merge(x: Float[Array, "B T H K"], weights: Float[Array, "H K D"]) -> Float[Array, "B T D"]:
+    """The projection back, of all heads together."""
+    return jnp.einsum("bthk,hkd->btd", x, weights)
+
+
+def layer_norm(x: Float[Array, "B T D"], weights: Params, epsilon: float) -> Float[Array, "B T D"]:
+    """Layer norm with `scale` and `bias` [D], in float32."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    normal = (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+    return normal * weights["scale"][None, None] + weights["bias"][None, None]

@@ -1,0 +1,66 @@
+"""The reparametrisation of Li and Liang 2021, section 4.3: a small table and an MLP over it are trained in place of
+what they make. Once it is made, neither is needed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Variables = dict[str, Any]
+
+FIT_STEPS, FIT_RATE = 500, 1e-4  # of the authors' code for little data
+
+
+def init(
+    key: PRNGKeyArray, table: Float[Array, "P D"], hidden: int, hidden_layers: int, out: tuple[int, ...]
+) -> Variables:
+    """The table and random layers, as PyTorch's: uniform within 1 / sqrt(inputs).
+
+    Args:
+      key: random key.
+      table: one row a slot.
+      hidden: width of the hidden layers.
+      hidden_layers: 1, or 2 for the authors' deep MLP.
+      out: shape of what is made for each slot.
+
+    Returns:
+      `{"table": [P, D], "layers": ({"weights": [in, *out], "bias": [*out]}, ...)}`, float32.
+    """
+    widths = [table.shape[1], *[hidden] * hidden_layers]
+    outs: list[tuple[int, ...]] = [*[(hidden,)] * hidden_layers, out]
+    layers = []
+    for layer_key, width, shape in zip(jax.random.split(key, len(outs)), widths, outs, strict=True):
+        w_key, b_key = jax.random.split(layer_key)
+        limit = width**-0.5
+        weights = jax.random.uniform(w_key, (width, *shape), jnp.float32, -limit, limit)
+        layers.append({"weights": weights, "bias": jax.random.uniform(b_key, shape, jnp.float32, -limit, limit)})
+    return {"table": table, "layers": tuple(layers)}
+
+
+def apply(variables: Variables) -> Float[Array, "P *out"]:
+    """What the table and the layers make: linear layers with tanh between them."""
+    x = variables["table"]
+    for number, layer in enumerate(variables["layers"]):
+        x = jnp.tanh(x) if number else x
+        x = jnp.tensordot(x, layer["weights"], 1) + layer["bias"][None]
+    return x
+
+
+def fit(variables: Variables, target: Float[Array, "P *out"]) -> Variables:
+    """The layers moved towards making the target, by the mean square error; the table stays (the paper's
+    initialisation with real words for little data: Adam, 500 steps of 1e-4)."""
+    optimizer = optax.adam(FIT_RATE)
+
+    def loss(layers: Any) -> Array:
+        return jnp.square(apply({**variables, "layers": layers}) - target).mean()
+
+    def step(_: Array, carry: Any) -> Any:
+        layers, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(layers), state)
+        return optax.apply_updates(layers, updates), state
+
+    layers = variables["layers"]
+    fitted, _ = jax.jit(lambda start: jax.lax.fori_loop(0, FIT_STEPS, step, start))((layers, optimizer.init(layers)))
+    return {**variables, "layers": fitted}

@@ -1,0 +1,128 @@
+"""Prefix tuning (Li and Liang 2021): keys and values for every layer are trained, and nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from prompt_jax.config import ConfigError, PromptConfig
+from prompt_jax.models import family
+from prompt_jax.models.attention import dropout
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prefix, Prompt, Site
+from prompt_jax.prompts import files, initializers, mlp
+
+Trainable = dict[str, Any]
+
+
+def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
+    """First values for each site: `{"keys": [L, P, H, K], "values": ...}`, or with `config.mlp_width` what `mlp.init`
+    gives, each site with a table and layers of its own; float32.
+
+    Raises:
+      ConfigError: a site that the model has not, or an initialisation that asks for what is not there.
+    """
+    del labels
+    shapes = chosen_sites(config, model)
+    if config.init == "text":
+        words = activations(config, model)
+    elif config.init == "file":
+        return {site: _from_file(config, model, site, shapes[site]) for site in shapes}
+
+    trainable: Trainable = {}
+    for (site, (layers, heads, width)), own in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
+        out = 2, layers, heads, width  # keys and values
+        target = words[site] if config.init == "text" else None
+        if config.mlp_width is None:
+            made = _random(own, config, out) if target is None else target
+            trainable[site] = {"keys": jnp.moveaxis(made[:, 0], 0, 1), "values": jnp.moveaxis(made[:, 1], 0, 1)}
+            continue
+        table_key, layers_key = jax.random.split(own)
+        # The table is what the random initialisation is of; with real words, it is the authors' normal one.
+        row = (model.config.d_model,)
+        table = (
+            _random(table_key, config, row) if target is None else initializers.normal(table_key, config.length, row)
+        )
+        variables = mlp.init(layers_key, table, config.mlp_width, config.mlp_layers, out)
+        trainable[site] = variables if target is None else mlp.fit(variables, target)
+    return trainable
+
+
+def apply(
+    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
+) -> tuple[Any, Prompt]:
+    """The base as it is, and the prefix; with a key, after `config.dropout`."""
+    keys = (None,) * len(trainable) if key is None else jax.random.split(key, len(trainable))
+    prefixes: dict[str, Any] = {}
+    for (site, variables), own in zip(sorted(trainable.items()), keys, strict=True):
+        if "layers" in variables:
+            made = mlp.apply(variables)  # [P, 2, L, H, K]
+            keys_and_values = jnp.moveaxis(made, 0, 2)
+        else:
+            keys_and_values = jnp.stack([variables["keys"], variables["values"]])
+        k, v = dropout(keys_and_values, config.dropout, own)
+        prefixes[site] = Prefix(k, v, placement=config.placement, shift_positions=config.shift_positions)
+    return params, Prompt(**prefixes)
+
+
+def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, int, int]]:
+    """The sites that are trained, with their layers, heads and width of a head."""
+    there = family(model.config).sites(model.config)
+    for site in config.sites:
+        if site not in there:
+            raise ConfigError(f"prompt.sites: {model.name} has {' and '.join(there)}, not {site}")
+    if config.placement == "after" and set(there) != {"decoder_self"}:
+        raise ConfigError("prompt.placement 'after', an infix, is for causal models; an encoder-decoder takes 'before'")
+    return {site: shape for site, shape in there.items() if not config.sites or site in config.sites}
+
+
+def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "P 2 L H K"]]:
+    """The base's keys and values of the words `config.init_text`, at every site.
+
+    Raises:
+      ConfigError: no tokenizer, or another number of tokens than the prefix is long.
+    """
+    if model.tokenizer is None:
+        raise ConfigError(f"the model {model.name} has no tokenizer, which prompt.init 'text' needs")
+    ids = np.array(model.tokenizer.encode(config.init_text), np.int32)[None]
+    if ids.shape[1] != config.length:
+        raise ConfigError(
+            f"prompt.init_text {config.init_text!r} has {ids.shape[1]} tokens; a prefix of their activations has that "
+            f"length, and prompt.length is {config.length}"
+        )
+    batch = {"inputs": ids, "inputs_mask": np.ones(ids.shape, bool), "decoder_inputs": ids}
+    compute = jax.jit(family(model.config).activations, static_argnums=1)
+    return {
+        site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
+        for site, pair in compute(model.params, model.config, batch).items()
+    }
+
+
+def _random(key: PRNGKeyArray, config: PromptConfig, shape: tuple[int, ...]) -> Float[Array, "P *shape"]:
+    match config.init:
+        case "uniform":
+            return jax.random.uniform(key, (config.length, *shape), jnp.float32, *config.init_range)
+        case "normal":
+            return initializers.normal(key, config.length, shape)
+        case "zero" if config.mlp_width is None:
+            return jnp.zeros((config.length, *shape))
+    choices = "'uniform', 'normal', 'text' or, without an MLP, 'zero' or 'file'"
+    raise ConfigError(f"prompt.init {config.init!r} is not for this prefix; it takes {choices}")
+
+
+def _from_file(config: PromptConfig, model: Model, site: Site, shape: tuple[int, int, int]) -> Trainable:
+    assert config.init_file is not None  # config.check
+    if config.mlp_width is not None:
+        raise ConfigError(
+            "prompt.init 'file': a file has a prefix, and no MLP that makes it; leave prompt.mlp_width out"
+        )
+    prompt, metadata = files.read_prompt(config.init_file)
+    files.check_base(config.init_file, prompt, metadata, model)
+    prefix: Any = prompt.parts.get(site)
+    if prefix is None or prefix.mask is not None or prefix.slots != config.length:
+        found = ", ".join(f"{name} of {part.slots}" for name, part in prompt.parts.items())
+        raise ConfigError(f"{config.init_file} has {found}, and prompt asks for {site} of {config.length}")
+    return {"keys": jnp.asarray(prefix.keys), "values": jnp.asarray(prefix.values)}

@@ -1,0 +1,65 @@
+"""DART: texts from triples of an open domain (Nan et al. 2021), as prefix tuning has it (Li and Liang 2021).
+
+`dart` reads the release's JSON files, `dart-v1.1.1-full-{train,dev,test}.json`, in the folder `dart` of the one that
+the environment variable PROMPT_JAX_DATA names; `dart_tfds` has the same from TFDS.
+
+Triples become `Mars Hill College : joined : 1973 | ...`, relations in lower case; every annotation is a pair.
+"""
+
+import json
+from collections.abc import Iterator
+
+import seqio
+import tensorflow as tf
+
+from prompt_jax.data import add_task, text_source
+from prompt_jax.data_files import DataError, data_folder
+from prompt_jax.task_format import TaskFormat
+
+FILES = {split: f"dart-v1.1.1-full-{name}.json" for split, name in (("train", "train"), ("validation", "dev"))}
+FILES["test"] = "dart-v1.1.1-full-test.json"
+
+# METEOR, which needs Java, and TER, which is slow: --data.metrics multi_bleu meteor ter
+FORMAT = TaskFormat("{source}", metrics=("multi_bleu", "chrf"), input_length=256, target_length=100)
+
+
+def examples(split: str) -> Iterator[tuple[str, str]]:
+    """(triples, text) of each annotation of a split, in the order of its file."""
+    path = data_folder("dart") / FILES[split]
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries:
+            source = linearise(entry["tripleset"])
+            yield from ((source, annotation["text"]) for annotation in entry["annotations"])
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; expected DART 1.1.1 as it was released") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not DART's JSON ({type(error).__name__}: {error})") from error
+
+
+def linearise(triples: list[list[str]]) -> str:
+    """Triples as the model reads them."""
+    return " | ".join(f"{subject} : {relation.lower()} : {value}" for subject, relation, value in triples)
+
+
+def from_table(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`linearise` for the rows of TFDS, which have a list of all triples' parts."""
+
+    def row(columns):
+        triples = tf.reshape(columns["input_text"]["table"]["content"], [-1, 3])
+        relations = tf.strings.lower(triples[:, 1], encoding="utf-8")
+        parts = tf.stack([triples[:, 0], relations, triples[:, 2]], axis=1)
+        source = tf.strings.reduce_join(tf.strings.reduce_join(parts, axis=1, separator=" : "), separator=" | ")
+        return {"source": source, "target": columns["target_text"]}
+
+    return dataset.map(row)
+
+
+add_task("dart", text_source(examples, tuple(FILES)), FORMAT, target="target")
+add_task(
+    "dart_tfds",
+    seqio.TfdsDataSource("dart:0.1.0", splits=tuple(FILES)),
+    FORMAT,
+    target="target",
+    preprocessors=[from_table],
+)

@@ -1,0 +1,102 @@
+"""XSum: one-sentence summaries of BBC articles (Narayan, Cohen and Lapata 2018), for prefix tuning (Li and Liang 2021).
+
+`xsum` reads what the authors' scripts extract: `xsum-extracts-from-downloads/ID.data` and
+`XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json`, in the folder `xsum` of the one that the environment variable
+PROMPT_JAX_DATA names. Articles that are not there are left out, as not all can be had. `xsum_tfds` has the same from
+TFDS, which wants the same files and does not tell the topics.
+
+Extrapolation (the paper's section on it), by topics, which are in an article's URL: `xsum_news_to_sports` trains and
+validates on news and is tested on sports; `xsum_within_news` trains and validates on news of the world, the UK and
+business, and is tested on the other news.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import seqio
+import tensorflow as tf
+
+from prompt_jax.data import add_task, text_source
+from prompt_jax.data_files import DataError, data_folder
+from prompt_jax.task_format import TaskFormat
+
+SPLITS = ("train", "validation", "test")
+IDS = "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
+FORMAT = TaskFormat("{source}", metrics=("rouge_2", "rouge_1", "rouge_l"), input_length=512, target_length=60)
+
+TRAINED_NEWS = frozenset(("world", "uk", "business"))
+SECTION = re.compile(r"bbc\.(?:co\.uk|com)(?::\d+)?/(news|sport)/(?:\d+/)?([a-z]+)?")
+# Buttons of the page, which are lines of many extracts (TFDS's list).
+BUTTONS = frozenset(
+    (
+        *("Share this with", "Email", "Facebook", "Messenger", "Twitter", "Pinterest", "WhatsApp", "Linkedin"),
+        *("LinkedIn", "Copy this link", "These are external links and will open in a new window"),
+    )
+)
+
+
+def examples(split: str, extrapolation: str | None = None) -> Iterator[tuple[str, str]]:
+    """(article, summary) of each pair of a split that is part of the extrapolation, if one is given."""
+    folder = data_folder("xsum")
+    try:
+        ids = json.loads((folder / IDS).read_text(encoding="utf-8"))[split]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder / IDS}: cannot be read ({error}); expected the ids of each split") from error
+    for name in ids:
+        path = folder / "xsum-extracts-from-downloads" / f"{name}.data"
+        if path.is_file():
+            url, summary, article = parts(path)
+            if extrapolation is None or belongs(url, split, extrapolation):
+                yield article, summary
+
+
+def parts(path: Path) -> tuple[str, str, str]:
+    """URL, summary and article of a file, each in one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    _, *pieces = "\n".join(line for line in lines if line not in BUTTONS).split("[XSUM]")
+    found = dict(zip(pieces[::2], pieces[1::2], strict=False))
+    try:
+        url, summary, article = (" ".join(found[name].split()) for name in ("URL", "INTRODUCTION", "RESTBODY"))
+    except KeyError as error:
+        raise DataError(f"{path}: no part {error}; expected [XSUM]URL[XSUM], INTRODUCTION and RESTBODY") from error
+    return url, summary, article
+
+
+def belongs(url: str, split: str, extrapolation: str) -> bool:
+    """Whether an article is trained on or, in the test split, tested on."""
+    section, topic = topic_of(url)
+    test = split == "test"
+    if extrapolation == "news_to_sports":
+        return section == ("sport" if test else "news")
+    return section == "news" and topic is not None and (topic in TRAINED_NEWS) != test
+
+
+def topic_of(url: str) -> tuple[str | None, str | None]:
+    """Section and topic: `news` and `world` of `http://www.bbc.co.uk/news/world-europe-34872345`; some have none."""
+    match = SECTION.search(url)
+    return (match[1], match[2]) if match else (None, None)
+
+
+def in_one_line(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The rows of TFDS with articles and summaries in one line each."""
+
+    def line(text):
+        return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
+
+    return dataset.map(lambda row: {"source": line(row["document"]), "target": line(row["summary"])})
+
+
+add_task("xsum", text_source(examples, SPLITS), FORMAT, target="target")
+for _name in ("news_to_sports", "within_news"):
+    _part = functools.partial(examples, extrapolation=_name)
+    add_task(f"xsum_{_name}", text_source(_part, SPLITS), FORMAT, target="target")
+add_task(
+    "xsum_tfds",
+    seqio.TfdsDataSource("xsum:1.1.0", splits=SPLITS),
+    FORMAT,
+    target="target",
+    preprocessors=[in_one_line],
+)

@@ -1,0 +1,150 @@
+"""BART against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
+
+import numpy as np
+import pytest
+
+import prompt_jax
+from adapters import (
+    PREFIXES,
+    PROMPTS,
+    assert_close,
+    forward_batch,
+    generate_batch,
+    peft_prompt,
+    random_prefix,
+    random_text,
+    random_tokens,
+    whole,
+)
+from prompt_jax import Prompt
+from prompt_jax.config import Decoding
+from prompt_jax.decoding import beam_search
+from prompt_jax.models import ContextError, bart
+from prompt_jax.models.prompt import Prefix
+
+VARIANTS = ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES)
+
+
+@pytest.fixture(scope="module")
+def model(fixtures):
+    return prompt_jax.load_model(str(fixtures / "bart" / "base"))
+
+
+@pytest.fixture(scope="module")
+def reference(fixtures):
+    return np.load(fixtures / "bart" / "reference.npz")
+
+
+def adapter(fixtures, variant: str) -> Prompt | None:
+    return None if variant == "base" else peft_prompt(fixtures / "bart" / variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_peft(model, fixtures, reference, variant):
+    logits = prompt_jax.forward(model.params, model.config, forward_batch(reference), adapter(fixtures, variant))
+    assert_close(logits, reference[f"{variant}/logits"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
+    arguments = model.params, model.config, generate_batch(reference), adapter(fixtures, variant)
+    tokens = prompt_jax.generate(*arguments, max_new_tokens=12)
+    np.testing.assert_array_equal(tokens, reference[f"{variant}/greedy"][:, 1:])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_beams_equal_peft(model, fixtures, reference, variant):
+    arguments = model.params, model.config, generate_batch(reference), adapter(fixtures, variant)
+    found = beam_search(*arguments, max_new_tokens=12, decoding=Decoding(beams=5))
+    np.testing.assert_array_equal(found.tokens[:, 0], reference[f"{variant}/beam5"][:, 1:])
+    np.testing.assert_allclose(found.score[:, 0], reference[f"{variant}/beam5_scores"], rtol=1e-5)
+
+
+def test_positions_shift_only_if_they_are_to(model, fixtures, reference):
+    """PEFT's prefix with the rule of Li and Liang's code gives other logits."""
+    prompt, batch = peft_prompt(fixtures / "bart" / "prefix"), forward_batch(reference)
+    unshifted = Prompt(decoder_self=prompt.decoder_self.replace(shift_positions=False))
+    logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, unshifted))
+    assert np.abs(logits - reference["prefix/logits"]).max() > 0.1 * np.abs(logits).max()
+    # With the rule, what is seen of a prefix that gets no attention is nothing at all.
+    away = Prompt(decoder_self=unshifted.decoder_self.replace(mask=np.zeros(unshifted.decoder_self.slots, bool)))
+    assert_close(
+        prompt_jax.forward(model.params, model.config, batch, away),
+        prompt_jax.forward(model.params, model.config, batch),
+    )
+
+
+def test_a_prefix_of_real_tokens_is_these_tokens(model):
+    """At the decoder's self-attention with those of the tokens alone; at the encoder's and at cross-attention with
+    those of the run on tokens and text together, both sites at once."""
+    text, target = random_text(model, 1, 9), random_text(model, 1, 7, seed=1)
+    config, params = model.config, model.params
+    expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
+    kept = bart.activations(params, config, whole(text) | {"decoder_inputs": target})
+
+    def prefix(site, slots):
+        return Prefix(*(leaf[:, 0, :slots] for leaf in kept[site]))
+
+    own = Prompt(decoder_self=prefix("decoder_self", 3))
+    logits = prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target[:, 3:]}, own)
+    assert_close(logits, expected[:, 3:])
+    both = Prompt(encoder_self=prefix("encoder_self", 4), decoder_cross=prefix("decoder_cross", 4))
+    logits = prompt_jax.forward(params, config, whole(text[:, 4:]) | {"decoder_inputs": target}, both)
+    assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("padding", ("left", "both"))
+@pytest.mark.parametrize("placement", ("before", "after"))
+def test_padding_changes_nothing(model, padding, placement):
+    text, target = random_text(model, 2, 6), random_text(model, 2, 4, seed=1)
+    tokens = random_tokens(model, 3, mask=np.array([True, False, True]), placement=placement)
+    prompt = Prompt(**random_prefix(model, 2).parts, encoder_tokens=tokens.encoder_tokens)
+    before, after = (3, 0) if padding == "left" else (1, 2)
+    inputs, mask = np.zeros((2, 9), np.int32), np.zeros((2, 9), bool)
+    inputs[0, before + 2 : before + 6], mask[0, before + 2 : before + 6] = text[0, :4], True
+    inputs[1, before : before + 6], mask[1, before : before + 6] = text[1], True
+    batch = {"inputs": inputs, "inputs_mask": mask, "decoder_inputs": np.pad(target, [(0, 0), (before, after)])}
+    batch["decoder_mask"] = np.pad(np.ones((2, 4), bool), [(0, 0), (before, after)])
+    logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt))
+    for row, own in enumerate((text[:1, :4], text[1:])):
+        alone = whole(own) | {"decoder_inputs": target[row : row + 1]}
+        expected = prompt_jax.forward(model.params, model.config, alone, prompt)
+        assert_close(logits[row, before : before + 4], np.asarray(expected)[0])
+
+
+def test_mixed_prompts_are_each_alone(model):
+    """At every site, of other lengths, one with an unused slot, and rows without any."""
+    mask = np.array([True, False, True, True])
+    prompts = [
+        Prompt(**random_prefix(model, n, n, mask=m).parts, **random_tokens(model, n, n + 9, mask=m).parts)
+        for n, m in ((3, None), (5, None), (4, mask))
+    ]
+    ids = np.array([2, 0, -1, 1], np.int32)
+    batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, 3, seed=1)}
+    mixed, stacked = batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts)
+    logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
+    tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
+    for row, number in enumerate(ids):
+        own = {name: value[row : row + 1] for name, value in batch.items()}
+        prompt = prompts[number] if number >= 0 else None
+        assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
+        alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
+        np.testing.assert_array_equal(tokens[row], alone[0])
+
+
+def test_the_context_is_checked(model):
+    """64 positions on either side; a prefix takes some if it shifts the others."""
+    prefix = random_prefix(model, 10, sites=("decoder_self",))
+    batch = whole(random_text(model, 1, 60))
+    prompt_jax.forward(model.params, model.config, batch | {"decoder_inputs": random_text(model, 1, 54)}, prefix)
+    for prompt, source, target, message in (
+        (prefix, 60, 55, "prompt and target together have 65 tokens, and the model has 64 positions"),
+        (random_tokens(model, 5), 60, 4, "prompt and source together have 65 tokens"),
+        (None, 60, 65, "prompt and target together have 65"),
+    ):
+        batch = whole(random_text(model, 1, source)) | {"decoder_inputs": random_text(model, 1, target)}
+        with pytest.raises(ContextError, match=message):
+            prompt_jax.forward(model.params, model.config, batch, prompt)
+    unshifted = Prompt(decoder_self=prefix.decoder_self.replace(shift_positions=False))
+    batch = whole(random_text(model, 1, 60)) | {"decoder_inputs": random_text(model, 1, 64)}
+    prompt_jax.forward(model.params, model.config, batch, unshifted)
