@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.config import ConfigError, Decoding, Experiment
 from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.task_format import TaskFormat
 
@@ -89,6 +89,8 @@ class Evaluate:
     """majority: the answer that most members give; of several the one with the highest log-probability summed over
     members, then the one of the earliest member. mean-probability: the label with the highest mean of the members'
     probabilities; for tasks with labels."""
+    decoding: Decoding = Decoding()
+    """How answers are generated."""
     early_stop: bool = False
     """Vote by majority without asking members about examples that are decided: the same votes for less work. Prints
     the vote and the share of passes saved alone, since the members' own scores are not known then."""
@@ -122,6 +124,8 @@ class Predict:
     """Print a JSON object a line, with the labels' log-probabilities (nats) where the task has labels."""
     batch_size: int = 64
     """Examples a batch."""
+    decoding: Decoding = Decoding()
+    """How answers are generated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +141,10 @@ class Export:
     format: Literal["npz", "npy"] | None = None
     """npz: this project's archive, readable with NumPy. npy: the bare array, as T5X's prompt-tuning has it. By the
     extension of DEST if left out."""
+    as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
+    """prefix: the keys and values that a causal model has of its virtual tokens, in place of these; they depend on the
+    base, which is loaded. The same logits for less work."""
+    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +192,7 @@ def evaluate(args: Evaluate) -> int:
         examples,
         target_length=target_length,
         batch_size=args.batch_size,
+        decoding=args.decoding,
         vote=args.vote,
         early_stop=args.early_stop,
     )
@@ -216,6 +225,8 @@ def export(args: Export) -> int:
     if args.member is not None and not 0 <= args.member < count:
         has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
         raise UserError(f"--member {args.member}: {args.file} has {has}")
+    if args.as_ == "prefix":
+        members = _as_prefixes(args, members)
     if args.member is not None or count == 1:
         save_prompt(args.dest, *members[args.member or 0], format=args.format)
     elif (args.format or args.dest.suffix[1:]) == "npy":
@@ -228,6 +239,25 @@ def export(args: Export) -> int:
         save_ensemble(args.dest, prompts, metadata, format=args.format)
     print(f"wrote {args.dest}")
     return 0
+
+
+def _as_prefixes(
+    args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]
+) -> list[tuple["Prompt", "PromptMetadata"]]:
+    from prompt_jax.models import family
+
+    model = _load_base(args.file, members[0][1], args.base)
+    as_prefix = getattr(family(model.config), "as_prefix", None)
+    if as_prefix is None:
+        raise UserError(
+            f"{model.name} is no causal model: what its encoder makes of virtual tokens depends on the input and is no "
+            "prefix"
+        )
+    made = []
+    for prompt, metadata in members:
+        _check_base(args.file, prompt, metadata, model, args.base)
+        made.append((as_prefix(model.params, model.config, prompt), dataclasses.replace(metadata, method="prefix")))
+    return made
 
 
 def inspect(args: Inspect) -> int:
@@ -397,7 +427,9 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
         )
     task_format = _format(formats[0], args.template, args.labels, None)
     texts = _texts(_inputs(args.words[1:], args.input), task_format)
-    return (Line(None, text) for text in texts), Voting(model, [prompt for prompt, _ in members], task_format)
+    return (Line(None, text) for text in texts), Voting(
+        model, [prompt for prompt, _ in members], task_format, args.decoding
+    )
 
 
 def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
@@ -419,7 +451,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
         _check_base(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
     rows = ((where, _as_row(line, where, wanted)) for where, line in _inputs(args.words, args.input))
-    return streams.read_lines(rows, named), streams.Mixed(model, named)
+    return streams.read_lines(rows, named), streams.Mixed(model, named, args.decoding)
 
 
 def _inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:

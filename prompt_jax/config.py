@@ -222,6 +222,8 @@ class Decoding:
     """No answer ends before it has so many tokens."""
     banned_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated."""
+    seed: int = 0
+    """Of sampling, where no key is given."""
 
     def __post_init__(self) -> None:
         for field, least in (("beams", 1), ("top_k", 1), ("min_new_tokens", 0), ("temperature", 0.0)):
@@ -270,6 +272,8 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     mesh: MeshConfig = MeshConfig()
+    decoding: Decoding = Decoding()
+    """Of the answers that are scored when training has ended. Validation takes the most probable token each time."""
 
     @property
     def folder(self) -> Path:

@@ -297,7 +297,7 @@ def compiled_score(
     def one(target_and_mask):
         target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
         start = jnp.full((rows, 1), config.start_id, target.dtype)
-        shifted = {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
+        shifted = batch | {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
         logits = model.decode(params, config, encoded, shifted, prompt)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
         return jnp.where(mask, chosen, 0.0).sum(axis=1)

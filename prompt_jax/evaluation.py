@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, PRNGKeyArray
+from jaxtyping import Bool, Int
 
 from prompt_jax.batches import eval_batches, length_buckets
 from prompt_jax.config import Decoding
@@ -63,7 +63,6 @@ def evaluate(
     batch_size: int,
     rank: bool = True,
     decoding: Decoding = GREEDY,
-    key: PRNGKeyArray | None = None,
 ) -> Evaluation:
     """Generated answers and, for a task with labels, rank classification over the label strings.
 
@@ -74,11 +73,10 @@ def evaluate(
       target_length: the most tokens of an answer.
       batch_size: examples a batch.
       rank: whether to rank the labels as well.
-      decoding: how answers are generated.
-      key: for sampling. What is drawn for an example depends on its number.
+      decoding: how answers are generated. What is drawn for an example depends on its number.
     """
     options: Any = {"target_length": target_length, "batch_size": batch_size, "rank": rank}
-    return evaluate_members(model, [prompt], examples, decoding=decoding, key=key, **options)[0]
+    return evaluate_members(model, [prompt], examples, decoding=decoding, **options)[0]
 
 
 def evaluate_members(
@@ -90,7 +88,6 @@ def evaluate_members(
     batch_size: int,
     rank: bool = True,
     decoding: Decoding = GREEDY,
-    key: PRNGKeyArray | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for several prompts at once: one set of rows, (input, prompt), in batches mixed over prompts.
 
@@ -101,7 +98,7 @@ def evaluate_members(
       target_length: the most tokens of an answer.
       batch_size: rows a batch.
       rank: whether to rank the labels as well.
-      decoding, key: as for `evaluate`.
+      decoding: as for `evaluate`.
 
     Returns:
       what `evaluate` gives for each prompt.
@@ -126,7 +123,6 @@ def evaluate_members(
         target_length=target_length,
         batch_size=batch_size,
         decoding=decoding,
-        key=key,
         numbers=numbers,
     )
     labels = [own.format.labels if rank and own.format else () for own in each]
@@ -167,7 +163,6 @@ def answers(
     batch_size: int | Shapes,
     longest: int | None = None,
     decoding: Decoding = GREEDY,
-    key: PRNGKeyArray | None = None,
     numbers: np.ndarray | None = None,
 ) -> Answers:
     """The answer to each input.
@@ -181,7 +176,6 @@ def answers(
       batch_size: inputs a batch; or the `batch_shapes` of more inputs than these, which were compiled for those.
       longest: at least the most tokens of any row, those of later calls included: what is compiled is compiled for it.
       decoding: how they are generated.
-      key: for sampling.
       numbers: [rows], by which rows draw differently; left out, 0, 1, 2...
 
     Raises:
@@ -192,10 +186,13 @@ def answers(
     longest = longest or int(lengths.max())
     check_context(model.config, prompt, max(map(len, inputs)), longest)
 
+    # The seed is in the key: nothing is compiled anew for another one.
+    how, key = dataclasses.replace(decoding, seed=0), jax.random.key(decoding.seed)
+
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         own, number = batch.pop("lengths"), batch.pop("number")
-        keys = None if key is None else row_keys(key, number)
-        return compiled_generate(model.params, model.config, batch, prompt, longest, own, decoding, keys)
+        keys = row_keys(key, number) if decoding.temperature else None
+        return compiled_generate(model.params, model.config, batch, prompt, longest, own, how, keys)
 
     per_row = {
         "lengths": lengths,

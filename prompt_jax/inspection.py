@@ -6,12 +6,13 @@ clusters of like meaning, and class labels that a prompt was initialised with st
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompts.files import PromptMetadata
 
 # Arrays of NumPy or JAX, in any floating-point type.
@@ -129,19 +130,19 @@ def nearest(
 
 
 def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
-    """How alike the prompts of an ensemble are, each with each: cosines, of the used virtual tokens.
+    """How alike the prompts of an ensemble are, each with each: cosines, of all that is in their used slots.
 
-    Prompts of one length are compared as whole vectors [P * D], token by token, although the order of virtual tokens
-    is arbitrary: two prompts of the same vectors in another order are not found to be alike. If any lengths differ, all
-    prompts are compared by the mean of their virtual tokens [D]. A vector of zeros has the cosine 0 with every other.
+    Prompts of one length are compared as whole vectors, slot by slot, although the order of slots is arbitrary: two
+    prompts of the same vectors in another order are not found to be alike. If any lengths differ, all prompts are
+    compared by the mean of their slots. A vector of zeros has the cosine 0 with every other.
 
     Args:
-      prompts: of one width, none of them stacked.
+      prompts: of the same parts and sizes, none of them stacked.
 
     Raises:
-      ValueError: a prompt without virtual tokens, or widths that differ.
+      ValueError: an empty prompt, or sizes that differ.
     """
-    tokens = [np.asarray(_used(prompt), np.float64) for prompt in prompts]
+    tokens = [np.asarray(_slots(prompt), np.float64) for prompt in prompts]
     if len({each.shape[1] for each in tokens}) > 1:
         raise ValueError(f"prompts of different widths: {sorted({each.shape[1] for each in tokens})}")
     one_length = len({len(each) for each in tokens}) == 1
@@ -183,6 +184,18 @@ def _used(prompt: Prompt) -> Float[np.ndarray, "P D"]:
     return embeddings if tokens.mask is None else embeddings[np.asarray(tokens.mask)]
 
 
+def _slots(prompt: Prompt) -> Float[np.ndarray, "P F"]:
+    """All that is in each used slot: the virtual token, and the keys and values of every layer and site."""
+    if not prompt.parts:
+        raise ValueError("the prompt is empty")
+    rows = []
+    for part in prompt.parts.values():
+        for array in used_arrays(part).values():
+            in_front = np.moveaxis(array, part.axes.index("P"), 0)
+            rows.append(in_front.reshape(len(in_front), -1))
+    return np.concatenate(rows, axis=1)
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Text for the terminal
 
@@ -200,13 +213,16 @@ def describe(name: str, prompt: Prompt, metadata: PromptMetadata, model: Model |
       k: neighbours a token.
 
     Raises:
-      ValueError: the prompt has no virtual tokens, or their width is not the base's.
+      ValueError: the width of virtual tokens is not the base's.
     """
-    tokens_pd = _used(prompt)
-    provenance = _provenance(metadata, tokens_pd.shape)
+    provenance = _provenance(metadata, prompt)
     width = max(map(len, provenance))
     lines = [printable(name), ""]
     lines += [f"  {name:<{width}}  {value}" for name, value in provenance.items()]
+    lines += _prefix_table(prompt)
+    if prompt.encoder_tokens is None:
+        return "\n".join(lines)
+    tokens_pd = _used(prompt)
     if model is None:
         norms = _norm_line(row_norms(tokens_pd, len(tokens_pd)))
         return "\n".join([*lines, f"  {'norms':<{width}}  {norms}", "", _NO_BASE])
@@ -241,7 +257,7 @@ _NO_BASE = (
 )
 
 
-def _provenance(metadata: PromptMetadata, shape: tuple[int, ...]) -> dict[str, str]:
+def _provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
     """What a file says of its prompt, by the name of the line."""
     base, task_format = metadata.base, metadata.format
     labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
@@ -252,7 +268,7 @@ def _provenance(metadata: PromptMetadata, shape: tuple[int, ...]) -> dict[str, s
         "method": metadata.method and printable(metadata.method),
         "initialisation": metadata.initialization and printable(metadata.initialization),
         "placement": f"{metadata.placement} the input",
-        "length": f"{shape[0]} virtual tokens of width {shape[1]}",
+        "length": ", ".join(_length(name, part) for name, part in prompt.parts.items()),
         "task": metadata.task and printable(metadata.task),
         "template": task_format and printable(task_format.template),
         "labels": labels,
@@ -262,6 +278,26 @@ def _provenance(metadata: PromptMetadata, shape: tuple[int, ...]) -> dict[str, s
     if metadata.settings:  # of a member of an ensemble
         found["member's own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
     return {name: value or "not recorded" for name, value in found.items()}
+
+
+def _length(name: str, part: Any) -> str:
+    arrays = used_arrays(part)
+    if name == "encoder_tokens":
+        return "{} virtual tokens of width {}".format(*arrays["embeddings"].shape)
+    layers, slots, heads, width = arrays["keys"].shape
+    return f"{slots} keys and values at {name} in each of {layers} layers, {heads} heads of width {width}"
+
+
+def _prefix_table(prompt: Prompt) -> list[str]:
+    """The mean norms of keys and values in each layer of each site's prefix."""
+    lines = []
+    for site, part in prompt.parts.items():
+        if site == "encoder_tokens":
+            continue
+        lines += ["", f"  {site}, mean norm of a head's", "  layer       keys     values"]
+        norms = [np.linalg.norm(array, axis=-1).mean(axis=(1, 2)) for array in used_arrays(part).values()]
+        lines += [f"  {layer:>5}  {k:>9.4g}  {v:>9.4g}" for layer, (k, v) in enumerate(zip(*norms, strict=True))]
+    return lines
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -42,9 +42,9 @@ def linearise(table: str) -> str:
 
 
 def tokenise(text: str) -> str:
-    """Spaces around signs: but not in a number, nor in `'s` and its like, nor after a hyphen that follows a space."""
+    """Spaces around signs, but not in a number, `...` or `'s`, nor after a hyphen that follows a space."""
     text = re.sub(r"([^\w\s.,-])\1*", r" \g<0> ", text)
-    text = re.sub(r"(?<!\d)[.,]|[.,](?!\d)", r" \g<0> ", text)
+    text = re.sub(r"(?<!\d)([.,])\1*|([.,])\2*(?!\d)", r" \g<0> ", text)
     text = re.sub(r"(\d *|\S)-", r"\1 - ", text)
     text = re.sub(r"(['’´]) (s|m|d|ll|re|ve|t)(?=\s)", r"\1\2", f"{text} ")
     return " ".join(text.split())

@@ -114,6 +114,8 @@ def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder
     accuracy = np.mean([answer == line["target"] for answer, line in zip(best, lines, strict=True)])
     assert f"{accuracy:.4f}" in out.split("rank/accuracy")[1]
     assert all(line["members"] == [line["prediction"]] and line["before"] is None for line in lines)
+    assert all(line["ranked_members"] == [line["ranked"]] for line in lines)
+    assert [line["ranked"] for line in lines] == best
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["members"][0]["scores"]["rank/accuracy"] == pytest.approx(accuracy) and scores["ensemble"] is None
     assert f"| {accuracy:.4f} |" in (tmp_path / "out" / "table.md").read_text()
@@ -176,6 +178,8 @@ def test_evaluate_an_ensemble(prompt_file, ensemble_file, sentiment_files, tiny_
     assert sum(int(cell) for label in ("negative", "positive") for cell in confusion[label]) == 10
     gain = table(out, "the vote's gain")[f"vote minus best (member {best})"]
     assert float(gain[1]) <= float(gain[0]) <= float(gain[2])
+    right = np.mean([line["ranked"] == line["target"] for line in lines])
+    assert shown["vote"][2] == f"{right:.4f}" and {len(line["ranked_members"]) for line in lines} == {3}
     alone = run(capsys, "evaluate", prompt_file, *argv[3:])[1].splitlines()[1:]
     assert [line.split() for line in alone] == [list(pair) for pair in zip(shown[""], shown[names[0]], strict=True)]
 
@@ -190,8 +194,10 @@ def test_evaluate_votes_early(prompt_file, ensemble_file, sentiment_files, tiny_
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["ensemble"]
     assert shown["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    not_asked = [answer is None for line in lines for answer in line["members"]]
-    assert np.mean(not_asked) == pytest.approx(scores["saved"]["answers"])
+    for field, name in (("members", "answers"), ("ranked_members", "labels")):
+        not_asked = [answer is None for line in lines for answer in line[field]]
+        assert np.mean(not_asked) == pytest.approx(scores["saved"][name])
+    assert full["vote"][2] == f"{np.mean([line['ranked'] == line['target'] for line in lines]):.4f}"
 
 
 def test_evaluate_by_mean_probability(ensemble_file, sentiment_files, tiny_folder, capsys):
@@ -219,6 +225,9 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     own = ("--data", sentiment_files["test"])
     said = message(other(base=Base("elsewhere", None, "sha256:1")), *own)
     assert f"{prompt_file} was trained on" in said and "other.npz on elsewhere (sha256:1)" in said
+    assert f"{prompt_file} is named twice; its prompts would count twice" in message(prompt_file, *own)
+    (tmp_path / "link.npz").symlink_to(prompt_file)
+    assert f"{prompt_file} and {tmp_path / 'link.npz'} are one file" in message(tmp_path / "link.npz", *own)
     said = message(other(format=dataclasses.replace(task_format, labels=("bad", "good"))), *own)
     assert f"{prompt_file} answers with the labels negative, positive" in said and "labels bad, good" in said
     said = message(other(task="movies"))

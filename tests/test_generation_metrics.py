@@ -263,3 +263,10 @@ def first_and_others():
 )
 def test_published_values_on_e2e(first_and_others, name, published, tolerance):
     assert METRICS[name](*first_and_others) == pytest.approx(published, abs=tolerance)
+
+
+@pytest.mark.slow
+def test_ter_on_e2e(first_and_others):
+    """Of the first sixty tables; the same as tercom's."""
+    references, predictions = first_and_others
+    assert METRICS["ter"](references[:60], predictions[:60]) == pytest.approx(0.3736895, abs=1e-7)

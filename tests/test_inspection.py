@@ -110,7 +110,7 @@ def test_without_a_tokenizer_pieces_are_numbers():
 
 
 def test_a_prompt_without_virtual_tokens():
-    with pytest.raises(ValueError, match="no virtual tokens"):
+    with pytest.raises(ValueError, match="the prompt is empty"):
         inspect(Prompt(), MODEL)
 
 
@@ -217,5 +217,5 @@ def test_similarity_of_extreme_values():
 def test_similarity_of_what_cannot_be_compared():
     with pytest.raises(ValueError, match=r"different widths: \[2, 3\]"):
         prompt_similarity([_prompt([1, 2]), _prompt([1, 2, 3])])
-    with pytest.raises(ValueError, match="no virtual tokens"):
+    with pytest.raises(ValueError, match="the prompt is empty"):
         prompt_similarity([Prompt()])

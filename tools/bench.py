@@ -53,13 +53,6 @@ CASES = {
 }
 # Each of whose processes gives one side's row.
 TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
-    "step",
-    "step-0",
-    "reviews",
-    "gpt2-prompt",
-    "gpt2-prefix",
-    "ensemble",
-)  # each of whose processes gives one side's row
 # Members and group; a group of one member is all of one.
 MEMORY = {
     f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at

@@ -7,10 +7,13 @@ that the votes are those of the full vote, ties included.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from prompt_jax.config import Decoding
+from prompt_jax.decoding import GREEDY
 from prompt_jax.ensembles.evaluation import RankedVote, labels_of, majority_vote, ranked_vote
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.evaluation import Evaluation, answers, batch_shapes, label_scores
@@ -48,6 +51,7 @@ def evaluate_early(
     *,
     target_length: int,
     batch_size: int,
+    decoding: Decoding = GREEDY,
     blocks: Sequence[int] | None = None,
 ) -> EarlyEvaluation:
     """The vote by majority, asking members only about examples that are still undecided.
@@ -61,6 +65,7 @@ def evaluate_early(
       examples: of one split.
       target_length: the most tokens of an answer.
       batch_size: rows a batch.
+      decoding: how answers are generated.
       blocks: how many members are asked at a time; the first are as many as can decide anything, a majority of
         all, and then one at a time if left out.
     """
@@ -72,13 +77,15 @@ def evaluate_early(
     # Of the largest block there can be: the others have nothing to compile.
     shapes = batch_shapes(list(examples.inputs) * max(blocks, default=1), batch_size)
 
+    options: Any = {"target_length": target_length, "decoding": decoding}
+
     texts = np.full(shape, None, object)
     ids = np.full(shape, NO_VOTE)
     log_probabilities = np.zeros(shape, np.float32)
 
     def speak(members: np.ndarray, rows: np.ndarray) -> np.ndarray:
         asked, inputs, prompt_ids = _flat(members, rows, examples)
-        given = answers(model, stacked, inputs, prompt_ids=prompt_ids, target_length=target_length, batch_size=shapes)
+        given = answers(model, stacked, inputs, prompt_ids=prompt_ids, batch_size=shapes, numbers=asked[1], **options)
         texts[asked], log_probabilities[asked] = given.texts, given.log_probabilities
         ids[:, rows] = answer_ids(texts[:, rows].tolist(), same)
         return ids

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from prompt_jax.config import Decoding
+from prompt_jax.decoding import GREEDY
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
@@ -93,6 +95,7 @@ def evaluate_ensemble(
     *,
     target_length: int,
     batch_size: int,
+    decoding: Decoding = GREEDY,
     vote: VoteRule = "majority",
     seed: int = 0,
 ) -> EnsembleEvaluation:
@@ -104,6 +107,7 @@ def evaluate_ensemble(
       examples: of one split.
       target_length: the most tokens of an answer.
       batch_size: rows (an example with one member's prompt) a batch.
+      decoding: how answers are generated.
       vote: the rule.
       seed: of the bootstrap.
 
@@ -111,7 +115,8 @@ def evaluate_ensemble(
       VoteError: mean-probability for a task without labels.
     """
     check_rule(vote, examples)
-    members = evaluate_members(model, prompts, examples, target_length=target_length, batch_size=batch_size)
+    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
+    members = evaluate_members(model, prompts, examples, **options)
     return combine(members, examples, vote, seed=seed)
 
 

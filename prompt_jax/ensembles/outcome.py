@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.config import Decoding
+from prompt_jax.decoding import GREEDY
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
@@ -55,6 +57,7 @@ def evaluate_files(
     *,
     target_length: int,
     batch_size: int,
+    decoding: Decoding = GREEDY,
     vote: VoteRule = "majority",
     early_stop: bool = False,
 ) -> Outcome:
@@ -62,7 +65,7 @@ def evaluate_files(
 
     Other arguments and errors as for `evaluate_ensemble`.
     """
-    options: Any = {"target_length": target_length, "batch_size": batch_size}
+    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
     prompts = [member.prompt for member in members]
     cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
     title = f"{examples.name}, {examples.split}, {len(examples)} examples{cut}"

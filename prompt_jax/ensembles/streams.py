@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from prompt_jax import evaluation
+from prompt_jax.config import Decoding
 from prompt_jax.data_files import render
+from prompt_jax.decoding import GREEDY
 from prompt_jax.ensembles.members import Member, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
@@ -39,9 +41,10 @@ class Voting:
       cut: how many inputs so far were cut to the length of the task.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], task_format: TaskFormat):
+    def __init__(self, model: Model, prompts: Sequence[Prompt], task_format: TaskFormat, decoding: Decoding = GREEDY):
         """Raises PromptStackError where prompts do not go together."""
         self._model, self._members, self._format = model, len(prompts), task_format
+        self._decoding, self._count = decoding, 0
         together, self._ids = evaluation.together(prompts)
         self._prompt = jax.device_put(together)
         self.cut = 0
@@ -59,7 +62,10 @@ class Voting:
         count, labels = len(inputs), self._format.labels
         ids = None if self._ids is None else np.repeat(self._ids, count)
         rows: Any = {"inputs": inputs * self._members, "prompt_ids": ids, "batch_size": batch_size}
-        given = evaluation.answers(self._model, self._prompt, target_length=self._format.target_length, **rows)
+        options: Any = {"target_length": self._format.target_length, "decoding": self._decoding}
+        numbers = np.tile(np.arange(self._count, self._count + count), self._members)
+        self._count += count
+        given = evaluation.answers(self._model, self._prompt, numbers=numbers, **options, **rows)
         texts = [given.texts[member * count :][:count] for member in range(self._members)]
         spoken = given.log_probabilities.reshape(self._members, count)
         predictions = [texts[member][i] for i, member in enumerate(vote_answers(texts, spoken, comparison(labels)))]
@@ -85,7 +91,7 @@ def read_named(words: Sequence[str]) -> dict[str, Member]:
     files: dict[str, Path] = {}
     for word in words:
         name, _, file = word.partition("=")
-        whole = not file or Path(word).exists()  # a path may have the sign in it, such as that of a run
+        whole = not (name and file) or Path(word).exists()  # a path may have the sign in it, such as that of a run
         name, path = (Path(word).stem, Path(word)) if whole else (name, Path(file))
         if name in files:
             raise UserError(
@@ -143,10 +149,10 @@ class Mixed:
       cut: how many inputs so far were cut to the length of their prompt's task.
     """
 
-    def __init__(self, model: Model, named: Mapping[str, Member]):
+    def __init__(self, model: Model, named: Mapping[str, Member], decoding: Decoding = GREEDY):
         """Raises PromptStackError, naming the files, where prompts do not go together."""
         members = list(named.values())
-        self._model = model
+        self._model, self._decoding, self._count = model, decoding, 0
         self._prompt = jax.device_put(
             stack_prompts([member.prompt for member in members], [str(member) for member in members])
         )
@@ -172,7 +178,10 @@ class Mixed:
             "batch_size": batch_size,
         }
         lengths = [own.target_length for own in formats]
-        given = evaluation.answers(self._model, self._prompt, target_length=lengths, longest=self._longest, **rows)
+        options: Any = {"target_length": lengths, "longest": self._longest, "decoding": self._decoding}
+        numbers = np.arange(self._count, self._count + len(lines))
+        self._count += len(lines)
+        given = evaluation.answers(self._model, self._prompt, numbers=numbers, **options, **rows)
         labels = [own.labels if rank else () for own in formats]
         scores = evaluation.own_label_scores(
             self._model, self._prompt, labels=labels, longest=self._longest_label, **rows

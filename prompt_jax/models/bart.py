@@ -230,6 +230,7 @@ def _decode(
 ) -> tuple[Float[Array, "B T V"], Any]:
     """`decode`, and if they are to be captured the self-attention's keys and values, [L, B, T, H, K]."""
     prompt, prompt_ids = prompt or Prompt(), batch.get("prompt_ids")
+    check_prompt_ids(prompt, prompt_ids, len(batch["decoder_inputs"]))
     own, cross = (past_of(prefix, prompt_ids) for prefix in (prompt.decoder_self, prompt.decoder_cross))
     ids, order = jnp.asarray(batch["decoder_inputs"]), None
     if batch.get("decoder_mask") is not None:

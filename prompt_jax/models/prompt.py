@@ -144,7 +144,7 @@ def unstack_prompts(prompt: Prompt) -> list[Prompt]:
 
     def member(number: int) -> Prompt:
         own = jax.tree.map(lambda leaf: leaf[number], host)
-        return Prompt(**{name: part.replace(mask=None, **_used(part)) for name, part in own.parts.items()})
+        return Prompt(**{name: part.replace(mask=None, **used_arrays(part)) for name, part in own.parts.items()})
 
     return [member(number) for number in range(prompt.stacked)]
 
@@ -236,7 +236,7 @@ def check_parts(prompt: Prompt, allowed: Sequence[str], family: str) -> None:
 def _stack(parts: Sequence[Any]) -> Any:
     """One kind of part of several prompts as one, right-aligned."""
     first = parts[0]
-    used = [_used(jax.device_get(part)) for part in parts]
+    used = [used_arrays(jax.device_get(part)) for part in parts]
     axis = first.axes.index("P")
     lengths = [own[first.arrays[0]].shape[axis] for own in used]
     longest = max(lengths)
@@ -249,7 +249,7 @@ def _stack(parts: Sequence[Any]) -> Any:
     return first.replace(mask=None if mask.all() else mask, **{name: stacked(name) for name in first.arrays})
 
 
-def _used(part: Any) -> dict[str, np.ndarray]:
+def used_arrays(part: Any) -> dict[str, np.ndarray]:
     """A part's arrays without its unused slots."""
     arrays = {name: np.asarray(getattr(part, name)) for name in part.arrays}
     if part.mask is None:

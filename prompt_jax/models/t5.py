@@ -208,6 +208,7 @@ def _decode(
 ) -> tuple[Float[Array, "B T V"], Any]:
     """`decode`, and if they are to be captured the self-attention's keys and values, [L, B, T, H, K]."""
     prompt, prompt_ids = prompt or Prompt(), batch.get("prompt_ids")
+    check_prompt_ids(prompt, prompt_ids, len(batch["decoder_inputs"]))
     self_prefix, cross_prefix = (past_of(p, prompt_ids) for p in (prompt.decoder_self, prompt.decoder_cross))
     ids = jnp.asarray(batch["decoder_inputs"])
     order = None

@@ -289,7 +289,11 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
         raise ConfigError(f"{written} is not the record of a run ({error}); choose another --name") from error
     before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
     may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
-    changed = [name for name in configuration.differences(before, now) if name not in may_change]
+    changed = [
+        name
+        for name in configuration.differences(before, now)
+        if name not in may_change and not name.startswith("decoding.")  # of what comes after training
+    ]
     if changed and not overwrite:
         raise ConfigError(
             f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "

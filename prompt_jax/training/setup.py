@@ -17,6 +17,7 @@ from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
 from prompt_jax.config import ConfigError, DataConfig, Experiment
 from prompt_jax.data_files import DataError
 from prompt_jax.examples import Examples
+from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import applied, method
@@ -108,15 +109,21 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             "leave it out, or train members of one set of labels"
         )
 
+    apply = applied(experiment.prompt)
     optimizer = frozen_base(make_optimizer(experiment.optimizer, options.steps))
     starts = [_start(member, model) for member in members]
+    for member, (state, _) in zip(members, starts, strict=True):
+        _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
+        for examples in member.examples.values():
+            # An answer may be as long as targets are cut to.
+            longest = max(map(len, examples.inputs)), member.task_format.target_length
+            check_context(model.config, prompt, *longest)
     states = tuple(
         jax.device_put(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), over_ensemble(mesh)
         )
         for numbers in stacks
     )
-    apply = applied(experiment.prompt)
     step = make_train_step(
         config,
         apply,

@@ -57,7 +57,9 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
     write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 else None
-    report = write_report(folder, [inspect(prompt, setup.model) for prompt in prompts], similarity)
+    # Nearest pieces are of virtual tokens; keys and values have none.
+    inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
+    report = write_report(folder, inspections, similarity)
 
     shown = []
     for number, member in enumerate(progress.members):
@@ -85,6 +87,7 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
         options: dict[str, Any] = {
             "target_length": task_format.target_length,
             "batch_size": experiment.train.eval_batch_size,
+            "decoding": experiment.decoding,
         }
         before = evaluate(setup.model, None, examples, **options)
         members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, **options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from prompt_jax import Prompt, VirtualTokens, evaluation
 from prompt_jax.data import file_task, load_examples
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble
+from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import ensemble_tables
 from prompt_jax.evaluation import Evaluation, evaluate
@@ -103,12 +104,20 @@ def test_the_summary_is_json(labelled):
 def test_predictions_are_a_line_an_example(labelled, tmp_path):
     examples, members = labelled
     result = combine(members, examples)
-    write_predictions(tmp_path / "p.jsonl", prediction_lines(examples, result.answers, result.vote, members[2]))
+    records = prediction_lines(examples, result.answers, result.vote, result.ranked, members[2])
+    write_predictions(tmp_path / "p.jsonl", records)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     expected = {"task": "task", "input": "text 0", "target": "no", "before": "other", "members": ["no", "no", "other"]}
     assert len(lines) == 4 and expected.items() <= lines[0].items() and lines[0]["prediction"] == "no"
     assert lines[0]["label_scores"] == pytest.approx({"no": np.log(0.8), "yes": np.log(0.2)})
+    assert [line["ranked"] for line in lines] == ["no", "yes", "no", "no"]
+    assert [line["ranked_members"] for line in lines[2:]] == [["no", "yes", "no"], ["yes", "no", "no"]]
+    assert lines[2]["label_scores"]["yes"] > lines[2]["label_scores"]["no"], "the mean says otherwise"
+    by_mean = combine(members, examples, "mean-probability")
+    assert by_mean.ranked.members == by_mean.answers and by_mean.ranked.vote == by_mean.vote.predictions
+    assert ranked_alone(examples, members[0]).vote == ["no", "yes", "no", "yes"]
     (line, *_) = prediction_lines(examples, [[None] * 4], dataclasses.replace(result.vote, label_scores=None))
+    assert line["ranked"] is None and line["ranked_members"] is None
     assert line["before"] is None and line["members"] == [None] and line["label_scores"] is None
 
 
@@ -155,21 +164,45 @@ def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):
     assert result.agreement.min() < 1, "members differ"
 
 
+def asked_of(votes, blocks) -> np.ndarray:
+    """[E, N], whether a member has to be asked about an example, from the votes of all: straight from the rule."""
+    members, count = votes.shape
+    asked, end = np.zeros(votes.shape, bool), 0
+    for size in blocks:
+        for n in range(count):
+            so_far = Counter(votes[:end, n].tolist()).most_common()
+            first, second = ([count for _, count in so_far] + [0, 0])[:2]
+            asked[end : end + size, n] = not end or first <= second + members - end
+        end += size
+    return asked
+
+
+def votes_of(full, examples):
+    """Numbers of the members' answers, and of their most probable labels."""
+    texts, ranked = np.array(full.answers), np.stack([own.label_scores.argmax(axis=1) for own in full.members])
+    return np.unique(texts, return_inverse=True)[1].reshape(texts.shape), ranked
+
+
 def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
     full = evaluate_ensemble(tiny, prompts, examples, **LENGTHS)
     for blocks in (None, [2, 3]):
         early = evaluate_early(tiny, prompts, examples, blocks=blocks, **LENGTHS)
         assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
         np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
-        asked = [[answer is not None for answer in own] for own in early.answers]
-        assert early.saved["answers"] == pytest.approx(1 - np.mean(asked))
-        for own, of_all in zip(early.answers, full.answers, strict=True):
-            assert all(a in (None, b) for a, b in zip(own, of_all, strict=True))
-        if blocks is None:
-            assert 0 < early.saved["labels"] <= 0.4
+        given = zip(votes_of(full, examples), (full.answers, full.ranked.members), strict=True)
+        found = {"answers": early.answers, "labels": early.ranked.members}
+        for (name, own), (votes, of_all) in zip(found.items(), given, strict=True):
+            asked = asked_of(votes, blocks or [3, 1, 1])
+            assert own == np.where(asked, np.array(of_all), None).tolist()
+            assert early.saved[name] == pytest.approx(1 - asked.mean())
+            assert blocks or 0 < early.saved[name] <= 0.4
+        assert early.ranked.vote == full.ranked.vote
 
 
 def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, monkeypatch):
+    examples = examples.take([*range(12)])
+    votes, _ = votes_of(evaluate_ensemble(tiny, prompts, examples, **LENGTHS), examples)
+    asked = asked_of(votes, (3, 1, 1))
     shapes, compiled = [], evaluation.compiled_generate
 
     def spy(params, config, batch, *rest):
@@ -177,8 +210,10 @@ def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, mon
         return compiled(params, config, batch, *rest)
 
     monkeypatch.setattr(evaluation, "compiled_generate", spy)
-    saved = evaluate_early(tiny, prompts, examples.take([*range(12)]), **LENGTHS).saved["answers"]
-    assert len(set(shapes)) == 1 and len(shapes) > 5 and saved < 0.4, "several blocks were asked"
+    evaluate_early(tiny, prompts, examples, **LENGTHS)
+    blocks = [asked[:3].sum(), asked[3].sum(), asked[4].sum()]
+    assert all(blocks), "each block was asked something"
+    assert len(set(shapes)) == 1 and len(shapes) == sum(-(-rows // 8) for rows in blocks)
 
 
 def test_mean_probability_is_refused_before_any_work(tiny, prompts, examples):

@@ -10,6 +10,7 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, evaluation, load_prompt, save_ensemble, save_prompt
 from prompt_jax.cli import main
+from prompt_jax.ensembles.streams import Line, Mixed, read_named
 from prompt_jax.ensembles.vote import comparison, vote_answers
 from prompt_jax.prompts.files import Base, read_prompts
 from prompt_jax.task_format import TaskFormat
@@ -127,6 +128,9 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
         ("sentiment.npz,rte.npz", ['{"prompt": "rte", "a": "x"}'], "input 1: no column 'b'"),
         ("sentiment.npz,rte.npz", ['{"prompt": null, "a": "x"}'], "input 1: no column 'text'"),
         ("rte.npz,other/rte.npz", [good], "rte.npz and other/rte.npz would both be called 'rte'"),
+        ("a=rte.npz,a=sentiment.npz", [good], "rte.npz and sentiment.npz would both be called 'a'"),
+        ("a=rte.npz", [good], "there is no prompt 'rte'. There are 'a'"),
+        ("a=", [good], "no such file: a="),
         ("rte.npz,takes.npz", [good], "takes.npz: its template has a column 'prompt'"),
         ("rte.npz,after.npz", [good], "rte.npz has its virtual tokens before the input and after.npz after it"),
         (
@@ -146,6 +150,50 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
     assert run(capsys, *argv)[0] == 0
     status, _, err = run(capsys, "predict")
     assert status == 1 and "name a prompt file" in err
+
+
+def test_files_of_one_stem_are_mixed_under_other_names(mixed_files, tiny_folder, capsys):
+    Path("lr=0.3").mkdir()
+    prompts, metadata = zip(*read_prompts("vote.npz"), strict=True)
+    save_prompt("lr=0.3/best.npz", prompts[0], metadata[0])
+    save_ensemble("other/best.npz", prompts[1:], metadata[1:])
+    argv = ("--model", tiny_folder)
+    files = "lr=0.3/best.npz,again=lr=0.3/best.npz,rest=other/best.npz"
+    lines = [json.dumps({"prompt": name, "text": "a good film"}) for name in ("best", "again", "rest/0", "rest/1")]
+    status, out, err = run(capsys, "predict", "--prompts", files, *lines, *argv)
+    assert status == 0, err
+    names = ("vote/0", "vote/0", "vote/1", "vote/2")
+    lines = [json.dumps({"prompt": name, "text": "a good film"}) for name in names]
+    assert run(capsys, "predict", "--prompts", "vote.npz", *lines, *argv)[1] == out
+
+
+def test_what_is_compiled_does_not_depend_on_the_prompts_of_a_batch(mixed_files, tiny, monkeypatch):
+    """Tasks of answers of 12, 4 and 7 tokens, and of labels of other lengths, and the base alone."""
+    mixed = Mixed(tiny, read_named(["sentiment.npz", "rte.npz", "vote.npz"]))
+    shapes: dict[str, list] = {"compiled_generate": [], "compiled_score": []}
+
+    def spy(name):
+        real = getattr(evaluation, name)
+
+        def called(params, config, batch, prompt, *rest):
+            static = rest[0] if name == "compiled_generate" else rest[0].shape
+            shapes[name].append((batch["inputs"].shape, static))
+            return real(params, config, batch, prompt, *rest)
+
+        monkeypatch.setattr(evaluation, name, called)
+        return real
+
+    compiled = [spy(name) for name in shapes]
+    before = [each._cache_size() for each in compiled]
+    for prompts in (("sentiment", "rte"), ("rte", "rte"), (None, "vote/1"), ("vote/0", "rte"), ("rte", "sentiment")):
+        answered = mixed([Line(name, "a good film") for name in prompts], 2, rank=True)
+        labels = [{"rte": {"good", "bad"}, "sentiment": {"negative", "positive"}}.get(name) for name in prompts]
+        assert [row.label_scores and set(row.label_scores) for row in answered] == labels
+    assert len(shapes["compiled_generate"]) == 5 and len(set(shapes["compiled_generate"])) == 1
+    # Rows of both tasks are one batch; the fourth has one row with labels.
+    assert [rows for (rows, _), _ in shapes["compiled_score"]] == [2, 2, 1, 2]
+    assert len({(length, labels) for (_, length), labels in shapes["compiled_score"]}) == 2, "2 rows, or 1"
+    assert [each._cache_size() - old for each, old in zip(compiled, before, strict=True)] == [1, 2]
 
 
 def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsys):
@@ -184,6 +232,9 @@ def test_a_member_is_exported(mixed_files, capsys):
     np.testing.assert_array_equal(np.load("one.npy"), own.encoder_tokens.embeddings)
     assert run(capsys, "export", "vote.npz", "all.npz")[0] == 0
     assert Path("all.npz").read_bytes() == Path("vote.npz").read_bytes()
+    for name in ("all", "all.npy", "all.bin"):
+        assert run(capsys, "export", "vote.npz", name, "--format", "npz")[0] == 0
+        assert Path(name).read_bytes() == Path("vote.npz").read_bytes()
     assert run(capsys, "export", "one.npz", "again.npz", "--member", 0)[0] == 0
     for argv, message in (
         (("vote.npz", "x.npz", "--member", "3"), "--member 3: vote.npz has 3 prompts, numbered from 0 to 2"),
@@ -192,6 +243,7 @@ def test_a_member_is_exported(mixed_files, capsys):
         (("vote.npz", "x.npy"), "an ensemble of 3 prompts and a .npy holds one: say which with --member, from 0 to 2"),
         (("vote.npz", "x", "--format", "npy"), "say which with --member"),
         (("vote.npz", "x.bin"), "an ensemble is a .npz"),
+        (("vote.npz", "x.npz", "--format", "npy"), "say which with --member"),
     ):
         status, _, err = run(capsys, "export", *argv)
         assert status == 1 and message in err, err

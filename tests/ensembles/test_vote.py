@@ -1,6 +1,7 @@
 """Votes against ones counted by hand, and against the rule written as plain Python."""
 
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -109,6 +110,30 @@ def test_only_those_who_gave_a_text_add_to_its_log_probability():
     assert speak(answers, [[-1], [-2], [-3], [-2], [-0.1]]) == ["no"], "the earliest member"
     assert speak(answers, [[-1], [-2], [-math.inf], [-2], [-0.1]]) == ["yes"]
     assert speak(answers, [[-1], [-2], [math.nan], [-2], [-0.1]]) == ["yes"]
+
+
+def test_counting_takes_memory_in_proportion_to_the_members():
+    members, count = 400, 20
+    answers = [[f"answer {(member * example) % 97}" for example in range(count)] for member in range(members)]
+    log_probabilities = -np.random.default_rng(0).random((members, count))
+    tracemalloc.start()
+    speakers = vote_answers(answers, log_probabilities, SAME)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * members * count * 50, "an array [E, N, E] has 400 times E N"
+    for example, speaker in enumerate(speakers):
+        given = [own[example] for own in answers]
+        sums = {
+            text: math.fsum(p for p, a in zip(log_probabilities[:, example], given, strict=True) if a == text)
+            for text, n in Counter(given).items()
+            if n == max(Counter(given).values())
+        }
+        assert given[speaker] == max(sums, key=sums.get) and speaker == given.index(given[speaker])
+
+
+def test_somebody_must_have_answered():
+    with pytest.raises(ValueError, match="no member voted"):
+        speak([["no", None], ["no", None]])
 
 
 def test_labels_are_compared_as_they_are():

@@ -18,7 +18,7 @@ from adapters import (
 )
 from prompt_jax import Prompt
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import beam_search
+from prompt_jax.decoding import beam_search, score
 from prompt_jax.models import ContextError, bart
 from prompt_jax.models.prompt import Prefix
 
@@ -124,12 +124,15 @@ def test_mixed_prompts_are_each_alone(model):
     mixed, stacked = batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts)
     logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
     tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
+    targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)
+    scores = score(model.params, model.config, mixed, stacked, targets, targets > 0)
     for row, number in enumerate(ids):
         own = {name: value[row : row + 1] for name, value in batch.items()}
         prompt = prompts[number] if number >= 0 else None
         assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
         alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
         np.testing.assert_array_equal(tokens[row], alone[0])
+        assert_close(scores[row], score(model.params, model.config, own, prompt, targets, targets > 0)[0])
 
 
 def test_the_context_is_checked(model):

@@ -118,12 +118,15 @@ def test_prefixes_of_rows_are_each_alone(model, length):
     mixed, stacked = batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts)
     logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
     tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
+    targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)
+    scores = score(model.params, model.config, mixed, stacked, targets, targets > 0)
     for row, number in enumerate(ids):
         own = {name: value[row : row + 1] for name, value in batch.items()}
         prompt = prompts[number] if number >= 0 else None
         assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
         alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
         np.testing.assert_array_equal(tokens[row], alone[0])
+        assert_close(scores[row], score(model.params, model.config, own, prompt, targets, targets > 0)[0])
 
 
 PADDINGS = {"right": [0, 1, 2, 3, 4], "left": [3, 4, 5, 6, 7], "scattered": [0, 2, 3, 6, 7]}

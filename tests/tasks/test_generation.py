@@ -79,6 +79,7 @@ def test_e2e(modules, folder, tokenizer):
         ("from £30.99, near 'The Bakers'", "from £ 30.99 , near ' The Bakers '"),
         ("The Wrestlers' is cheap eats - just", "The Wrestlers ' is cheap eats - just"),
         ("in the center. of town", "in the center . of town"),
+        ("not family-friendly.. It provides 3,000", "not family - friendly .. It provides 3,000"),
     ],
 )
 def test_e2es_tokens(modules, text, expected):

@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import changed, named
 from prompt_jax import config as configuration
+from prompt_jax import evaluation
 from prompt_jax.config import (
     ConfigError,
     DataConfig,
     EnsembleConfig,
     Experiment,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     PromptConfig,
-    TrainConfig,
 )
 from prompt_jax.models import t5
-from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts import applied
 from prompt_jax.prompts.files import read_prompts
 from prompt_jax.training import loop
 from prompt_jax.training import step as steps
@@ -34,30 +34,8 @@ from prompt_jax.training.loop import train
 from prompt_jax.training.optimizers import make_optimizer
 
 
-@pytest.fixture
-def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path) -> Experiment:
-    return Experiment(
-        name="run",
-        runs=tmp_path / "runs",
-        model=ModelConfig(name=str(tiny_folder)),
-        data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=1),
-        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
-        train=TrainConfig(
-            steps=6, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
-        ),
-    )
-
-
 def ensemble(experiment: Experiment, **values) -> Experiment:
     return dataclasses.replace(experiment, ensemble=EnsembleConfig(**values))
-
-
-def named(experiment: Experiment, name: str) -> Experiment:
-    return dataclasses.replace(experiment, name=name)
-
-
-def changed(experiment: Experiment, part: str, **values) -> Experiment:
-    return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **values)})
 
 
 def tokens(experiment: Experiment, file: str = "last.npz") -> list[np.ndarray]:
@@ -69,20 +47,25 @@ def losses(experiment: Experiment, member: int = 0) -> list[float]:
     return [line["train/loss"] for line in lines if line["member"] == member and "train/loss" in line]
 
 
-def start(experiment: Experiment, member: int) -> np.ndarray:
-    """The first values of a member."""
-    setup = loop.prepare(experiment)
-    return setup.trainable(setup.states)[member]["prompt"]["encoder_tokens"]
+def starts(experiment: Experiment, tasks: Path | None = None) -> list[np.ndarray]:
+    """The first values of each member."""
+    setup = loop.prepare(experiment, tasks)
+    return [variables["prompt"]["encoder_tokens"] for variables in setup.trainable(setup.states)]
 
 
-def assert_same_training(alone: Experiment, together: Experiment, member: int) -> None:
-    """The member moved as it does alone; compared are the movements, beside which the first values are large."""
-    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
-    first = start(together, member)
-    np.testing.assert_array_equal(first, start(alone, 0))
-    movement = tokens(alone)[0] - first
+def assert_same_movement(one: np.ndarray, other: np.ndarray, first: np.ndarray) -> None:
+    """Compared are the movements, beside which the first values are large."""
+    movement = other - first
     assert np.abs(movement).max() > 1e-3
-    np.testing.assert_allclose(tokens(together)[member] - first, movement, atol=2e-3 * np.abs(movement).max())
+    np.testing.assert_allclose(one - first, movement, atol=2e-3 * np.abs(movement).max())
+
+
+def assert_same_training(alone: Experiment, together: Experiment, member: int, tasks: Path | None = None) -> None:
+    """The member moved as it does alone."""
+    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
+    first = starts(together, tasks)[member]
+    np.testing.assert_array_equal(first, starts(alone, tasks)[0])
+    assert_same_movement(tokens(together)[member], tokens(alone)[0], first)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -145,7 +128,7 @@ def members_of(wide, rates):
         optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(learning_rate=rate), 100))
         tokens = jnp.asarray(rng.standard_normal((130, 128), np.float32))
         states.append(steps.TrainState.create({"base": None, "prompt": {"encoder_tokens": tokens}}, optimizer))
-    step = steps.make_train_step(config, soft_prompt.apply, optimizer, dropout=True)
+    step = steps.make_train_step(config, applied(PromptConfig()), optimizer, dropout=True)
     frozen = {"base": params, "prompt": None}
     return states, frozen, jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(2), members), step
 
@@ -195,25 +178,33 @@ def test_groups_change_nothing(experiment):
     whole, divided = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
     train(whole)
     train(divided)
+    first = starts(whole)
     for member in range(3):
         np.testing.assert_allclose(losses(divided, member), losses(whole, member), rtol=1e-5)
-        np.testing.assert_allclose(tokens(divided)[member], tokens(whole)[member], rtol=1e-3, atol=1e-4)
+        assert_same_movement(tokens(divided)[member], tokens(whole)[member], first[member])
 
 
-def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path):
+def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     """Two tasks whose inputs and targets have other lengths, and labels of their own."""
-    (tmp_path / "bank.py").write_text(BANK)
+    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    tasks = tmp_path / "bank.py"
+    tasks.write_text(BANK)
     bank = dataclasses.replace(
-        experiment, data=DataConfig(buckets=2), ensemble=EnsembleConfig(task=("bank_a", "bank_b"))
+        changed(experiment, "train", steps=3),
+        data=DataConfig(buckets=1),
+        ensemble=EnsembleConfig(task=("bank_a", "bank_b")),
     )
-    train(bank, tasks=tmp_path / "bank.py")
+    setup, _ = train(bank, tasks=tasks)
+    for part in ("inputs", "targets"):  # so that the shorter of a step's batches are padded
+        rows = [getattr(member.examples["train"], part) for member in setup.members]
+        assert len({max(map(len, own)) for own in rows}) == 2
     found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
     assert [each.task for each in found] == ["bank_a", "bank_b"]
     assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
     for number, alone in enumerate(configuration.members(bank)):
         alone = named(alone, f"alone{number}")
-        train(alone, tasks=tmp_path / "bank.py")
-        assert_same_losses(alone, bank, number)
+        train(alone, tasks=tasks)
+        assert_same_training(alone, bank, number, tasks)
 
 
 BANK = """
@@ -233,11 +224,6 @@ for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good 
 """
 
 
-def assert_same_losses(alone: Experiment, together: Experiment, member: int) -> None:
-    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
-    np.testing.assert_allclose(tokens(together)[member], tokens(alone)[0], rtol=5e-3, atol=5e-3)
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Members that end before the others
 
@@ -254,7 +240,7 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
     for number in (0, 2):
         alone = named(configuration.members(wild)[number], f"alone{number}")
         train(alone)
-        assert_same_losses(alone, wild, number)
+        assert_same_training(alone, wild, number)
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
 
 
@@ -307,8 +293,9 @@ def test_early_stopping_is_per_member(experiment, capfd):
     alone = named(configuration.members(slow)[1], "alone")
     _, expected = train(alone)
     assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
-    np.testing.assert_allclose(tokens(slow)[1], tokens(alone)[0], rtol=5e-3, atol=5e-3)
-    decayed = start(slow, 0) * 0.99**6  # all that happens at that rate, as long as it is trained
+    first = starts(slow)
+    assert_same_movement(tokens(slow)[1], tokens(alone)[0], first[1])
+    decayed = first[0] * 0.99**6  # all that happens at that rate, as long as it is trained
     np.testing.assert_allclose(tokens(slow)[0], decayed, rtol=1e-5)
 
 
@@ -356,6 +343,49 @@ def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypatch):
+    """Of the members of length 4 one goes on and one has stopped; of those of length 6 one has diverged and one has
+    stopped, so that this stack is run no more. All of it is in the checkpoint that is gone on from."""
+    options = changed(experiment, "train", patience=1, eval_every=2)
+    options = changed(options, "optimizer", name="adamw", weight_decay=0.0)
+    cut = ensemble(options, length=(4, 6, 4, 6), learning_rate=(0.01, 3e38, 1e-30, 1e-30))
+    whole, real, calls = named(cut, "whole"), loop.prepare, []
+    first = starts(cut)
+
+    def distances(model, prompts, *args, **options):
+        """Scores: how far prompts have moved."""
+        found = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
+        moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in found]
+        return [evaluation.Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
+
+    def failing(*args):
+        setup = real(*args)
+
+        def step(*step_args):
+            calls.append(1)
+            if len(calls) == 6:  # two stacks in each of the first two steps, one in the third and the fourth
+                raise KeyboardInterrupt
+            return setup.step(*step_args)
+
+        return dataclasses.replace(setup, step=step)
+
+    monkeypatch.setattr(loop, "evaluate_members", distances)
+    _, expected = train(whole)
+    assert [each.status for each in expected.members] == ["training", "diverged", "stopped early", "stopped early"]
+    assert [each.steps for each in expected.members] == [6, 1, 2, 2]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "prepare", failing)
+        train(cut)
+    assert max(int(path.name) for path in (cut.folder / "checkpoints").iterdir()) == 2
+    _, progress = train(cut)
+    assert progress.members == expected.members
+    for file in ("last.npz", "best.npz"):
+        for ours, theirs in zip(tokens(cut, file), tokens(whole, file), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = ([{**line, "seconds": 0} for line in read_log(run.folder)] for run in (cut, whole))
+    assert ours == theirs
+
+
 def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment, monkeypatch):
     loaded = []
     module = sys.modules["prompt_jax.training.setup"]
@@ -390,12 +420,18 @@ def test_more_devices_than_there_are(experiment):
 # Several devices, in a process of their own
 
 
-def test_members_over_eight_devices(experiment, tmp_path):
-    """No collective, and the same members as on one device."""
-    one = named(ensemble(experiment, size=8), "one")
+def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
+    """No collective, and the same members as on one device; a batch of an evaluation is divided."""
+    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    spread = ensemble(changed(experiment, "train", steps=3, eval_batch_size=20), size=8)
+    one = named(spread, "one")
     train(one)
-    (tmp_path / "config.json").write_text(configuration.to_json(ensemble(experiment, size=8)))
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    (tmp_path / "config.json").write_text(configuration.to_json(spread))
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     command = [sys.executable, __file__, str(tmp_path / "config.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -403,26 +439,59 @@ def test_members_over_eight_devices(experiment, tmp_path):
     assert found["devices"] == 8 and found["collectives"] == []
     assert found["shards"] == 8 and found["share"] == pytest.approx(1 / 8)
     assert "9 members cannot be divided over 8 devices" in found["refused"]
-    spread = ensemble(experiment, size=8)
+    first = starts(one)
     for member in range(8):
         np.testing.assert_allclose(losses(spread, member), losses(one, member), rtol=2e-4)
-        np.testing.assert_allclose(tokens(spread)[member], tokens(one)[member], rtol=5e-3, atol=5e-3)
+        assert_same_movement(tokens(spread)[member], tokens(one)[member], first[member])
+    # 96 rows, an example with a member's prompt, at most 20 a batch: 24, the next multiple of the devices.
+    assert found["batches"] == [[24, 3, 3]] * 8, "rows of a batch, and a device's of its inputs and its answers"
+    alone = [validation(one, member) for member in range(8)]
+    assert alone == [validation(spread, member) for member in range(8)]
+    assert found["texts"][0] == found["texts"][1] and len(set(found["texts"][0])) > 1
+    for placed, whole in (found["log_probabilities"], found["label_scores"]):
+        np.testing.assert_allclose(placed, whole, rtol=1e-4)
+
+
+def validation(experiment: Experiment, member: int) -> list[float]:
+    lines = read_log(experiment.folder)
+    return [line["validation/accuracy"] for line in lines if line["member"] == member and "seconds" in line]
 
 
 def on_eight_devices(config: Path) -> dict:
     """Trains an ensemble over the devices of this process; what the test above looks at."""
+    evaluation.EVAL_BUCKETS = 1
     experiment = dataclasses.replace(configuration.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
     batch = setup.place(next(setup.batches))
     text = setup.step.lower(setup.states[0], setup.frozen, batch[0], setup.keys[0]).compile().as_text()
     leaf = prompt_of(setup.states[0])
+    starts_of_setup = setup.trainable(setup.states)
     nine = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=9))
     try:
         loop.prepare(nine)
         refused = ""
     except ConfigError as error:
         refused = str(error)
+    batches, real = [], evaluation.compiled_generate
+
+    def spy(params, config, batch, *rest):
+        generated = real(params, config, batch, *rest)
+        parts = (array.addressable_shards[0].data.shape[0] for array in (batch["inputs"], generated.tokens))
+        batches.append([len(batch["inputs"]), *parts])
+        return generated
+
+    evaluation.compiled_generate = spy
     train(experiment)
+    evaluation.compiled_generate = real
+
+    # The same questions to the base on all devices, and on one.
+    examples, prompts = setup.members[0].examples["validation"], setup.prompts(starts_of_setup)
+    stacked, ids = evaluation.together(prompts[:3])
+    rows = {"prompt_ids": ids[np.arange(len(examples)) % 3], "batch_size": 5}
+    alone = dataclasses.replace(setup.model, params=jax.device_put(setup.model.params, jax.devices()[0]))
+    both = (setup.model, alone)
+    given = [evaluation.answers(base, stacked, examples.inputs, target_length=6, **rows) for base in both]
+    ranked = [evaluation.label_scores(base, stacked, examples.inputs, ("no", "yes"), **rows) for base in both]
     kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
     return {
         "devices": jax.device_count(),
@@ -430,6 +499,10 @@ def on_eight_devices(config: Path) -> dict:
         "shards": len(leaf.addressable_shards),
         "share": leaf.addressable_shards[0].data.size / leaf.size,
         "refused": refused,
+        "batches": batches,
+        "texts": [each.texts for each in given],
+        "log_probabilities": [each.log_probabilities.tolist() for each in given],
+        "label_scores": [each.tolist() for each in ranked],
     }
 
 

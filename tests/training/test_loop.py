@@ -10,22 +10,15 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from experiments import changed, named
 from prompt_jax import config as configuration
-from prompt_jax.config import (
-    ConfigError,
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    PromptConfig,
-    TrainConfig,
-)
+from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.data_files import DataError
 from prompt_jax.prompts.files import read_prompt
 from prompt_jax.training import loop
@@ -34,25 +27,8 @@ from prompt_jax.training.loop import train
 
 
 @pytest.fixture
-def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path) -> Experiment:
-    return Experiment(
-        name="run",
-        runs=tmp_path / "runs",
-        model=ModelConfig(name=str(tiny_folder)),
-        data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=2),
-        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
-        train=TrainConfig(
-            steps=9, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
-        ),
-    )
-
-
-def changed(experiment: Experiment, part: str, **values) -> Experiment:
-    return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **values)})
-
-
-def named(experiment: Experiment, name: str) -> Experiment:
-    return dataclasses.replace(experiment, name=name)
+def experiment(experiment: Experiment) -> Experiment:
+    return changed(changed(experiment, "data", buckets=2), "train", steps=9)
 
 
 def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
