@@ -143,6 +143,8 @@ class TrainConfig:
 
     steps: int = 30_000
     """Optimizer steps."""
+    epochs: float | None = None
+    """Passes over the training data; given, they and not `steps` say how long training takes."""
     batch_size: int = 32
     """Examples a step."""
     accumulate: int = 1
@@ -375,6 +377,7 @@ def _check_alone(experiment: Experiment) -> None:
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.clip_norm": optimizer.clip_norm,
         "train.steps": train.steps,
+        "train.epochs": train.epochs,
         "train.batch_size": train.batch_size,
         "train.accumulate": train.accumulate,
         "train.eval_every": train.eval_every,

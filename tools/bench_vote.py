@@ -13,7 +13,7 @@ from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
-from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts import applied, soft_prompt
 from prompt_jax.prompts.files import load_prompt
 from prompt_jax.task_format import TaskFormat
 
@@ -50,7 +50,7 @@ def vocabulary_prompts(model: Model) -> list[Prompt]:
     """Untrained prompts of the demo's length."""
     config = PromptConfig(length=SHAPES["reviews"].length, init="vocab")
     trainable = [soft_prompt.init(jax.random.key(seed), config, model) for seed in range(MEMBERS)]
-    return [soft_prompt.apply(variables, None)[1] for variables in trainable]
+    return [applied(config)(variables, None)[1] for variables in trainable]
 
 
 def review_examples(model: Model, count: int) -> Examples:

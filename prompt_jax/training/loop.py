@@ -103,12 +103,12 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
             setup.batches.seek(restored.position)
         write_text(experiment.folder / "config.json", configuration.to_json(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
-        display = stack.enter_context(Display(experiment.train.steps, progress.step, experiment.train.log_every))
+        display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
         display.say(_describe(experiment, setup, progress.step))
         run = Run(experiment, setup, progress, best, checkpoints, log, display)
         if restored is not None:  # the file may be from an evaluation after the checkpoint
             _save_prompts(run, "best.npz", best)
-        if progress.step < experiment.train.steps and progress.training:
+        if progress.step < setup.steps and progress.training:
             _fit(run, states)
     return setup, progress
 
@@ -122,14 +122,14 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
     pending: tuple[int, list[Any]] | None = None
     with contextlib.closing(prefetch(setup.batches, setup.place)) as batches:
-        for step in range(progress.step + 1, options.steps + 1):
+        for step in range(progress.step + 1, setup.steps + 1):
             batch, position = next(batches)
             states, metrics = _step(run, states, batch)
             if pending is not None:  # fetched one step late, so that the device need not wait for the host
                 _finish(run, *pending)
             pending = step, metrics
 
-            last = step == options.steps
+            last = step == setup.steps
             evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
             if evaluating or saving:
                 _finish(run, *pending)
@@ -176,7 +176,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
                 continue
             members[number].steps = step
             losses.append(values["loss"])
-            if step % options.log_every == 0 or step == options.steps:
+            if step % options.log_every == 0 or step == run.setup.steps:
                 run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
 
     for number, loss in diverged:
@@ -288,7 +288,7 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
     except ConfigError as error:
         raise ConfigError(f"{written} is not the record of a run ({error}); choose another --name") from error
     before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
-    may_change = _MAY_CHANGE | ({"train.steps"} if experiment.optimizer.schedule == "constant" else set())
+    may_change = _MAY_CHANGE | ({"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set())
     changed = [
         name
         for name in configuration.differences(before, now)
@@ -329,5 +329,5 @@ def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
             cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
             lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")
     if start:
-        lines.append(f"  resuming at step {start} of {experiment.train.steps}")
+        lines.append(f"  resuming at step {start} of {setup.steps}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class Setup:
 
     model: Model
     members: tuple[Member, ...]
+    steps: int
     further_tests: tuple[tuple[Examples, TaskFormat], ...]  # of tasks that no member is trained on
     stacks: tuple[tuple[int, ...], ...]  # the members' numbers
     batches: MemberBatches
@@ -102,6 +104,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         model = dataclasses.replace(model, params=jax.device_put(model.params, replicated(mesh), donate=True))
     config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
     members = _load_members(alone, model, tasks)
+    steps = _steps(experiment, members)
     answers = {member.task_format.labels for member in members}
     if experiment.data.test_tasks and len(answers) > 1:
         raise ConfigError(
@@ -110,8 +113,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         )
 
     apply = applied(experiment.prompt)
-    optimizer = frozen_base(make_optimizer(experiment.optimizer, options.steps))
-    starts = [_start(member, model) for member in members]
+    optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
+    starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
         _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
         for examples in member.examples.values():
@@ -136,6 +139,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     return Setup(
         model=model,
         members=members,
+        steps=steps,
         further_tests=tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks),
         stacks=stacks,
         batches=_batches(members, stacks, model),
@@ -178,14 +182,32 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     return tuple(Member(e, own, *loaded[e.data]) for e, own in zip(alone, settings, strict=True))
 
 
-def _start(member: Member, model: Model) -> tuple[TrainState, jax.Array]:
+def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
+    """How many steps the run has.
+
+    Raises:
+      ConfigError: epochs of members that differ in their number of examples.
+    """
+    options = experiment.train
+    if options.epochs is None:
+        return options.steps
+    counts = sorted({len(member.examples["train"]) for member in members})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"train.epochs: members of one run take the same steps, and have {' and '.join(map(str, counts))} examples; "
+            "give train.steps"
+        )
+    return max(1, math.ceil(options.epochs * counts[0] / options.batch_size))
+
+
+def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
     """A member's state before the first step, and its key: functions of its own experiment alone."""
     experiment, training = member.experiment, member.examples["train"]
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
     labels = training.format.labels if training.format else ()
     trainable = {"base": None, "prompt": method(experiment.prompt).init(init_key, experiment.prompt, model, labels)}
     # The optimizer's state holds the member's own learning rate and weight decay.
-    optimizer = frozen_base(make_optimizer(experiment.optimizer, experiment.train.steps))
+    optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
     return TrainState.create(trainable, optimizer), run_key
 
 

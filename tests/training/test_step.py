@@ -1,7 +1,6 @@
 """The training step: frozen means frozen, and the arithmetic of its loss."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,11 @@ import pytest
 
 from prompt_jax.config import OptimizerConfig, PromptConfig
 from prompt_jax.models import t5
-from prompt_jax.prompts import soft_prompt
+from prompt_jax.prompts import applied, prefix, soft_prompt
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
+
+APPLY = applied(PromptConfig())
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def setup(tiny):
 
 
 def make(tiny, optimizer, **options):
-    return jax.jit(steps.make_train_step(tiny.config, soft_prompt.apply, optimizer, **options))
+    return jax.jit(steps.make_train_step(tiny.config, APPLY, optimizer, **options))
 
 
 def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     state, frozen, batch, optimizer = setup
     _, metrics = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))
-    _, prompt = soft_prompt.apply(state.trainable["prompt"], None)
+    _, prompt = APPLY(state.trainable["prompt"], None)
     logits = np.asarray(t5.forward(tiny.params, tiny.config, batch, prompt), np.float64)
     log_normaliser = np.log(np.exp(logits).sum(-1))
     mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
@@ -53,6 +54,30 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     assert metrics["z_loss"] == pytest.approx(0.01 * (log_normaliser[mask] ** 2).mean(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == targets)[mask].mean())
     assert metrics["tokens"] == mask.sum() and metrics["finite"]
+
+
+def test_the_two_normalisations_of_the_loss(tiny, setup):
+    """The gradient of the mean over sentences is that of the mean over tokens, times tokens a sentence; z-loss too."""
+    state, frozen, batch, optimizer = setup
+    batch = batch | {"target_mask": batch["target_mask"].at[7].set(False)}  # a row that fills the batch up
+    per_token = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))[1]
+    per_sentence = make(tiny, optimizer, z_loss=0.01, loss="sentence")(state, frozen, batch, jax.random.key(0))[1]
+    ratio = np.asarray(batch["target_mask"]).sum() / 7
+    assert per_sentence["grad_norm"] == pytest.approx(ratio * per_token["grad_norm"], rel=1e-4)
+    assert per_sentence["loss"] == per_token["loss"]  # is shown a token
+
+
+def test_a_prefix_drops_out_without_the_base(tiny, setup):
+    """Its dropout has a key in every step, another one each, whether the base drops out or not."""
+    _, frozen, batch, optimizer = setup
+    losses = {}
+    for rate in (0.0, 0.5):
+        config = PromptConfig(method="prefix", length=6, init="normal", dropout=rate)
+        trainable = {"base": None, "prompt": prefix.init(jax.random.key(0), config, tiny)}
+        state = steps.TrainState.create(trainable, optimizer)
+        step = jax.jit(steps.make_train_step(tiny.config, applied(config), optimizer))
+        losses[rate] = [float(step(state, frozen, batch, jax.random.key(n))[1]["loss"]) for n in range(2)]
+    assert losses[0.0][0] == losses[0.0][1] != losses[0.5][0] != losses[0.5][1]
 
 
 def test_the_base_stays_and_the_prompt_moves(tiny, setup):
@@ -73,7 +98,7 @@ def test_no_gradient_of_the_base_is_computed(tiny, setup):
     step = make(tiny, optimizer).lower(state, frozen, batch, jax.random.key(0)).compile()
 
     def loss(prompt_tokens, base):
-        _, prompt = soft_prompt.apply({"encoder_tokens": prompt_tokens}, None)
+        _, prompt = APPLY({"encoder_tokens": prompt_tokens}, None)
         logits = t5.forward(base, tiny.config, batch, prompt)
         return steps.token_sums(logits, batch["targets"], batch["target_mask"]).loss
 
@@ -164,7 +189,7 @@ def test_the_methods_placement_reaches_the_model(tiny, setup):
     state, frozen, batch, optimizer = setup
     losses = set()
     for placement in ("before", "after"):
-        apply = functools.partial(soft_prompt.apply, placement=placement)
+        apply = applied(PromptConfig(placement=placement))
         step = jax.jit(steps.make_train_step(tiny.config, apply, optimizer))
         losses.add(float(step(state, frozen, batch, jax.random.key(0))[1]["loss"]))
     assert len(losses) == 2

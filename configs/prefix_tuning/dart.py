@@ -1,0 +1,18 @@
+"""DART, Li and Liang 2021, main results: GPT-2 medium with a prefix, test BLEU 46.4.
+
+Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/dart.py); `--data.task
+dart_tfds` has them from TFDS.
+"""
+
+from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+
+experiment = Experiment(
+    name="dart",
+    model=ModelConfig(name="openai-community/gpt2-medium"),
+    data=DataConfig(task="dart"),
+    prompt=PromptConfig(method="prefix", length=10, init="normal", mlp_width=512),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
+    train=TrainConfig(epochs=10, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
+    # The newlines of GPT-2 are banned, as in the authors' code.
+    decoding=Decoding(beams=5, min_new_tokens=5, banned_tokens=(198, 628)),
+)

@@ -1,0 +1,18 @@
+"""E2E, Li and Liang 2021, main results: GPT-2 medium with a prefix, test BLEU 70.3 (arXiv: 69.7).
+
+Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py). METEOR, which
+needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider
+"""
+
+from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+
+experiment = Experiment(
+    name="e2e",
+    model=ModelConfig(name="openai-community/gpt2-medium"),
+    data=DataConfig(task="e2e"),
+    prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=512),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=8e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
+    train=TrainConfig(epochs=5, batch_size=10, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
+    # The newlines of GPT-2 are banned, as in the authors' code.
+    decoding=Decoding(beams=5, min_new_tokens=5, banned_tokens=(198, 628)),
+)

@@ -1,0 +1,17 @@
+"""XSum, Li and Liang 2021, summaries: BART-large with a prefix of 0.1 % of its parameters, test ROUGE-1/2/L
+42.92/20.03/35.05.
+
+A prefix of 5 has so many; otherwise as xsum.py.
+"""
+
+from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+
+experiment = Experiment(
+    name="xsum_small",
+    model=ModelConfig(name="facebook/bart-large"),
+    data=DataConfig(task="xsum", input_length=512, target_length=62),
+    prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=800, shift_positions=False),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
+    train=TrainConfig(epochs=30, batch_size=14, loss="token", z_loss=0.0, eval_every=2000, eval_examples=300),
+    decoding=Decoding(beams=6, length_penalty=0.8, min_new_tokens=11),
+)
