@@ -10,19 +10,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prompt_jax.decoding import generate
+    from prompt_jax.config import Decoding
+    from prompt_jax.decoding import beam_search, generate
     from prompt_jax.models import forward
     from prompt_jax.models.hub import Model, load_model
-    from prompt_jax.models.prompt import Prompt, VirtualTokens, stack_prompts
+    from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, stack_prompts
     from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
 
 # Imported at first use, so that `prompt-jax --help` and the reading of configurations do not wait for JAX.
 _HOME = {
+    "Decoding": "config",
     "Model": "models.hub",
+    "Prefix": "models.prompt",
     "Prompt": "models.prompt",
     "PromptFormatError": "prompts.files",
     "PromptMetadata": "prompts.files",
     "VirtualTokens": "models.prompt",
+    "beam_search": "decoding",
     "forward": "models",
     "generate": "decoding",
     "load_model": "models.hub",
@@ -33,11 +37,14 @@ _HOME = {
 }
 
 __all__ = [
+    "Decoding",
     "Model",
+    "Prefix",
     "Prompt",
     "PromptFormatError",
     "PromptMetadata",
     "VirtualTokens",
+    "beam_search",
     "forward",
     "generate",
     "load_model",

@@ -76,7 +76,7 @@ class Evaluate:
     labels: tuple[str, ...] | None = None
     """Possible answers of --data in the order of their numbers; the prompt's own if left out."""
     metrics: tuple[str, ...] | None = None
-    """Names of metrics for --data; the prompt's own if left out."""
+    """Names of metrics; the task's own, or of --data the prompt's own, if left out."""
     split: str = "test"
     """The split of the task."""
     tasks: Path | None = None
@@ -403,6 +403,7 @@ def _examples(args: Evaluate, members: Sequence["Member"], model: "Model") -> tu
         input_length=lengths.input_length,
         target_length=lengths.target_length,
         limit=args.limit,
+        metric_names=args.metrics or (),
     )
     return examples, lengths.target_length
 

@@ -42,7 +42,7 @@ class Evaluation:
 
     Attributes:
       scores: the task's metrics on the generated answers and, for a task with labels, the same metrics with the
-        most probable label as the answer, under `rank/`. Fractions between 0 and 1.
+        most probable label as the answer, under `rank/`. In the units of `prompt_jax.metrics`.
       predictions: the generated answers.
       label_scores: [N, C] log-probabilities of the labels in nats, or None.
       log_probabilities: [N] of the generated answers, in nats.

@@ -18,7 +18,7 @@ from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.training.logs import read_log
 
-Scores = dict[str, float]  # by metric, fractions; the task's first metric comes first
+Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the task's first metric comes first
 Status = Literal["finished", "stopped early", "diverged"]
 
 
@@ -139,7 +139,7 @@ class TaskScores:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A run's `summary.json`. Values of metrics are fractions.
+    """A run's `summary.json`. Values of metrics are in the units of `prompt_jax.metrics`.
 
     Attributes:
       name: of the run.

@@ -21,12 +21,17 @@ accelerator's where it says. Cases:
               other (`alone`), and against five adapters of one base in PEFT, which are stepped in turn
     members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step
     memory    as `step`, with 1 to 16 prompts, all at once or (group 1) one after the other in one program
+    t5-prompt-greedy  and the like, {t5,gpt2}-{prompt,prefix}-{greedy,beam5}: 32 tokens for 8 inputs, prompt 100 or
+              prefix 10; T5-small's shape and source 128, or GPT-2 small's and a text of 32; PEFT with Hugging Face's
+              generate
+    decoding  the compiler's memory for beam 5 on GPT-2 small with a prefix of 200, by the number of inputs
     vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows a batch: one flat pass, against a pass for
               each prompt. They are untrained, unless --prompts names an ensemble file; then the share of passes that a
               vote with early stop saves is measured too
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -37,7 +42,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench_shared import MEMBERS, SHAPES, STEPS, Row
+from bench_shared import GENERATIONS, MEMBERS, SHAPES, STEPS, Row
 
 SIDES = ("prompt_jax", "alone", "peft")
 CASES = {
@@ -50,6 +55,8 @@ CASES = {
     "members": ("prompt_jax",),
     "memory": ("prompt_jax",),
     "vote": ("prompt_jax",),
+    **dict.fromkeys(GENERATIONS, ("prompt_jax", "peft")),
+    "decoding": ("prompt_jax",),
 }
 # Each of whose processes gives one side's row.
 TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
@@ -113,13 +120,17 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
     if name == "peft":
         import bench_peft
 
-        return {name: bench_peft.ensemble() if case == "ensemble" else bench_peft.single(case)}
+        run = bench_peft.ensemble if case == "ensemble" else None
+        run = run or functools.partial(bench_peft.generation if case in GENERATIONS else bench_peft.single, case)
+        return {name: run()}
     if case == "vote":
         import bench_vote
 
         return bench_vote.vote(prompts)
     import bench_ours
 
+    if case in GENERATIONS:
+        return {name: bench_ours.generation(case)}
     match case:
         case "reviews":
             return {name: bench_ours.review_steps()}
@@ -127,6 +138,8 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
             return {name: bench_ours.alone() if name == "alone" else bench_ours.together()}
         case "members":
             return bench_ours.member_rates()
+        case "decoding":
+            return bench_ours.decoding_memory()
         case "memory":
             return {name: bench_ours.memory(*MEMORY[name])}
         case _:
@@ -141,7 +154,7 @@ def summarise(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
     }
     summary: dict[str, Any] = {"sides": medians, "rounds": rounds}
     ours = medians.get("prompt_jax")
-    if case in TRAINING and ours:
+    if case in (*TRAINING, *GENERATIONS) and ours:
         others = {side: row for side, row in medians.items() if side != "prompt_jax"}
         summary["speed"] = {side: row["seconds"] / ours["seconds"] for side, row in others.items()}
         summary["memory"] = {side: ours["peak_mib"] / row["peak_mib"] for side, row in others.items()}
@@ -179,7 +192,9 @@ def tables(cases: dict[str, Any]) -> list[str]:
     """The results as Markdown, a table of each kind."""
     single = {case: values for case, values in cases.items() if case in TRAINING and case != "ensemble"}
     kinds = [training_rows(group) for group in (single, {"ensemble": cases.get("ensemble")}) if any(group.values())]
-    others = {"members": member_rows, "memory": memory_rows, "vote": vote_rows}
+    generated = {case: values for case, values in cases.items() if case in GENERATIONS}
+    kinds += [generation_rows(generated)] if generated else []
+    others = {"members": member_rows, "memory": memory_rows, "vote": vote_rows, "decoding": decoding_rows}
     return [markdown(rows) for rows in [*kinds, *(make(cases[case]) for case, make in others.items() if case in cases)]]
 
 
@@ -211,6 +226,34 @@ def training_rows(cases: dict[str, Any]) -> list[dict[str, str]]:
                     cells[f"{ratio} to {other}"] = f"{values[ratio][other]:.2f} x" if ours else ""
             rows.append(cells)
     return rows
+
+
+def generation_rows(cases: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "case": case,
+            "side": side,
+            "seconds": f"{row['seconds']:.3f}",
+            **memory_cells(row),
+            "speed to peft": f"{values['speed']['peft']:.2f} x" if side == "prompt_jax" and values["speed"] else "",
+        }
+        for case, values in cases.items()
+        for side, row in values["sides"].items()
+    ]
+
+
+def decoding_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    """What it would be if each row and beam had the prefix to itself is only to compare with."""
+    return [
+        {
+            "case": "decoding",
+            "inputs": inputs,
+            "temporary, MiB": f"{row['temporary_mib']:.0f}",
+            "prefix, MiB": f"{row['prefix_mib']:.1f}",
+            "prefix once a row and beam, MiB": f"{5 * int(inputs) * row['prefix_mib']:.0f}",
+        }
+        for inputs, row in values["sides"].items()
+    ]
 
 
 def memory_cells(row: Row) -> dict[str, str]:

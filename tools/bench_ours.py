@@ -9,12 +9,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_shared import MANY_MEMBERS, MEMBERS, SHAPES, Row, Shape, alternately, review_time, reviews, timed
+from bench_shared import (
+    DECODED,
+    GENERATIONS,
+    MANY_MEMBERS,
+    MEMBERS,
+    SHAPES,
+    Row,
+    Shape,
+    alternately,
+    review_time,
+    reviews,
+    timed,
+)
 
+import prompt_jax
 from prompt_jax.batches import TrainBatches, length_buckets
-from prompt_jax.config import DataConfig, OptimizerConfig, PromptConfig
+from prompt_jax.config import DataConfig, Decoding, OptimizerConfig, PromptConfig
+from prompt_jax.decoding import compiled_generate
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.hub import Model, load_model
+from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import applied, method
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
@@ -81,6 +96,46 @@ def review_steps() -> Row:
             seen.add(batch["inputs"].shape)
             one(batch)
     return review_time(one, tokenise_seconds) | device_peak() | {"matmul": matmul_rate()}
+
+
+def generation(case: str) -> Row:
+    """So many tokens for each input, none of which ends before."""
+    shape = GENERATIONS[case]
+    config, params = base = random_base(shape.model)
+    (batch, prompt), beams = inputs_and_prompt(base, shape), 5 if case.endswith("beam5") else 1
+    decoding = Decoding(beams=beams, min_new_tokens=shape.target)
+
+    def one() -> None:
+        tokens = prompt_jax.generate(params, config, batch, prompt, max_new_tokens=shape.target, decoding=decoding)
+        tokens.block_until_ready()
+
+    return timed(one, steps=4) | device_peak()
+
+
+def decoding_memory() -> dict[str, Row]:
+    """What the compiler says of the memory of generation, by the number of inputs: GPT-2 small, a prefix of 200."""
+    rows = {}
+    for size in DECODED:
+        shape = dataclasses.replace(GENERATIONS["gpt2-prefix-beam5"], batch=size, length=200)
+        config, params = base = random_base("gpt2")
+        batch, prompt = inputs_and_prompt(base, shape)
+        arguments = batch, prompt, shape.target, None, Decoding(beams=5)
+        sizes = compiled_generate.lower(params, config, *arguments).compile().memory_analysis()
+        rows[str(size)] = {
+            "prefix_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(prompt)) / 2**20,
+            "temporary_mib": sizes.temp_size_in_bytes / 2**20,
+        }
+    return rows
+
+
+def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Prompt]:
+    """A batch to generate from, and a random prompt on the device."""
+    training = Training(base, shape)
+    _, prompt = applied(training.options)(training.state(0).trainable["prompt"], None)
+    batch = {name: value for name, value in random_batch(shape).items() if name.startswith("inputs")}
+    if shape.model == "gpt2":  # a text that is continued
+        batch = {"start_ids": batch["inputs"][:, -1]} | {name: value[:, :-1] for name, value in batch.items()}
+    return batch, prompt
 
 
 def alone() -> Row:

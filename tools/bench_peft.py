@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from bench_shared import MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
+from bench_shared import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
 from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
@@ -31,6 +31,18 @@ def single(case: str) -> Row:
     a = torch.ones(2048, 2048)
     matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
     return (review_time(one, tokenise_seconds) if case == "reviews" else timed(one)) | matmul
+
+
+def generation(case: str) -> Row:
+    """So many tokens for each input, none of which ends before."""
+    torch.manual_seed(0)
+    shape = GENERATIONS[case]
+    model = get_peft_model(random_base(shape), options(shape)).eval()
+    batch = {name: value for name, value in random_batch(shape).items() if name != "labels"}
+    how = {"num_beams": 5 if case.endswith("beam5") else 1, "do_sample": False, "pad_token_id": 0}
+    length = {"min_new_tokens": shape.target, "max_new_tokens": shape.target}
+    with torch.no_grad():
+        return timed(lambda: model.generate(**batch, **how, **length), steps=4)
 
 
 def ensemble() -> Row:

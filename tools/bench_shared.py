@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 STEPS = 8  # timed in each process, after two that compile and warm up
 MEMBERS = 5  # of the ensemble that is compared
+DECODED = (1, 2, 4, 8, 16, 32)  # inputs
 MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
 

@@ -28,11 +28,12 @@ def prediction_lines(
       before: the base's own, without a prompt.
 
     Yields:
-      `task`, `input`, `target`, `before` (the base's answer or None), `members` (each member's answer), `prediction`
-      (the vote's); `ranked_members` (each member's most probable label) and `ranked` (that of the vote on them), None
-      without labels; and `label_scores`: the vote's log-probability of each label, in nats, or None. The majority of
-      the most probable labels need not be the label with the highest of these, which are means over the members. In
-      `members` and in `ranked_members` None is in place of a member that was not asked.
+      `task`, `input`, `target`; `references`, all targets of the input, where metrics compare with several; `before`
+      (the base's answer or None), `members` (each member's answer), `prediction` (the vote's); `ranked_members` (each
+      member's most probable label) and `ranked` (that of the vote on them), None without labels; and `label_scores`:
+      the vote's log-probability of each label, in nats, or None. The majority of the most probable labels need not be
+      the label with the highest of these, which are means over the members. In `members` and in `ranked_members` None
+      is in place of a member that was not asked.
     """
     labels = examples.format.labels if examples.format else ()
     for i, prediction in enumerate(vote.predictions):
@@ -41,6 +42,7 @@ def prediction_lines(
             "task": examples.name,
             "input": examples.input_texts[i],
             "target": examples.target_texts[i],
+            **({"references": list(examples.references[i])} if examples.references else {}),
             "before": None if before is None else before.predictions[i],
             "members": [answers[i] for answers in members],
             "prediction": prediction,

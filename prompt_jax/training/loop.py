@@ -288,7 +288,9 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
     except ConfigError as error:
         raise ConfigError(f"{written} is not the record of a run ({error}); choose another --name") from error
     before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
-    may_change = _MAY_CHANGE | ({"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set())
+    may_change = _MAY_CHANGE | (
+        {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
+    )
     changed = [
         name
         for name in configuration.differences(before, now)

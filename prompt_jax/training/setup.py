@@ -194,7 +194,7 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
     counts = sorted({len(member.examples["train"]) for member in members})
     if len(counts) > 1:
         raise ConfigError(
-            f"train.epochs: members of one run take the same steps, and have {' and '.join(map(str, counts))} examples; "
+            f"train.epochs: members take the same steps, and have {' and '.join(map(str, counts))} training examples; "
             "give train.steps"
         )
     return max(1, math.ceil(options.epochs * counts[0] / options.batch_size))
