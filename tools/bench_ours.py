@@ -109,7 +109,7 @@ def generation(case: str) -> Row:
         tokens = prompt_jax.generate(params, config, batch, prompt, max_new_tokens=shape.target, decoding=decoding)
         tokens.block_until_ready()
 
-    return timed(one, steps=4) | device_peak()
+    return timed(one, steps=2) | device_peak()
 
 
 def decoding_memory() -> dict[str, Row]:

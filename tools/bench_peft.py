@@ -42,7 +42,7 @@ def generation(case: str) -> Row:
     how = {"num_beams": 5 if case.endswith("beam5") else 1, "do_sample": False, "pad_token_id": 0}
     length = {"min_new_tokens": shape.target, "max_new_tokens": shape.target}
     with torch.no_grad():
-        return timed(lambda: model.generate(**batch, **how, **length), steps=4)
+        return timed(lambda: model.generate(**batch, **how, **length), steps=2)
 
 
 def ensemble() -> Row:
