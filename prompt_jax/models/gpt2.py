@@ -364,8 +364,10 @@ def _parts(past: Sequence[Past], extra: Sequence[Any], dtype: Any) -> list[Part]
 
 def _qkv(x: Float[Array, "B T D"], weights: Params, config: GPT2Config) -> list[Float[Array, "B T H K"]]:
     x = layer_norm(x, weights["norm"], config.norm_epsilon)
-    q, k, v = jnp.einsum("btd,dchk->cbthk", x, weights["qkv"]) + weights["qkv_bias"][:, None, None]
-    return [q * config.d_kv**-0.5, k, v]
+    # As one matrix: contracted as they are, [D, 3, H, K], the weights would be transposed each time.
+    flat = jnp.einsum("btd,de->bte", x, weights["qkv"].reshape(config.d_model, -1))
+    qkv = flat.reshape(*x.shape[:2], 3, config.num_heads, config.d_kv) + weights["qkv_bias"][None, None]
+    return [qkv[:, :, 0] * config.d_kv**-0.5, qkv[:, :, 1], qkv[:, :, 2]]
 
 
 def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T D"]:
