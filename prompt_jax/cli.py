@@ -57,7 +57,7 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score prompts on a task: greedy answers and, for a task with labels, the most probable label.
+    """Score prompts on a task: generated answers and, for a task with labels, the most probable label.
 
     Two or more prompts are an ensemble: each member, their average, the best one and the vote are scored.
     """
@@ -318,7 +318,7 @@ def _check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model:
     from prompt_jax.prompts.files import check_base
 
     if model.tokenizer is None:
-        raise UserError(f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json)")
+        raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
     check_base(path, prompt, metadata, model, allow_other_base=base.allow_other_base)
 
 

@@ -225,7 +225,7 @@ class Decoding:
     banned_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated."""
     seed: int = 0
-    """Of sampling, where no key is given."""
+    """Of sampling. In Python `generate` takes a key instead."""
 
     def __post_init__(self) -> None:
         for field, least in (("beams", 1), ("top_k", 1), ("min_new_tokens", 0), ("temperature", 0.0)):

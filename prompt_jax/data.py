@@ -369,6 +369,11 @@ def _bind(task: Any, tokenizer: Tokenizer) -> Any:
                 f"the {feature} of the task {task.name!r} have a vocabulary that is not the model's: {own}; "
                 f"expected the model's, or seqio.PassThroughVocabulary, which is replaced by it"
             )
+    if not isinstance(tokenizer, SentencePieces):
+        raise DataError(
+            f"the task {task.name!r} makes its tokens itself, and this model has special ones around source and target; "
+            "register it with prompt_jax.data.add_task, which leaves the tokens to the model"
+        )
     vocabulary = _vocabulary(tokenizer)
     bound = {name: dataclasses.replace(features[name], vocabulary=vocabulary) for name in _FEATURES}
     return task.replace(output_features=bound)

@@ -164,7 +164,7 @@ def compiled_generate(
     if decoding.beams > 1:
         found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
-    _check_decoding(config, decoding, max_new_tokens)
+    check_decoding(config, decoding, max_new_tokens)
     model = family(config)
     logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
     rows = logits.shape[0]
@@ -219,7 +219,7 @@ def compiled_beam_search(
     lengths: Int[Array, "B"] | None,
     decoding: Decoding,
 ) -> Hypotheses:
-    _check_decoding(config, decoding, max_new_tokens)
+    check_decoding(config, decoding, max_new_tokens)
     model, beams = family(config), decoding.beams
     logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
     rows, vocabulary = logits.shape
@@ -351,7 +351,7 @@ def _forced(config: Any) -> int | None:
     return getattr(config, "forced_start_id", None)
 
 
-def _check_decoding(config: Any, decoding: Decoding, max_new_tokens: int) -> None:
+def check_decoding(config: Any, decoding: Decoding, max_new_tokens: int) -> None:
     """Raises ConfigError unless so many tokens can be generated in this way."""
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be positive, not {max_new_tokens}")

@@ -299,7 +299,7 @@ def tokenise(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.n
 
 def _tokenizer(model: Model) -> Any:
     if model.tokenizer is None:
-        raise UserError(f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json)")
+        raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
     return model.tokenizer
 
 

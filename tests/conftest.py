@@ -41,6 +41,13 @@ SENTENCES = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Forgets what was compiled for a file of tests: a process has room for only so many programs."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Folder of the tests' stored models."""

@@ -9,9 +9,9 @@ from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, Opt
 experiment = Experiment(
     name="news_to_sports",
     model=ModelConfig(name="facebook/bart-large"),
-    data=DataConfig(task="xsum_news_to_sports", input_length=512, target_length=62),
+    data=DataConfig(task="xsum_news_to_sports", input_length=512, target_length=61),
     prompt=PromptConfig(method="prefix", length=40, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=15, batch_size=36, loss="token", z_loss=0.0, eval_every=2000, eval_examples=300),
-    decoding=Decoding(beams=6, length_penalty=0.8, min_new_tokens=11),
+    decoding=Decoding(beams=6, length_penalty=0.8, min_new_tokens=10),
 )

@@ -21,7 +21,7 @@ from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import Params, heads, keys_or_none, layer_norm, merge, only_stack, run_layers
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.prompt import Prefix, Prompt, Site, check_prompt_ids
+from prompt_jax.models.prompt import Prefix, Prompt, Site, check_no_infix, check_prompt_ids
 
 Batch = Mapping[str, Any]
 
@@ -182,6 +182,7 @@ def _encode(
     """`encode`, and if they are to be captured the self-attention's keys and values, [L, B, S, H, K]."""
     prompt, prompt_ids = prompt or Prompt(), batch.get("prompt_ids")
     check_prompt_ids(prompt, prompt_ids, len(batch["inputs"]))
+    check_no_infix(prompt, "BART")
     ids, mask = jnp.asarray(batch["inputs"]), jnp.asarray(batch["inputs_mask"], bool)
     x, past = _embedded(params, config, ids), past_of(prompt.encoder_self, prompt_ids)
     if (tokens := prompt.encoder_tokens) is not None:

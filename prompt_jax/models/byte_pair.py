@@ -5,6 +5,7 @@ Written in Rust by Hugging Face's `tokenizers`, without Transformers. Special to
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsInt
@@ -39,6 +40,8 @@ class BytePairTokenizer:
 
         tokenizer = Tokenizer.from_str(self.definition)
         tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()  # which files may have been saved with
+        tokenizer.no_padding()
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -89,7 +92,7 @@ def load_byte_pair(folder: Path, model_type: str, config: Any) -> BytePairTokeni
     """
     whole, parts = folder / "tokenizer.json", [folder / name for name in BYTE_PAIR_FILES]
     if whole.is_file():
-        definition, source = whole.read_text(encoding="utf-8"), whole
+        definition, source = whole.read_bytes().decode("utf-8", errors="replace"), whole
     elif all(part.is_file() for part in parts):
         definition, source = _from_parts(*parts), parts[0]
     else:
@@ -100,6 +103,8 @@ def load_byte_pair(folder: Path, model_type: str, config: Any) -> BytePairTokeni
     tokenizer = BytePairTokenizer(definition, config.eos_id, config.pad_id, start, causal)
     try:
         known = tokenizer.piece(config.eos_id)
+        if (kind := json.loads(definition)["model"].get("type", "BPE")) != "BPE":
+            raise ValueError(f"its model is of type {kind}")
     except Exception as error:  # the Rust library raises no other class
         raise CheckpointError(f"{source} is no tokenizer of byte pairs: {error}") from error
     if known.startswith("<unused_"):

@@ -69,14 +69,15 @@ def open_safetensors(file: Path) -> Iterator[Tensors]:
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     tensors = {}
     for name, entry in header.items():
-        dtype = float_dtype(names.get(entry["dtype"], entry["dtype"]), name, file)
+        dtype = names.get(entry["dtype"], entry["dtype"])
         shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        tensors[name] = Stored(shape, functools.partial(_read_shaped, file, dtype, shape, offset))
+        tensors[name] = Stored(shape, functools.partial(_read_shaped, file, name, dtype, shape, offset))
     yield tensors
 
 
-def _read_shaped(file: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    return read_array(file, dtype, math.prod(shape), offset).reshape(shape)
+def _read_shaped(file: Path, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    # The dtype is looked at now: old files of GPT-2 hold masks of others, which nobody reads.
+    return read_array(file, float_dtype(dtype, name, file), math.prod(shape), offset).reshape(shape)
 
 
 @contextlib.contextmanager
@@ -106,14 +107,14 @@ def open_torch(file: Path) -> Iterator[Tensors]:
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
-        dtype = float_dtype(str(tensor.dtype).removeprefix("torch."), name, file)
-        tensors[name] = Stored(tuple(tensor.shape), functools.partial(_numpy, tensor, dtype))
+        tensors[name] = Stored(tuple(tensor.shape), functools.partial(_numpy, tensor, name, file))
     yield tensors
 
 
-def _numpy(tensor: Any, dtype: np.dtype) -> np.ndarray:
+def _numpy(tensor: Any, name: str, file: Path) -> np.ndarray:
     """A view of a PyTorch tensor; NumPy knows no bfloat16, so its bits go as integers."""
     import torch
 
+    dtype = float_dtype(str(tensor.dtype).removeprefix("torch."), name, file)
     tensor = tensor.detach()
     return tensor.view(torch.int16).numpy().view(dtype) if dtype == ml_dtypes.bfloat16 else tensor.numpy()

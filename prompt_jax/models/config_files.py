@@ -123,6 +123,13 @@ class _Values:
             raise CheckpointError(f"{self.source}: {name} is {value!r}; a whole number from {least} on was expected")
         return value
 
+    def token(self, name: str) -> int:
+        """The id of a special token, which the vocabulary has."""
+        value, entries = self.whole(name, 0), self.whole("vocab_size")
+        if value >= entries:
+            raise CheckpointError(f"{self.source}: {name} is {value}, and vocab_size is {entries}")
+        return value
+
     def fraction(self, name: str) -> float:
         value = self.values[name]
         if type(value) not in (int, float) or not 0 <= value < 1:
@@ -187,11 +194,12 @@ def _gpt2_config(own: _Values, tensors: Tensors) -> GPT2Config:
     own.must_be("scale_attn_by_inverse_layer_idx", False)
     own.must_be("reorder_and_upcast_attn", False)  # float32 scores, which ours are anyway, in another order
     own.must_be("add_cross_attention", False)
+    own.must_be("tie_word_embeddings", True)
     own.parts("n_embd", "n_head")
     for name in [name for name in tensors if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name)]:
         del tensors[name]  # the causal mask, in checkpoints of older versions
     _drop_copies(tensors, "wte.weight", "lm_head.weight")
-    end = own.whole("eos_token_id", 0)
+    end = own.token("eos_token_id")
     own.values.setdefault("n_inner", 4 * own.whole("n_embd"))
     own.values.setdefault("pad_token_id", end)
     return GPT2Config(
@@ -202,7 +210,7 @@ def _gpt2_config(own: _Values, tensors: Tensors) -> GPT2Config:
         num_heads=own.whole("n_head"),
         layers=own.whole("n_layer"),
         norm_epsilon=own.fraction("layer_norm_epsilon"),
-        pad_id=own.whole("pad_token_id", 0),
+        pad_id=own.token("pad_token_id"),
         eos_id=end,
         start_id=end,
         dropout_rate=own.fraction("resid_pdrop"),
@@ -210,6 +218,8 @@ def _gpt2_config(own: _Values, tensors: Tensors) -> GPT2Config:
 
 
 def _bart_config(own: _Values, tensors: Tensors) -> BartConfig:
+    for name in ("normalize_before", "add_final_layer_norm"):
+        own.must_be(name, False)
     own.parts("d_model", "encoder_attention_heads")
     own.parts("d_model", "decoder_attention_heads")
     for name in ("encoder.version", "decoder.version"):  # in checkpoints of older versions
@@ -233,11 +243,11 @@ def _bart_config(own: _Values, tensors: Tensors) -> BartConfig:
         decoder_d_ff=own.whole("decoder_ffn_dim"),
         activation=own.must_be("activation_function", "gelu", "gelu_new", "relu"),
         scale_embedding=own.must_be("scale_embedding", False, True),
-        pad_id=own.whole("pad_token_id", 0),
-        eos_id=own.whole("eos_token_id", 0),
-        start_id=own.whole("decoder_start_token_id", 0),
-        bos_id=own.whole("bos_token_id", 0),
-        forced_start_id=None if forced is None else own.whole("forced_bos_token_id", 0),
+        pad_id=own.token("pad_token_id"),
+        eos_id=own.token("eos_token_id"),
+        start_id=own.token("decoder_start_token_id"),
+        bos_id=own.token("bos_token_id"),
+        forced_start_id=None if forced is None else own.token("forced_bos_token_id"),
         dropout_rate=own.fraction("dropout"),
     )
 

@@ -153,10 +153,10 @@ def encode(
     before, between = _prefixes(params, config, batch, prompt, keys[0])
     order = real_first(batch["inputs_mask"])
     ids, mask = in_order(batch["inputs"], order), in_order(batch["inputs_mask"], order).astype(bool)
-    position = _used(before, prompt)
+    position = before.used_slots
     x = params["embedding"][ids]
     _, source = _run(params, config, x, position[:, None] + np.arange(ids.shape[1])[None], (before,), key=keys[1])
-    position = position + mask.sum(axis=1, dtype=jnp.int32) + _used(between, prompt)
+    position = position + mask.sum(axis=1, dtype=jnp.int32) + between.used_slots
     return Encoded((before, Past(source, used=mask), between), position)
 
 
@@ -194,14 +194,16 @@ def as_prefix(params: Params, config: GPT2Config, prompt: Prompt, *, key: PRNGKe
     """
     check_parts(prompt, ("encoder_tokens", "decoder_self"), "GPT-2")
     tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
+    if prefix is not None and not prefix.shift_positions:
+        raise PromptPartError("GPT-2's positions are always counted on from a prefix; shift_positions=False is of BART")
     if tokens is None:
         return prompt
     if tokens.placement == "after":
         raise PromptPartError(
             "virtual tokens after the input depend on it, and GPT-2 has no place for them; an infix has"
         )
-    if prefix is not None and (prefix.placement == "after" or not prefix.shift_positions):
-        raise PromptPartError("virtual tokens go together with a prefix before them, which shifts their positions")
+    if prefix is not None and prefix.placement == "after":
+        raise PromptPartError("virtual tokens go together with a prefix before them, and not with an infix")
     stacked = prompt.stacked is not None
     single: Any = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt) if not stacked else prompt
     tokens, prefix = single.encoder_tokens, single.decoder_self  # [N, ...]
@@ -210,7 +212,7 @@ def as_prefix(params: Params, config: GPT2Config, prompt: Prompt, *, key: PRNGKe
     used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
     past = past_of(prefix, jnp.arange(rows))
     places = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
-    places = _used(past, single)[:, None] + places
+    places = past.used_slots[:, None] + places
     _, (keys, values) = _run(params, config, embeddings, places, (past,), used=used, key=key)
     made = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, H, K]
     if prefix is not None:
@@ -304,12 +306,6 @@ def _prefixes(
     if prefix is not None and prefix.placement == "after":
         return Past(None), past_of(prefix, ids)
     return past_of(prefix, ids), Past(None)
-
-
-def _used(past: Past, prompt: Prompt | None) -> Int[Array, "#B"]:
-    """By how much a prefix shifts the positions after it."""
-    prefix = None if prompt is None else prompt.decoder_self
-    return past.used_slots if prefix is None or prefix.shift_positions else jnp.zeros(1, jnp.int32)
 
 
 def _joined(first: Any, second: Prefix) -> Prefix:

@@ -175,7 +175,7 @@ def _difference(kind: str, first: Any, part: Any, first_name: str, name: str) ->
     """Why two parts of one kind cannot be stacked."""
     if part.placement != first.placement:
         return (
-            f"{first_name} has its {_words(kind)} {first.placement} the input and {name} {part.placement} it; "
+            f"{first_name} has {_words(kind)} {first.placement} the input and {name} {part.placement} it; "
             "prompts that are used together have one placement"
         )
     if isinstance(part, Prefix) and part.shift_positions != first.shift_positions:
@@ -231,6 +231,15 @@ def check_parts(prompt: Prompt, allowed: Sequence[str], family: str) -> None:
     for name in prompt.parts:
         if name not in allowed:
             raise PromptPartError(f"{family} has no place for {_words(name)}; it takes {' and '.join(allowed)}")
+
+
+def check_no_infix(prompt: Prompt, family: str) -> None:
+    """Raises PromptPartError where a family has no place between source and target."""
+    for name, part in prompt.parts.items():
+        if isinstance(part, Prefix) and part.placement == "after":
+            raise PromptPartError(
+                f"{family} has no place for {_words(name)} after the input: an infix is of causal models"
+            )
 
 
 def _stack(parts: Sequence[Any]) -> Any:

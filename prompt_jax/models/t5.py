@@ -22,7 +22,7 @@ from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import Params, heads, keys_or_none, merge, only_stack, run_layers
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.prompt import Prompt, Site, check_prompt_ids
+from prompt_jax.models.prompt import Prompt, Site, check_no_infix, check_prompt_ids
 
 Batch = Mapping[str, Any]
 
@@ -149,6 +149,7 @@ def _encode(
     """`encode`, and if they are to be captured the self-attention's keys and values, [L, B, S, H, K]."""
     prompt_ids, prompt = batch.get("prompt_ids"), prompt or Prompt()
     check_prompt_ids(prompt, prompt_ids, len(batch["inputs"]))
+    check_no_infix(prompt, "T5")
     # Real positions are brought to the front of each row, so that text and virtual tokens touch, one table of relative
     # positions serves the whole batch, and padding moves nothing. Cross-attention has no positions, so nothing has to
     # be put back.

@@ -76,6 +76,10 @@ def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, in
             raise ConfigError(f"prompt.sites: {model.name} has {' and '.join(there)}, not {site}")
     if config.placement == "after" and set(there) != {"decoder_self"}:
         raise ConfigError("prompt.placement 'after', an infix, is for causal models; an encoder-decoder takes 'before'")
+    if not config.shift_positions and set(there) == {"decoder_self"}:
+        raise ConfigError(
+            "prompt.shift_positions false is of BART; a causal model's positions are counted on from a prefix"
+        )
     return {site: shape for site, shape in there.items() if not config.sites or site in config.sites}
 
 
@@ -125,4 +129,9 @@ def _from_file(config: PromptConfig, model: Model, site: Site, shape: tuple[int,
     if prefix is None or prefix.mask is not None or prefix.slots != config.length:
         found = ", ".join(f"{name} of {part.slots}" for name, part in prompt.parts.items())
         raise ConfigError(f"{config.init_file} has {found}, and prompt asks for {site} of {config.length}")
+    if (prefix.placement, prefix.shift_positions) != (config.placement, config.shift_positions):
+        raise ConfigError(
+            f"{config.init_file} has placement {prefix.placement!r} and shift_positions {prefix.shift_positions}, and "
+            f"prompt has {config.placement!r} and {config.shift_positions}"
+        )
     return {"keys": jnp.asarray(prefix.keys), "values": jnp.asarray(prefix.values)}

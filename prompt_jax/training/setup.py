@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from prompt_jax import config as configuration
 from prompt_jax import data
 from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
-from prompt_jax.config import ConfigError, DataConfig, Experiment
+from prompt_jax.config import ConfigError, DataConfig, Decoding, Experiment
 from prompt_jax.data_files import DataError
+from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
-from prompt_jax.models import check_context
+from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import applied, method
@@ -98,7 +99,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     model = load_model(experiment.model.name, experiment.model.dtype, experiment.model.revision)
     if model.tokenizer is None:
         raise ConfigError(
-            f"the model {model.name} has no tokenizer (spiece.model or tokenizer.json), which training needs"
+            f"the model {model.name} has no tokenizer, which training needs (spiece.model, tokenizer.json, or "
+            "vocab.json with merges.txt)"
         )
     if mesh is not None:
         model = dataclasses.replace(model, params=jax.device_put(model.params, replicated(mesh), donate=True))
@@ -112,15 +114,16 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             "leave it out, or train members of one set of labels"
         )
 
+    further_tests = tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks)
     apply = applied(experiment.prompt)
     optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
     starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
         _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
         for examples in member.examples.values():
-            # An answer may be as long as targets are cut to.
-            longest = max(map(len, examples.inputs)), member.task_format.target_length
-            check_context(model.config, prompt, *longest)
+            _check_length(model, prompt, examples, member.task_format.target_length, experiment.decoding)
+        for examples, task_format in further_tests:
+            _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
     states = tuple(
         jax.device_put(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), over_ensemble(mesh)
@@ -140,7 +143,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         model=model,
         members=members,
         steps=steps,
-        further_tests=tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks),
+        further_tests=further_tests,
         stacks=stacks,
         batches=_batches(members, stacks, model),
         states=states,
@@ -180,6 +183,16 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     }
     settings = configuration.settings(tuple(alone))
     return tuple(Member(e, own, *loaded[e.data]) for e, own in zip(alone, settings, strict=True))
+
+
+def _check_length(model: Model, prompt: Prompt, examples: Examples, target_length: int, decoding: Decoding) -> None:
+    """That texts have positions and answers can be generated: better known before training than after it."""
+    try:
+        # An answer may be as long as targets are cut to.
+        check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
+        check_decoding(model.config, decoding, target_length)
+    except (ContextError, ConfigError) as error:
+        raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 
 
 def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
