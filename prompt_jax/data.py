@@ -371,7 +371,7 @@ def _bind(task: Any, tokenizer: Tokenizer) -> Any:
             )
     if not isinstance(tokenizer, SentencePieces):
         raise DataError(
-            f"the task {task.name!r} makes its tokens itself, and this model has special ones around source and target; "
+            f"the task {task.name!r} makes its tokens itself, and this model has others around source and target; "
             "register it with prompt_jax.data.add_task, which leaves the tokens to the model"
         )
     vocabulary = _vocabulary(tokenizer)
