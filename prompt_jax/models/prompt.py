@@ -173,9 +173,10 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
 
 def _difference(kind: str, first: Any, part: Any, first_name: str, name: str) -> str | None:
     """Why two parts of one kind cannot be stacked."""
+    own = _words(kind).removeprefix("a ")
     if part.placement != first.placement:
         return (
-            f"{first_name} has {_words(kind)} {first.placement} the input and {name} {part.placement} it; "
+            f"{first_name} has its {own} {first.placement} the input and {name} {part.placement} it; "
             "prompts that are used together have one placement"
         )
     if isinstance(part, Prefix) and part.shift_positions != first.shift_positions:

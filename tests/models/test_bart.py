@@ -20,7 +20,7 @@ from prompt_jax import Prompt
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import beam_search, score
 from prompt_jax.models import ContextError, bart
-from prompt_jax.models.prompt import Prefix
+from prompt_jax.models.prompt import Prefix, PromptPartError
 
 VARIANTS = ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES)
 
@@ -151,3 +151,9 @@ def test_the_context_is_checked(model):
     unshifted = Prompt(decoder_self=prefix.decoder_self.replace(shift_positions=False))
     batch = whole(random_text(model, 1, 60)) | {"decoder_inputs": random_text(model, 1, 64)}
     prompt_jax.forward(model.params, model.config, batch, unshifted)
+
+
+def test_an_infix_has_no_place(model):
+    batch = whole(random_text(model, 1, 4)) | {"decoder_inputs": random_text(model, 1, 2)}
+    with pytest.raises(PromptPartError, match="no place for a prefix of encoder_self after the input"):
+        prompt_jax.forward(model.params, model.config, batch, random_prefix(model, 2, placement="after"))

@@ -79,6 +79,19 @@ def test_tokenizers_of_two_files_are_the_same(tiny_folders, folder, family):
         assert one.decode(one.target_ids(text.strip())) == text.strip()
 
 
+def test_truncation_and_padding_that_a_file_was_saved_with_do_nothing(tiny_folders, folder):
+    from tokenizers import Tokenizer
+
+    copy = folder("gpt2")
+    saved = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=12)
+    saved.save(str(copy / "tokenizer.json"))
+    one, other = (prompt_jax.load_model(str(f)).tokenizer for f in (copy, tiny_folders["gpt2"]))
+    for text in ("a", "great fun, good acting and a warm ending"):
+        assert one.encode(text) == other.encode(text)
+
+
 def test_a_tokenizer_that_is_none_is_said(folder):
     copy = folder("gpt2", eos_token_id=250)
     with pytest.raises(CheckpointError, match="has no token 250, which config.json names as the end token"):
@@ -88,11 +101,12 @@ def test_a_tokenizer_that_is_none_is_said(folder):
         prompt_jax.load_model(str(copy))
 
 
-def test_gpt2s_older_checkpoints(tiny_folders, folder):
+@pytest.mark.parametrize("dtype", (np.float32, np.uint8, bool))
+def test_gpt2s_older_checkpoints(tiny_folders, folder, dtype):
     """Names without a prefix, the causal mask among the weights, and a copy of the embedding."""
     tensors = {name.removeprefix("transformer."): t for name, t in tensors_of(tiny_folders, "gpt2").items()}
     for layer in range(2):
-        tensors[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 64, 64), np.float32))
+        tensors[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 64, 64))).astype(dtype)
         tensors[f"h.{layer}.attn.masked_bias"] = np.float32(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"]
     assert_same(prompt_jax.load_model(str(folder("gpt2", tensors))), prompt_jax.load_model(str(tiny_folders["gpt2"])))
@@ -120,6 +134,10 @@ def test_output_weights_of_their_own_are_refused(tiny_folders, folder):
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; supported is 'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"n_head": 5}, "n_embd 64 is no multiple of n_head"),
+        ("gpt2", {"eos_token_id": 256}, "eos_token_id is 256, and vocab_size is 256"),
+        ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ("bart", {"normalize_before": True}, "normalize_before is True; supported is False"),
+        ("bart", {"decoder_start_token_id": 999}, "decoder_start_token_id is 999, and vocab_size is 256"),
         ("gpt2", {"n_positions": 63}, r"wpe.weight \[64, 64\], expected \[63, 64\]"),
         ("bart", {"decoder_attention_heads": 5}, "d_model 64 is no multiple of decoder_attention_heads"),
         ("bart", {"activation_function": "swish"}, "activation_function is 'swish'"),

@@ -240,6 +240,7 @@ def test_what_has_no_place_is_said(model):
     for prompt, message in (
         (wrong, "GPT-2 has no place for a prefix of encoder_self; it takes encoder_tokens and decoder_self"),
         (random_tokens(model, 2, placement="after"), "virtual tokens after the input depend on it"),
+        (random_prefix(model, 2, shift_positions=False), "always counted on from a prefix"),
     ):
         with pytest.raises(PromptPartError, match=message):
             prompt_jax.forward(model.params, model.config, batch, prompt)

@@ -24,7 +24,7 @@ from adapters import (
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.decoding import score
 from prompt_jax.models import attention, t5
-from prompt_jax.models.prompt import Prefix
+from prompt_jax.models.prompt import Prefix, PromptPartError
 
 OWN_MODELS = ("t5_v10", "t5_deep")
 
@@ -375,3 +375,9 @@ def test_dropout_does_not_depend_on_padding(tiny, placement):
 
     assert tiny.config.dropout_rate > 0
     np.testing.assert_allclose(logits(5), logits(11), rtol=1e-4, atol=1e-4)
+
+
+def test_an_infix_has_no_place(model):
+    batch = whole(random_text(model, 1, 4)) | {"decoder_inputs": random_text(model, 1, 2)}
+    with pytest.raises(PromptPartError, match="no place for a prefix of encoder_self after the input"):
+        prompt_jax.forward(model.params, model.config, batch, random_prefix(model, 2, placement="after"))

@@ -185,6 +185,11 @@ def test_what_is_wrong_is_said(saved, tiny_folders):
         ({**text, "length": 50}, "'great fun' has . tokens; .* prompt.length is 50"),
         ({**from_file, "length": 5}, "has decoder_self of 4, and prompt asks for decoder_self of 5"),
         ({**from_file, "mlp_width": 8}, "leave prompt.mlp_width out"),
+        (
+            {**from_file, "placement": "after"},
+            "has placement 'before' .* and prompt has 'after'",
+        ),
+        ({"shift_positions": False}, "prompt.shift_positions false is of BART"),
     ):
         with pytest.raises(ConfigError, match=message):
             prefix.init(KEY, dataclasses.replace(FREE, **changes), model)
