@@ -187,11 +187,12 @@ def answers(
     check_context(model.config, prompt, max(map(len, inputs)), longest)
 
     # The seed is in the key: nothing is compiled anew for another one.
-    how, key = dataclasses.replace(decoding, seed=0), jax.random.key(decoding.seed)
+    how = dataclasses.replace(decoding, seed=0)
+    key = jax.random.key(decoding.seed) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         own, number = batch.pop("lengths"), batch.pop("number")
-        keys = row_keys(key, number) if decoding.temperature else None
+        keys = None if key is None else row_keys(key, number)
         return compiled_generate(model.params, model.config, batch, prompt, longest, own, how, keys)
 
     per_row = {
