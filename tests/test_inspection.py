@@ -110,7 +110,7 @@ def test_without_a_tokenizer_pieces_are_numbers():
 
 
 def test_a_prompt_without_virtual_tokens():
-    with pytest.raises(ValueError, match="the prompt is empty"):
+    with pytest.raises(ValueError, match="the prompt has no virtual tokens"):
         inspect(Prompt(), MODEL)
 
 
