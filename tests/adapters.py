@@ -1,13 +1,16 @@
 """PEFT's adapters in the fixtures, as prompts; and what the tests of all families compare with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
+from prompt_jax.decoding import score
 from prompt_jax.models import family
 from prompt_jax.models.prompt import Prefix, Site
 
@@ -77,3 +80,23 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """Equal to 1e-5 of the largest value."""
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def assert_rows_are_each_alone(model: Any, prompts: Sequence[Prompt], target_length: int) -> None:
+    """Rows with prompts of their own, and one without any: logits, generated tokens and scores of given targets."""
+    ids = np.array([2, 0, -1, 1], np.int32)
+    batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, target_length, seed=1)}
+    targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)
+
+    def results(batch: dict[str, np.ndarray], prompt: Prompt | None) -> tuple[Any, Any, Any]:
+        arguments = model.params, model.config, batch, prompt
+        tokens = prompt_jax.generate(*arguments, max_new_tokens=5)
+        return prompt_jax.forward(*arguments), tokens, score(*arguments, targets, targets > 0)
+
+    together = results(batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts))
+    for row, number in enumerate(ids):
+        own = {name: value[row : row + 1] for name, value in batch.items()}
+        alone = results(own, prompts[number] if number >= 0 else None)
+        for part, expected in zip(together, alone, strict=True):
+            assert_close(part[row], expected[0])
+        np.testing.assert_array_equal(together[1][row], alone[1][0])

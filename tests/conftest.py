@@ -43,7 +43,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
-    """Forgets what was compiled for a file of tests: a process has room for only so many programs."""
+    """Forgets what was compiled for a file of tests: all of them together take gigabytes."""
     yield
     jax.clear_caches()
 

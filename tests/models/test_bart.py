@@ -8,6 +8,7 @@ from adapters import (
     PREFIXES,
     PROMPTS,
     assert_close,
+    assert_rows_are_each_alone,
     forward_batch,
     generate_batch,
     peft_prompt,
@@ -18,7 +19,7 @@ from adapters import (
 )
 from prompt_jax import Prompt
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import beam_search, score
+from prompt_jax.decoding import beam_search
 from prompt_jax.models import ContextError, bart
 from prompt_jax.models.prompt import Prefix, PromptPartError
 
@@ -119,20 +120,7 @@ def test_mixed_prompts_are_each_alone(model):
         Prompt(**random_prefix(model, n, n, mask=m).parts, **random_tokens(model, n, n + 9, mask=m).parts)
         for n, m in ((3, None), (5, None), (4, mask))
     ]
-    ids = np.array([2, 0, -1, 1], np.int32)
-    batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, 3, seed=1)}
-    mixed, stacked = batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts)
-    logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
-    tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
-    targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)
-    scores = score(model.params, model.config, mixed, stacked, targets, targets > 0)
-    for row, number in enumerate(ids):
-        own = {name: value[row : row + 1] for name, value in batch.items()}
-        prompt = prompts[number] if number >= 0 else None
-        assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
-        alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
-        np.testing.assert_array_equal(tokens[row], alone[0])
-        assert_close(scores[row], score(model.params, model.config, own, prompt, targets, targets > 0)[0])
+    assert_rows_are_each_alone(model, prompts, 3)
 
 
 def test_the_context_is_checked(model):

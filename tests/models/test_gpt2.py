@@ -9,6 +9,7 @@ from adapters import (
     PREFIXES,
     PROMPTS,
     assert_close,
+    assert_rows_are_each_alone,
     forward_batch,
     generate_batch,
     peft_prompt,
@@ -21,7 +22,7 @@ from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import beam_search, score
 from prompt_jax.models import ContextError, gpt2
-from prompt_jax.models.prompt import Prefix, PromptPartError, stack_prompts
+from prompt_jax.models.prompt import Prefix, PromptPartError
 
 
 @pytest.fixture(scope="module")
@@ -175,21 +176,7 @@ def test_virtual_tokens_as_a_prefix(model, masked):
 def test_mixed_prompts_are_each_alone(model, make):
     """Prompts of other lengths, one with an unused slot, and rows without any."""
     prompts = [make(model, 3), make(model, 5, seed=1), make(model, 4, seed=2, mask=np.array([True, False, True, True]))]
-    ids = np.array([2, 0, -1, 1], np.int32)
-    batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, 3, seed=1)}
-    mixed = batch | {"prompt_ids": ids}
-    stacked = stack_prompts(prompts)
-    logits = np.asarray(prompt_jax.forward(model.params, model.config, mixed, stacked))
-    tokens = prompt_jax.generate(model.params, model.config, mixed, stacked, max_new_tokens=5)
-    targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)
-    scores = score(model.params, model.config, mixed, stacked, targets, targets > 0)
-    for row, number in enumerate(ids):
-        own = {name: value[row : row + 1] for name, value in batch.items()}
-        prompt = prompts[number] if number >= 0 else None
-        assert_close(logits[row], np.asarray(prompt_jax.forward(model.params, model.config, own, prompt))[0])
-        alone = prompt_jax.generate(model.params, model.config, own, prompt, max_new_tokens=5)
-        np.testing.assert_array_equal(tokens[row], alone[0])
-        assert_close(scores[row], score(model.params, model.config, own, prompt, targets, targets > 0)[0])
+    assert_rows_are_each_alone(model, prompts, 3)
 
 
 def test_an_infix_is_not_seen_by_the_source(model):
