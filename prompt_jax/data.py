@@ -26,9 +26,7 @@ import numpy as np
 
 from prompt_jax import metrics
 from prompt_jax.data_files import DataError, FileTask, file_task
-from prompt_jax.examples import Examples
-from prompt_jax.models.tokenizer import Tokenizer as SentencePieces
-from prompt_jax.models.tokenizer import cut
+from prompt_jax.examples import Examples, cut
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 __all__ = [
@@ -69,6 +67,21 @@ class Tokenizer(Protocol):
     def input_ids(self, text: str) -> Sequence[int]: ...
     def target_ids(self, text: str) -> Sequence[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@runtime_checkable
+class SentencePieces(Tokenizer, Protocol):
+    """A tokenizer that seqio has a vocabulary for.
+
+    Attributes:
+      model_proto: the serialised SentencePiece ModelProto, without the extra ids.
+      extra_ids: how many `<extra_id_N>` are added after its pieces.
+    """
+
+    @property
+    def model_proto(self) -> bytes: ...
+    @property
+    def extra_ids(self) -> int: ...
 
 
 def add_task(

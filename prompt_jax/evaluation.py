@@ -12,11 +12,10 @@ from prompt_jax.batches import eval_batches, length_buckets
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import GREEDY, compiled_generate, compiled_score, row_keys
 from prompt_jax.errors import UserError
-from prompt_jax.examples import Examples
+from prompt_jax.examples import Examples, cut
 from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
-from prompt_jax.models.tokenizer import cut
 from prompt_jax.sharding import mesh_of, over_ensemble, replicated
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once

@@ -113,3 +113,11 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among a metric's results; seqio's metrics may also return texts and histograms to be logged."""
     numbers = {name: getattr(value, "value", value) for name, value in values.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}
+
+
+def cut(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:
+    """The ids, int32, at most so many; what is longer is cut before its end token, if it has one."""
+    kept = np.array(ids[:length], np.int32)
+    if len(ids) > length and ids[-1] == eos_id:
+        kept[-1] = eos_id
+    return kept

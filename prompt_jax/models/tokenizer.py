@@ -9,11 +9,9 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsInt
-
-import numpy as np
 
 from prompt_jax.models.checkpoint_files import CheckpointError
 
@@ -79,14 +77,6 @@ class Tokenizer:
     @property
     def unk_id(self) -> int:
         return self._processor.unk_id()
-
-
-def cut(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:
-    """The ids, int32, at most so many; what is longer is cut before its end token, if it has one."""
-    kept = np.array(ids[:length], np.int32)
-    if len(ids) > length and ids[-1] == eos_id:
-        kept[-1] = eos_id
-    return kept
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
