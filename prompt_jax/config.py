@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 from prompt_jax.errors import UserError
 
+Dtype = Literal["float32", "bfloat16", "int8"]
+Remat = Literal["none", "dots", "full"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -26,10 +29,13 @@ class ModelConfig:
     """A Hugging Face name, a folder in the hub's layout, or `demo`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the base's weights and the activations; what is trained is float32."""
-    remat: Literal["none", "full"] = "none"
-    """Whether the backward pass recomputes whole layers: about a third slower, with a fraction of the memory."""
+    dtype: Dtype = "float32"
+    """Of the base's weights and the activations; what is trained is float32. With int8 the matrices of the layers have
+    8 bits a weight, and all else is bfloat16, the activations included."""
+    remat: Remat = "none"
+    """What the backward pass computes a second time, to save memory: nothing; attention and activation functions, but
+    not the products with the weights (dots); or whole layers (full): about a third slower, with a fraction of the
+    memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +176,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints stay."""
+    save_errors: Literal["stop", "continue"] = "stop"
+    """What happens when a checkpoint or a prompt cannot be written, as to a full disk. The last whole ones stay."""
     log_every: int = 10
     """Steps between lines in the logs."""
 
@@ -253,10 +261,14 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run."""
+    """The devices of a run, ensemble x data x model of them. One of the sizes may be -1: what the others leave."""
 
     ensemble: int = 1
-    """Devices that the members are spread over, each with the base whole; -1 is all there are."""
+    """Groups of devices that members are spread over; no group needs anything of another."""
+    data: int = 1
+    """Groups, within these, that the rows of a batch are spread over."""
+    model: int = 1
+    """Devices, within these, that the base's heads and feed-forward width are spread over (tensor parallelism)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,8 +365,12 @@ def check(experiment: Experiment) -> None:
     alone = members(experiment)
     if experiment.ensemble.group is not None and experiment.ensemble.group < 1:
         raise ConfigError(f"ensemble.group must be positive, not {experiment.ensemble.group}")
-    if experiment.mesh.ensemble < 1 and experiment.mesh.ensemble != -1:
-        raise ConfigError(f"mesh.ensemble must be positive, or -1 for all devices, not {experiment.mesh.ensemble}")
+    mesh = dataclasses.asdict(experiment.mesh)
+    for field, size in mesh.items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"mesh.{field} must be positive, or -1 for all devices that are left, not {size}")
+    if len(rest := [field for field, size in mesh.items() if size == -1]) > 1:
+        raise ConfigError(f"mesh.{rest[0]} and mesh.{rest[1]} are both -1, and only one can be what is left")
     tests = experiment.data.test_tasks
     if repeated := (set(tests) & {member.data.task for member in alone}) | {n for n in tests if tests.count(n) > 1}:
         name = sorted(map(str, repeated))[0]

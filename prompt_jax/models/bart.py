@@ -4,7 +4,7 @@
 
 Layers are stacked, `[L, ...]`, and run by `jax.lax.scan`; each sublayer is normalised after its residual connection.
 Positions are learned and counted over real tokens, so that padding on any side changes nothing. Activations have the
-parameters' dtype; norms, softmax and logits are float32. Shapes: see `prompt_jax.models`. Hugging Face's code has the
+embedding's dtype; norms, softmax and logits are float32. Shapes: see `prompt_jax.models`. Hugging Face's code has the
 same numbers on inputs that are padded on the right.
 """
 
@@ -17,9 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
-from prompt_jax.models.layers import Params, heads, keys_or_none, layer_norm, merge, only_stack, run_layers
+from prompt_jax.models.layers import (
+    Params,
+    heads,
+    keys_or_none,
+    layer_norm,
+    merge,
+    narrow,
+    only_stack,
+    run_layers,
+    widen,
+)
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, Site, check_no_infix, check_prompt_ids
 
@@ -50,7 +61,7 @@ class BartConfig:
     bos_id: int = 0  # <s>, with which every text begins, the target included
     forced_start_id: int | None = None  # the first token of every generated text, as <s> of bart-large
     dropout_rate: float = 0.1  # used only where a key is given
-    remat: Literal["none", "full"] = "none"  # whether the backward pass recomputes whole layers, to save memory
+    remat: Remat = "none"  # what the backward pass recomputes, to save memory
 
 
 def parameters(config: BartConfig) -> list[Parameter]:
@@ -376,11 +387,7 @@ def _offset(past: Past, prefix: Prefix | None) -> Int[Array, "#B"]:
 def _cross_keys(params: Params, encoded: Encoded) -> tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]]:
     """The decoder's keys and values of the encoder's output, in all layers."""
     cross = only_stack(params["decoder"]["layers"])["cross"]
-    k, v = (
-        jnp.einsum("bsd,ldhk->lbshk", encoded.output, cross[name]) + cross[f"{name}_bias"][:, None, None]
-        for name in "kv"
-    )
-    return k, v
+    return jax.lax.map(lambda layer: _keys_values(encoded.output, layer), cross)
 
 
 def _query(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T H K"]:
@@ -388,9 +395,16 @@ def _query(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T H K"]
     return q * q.shape[-1] ** -0.5
 
 
-def _qkv(x: Float[Array, "B T D"], other: Float[Array, "B S D"], weights: Params) -> list[Float[Array, "B _ H K"]]:
+def _keys_values(x: Float[Array, "B S D"], weights: Params) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+    k, v = (heads(x, weights[name]) + weights[f"{name}_bias"][None, None] for name in "kv")
+    return k, v
+
+
+def _qkv(
+    x: Float[Array, "B T D"], other: Float[Array, "B S D"], weights: Params
+) -> tuple[Float[Array, "B _ H K"], ...]:
     """Queries of x, keys and values of the other."""
-    return [_query(x, weights)] + [heads(other, weights[n]) + weights[f"{n}_bias"][None, None] for n in "kv"]
+    return _query(x, weights), *_keys_values(other, weights)
 
 
 def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T D"]:
@@ -409,11 +423,11 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: An
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }[config.activation]
-    hidden = jnp.einsum("btd,df->btf", x, weights["up"])
+    hidden = widen(x, weights["up"])
     # Keeps the product for the backward pass, and not what can be had from it again.
     hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
     hidden = dropout(hidden, config.dropout_rate, keys[0])
-    out = jnp.einsum("btf,fd->btd", hidden, weights["down"]) + weights["down_bias"][None, None]
+    out = narrow(hidden, weights["down"]) + weights["down_bias"][None, None]
     return _add(x, out, weights["norm"], config, keys[1])
 
 

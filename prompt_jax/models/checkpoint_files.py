@@ -24,7 +24,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, in PyTorch's orientation. `read` reads it anew each time."""
+    """A tensor in a file, in PyTorch's orientation. `read` opens it anew each time; what is used of it is read."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -48,8 +48,10 @@ def float_dtype(name: str, tensor: str, file: Path) -> np.dtype:
 
 
 def read_array(file: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    """`count` elements from that byte on, flat. (Pages of a mapped file would stay in the process's memory.)"""
-    return np.fromfile(file, np.uint8, count * dtype.itemsize, offset=offset).view(dtype)
+    """`count` elements from that byte on, flat. What is used of them is read, and in memory while the array is."""
+    if count == 0:
+        return np.empty(0, dtype)
+    return np.memmap(file, np.uint8, "r", offset, count * dtype.itemsize).view(np.ndarray).view(dtype)
 
 
 @contextlib.contextmanager

@@ -11,22 +11,33 @@ Nothing in a prompt before the text depends on the text. Its keys and values are
 batch, and each row attends to the same ones: virtual tokens become the prefix that they stand for (`as_prefix`).
 
 Layers are stacked, `[L, ...]`, and run by `jax.lax.scan`. Positions are learned and counted over real tokens, so that
-padding on any side changes nothing. Activations have the parameters' dtype; norms, softmax and logits are float32.
+padding on any side changes nothing. Activations have the embedding's dtype; norms, softmax and logits are float32.
 Shapes: see `prompt_jax.models`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first
-from prompt_jax.models.layers import Params, keys_or_none, layer_norm, merge, only_stack, run_layers
+from prompt_jax.models.layers import (
+    Params,
+    heads,
+    keys_or_none,
+    layer_norm,
+    merge,
+    narrow,
+    only_stack,
+    run_layers,
+    widen,
+)
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
 
@@ -48,7 +59,7 @@ class GPT2Config:
     eos_id: int = 50256
     start_id: int = 50256  # stands between source and target
     dropout_rate: float = 0.1  # used only where a key is given
-    remat: Literal["none", "full"] = "none"  # whether the backward pass recomputes whole layers, to save memory
+    remat: Remat = "none"  # what the backward pass recomputes, to save memory
 
     @property
     def d_kv(self) -> int:
@@ -64,12 +75,9 @@ def parameters(config: GPT2Config) -> list[Parameter]:
         Parameter("final_norm/scale", "ln_f.weight", (d,), ("embed",)),
         Parameter("final_norm/bias", "ln_f.bias", (d,), ("embed",)),
     ]
-    heads = ("qkv", "heads", "kv")
     layer: list[tuple[str, str, tuple[int, ...], tuple[str, ...], tuple[int, ...] | None]] = [
         ("self/norm/scale", "ln_1.weight", (d,), ("embed",), None),
         ("self/norm/bias", "ln_1.bias", (d,), ("embed",), None),
-        ("self/qkv", "attn.c_attn.weight", (d, 3, h, k), ("embed", *heads), (d, 3 * d)),
-        ("self/qkv_bias", "attn.c_attn.bias", (3, h, k), heads, (3 * d,)),
         ("self/o", "attn.c_proj.weight", (h, k, d), ("heads", "kv", "embed"), (d, d)),
         ("self/o_bias", "attn.c_proj.bias", (d,), ("embed",), None),
         ("mlp/norm/scale", "ln_2.weight", (d,), ("embed",), None),
@@ -81,6 +89,11 @@ def parameters(config: GPT2Config) -> list[Parameter]:
     ]
     for path, name, shape, axes, stored in layer:
         table.append(Parameter(f"layers/0/{path}", f"h.{{layer}}.{name}", shape, axes, False, depth, stored))
+    for third, path in enumerate("qkv"):
+        at, name = f"layers/0/self/{path}", "h.{layer}.attn.c_attn"
+        matrix = Parameter(at, f"{name}.weight", (d, h, k), ("embed", "heads", "kv"), False, depth, (d, 3 * d), third)
+        bias = Parameter(f"{at}_bias", f"{name}.bias", (h, k), ("heads", "kv"), False, depth, (3 * d,), third)
+        table += [matrix, bias]
     return table
 
 
@@ -360,10 +373,8 @@ def _parts(past: Sequence[Past], extra: Sequence[Any], dtype: Any) -> list[Part]
 
 def _qkv(x: Float[Array, "B T D"], weights: Params, config: GPT2Config) -> list[Float[Array, "B T H K"]]:
     x = layer_norm(x, weights["norm"], config.norm_epsilon)
-    # As one matrix: contracted as they are, [D, 3, H, K], the weights would be transposed each time.
-    flat = jnp.einsum("btd,de->bte", x, weights["qkv"].reshape(config.d_model, -1))
-    qkv = flat.reshape(*x.shape[:2], 3, config.num_heads, config.d_kv) + weights["qkv_bias"][None, None]
-    return [qkv[:, :, 0] * config.d_kv**-0.5, qkv[:, :, 1], qkv[:, :, 2]]
+    q, k, v = (heads(x, weights[name]) + weights[f"{name}_bias"][None, None] for name in "qkv")
+    return [q * config.d_kv**-0.5, k, v]
 
 
 def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T D"]:
@@ -373,10 +384,10 @@ def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: GPT2Config, key: Any) -> Float[Array, "B T D"]:
     """The feed-forward sublayer, without its residual connection."""
     x = layer_norm(x, weights["norm"], config.norm_epsilon)
-    hidden = jnp.einsum("btd,df->btf", x, weights["up"])
+    hidden = widen(x, weights["up"])
     # Keeps the product for the backward pass, and not what can be had from it again.
     hidden = jax.checkpoint(lambda h, bias: jax.nn.gelu(h + bias[None, None]))(hidden, weights["up_bias"])
-    out = jnp.einsum("btf,fd->btd", hidden, weights["down"]) + weights["down_bias"][None, None]
+    out = narrow(hidden, weights["down"]) + weights["down_bias"][None, None]
     return dropout(out, config.dropout_rate, key)
 
 

@@ -42,11 +42,12 @@ def load_model(
       name_or_path: "demo" (see `prompt_jax.models.demo`); a folder with `config.json`, weights and, usually, a
         tokenizer; or a name on the Hugging Face hub, from which only these files are fetched, into its usual cache.
         A folder that is called "demo" is "./demo".
-      dtype: of the parameters, "float32" or "bfloat16".
+      dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for matrices of 8 bits in the
+        layers (`prompt_jax.models.quantised`) and bfloat16 for all else, the activations included.
       revision: a branch, tag or commit on the hub.
       local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
-      placement: where parameters go: None for the default device, a sharding for all, or a function from a
-        parameter's path ("encoder/layers/0/self/q") to its sharding.
+      placement: where parameters go: None for the default device, a sharding for all, or a function from a row of
+        the family's table to its sharding, e.g. `prompt_jax.sharding.of_parameters(mesh)`.
 
     Raises:
       CheckpointError: nothing that can be loaded is there; it says what was found and what was expected.

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from prompt_jax.config import Remat
+from prompt_jax.models.quantised import Weights, project
+
 Params = dict[str, Any]
+
+# What is kept of each layer for the backward pass; the rest is computed again.
+_KEPT: dict[Remat, Callable] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def run_layers(
@@ -16,7 +25,7 @@ def run_layers(
     stacks: tuple[Params, ...],
     extra: Any = None,
     *,
-    remat: str,
+    remat: Remat,
     key: PRNGKeyArray | None,
     keys_per_layer: int,
 ) -> tuple[Float[Array, "B T D"], Any]:
@@ -27,7 +36,8 @@ def run_layers(
       x: the input of the first.
       stacks: leaves [L_i, ...].
       extra: leaves [L, ...] over the layers of all stacks; None is None for each layer.
-      remat: "full" recomputes layers in the backward pass, "none" does not.
+      remat: what of a layer is recomputed in the backward pass: "none" of it; all but what comes of the weights'
+        matrices ("dots"), which leaves attention and activation functions to be recomputed; or "full", all of it.
       key: for dropout, or None.
       keys_per_layer: of `keys`.
 
@@ -40,7 +50,7 @@ def run_layers(
         return layer(x, weights, own, keys_or_none(key, keys_per_layer))
 
     if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False)
+        body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
     first, outputs = 0, []
     for stack, stack_key in zip(stacks, keys_or_none(key, len(stacks)), strict=True):
         depth = len(jax.tree.leaves(stack)[0])
@@ -62,14 +72,24 @@ def keys_or_none(key: PRNGKeyArray | None, count: int) -> Any:
     return (None,) * count if key is None else jax.random.split(key, count)
 
 
-def heads(x: Float[Array, "B T D"], weights: Float[Array, "D H K"]) -> Float[Array, "B T H K"]:
+def heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) -> Float[Array, "B T H K"]:
     """A projection to the heads of an attention."""
-    return jnp.einsum("btd,dhk->bthk", x, weights)
+    return project("btd,dhk->bthk", x, weights)
 
 
-def merge(x: Float[Array, "B T H K"], weights: Float[Array, "H K D"]) -> Float[Array, "B T D"]:
+def merge(x: Float[Array, "B T H K"], weights: Float[Weights, "H K D"]) -> Float[Array, "B T D"]:
     """The projection back, of all heads together."""
-    return jnp.einsum("bthk,hkd->btd", x, weights)
+    return project("bthk,hkd->btd", x, weights)
+
+
+def widen(x: Float[Array, "B T D"], weights: Float[Weights, "D F"]) -> Float[Array, "B T F"]:
+    """The first projection of a feed-forward sublayer."""
+    return project("btd,df->btf", x, weights)
+
+
+def narrow(x: Float[Array, "B T F"], weights: Float[Weights, "F D"]) -> Float[Array, "B T D"]:
+    """The projection back."""
+    return project("btf,fd->btd", x, weights)
 
 
 def layer_norm(x: Float[Array, "B T D"], weights: Params, epsilon: float) -> Float[Array, "B T D"]:

@@ -8,8 +8,9 @@ class Parameter(NamedTuple):
 
     `path` leads to it in the nested dict; a stacked leaf holds `layers` arrays of `shape`. `name` is Hugging Face's,
     with `{layer}`; `transposed` says that the checkpoint has it as a PyTorch linear layer, [out, in], to be
-    transposed and then reshaped to `shape`; `stored` is its shape there, where that does not follow from these. `axes`
-    are the logical names of `shape`'s axes.
+    transposed and then reshaped to `shape`; `stored` is its shape there, where that does not follow from these; `third`
+    says which third of that it is, of queries, keys and values in one tensor. `axes` are the logical names of `shape`'s
+    axes.
     """
 
     path: str
@@ -19,3 +20,4 @@ class Parameter(NamedTuple):
     transposed: bool = False
     layers: int | None = None
     stored: tuple[int, ...] | None = None
+    third: int | None = None

@@ -2,7 +2,7 @@
 
     logits = forward(params, config, batch, prompt)
 
-Layers are stacked, `[L, ...]`, and run by `jax.lax.scan`. Activations have the parameters' dtype; norms, softmax
+Layers are stacked, `[L, ...]`, and run by `jax.lax.scan`. Activations have the embedding's dtype; norms, softmax
 and logits are float32. Virtual tokens stand in the encoder's input; their relative positions, and those of a prefix
 before them, are counted as if they were text. Shapes: see `prompt_jax.models`. The published code (T5X, Hugging Face)
 has the same numbers.
@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias, part_scores, weighted_sums
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
-from prompt_jax.models.layers import Params, heads, keys_or_none, merge, only_stack, run_layers
+from prompt_jax.models.layers import Params, heads, keys_or_none, merge, narrow, only_stack, run_layers, widen
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt, Site, check_no_infix, check_prompt_ids
+from prompt_jax.models.quantised import project
 
 Batch = Mapping[str, Any]
 
@@ -49,7 +51,7 @@ class T5Config:
     eos_id: int = 1
     start_id: int = 0  # the decoder's first input
     dropout_rate: float = 0.1  # used only where a key is given
-    remat: Literal["none", "full"] = "none"  # whether the backward pass recomputes whole layers, to save memory
+    remat: Remat = "none"  # what the backward pass recomputes, to save memory
 
 
 def parameters(config: T5Config) -> list[Parameter]:
@@ -357,8 +359,7 @@ def _norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: T5Config) 
 def _cross_keys(params: Params, encoded: Encoded) -> tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]]:
     """The decoder's keys and values of the encoder's output, in all layers."""
     cross = only_stack(params["decoder"]["layers"])["cross"]
-    k, v = (jnp.einsum("bsd,ldhk->lbshk", encoded.output, cross[name]) for name in "kv")
-    return k, v
+    return jax.lax.map(lambda layer: tuple(heads(encoded.output, each) for each in layer), (cross["k"], cross["v"]))
 
 
 def _cross_attend(
@@ -378,26 +379,26 @@ def _cross_attend(
     if q.shape[1] >= config.d_kv:
         k, v = (heads(encoded, weights[name]) for name in "kv")
         return attend(q, Part(k, v, bias), *prefix, dropout_rate=config.dropout_rate, key=key)
-    moved = jnp.einsum("bthk,dhk->bthd", q, weights["k"])
+    moved = project("bthk,dhk->bthd", q, weights["k"])
     scores = jnp.einsum("bthd,bsd->bhts", moved, encoded, preferred_element_type=jnp.float32) + bias
     scored = [(scores, (encoded, "bhts,bsd->bthd")), *(part_scores(q, part) for part in prefix)]
     mixed, *others = weighted_sums(*zip(*scored, strict=True), dropout_rate=config.dropout_rate, key=key)
-    return functools.reduce(jnp.add, [jnp.einsum("bthd,dhk->bthk", mixed, weights["v"]), *others])
+    return functools.reduce(jnp.add, [project("bthd,dhk->bthk", mixed, weights["v"]), *others])
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any) -> Float[Array, "B T D"]:
     """The feed-forward sublayer, without its residual connection."""
     x = _norm(x, weights["norm"], config)
     activate = jax.nn.relu if config.activation == "relu" else jax.nn.gelu
-    hidden = jnp.einsum("btd,df->btf", x, weights["up"])
+    hidden = widen(x, weights["up"])
     if config.gated:
-        gate = jnp.einsum("btd,df->btf", x, weights["gate"])
+        gate = widen(x, weights["gate"])
         # Keeps the two products for the backward pass, and not what can be had from them again.
         hidden = jax.checkpoint(lambda gate, up: activate(gate) * up)(gate, hidden)
     else:
         hidden = activate(hidden)
     hidden = dropout(hidden, config.dropout_rate, keys[0])
-    return dropout(jnp.einsum("btf,fd->btd", hidden, weights["down"]), config.dropout_rate, keys[1])
+    return dropout(narrow(hidden, weights["down"]), config.dropout_rate, keys[1])
 
 
 def _logits(params: Params, config: T5Config, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

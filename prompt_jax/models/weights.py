@@ -1,7 +1,7 @@
 """From a folder of weight files to the nested parameters of a model, along the table `parameters(config)`.
 
-Each leaf is read, cast and placed before the next one is begun, so that host memory holds the model once in its final
-dtype, and one leaf more.
+Each leaf is read, cast or quantised, and placed before the next one is begun, so that host memory holds one leaf beside
+what is placed. Of a leaf that is divided over devices, a process reads what its own devices have, and no more.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prompt_jax.models.checkpoint_files import (
     CheckpointError,
@@ -24,11 +25,14 @@ from prompt_jax.models.checkpoint_files import (
 from prompt_jax.models.fingerprint import Samples, sample
 from prompt_jax.models.flax_msgpack import open_flax
 from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.quantised import Quantised, quantise
 
-# Where leaves go: the default device, one sharding for all, or one for each path ("encoder/layers/0/self/q").
-Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
+# Where leaves go: the default device, one sharding for all, or one for each row of the table.
+Placement = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# With "int8" it is that of what is not quantised.
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16, "int8": _BFLOAT16}
 _LISTED = 12  # tensors that an error names, of each kind
 
 
@@ -100,7 +104,7 @@ def assemble(
     Args:
       table: `parameters(config)`.
       tensors: the checkpoint; nothing may be missing or left over.
-      dtype: of the result, "float32" or "bfloat16".
+      dtype: of the result, as for `load_model`.
       placement: where each leaf goes; None is the default device.
       source: named in errors.
 
@@ -111,21 +115,28 @@ def assemble(
       CheckpointError: lists tensors that are missing, surplus or of another shape.
     """
     check(table, tensors, source)
-    tree: dict[str, Any] = {}
     samples: Samples = {}
     for parameter in table:
-        leaf = np.empty(_leaf_shape(parameter), DTYPES[dtype])
         for index, name in enumerate(_names(parameter)):
-            tensor = _ours(parameter, tensors[name].read())
-            layer = f"{parameter.path}[{index}]"
-            samples[layer] = sample(tensor)
-            leaf[... if parameter.layers is None else index] = tensor
-        *parents, last = parameter.path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = _place(leaf, parameter.path, placement)
-    return _stacks(tree), samples
+            samples[f"{parameter.path}[{index}]"] = sample(_ours(parameter, tensors[name].read()))
+    leaves = {parameter.path: _placed(parameter, tensors, dtype, placement) for parameter in table}
+    return _nested(leaves), samples
+
+
+def abstract(table: list[Parameter], dtype: str, placement: Placement = None) -> dict[str, Any]:
+    """What `assemble` would give, as shapes with dtypes and shardings: enough to compile for, without any weights.
+
+    Arguments as for `assemble`.
+    """
+
+    def leaf(parameter: Parameter) -> Any:
+        sharding = _sharding(parameter, placement)
+        return jax.tree.map(
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_fitting(sharding, part.shape)),
+            _shape(parameter, dtype),
+        )
+
+    return _nested({parameter.path: leaf(parameter) for parameter in table})
 
 
 def check(table: list[Parameter], tensors: Mapping[str, Stored], source: str) -> None:
@@ -177,15 +188,102 @@ def _input_axes(parameter: Parameter) -> int:
 
 def _ours(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
     """One layer's tensor in our orientation."""
+    if parameter.third is not None:
+        tensor = np.split(tensor, 3, axis=-1)[parameter.third]
     return (tensor.T if parameter.transposed else tensor).reshape(parameter.shape)
 
 
-def _place(leaf: np.ndarray, path: str, placement: Placement) -> jax.Array:
-    sharding = placement(path) if callable(placement) else placement
+def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantised:
+    """Shape and dtype of a leaf.
+
+    With "int8" the layers' matrices are quantised. The tables of words are not: prompts are made of embeddings and
+    compared with them, and in models that are large enough to need 8 bits they are a few hundredths of the whole.
+    """
+    shape = _leaf_shape(parameter)
+    matrix = parameter.layers is not None and "embed" in parameter.axes and len(parameter.axes) > 1
+    if dtype != "int8" or not matrix:
+        return jax.ShapeDtypeStruct(shape, DTYPES[dtype])
+    inputs = 1 + _input_axes(parameter)  # with the layers'
+    scale = shape[0], *[1] * (inputs - 1), *shape[inputs:]
+    return Quantised(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
+
+
+def _placed(parameter: Parameter, tensors: Tensors, dtype: str, placement: Placement) -> jax.Array | Quantised:
+    """A leaf on the devices; each process reads the parts of its own."""
+    shape, sharding = _shape(parameter, dtype), _sharding(parameter, placement)
+    index: Any
     if sharding is None:
-        return jax.device_put(leaf)
-    # Each process places the shards that it can address; `device_put` would compare all processes' leaves.
-    return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+        return jax.device_put(_part(parameter, tensors, dtype, (slice(None),) * len(_leaf_shape(parameter))))
+    parts: dict[str, Any] = {}  # by place: several devices may have the same
+    placed = []
+    for device, index in sharding.addressable_devices_indices_map(_leaf_shape(parameter)).items():
+        if str(index) not in parts:
+            parts[str(index)] = _part(parameter, tensors, dtype, index)
+        placed.append(jax.device_put(parts[str(index)], device))
+    return jax.tree.map(
+        lambda whole, *own: jax.make_array_from_single_device_arrays(
+            whole.shape, _fitting(sharding, whole.shape) or sharding, list(own)
+        ),
+        shape,
+        *placed,
+    )
+
+
+def _part(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantised:
+    """The part of a leaf at an index of its axes."""
+    names = _names(parameter)
+    if parameter.layers is None:
+        return np.array(_ours(parameter, tensors[names[0]].read())[index], DTYPES[dtype])
+    own, within = names[index[0]], index[1:]
+    layers = (_ours(parameter, tensors[name].read()) for name in own)
+    if isinstance(_shape(parameter, dtype), Quantised):
+        # An output's scale is of all its weights.
+        inputs = _input_axes(parameter)
+        outputs = (slice(None),) * inputs + within[inputs:]
+        return _stacked(len(own), (_inputs(quantise(layer[outputs], inputs), within[:inputs]) for layer in layers))
+    return _stacked(len(own), (layer[within].astype(DTYPES[dtype], copy=False) for layer in layers))
+
+
+def _inputs(matrix: Quantised, index: tuple[slice, ...]) -> Quantised:
+    """Some inputs of a matrix, whose scale is the same for all of them."""
+    return Quantised(matrix.values[index], matrix.scale)
+
+
+def _stacked(count: int, layers: Iterator[Any]) -> Any:
+    """Layers as one leaf, of which there is never more than one besides."""
+    stacked: Any = None
+    for number, layer in enumerate(layers):
+        if stacked is None:
+            stacked = jax.tree.map(lambda leaf: np.empty((count, *leaf.shape), leaf.dtype), layer)
+        for whole, leaf in zip(jax.tree.leaves(stacked), jax.tree.leaves(layer), strict=True):
+            whole[number] = leaf
+    return stacked
+
+
+def _sharding(parameter: Parameter, placement: Placement) -> jax.sharding.Sharding | None:
+    return placement(parameter) if callable(placement) else placement
+
+
+def _fitting(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+    """The sharding of a matrix for its scale too: there is nothing to be divided along an axis of length 1."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(
+        sharding.mesh,
+        PartitionSpec(*[over if size > 1 else None for over, size in zip(sharding.spec, shape, strict=False)]),
+    )
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of paths as nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return _stacks(tree)
 
 
 def _stacks(node: Any) -> Any:

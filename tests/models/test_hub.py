@@ -98,7 +98,7 @@ def test_dtypes(deep):
     for path, leaf in leaves(full).items():
         assert (leaf.dtype, leaves(half)[path].dtype) == (jnp.float32, jnp.bfloat16)
         np.testing.assert_array_equal(leaves(half)[path], leaf.astype(jnp.bfloat16))
-    with pytest.raises(ValueError, match="'float16' is not supported; choose one of float32, bfloat16"):
+    with pytest.raises(ValueError, match="'float16' is not supported; choose one of float32, bfloat16, int8"):
         hub.load_model(deep, dtype="float16")
 
 
@@ -112,7 +112,7 @@ def test_placement(deep):
     assert {leaf.sharding for leaf in jax.tree.leaves(same.params)} == {everywhere}
     assert_same_model(same, plain)
 
-    chosen = hub.load_model(deep, placement=lambda path: split if path.endswith("mlp/up") else everywhere)
+    chosen = hub.load_model(deep, placement=lambda row: split if row.path.endswith("mlp/up") else everywhere)
     assert chosen.params["decoder"]["layers"][0]["mlp"]["up"].sharding == split
     assert chosen.params["decoder"]["layers"][0]["mlp"]["down"].sharding == everywhere
     assert_same_model(chosen, plain)

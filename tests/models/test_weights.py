@@ -19,6 +19,7 @@ from prompt_jax.models import weights
 from prompt_jax.models.checkpoint_files import CheckpointError, Stored, open_safetensors, open_torch
 from prompt_jax.models.flax_msgpack import open_flax
 from prompt_jax.models.t5 import T5Config, parameters
+from prompt_jax.sharding import of_parameters
 
 OPENERS = {"safetensors": open_safetensors, "flax": open_flax}
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
@@ -315,7 +316,7 @@ def synthetic() -> tuple[list, dict[str, np.ndarray]]:
     return table, tensors
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("form", ["model.safetensors", "flax_model.msgpack"])
 def test_memory_stays_near_one_copy(synthetic, model_folder, form, dtype):
     table, tensors = synthetic
@@ -344,3 +345,34 @@ def test_tensors_are_read_one_at_a_time(synthetic):
 
     weights.assemble(table, {name: Stored(tensors[name].shape, reader(name)) for name in reversed(tensors)}, "float32")
     assert names == list(tensors)
+
+
+@pytest.mark.parametrize("dtype", weights.DTYPES)
+def test_abstract_parameters_have_the_shapes_of_real_ones(dtype, synthetic):
+    table, tensors = synthetic
+    stored = {name: Stored(tensors[name].shape, lambda name=name: tensors[name]) for name in tensors}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params, _ = weights.assemble(table, stored, dtype, device)
+    shapes = weights.abstract(table, dtype, device)
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+    for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(params), strict=True):
+        assert (shape.shape, shape.dtype, shape.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
+
+
+@pytest.mark.parametrize("dtype", weights.DTYPES)
+def test_abstract_parameters_are_divided_as_they_are_placed(dtype):
+    """On a mesh of devices that are not there, with what the families' tables say of each axis."""
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), ("ensemble", "data", "model"))
+    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=12, num_heads=4, encoder_layers=2, decoder_layers=3)
+    shapes = weights.abstract(parameters(config), dtype, of_parameters(mesh))
+    spec = jax.sharding.PartitionSpec
+    q = shapes["encoder"]["layers"][0]["self"]["q"]
+    if dtype == "int8":
+        assert q.values.sharding.spec == spec(None, None, "model", None) and q.scale.shape == (2, 1, 4, 4)
+        assert q.scale.sharding.spec == spec(None, None, "model", None)
+        down = shapes["decoder"]["layers"][0]["mlp"]["down"]
+        assert down.values.sharding.spec == spec(None, "model", None)
+        assert down.scale.sharding.spec == spec(None, None, None)
+    else:
+        assert q.sharding.spec == spec(None, None, "model", None) and q.dtype == weights.DTYPES[dtype]
+    assert shapes["embedding"].sharding.spec == spec(None, None)  # 50 words are no multiple of 4
