@@ -38,6 +38,11 @@ class Train:
     """Folder or file with seqio tasks; `tasks` in the working directory if there is one."""
     overwrite: bool = False
     """Begin anew, deleting a run of this name."""
+    distributed: bool = False
+    """Be one of several processes, each started with this command: on the hosts of a TPU pod, under Slurm, or where
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who."""
+    heartbeat: int = 100
+    """Seconds without a sign of life of another process after which this one ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +168,17 @@ class Inspect:
 
 
 def train(args: Train) -> int:
+    from prompt_jax import processes
+
+    if args.distributed:
+        processes.initialize(args.heartbeat)
     from prompt_jax.training.loop import train
     from prompt_jax.training.summary import finish
 
-    setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
-    print(finish(args.experiment, setup, progress))
+    with processes.others_may_be_lost():
+        setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
+        if text := finish(args.experiment, setup, progress):
+            print(text)
     return 0
 
 
@@ -527,7 +538,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit status: 0, 1 for an error, 2 for wrong arguments, 3 for a diverged run."""
+    """Runs one verb. Returns the exit status: 0, 1 for an error, 2 for wrong arguments, 3 for a diverged run, 75 for
+    one that was asked to leave and has saved, 76 for one that lost another process."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())

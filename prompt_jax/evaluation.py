@@ -16,7 +16,7 @@ from prompt_jax.examples import Examples, cut
 from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
-from prompt_jax.sharding import mesh_of, over_ensemble, replicated
+from prompt_jax.sharding import divided, fetch, mesh_of, place, shape_of
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
 
@@ -187,7 +187,7 @@ def answers(
 
     # The seed is in the key: nothing is compiled anew for another one.
     how = dataclasses.replace(decoding, seed=0)
-    key = jax.random.key(decoding.seed) if decoding.temperature else None
+    key = place(jax.random.key(decoding.seed), divided(mesh_of(model.params))) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         own, number = batch.pop("lengths"), batch.pop("number")
@@ -248,7 +248,7 @@ def own_label_scores(
         targets = _padded_labels(model, list(sets), longest)
         mine = [inputs[row] for row in rows]
         check_context(model.config, prompt, max(map(len, mine)), targets[0].shape[2])
-        placed = jax.device_put(targets)
+        placed = place(targets, divided(mesh_of(model.params)))
 
         def run(batch: dict[str, Any], prompt: Prompt | None, placed: Any = placed) -> Any:
             own = batch.pop("labels")
@@ -320,21 +320,22 @@ def _each(
     check_prompt_ids(prompt, own.get("prompt_ids"), len(inputs))
     shapes = batch_size if isinstance(batch_size, Shapes) else batch_shapes(inputs, batch_size)
     if (mesh := mesh_of(model.params)) is not None:
-        shapes = shapes._replace(rows=-(-shapes.rows // mesh.size) * mesh.size)
-    placed = jax.device_put(prompt, replicated(mesh))
+        groups = shape_of(mesh)["ensemble"] * shape_of(mesh)["data"]
+        shapes = shapes._replace(rows=-(-shapes.rows // groups) * groups)
+    placed = place(prompt, divided(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
     def collect() -> None:
         if pending is not None:
             index, arrays = pending
-            results.append((index, jax.device_get(arrays)))
+            results.append((index, fetch(arrays)))
 
     for batch in eval_batches(inputs, *shapes, model.config.pad_id):
         index = batch.pop("index")
         # 0 where the index is -1: such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in own.items()}
-        running = run(jax.device_put(batch, over_ensemble(mesh)), placed)
+        running = run(place(batch, divided(mesh, "rows")), placed)
         collect()  # the batch before, while this one runs
         pending = (index, running)
     collect()

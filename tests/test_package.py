@@ -29,8 +29,9 @@ UNNEEDED = {
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
     {"errors", "task_format", "whole_file"},
-    {"config", "meteor", "generation_metrics", "metrics", "data_files", "sharding"},
+    {"config", "meteor", "generation_metrics", "metrics", "data_files"},
     {"models"},
+    {"processes", "sharding"},
     {"prompts"},
     {"decoding"},
     {"examples", "batches", "data"},

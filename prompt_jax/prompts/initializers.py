@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from prompt_jax.sharding import fetch
+
 Fill = Callable[[PRNGKeyArray, int], Float[Array, "P D"]]
 
 
@@ -37,7 +39,7 @@ def sampled_vocabulary(
         )
         population = len(embedding)
     rows = jax.random.choice(key, population, (length,), replace=length > population)
-    return embedding[rows].astype(jnp.float32)
+    return _rows(embedding, rows)
 
 
 def class_labels(
@@ -53,7 +55,7 @@ def class_labels(
             f"{len(labels)} labels for a prompt of {length}: the last {len(labels) - length} have no row",
             stacklevel=2,
         )
-    rows = [embedding[jnp.asarray(label)].astype(jnp.float32).mean(axis=0) for label in labels[:length]]
+    rows = [_rows(embedding, label).mean(axis=0) for label in labels[:length]]
     return _filled(key, length, rows, rest)
 
 
@@ -61,7 +63,12 @@ def text(
     key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], pieces: Sequence[int], rest: Fill
 ) -> Float[Array, "P D"]:
     """Row i is the embedding of the text's piece i, as far as the prompt reaches; `rest` makes the others."""
-    return _filled(key, length, [embedding[piece].astype(jnp.float32) for piece in pieces[:length]], rest)
+    return _filled(key, length, list(_rows(embedding, pieces[:length])), rest)
+
+
+def _rows(embedding: Float[Array, "V D"], rows: Sequence[int] | Array) -> Float[Array, "N D"]:
+    """Rows of a table that may be divided over devices, on the default one."""
+    return jnp.asarray(fetch(embedding[jnp.asarray(rows)])).astype(jnp.float32)
 
 
 def _filled(key: PRNGKeyArray, length: int, rows: list[Array], rest: Fill) -> Float[Array, "P D"]:

@@ -14,6 +14,7 @@ from prompt_jax.models.attention import dropout
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prefix, Prompt, Site
 from prompt_jax.prompts import files, initializers, mlp
+from prompt_jax.sharding import fetch
 
 Trainable = dict[str, Any]
 
@@ -101,7 +102,7 @@ def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "
     compute = jax.jit(family(model.config).activations, static_argnums=1)
     return {
         site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
-        for site, pair in compute(model.params, model.config, batch).items()
+        for site, pair in fetch(compute(model.params, model.config, batch)).items()
     }
 
 

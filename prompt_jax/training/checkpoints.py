@@ -1,7 +1,8 @@
 """Checkpoints of what is trained: parameters, optimizer state, data position and progress; never the base."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from prompt_jax.errors import UserError
+from prompt_jax.processes import all_agree, is_first, wait_for_all
 
 
 class ResumeError(UserError, RuntimeError):
     """Checkpoints are there and none can be used."""
+
+
+class SaveError(UserError, RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Restored(NamedTuple):
@@ -24,7 +30,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
+    """The checkpoints of one run. Use as a context manager: leaving it waits for the last save.
+
+    Saving goes on while training does, so a SaveError may come from the next call, or on leaving.
+    """
 
     def __init__(self, folder: Path, keep: int, identity: Mapping[str, str]):
         """The latest `keep` checkpoints stay.
@@ -41,8 +50,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        # An error of the last save is not to hide what failed first.
+        hidden = contextlib.nullcontext() if failed is None else contextlib.suppress(SaveError)
+        with hidden, self._errors():
+            self._manager.close()
 
     def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
@@ -52,7 +64,24 @@ class Checkpoints:
             progress=ocp.args.JsonSave(progress),
             identity=ocp.args.JsonSave(self.identity),
         )
-        self._manager.save(step, args=items, force=True)
+        with self._errors():
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is done."""
+        with self._errors():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What orbax and tensorstore raise where a file system or a bucket fails, as one error."""
+        try:
+            yield
+        except Exception as error:
+            whole = self._manager.latest_step()
+            left = "there is none" if whole is None else f"the last whole one is of step {whole}"
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise SaveError(f"a checkpoint could not be written to {self.folder} ({reason}); {left}") from error
 
     def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
@@ -71,18 +100,23 @@ class Checkpoints:
                 progress=ocp.args.JsonRestore(),
                 identity=ocp.args.JsonRestore(),
             )
+            restored, reason = None, "another process cannot read it"
             try:
                 restored = self._manager.restore(step, args=items)
             except Exception as error:  # orbax and tensorstore raise many kinds on damaged files
-                damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            if not all_agree(restored is not None):
+                damaged[step] = reason
                 continue
-            for bad, reason in damaged.items():
+            assert restored is not None
+            for bad, reason in damaged.items() if is_first() else ():
                 earlier = len(list(self.folder.glob(f"damaged-{bad}*")))
                 aside = self.folder / f"damaged-{bad}{f'.{earlier}' if earlier else ''}"
                 (self.folder / str(bad)).rename(aside)
                 warnings.warn(
                     f"checkpoint {bad} is damaged; step {step} is used. Moved to {aside}: {reason}", stacklevel=2
                 )
+            wait_for_all("damaged checkpoints are moved")
             self._manager.reload()
             for name, found in self.identity.items():
                 if restored.identity.get(name) != found:

@@ -1,4 +1,5 @@
-"""What a run says while it trains: progress on the terminal, a JSONL file, TensorBoard."""
+"""What a run says while it trains: progress on the terminal, a JSONL file, TensorBoard. Of several processes only the
+first says anything."""
 
 import json
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prompt_jax.processes import is_first
 from prompt_jax.whole_file import write_text
 
 # TensorBoard takes TensorFlow for its files if that is installed, which is some seconds and 500 MB; this module, which
@@ -25,24 +27,29 @@ class Log:
     """
 
     def __init__(self, folder: Path, resume_step: int, members: int):
+        if not is_first():
+            return
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)  # what cannot be written is not tried again
         self._writers = [Writer(str(folder / "tensorboard" / f"member_{number}")) for number in range(members)]
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if not is_first():
+            return
         self._file.close()
         for writer in self._writers:
             writer.close()
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
         """One line of the JSONL file; the values are plain numbers."""
-        self._file.write(json.dumps({"step": step, "member": member, **values}) + "\n")
-        self._file.flush()
+        if not is_first():
+            return
+        self._file.write((json.dumps({"step": step, "member": member, **values}) + "\n").encode())
         for name, value in values.items():
             self._writers[member].add_scalar(name, value, step)
 
@@ -71,7 +78,7 @@ class Display:
         self._examples = 0
         self._score = ""
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "Display":
@@ -100,6 +107,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line of text that does not break the bar."""
+        if not is_first():
+            return
         tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
 

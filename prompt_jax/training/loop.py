@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,10 @@ from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate_members
+from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
-from prompt_jax.training.checkpoints import Checkpoints
+from prompt_jax.sharding import fetch
+from prompt_jax.training.checkpoints import Checkpoints, SaveError
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
@@ -88,7 +90,10 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
     configuration.check(experiment)
     _check_folder(experiment, overwrite)
     setup = prepare(experiment, tasks)
-    _open_folder(experiment, overwrite)
+    wait_for_all("checked")
+    if is_first():
+        _open_folder(experiment, overwrite)
+    wait_for_all("opened")
     with contextlib.ExitStack() as stack:
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
         folder = experiment.folder / "checkpoints"
@@ -97,11 +102,12 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
         progress = Progress([Standing() for _ in setup.members])
         restored = checkpoints.restore({"states": states, "best": best})
         if restored is not None:
-            states, best = restored.state["states"], jax.device_get(restored.state["best"])
+            states, best = restored.state["states"], fetch(restored.state["best"])
             members = [Standing(**member) for member in restored.progress["members"]]
             progress = Progress(**restored.progress | {"members": members})
             setup.batches.seek(restored.position)
-        write_text(experiment.folder / "config.json", configuration.to_json(experiment))
+        if is_first():
+            write_text(experiment.folder / "config.json", configuration.to_json(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
         display.say(_describe(experiment, setup, progress.step))
@@ -110,6 +116,9 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
             _save_prompts(run, "best.npz", best)
         if progress.step < setup.steps and progress.training:
             _fit(run, states)
+        with _saving(run):
+            checkpoints.wait()
+    wait_for_all("trained")
     return setup, progress
 
 
@@ -121,7 +130,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
         states = _evaluate(run, states)
 
     pending: tuple[int, list[Any]] | None = None
-    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches:
+    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches, Preemption() as preemption:
         for step in range(progress.step + 1, setup.steps + 1):
             batch, position = next(batches)
             states, metrics = _step(run, states, batch)
@@ -131,20 +140,27 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
             last = step == setup.steps
             evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
-            if evaluating or saving:
+            leaving = preemption.at(step) and not last
+            if evaluating or saving or leaving:
                 _finish(run, *pending)
                 pending = None
                 progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
             progress.step = step
-            if evaluating and progress.training:
+            if evaluating and progress.training and not leaving:
                 states = _evaluate(run, states)
             stopping = not progress.training
-            if saving or stopping:
+            if saving or stopping or leaving:
                 assert position is not None  # MemberBatches has one
-                run.checkpoints.save(step, {"states": states, "best": run.best}, position, dataclasses.asdict(progress))
-                _save_prompts(run, "last.npz", setup.trainable(states))
+                with _saving(run):
+                    state = {"states": states, "best": run.best}
+                    run.checkpoints.save(step, state, position, dataclasses.asdict(progress))
+                with _saving(run):
+                    _save_prompts(run, "last.npz", setup.trainable(states))
             if stopping:
                 break
+            if leaving:
+                run.checkpoints.wait()
+                raise Preempted(f"asked to leave; saved at step {step}, from which the same command goes on")
 
 
 def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tuple[tuple[TrainState, ...], list[Any]]:
@@ -165,7 +181,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
     options, members = run.experiment.train, run.progress.members
     losses, diverged = [], []
     for numbers, stacked in zip(run.setup.stacks, metrics, strict=True):
-        fetched = {} if stacked is None else jax.device_get(stacked)
+        fetched = {} if stacked is None else fetch(stacked)
         for place, number in enumerate(numbers):
             if members[number].status != "training":
                 continue
@@ -177,7 +193,8 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
             members[number].steps = step
             losses.append(values["loss"])
             if step % options.log_every == 0 or step == run.setup.steps:
-                run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
+                with _saving(run):
+                    run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
 
     for number, loss in diverged:
         named = f"member {number}: " if len(members) > 1 else ""
@@ -216,7 +233,8 @@ def _evaluate(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...
         for number, result in zip(numbers, results, strict=True):
             seconds = {"seconds": progress.seconds}
             values = {f"validation/{name}": value for name, value in result.scores.items()}
-            run.log.write(progress.step, number, values | seconds)
+            with _saving(run):
+                run.log.write(progress.step, number, values | seconds)
             standing = progress.members[number]
             standing.metric, score = next(iter(result.scores.items()))
             scores.append(score)
@@ -226,7 +244,8 @@ def _evaluate(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...
                 run.best[number] = trainable[number]
                 improved = True
     if improved:
-        _save_prompts(run, "best.npz", run.best)
+        with _saving(run):
+            _save_prompts(run, "best.npz", run.best)
     _show_scores(run, scores)
     return _stop_early(run, states)
 
@@ -258,12 +277,26 @@ def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, .
         return states
     active = [np.array([members[number].status == "training" for number in stack]) for stack in run.setup.stacks]
     return tuple(
-        dataclasses.replace(state, active=run.setup.place(still)) for state, still in zip(states, active, strict=True)
+        dataclasses.replace(state, active=run.setup.place_members(still))
+        for state, still in zip(states, active, strict=True)
     )
+
+
+@contextlib.contextmanager
+def _saving(run: Run) -> Iterator[None]:
+    """What cannot be written ends the run, or is reported, as train.save_errors says."""
+    try:
+        yield
+    except (SaveError, OSError) as error:
+        if run.experiment.train.save_errors == "stop":
+            raise
+        run.display.say(f"step {run.progress.step}: not saved, and training goes on: {error}")
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
     """Writes a prompt file of all members, each with where it comes from."""
+    if not is_first():
+        return
     descriptions = []
     for number, member in enumerate(run.progress.members):
         at_best = name == "best.npz" or member.best_step == run.progress.step
@@ -294,7 +327,7 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
     changed = [
         name
         for name in configuration.differences(before, now)
-        if name not in may_change and not name.startswith("decoding.")  # of what comes after training
+        if name not in may_change and not name.startswith(("decoding.", "mesh."))  # what comes after; where it runs
     ]
     if changed and not overwrite:
         raise ConfigError(
@@ -315,7 +348,7 @@ def _open_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 # What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs", "ensemble.group", "mesh.ensemble"}
+_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from prompt_jax import config as configuration
 from prompt_jax import data
@@ -24,7 +23,7 @@ from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts import applied, method
 from prompt_jax.prompts.files import Base, PromptMetadata
-from prompt_jax.sharding import make_mesh, over_ensemble, replicated
+from prompt_jax.sharding import divided, fetch, make_mesh, of_parameters, place, shape_of
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
@@ -59,14 +58,15 @@ class Setup:
     keys: tuple[jax.Array, ...]  # of each stack, [E]
     frozen: Any  # the variables that are not trained, None in place of the others
     step: Callable  # jitted, for all stacks
-    place: Callable  # puts batches where the step needs them
+    place: Callable  # puts batches [E, B, ...] where the step needs them
+    place_members: Callable  # and arrays [E]
     apply: Callable  # the method's
 
     def trainable(self, states: Sequence[TrainState]) -> list[Any]:
         """Each member's trainable variables, on the host."""
         members: dict[int, Any] = {}
         for numbers, state in zip(self.stacks, states, strict=True):
-            stacked = jax.device_get(state.trainable)
+            stacked = fetch(state.trainable)
             members |= {n: jax.tree.map(operator.itemgetter(i), stacked) for i, n in enumerate(numbers)}
         return [members[number] for number in range(len(self.members))]
 
@@ -95,15 +95,15 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     options, alone = experiment.train, configuration.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh)
-    _check_division(stacks, alone, mesh)
-    model = load_model(experiment.model.name, experiment.model.dtype, experiment.model.revision)
+    _check_division(stacks, alone, shape_of(mesh))
+    model = load_model(
+        experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=of_parameters(mesh)
+    )
     if model.tokenizer is None:
         raise ConfigError(
             f"the model {model.name} has no tokenizer, which training needs (spiece.model, tokenizer.json, or "
             "vocab.json with merges.txt)"
         )
-    if mesh is not None:
-        model = dataclasses.replace(model, params=jax.device_put(model.params, replicated(mesh), donate=True))
     config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
     members = _load_members(alone, model, tasks)
     steps = _steps(experiment, members)
@@ -124,10 +124,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             _check_length(model, prompt, examples, member.task_format.target_length, experiment.decoding)
         for examples, task_format in further_tests:
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
+    of_members = divided(mesh, "members")
     states = tuple(
-        jax.device_put(
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), over_ensemble(mesh)
-        )
+        place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
         for numbers in stacks
     )
     step = make_train_step(
@@ -147,12 +146,11 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         stacks=stacks,
         batches=_batches(members, stacks, model),
         states=states,
-        keys=tuple(
-            jax.device_put(jnp.stack([starts[n][1] for n in numbers]), over_ensemble(mesh)) for numbers in stacks
-        ),
+        keys=tuple(place(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
         frozen={"base": model.params, "prompt": None},
         step=jax.jit(over_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0),
-        place=functools.partial(jax.device_put, device=over_ensemble(mesh)),
+        place=functools.partial(place, sharding=divided(mesh, "members", "batch")),
+        place_members=functools.partial(place, sharding=of_members),
         apply=apply,
     )
 
@@ -165,14 +163,21 @@ def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, numbers.values()))
 
 
-def _check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mesh | None) -> None:
-    count = 1 if mesh is None else mesh.size
+def _check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
+    """That members, and the rows of each part of a batch, can be divided over the devices."""
+    options = alone[0].train
+    if (options.batch_size // options.accumulate) % mesh["data"]:
+        parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
+        raise ConfigError(
+            f"train.batch_size is {options.batch_size}{parts}, which cannot be divided over mesh.data {mesh['data']}"
+        )
+    count = mesh["ensemble"]
     for numbers in stacks:
         if len(numbers) % count:
             length = f" of length {alone[numbers[0]].prompt.length}" if len(stacks) > 1 else ""
             raise ConfigError(
-                f"{len(numbers)} members{length} cannot be divided over {count} devices: make the number of members a "
-                f"multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
+                f"{len(numbers)} members{length} cannot be divided over mesh.ensemble {count}: make the number of "
+                f"members a multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
             )
 
 

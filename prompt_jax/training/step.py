@@ -66,7 +66,9 @@ def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: 
     """Cross-entropy of the targets in nats, and what belongs to it, over the positions of the mask."""
     weights = mask.astype(jnp.float32)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # A sum and not a gather, which would bring together what is divided over the words.
+    words = jnp.arange(logits.shape[-1])[None, None]
+    target_logits = jnp.where(words == targets[..., None], logits, 0.0).sum(axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return Sums(
         ((log_normaliser - target_logits) * weights).sum(),
@@ -153,7 +155,8 @@ def over_members(step: Callable, *, group: int | None = None, mesh: Mesh | None 
     Args:
       step: from `make_train_step`.
       group: members that are processed at once; None is all.
-      mesh: its axis `ensemble` divides the members. Each device has the frozen variables whole, and needs no other.
+      mesh: its axis `ensemble` divides the members, and nothing passes between those of different devices. The
+        compiler divides each member's step over the other axes, as batch and frozen variables are.
     """
 
     def members(state: TrainState, frozen: Tree, batch: dict[str, Array], key: Key[Array, "E"]):
@@ -168,9 +171,14 @@ def over_members(step: Callable, *, group: int | None = None, mesh: Mesh | None 
 
     if mesh is None:
         return members
-    divided, whole = PartitionSpec("ensemble"), PartitionSpec()
+    own, shared = PartitionSpec("ensemble"), PartitionSpec()
     return jax.shard_map(
-        members, mesh=mesh, in_specs=(divided, whole, divided, divided), out_specs=divided, check_vma=False
+        members,
+        mesh=mesh,
+        in_specs=(own, shared, own, own),
+        out_specs=own,
+        axis_names={"ensemble"},
+        check_vma=False,
     )
 
 
@@ -178,7 +186,8 @@ def _accumulated(
     gradient: Callable, trainable: Tree, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray, parts: int
 ) -> tuple[Tree, Sums]:
     """Sums of gradients and losses over equal parts of the batch, one part in memory at a time."""
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    # Every so many-th row is in one part, so that a batch that is divided over devices stays so in each part.
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, gradient(trainable, frozen, *part)), None

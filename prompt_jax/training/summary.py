@@ -17,6 +17,7 @@ from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.inspection import inspect, prompt_similarity
 from prompt_jax.models.prompt import Prompt
+from prompt_jax.processes import is_first
 from prompt_jax.prompts.files import read_prompts
 from prompt_jax.report import write_report
 from prompt_jax.task_format import TaskFormat
@@ -49,10 +50,15 @@ class Test:
 
 
 def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
-    """Scores the run's best prompts and writes the three files. Returns the text that the command line prints."""
+    """Scores the run's best prompts and writes the three files. Returns the text that the command line prints.
+
+    Of several processes all have their part in the scores, and the first writes; the others return no text.
+    """
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     tests = _tests(experiment, setup, prompts)
+    if not is_first():
+        return ""
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
     write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")

@@ -412,7 +412,7 @@ def test_impossible_ensembles_are_refused(experiment, change, message):
 
 def test_more_devices_than_there_are(experiment):
     asked = dataclasses.replace(ensemble(experiment, size=8), mesh=MeshConfig(ensemble=len(jax.devices()) + 1))
-    with pytest.raises(ConfigError, match="mesh.ensemble asks for 2 devices, and there are 1"):
+    with pytest.raises(ConfigError, match="mesh.model 1 asks for 2 devices, and there are 1"):
         loop.prepare(asked)
 
 
@@ -428,7 +428,7 @@ def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     train(one)
     (tmp_path / "config.json").write_text(configuration.to_json(spread))
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
@@ -438,7 +438,7 @@ def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 8 and found["collectives"] == []
     assert found["shards"] == 8 and found["share"] == pytest.approx(1 / 8)
-    assert "9 members cannot be divided over 8 devices" in found["refused"]
+    assert "9 members cannot be divided over mesh.ensemble 8" in found["refused"]
     first = starts(one)
     for member in range(8):
         np.testing.assert_allclose(losses(spread, member), losses(one, member), rtol=2e-4)
