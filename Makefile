@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0+cpu
 INTEROP := $(TORCH) transformers==5.23.0 peft==0.21.2
 UV := uv==0.13.8
+# Processes that the tests are divided among, by file; each needs up to 3 GB.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 # More options for pytest, e.g. PYTEST="-x -k export", or for the lock, e.g. LOCK=--upgrade.
 PYTEST ?=
 LOCK ?=
@@ -14,13 +16,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop lock clean python
+.PHONY: help demo test test-interop test-slurm lock clean python
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          install, tune a prompt for the demo model, evaluate and export it (runs/demo)'
 	@echo 'make test          install, lint, check types, run the tests'
 	@echo 'make test-interop  compare with PyTorch, Transformers and PEFT, if they can be had'
+	@echo 'make test-slurm    launch on a Slurm of one node, if it can be installed; as root'
 	@echo 'make lock          write requirements.lock anew; LOCK=--upgrade takes the newest versions'
 	@echo 'make clean         remove the virtual environment, caches and built files; runs/ stays'
 	@echo
@@ -37,7 +40,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not interop' $(PYTEST)
+	$(BIN)/python -m pytest -m 'not interop and not slurm' $(WORKERS) $(PYTEST)
 
 # Not to be had is no failure: PyTorch has no build for CPUs in every package index.
 test-interop: $(VENV)/.installed
@@ -54,6 +57,18 @@ test-interop: $(VENV)/.installed
 		exit 0; \
 	fi; \
 	set -x; $(BIN)/python -m pytest -m interop $(PYTEST)
+
+# A Slurm of one node on this machine, if it can be had: that takes root, and Debian's packages or apt-get.
+test-slurm: $(VENV)/.installed
+	@folder=$$(mktemp -d); \
+	trap 'bash tests/slurm/one_node.sh stop "$$folder/one_node"; rm -rf "$$folder"' EXIT; \
+	bash tests/slurm/one_node.sh start "$$folder/one_node"; status=$$?; \
+	if test $$status -eq 77; then \
+		echo 'test-slurm: skipped (its reason is above)'; \
+		exit 0; \
+	fi; \
+	test $$status -eq 0 || exit $$status; \
+	SLURM_CONF="$$folder/one_node/slurm.conf" $(BIN)/python -m pytest -m slurm $(PYTEST)
 
 # A clear word where Python is too old, or newer than TensorFlow is built for.
 python:

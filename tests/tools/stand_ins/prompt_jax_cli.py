@@ -1,0 +1,61 @@
+"""Stands in for `prompt_jax.cli`: notes how it was called, and ends as the test says.
+
+Environment: RECORDS, a folder for a JSON file for each process and start; and PLAY, JSON with, for each process, what
+it does at each start: an exit status, a signal's name to be killed by, or
+
+    wait      until SIGTERM, and end with 75
+    stubborn  until SIGKILL
+
+At the last entry it stays; a process without one ends with 0. None ends before all processes of its start are there.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def number(*names: str) -> int:
+    """The first of some variables that is there."""
+    return int(next(os.environ[name] for name in names if name in os.environ))
+
+
+def main() -> int:
+    process = number("JAX_PROCESS_ID", "SLURM_PROCID", "WORKER")
+    count = number("JAX_NUM_PROCESSES", "SLURM_NTASKS", "WORKERS")
+    records = Path(os.environ["RECORDS"])
+    start = len(list(records.glob(f"{process}.*.json")))
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "HF_TOKEN")
+    noted = {
+        "argv": sys.argv[1:],
+        "env": {name: os.environ[name] for name in names if name in os.environ},
+        "folder": os.getcwd(),
+        "file": __file__,
+        "pid": os.getpid(),
+    }
+
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    whole = records / f"{process}.{start}.new"
+    whole.write_text(json.dumps(noted))
+    whole.rename(records / f"{process}.{start}.json")
+    print(f"process {process}, start {start}", flush=True)
+
+    plays = json.loads(os.environ.get("PLAY", "{}")).get(str(process), [0])
+    play = plays[min(start, len(plays) - 1)]
+    while not told and len(list(records.glob(f"*.{start}.json"))) < count:
+        time.sleep(0.01)
+    if isinstance(play, int):
+        return play
+    if play in ("wait", "stubborn"):
+        while play == "stubborn" or not told:
+            time.sleep(0.01)
+        return 75
+    os.kill(os.getpid(), signal.Signals[play])
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
