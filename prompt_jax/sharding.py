@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prompt_jax.config import ConfigError, MeshConfig
 from prompt_jax.models.parameter import Parameter
@@ -83,7 +83,7 @@ def divided(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, RULES.spec(*axes))
 
 
-def of_parameters(mesh: Mesh | None) -> Callable[[Parameter], NamedSharding] | None:
+def of_parameters(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
     """Where each parameter of a base goes: the `placement` of `load_model`; None without a mesh.
 
     A vocabulary that cannot be divided (GPT-2's 50,257 words) is whole on each device.
