@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prompt_jax.config import ConfigError, MeshConfig
@@ -68,7 +69,9 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
         )
     if count == 1:
         return None
-    return jax.make_mesh(shape, tuple(sizes), devices=devices[:count], axis_types=(AxisType.Auto,) * len(shape))
+    # An axis of ours may be a part of one of the machine's, as 2 of a ring of 4.
+    placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -173,7 +173,8 @@ def _encode(
     before = _prefix_bias(table, config, prefix, positions, bidirectional=True)
 
     def layer(x, weights, extra, keys):
-        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        normal = _norm(x, weights["self"]["norm"], config)
+        q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, bias), *prefix.parts(extra, x.dtype, before)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
         x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
@@ -227,7 +228,8 @@ def _decode(
     prefix_bias = _prefix_bias(table, config, self_prefix, positions, bidirectional=False)
 
     def layer(x, weights, extra, keys):
-        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        normal = _norm(x, weights["self"]["norm"], config)
+        q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, self_bias), *self_prefix.parts(extra[0], x.dtype, prefix_bias)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
         x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
@@ -324,7 +326,8 @@ def decode_step(
     def layer(carry, scanned):
         x, own_k, own_v = carry
         weights, (cross, self_prefix, cross_prefix), index = scanned
-        q, k, v = (heads(_norm(x, weights["self"]["norm"], config), weights["self"][name]) for name in "qkv")
+        normal = _norm(x, weights["self"]["norm"], config)
+        q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         # The whole cache is carried and written in place: as scanned input and output it would be copied.
         place = index, 0, 0, cache.length, 0, 0
         own_k = jax.lax.dynamic_update_slice(own_k, k[None, :, :, None], place)

@@ -95,7 +95,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     options, alone = experiment.train, configuration.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh)
-    _check_division(stacks, alone, shape_of(mesh))
+    check_division(stacks, alone, shape_of(mesh))
     model = load_model(
         experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=of_parameters(mesh)
     )
@@ -163,7 +163,7 @@ def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, numbers.values()))
 
 
-def _check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
+def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
     """That members, and the rows of each part of a batch, can be divided over the devices."""
     options = alone[0].train
     if (options.batch_size // options.accumulate) % mesh["data"]:

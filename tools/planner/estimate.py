@@ -1,0 +1,117 @@
+"""What a compiled program needs of a chip, and how long it takes it at the least."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+
+from planner import hlo
+from planner.chips import Topology
+from planner.programs import Program
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+    """A program that the compiler found no room for."""
+
+    program: str
+    used: float  # bytes on each chip that it would take, all at once
+    available: float  # bytes that there are for programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one run of a program. Sizes, operations and times are those of each chip.
+
+    Attributes:
+      arguments: bytes of the base, the prompts, their optimizers' states and the batch.
+      temporaries: bytes that the program needs beside them at once.
+      outputs: bytes that do not take an argument's place.
+      code: bytes of the program itself.
+      memory: bytes that the chip has.
+      flops: operations of matrix products, those that are done twice or on several chips included.
+      traffic: bytes read from and written to the chip's memory.
+      collectives: by kind, how many are run and the bytes of all of them.
+      compute, transfer, interconnect: seconds that the three take alone, at the chip's peak rates.
+      utilisation: the model's operations a second, without what is computed twice, as a share of all chips' peak.
+    """
+
+    program: str
+    arguments: float
+    temporaries: float
+    outputs: float
+    code: float
+    memory: float
+    flops: float
+    traffic: float
+    collectives: dict[str, tuple[int, float]]
+    compute: float
+    transfer: float
+    interconnect: float
+    utilisation: float
+
+    @property
+    def seconds(self) -> float:
+        """Compute and memory traffic go on at the same time; a collective is waited for."""
+        return _seconds(self.compute, self.transfer, self.interconnect)
+
+    @property
+    def bound(self) -> str:
+        """What takes the longest."""
+        times = {"compute": self.compute, "memory": self.transfer, "interconnect": self.interconnect}
+        return max(times, key=lambda name: times[name])
+
+
+def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
+    """Compiles a program and reads what it does from its text."""
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if too_large := out_of_memory(program.name, str(error)):
+            return too_large
+        raise
+    sizes: Any = compiled.memory_analysis()
+    work = hlo.work(hlo.parse(compiled.as_text()), unknown_trips=program.unknown_trips)
+    collectives: dict[str, tuple[int, float]] = {}
+    interconnect = 0.0
+    for each in work.collectives:
+        count, size = collectives.get(each.kind, (0, 0.0))
+        collectives[each.kind] = round(count + each.count), size + each.count * each.bytes
+        interconnect += each.count * topology.collective_seconds(each.kind, each.bytes, each.group, program.devices)
+    chip = topology.chip
+    compute, transfer = work.flops / chip.peak, work.traffic / chip.bandwidth
+    peak = len(program.devices) * chip.peak
+    return Estimate(
+        program=program.name,
+        arguments=sizes.argument_size_in_bytes,
+        temporaries=sizes.temp_size_in_bytes,
+        outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        code=sizes.generated_code_size_in_bytes,
+        memory=chip.memory,
+        flops=work.flops,
+        traffic=work.traffic,
+        collectives=collectives,
+        compute=compute,
+        transfer=transfer,
+        interconnect=interconnect,
+        utilisation=program.model_flops / (peak * _seconds(compute, transfer, interconnect)),
+    )
+
+
+def out_of_memory(program: str, message: str) -> TooLarge | None:
+    """What the compiler says of a program that is too large; None if that is not what it says."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    size = r"([\d.]+)([KMGT]?)"
+    for form in (rf"\({size}\) exceeds available HBM \({size}\)", rf"Used {size} of {size} hbm"):
+        if found := re.search(form, message):
+            used, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            return TooLarge(program, used, available)
+    return None
+
+
+def _seconds(compute: float, transfer: float, interconnect: float) -> float:
+    return max(compute, transfer) + interconnect

@@ -1,0 +1,49 @@
+"""How many floating-point operations a function's matrix products take, from its jaxpr: on all devices together."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+
+def matmul_flops(jaxpr: Any, *, unknown_trips: int = 1) -> float:
+    """Operations of all `dot_general` in a jaxpr; a multiplication and an addition are two.
+
+    The body of a scan counts as often as it runs, and of a `cond` the branch with the most.
+
+    Args:
+      jaxpr: `jax.make_jaxpr(f)(...)`, or `jax.jit(f).trace(...).jaxpr`.
+      unknown_trips: how often the body of a while loop runs.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            continue
+        inner = [matmul_flops(each, unknown_trips=unknown_trips) for each in _inner(parameters)]
+        if name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * _times(name, parameters, unknown_trips)
+    return total
+
+
+def _times(name: str, parameters: dict[str, Any], unknown_trips: int) -> int:
+    match name:
+        case "scan":
+            return parameters["length"]
+        case "while":
+            return unknown_trips
+        case "shard_map":  # shapes inside are those of one device along these axes
+            return math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+    return 1
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in parameters.values():
+        for each in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(each, "eqns") or hasattr(each, "jaxpr"):
+                yield each

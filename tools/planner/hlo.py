@@ -1,0 +1,386 @@
+"""What one device does in a compiled program, read from its text: matrix products, memory traffic, collectives.
+
+XLA's own cost analysis counts the body of a loop once, and a scan over layers is a loop. Here a body is multiplied by
+its trip count, which the text has for every scan.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+
+
+class HloError(ValueError):
+    """A text that is not understood; the message has the line."""
+
+
+class Array(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    space: int  # 0 is the device's main memory, others are on the chip (or, 5, on the host)
+
+    @property
+    def bytes(self) -> float:
+        """Without the padding of tiles."""
+        bits = re.search(r"\d+", self.dtype)
+        width = int(bits[0]) if bits else {"pred": 8}.get(self.dtype, 0)  # a token, or the like, is nothing
+        return math.prod(self.shape) * width / 8
+
+    @property
+    def main(self) -> float:
+        """Its bytes, if it is in main memory."""
+        return self.bytes if self.space == 0 else 0.0
+
+
+class Instruction(NamedTuple):
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]  # of the result, a tuple's one after the other
+    operands: tuple[str, ...]
+    literal: str  # what stands in the parentheses
+    attributes: str
+    root: bool
+
+    def attribute(self, name: str) -> str | None:
+        """A plain value or a computation's name."""
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else None
+
+    def numbers(self, name: str) -> list[int]:
+        """Those of `name={1,2}`; none if the attribute is left out."""
+        found = re.search(rf"\b{name}={{([\d,]*)}}", self.attributes)
+        return [int(number) for number in found[1].split(",") if number] if found else []
+
+
+Computation = dict[str, Instruction]
+
+
+class Module(NamedTuple):
+    computations: dict[str, Computation]
+    entry: str
+
+
+class Collective(NamedTuple):
+    """One that is run `count` times. `group` has the numbers of the devices of the first of its groups."""
+
+    kind: str
+    bytes: float  # of what is reduced, gathered or sent, as a device of the group has it whole
+    group: tuple[int, ...]
+    count: float
+
+
+@dataclasses.dataclass
+class Work:
+    """Of one device in one run of a program."""
+
+    flops: float = 0.0  # of matrix products; a multiplication and an addition are two
+    traffic: float = 0.0  # bytes read from and written to main memory
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The text
+
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+
+
+def parse(text: str) -> Module:
+    """The computations of a module, as `compiled.as_text()` prints them."""
+    computations: dict[str, Computation] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if not line.startswith(" ") and (header := _HEADER.match(line)):
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            instruction = _instruction(bool(match[1]), match[2], match[3])
+            current[instruction.name] = instruction
+    if entry is None:
+        raise HloError(f"expected the text of an HLO module with an ENTRY, found {text[:80]!r}")
+    return Module(computations, entry)
+
+
+def _instruction(root: bool, name: str, rest: str) -> Instruction:
+    end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
+    opcode = re.match(r" ?([\w\-]+)\(", rest[end:])
+    if opcode is None:
+        raise HloError(f"no operation: {name} = {rest[:200]}")
+    opened = end + opcode.end() - 1
+    closed = _closing(rest, opened)
+    literal = rest[opened + 1 : closed - 1]
+    return Instruction(
+        name=name,
+        opcode=opcode[1],
+        arrays=tuple(_array(match) for match in _ARRAY.finditer(rest[:end])),
+        operands=tuple(re.findall(r"%([\w.\-]+)", literal)),
+        literal=literal,
+        attributes=rest[closed:],
+        root=root,
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The position after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
+        if depth == 0:
+            return position + 1
+    raise HloError(f"a parenthesis that is not closed: {text[:200]}")
+
+
+def _array(match: re.Match) -> Array:
+    space = re.search(r"S\((\d+)\)", match[3] or "")
+    return Array(match[1], tuple(int(size) for size in match[2].split(",") if size), int(space[1]) if space else 0)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What is run, and how often
+
+
+def work(module: Module, *, unknown_trips: int = 1) -> Work:
+    """All that a run of the program does.
+
+    Args:
+      module: from `parse`.
+      unknown_trips: how often the body of a loop runs whose end depends on values, as that of generation does.
+    """
+    total = Work()
+    for computation, instruction, times, fused in _run(module, module.entry, 1.0, False, unknown_trips):
+        total.flops += times * _flops(instruction, computation)
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            group = _group(instruction)
+            if len(group) != 1:
+                payload = _payload(kind, instruction, computation, group)
+                total.collectives.append(Collective(kind, payload, group, times))
+        if not fused:
+            total.traffic += times * _traffic(instruction, computation, module)
+    return total
+
+
+def _run(
+    module: Module, name: str, times: float, fused: bool, unknown_trips: int
+) -> Iterator[tuple[Computation, Instruction, float, bool]]:
+    """Every instruction, how often it is run, and whether it is part of a fusion, whose values never reach memory.
+
+    Of a conditional all branches count.
+    """
+    computation = module.computations[name]
+    for instruction in computation.values():
+        yield computation, instruction, times, fused
+        match instruction.opcode:
+            case "while":
+                trips = trip_count(instruction, module) or unknown_trips
+                called = [(instruction.attribute(part), times * trips, fused) for part in ("body", "condition")]
+            case "conditional":
+                branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
+                names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+                names += [instruction.attribute(f"{value}_computation") for value in ("true", "false")]
+                called = [(branch, times, fused) for branch in names]
+            case "call":
+                called = [(instruction.attribute("to_apply") or instruction.attribute("calls"), times, fused)]
+            case _:
+                called = [(instruction.attribute("calls"), times, fused or instruction.opcode == "fusion")]
+        for inner, often, inside in called:
+            if inner is not None:
+                yield from _run(module, inner, often, inside, unknown_trips)
+
+
+def trip_count(loop: Instruction, module: Module) -> int | None:
+    """How often a loop's body runs; None where that depends on values.
+
+    The compiler's word if it is there; else the number that the condition compares the counter with, which in the
+    loops of JAX (`scan`, `fori_loop`, `map`) goes up from 0 by 1.
+    """
+    if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
+        return int(known[1])
+    condition = module.computations[loop.attribute("condition") or ""]
+    (root,) = (instruction for instruction in condition.values() if instruction.root)
+    if root.opcode != "compare" or root.attribute("direction") != "LT":
+        return None
+    limit = condition[root.operands[1]]
+    return int(limit.literal) if limit.opcode == "constant" else None
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Matrix products
+
+
+def _flops(instruction: Instruction, computation: Computation) -> float:
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0.0
+    left, right = (computation[name].arrays[0].shape for name in instruction.operands)
+    out = instruction.arrays[0].shape
+    if instruction.opcode == "dot":
+        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in instruction.numbers("lhs_contracting_dims"))
+
+    # On a TPU every product is a convolution, whose windows have the batch axes too.
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
+        raise HloError(f"{instruction.name}: a convolution without dim_labels: {instruction.attributes[:200]}")
+    left_labels, right_labels, out_labels = labels.groups()
+    flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")] * right[right_labels.index("i")]
+    window = _window(instruction)
+    for axis in (label for label in out_labels if label.isdigit()):
+        sizes = left[left_labels.index(axis)], right[right_labels.index(axis)], out[out_labels.index(axis)]
+        flops *= _hits(*sizes, **{name: values[int(axis)] for name, values in window.items()})
+    return flops
+
+
+def _window(convolution: Instruction) -> dict[str, list]:
+    """Of each spatial axis the stride, the padding before it, and how far apart values are on either side."""
+    text = re.search(r"window={([^}]*)}", convolution.attributes)
+    given = dict(part.split("=") for part in text[1].split()) if text else {}
+    axes = len(given["size"].split("x")) if given else 0
+
+    def values(name: str) -> list[int]:
+        return [int(value.split("_")[0]) for value in given[name].split("x")] if name in given else []
+
+    return {
+        "stride": values("stride") or [1] * axes,
+        "before": values("pad") or [0] * axes,
+        "left_step": values("lhs_dilate") or [1] * axes,
+        "right_step": values("rhs_dilate") or [1] * axes,
+    }
+
+
+def _hits(left: int, right: int, out: int, *, stride: int, before: int, left_step: int, right_step: int) -> int:
+    """How many pairs of an output's and a kernel's position meet a value, and not padding or a gap between values."""
+    places = np.arange(out)[:, None] * stride + np.arange(right)[None, :] * right_step - before
+    return int(((places >= 0) & (places % left_step == 0) & (places // left_step < left)).sum())
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Memory
+
+# Values that are no arrays of their own, or whose work is counted elsewhere.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier", "optimization-barrier", "custom-call-done", "domain"),
+}
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def _traffic(instruction: Instruction, computation: Computation, module: Module) -> float:
+    """Bytes to and from main memory: operands are read and results written once.
+
+    Of what an operation only takes slices of, it reads the slices; and it writes the part of an array that it updates
+    in place.
+    """
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-start") or "AllocateBuffer" in instruction.attributes:
+        return 0.0
+    operands = [computation[name] for name in instruction.operands]
+    written = sum(array.main for array in instruction.arrays)
+    if opcode.endswith("-done"):  # counted here, since the start's result has the operand in it
+        sources = [computation[name] for name in operands[0].operands]
+        moved = sum(array.bytes for array in instruction.arrays)
+        return written + (moved if any(array.main for source in sources for array in source.arrays) else 0.0)
+    if opcode == "fusion":
+        inner = module.computations[instruction.attribute("calls") or ""]
+        read = sum(min(_read(inner, n, module), _size(operand)) for n, operand in enumerate(operands) if _size(operand))
+        return read + _written(inner, instruction)
+    if opcode in _SLICES:
+        return written + sum(array.bytes for array in instruction.arrays) * (_size(operands[0]) > 0)
+    if opcode == "dynamic-update-slice":
+        return _size(operands[1]) + operands[1].arrays[0].bytes * (written > 0)
+    return written + sum(map(_size, operands))
+
+
+def _size(instruction: Instruction) -> float:
+    return sum(array.main for array in instruction.arrays)
+
+
+def _read(inner: Computation, number: int, module: Module) -> float:
+    """The most bytes that a fusion reads of one of its operands."""
+    (parameter,) = (i.name for i in inner.values() if i.opcode == "parameter" and i.literal == str(number))
+    return _read_of(inner, parameter, module)
+
+
+def _read_of(inner: Computation, name: str, module: Module) -> float:
+    total = 0.0
+    for user in inner.values():
+        for position, operand in enumerate(user.operands):
+            if operand != name:
+                continue
+            if user.opcode == "bitcast":
+                total += _read_of(inner, user.name, module)
+            elif user.opcode in _SLICES and position == 0:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "fusion":
+                total += _read(module.computations[user.attribute("calls") or ""], position, module)
+            elif user.opcode != "dynamic-update-slice" or position != 0:
+                return math.inf
+    return total
+
+
+def _written(inner: Computation, fusion: Instruction) -> float:
+    """Bytes that a fusion writes."""
+    (root,) = (instruction for instruction in inner.values() if instruction.root)
+    parts = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(parts) != len(fusion.arrays):  # a fusion in it that gives several
+        return sum(array.main for array in fusion.arrays)
+    total = 0.0
+    for part, array in zip(parts, fusion.arrays, strict=True):
+        while part.opcode == "bitcast":
+            part = inner[part.operands[0]]
+        update = part.opcode == "dynamic-update-slice"
+        total += (inner[part.operands[1]].arrays[0].bytes if update else array.bytes) * (array.space == 0)
+    return total
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Collectives
+
+
+def _payload(kind: str, instruction: Instruction, computation: Computation, group: tuple[int, ...]) -> float:
+    own = sum(array.bytes for name in instruction.operands for array in computation[name].arrays)
+    return own * len(group) if kind == "all-gather" else own
+
+
+def _group(instruction: Instruction) -> tuple[int, ...]:
+    """The devices of the first of a collective's groups; all of them is ()."""
+    text = instruction.attributes
+    if pairs := re.search(r"source_target_pairs={{(\d+),(\d+)}", text):
+        return int(pairs[1]), int(pairs[2])
+    if listed := re.search(r"replica_groups={{([\d,]+)}", text):
+        return tuple(map(int, listed[1].split(",")))
+    if "replica_groups={}" in text:
+        return ()
+    # [groups,size]<=[sizes]T(permutation): numbers counted up, in an array of the sizes, its axes permuted
+    if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        numbers = _counted_up(counted[2], counted[3]).reshape(_integers(counted[1]))
+        return tuple(numbers[0].tolist())
+    # mesh['a'=2,'b'=8], device_ids=([sizes]T(permutation)) {'a'}: the same in a mesh's shape, along some of its axes
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? {([^}]*)}", text
+    )
+    if mesh is None or ":" in mesh[4]:
+        raise HloError(f"{instruction.name}: replica groups of a form that is not known: {text[:200]}")
+    names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]), strict=True)
+    along = re.findall(r"'(\w+)'", mesh[4])
+    numbers = _counted_up(mesh[2] or ",".join(sizes), mesh[3]).reshape([int(size) for size in sizes])
+    first = numbers[tuple(slice(None) if name in along else 0 for name in names)]
+    return tuple(first.reshape(-1).tolist())
+
+
+def _counted_up(sizes: str, permutation: str | None) -> np.ndarray:
+    numbers = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
+    return numbers.transpose(_integers(permutation)) if permutation else numbers
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]

@@ -1,0 +1,258 @@
+"""The programs of an experiment, ready to be compiled for devices that are not there: shapes in place of arrays."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from planner.flops import matmul_flops
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.decoding import compiled_generate
+from prompt_jax.models import Config, check_context, family
+from prompt_jax.models.config_files import model_config, read_config
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.weights import FORMATS, abstract, open_checkpoint
+from prompt_jax.prompts import applied, method
+from prompt_jax.sharding import divided, make_mesh, of_parameters, shape_of
+from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.optimizers import make_optimizer
+from prompt_jax.training.setup import check_division, stacks_of
+from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+
+# The published shapes, as in the config.json files on the hub.
+_T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
+_T5_SIZES = {  # d_model, d_ff, layers, heads: those of T5 1.1, which the LM-adapted and Flan models go on from
+    "small": (512, 1024, 8, 6),
+    "base": (768, 2048, 12, 12),
+    "large": (1024, 2816, 24, 16),
+    "xl": (2048, 5120, 24, 32),
+    "xxl": (4096, 10240, 24, 64),
+}
+_GPT2_SIZES = {"": (768, 12, 12), "-medium": (1024, 24, 16), "-large": (1280, 36, 20), "-xl": (1600, 48, 25)}
+
+
+def _published() -> dict[str, dict[str, Any]]:
+    shapes: dict[str, dict[str, Any]] = {}
+    for size, (width, inner, depth, heads) in _T5_SIZES.items():
+        raw = _T5 | {"d_model": width, "d_ff": inner, "num_layers": depth, "num_heads": heads}
+        for name in (f"t5-v1_1-{size}", f"t5-{size}-lm-adapt", f"flan-t5-{size}"):
+            shapes[f"google/{name}"] = raw | {"tie_word_embeddings": False}
+    for size, (width, depth, heads) in _GPT2_SIZES.items():
+        raw = {"model_type": "gpt2", "n_embd": width, "n_layer": depth, "n_head": heads}
+        shapes[f"openai-community/gpt2{size}"] = raw
+    shapes["facebook/bart-large"] = {"model_type": "bart", "forced_bos_token_id": 0}
+    return shapes
+
+
+PUBLISHED = _published()
+
+
+class Program(NamedTuple):
+    """One that a run compiles."""
+
+    name: str
+    lower: Callable[[], Any]  # gives a `jax.stages.Lowered`
+    devices: Sequence[Any]  # in the order of the numbers in its text
+    model_flops: float  # of all devices, without what is computed a second time
+    unknown_trips: int  # of loops that end when all rows have ended: as often as they can run
+
+
+def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program]:
+    """The training step of each prompt length, for the longest input, and the generation of answers.
+
+    Args:
+      experiment: its base need not be on this machine if it is one of PUBLISHED.
+      devices: of a topology.
+
+    Raises:
+      ConfigError: what a run of this experiment on such devices would raise, or a base that is not known.
+    """
+    configuration.check(experiment)
+    alone = configuration.members(experiment)
+    stacks = stacks_of(alone)
+    mesh = make_mesh(experiment.mesh, list(devices))
+    check_division(stacks, alone, shape_of(mesh))
+    hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
+    if hosts > 1 and used < len(devices):
+        raise ConfigError(
+            f"mesh.ensemble, mesh.data and mesh.model make {used} devices, and the {hosts} hosts have {len(devices)}: "
+            "all have to take part; -1 for one of the sizes is what the others leave"
+        )
+    config = base_config(experiment.model.name)
+    for numbers in stacks:
+        yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
+    yield _generate(experiment, alone, config, mesh, devices)
+
+
+def base_config(name: str) -> Config:
+    """The architecture of a model folder, of which config.json is enough, or of a published model.
+
+    Raises:
+      ConfigError: it is neither.
+      CheckpointError: a config.json that is not supported.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        raw = read_config(folder)
+        # Of T5s, config.json need not say whether the output has weights of its own. The names of the weights do.
+        there = any((folder / file).is_file() for form in FORMATS for file in (form.file, form.index_file))
+        with open_checkpoint(folder) if there else contextlib.nullcontext({}) as tensors:
+            return model_config(raw, tensors, source=str(folder / "config.json"))
+    if name not in PUBLISHED:
+        raise ConfigError(
+            f"model.name {name!r} is no folder with a config.json, nor one of the published shapes that are known "
+            f"here: {', '.join(PUBLISHED)}"
+        )
+    return model_config(PUBLISHED[name], {}, source=name)
+
+
+def lengths(experiment: Experiment) -> tuple[int, int]:
+    """The longest input and target in tokens; where the experiment does not say, those of a task that does not."""
+    unsaid = TaskFormat("{text}")
+    data = experiment.data
+    return data.input_length or unsaid.input_length, data.target_length or unsaid.target_length
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def _train(
+    experiment: Experiment, member: Experiment, count: int, config: Config, mesh: Mesh | None, devices: Sequence[Any]
+) -> Program:
+    """The step of `count` members with the prompt of `member`, as `training.setup.prepare` builds it."""
+    options, (source, target) = experiment.train, lengths(experiment)
+    base = _base(experiment, config, mesh, devices)
+    state = _start(member, config, base)
+    check_context(config, jax.eval_shape(applied(member.prompt), state.trainable["prompt"], base)[1], source, target)
+    of_members, of_rows = (_placed(mesh, devices, *axes) for axes in (("members",), ("members", "batch")))
+    ids, mask = jnp.int32, jnp.bool_
+    columns = {
+        "inputs": (source, ids),
+        "inputs_mask": (source, mask),
+        "decoder_inputs": (target, ids),
+        "targets": (target, ids),
+        "target_mask": (target, mask),
+    }
+    rows = (count, options.batch_size)
+    arguments = (
+        _shapes(state, of_members, count),
+        {"base": base, "prompt": None},
+        {name: jax.ShapeDtypeStruct((*rows, n), dtype, sharding=of_rows) for name, (n, dtype) in columns.items()},
+        _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
+    )
+
+    def traced(remat: configuration.Remat) -> Any:
+        step = make_train_step(
+            dataclasses.replace(config, dropout_rate=options.dropout_rate, remat=remat),
+            applied(experiment.prompt),
+            frozen_base(make_optimizer(experiment.optimizer, options.steps)),
+            loss=options.loss,
+            z_loss=options.z_loss,
+            dropout=options.dropout_rate > 0,
+            accumulate=options.accumulate,
+        )
+        whole = over_members(step, group=experiment.ensemble.group, mesh=mesh)
+        return jax.jit(whole, donate_argnums=0).trace(*arguments)
+
+    lower = traced(experiment.model.remat).lower
+    name = f"training step, {count} x {member.prompt.length}" if count > 1 else "training step"
+    return Program(name, lower, _order(mesh, devices), matmul_flops(traced("none").jaxpr), 1)
+
+
+def _start(member: Experiment, config: Config, base: Any) -> TrainState:
+    """A member's state before the first step."""
+    # The values, which this one has and others take a tokenizer or a file for, do not matter.
+    prompt = dataclasses.replace(member.prompt, init="uniform")
+    model = Model(member.model.name, None, base, config, None, "")
+
+    def start(key: jax.Array) -> TrainState:
+        trainable = {"base": None, "prompt": method(prompt).init(key, prompt, model, ())}
+        return TrainState.create(trainable, frozen_base(make_optimizer(member.optimizer, member.train.steps)))
+
+    return jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Generation
+
+
+def _generate(
+    experiment: Experiment, alone: Sequence[Experiment], config: Config, mesh: Mesh | None, devices: Sequence[Any]
+) -> Program:
+    """The answers to a batch that is mixed over all members, as `evaluation.evaluate_members` has them generated."""
+    source, target = lengths(experiment)
+    base = _base(experiment, config, mesh, devices)
+    prompt = _prompt(alone, config, base)
+    check_context(config, prompt, source, target)
+    sizes = shape_of(mesh)
+    groups = sizes["ensemble"] * sizes["data"]
+    rows = -(-experiment.train.eval_batch_size // groups) * groups
+    of_rows = _placed(mesh, devices, "rows")
+
+    def column(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=of_rows)
+
+    batch = {"inputs": column(source), "inputs_mask": column(source, dtype=jnp.bool_)}
+    if prompt.stacked is not None:
+        batch["prompt_ids"] = column()
+    decoding = dataclasses.replace(experiment.decoding, seed=0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = compiled_generate.trace(
+        base,
+        config,
+        batch,
+        _shapes(prompt, _placed(mesh, devices)),
+        target,
+        column(),
+        decoding,
+        column(dtype=key.dtype) if decoding.temperature else None,
+    )
+    trips = max(1, target - 1)  # the first token comes with the reading of the input
+    flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
+    return Program("generation", traced.lower, _order(mesh, devices), flops, trips)
+
+
+def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt:
+    """The prompts of all members as one stacked Prompt; that of a single one as it is."""
+    longest = max(alone, key=lambda member: member.prompt.length)
+    start = _start(longest, config, base)
+    _, prompt = jax.eval_shape(applied(longest.prompt), start.trainable["prompt"], base)
+    if len(alone) == 1:
+        return prompt
+    prompt = _shapes(prompt, None, len(alone))
+    if all(member.prompt.length == longest.prompt.length for member in alone):
+        return prompt
+    mask = jax.ShapeDtypeStruct((len(alone), longest.prompt.length), jnp.bool_)
+    return Prompt(**{name: part.replace(mask=mask) for name, part in prompt.parts.items()})
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def _base(experiment: Experiment, config: Config, mesh: Mesh | None, devices: Sequence[Any]) -> Any:
+    placement = of_parameters(mesh) or SingleDeviceSharding(devices[0])
+    return abstract(family(config).parameters(config), experiment.model.dtype, placement)
+
+
+def _placed(mesh: Mesh | None, devices: Sequence[Any], *axes: str) -> jax.sharding.Sharding:
+    return divided(mesh, *axes) or SingleDeviceSharding(devices[0])
+
+
+def _order(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:
+    return [devices[0]] if mesh is None else list(mesh.devices.flat)
+
+
+def _shapes(tree: Any, sharding: jax.sharding.Sharding | None, *leading: int) -> Any:
+    """The shapes of a tree with leading axes, on devices."""
+    make = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    return jax.tree.map(lambda leaf: make((*leading, *leaf.shape), leaf.dtype), tree)
