@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Decoding, Experiment
+from prompt_jax.config import ConfigError, Decoding, Dtype, Experiment
 from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.task_format import TaskFormat
 
@@ -54,7 +54,7 @@ class Base:
     nothing is downloaded or opened because a file says so."""
     revision: str | None = None
     """Branch, tag or commit of --model on the hub."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Of the base's weights and the activations."""
     allow_other_base: bool = False
     """Use the prompt although it was trained on another base."""

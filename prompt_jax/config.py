@@ -386,6 +386,8 @@ def _check_alone(experiment: Experiment) -> None:
     train, prompt, data, optimizer = experiment.train, experiment.prompt, experiment.data, experiment.optimizer
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
+    if str(experiment.runs).startswith(("gs:", "s3:")):
+        raise ConfigError(f"runs is a folder: a bucket has to be mounted as one, not {experiment.runs}")
     positive = {
         "prompt.length": prompt.length,
         "prompt.init_vocab": prompt.init_vocab,
@@ -444,7 +446,13 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError(f"prompt.mlp_layers must be 1 or 2, not {prompt.mlp_layers}")
     if len(set(prompt.sites)) != len(prompt.sites):
         raise ConfigError(f"prompt.sites names {prompt.sites} with one of them twice")
-    prefixes_only = {"sites": prompt.sites, "dropout": prompt.dropout}
+    if prompt.mlp_layers != 1 and prompt.mlp_width is None:
+        raise ConfigError("prompt.mlp_layers is of the MLP that prompt.mlp_width asks for; give both, or neither")
+    prefixes_only = {
+        "sites": prompt.sites,
+        "dropout": prompt.dropout,
+        "shift_positions": not prompt.shift_positions,
+    }
     if prompt.method == "soft_prompt" and (given := [name for name, value in prefixes_only.items() if value]):
         raise ConfigError(f"prompt.{given[0]} is of prefixes alone; set prompt.method to 'prefix', or leave it out")
     if prompt.method == "prefix" and prompt.init in ("vocab", "labels"):

@@ -45,11 +45,18 @@ def test_what_is_no_configuration_is_said(text, message):
         configuration.from_json(text)
 
 
+def test_a_bucket_is_no_folder():
+    with pytest.raises(ConfigError, match="a bucket has to be mounted as one, not gs:/bucket/runs"):
+        configuration.check(configuration.Experiment(runs=Path("gs://bucket/runs")))
+
+
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
         ("prompt", {"length": 0}, "prompt.length must be positive, not 0"),
         ("prompt", {"init": "file"}, "needs prompt.init_file"),
+        ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
+        ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prefixes alone"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
