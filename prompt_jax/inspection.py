@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompts.files import PromptMetadata
+from prompt_jax.sharding import fetch
 
 # Arrays of NumPy or JAX, in any floating-point type.
 Tokens = Float[Array, "P D"] | Float[np.ndarray, "P D"]
@@ -71,7 +72,7 @@ def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
     Raises:
       ValueError: the prompt has no virtual tokens, or their width is not the base's.
     """
-    tokens_pd, table_vd, tokenizer = _used(prompt), model.params["embedding"], model.tokenizer
+    tokens_pd, table_vd, tokenizer = _used(prompt), fetch(model.params["embedding"]), model.tokenizer
     if tokens_pd.shape[1] != table_vd.shape[1]:
         raise ValueError(f"the virtual tokens have width {tokens_pd.shape[1]}; {model.name} has {table_vd.shape[1]}")
     if tokenizer is None:

@@ -57,14 +57,14 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     tests = _tests(experiment, setup, prompts)
+    # Nearest pieces are of virtual tokens; keys and values have none.
+    inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
     if not is_first():
         return ""
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
     write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 else None
-    # Nearest pieces are of virtual tokens; keys and values have none.
-    inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
     report = write_report(folder, inspections, similarity)
 
     shown = []
