@@ -122,7 +122,9 @@ def others_may_be_lost() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:  # JaxRuntimeError is one
-        if jax.process_count() == 1 or isinstance(error, UserError) or not _is_of_a_lost_process(error):
+        # A save that fails since another process has gone is an error of the user's only by its type.
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if jax.process_count() == 1 or not _is_of_a_lost_process(cause):
             raise
         traceback.print_exc()
         text = f"prompt-jax: another process was lost ({str(error).splitlines()[0][:200]}); the same command goes on"
@@ -130,6 +132,8 @@ def others_may_be_lost() -> Iterator[None]:
         os._exit(ProcessLost.exit_status)
 
 
-def _is_of_a_lost_process(error: Exception) -> bool:
+def _is_of_a_lost_process(error: BaseException | None) -> bool:
+    if not isinstance(error, (ValueError, RuntimeError)):
+        return False
     signs = ("gloo", "connection", "coordination", "heartbeat", "unavailable", "deadline", "peer", "barrier")
     return any(sign in str(error).lower() for sign in signs)

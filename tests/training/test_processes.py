@@ -14,7 +14,7 @@ import pytest
 import distributed
 from experiments import changed, named
 from prompt_jax.config import EnsembleConfig, Experiment, MeshConfig
-from prompt_jax.processes import Preempted
+from prompt_jax.processes import Preempted, others_may_be_lost
 from prompt_jax.prompts.files import read_prompts
 from prompt_jax.training import loop
 from prompt_jax.training.logs import read_log
@@ -121,6 +121,23 @@ def test_asked_to_leave_and_killed_in_two_processes(experiment):
     assert "resuming at step" in distributed.run(hurt, 2)
     np.testing.assert_array_equal(prompts(hurt), prompts(whole))
     np.testing.assert_array_equal(losses(hurt), losses(whole))
+
+
+def test_which_errors_are_of_a_lost_process(monkeypatch):
+    """Also where a save fails for it; not what is wrong with a file or an address."""
+    ended = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    saving, address = loop.SaveError("not written"), loop.UserError("not fetched")
+    saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
+    for error in (ValueError("Gloo all-reduce failed"), saving):
+        with others_may_be_lost():
+            raise error
+    assert ended == [76, 76]
+    for error in (ValueError("shapes do not fit"), loop.SaveError("the disk is full"), address):
+        with pytest.raises(type(error)), others_may_be_lost():
+            raise error
+    assert ended == [76, 76]
 
 
 @pytest.mark.parametrize("policy", ("stop", "continue"))
