@@ -165,9 +165,7 @@ def compiled_generate(
         found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
     check_decoding(config, decoding, max_new_tokens)
-    model = family(config)
-    logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
-    rows = logits.shape[0]
+    model, rows = family(config), len(batch["inputs"])
 
     def append(position, logits, so_far, done):
         """Each row's next token, and which rows have ended with it."""
@@ -195,9 +193,11 @@ def compiled_generate(
         logits, cache = model.decode_step(params, config, last[:, None], cache)
         return position + 1, *append(position, logits[:, 0], so_far, done), cache
 
+    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
+    logits, cache = model.decode_step(params, config, start, cache)
     nothing = Generated(jnp.full((rows, max_new_tokens), config.pad_id, jnp.int32), jnp.zeros(rows))
-    start = (jnp.int32(1), *append(0, logits, nothing, jnp.zeros(rows, bool)), cache)
-    return jax.lax.while_loop(unfinished, step, start)[1]
+    first = append(0, logits[:, 0], nothing, jnp.zeros(rows, bool))
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(1), *first, cache))[1]
 
 
 class _Running(NamedTuple):
@@ -220,15 +220,14 @@ def compiled_beam_search(
     decoding: Decoding,
 ) -> Hypotheses:
     check_decoding(config, decoding, max_new_tokens)
-    model, beams = family(config), decoding.beams
-    logits, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
-    rows, vocabulary = logits.shape
+    model, beams, rows = family(config), decoding.beams, len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(decoding.length_penalty), jnp.float32)
 
     def append(position, logits, running, found, ended, done):
         """One more token. `ended` [B, G] says which of the found are hypotheses, `done` [B] which rows can improve no
         more."""
+        vocabulary = logits.shape[-1]
         sums = _permitted(jax.nn.log_softmax(logits), position, config, decoding) + running.log_probability[..., None]
         # Each beam has one end token, so that among twice as many candidates there are enough that go on.
         best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), 2 * beams)
@@ -261,11 +260,11 @@ def compiled_beam_search(
 
     def step(carry):
         position, running, *others, cache = carry
-        # Only what is the beams' own is reordered.
-        cache = cache._replace(own=jax.tree.map(lambda own: _pick(own, running.parent, axis=2), cache.own))
-        logits, cache = model.decode_step(params, config, running.last, cache)
+        logits, cache = model.decode_step(params, config, running.last, cache.continued(running.parent))
         return position + 1, *append(position, logits, running, *others), cache
 
+    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
+    logits, cache = model.decode_step(params, config, start, cache)
     nothing = jnp.full((rows, beams, max_new_tokens), config.pad_id, jnp.int32)
     no_beam = jnp.zeros((rows, beams), jnp.int32)
     # There is one beam at first: of equal ones, the others would find the same.
@@ -273,7 +272,7 @@ def compiled_beam_search(
     never = jnp.full((rows, beams), _NEVER)
     first = append(
         0,
-        jnp.broadcast_to(logits[:, None], (rows, beams, vocabulary)),
+        logits,
         _Running(nothing, alone, no_beam, no_beam),
         Hypotheses(nothing, never, never),
         jnp.zeros((rows, beams), bool),

@@ -44,8 +44,11 @@ class SmallConfig:
 
 class SmallCache(NamedTuple):
     length: jax.Array
-    own: jax.Array  # [1, B, G, N], the tokens so far
+    own: jax.Array  # [B, G, N], the tokens so far
     rows: jax.Array  # [B, V]
+
+    def continued(self, parent):
+        return self._replace(own=jnp.take_along_axis(self.own, parent[:, :, None], axis=1))
 
 
 STEPS: list[int] = []  # one entry for each time that the model runs
@@ -53,16 +56,15 @@ STEPS: list[int] = []  # one entry for each time that the model runs
 
 def small_prefill(params, config, batch, prompt, capacity, beams=1):
     rows = params["rows"][batch["inputs"][:, 0]]
-    cache = SmallCache(jnp.int32(0), jnp.zeros((1, len(rows), beams, capacity), jnp.int32), rows)
-    logits, cache = small_step(params, config, jnp.full((len(rows), beams), config.start_id, jnp.int32), cache)
-    return logits[:, 0], cache
+    cache = SmallCache(jnp.int32(0), jnp.zeros((len(rows), beams, capacity), jnp.int32), rows)
+    return jnp.full((len(rows), beams), config.start_id, jnp.int32), cache
 
 
 def small_step(params, config, tokens, cache):
     jax.debug.callback(lambda length: STEPS.append(int(length)), cache.length)
-    own = cache.own.at[0, :, :, cache.length].set(tokens)
+    own = cache.own.at[:, :, cache.length].set(tokens)
     slots = np.arange(own.shape[-1])
-    each = params["history"][cache.length][slots[None, None], own[0]]  # [B, G, N, V]
+    each = params["history"][cache.length][slots[None, None], own]  # [B, G, N, V]
     logits = jnp.where((slots <= cache.length)[None, None, :, None], each, 0.0).sum(axis=2) + cache.rows[:, None]
     return logits, SmallCache(cache.length + 1, own, cache.rows)
 

@@ -18,9 +18,10 @@ MASKED = -1e9
 class Part(NamedTuple):
     """Some of the keys and values that queries attend to."""
 
-    k: Float[Array, "..."]  # [S, H, K] for the whole batch, [B, S, H, K] for a row, or [B, T, S, H, K] for a query
+    k: Float[Array, "..."]  # [S, H, K] for the whole batch, or [B, S, H, K] for a row
     v: Float[Array, "..."]  # as k
     bias: Float[Array, "#B #H #T S"] | None = None  # what is added to the scores
+    heads_first: bool = False  # H before S in keys and values
 
 
 def attend(
@@ -33,9 +34,9 @@ def attend(
 
 def part_scores(q: Float[Array, "B T H K"], part: Part) -> tuple[Float[Array, "B H T S"], tuple[Array, str]]:
     """The scores of one part with its bias, and what `weighted_sums` needs besides."""
-    axes = {3: "shk", 4: "bshk", 5: "btshk"}[part.k.ndim]
+    axes = ("b" if part.k.ndim == 4 else "") + ("hsk" if part.heads_first else "shk")
     scores = jnp.einsum(f"bthk,{axes}->bhts", q, part.k, preferred_element_type=jnp.float32)
-    return scores if part.bias is None else scores + part.bias, (part.v, f"bhts,{axes}->bthk")
+    return scores if part.bias is None else scores + part.bias, (part.v, f"bhts,{axes}->bhtk")
 
 
 def weighted_sums(
@@ -49,7 +50,7 @@ def weighted_sums(
 
     Args:
       scores: of each part.
-      sums: each part's values, and how they are contracted with its weights.
+      sums: each part's values, and how they are contracted with its weights, to [B, H, T, _].
       dropout_rate: of the weights, if a key is given.
       key: the first part drops what it would drop alone.
 
@@ -58,8 +59,7 @@ def weighted_sums(
     """
     largest = functools.reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - jax.lax.stop_gradient(largest)) for score in scores]
-    total = functools.reduce(jnp.add, [weight.sum(axis=-1) for weight in weights])
-    total = total.transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
+    total = functools.reduce(jnp.add, [weight.sum(axis=-1, keepdims=True) for weight in weights])  # [B, H, T, 1]
 
     results = []
     for number, (weight, (values, contraction)) in enumerate(zip(weights, sums, strict=True)):
@@ -71,7 +71,8 @@ def weighted_sums(
         def contract(weight, kept, values, contraction=contraction):
             return jnp.einsum(contraction, drop(weight, kept, dropout_rate).astype(values.dtype), values)
 
-        results.append((contract(weight, kept, values) / total).astype(values.dtype))
+        mixed = contract(weight, kept, values) / total
+        results.append(mixed.swapaxes(1, 2).astype(values.dtype))
     return results
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias
+from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import (
     Params,
@@ -295,70 +296,53 @@ def activations(
 # One token at a time, for `prompt_jax.decoding`
 
 
-class Cache(NamedTuple):
-    """Keys and values of the generated tokens, [L, B, G, N, H, K] for G beams, and what they are read after, which is
-    held once a row (the encoder's, [L, B, S, H, K]) or once for all (prefixes)."""
-
-    length: Int[Array, ""]  # generated tokens so far, the start token included
-    own: tuple[Float[Array, "L B G N H K"], Float[Array, "L B G N H K"]]
-    cross: Past
-    self_prefix: Past
-    cross_prefix: Past
-    offset: Int[Array, "#B"]  # the start token's position
+_CROSS, _SELF_PREFIX, _CROSS_PREFIX = range(3)  # what is seen, in the cache
 
 
 def prefill(
     params: Params, config: BartConfig, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads the input; gives the logits of the first new token, and a cache with room for `capacity` tokens."""
+) -> tuple[Int[Array, "B G"], Cache]:
+    """Reads the input; gives the start tokens, and a cache with room for `capacity` tokens."""
     encoded, given, prompt_ids = encode(params, config, batch, prompt), prompt or Prompt(), batch.get("prompt_ids")
-    self_prefix = past_of(given.decoder_self, prompt_ids)
-    width = config.d_model // config.decoder_heads
-    shape = config.decoder_layers, len(encoded.mask), beams, capacity, config.decoder_heads, width
-    empty = jnp.zeros(shape, encoded.output.dtype)
-    cache = Cache(
-        length=jnp.zeros((), jnp.int32),
-        own=(empty, empty),
-        cross=Past(_cross_keys(params, encoded), used=encoded.mask),
-        self_prefix=self_prefix,
-        cross_prefix=past_of(given.decoder_cross, prompt_ids),
-        offset=_offset(self_prefix, given.decoder_self),
+    rows, self_prefix = len(encoded.mask), past_of(given.decoder_self, prompt_ids)
+    cache = empty_cache(
+        params["decoder"]["layers"],
+        (
+            Past(_cross_keys(params, encoded), used=encoded.mask),
+            self_prefix,
+            past_of(given.decoder_cross, prompt_ids),
+        ),
+        rows=rows,
+        beams=beams,
+        capacity=capacity,
+        heads=config.decoder_heads,
+        width=config.d_model // config.decoder_heads,
+        dtype=encoded.output.dtype,
+        position=_offset(self_prefix, given.decoder_self),
     )
-    start = jnp.full((len(encoded.mask), beams), config.start_id, jnp.int32)
-    logits, cache = decode_step(params, config, start, cache)
-    return logits[:, 0], cache
+    return jnp.full((rows, beams), config.start_id, jnp.int32), cache
 
 
 def decode_step(
     params: Params, config: BartConfig, tokens: Int[Array, "B G"], cache: Cache
 ) -> tuple[Float[Array, "B G V"], Cache]:
     """Appends one token to each beam of each row; gives the logits of the next."""
-    slots, side = np.arange(cache.own[0].shape[3]), params["decoder"]
-    bias = jnp.where(slots <= cache.length, 0.0, MASKED)[None, None, None, :]
+    side = params["decoder"]
 
-    def layer(carry, scanned):
-        x, own_k, own_v = carry
-        weights, (cross, self_prefix, cross_prefix), index = scanned
+    def layer(x, weights, append, past):
         q, k, v = _qkv(x, x, weights["self"])
-        # The whole cache is carried and written in place: as scanned input and output it would be copied.
-        place = index, 0, 0, cache.length, 0, 0
-        own_k = jax.lax.dynamic_update_slice(own_k, k[None, :, :, None], place)
-        own_v = jax.lax.dynamic_update_slice(own_v, v[None, :, :, None], place)
-        parts = Part(own_k[index], own_v[index], bias), *cache.self_prefix.parts(self_prefix, x.dtype)
-        x = _add(x, _projected(attend(q, *parts), weights["self"]), weights["self"]["norm"], config, None)
+        own, generated = append(k, v)
+        mixed = attend(q, generated, *past(_SELF_PREFIX))
+        x = _add(x, _projected(mixed, weights["self"]), weights["self"]["norm"], config, None)
+        mixed = attend(_query(x, weights["cross"]), *past(_CROSS), *past(_CROSS_PREFIX))
+        x = _add(x, _projected(mixed, weights["cross"]), weights["cross"]["norm"], config, None)
+        return _mlp(x, weights["mlp"], config, (None, None)), own
 
-        q = _query(x, weights["cross"])
-        parts = *cache.cross.parts(cross, x.dtype), *cache.cross_prefix.parts(cross_prefix, x.dtype)
-        x = _add(x, _projected(attend(q, *parts), weights["cross"]), weights["cross"]["norm"], config, None)
-        return (_mlp(x, weights["mlp"], config, (None, None)), own_k, own_v), None
-
-    places = cache.offset + cache.length + FIRST_POSITION
+    places = cache.position + cache.length + FIRST_POSITION
     x = _embedded(params, config, tokens) + side["positions"][places][:, None]
     x = layer_norm(x, side["embed_norm"], NORM_EPSILON)
-    before = cache.cross.layers, cache.self_prefix.layers, cache.cross_prefix.layers
-    scanned = only_stack(side["layers"]), before, jnp.arange(config.decoder_layers)
-    (x, own_k, own_v), _ = jax.lax.scan(layer, (x, *cache.own), scanned)
-    return _logits(params, x), cache._replace(length=cache.length + 1, own=(own_k, own_v))
+    x, cache = decode_layers(layer, x, side["layers"], cache)
+    return _logits(params, x), cache
 
 
 # --------------------------------------------------------------------------------------------------------------

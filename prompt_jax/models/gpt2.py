@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout
+from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first
 from prompt_jax.models.layers import (
     Params,
@@ -34,7 +35,6 @@ from prompt_jax.models.layers import (
     layer_norm,
     merge,
     narrow,
-    only_stack,
     run_layers,
     widen,
 )
@@ -252,57 +252,46 @@ def activations(
 # One token at a time, for `prompt_jax.decoding`
 
 
-class Cache(NamedTuple):
-    """Keys and values of the generated tokens, [L, B, G, N, H, K] for G beams, and what they are read after."""
-
-    length: Int[Array, ""]  # generated tokens so far, the start token included
-    own: tuple[Float[Array, "L B G N H K"], Float[Array, "L B G N H K"]]
-    encoded: Encoded  # once a row, or once for all: beams and rows share it
-
-
 def prefill(
     params: Params, config: GPT2Config, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads the source; gives the logits of the first new token, and a cache with room for `capacity` tokens.
+) -> tuple[Int[Array, "B G"], Cache]:
+    """Reads the source; gives the start tokens, and a cache with room for `capacity` tokens.
 
     `start_ids` [B] in the batch are read in place of the start token: the last token of a text that is to be
     continued.
     """
     rows = len(batch["inputs"])
     encoded = encode(params, config, batch, prompt)
-    shape = config.layers, rows, beams, capacity, config.num_heads, config.d_kv
-    empty = jnp.zeros(shape, params["embedding"].dtype)
+    cache = empty_cache(
+        params["layers"],
+        encoded.past,
+        rows=rows,
+        beams=beams,
+        capacity=capacity,
+        heads=config.num_heads,
+        width=config.d_kv,
+        dtype=params["embedding"].dtype,
+        position=encoded.position,
+    )
     start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id, np.int32)))
-    cache = Cache(jnp.zeros((), jnp.int32), (empty, empty), encoded)
-    logits, cache = decode_step(params, config, jnp.broadcast_to(start[:, None], (rows, beams)), cache)
-    return logits[:, 0], cache
+    return jnp.broadcast_to(start[:, None], (rows, beams)), cache
 
 
 def decode_step(
     params: Params, config: GPT2Config, tokens: Int[Array, "B G"], cache: Cache
 ) -> tuple[Float[Array, "B G V"], Cache]:
     """Appends one token to each beam of each row; gives the logits of the next."""
-    past = cache.encoded.past
-    slots = np.arange(cache.own[0].shape[3])
-    bias = jnp.where(slots <= cache.length, 0.0, MASKED)[None, None, None, :]
 
-    def layer(carry, scanned):
-        x, own_k, own_v = carry
-        weights, extra, index = scanned
+    def layer(x, weights, append, past):
         q, k, v = _qkv(x, weights["self"], config)
-        # The whole cache is carried and written in place: as scanned input and output it would be copied.
-        place = index, 0, 0, cache.length, 0, 0
-        own_k = jax.lax.dynamic_update_slice(own_k, k[None, :, :, None], place)
-        own_v = jax.lax.dynamic_update_slice(own_v, v[None, :, :, None], place)
-        parts = Part(own_k[index], own_v[index], bias), *_parts(past, extra, x.dtype)
+        own, generated = append(k, v)
+        parts = generated, *(part for number in range(len(cache.seen)) for part in past(number))
         x = x + _projected(attend(q, *parts), weights["self"])
-        return (x + _mlp(x, weights["mlp"], config, None), own_k, own_v), None
+        return x + _mlp(x, weights["mlp"], config, None), own
 
-    x = params["embedding"][tokens] + params["positions"][cache.encoded.position + cache.length][:, None]
-    layers = only_stack(params["layers"])
-    scanned = layers, tuple(each.layers for each in past), jnp.arange(config.layers)
-    (x, own_k, own_v), _ = jax.lax.scan(layer, (x, *cache.own), scanned)
-    return _logits(params, config, x), cache._replace(length=cache.length + 1, own=(own_k, own_v))
+    x = params["embedding"][tokens] + params["positions"][cache.position + cache.length][:, None]
+    x, cache = decode_layers(layer, x, params["layers"], cache)
+    return _logits(params, config, x), cache
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -63,17 +63,20 @@ class Past(NamedTuple):
     def used_slots(self) -> Int[Array, "#B"]:
         return jnp.full(1, self.length, jnp.int32) if self.used is None else self.used.sum(axis=1, dtype=jnp.int32)
 
-    def parts(self, layer: Any, dtype: Any, bias: Float[Array, "1 H T P"] | None = None) -> list[Part]:
-        """What attention takes of one layer of `layers`: a part, or nothing."""
+    def parts(
+        self, layer: Any, dtype: Any, bias: Float[Array, "1 H T P"] | None = None, *, heads_first: bool = False
+    ) -> list[Part]:
+        """What attention takes of one layer of `layers`: a part, or nothing. `heads_first`: [..., H, P, K]."""
         if layer is None:
             return []
         if self.ids is not None and self.used is not None:
-            layer = [jnp.where(self.used[..., None, None], _of_rows(leaf, self.ids), 0.0) for leaf in layer]
+            used = jnp.expand_dims(self.used, (1, 3) if heads_first else (2, 3))
+            layer = [jnp.where(used, _of_rows(leaf, self.ids), 0.0) for leaf in layer]
         keys, values = (leaf.astype(dtype) for leaf in layer)
         if self.used is not None:
             masked = mask_bias(self.used)
             bias = masked if bias is None else bias + masked
-        return [Part(keys, values, bias)]
+        return [Part(keys, values, bias, heads_first)]
 
 
 def past_of(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> Past:

@@ -53,11 +53,11 @@ def run_layers(
         body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
     first, outputs = 0, []
     for stack, stack_key in zip(stacks, keys_or_none(key, len(stacks)), strict=True):
-        depth = len(jax.tree.leaves(stack)[0])
-        own = jax.tree.map(lambda leaf: leaf[first : first + depth], extra)  # noqa: B023
-        keys = None if key is None else jax.random.split(stack_key, depth)
+        count = depth(stack)
+        own = jax.tree.map(lambda leaf: leaf[first : first + count], extra)  # noqa: B023
+        keys = None if key is None else jax.random.split(stack_key, count)
         x, output = jax.lax.scan(body, x, (stack, own, keys))
-        first += depth
+        first += count
         outputs.append(output)
     return x, only_stack(tuple(outputs))
 
@@ -65,6 +65,11 @@ def run_layers(
 def only_stack(stacks: tuple[Any, ...]) -> Any:
     """All layers as one stack."""
     return stacks[0] if len(stacks) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
+
+
+def depth(stack: Any) -> int:
+    """The number of its layers."""
+    return len(jax.tree.leaves(stack)[0])
 
 
 def keys_or_none(key: PRNGKeyArray | None, count: int) -> Any:

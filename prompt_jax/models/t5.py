@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias, part_scores, weighted_sums
+from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import Params, heads, keys_or_none, merge, narrow, only_stack, run_layers, widen
 from prompt_jax.models.parameter import Parameter
@@ -170,7 +171,7 @@ def _encode(
     positions = np.arange(x.shape[1])
     table = params["encoder"]["relative_bias"]
     bias = _relative_bias(table, config, positions, positions, bidirectional=True) + mask_bias(mask)
-    before = _prefix_bias(table, config, prefix, positions, bidirectional=True)
+    before = _prefix_bias(table, config, prefix.length, positions, bidirectional=True)
 
     def layer(x, weights, extra, keys):
         normal = _norm(x, weights["self"]["norm"], config)
@@ -225,7 +226,7 @@ def _decode(
     bias = _relative_bias(table, config, positions, positions, bidirectional=False)
     causal = np.where(positions[None, :] <= positions[:, None], 0.0, MASKED).astype(np.float32)
     self_bias, cross_bias = bias + causal[None, None], mask_bias(encoded.mask)
-    prefix_bias = _prefix_bias(table, config, self_prefix, positions, bidirectional=False)
+    prefix_bias = _prefix_bias(table, config, self_prefix.length, positions, bidirectional=False)
 
     def layer(x, weights, extra, keys):
         normal = _norm(x, weights["self"]["norm"], config)
@@ -278,73 +279,58 @@ def activations(
 # One token at a time, for `prompt_jax.decoding`
 
 
-class Cache(NamedTuple):
-    """Keys and values of the generated tokens, [L, B, G, N, H, K] for G beams, and what they are read after, which is
-    held once a row (the encoder's, [L, B, S, H, K]) or once for all (prefixes)."""
-
-    length: Int[Array, ""]  # generated tokens so far, the start token included
-    own: tuple[Float[Array, "L B G N H K"], Float[Array, "L B G N H K"]]
-    cross: Past
-    self_prefix: Past
-    cross_prefix: Past
+_CROSS, _SELF_PREFIX, _CROSS_PREFIX = range(3)  # what is seen, in the cache
 
 
 def prefill(
     params: Params, config: T5Config, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads the input; gives the logits of the first new token, and a cache with room for `capacity` tokens."""
+) -> tuple[Int[Array, "B G"], Cache]:
+    """Reads the input; gives the start tokens, and a cache with room for `capacity` tokens."""
     encoded, given, prompt_ids = encode(params, config, batch, prompt), prompt or Prompt(), batch.get("prompt_ids")
     rows = len(encoded.mask)
-    empty = jnp.zeros(
-        (config.decoder_layers, rows, beams, capacity, config.num_heads, config.d_kv), encoded.output.dtype
+    cache = empty_cache(
+        params["decoder"]["layers"],
+        (
+            Past(_cross_keys(params, encoded), used=encoded.mask),
+            past_of(given.decoder_self, prompt_ids),
+            past_of(given.decoder_cross, prompt_ids),
+        ),
+        rows=rows,
+        beams=beams,
+        capacity=capacity,
+        heads=config.num_heads,
+        width=config.d_kv,
+        dtype=encoded.output.dtype,
     )
-    cache = Cache(
-        length=jnp.zeros((), jnp.int32),
-        own=(empty, empty),
-        cross=Past(_cross_keys(params, encoded), used=encoded.mask),
-        self_prefix=past_of(given.decoder_self, prompt_ids),
-        cross_prefix=past_of(given.decoder_cross, prompt_ids),
-    )
-    logits, cache = decode_step(params, config, jnp.full((rows, beams), config.start_id, jnp.int32), cache)
-    return logits[:, 0], cache
+    return jnp.full((rows, beams), config.start_id, jnp.int32), cache
 
 
 def decode_step(
     params: Params, config: T5Config, tokens: Int[Array, "B G"], cache: Cache
 ) -> tuple[Float[Array, "B G V"], Cache]:
     """Appends one token to each beam of each row; gives the logits of the next."""
-    slots, table = np.arange(cache.own[0].shape[3]), params["decoder"]["relative_bias"]
+    side, slots = params["decoder"], np.arange(cache.capacity)
 
     def now(bias: Float[Array, "1 H N S"]) -> Float[Array, "1 H 1 S"]:
         return jax.lax.dynamic_slice_in_dim(bias, cache.length, 1, axis=2)
 
-    bias = now(_relative_bias(table, config, slots, slots, bidirectional=False))
-    bias = bias + jnp.where(slots <= cache.length, 0.0, MASKED)[None, None, None, :]
-    before = _prefix_bias(table, config, cache.self_prefix, slots, bidirectional=False)
-    before = None if before is None else now(before)
+    bias = now(_relative_bias(side["relative_bias"], config, slots, slots, bidirectional=False))
+    prefix_bias = _prefix_bias(
+        side["relative_bias"], config, cache.past_length(_SELF_PREFIX), slots, bidirectional=False
+    )
+    prefix_bias = None if prefix_bias is None else now(prefix_bias)
 
-    def layer(carry, scanned):
-        x, own_k, own_v = carry
-        weights, (cross, self_prefix, cross_prefix), index = scanned
+    def layer(x, weights, append, past):
         normal = _norm(x, weights["self"]["norm"], config)
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
-        # The whole cache is carried and written in place: as scanned input and output it would be copied.
-        place = index, 0, 0, cache.length, 0, 0
-        own_k = jax.lax.dynamic_update_slice(own_k, k[None, :, :, None], place)
-        own_v = jax.lax.dynamic_update_slice(own_v, v[None, :, :, None], place)
-        parts = Part(own_k[index], own_v[index], bias), *cache.self_prefix.parts(self_prefix, x.dtype, before)
-        x = x + merge(attend(q, *parts), weights["self"]["o"])
-
+        own, generated = append(k, v)
+        x = x + merge(attend(q, generated, *past(_SELF_PREFIX, prefix_bias)), weights["self"]["o"])
         q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
-        parts = *cache.cross.parts(cross, x.dtype), *cache.cross_prefix.parts(cross_prefix, x.dtype)
-        x = x + merge(attend(q, *parts), weights["cross"]["o"])
-        return (x + _mlp(x, weights["mlp"], config, (None, None)), own_k, own_v), None
+        x = x + merge(attend(q, *past(_CROSS), *past(_CROSS_PREFIX)), weights["cross"]["o"])
+        return x + _mlp(x, weights["mlp"], config, (None, None)), own
 
-    past = cache.cross.layers, cache.self_prefix.layers, cache.cross_prefix.layers
-    scanned = only_stack(params["decoder"]["layers"]), past, jnp.arange(config.decoder_layers)
-    (x, own_k, own_v), _ = jax.lax.scan(layer, (params["embedding"][tokens], *cache.own), scanned)
-    logits = _logits(params, config, _norm(x, params["decoder"]["final_norm"], config))
-    return logits, cache._replace(length=cache.length + 1, own=(own_k, own_v))
+    x, cache = decode_layers(layer, params["embedding"][tokens], side["layers"], cache, bias)
+    return _logits(params, config, _norm(x, side["final_norm"], config)), cache
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -384,7 +370,7 @@ def _cross_attend(
         return attend(q, Part(k, v, bias), *prefix, dropout_rate=config.dropout_rate, key=key)
     moved = project("bthk,dhk->bthd", q, weights["k"])
     scores = jnp.einsum("bthd,bsd->bhts", moved, encoded, preferred_element_type=jnp.float32) + bias
-    scored = [(scores, (encoded, "bhts,bsd->bthd")), *(part_scores(q, part) for part in prefix)]
+    scored = [(scores, (encoded, "bhts,bsd->bhtd")), *(part_scores(q, part) for part in prefix)]
     mixed, *others = weighted_sums(*zip(*scored, strict=True), dropout_rate=config.dropout_rate, key=key)
     return functools.reduce(jnp.add, [project("bthd,dhk->bthk", mixed, weights["v"]), *others])
 
@@ -429,13 +415,13 @@ def _relative_bias(
 
 
 def _prefix_bias(
-    table: Float[Array, "buckets H"], config: T5Config, prefix: Past, queries: np.ndarray, bidirectional: bool
+    table: Float[Array, "buckets H"], config: T5Config, length: int, queries: np.ndarray, bidirectional: bool
 ) -> Float[Array, "1 H T P"] | None:
     """The bias of a prefix's keys, which are counted as if they stood before the text, its first token after the last
-    of them: at -P to -1 where the queries begin at 0."""
-    if not prefix.length:
+    of them: at -P to -1 where the queries begin at 0. None where there are none."""
+    if not length:
         return None
-    return _relative_bias(table, config, queries, np.arange(-prefix.length, 0), bidirectional)
+    return _relative_bias(table, config, queries, np.arange(-length, 0), bidirectional)
 
 
 def relative_buckets(distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
