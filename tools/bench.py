@@ -28,6 +28,11 @@ accelerator's where it says. Cases:
     vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows a batch: one flat pass, against a pass for
               each prompt. They are untrained, unless --prompts names an ensemble file; then the share of passes that a
               vote with early stop saves is measured too
+    processes `prompt-jax train` of the demo, a step's rows or its 2 members divided over two processes with one core
+              each, against one process with both cores
+    checkpoint  as `step`, with 1 and 5 prompts: bytes of a checkpoint, and what a save costs training
+    resume    `prompt-jax train` of the demo: from the command to its first step, without and with JAX's compilation
+              cache
 """
 
 import argparse
@@ -57,6 +62,9 @@ CASES = {
     "vote": ("prompt_jax",),
     **dict.fromkeys(GENERATIONS, ("prompt_jax", "peft")),
     "decoding": ("prompt_jax",),
+    "processes": ("prompt_jax",),
+    "checkpoint": ("prompt_jax",),
+    "resume": ("prompt_jax",),
 }
 # Each of whose processes gives one side's row.
 TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
@@ -127,6 +135,12 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
         import bench_vote
 
         return bench_vote.vote(prompts)
+    if case in ("processes", "checkpoint", "resume"):
+        import bench_runs
+
+        return {"processes": bench_runs.processes, "checkpoint": bench_runs.checkpoints, "resume": bench_runs.resume}[
+            case
+        ]()
     import bench_ours
 
     if case in GENERATIONS:
@@ -194,7 +208,15 @@ def tables(cases: dict[str, Any]) -> list[str]:
     kinds = [training_rows(group) for group in (single, {"ensemble": cases.get("ensemble")}) if any(group.values())]
     generated = {case: values for case, values in cases.items() if case in GENERATIONS}
     kinds += [generation_rows(generated)] if generated else []
-    others = {"members": member_rows, "memory": memory_rows, "vote": vote_rows, "decoding": decoding_rows}
+    others = {
+        "members": member_rows,
+        "memory": memory_rows,
+        "vote": vote_rows,
+        "decoding": decoding_rows,
+        "processes": process_rows,
+        "checkpoint": checkpoint_rows,
+        "resume": resume_rows,
+    }
     return [markdown(rows) for rows in [*kinds, *(make(cases[case]) for case, make in others.items() if case in cases)]]
 
 
@@ -254,6 +276,47 @@ def decoding_rows(values: dict[str, Any]) -> list[dict[str, str]]:
         }
         for inputs, row in values["sides"].items()
     ]
+
+
+def process_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    sides, rows = values["sides"], []
+    for name, row in sides.items():
+        what, count = name.split(", ")
+        alone = sides[f"{what}, 1"]["seconds"]
+        rows.append(
+            {
+                "case": "processes",
+                "divided": what,
+                "processes": count,
+                "step, s": f"{row['seconds']:.3f}",
+                "time to one process": "" if count == "1" else f"{row['seconds'] / alone:.2f} x",
+            }
+        )
+    return rows
+
+
+def checkpoint_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "case": "checkpoint",
+            "members": members,
+            "arrays, KiB": f"{row['arrays_kib']:.0f}",
+            "files, KiB": f"{row['files_kib']:.0f}",
+            "step, s": f"{row['seconds']:.3f}",
+            "held up, s": f"{row['held']:.3f}",
+            "of a step": f"{row['held'] / row['seconds']:.1%}",
+            "lost in all, s": f"{row['lost']:.3f}",
+        }
+        for members, row in values["sides"].items()
+    ]
+
+
+def resume_rows(values: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, row in values["sides"].items():
+        run, cache = name.split(", ")
+        rows.append({"case": "resume", "run": run, "cache": cache, "first step, s": f"{row['seconds']:.1f}"})
+    return rows
 
 
 def memory_cells(row: Row) -> dict[str, str]:

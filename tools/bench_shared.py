@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 STEPS = 8  # timed in each process, after two that compile and warm up
 MEMBERS = 5  # of the ensemble that is compared
+SAVED_MEMBERS = (1, 5)
 DECODED = (1, 2, 4, 8, 16, 32)  # inputs
 MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
@@ -41,6 +42,7 @@ SHAPES = {
     "ensemble": Shape(batch=8, length=100, dropout=0.1),
     "members": Shape(batch=1, length=20, dropout=0.0, source=16),
     "memory": Shape(batch=8, length=100, dropout=0.1),
+    "checkpoint": Shape(batch=8, length=100, dropout=0.1),
 }
 # Generation: 32 tokens for 8 inputs, with a prompt of 100 or a prefix of 10.
 GENERATIONS = {

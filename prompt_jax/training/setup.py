@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from prompt_jax import config as configuration
 from prompt_jax import data
@@ -92,7 +93,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     Raises:
       ConfigError: members that cannot be divided over the mesh, or a base that lacks what is needed.
     """
-    options, alone = experiment.train, configuration.members(experiment)
+    alone = configuration.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh)
     check_division(stacks, alone, shape_of(mesh))
@@ -104,7 +105,6 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             f"the model {model.name} has no tokenizer, which training needs (spiece.model, tokenizer.json, or "
             "vocab.json with merges.txt)"
         )
-    config = dataclasses.replace(model.config, dropout_rate=options.dropout_rate, remat=experiment.model.remat)
     members = _load_members(alone, model, tasks)
     steps = _steps(experiment, members)
     answers = {member.task_format.labels for member in members}
@@ -116,7 +116,6 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
 
     further_tests = tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks)
     apply = applied(experiment.prompt)
-    optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
     starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
         _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
@@ -129,15 +128,6 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
         for numbers in stacks
     )
-    step = make_train_step(
-        config,
-        apply,
-        optimizer,
-        loss=options.loss,
-        z_loss=options.z_loss,
-        dropout=options.dropout_rate > 0,
-        accumulate=options.accumulate,
-    )
     return Setup(
         model=model,
         members=members,
@@ -148,11 +138,33 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         states=states,
         keys=tuple(place(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
         frozen={"base": model.params, "prompt": None},
-        step=jax.jit(over_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0),
+        step=train_step(experiment, model.config, steps, mesh),
         place=functools.partial(place, sharding=divided(mesh, "members", "batch")),
         place_members=functools.partial(place, sharding=of_members),
         apply=apply,
     )
+
+
+def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | None) -> Any:
+    """The step of a stack of members, to be compiled; it gives its first argument's memory to the new states.
+
+    Args:
+      experiment: what is trained.
+      config: the base's.
+      steps: of the whole run.
+      mesh: of the devices; None is one device.
+    """
+    options = experiment.train
+    step = make_train_step(
+        dataclasses.replace(config, dropout_rate=options.dropout_rate, remat=experiment.model.remat),
+        applied(experiment.prompt),
+        frozen_base(make_optimizer(experiment.optimizer, steps)),
+        loss=options.loss,
+        z_loss=options.z_loss,
+        dropout=options.dropout_rate > 0,
+        accumulate=options.accumulate,
+    )
+    return jax.jit(over_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0)
 
 
 def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:

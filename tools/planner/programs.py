@@ -24,8 +24,8 @@ from prompt_jax.prompts import applied, method
 from prompt_jax.sharding import divided, make_mesh, of_parameters, shape_of
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.setup import check_division, stacks_of
-from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+from prompt_jax.training.setup import check_division, stacks_of, train_step
+from prompt_jax.training.step import TrainState, frozen_base
 
 # The published shapes, as in the config.json files on the hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
@@ -128,7 +128,7 @@ def lengths(experiment: Experiment) -> tuple[int, int]:
 def _train(
     experiment: Experiment, member: Experiment, count: int, config: Config, mesh: Mesh | None, devices: Sequence[Any]
 ) -> Program:
-    """The step of `count` members with the prompt of `member`, as `training.setup.prepare` builds it."""
+    """The step of `count` members with the prompt of `member`."""
     options, (source, target) = experiment.train, lengths(experiment)
     base = _base(experiment, config, mesh, devices)
     state = _start(member, config, base)
@@ -151,17 +151,9 @@ def _train(
     )
 
     def traced(remat: configuration.Remat) -> Any:
-        step = make_train_step(
-            dataclasses.replace(config, dropout_rate=options.dropout_rate, remat=remat),
-            applied(experiment.prompt),
-            frozen_base(make_optimizer(experiment.optimizer, options.steps)),
-            loss=options.loss,
-            z_loss=options.z_loss,
-            dropout=options.dropout_rate > 0,
-            accumulate=options.accumulate,
-        )
-        whole = over_members(step, group=experiment.ensemble.group, mesh=mesh)
-        return jax.jit(whole, donate_argnums=0).trace(*arguments)
+        model = dataclasses.replace(experiment.model, remat=remat)
+        step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
+        return step.trace(*arguments)
 
     lower = traced(experiment.model.remat).lower
     name = f"training step, {count} x {member.prompt.length}" if count > 1 else "training step"
