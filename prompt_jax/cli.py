@@ -16,6 +16,7 @@ import tyro
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Decoding, Dtype, Experiment
 from prompt_jax.errors import MissingPackage, UserError
+from prompt_jax.paths import as_path
 from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
@@ -426,7 +427,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
-    file = Path(args.words[0])
+    file = as_path(args.words[0])
     members = read_prompts(file)
     model = _load_base(file, members[0][1], args.base)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
@@ -575,10 +576,29 @@ def _parse(verb: str, rest: list[str]) -> Any:
         named = bool(rest) and not rest[0].startswith("-")
         if not named and not {"-h", "--help"} & set(rest):
             raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
-        path = Path(rest[0]) if named else Path("CONFIG")
+        path = as_path(rest[0]) if named else Path("CONFIG")
         default = Train(path, configuration.load_experiment(path) if named else Experiment())
         rest = rest[1:] if named else rest
-    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}")
+    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_with_buckets())
+
+
+def _with_buckets() -> tyro.constructors.ConstructorRegistry:
+    """How paths are read: those of a bucket too, which pathlib would take for a folder `gs:`."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: as_path(words[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _prepare_jax() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompt_jax.errors import UserError
+from prompt_jax.paths import as_path
 
 Dtype = Literal["float32", "bfloat16", "int8"]
 Remat = Literal["none", "dots", "full"]
@@ -278,7 +279,7 @@ class Experiment:
     name: str = "experiment"
     """Name of the run, and of its folder."""
     runs: Path = Path("runs")
-    """Folder of all runs."""
+    """Folder of all runs, also on a bucket of Google Cloud: `gs://BUCKET/runs`."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -291,7 +292,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return self.runs / self.name
+        return as_path(self.runs) / self.name
 
 
 class ConfigError(UserError, ValueError):
@@ -386,8 +387,10 @@ def _check_alone(experiment: Experiment) -> None:
     train, prompt, data, optimizer = experiment.train, experiment.prompt, experiment.data, experiment.optimizer
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
-    if str(experiment.runs).startswith(("gs:", "s3:")):
-        raise ConfigError(f"runs is a folder: a bucket has to be mounted as one, not {experiment.runs}")
+    try:
+        as_path(experiment.runs)
+    except UserError as error:
+        raise ConfigError(f"runs: {error}") from error
     positive = {
         "prompt.length": prompt.length,
         "prompt.init_vocab": prompt.init_vocab,
@@ -542,7 +545,7 @@ def _value(hint: Any, value: Any, at: str) -> Any:
             case typing.Literal if value in arguments:
                 return value
             case _ if option is Path and isinstance(value, (str, Path)):
-                return Path(value)
+                return as_path(value)
             case _ if option is float and type(value) in (int, float):
                 return float(value)
             case _ if option in (str, int, bool) and type(value) is option:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prompt_jax.errors import UserError
+from prompt_jax.paths import as_path
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
@@ -146,7 +147,7 @@ def file_task(
     Raises:
       DataError: a file is missing or of an unknown kind, or the share makes no sense.
     """
-    paths = {split: Path(path) for split, path in files.items()}
+    paths = {split: as_path(path) for split, path in files.items()}
     for split, path in paths.items():
         file_kind(path)
         if not path.is_file():
@@ -197,8 +198,8 @@ def _lines(path: Path) -> Iterator[str]:
     """The lines of a file, with their ends, decoded one by one so that an error has its line."""
     number = 0
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+        with path.open("rb") as file:
+            for number, raw in enumerate(gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file, 1):
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         _fail(f"{path}:{number}", f"not UTF-8 ({error.reason} at byte {error.start} of the line)", "UTF-8 text")

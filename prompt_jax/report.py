@@ -32,6 +32,7 @@ from prompt_jax.run_files import (
     read_summary,
 )
 from prompt_jax.task_format import REFERENCE_METRICS
+from prompt_jax.whole_file import write_whole
 
 __all__ = ["ReportError", "write_report"]
 
@@ -89,7 +90,8 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         config=configuration.to_json(experiment),
     )
     path = folder / "report.html"
-    path.write_bytes(page.encode("utf-8", errors="replace"))  # JSON may hold halves of surrogate pairs
+    whole = page.encode("utf-8", errors="replace")  # JSON may hold halves of surrogate pairs
+    write_whole(path, lambda file: file.write(whole))
     return path
 
 

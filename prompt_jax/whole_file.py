@@ -1,9 +1,12 @@
 """Files that appear whole or not at all."""
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from prompt_jax.paths import BucketPath
 
 
 def write_whole(path: Path, write: Callable[[Any], object]) -> None:
@@ -12,6 +15,11 @@ def write_whole(path: Path, write: Callable[[Any], object]) -> None:
     Raises:
       OSError: it cannot be written; what was there before is left as it was.
     """
+    if isinstance(path, BucketPath):  # whose files are so anyway
+        whole = io.BytesIO()
+        write(whole)
+        path.write_bytes(whole.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

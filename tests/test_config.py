@@ -46,8 +46,8 @@ def test_what_is_no_configuration_is_said(text, message):
 
 
 def test_a_bucket_is_no_folder():
-    with pytest.raises(ConfigError, match="a bucket has to be mounted as one, not gs:/bucket/runs"):
-        configuration.check(configuration.Experiment(runs=Path("gs://bucket/runs")))
+    with pytest.raises(ConfigError, match="runs: s3:/bucket/runs: expected a folder, or gs://BUCKET/..."):
+        configuration.check(configuration.Experiment(runs=Path("s3://bucket/runs")))
 
 
 @pytest.mark.parametrize(

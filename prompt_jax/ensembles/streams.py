@@ -17,6 +17,7 @@ from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
+from prompt_jax.paths import as_path
 from prompt_jax.task_format import TaskFormat
 
 
@@ -91,8 +92,8 @@ def read_named(words: Sequence[str]) -> dict[str, Member]:
     files: dict[str, Path] = {}
     for word in words:
         name, _, file = word.partition("=")
-        whole = not (name and file) or Path(word).exists()  # a path may have the sign in it, such as that of a run
-        name, path = (Path(word).stem, Path(word)) if whole else (name, Path(file))
+        whole = not (name and file) or as_path(word).exists()  # a path may have the sign in it, such as that of a run
+        name, path = (Path(word).stem, as_path(word)) if whole else (name, as_path(file))
         if name in files:
             raise UserError(
                 f"{files[name]} and {path} would both be called {name!r}; give one of them another name: OTHER={path}"

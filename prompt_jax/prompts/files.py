@@ -42,6 +42,7 @@ from prompt_jax.models.prompt import (
     check_stackable,
     stack_prompts,
 )
+from prompt_jax.paths import as_path
 from prompt_jax.prompts.metadata import Base, PromptFormatError, PromptMetadata, dump, load
 from prompt_jax.whole_file import write_whole
 
@@ -74,7 +75,7 @@ def save_prompt(
     Raises:
       PromptFormatError: values that are not finite, another extension, or a `.npy` that cannot hold the prompt.
     """
-    path = Path(path)
+    path = as_path(path)
     arrays = _arrays(str(path), prompt, metadata or PromptMetadata())
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
     if format == "npz":
@@ -112,7 +113,7 @@ def save_ensemble(
       PromptFormatError: no members or too many, values that are not finite, or another format.
       PromptStackError: members that do not go together.
     """
-    path = Path(path)
+    path = as_path(path)
     if (format or path.suffix.removeprefix(".")) != "npz":
         raise PromptFormatError(f"{path}: an ensemble is a .npz; one of its members can be a .npy (--member)")
     if not 1 <= len(prompts) <= _MAX_MEMBERS:
@@ -134,7 +135,7 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
       PromptFormatError: not a prompt file, a damaged one, or one of another base (unless `allow_other_base`).
       FileNotFoundError: no such file.
     """
-    contents = _read(Path(path))
+    contents = _read(as_path(path))
     if model is not None:
         check_bases(path, contents.members, model, allow_other_base=allow_other_base)
     prompts = [prompt for prompt, _ in contents.members]
@@ -148,7 +149,7 @@ def read_prompt(path: str | Path) -> tuple[Prompt, PromptMetadata]:
       PromptFormatError: not a prompt file, a damaged one, or an ensemble's.
       FileNotFoundError: no such file.
     """
-    contents = _read(Path(path))
+    contents = _read(as_path(path))
     if contents.ensemble:
         raise PromptFormatError(
             f"{path} is an ensemble of {len(contents.members)} prompts, where one is expected. `prompt-jax export "
@@ -164,7 +165,7 @@ def read_prompts(path: str | Path) -> list[Member]:
       PromptFormatError: not a prompt file, or a damaged one; of a member, it names which.
       FileNotFoundError: no such file.
     """
-    return _read(Path(path)).members
+    return _read(as_path(path)).members
 
 
 def member_name(path: str | Path, number: int) -> str:
@@ -271,12 +272,12 @@ class _Contents(NamedTuple):
 
 def _read(path: Path) -> _Contents:
     with path.open("rb") as file, _named_damage(str(path)):
-        magic = file.read(4)
+        magic, size = file.read(4), file.seek(0, io.SEEK_END)
         file.seek(0)
         if magic == b"PK\x03\x04":
             return _read_npz(path, file)
         if magic == b"\x93NUM":
-            array = _read_array(str(path), "the array", file, path.stat().st_size)
+            array = _read_array(str(path), "the array", file, size)
             if array.ndim != 2 or 0 in array.shape:
                 raise PromptFormatError(f"{path}: {array.dtype} {list(array.shape)}; a .npy prompt is [P, D]")
             prompt = Prompt(VirtualTokens(_as_float32(str(path), "the array", array)))

@@ -1,16 +1,21 @@
 """Checkpoints of what is trained: parameters, optimizer state, data position and progress; never the base."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
 from prompt_jax.errors import UserError
 from prompt_jax.processes import all_agree, is_first, wait_for_all
+
+# orbax takes TensorFlow to reach a bucket if that is installed; as `prompt_jax.paths` it is to take gcsfs. Read when a
+# path is first used.
+os.environ.setdefault("EPATH_USE_TF", "false")
+import orbax.checkpoint as ocp
 
 
 class ResumeError(UserError, RuntimeError):
@@ -110,7 +115,7 @@ class Checkpoints:
                 continue
             assert restored is not None
             for bad, reason in damaged.items() if is_first() else ():
-                earlier = len(list(self.folder.glob(f"damaged-{bad}*")))
+                earlier = sum(path.name.startswith(f"damaged-{bad}") for path in self.folder.iterdir())
                 aside = self.folder / f"damaged-{bad}{f'.{earlier}' if earlier else ''}"
                 (self.folder / str(bad)).rename(aside)
                 warnings.warn(

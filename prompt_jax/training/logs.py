@@ -1,8 +1,10 @@
 """What a run says while it trains: progress on the terminal, a JSONL file, TensorBoard. Of several processes only the
 first says anything."""
 
+import contextlib
 import json
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prompt_jax.paths import BucketPath
 from prompt_jax.processes import is_first
 from prompt_jax.whole_file import write_text
 
@@ -23,27 +26,45 @@ from tensorboard.summary import Writer  # noqa: E402
 class Log:
     """Numbers by step and member, to `metrics.jsonl` and to TensorBoard files, a folder for each member.
 
-    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew.
+    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew. On a bucket,
+    where nothing can be appended, the files are as of the last `flush`.
     """
 
     def __init__(self, folder: Path, resume_step: int, members: int):
         if not is_first():
             return
-        self._path = folder / "metrics.jsonl"
+        self._folder = self._here = folder
+        self._opened = contextlib.ExitStack()
+        if isinstance(folder, BucketPath):
+            self._here = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="prompt_jax_log")))
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("ab", buffering=0)  # what cannot be written is not tried again
-        self._writers = [Writer(str(folder / "tensorboard" / f"member_{number}")) for number in range(members)]
+        path = self._here / "metrics.jsonl"
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        # Without a buffer: what cannot be written is not tried again.
+        self._file = self._opened.enter_context(path.open("ab", buffering=0))
+        self._writers = [Writer(str(self._here / "tensorboard" / f"member_{number}")) for number in range(members)]
 
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, failed: Any, *_: Any) -> None:
         if not is_first():
             return
-        self._file.close()
+        if failed is not None:  # otherwise the loop has done so
+            with contextlib.suppress(OSError):  # which is not to hide what failed first
+                self.flush()
         for writer in self._writers:
             writer.close()
+        self._opened.close()
+
+    def flush(self) -> None:
+        """Copies what was logged to the bucket. On this machine it is in its place already."""
+        if not is_first() or not isinstance(self._folder, BucketPath):
+            return
+        for writer in self._writers:
+            writer.flush()
+        files = [path for path in self._here.rglob("*") if path.is_file()]
+        self._folder.write_all({str(path.relative_to(self._here)): path.read_bytes() for path in files})
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
         """One line of the JSONL file; the values are plain numbers."""

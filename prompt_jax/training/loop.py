@@ -19,6 +19,7 @@ from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate_members
+from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
 from prompt_jax.sharding import fetch
@@ -149,6 +150,9 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
             if evaluating and progress.training and not leaving:
                 states = _evaluate(run, states)
             stopping = not progress.training
+            if evaluating or saving or stopping or leaving:
+                with _saving(run):
+                    run.log.flush()  # first, so that no checkpoint is of a step that the log has not come to
             if saving or stopping or leaving:
                 assert position is not None  # MemberBatches has one
                 with _saving(run):
@@ -312,6 +316,8 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
 def _check_folder(experiment: Experiment, overwrite: bool) -> None:
     """Refuses to go on with a run of another configuration, or to delete what is no run."""
     folder, written = experiment.folder, experiment.folder / "config.json"
+    if isinstance(folder, BucketPath):
+        folder.check()
     if not written.exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
@@ -339,7 +345,11 @@ def _check_folder(experiment: Experiment, overwrite: bool) -> None:
 def _open_folder(experiment: Experiment, overwrite: bool) -> None:
     """Makes the run's folder, anew if the one that is there is to go."""
     folder = experiment.folder
-    if overwrite and folder.exists():
+    if overwrite and isinstance(folder, BucketPath):
+        # File by file: what says that this is a run goes last, so that after a crash it can be overwritten again.
+        for path in sorted(folder.iterdir() if folder.exists() else [], key=lambda path: path.name == "config.json"):
+            path.delete()
+    elif overwrite and folder.exists():
         doomed = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
         folder.rename(doomed)  # so that a crash leaves no folder of this name that is half a run
         shutil.rmtree(doomed)

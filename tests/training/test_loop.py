@@ -2,13 +2,7 @@
 
 import dataclasses
 import gc
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import jax
@@ -262,27 +256,3 @@ def test_at_most_two_steps_are_in_flight(experiment, monkeypatch):
 def test_sgd_of_no_examples_is_refused(experiment):
     with pytest.raises(DataError, match="40 examples, fewer than the 64"):
         train(changed(experiment, "train", batch_size=64))
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(experiment, finished, tmp_path):
-    """SIGKILL in processes of their own, at moments spread over the run; the last process is left to finish."""
-    config = tmp_path / "config.json"
-    config.write_text(configuration.to_json(experiment))
-    code = f"from prompt_jax.cli import main; raise SystemExit(main(['train', {str(config)!r}]))"
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    checkpoints = experiment.folder / "checkpoints"
-    killed = []
-    for seen in ("2", "6"):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        # The folder appears under a temporary name while it is written: the kill falls into the save or just after.
-        while not any(path.name.startswith(seen) for path in checkpoints.glob("*")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        killed.append(process.wait())
-    assert killed == [-signal.SIGKILL] * 2
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
-    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
-    assert json.loads((experiment.folder / "summary.json").read_text())["steps"] == 9

@@ -16,7 +16,7 @@ setup) # the code, and a Python for it: images of TPUs have 3.10. Done before, i
         rm -rf code venv && mkdir code
         tar -xf code.tar -C code
         uv venv --quiet --python 3.12 venv
-        uv pip install --quiet --python venv/bin/python --constraint code/requirements.lock './code[demo,tpu]'
+        uv pip install --quiet --python venv/bin/python --constraint code/requirements.lock './code[demo,gcs,tpu]'
         cp code.tar installed.tar
     fi
     ;;

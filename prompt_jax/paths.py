@@ -1,0 +1,150 @@
+"""Where files are: on this machine, or on a bucket of Google Cloud Storage, `gs://BUCKET/...`."""
+
+import contextlib
+import errno
+import functools
+import io
+import logging
+import os
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path, PosixPath
+from typing import Any
+
+from prompt_jax.errors import MissingPackage, UserError
+
+_ELSEWHERE = {"s3", "s3a", "gcs", "az", "abfs", "hdfs", "http", "https"}
+
+
+class BucketError(UserError, OSError):
+    """A bucket that cannot be reached, read or written; the message says why."""
+
+
+def as_path(text: str | Path) -> Path:
+    """The file or folder of a text: a BucketPath for `gs://BUCKET/...`, or `gs:/BUCKET/...` as pathlib writes it.
+
+    Raises:
+      UserError: an address of another kind, or without a bucket.
+    """
+    scheme, colon, rest = str(text).partition(":/")
+    if colon and scheme in _ELSEWHERE:
+        raise UserError(f"{text}: expected a folder, or gs://BUCKET/...; other buckets have to be mounted as a folder")
+    if not colon or scheme != "gs":
+        return Path(text)
+    if not rest.strip("/"):
+        raise UserError(f"{text} names no bucket; expected gs://BUCKET/...")
+    return BucketPath(text)
+
+
+class BucketPath(PosixPath):
+    """A file or folder on a bucket, with the methods of `pathlib.Path` that runs take.
+
+    A file is there whole or not at all and is never appended to; a folder is there as long as something is in it.
+    Methods raise FileNotFoundError where there is no such file, and BucketError for all else.
+    """
+
+    def __str__(self) -> str:
+        return "gs://" + "/".join(self.parts[1:])  # the first part is `gs:`
+
+    def absolute(self) -> "BucketPath":
+        return self
+
+    def resolve(self, strict: bool = False) -> "BucketPath":
+        return self
+
+    def check(self) -> None:
+        """Raises BucketError if the bucket is not there, or not to be used by this account."""
+        with self._reached(writing=True):
+            _files().call("GET", "b/{}", self.parts[1])
+
+    def exists(self, **_: Any) -> bool:
+        return self._kind() is not None
+
+    def is_file(self, **_: Any) -> bool:
+        return self._kind() == "file"
+
+    def is_dir(self, **_: Any) -> bool:
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        try:
+            with self._reached():
+                return _files().info(str(self))["type"]
+        except FileNotFoundError:
+            return None
+
+    def iterdir(self) -> Generator["BucketPath", None, None]:
+        with self._reached():
+            names = [name.rstrip("/") for name in _files().ls(str(self), detail=False)]
+        yield from (self / name.rpartition("/")[2] for name in names if f"gs://{name}" != str(self))
+
+    def read_bytes(self) -> bytes:
+        with self._reached():
+            return _files().cat_file(str(self))
+
+    def open(self, mode: str = "r", *_: Any, **options: Any) -> Any:
+        """The file, read at once. It is written by `write_bytes`."""
+        if mode not in ("r", "rb"):
+            raise io.UnsupportedOperation(f"{self}: a file on a bucket is written whole, not opened as {mode!r}")
+        file = io.BytesIO(self.read_bytes())
+        return file if mode == "rb" else io.TextIOWrapper(file, **options)
+
+    def write_bytes(self, data: Any) -> int:
+        with self._reached(writing=True):
+            _files().pipe_file(str(self), bytes(data))
+        return len(data)
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Writes files of this folder, by their paths in it, several at a time."""
+        with self._reached(writing=True):
+            _files().pipe({str(self / name): data for name, data in files.items()})
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder comes with its first file."""
+
+    def rename(self, target: str | os.PathLike[str]) -> "BucketPath":
+        """Moves a file, or a folder file by file: a crash may leave some of them here, and some there."""
+        with self._reached():
+            _files().mv(str(self), str(target), recursive=True)
+        return BucketPath(target)
+
+    def delete(self) -> None:
+        """Deletes a file, or a folder with all that is in it."""
+        with self._reached():
+            _files().rm(str(self), recursive=True)
+
+    @contextlib.contextmanager
+    def _reached(self, writing: bool = False) -> Iterator[None]:
+        """Makes one error of the many kinds that gcsfs raises."""
+        try:
+            yield
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            if writing:  # which needs nothing but the bucket
+                raise BucketError(f"{self}: there is no bucket {self.parts[1]}") from error
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            if "Forbidden" in str(error) or getattr(error, "code", None) in (401, "401"):
+                reason += (
+                    "; the account that is logged in (gcloud auth application-default login) needs the roles Storage "
+                    "Object Admin and Storage Legacy Bucket Reader on the bucket"
+                )
+            raise BucketError(f"{self}: {reason}") from error
+
+
+@functools.cache
+def _files() -> Any:
+    """The file system of Google Cloud Storage, the same object as orbax has. Imported at the first use of a bucket."""
+    # Otherwise it asks, by gRPC, what kind of bucket it is; the plain way is for all of them.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401  # which fsspec imports, and words its absence otherwise
+    except ImportError as error:
+        raise MissingPackage(f"gs://... needs the package {error.name}: pip install 'prompt-jax[gcs]'") from error
+    # It logs what it raises, with a traceback.
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    # What another process writes is to be seen at once.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem("gcs", finalize_on_close=True)

@@ -1,0 +1,298 @@
+"""Runs on a bucket: the real clients of Google Cloud Storage, and a server of our own (`buckets`)."""
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from etils.epath import gpath
+
+import buckets
+import distributed
+from buckets import Storage
+from experiments import changed, named
+from prompt_jax import cli, paths
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, Experiment, MeshConfig
+from prompt_jax.data_files import DataError, file_task
+from prompt_jax.paths import BucketError, as_path
+from prompt_jax.prompts.files import read_prompts
+from prompt_jax.task_format import TaskFormat
+from prompt_jax.training import loop
+from prompt_jax.training.logs import read_log
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Storage]:
+    with buckets.serving() as storage, pytest.MonkeyPatch.context() as patch:
+        for name, value in storage.settings.items():
+            patch.setenv(name, value)
+        # What other tests may have made the libraries read before.
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        gpath._is_tf_installed.cache_clear()
+        paths._files.cache_clear()
+        yield storage
+    paths._files.cache_clear()
+
+
+@pytest.fixture
+def runs(storage: Storage, tmp_path: Path) -> Iterator[Path]:
+    """A folder of runs on the bucket, for one test."""
+    yield as_path(f"gs://bucket/{tmp_path.name}/runs")
+    storage.refusing = False
+
+
+def on(runs: Path, experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, runs=runs)
+
+
+def tokens(experiment: Experiment, file: str = "last.npz") -> list[np.ndarray]:
+    return [np.asarray(prompt.encoder_tokens.embeddings) for prompt, _ in read_prompts(experiment.folder / file)]
+
+
+def log(experiment: Experiment) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(experiment.folder)]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+class Interrupted(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def before_step(step: int, do) -> Iterator[None]:
+    """Calls `do` before a step of the runs inside."""
+    real = loop._step
+
+    def patched(run, *arguments):
+        if run.progress.step == step - 1:
+            do(run)
+        return real(run, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step", patched)
+        yield
+
+
+def fail(_) -> None:
+    raise Interrupted
+
+
+@pytest.fixture
+def whole(experiment: Experiment) -> Experiment:
+    """The run in a folder, never interrupted."""
+    whole = named(experiment, "whole")
+    loop.train(whole)
+    return whole
+
+
+def command(capsys, *argv: object) -> tuple[int, str, str]:
+    status = cli.main([str(word) for word in argv])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+@pytest.mark.slow
+def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
+    experiment, runs, sentiment_files, tiny_folder, tmp_path, capsys
+):
+    """`train`, interrupted, and all that reads its files."""
+    config = tmp_path / "config.json"
+    config.write_text(configuration.to_json(experiment))
+    there = on(runs, experiment)
+    shown = {}
+    assert command(capsys, "train", config)[0] == 0
+    with before_step(4, fail), pytest.raises(Interrupted):
+        cli.main(["train", str(config), "--runs", str(runs)])
+    assert log(there)[-1]["step"] == 3 and names(there.folder / "checkpoints") == {"2"}
+    status, _, err = command(capsys, "train", config, "--runs", runs)
+    assert status == 0 and "resuming at step 2 of 6" in err, err
+
+    for file in ("best.npz", "last.npz"):
+        np.testing.assert_array_equal(tokens(there, file), tokens(experiment, file))
+    assert log(there) == log(experiment)
+    assert names(there.folder) == names(experiment.folder)
+    assert names(there.folder / "checkpoints") == names(experiment.folder / "checkpoints") == {"4", "6"}
+    events = list((there.folder / "tensorboard" / "member_0").iterdir())
+    assert len(events) == 2 and all(b"train/loss" in event.read_bytes() for event in events)
+    written = json.loads((there.folder / "config.json").read_text())
+    assert written["runs"] == str(runs)
+    assert (there.folder / "predictions.jsonl").read_text() == (experiment.folder / "predictions.jsonl").read_text()
+    assert str(runs) in (there.folder / "report.html").read_text()
+
+    base = ("--model", tiny_folder)
+    for run in (experiment, there):
+        best, out = run.folder / "best.npz", run.folder / "out"
+        words = [
+            ("evaluate", best, *base, "--data", sentiment_files["test"], "--out", out),
+            ("predict", best, "a good film", "a bad film", *base),
+            ("export", best, out / "best.npy"),
+            ("inspect", best, *base),
+        ]
+        done = [command(capsys, *each) for each in words]
+        shown[run] = [(status, out.replace(str(run.folder), "RUN"), err) for status, out, err in done]
+        assert [status for status, *_ in done] == [0] * len(words), done
+        assert names(out) == {"table.md", "scores.json", "predictions.jsonl", "best.npy"}
+    assert shown[there] == shown[experiment]
+
+
+def test_what_a_save_leaves_behind(experiment, runs, whole, storage):
+    """A checkpoint that was not finished is none; one that is damaged is moved aside, for the last whole one."""
+    there = on(runs, experiment)
+    loop.train(there)
+    prefix = f"{'/'.join(there.folder.parts[2:])}/checkpoints"
+    for name in [name for name in storage.objects if name.startswith(f"{prefix}/6/state/d/")]:
+        del storage.objects[name]
+    with pytest.warns(UserWarning, match=f"checkpoint 6 is damaged; step 4 is used. Moved to gs://bucket/{prefix}"):
+        loop.train(there)
+    np.testing.assert_array_equal(tokens(there), tokens(whole))
+    assert "damaged-6" in names(there.folder / "checkpoints")
+
+    del storage.objects[f"{prefix}/6/commit_success.txt"]
+    loop.train(there)
+    np.testing.assert_array_equal(tokens(there), tokens(whole))
+    assert f"{prefix}/6/commit_success.txt" in storage.objects
+
+
+def test_whose_folder_it_is(experiment, runs, storage):
+    there = on(runs, experiment)
+    loop.train(changed(there, "train", steps=2))
+    other = changed(changed(there, "prompt", length=5), "train", steps=2)
+    with pytest.raises(ConfigError, match=rf"{there.folder} holds a run with another configuration \(changed: prompt"):
+        loop.train(other)
+    loop.train(other, overwrite=True)
+    assert tokens(other)[0].shape[0] == 5 and names(other.folder / "checkpoints") == {"2"}
+
+    thesis = named(there, "thesis")
+    (thesis.folder / "thesis.tex").write_bytes(b"all of it")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=f"{thesis.folder} is not empty and holds no run"):
+            loop.train(thesis, overwrite=overwrite)
+    assert names(thesis.folder) == {"thesis.tex"}
+
+
+def test_overwriting_that_was_cut_short(experiment, runs, storage):
+    """Can be done again: what says that there is a run is deleted last."""
+    there = changed(on(runs, experiment), "train", steps=2)
+    loop.train(there)
+    deleted, real = [], paths.BucketPath.delete
+
+    def delete(path):
+        if path.name == "metrics.jsonl":
+            raise Interrupted
+        deleted.append(path.name)
+        real(path)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(paths.BucketPath, "delete", delete)
+        loop.train(there, overwrite=True)
+    assert "checkpoints" in deleted and "config.json" in names(there.folder)
+    loop.train(there, overwrite=True)
+    assert log(there)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("bucket", ["missing", "refused"])
+def test_a_bucket_that_cannot_be_used(experiment, runs, storage, tmp_path, capsys, bucket):
+    """One line, before anything is loaded."""
+    storage.refusing = bucket == "refused"
+    config = tmp_path / "config.json"
+    config.write_text(configuration.to_json(experiment))
+    address = runs if bucket == "refused" else "gs://none/runs"
+    told = {"missing": "there is no bucket none", "refused": "needs the roles Storage Object Admin and"}[bucket]
+    status, out, err = command(capsys, "train", config, "--runs", address, "--model.name", "nobody/nothing")
+    assert status == 1 and out == "" and told in err and f"{address}/run" in err and err.count("\n") == 1
+    status, out, err = command(capsys, "inspect", f"{address}/run/best.npz")
+    told = {"missing": "no such file: gs://none/runs/run/best.npz", "refused": told}[bucket]
+    assert status == 1 and out == "" and told in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("policy", ("stop", "continue"))
+def test_access_that_ends(experiment, runs, whole, storage, capfd, policy):
+    """As of an account whose role is taken from it. Training goes on from the last checkpoint that was written."""
+    there = changed(on(runs, experiment), "train", save_errors=policy)
+
+    def refuse(run):
+        run.checkpoints.wait()
+        storage.refusing = True
+
+    with before_step(4, refuse):
+        if policy == "stop":
+            with pytest.raises((BucketError, loop.SaveError), match="nobody does not have storage access"):
+                loop.train(there)
+        else:
+            loop.train(there)
+            assert "step 6: not saved, and training goes on: gs://bucket" in capfd.readouterr().err
+    storage.refusing = False
+    assert names(there.folder / "checkpoints") == {"2"}
+    loop.train(there)
+    np.testing.assert_array_equal(tokens(there), tokens(whole))
+    assert log(there) == log(whole)
+
+
+def test_data_files_are_read_from_a_bucket(runs, sentiment_files):
+    task_format = TaskFormat("{text}", labels=("negative", "positive"))
+    here = sentiment_files["train"]
+    plain, packed = runs / "train.jsonl", runs / "train.jsonl.gz"
+    plain.write_bytes(here.read_bytes())
+    packed.write_bytes(gzip.compress(here.read_bytes()))
+    read = [
+        list(file_task("files", {"train": str(path)}, task_format).examples("train")) for path in (here, plain, packed)
+    ]
+    assert len(read[0]) == 40 and read[0] == read[1] == read[2]
+    with pytest.raises(DataError, match=f"{runs}/none.jsonl: no such file"):
+        file_task("files", {"train": runs / "none.jsonl"}, task_format)
+
+
+def test_what_others_write_is_seen_at_once(runs, storage):
+    folder = runs / "run"
+    prefix = "/".join(folder.parts[2:])
+    for files in ({"a", "b"}, {"a", "b", "c"}, {"c"}):
+        for name in list(storage.objects):
+            if name.startswith(prefix):
+                del storage.objects[name]
+        for file in files:
+            storage.put(f"{prefix}/{file}", b"text")
+        assert names(folder) == files
+        assert [(folder / file).exists() for file in ("a", "c")] == [file in files for file in ("a", "c")]
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs
+def test_a_large_file_is_written_and_read_in_parts(runs):
+    data = np.random.default_rng(0).bytes((50 << 20) + 1)
+    path = runs / "large"
+    assert path.write_bytes(data) == len(data) and path.read_bytes() == data and path.is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed(experiment, runs, storage):
+    """The other ends by itself; the same command goes on, and all ends bit by bit as in a folder, without."""
+    options = {"steps": 200, "checkpoint_every": 50, "eval_every": 10_000, "log_every": 10}
+    experiment = dataclasses.replace(changed(experiment, "train", **options), mesh=MeshConfig(data=2))
+    whole = named(experiment, "whole")
+    distributed.run(whole, 2)
+    there = on(runs, experiment)
+    words = ("--runs", str(runs), "--heartbeat", "10")
+    started = distributed.start(experiment, 2, 1, *words, **storage.settings)
+    done = f"{'/'.join(there.folder.parts[2:])}/checkpoints/50/commit_success.txt"
+    deadline = time.monotonic() + 200
+    while done not in storage.objects:
+        assert time.monotonic() < deadline, distributed.output(experiment).read_text()
+        time.sleep(0.05)
+    started[1].kill()
+    statuses = distributed.finish(experiment, started, timeout=60)
+    assert statuses[1] == -signal.SIGKILL and statuses[0] in (76, -signal.SIGABRT)
+    said = distributed.run(experiment, 2, 1, *words, **storage.settings)
+    assert "resuming at step" in said
+    for file in ("best.npz", "last.npz"):
+        np.testing.assert_array_equal(tokens(there, file), tokens(whole, file))
+    assert log(there) == log(whole)
