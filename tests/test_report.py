@@ -150,8 +150,8 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _write(folder: Path, summary: dict[str, Any], *, logs: bool = True) -> Path:
-    experiment = Experiment(data=DataConfig(task="movie"), prompt=PromptConfig(length=4))
+def _write(folder: Path, summary: dict[str, Any], *, logs: bool = True, **prompt: Any) -> Path:
+    experiment = Experiment(data=DataConfig(task="movie"), prompt=PromptConfig(length=4, **prompt))
     (folder / "config.json").write_text(config.to_json(experiment))
     (folder / "summary.json").write_text(json.dumps(summary))
     if logs:
@@ -226,6 +226,18 @@ def test_free_text_answers(tmp_path):
     words = _page(tmp_path).words
     assert "Wrong answers: 1 of 1" in words
     assert "abel probabilities" not in words and "Expected and answered" not in words
+
+
+@pytest.mark.parametrize(
+    "placement, summary, expected",
+    [
+        ("before", SINGLE, "A prefix of 4 virtual tokens, tuned for movie on"),
+        ("after", SINGLE, "An infix of 4 virtual tokens, tuned for movie on"),
+        ("before", ENSEMBLE, "3 prefixes of 4 virtual tokens, trained together for movie on"),
+    ],
+)
+def test_prefixes_are_called_so(tmp_path, placement, summary, expected):
+    assert expected in _page(_write(tmp_path, summary, method="prefix", placement=placement)).words
 
 
 # --------------------------------------------------------------------------------------------------------------
