@@ -102,9 +102,13 @@ class PromptConfig:
     init_text: str = ""
     """Of `text`. A prefix has as many slots as it has tokens."""
     init_file: Path | None = None
-    """Of `file`: a prompt of this length, `.npz` or T5X's `.npy`."""
+    """Of `file`: a prompt of this length, `.npz`, T5X's `.npy` or a folder with PEFT's adapter."""
     init_rest: Literal["vocab", "uniform"] = "vocab"
     """How `labels` and `text` fill the virtual tokens that they do not reach."""
+    tie_layers: bool = False
+    """Whether layers i and i + L / 2 of a decoder of L have one prefix, as PEFT gives them one where L is even: only
+    such prefixes of an encoder-decoder can be exported to it. Half as much is trained; the file has all layers. Needs
+    `sites` decoder_self."""
     mlp_width: int | None = None
     """Width of the MLP that makes the prompt from a table while it is trained (the prefix paper: 512 for tables, 800
     for summaries), and that is not in its file. None trains the prompt itself."""
@@ -455,12 +459,20 @@ def _check_alone(experiment: Experiment) -> None:
         "sites": prompt.sites,
         "dropout": prompt.dropout,
         "shift_positions": not prompt.shift_positions,
+        "tie_layers": prompt.tie_layers,
     }
     if prompt.method == "soft_prompt" and (given := [name for name, value in prefixes_only.items() if value]):
         raise ConfigError(f"prompt.{given[0]} is of prefixes alone; set prompt.method to 'prefix', or leave it out")
     if prompt.method == "prefix" and prompt.init in ("vocab", "labels"):
         raise ConfigError(
             f"prompt.init {prompt.init!r} is of virtual tokens; a prefix takes uniform, normal, zero, text or file"
+        )
+    if prompt.tie_layers and prompt.sites != ("decoder_self",):
+        found = " and ".join(prompt.sites) or "all that there are"
+        raise ConfigError(f"prompt.tie_layers is of prompt.sites decoder_self alone, and they are {found}")
+    if prompt.tie_layers and prompt.init == "text":
+        raise ConfigError(
+            "prompt.init 'text' gives layers activations of their own, which prompt.tie_layers cannot have"
         )
     if prompt.init == "zero" and prompt.mlp_width is not None and prompt.method == "prefix":
         raise ConfigError("prompt.init 'zero' is not for the table of an MLP, whose rows would stay the same")

@@ -1,4 +1,4 @@
-"""Prompt files: `.npz` of this project, with one prompt or an ensemble, and T5X's `.npy`.
+"""Prompt files: `.npz` of this project, with one prompt or an ensemble, T5X's `.npy`, and PEFT's adapters.
 
 A `.npz` is an ordinary NumPy archive, readable with `numpy.load(path, allow_pickle=False)`:
 
@@ -13,6 +13,7 @@ A file has virtual tokens, prefixes or both. An ensemble has these entries for e
 and sizes, so that they can be stacked.
 
 A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is one array [P, D], with no metadata.
+A folder is an adapter of PEFT, or an ensemble of them: see `prompt_jax.prompts.peft`.
 
 Files come from strangers: no pickle is read, and sizes are checked before memory is taken for them.
 """
@@ -43,6 +44,7 @@ from prompt_jax.models.prompt import (
     stack_prompts,
 )
 from prompt_jax.paths import as_path
+from prompt_jax.prompts import peft
 from prompt_jax.prompts.metadata import Base, PromptFormatError, PromptMetadata, dump, load
 from prompt_jax.whole_file import write_whole
 
@@ -52,13 +54,14 @@ _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
 }
 _ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for name in (*arrays, f"{part}/mask")}
 _MEMBER_ENTRY = re.compile(r"(0|[1-9][0-9]*)/(.*)", re.ASCII)
-_MAX_MEMBERS = 4096
+_MAX_MEMBERS = peft.MAX_MEMBERS
 _MAX_METADATA = 1 << 20  # bytes
 # Of bytes in memory to bytes in the file. Random floats hardly compress, and a bomb does by over 1000; members of an
 # ensemble are padded to the longest when they are stacked.
 _MAX_RATIO = 100
 
-Member = tuple[Prompt, PromptMetadata]
+Member = peft.Member
+Format = Literal["npz", "npy", "peft"]
 
 
 def save_prompt(
@@ -66,19 +69,29 @@ def save_prompt(
     prompt: Prompt,
     metadata: PromptMetadata | None = None,
     *,
-    format: Literal["npz", "npy"] | None = None,
+    format: Format | None = None,
+    model: Model | None = None,
 ) -> None:
-    """Writes a prompt as `.npz`, or without its metadata as `.npy`; by the path's extension if no format is given.
+    """Writes a prompt as `.npz`, without its metadata as `.npy`, or as a folder with PEFT's adapter.
 
-    The file appears whole or not at all.
+    A file appears whole or not at all.
+
+    Args:
+      path: of the file, or of a folder that is new or empty.
+      prompt: a single one.
+      metadata: what the file is to say of it.
+      format: by the path's extension, npz or npy, if left out.
+      model: the prompt's base, of which an adapter says the sizes and the name; the other formats do without.
 
     Raises:
-      PromptFormatError: values that are not finite, another extension, or a `.npy` that cannot hold the prompt.
+      PromptFormatError: values that are not finite, another extension, or a format that cannot hold the prompt.
     """
     path = as_path(path)
     arrays = _arrays(str(path), prompt, metadata or PromptMetadata())
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
-    if format == "npz":
+    if format == "peft":
+        _write_adapters(path, [(prompt, metadata or PromptMetadata())], model, ensemble=False)
+    elif format == "npz":
         _write_npz(path, arrays)
     elif format == "npy":
         if prompt.encoder_tokens is None or len(prompt.parts) > 1:
@@ -99,23 +112,28 @@ def save_ensemble(
     prompts: Sequence[Prompt],
     metadata: Sequence[PromptMetadata],
     *,
-    format: Literal["npz", "npy"] | None = None,
+    format: Format | None = None,
+    model: Model | None = None,
 ) -> None:
-    """Writes the members of an ensemble as one `.npz`. The file appears whole or not at all.
+    """Writes the members of an ensemble as one `.npz`, or as a folder of PEFT's adapters.
+
+    The file appears whole or not at all, and an ensemble of adapters with the last of them.
 
     Args:
-      path: of the file.
+      path: of the file, or of a folder that is new or empty.
       prompts: at least one, each [P_i, D]; of one placement and width.
       metadata: of each member.
-      format: npz; the path must end with it where it is left out.
+      format: npz or peft; the path must end with npz where it is left out.
+      model: as for `save_prompt`.
 
     Raises:
-      PromptFormatError: no members or too many, values that are not finite, or another format.
+      PromptFormatError: no members or too many, values that are not finite, or a format that cannot hold them.
       PromptStackError: members that do not go together.
     """
     path = as_path(path)
-    if (format or path.suffix.removeprefix(".")) != "npz":
-        raise PromptFormatError(f"{path}: an ensemble is a .npz; one of its members can be a .npy (--member)")
+    format = format or path.suffix.removeprefix(".")  # type: ignore[assignment]
+    if format not in ("npz", "peft"):
+        raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; one of its members can be a .npy (--member)")
     if not 1 <= len(prompts) <= _MAX_MEMBERS:
         raise PromptFormatError(f"{path}: an ensemble has from 1 to {_MAX_MEMBERS} members, not {len(prompts)}")
     check_stackable(prompts, [member_name(path, number) for number in range(len(prompts))])
@@ -123,11 +141,14 @@ def save_ensemble(
     for number, (prompt, own) in enumerate(zip(prompts, metadata, strict=True)):
         entries = _arrays(member_name(path, number), prompt, own)
         arrays |= {f"{number}/{name}": array for name, array in entries.items()}
-    _write_npz(path, arrays)
+    if format == "peft":
+        _write_adapters(path, list(zip(prompts, metadata, strict=True)), model, ensemble=True)
+    else:
+        _write_npz(path, arrays)
 
 
 def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_base: bool = False) -> Prompt:
-    """Reads a prompt file, and checks that it belongs to the model if one is given.
+    """Reads a prompt file or an adapter's folder, and checks that it belongs to the model if one is given.
 
     An ensemble's is the stacked Prompt, which needs `prompt_ids` in the batch: a member's number for each row.
 
@@ -261,6 +282,14 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
 
 
+def _write_adapters(folder: Path, members: Sequence[Member], model: Model | None, *, ensemble: bool) -> None:
+    if model is None:
+        raise PromptFormatError(f"{folder}: an adapter of PEFT says what its base is like; give the model")
+    for prompt, _ in members:
+        _check_sizes(folder, prompt, model)
+    peft.write(folder, members, model, ensemble=ensemble)
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Reading
 
@@ -271,6 +300,11 @@ class _Contents(NamedTuple):
 
 
 def _read(path: Path) -> _Contents:
+    if path.is_dir():
+        members, ensemble = peft.read(path)
+        if ensemble:
+            _check_together(path, members)
+        return _Contents(members, ensemble)
     with path.open("rb") as file, _named_damage(str(path)):
         magic, size = file.read(4), file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -282,7 +316,7 @@ def _read(path: Path) -> _Contents:
                 raise PromptFormatError(f"{path}: {array.dtype} {list(array.shape)}; a .npy prompt is [P, D]")
             prompt = Prompt(VirtualTokens(_as_float32(str(path), "the array", array)))
             return _Contents([(prompt, PromptMetadata())], False)
-    raise PromptFormatError(f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy)")
+    raise PromptFormatError(f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy), nor a folder of PEFT's")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ Trainable = dict[str, Any]
 
 def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
     """First values for each site: `{"keys": [L, P, H, K], "values": ...}`, or with `config.mlp_width` what `mlp.init`
-    gives, each site with a table and layers of its own; float32.
+    gives, each site with a table and layers of its own; float32. With `config.tie_layers` L is half of the layers.
 
     Raises:
       ConfigError: a site that the model has not, or an initialisation that asks for what is not there.
@@ -31,7 +31,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
     if config.init == "text":
         words = activations(config, model)
     elif config.init == "file":
-        return {site: _from_file(config, model, site, shapes[site]) for site in shapes}
+        return {site: _from_file(config, model, site, shapes[site][0]) for site in shapes}
 
     trainable: Trainable = {}
     for (site, (layers, heads, width)), own in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
@@ -64,13 +64,15 @@ def apply(
             keys_and_values = jnp.moveaxis(made, 0, 2)
         else:
             keys_and_values = jnp.stack([variables["keys"], variables["values"]])
+        if config.tie_layers:
+            keys_and_values = jnp.concatenate([keys_and_values, keys_and_values], axis=1)
         k, v = dropout(keys_and_values, config.dropout, own)
         prefixes[site] = Prefix(k, v, placement=config.placement, shift_positions=config.shift_positions)
     return params, Prompt(**prefixes)
 
 
 def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, int, int]]:
-    """The sites that are trained, with their layers, heads and width of a head."""
+    """The sites that are trained, with the layers that have a prefix of their own, heads and width of a head."""
     there = family(model.config).sites(model.config)
     for site in config.sites:
         if site not in there:
@@ -81,7 +83,14 @@ def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, in
         raise ConfigError(
             "prompt.shift_positions false is of BART; a causal model's positions are counted on from a prefix"
         )
-    return {site: shape for site, shape in there.items() if not config.sites or site in config.sites}
+    chosen = {site: shape for site, shape in there.items() if not config.sites or site in config.sites}
+    if not config.tie_layers:
+        return chosen
+    layers, heads, width = there["decoder_self"]
+    if set(there) == {"decoder_self"} or layers % 2:
+        which = f"the decoder of {model.name} has {layers} layers" if layers % 2 else f"{model.name} is a causal model"
+        raise ConfigError(f"prompt.tie_layers: {which}, of which PEFT gives each a prefix of its own; leave it out")
+    return {"decoder_self": (layers // 2, heads, width)}
 
 
 def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "P 2 L H K"]]:
@@ -118,7 +127,7 @@ def _random(key: PRNGKeyArray, config: PromptConfig, shape: tuple[int, ...]) -> 
     raise ConfigError(f"prompt.init {config.init!r} is not for this prefix; it takes {choices}")
 
 
-def _from_file(config: PromptConfig, model: Model, site: Site, shape: tuple[int, int, int]) -> Trainable:
+def _from_file(config: PromptConfig, model: Model, site: Site, layers: int) -> Trainable:
     assert config.init_file is not None  # config.check
     if config.mlp_width is not None:
         raise ConfigError(
@@ -135,4 +144,7 @@ def _from_file(config: PromptConfig, model: Model, site: Site, shape: tuple[int,
             f"{config.init_file} has placement {prefix.placement!r} and shift_positions {prefix.shift_positions}, and "
             f"prompt has {config.placement!r} and {config.shift_positions}"
         )
-    return {"keys": jnp.asarray(prefix.keys), "values": jnp.asarray(prefix.values)}
+    both = {"keys": prefix.keys, "values": prefix.values}
+    if config.tie_layers and any((array[:layers] != array[layers:]).any() for array in both.values()):
+        raise ConfigError(f"{config.init_file} has a prefix for each layer, and prompt.tie_layers asks for one for two")
+    return {name: jnp.asarray(array[:layers]) for name, array in both.items()}

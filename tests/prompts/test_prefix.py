@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import prompt_jax
-from adapters import assert_close, random_prefix, random_text, whole
+from adapters import assert_close, random_text, whole
 from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models import bart, family, gpt2, t5
 from prompt_jax.models.hub import Model
-from prompt_jax.models.inputs import past_of
 from prompt_jax.prompts import applied, method, prefix
 from prompt_jax.prompts.files import load_prompt, save_prompt
 from prompt_jax.prompts.metadata import Base, PromptMetadata
@@ -208,10 +207,9 @@ def test_a_prefix_from_a_file(saved):
 def test_the_relative_bias_counts_a_prefix_as_text(tiny_folders):
     """T5's rule: the last key of a prefix is at distance 1 from the first token of the text."""
     model = prompt_jax.load_model(str(tiny_folders["t5"]))
-    past = past_of(random_prefix(model, 4).decoder_self, None)
     shape = model.config.relative_buckets, model.config.num_heads
     table = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    bias = t5._prefix_bias(jnp.asarray(table), model.config, past, np.arange(3), bidirectional=False)
+    bias = t5._prefix_bias(jnp.asarray(table), model.config, 4, np.arange(3), bidirectional=False)
     for query in range(3):
         for slot in range(4):
             np.testing.assert_array_equal(bias[0, :, query, slot], table[query + 4 - slot])
