@@ -87,6 +87,7 @@ def evaluate_members(
     batch_size: int,
     rank: bool = True,
     decoding: Decoding = GREEDY,
+    before_batch: Callable[[], None] | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for several prompts at once: one set of rows, (input, prompt), in batches mixed over prompts.
 
@@ -98,6 +99,7 @@ def evaluate_members(
       batch_size: rows a batch.
       rank: whether to rank the labels as well.
       decoding: as for `evaluate`.
+      before_batch: is called before each batch of answers; what it raises ends the evaluation.
 
     Returns:
       what `evaluate` gives for each prompt.
@@ -123,6 +125,7 @@ def evaluate_members(
         batch_size=batch_size,
         decoding=decoding,
         numbers=numbers,
+        before_batch=before_batch,
     )
     labels = [own.format.labels if rank and own.format else () for own in each]
     ranked = own_label_scores(
@@ -163,6 +166,7 @@ def answers(
     longest: int | None = None,
     decoding: Decoding = GREEDY,
     numbers: np.ndarray | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> Answers:
     """The answer to each input.
 
@@ -176,6 +180,7 @@ def answers(
       longest: at least the most tokens of any row, those of later calls included: what is compiled is compiled for it.
       decoding: how they are generated.
       numbers: [rows], by which rows draw differently; left out, 0, 1, 2...
+      before_batch: is called before each batch.
 
     Raises:
       PromptStackError: prompt ids that do not fit the prompt.
@@ -190,6 +195,8 @@ def answers(
     key = place(jax.random.key(decoding.seed), divided(mesh_of(model.params))) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
+        if before_batch is not None:
+            before_batch()
         own, number = batch.pop("lengths"), batch.pop("number")
         keys = None if key is None else row_keys(key, number)
         return compiled_generate(model.params, model.config, batch, prompt, longest, own, how, keys)

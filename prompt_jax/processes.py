@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from prompt_jax.errors import UserError
 
+_END_SECONDS = 10  # for the clean-up of all processes, where each has the same error
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -53,7 +54,9 @@ def initialize(heartbeat: int = 100) -> None:
     arguments: dict[str, Any] = {}
     if "JAX_NUM_PROCESSES" in given or "JAX_PROCESS_ID" in given:
         if missing := [name for name in _VARIABLES if name not in given]:
-            raise DistributedError(f"--distributed: {' and '.join(given)} are set, and {' and '.join(missing)} is not")
+            raise DistributedError(
+                f"--distributed: {' and '.join(missing)} must be set too, beside {' and '.join(given)}"
+            )
         try:
             numbers = {"num_processes": int(given[_VARIABLES[1]]), "process_id": int(given[_VARIABLES[2]])}
         except ValueError as error:
@@ -90,7 +93,7 @@ class Preemption:
     """Notices SIGTERM, which schedulers send some seconds before they take a machine. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._noticed = False
+        self._noticed, self._asked = False, 0
 
     def __enter__(self) -> "Preemption":
         self._before: Any = None
@@ -106,30 +109,47 @@ class Preemption:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
 
-    def at(self, step: int) -> bool:
-        """Whether to save and leave after this step, the same in all processes. To be asked at each step."""
+    def noticed(self) -> bool:
+        """Whether to save and leave now, the same in all processes: true once for each SIGTERM.
+
+        All processes ask together, and often: the more seldom, the later they agree.
+        """
         if jax.process_count() == 1:
-            return self._noticed
-        return multihost_utils.reached_preemption_sync_point(step)
+            noticed, self._noticed = self._noticed, False
+            return noticed
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 @contextlib.contextmanager
 def others_may_be_lost() -> Iterator[None]:
     """Ends this process with ProcessLost's exit status if what fails inside is that another process has gone.
 
-    At once, and without the usual clean-up: at the end of a process JAX waits for all the others.
+    That is done at once, and after another error in a while, without the usual clean-up: at the end of a process JAX
+    waits for all the others, who know nothing of an error in one of them.
     """
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # JaxRuntimeError is one
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
         # A save that fails since another process has gone is an error of the user's only by its type.
         cause = error.__cause__ if isinstance(error, UserError) else error
-        if jax.process_count() == 1 or not _is_of_a_lost_process(cause):
+        if not _is_of_a_lost_process(cause):
+            ending = threading.Timer(_END_SECONDS, _leave, [getattr(error, "exit_status", 1)])
+            ending.daemon = True
+            ending.start()
             raise
         traceback.print_exc()
         text = f"prompt-jax: another process was lost ({str(error).splitlines()[0][:200]}); the same command goes on"
         print(text, file=sys.stderr, flush=True)
-        os._exit(ProcessLost.exit_status)
+        _leave(ProcessLost.exit_status)
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_of_a_lost_process(error: BaseException | None) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from prompt_jax.errors import UserError
 from prompt_jax.processes import all_agree, is_first, wait_for_all
+from prompt_jax.sharding import fetch, mesh_of, place
 
 # orbax takes TensorFlow to reach a bucket if that is installed; as `prompt_jax.paths` it is to take gcsfs. Read when a
 # path is first used.
@@ -37,7 +39,9 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save.
 
-    Saving goes on while training does, so a SaveError may come from the next call, or on leaving.
+    Saving goes on while training does, so a SaveError may come from the next call, or on leaving. What is trained is
+    small, so the first process alone writes it, whole, and nothing that fails there keeps the others waiting; each
+    reads it for itself.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Mapping[str, str]):
@@ -48,8 +52,18 @@ class Checkpoints:
         """
         self.folder, self.identity = folder, dict(identity)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            enable_async_checkpointing=True,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+            ),
         )
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        wait_for_all("the folder of checkpoints is there")
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -63,6 +77,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
+        state = jax.tree.map(np.array, fetch(state))  # a copy: the next step takes the memory of the state
+        if not is_first():
+            return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             position=ocp.args.JsonSave(position),
@@ -71,6 +88,11 @@ class Checkpoints:
         )
         with self._errors():
             self._manager.save(step, args=items, force=True)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the last whole one; None without any."""
+        return self._manager.latest_step()
 
     def wait(self) -> None:
         """Returns when the last save is done."""
@@ -83,8 +105,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            whole = self._manager.latest_step()
-            left = "there is none" if whole is None else f"the last whole one is of step {whole}"
+            left = "there is none" if self.latest is None else f"the last whole one is of step {self.latest}"
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise SaveError(f"a checkpoint could not be written to {self.folder} ({reason}); {left}") from error
 
@@ -96,7 +117,7 @@ class Checkpoints:
         Raises:
           ResumeError: there are checkpoints, and none can be read, or they are of another base or data.
         """
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             items = ocp.args.Composite(
@@ -129,8 +150,15 @@ class Checkpoints:
                         f"the {name} is not what the run in {self.folder.parent} was begun with; "
                         "choose another --name, or --overwrite the run"
                     )
-            return Restored(restored.state, restored.position, restored.progress)
+            state = jax.tree.map(_as_it_was, restored.state, like)
+            return Restored(state, restored.position, restored.progress)
         if damaged:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise ResumeError(f"none of the checkpoints in {self.folder} can be read ({found})")
         return None
+
+
+def _as_it_was(leaf: np.ndarray, like: Any) -> Any:
+    """On the devices that `like` is on, if it is on any."""
+    sharding: Any = like.sharding if mesh_of(like) else None
+    return place(leaf, sharding) if isinstance(like, jax.Array) else leaf

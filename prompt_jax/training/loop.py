@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import evaluate_members
+from prompt_jax.evaluation import Evaluation, evaluate_members
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
@@ -28,6 +28,10 @@ from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
 from prompt_jax.whole_file import write_text
+
+
+class _Leaving(Exception):
+    """The machine is wanted back, in the midst of an evaluation."""
 
 
 class Diverged(UserError, RuntimeError):
@@ -55,6 +59,7 @@ class Progress:
 
     members: list[Standing]
     step: int = 0
+    evaluation_due: bool = True  # at this step, and not done yet
     seconds: float = 0.0  # of training and evaluation, over all sittings
 
     @property
@@ -74,6 +79,7 @@ class Run:
     checkpoints: Checkpoints
     log: Log
     display: Display
+    best_written: bool = True  # to best.npz
 
 
 def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> tuple[Setup, Progress]:
@@ -115,10 +121,12 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
         run = Run(experiment, setup, progress, best, checkpoints, log, display)
         if restored is not None:  # the file may be from an evaluation after the checkpoint
             _save_prompts(run, "best.npz", best)
-        if progress.step < setup.steps and progress.training:
+        if progress.evaluation_due or (progress.step < setup.steps and progress.training):
             _fit(run, states)
         with _saving(run):
             checkpoints.wait()
+        if not run.best_written:  # which is what comes next stands on
+            _save_prompts(run, "best.npz", run.best)
     wait_for_all("trained")
     return setup, progress
 
@@ -127,12 +135,15 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
     """Steps from where the run is to the end, evaluating and saving on the way."""
     options, setup, progress = run.experiment.train, run.setup, run.progress
     since = time.monotonic()
-    if progress.step == 0:
-        states = _evaluate(run, states)
-
     pending: tuple[int, list[Any]] | None = None
     with contextlib.closing(prefetch(setup.batches, setup.place)) as batches, Preemption() as preemption:
+        if progress.evaluation_due:
+            states, leaving = _evaluate(run, states, preemption)
+            if leaving:  # as it was begun
+                _leave(run)
         for step in range(progress.step + 1, setup.steps + 1):
+            if not progress.training:
+                break
             batch, position = next(batches)
             states, metrics = _step(run, states, batch)
             if pending is not None:  # fetched one step late, so that the device need not wait for the host
@@ -141,14 +152,15 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
             last = step == setup.steps
             evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
-            leaving = preemption.at(step) and not last
+            leaving = preemption.noticed()
             if evaluating or saving or leaving:
                 _finish(run, *pending)
                 pending = None
                 progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
             progress.step = step
-            if evaluating and progress.training and not leaving:
-                states = _evaluate(run, states)
+            progress.evaluation_due = evaluating and bool(progress.training)
+            if progress.evaluation_due and not leaving:
+                states, leaving = _evaluate(run, states, preemption)
             stopping = not progress.training
             if evaluating or saving or stopping or leaving:
                 with _saving(run):
@@ -156,15 +168,22 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
             if saving or stopping or leaving:
                 assert position is not None  # MemberBatches has one
                 with _saving(run):
+                    run.checkpoints.wait()  # an error of the last save is not this one's
+                with _saving(run):
                     state = {"states": states, "best": run.best}
                     run.checkpoints.save(step, state, position, dataclasses.asdict(progress))
                 with _saving(run):
                     _save_prompts(run, "last.npz", setup.trainable(states))
-            if stopping:
-                break
             if leaving:
-                run.checkpoints.wait()
-                raise Preempted(f"asked to leave; saved at step {step}, from which the same command goes on")
+                _leave(run)
+
+
+def _leave(run: Run) -> NoReturn:
+    with _saving(run):
+        run.checkpoints.wait()
+    saved = run.checkpoints.latest
+    where = "nothing is saved yet" if saved is None else f"saved at step {saved}, from which the same command goes on"
+    raise Preempted(f"asked to leave; {where}")
 
 
 def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tuple[tuple[TrainState, ...], list[Any]]:
@@ -214,44 +233,59 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
         run.display.step(step, sum(losses) / len(losses), options.batch_size * len(losses))
 
 
-def _evaluate(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, ...]:
+def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) -> tuple[tuple[TrainState, ...], bool]:
     """Scores the members that are trained on their validation splits, keeps their best, and stops whom it is time to.
 
     The best is by the task's first metric; of equals the one that was trained longer.
+
+    Returns:
+      The states, and whether it is time to leave instead: then nothing has changed.
     """
     setup, progress = run.setup, run.progress
     trainable = setup.trainable(states)
     prompts = setup.prompts(trainable)
-    scores: list[float] = []
+
+    def go_on() -> None:
+        if preemption.noticed():
+            raise _Leaving
+
+    results: dict[int, Evaluation] = {}
+    try:
+        for numbers in setup.by_task(progress.training):
+            member = setup.members[numbers[0]]
+            found = evaluate_members(
+                setup.model,
+                [prompts[number] for number in numbers],
+                member.examples["validation"],
+                target_length=member.task_format.target_length,
+                batch_size=run.experiment.train.eval_batch_size,
+                rank=False,
+                before_batch=go_on,
+            )
+            results |= zip(numbers, found, strict=True)
+    except _Leaving:
+        return states, True
+
+    progress.evaluation_due = False
     improved = False
-    for numbers in setup.by_task(progress.training):
-        member = setup.members[numbers[0]]
-        results = evaluate_members(
-            setup.model,
-            [prompts[number] for number in numbers],
-            member.examples["validation"],
-            target_length=member.task_format.target_length,
-            batch_size=run.experiment.train.eval_batch_size,
-            rank=False,
-        )
-        for number, result in zip(numbers, results, strict=True):
-            seconds = {"seconds": progress.seconds}
-            values = {f"validation/{name}": value for name, value in result.scores.items()}
-            with _saving(run):
-                run.log.write(progress.step, number, values | seconds)
-            standing = progress.members[number]
-            standing.metric, score = next(iter(result.scores.items()))
-            scores.append(score)
-            standing.evaluations_since = 0 if score > standing.score else standing.evaluations_since + 1
-            if score >= standing.score:
-                standing.score, standing.best_step, standing.best_scores = score, progress.step, dict(result.scores)
-                run.best[number] = trainable[number]
-                improved = True
-    if improved:
+    for number, result in results.items():
+        values = {f"validation/{name}": value for name, value in result.scores.items()}
+        with _saving(run):
+            run.log.write(progress.step, number, values | {"seconds": progress.seconds})
+        standing = progress.members[number]
+        standing.metric, score = next(iter(result.scores.items()))
+        standing.evaluations_since = 0 if score > standing.score else standing.evaluations_since + 1
+        if score >= standing.score:
+            standing.score, standing.best_step, standing.best_scores = score, progress.step, dict(result.scores)
+            run.best[number] = trainable[number]
+            improved = True
+    if improved or not run.best_written:
+        run.best_written = False
         with _saving(run):
             _save_prompts(run, "best.npz", run.best)
-    _show_scores(run, scores)
-    return _stop_early(run, states)
+            run.best_written = True
+    _show_scores(run, [next(iter(result.scores.values())) for result in results.values()])
+    return _stop_early(run, states), False
 
 
 def _show_scores(run: Run, scores: Sequence[float]) -> None:
@@ -294,7 +328,7 @@ def _saving(run: Run) -> Iterator[None]:
     except (SaveError, OSError) as error:
         if run.experiment.train.save_errors == "stop":
             raise
-        run.display.say(f"step {run.progress.step}: not saved, and training goes on: {error}")
+        run.display.say(f"not saved, and training goes on: {error}")
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:

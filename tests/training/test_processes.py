@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -92,6 +93,33 @@ def test_asked_to_leave(experiment, monkeypatch):
     np.testing.assert_array_equal(losses(experiment), losses(whole))
 
 
+@pytest.mark.parametrize(
+    "evaluation, said", [(0, "nothing is saved yet"), (1, "saved at step 2"), (2, "saved at step 4")]
+)
+def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, said):
+    """It is made up for: scores, the best prompt and all that follows are as without."""
+    experiment = changed(experiment, "train", eval_every=2, checkpoint_every=1000)
+    whole = named(experiment, "whole")
+    loop.train(whole)
+    count, real = 0, loop.evaluate_members
+
+    def evaluate_members(*arguments, **options):
+        nonlocal count
+        if count == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+        count += 1
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match=said):
+        patch.setattr(loop, "evaluate_members", evaluate_members)
+        loop.train(experiment)
+    _, progress = loop.train(experiment)
+    assert count == evaluation + 1 and not progress.evaluation_due
+    np.testing.assert_array_equal(prompts(experiment), prompts(whole))
+    logs = [[line | {"seconds": None} for line in read_log(run.folder)] for run in (experiment, whole)]
+    assert logs[0] == logs[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", (1, 2))
 def test_asked_to_leave_and_killed(experiment, processes):
@@ -128,21 +156,50 @@ def test_asked_to_leave_and_killed(experiment, processes):
     np.testing.assert_array_equal(losses(hurt), losses(whole))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
+def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
+    """Both end, soon, and the checkpoints before it are used."""
+    options = {"steps": 3000, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 1000}
+    experiment = changed(changed(experiment, "train", **options), "prompt", length=100)
+    experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
+    started = distributed.start(experiment, 2)
+    end = time.monotonic() + 200
+    while not (experiment.folder / "checkpoints" / "20").exists():
+        assert time.monotonic() < end, distributed.output(experiment).read_text()
+        time.sleep(0.05)
+    resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
+    statuses = distributed.finish(experiment, started, timeout=60)
+    assert re.search("could not be written|File too large", distributed.output(experiment).read_text())
+    assert statuses[0] == 1 and statuses[1] in (76, -signal.SIGABRT)
+    again = changed(experiment, "train", steps=3001)
+    started = distributed.start(again, 2)
+    while "resuming at step" not in distributed.output(again).read_text():
+        assert started[0].poll() is None, distributed.output(again).read_text()
+        time.sleep(0.1)
+    for process in started:
+        process.kill()
+        process.wait()
+
+
 def test_which_errors_are_of_a_lost_process(monkeypatch):
-    """Also where a save fails for it; not what is wrong with a file or an address."""
-    ended = []
+    """Also where a save fails for it; not what is wrong with a file or an address: that is raised, and the process is
+    ended with its status in a while, since the others will not be."""
+    ended: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr("prompt_jax.processes._END_SECONDS", 0.01)
     saving, address = loop.SaveError("not written"), loop.UserError("not fetched")
     saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
     for error in (ValueError("Gloo all-reduce failed"), saving):
         with others_may_be_lost():
             raise error
     assert ended == [76, 76]
-    for error in (ValueError("shapes do not fit"), loop.SaveError("the disk is full"), address):
+    for error in (ValueError("shapes do not fit"), loop.SaveError("the disk is full"), address, loop.Diverged("nan")):
         with pytest.raises(type(error)), others_may_be_lost():
             raise error
-    assert ended == [76, 76]
+        time.sleep(0.2)
+    assert ended == [76, 76, 1, 1, 1, 3]
 
 
 @pytest.mark.parametrize("policy", ("stop", "continue"))
