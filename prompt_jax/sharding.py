@@ -70,7 +70,13 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
     if count == 1:
         return None
     # An axis of ours may be a part of one of the machine's, as 2 of a ring of 4.
-    placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    try:
+        placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    except AssertionError as error:  # of TPUs
+        raise ConfigError(
+            f"{text} is {count} of {len(devices)} chips, and the first {count} are no block of them without a gap; "
+            f"sizes that make {len(devices)} take all"
+        ) from error
     return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
 
 

@@ -109,7 +109,7 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _say_bill(job: Job, options: argparse.Namespace) -> None:
     if job.backend == "tpu-vm" and not options.dry_run:
-        print(f"launch: {tpu_vm.bill(job)}", file=sys.stderr)
+        tpu_vm.say_bill(job)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,9 +4,10 @@
     python tools/plan.py CONFIG --topology v5e:16x16 [OVERRIDES]
     python tools/plan.py --all > tools/plans.md
 
-No weights are needed: the base, `model.name`, is a folder with a config.json, or one of the published T5 1.1s, GPT-2s
-and BARTs. Inputs and targets are as long as `data.input_length` and `data.target_length` say, or 512 and 16 tokens.
-The other options are those of `prompt-jax train`; the mesh is the experiment's, as in --mesh.data -1 --mesh.model 16.
+No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or one of the published T5 1.1s,
+GPT-2s and BARTs. Inputs and targets are as long as `data.input_length` and `data.target_length` say, or 512 and 16
+tokens. The other options are those of `prompt-jax train`; the mesh is the experiment's, as in --mesh.data -1
+--mesh.model 16.
 
 A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all is T5 1.1 of each size, an ensemble
 of 32 prompts, on five slices.

@@ -113,6 +113,17 @@ def test_runs_of_a_pod_are_on_a_bucket(bad):
         jobs.check_bucket(bad)
 
 
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_runs_may_be_on_a_bucket(checkout, backend):
+    words = (backend, "--dry-run", "--runs")
+    assert "--runs gs://b-1/r" in checkout.launch(*words, "gs://b-1/r/", "demo", "configs/tiny.py").stdout
+    here = checkout.launch(*words, "a/r", "demo", "configs/tiny.py").stdout
+    assert shlex.quote(str(checkout.folder / "a" / "r")) in here
+    for bad in ("gs:/b-1/r", "gs://", "s3://b-1/r", "hdfs:///r"):
+        told = checkout.launch(*words, bad, "demo", "configs/tiny.py", code=1).stderr
+        assert told.startswith(f"launch: --runs {bad}: expected a folder, or one on a bucket")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "overrides, told",

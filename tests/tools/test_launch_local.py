@@ -80,6 +80,28 @@ def test_stop_lets_processes_save_and_the_same_command_goes_on(checkout):
     assert len(checkout.starts()) == 4 and checkout.job("demo")["state"] == "done"
 
 
+def stopped(checkout, *words: str, play: str) -> tuple[int, str]:
+    """How a launcher of two processes ends that is stopped, and what it says."""
+    with checkout.start("local", "--processes", "2", *words, "demo", "configs/tiny.py", PLAY=play) as launcher:
+        wait_for(lambda: len(checkout.starts()) == 2)
+        checkout.launch("stop", "demo")
+        said = launcher.communicate(timeout=10)[0]
+    return launcher.returncode, said
+
+
+def test_stop_names_a_process_that_had_to_be_killed(checkout):
+    code, said = stopped(checkout, "--grace", "0.1", play='{"0": ["wait"], "1": ["stubborn"]}')
+    assert code == 137 and "stopped, and not all was saved: process 1 ended with 137 (SIGKILL)" in said
+    assert "stopped: by SIGTERM, and not all was saved" in checkout.launch("list").stdout
+
+
+@pytest.mark.parametrize("status, state", [(0, "done"), (1, "failed")])
+def test_what_ends_by_itself_was_not_stopped(checkout, status, state):
+    code, said = stopped(checkout, play=f'{{"0": ["told {status}"], "1": ["told {status}"]}}')
+    assert code == status and "stopped" not in said
+    assert checkout.job("demo")["state"] == state
+
+
 def test_stop_during_a_pause(checkout):
     with checkout.start("local", "--backoff", "60", "demo", "configs/tiny.py", PLAY='{"0": ["SIGKILL"]}') as launcher:
         wait_for(lambda: "restart 1" in launcher.stdout.readline())

@@ -125,6 +125,19 @@ def test_secrets_reach_the_workers_in_a_file_of_their_own(cloud):
     assert not any("hf_01" in text for text in texts)
 
 
+def test_secrets_do_not_stay_here_when_they_cannot_be_sent(cloud):
+    words = ("--env", "HF_TOKEN", "--retries", "0")
+    gcloud = cloud.folder / "bin" / "gcloud"
+    gcloud.parent.mkdir()
+    scp = 'scp) cp "${@:(-5):1}" "$GCLOUD/taken"; exit 1 ;;'
+    gcloud.write_text(f'#!/bin/bash\ncase "$4" in {scp} esac\nexec "{STAND_INS}/gcloud" "$@"\n')
+    gcloud.chmod(0o755)
+    path = f"{gcloud.parent}:{cloud.checkout.env['PATH']}"
+    launch(cloud, options=words, code=76, HF_TOKEN="hf_0123456789", PATH=path)
+    assert "hf_0123456789" in (cloud.folder / "taken").read_text()  # it was there to be sent
+    assert not (cloud.checkout.state / "demo" / "env").exists()
+
+
 def test_a_dry_run_is_what_a_launch_does(cloud):
     words = ("tpu-vm", "--dry-run", *TPU, *FAST, "--autodelete", *DEMO, *AWKWARD)
     printed = cloud.checkout.launch(*words).stdout
@@ -237,6 +250,75 @@ def running(cloud: Cloud):
     return watcher
 
 
+@pytest.fixture
+def requested(cloud):
+    """Google Cloud with a request that was made for a job, and waits; its launcher was interrupted."""
+    cloud.write(creates=[["WAITING_FOR_RESOURCES"] * 10_000])
+    with cloud.checkout.start("tpu-vm", *TPU, *FAST, *DEMO) as watcher:
+        wait_for(lambda: cloud.state["request"] == "WAITING_FOR_RESOURCES")
+        watcher.send_signal(signal.SIGINT)
+        watcher.communicate(timeout=20)
+    return cloud
+
+
+@pytest.mark.parametrize(
+    "options, was, now",
+    [
+        (("--zone", "us-east1-c"), "zone us-west4-a", "zone us-east1-c"),
+        (("--project", "my-project"), "project None", "project my-project"),
+        (("--accelerator", "v5litepod-16"), "accelerator v5litepod-8", "accelerator v5litepod-16"),
+        (("--direct", "--spot"), "spot False, direct False", "spot True, direct True"),
+    ],
+)
+def test_a_tpu_is_not_forgotten_for_another_one(requested, options, was, now):
+    refused = launch(requested, options=options, code=1).stderr
+    assert f"demo was launched with {was}, and not {now}: " in refused
+    assert "still requested, and billed from when it is there: v5litepod-8 demo in us-west4-a" in refused
+    assert "nothing of demo is left" not in refused
+    assert len(requested.calls("create")) == 1 and len(requested.checkout.job("demo")["launches"]) == 1
+    requested.checkout.launch("delete", "demo")
+    assert requested.state["request"] is None
+    (delete,) = requested.calls("delete")
+    assert "queued-resources" in delete and "--zone=us-west4-a" in delete
+
+
+def test_when_it_is_not_known_whether_a_tpu_is_left_it_is_not_forgotten(requested):
+    (requested.folder / "state.json").write_text("broken")
+    refused = launch(requested, options=("--zone", "us-east1-c"), code=1).stderr
+    assert "COULD NOT ASK whether v5litepod-8 demo in us-west4-a" in refused
+    assert requested.checkout.job("demo")["options"]["zone"] == "us-west4-a"
+
+
+def test_another_tpu_where_the_first_is_gone(cloud):
+    launch(cloud, options=("--autodelete",))
+    launch(cloud, options=("--zone", "us-east1-c"))
+    assert cloud.checkout.job("demo")["options"]["zone"] == "us-east1-c"
+    assert len(cloud.calls("create", "--zone=us-east1-c")) == 1
+
+
+def test_other_words_do_not_pass_for_what_runs(cloud):
+    with running(cloud) as watcher:
+        watcher.send_signal(signal.SIGINT)
+        watcher.communicate(timeout=20)
+    commit = cloud.checkout.git("rev-parse", "HEAD")[:12]
+    refused = launch(cloud, "--train.steps", "9", code=1).stderr
+    assert (
+        f"demo still runs commit {commit}: train configs/tiny.py" in refused and "launch.py stop demo first" in refused
+    )
+    assert "STILL THERE, AND BILLED" in refused
+    assert len(cloud.checkout.job("demo")["launches"]) == 1 and len(cloud.checkout.starts()) == 2
+
+    cloud.checkout.launch("stop", "demo")
+    launch(cloud, "--train.steps", "9")
+    assert cloud.checkout.starts()["0.1"]["argv"][-2:] == ["--train.steps", "9"]
+
+
+def test_other_words_for_a_tpu_that_has_been_sent_nothing_yet(requested):
+    requested.write(coming=["ACTIVE"])
+    launch(requested, "--train.steps", "9")
+    assert requested.checkout.starts()["0.0"]["argv"][-2:] == ["--train.steps", "9"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_launcher_leaves_the_job_says_so_and_watches_again(cloud, number):
     with running(cloud) as watcher:
@@ -297,6 +379,28 @@ def test_logs_follow_one_worker(cloud):
         assert follower.stdout.readline() == "process 1, start 0\n"
         follower.send_signal(signal.SIGINT)
         follower.wait(10)
+
+
+def test_logs_of_a_tpu_that_is_gone_are_what_was_copied(cloud):
+    launch(cloud, options=("--autodelete",))
+    assert cloud.checkout.launch("logs", "demo").stdout == "process 0, start 0\n"
+    missing = cloud.checkout.launch("logs", "--worker", "1", "demo", code=1).stderr
+    assert "demo has no log of worker 1; there are: worker-0.log" in missing
+
+
+def test_a_bill_that_is_interrupted_is_not_left_out(cloud, monkeypatch, capsys):
+    launch(cloud)
+    job = jobs.read_job(cloud.checkout.state, "demo")
+
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tpu_vm, "capacity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tpu_vm.say_bill(job)
+    told = capsys.readouterr().err
+    assert "COULD NOT ASK whether v5litepod-8 demo in us-west4-a is still there, and billed: interrupted" in told
+    assert "gcloud compute tpus tpu-vm list" in told
 
 
 def test_dry_runs_of_the_other_verbs(cloud):

@@ -27,7 +27,8 @@ from prompt_jax.config import (
     PromptConfig,
     TrainConfig,
 )
-from prompt_jax.models import family
+from prompt_jax.models import demo, family
+from prompt_jax.models.config_files import model_config
 from prompt_jax.training import setup as setups
 
 PLAN = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
@@ -122,6 +123,24 @@ def test_what_a_run_would_refuse_is_refused(tiny_folder):
     several = [SimpleNamespace(process_index=number // 4) for number in range(8)]
     with pytest.raises(ConfigError, match="make 1 devices, and the 2 hosts have 8: all have to take part"):
         next(programs(experiment(str(tiny_folder)), several))
+
+
+@pytest.mark.parametrize("data", [3, 5, 7])
+def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
+    chips = [
+        SimpleNamespace(coords=(x, y, 0), core_on_chip=0, device_kind="TPU v5 lite", platform="tpu", process_index=0)
+        for y in range(4)
+        for x in range(2)
+    ]
+    told = (
+        f"mesh.data {data} x .* is {data} of 8 chips, and the first {data} are no block .*; sizes that make 8 take all"
+    )
+    with pytest.raises(ConfigError, match=told):
+        next(programs(experiment(str(tiny_folder), mesh=MeshConfig(data=data)), chips))
+
+
+def test_the_demo_is_of_the_shape_that_is_planned():
+    assert base_config("demo") == model_config(demo._CONFIG, {}, source="demo")
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,15 @@ def check_bucket(runs: str) -> None:
         )
 
 
+def runs_folder(runs: str) -> str:
+    """The folder of all runs as processes elsewhere find it: absolute, or on a bucket. Raises LaunchError."""
+    if not re.match(r"[\w.+-]+:/", runs):
+        return os.path.abspath(runs)
+    if not _BUCKET.fullmatch(runs):
+        raise LaunchError(f"--runs {runs}: expected a folder, or one on a bucket, e.g. gs://my-bucket/runs")
+    return runs.rstrip("/")
+
+
 def check_variables(names: Sequence[str]) -> None:
     for name in names:
         if not _VARIABLE.fullmatch(name):

@@ -17,19 +17,22 @@ from launcher.jobs import Job
 from launcher.restarts import RESTARTABLE, Ending, Restarts, exit_status
 
 POLL = 0.1  # seconds
+SAVED = 75  # exit status of a process that was told to end, and has saved
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many (default 1)")
     parser.add_argument("--grace", type=float, default=60.0, metavar="SECONDS", help="between SIGTERM and SIGKILL (60)")
-    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of all runs (runs)")
+    parser.add_argument(
+        "--runs", default="runs", metavar="FOLDER", help="folder of all runs, or gs://BUCKET/... (runs)"
+    )
 
 
 def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The folder of all runs, and what is recorded of the options. Raises LaunchError."""
     if not 1 <= options.processes <= 64:
         raise LaunchError(f"--processes must be from 1 to 64, not {options.processes}")
-    return os.path.abspath(options.runs), {"processes": options.processes}
+    return jobs.runs_folder(options.runs), {"processes": options.processes}
 
 
 def processes(job: Job, port: int) -> list[Command]:
@@ -66,13 +69,11 @@ def launch(job: Job, options: argparse.Namespace) -> int:
         while True:
             begin = time.monotonic()
             ending = _sitting(job, lock, told, options.grace)
-            if told:
-                job.write(state="stopped", detail=f"by {signal.Signals(told[0]).name}")
-                print(f"launch: {job.name} stopped; the same command goes on", file=sys.stderr)
-                return 75
             if ending.status == 0:
                 job.write(state="done")
                 return 0
+            if told and ending.status in RESTARTABLE:
+                return _stopped(job, told, ending)
             wait = restarts.wait(time.monotonic() - begin) if ending.status in RESTARTABLE else None
             if wait is None:
                 job.write(state="failed", detail=str(ending))
@@ -81,6 +82,16 @@ def launch(job: Job, options: argparse.Namespace) -> int:
                 return ending.status
             print(f"launch: {ending}; restart {restarts.count} in {wait:.0f} s", file=sys.stderr)
             _sleep(wait, told)
+            if told:
+                return _stopped(job, told, Ending(SAVED))
+
+
+def _stopped(job: Job, told: Sequence[int], ending: Ending) -> int:
+    """Says that a job was stopped, and whether it has saved. Returns the exit status."""
+    unsaved = "" if ending.status == SAVED else f", and not all was saved: {ending}"
+    job.write(state="stopped", detail=f"by {signal.Signals(told[0]).name}{unsaved}")
+    print(f"launch: {job.name} stopped{unsaved}; the same command goes on", file=sys.stderr)
+    return ending.status
 
 
 def _sitting(job: Job, lock: int, told: Sequence[int], grace: float) -> Ending:
@@ -98,12 +109,16 @@ def _sitting(job: Job, lock: int, told: Sequence[int], grace: float) -> Ending:
             )
         job.write(ids={"pid": os.getpid(), "processes": [process.pid for process in started]})
         while True:
+            if told:
+                _end(started, grace)
             codes = [process.poll() for process in started]
             _copy_new(shown)
             failed = [number for number, code in enumerate(codes) if code]
+            if told:  # what ended otherwise than by saving comes first
+                failed.sort(key=lambda number: codes[number] == SAVED)
             if failed:
                 return Ending(exit_status(codes[failed[0]] or 0), f"process {failed[0]}")
-            if told or all(code == 0 for code in codes):
+            if all(code == 0 for code in codes):
                 return Ending(0)
             time.sleep(POLL)
 

@@ -6,7 +6,6 @@ The job has the environment that it is submitted from, which Slurm keeps to itse
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -97,7 +96,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grace", type=int, default=120, metavar="SECONDS", help="for the others when one fails (120)")
     parser.add_argument(
-        "--runs", default="runs", metavar="FOLDER", help="folder of all runs; nodes must share it (runs)"
+        "--runs",
+        default="runs",
+        metavar="FOLDER",
+        help="folder of all runs, or gs://BUCKET/...; nodes must share it (runs)",
     )
 
 
@@ -108,7 +110,7 @@ def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for option in options.sbatch:
         if not option.startswith("-"):
             raise LaunchError(f"--sbatch {option}: an option of sbatch, e.g. --sbatch=--partition=gpu")
-    return os.path.abspath(options.runs), {"nodes": options.nodes, "sbatch": options.sbatch}
+    return jobs.runs_folder(options.runs), {"nodes": options.nodes, "sbatch": options.sbatch}
 
 
 def script(job: Job, retries: int, backoff: float, grace: int) -> str:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import jobs
+from launcher import jobs, local
 from launcher.commands import Command, LaunchError, SecretFile, Step, TextFile, perform
 from launcher.jobs import Job
 from launcher.restarts import RESTARTABLE, Ending, Restarts
@@ -45,6 +45,9 @@ _TRANSIENT = re.compile(r"capacity|RESOURCE_EXHAUSTED|UNAVAILABLE|INTERNAL|DEADL
 
 # States of a queued resource, and of a node, that do not lead to a usable TPU any more.
 _DEAD = {"FAILED", "SUSPENDING", "SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "HIDDEN", "HIDING"}
+
+# Options of the request for a TPU: with others it would be another TPU.
+_REQUESTED = ("zone", "project", "accelerator", "runtime_version", "spot", "direct")
 
 GRACE = 180.0  # seconds for the others to notice that one has failed: JAX's heartbeat is 100 s
 UNREACHABLE = 10  # times in a row that workers may not answer
@@ -152,6 +155,22 @@ def _there(job: Job) -> str:
     return f"prompt_jax_jobs/{job.name}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """The step that prints a worker's log: there, or where the TPU is gone, what was copied of it to this machine."""
+
+    job: Job
+    worker: int
+
+    def shell(self) -> str:
+        return on_workers(self.job, "log", self.worker).shell()
+
+    def run(self) -> None:
+        there = capacity(self.job).ready
+        log = on_workers(self.job, "log", self.worker) if there else local.follow(self.job, self.worker, running=False)
+        log.run()
+
+
 def fetch_log(job: Job, worker: int) -> Command:
     """Copies a worker's log to this machine."""
     there, here = f"{job.name}:{_there(job)}/log", str(job.log(worker))
@@ -256,7 +275,8 @@ def launch(job: Job, options: argparse.Namespace) -> int:
         perform([*packed(job), create(job), *asked, *sent(job), on_workers(job, "status"), *end], dry_run=True)
         return 0
     job.folder.mkdir(parents=True, exist_ok=True)
-    with job.locked(), _signals_end_us(), _bill(job):
+    with job.locked(), _signals_end_us(), _bill(_of_the_same_tpu(job)):
+        _check_workers(job)
         job.write(state="running", detail="", ids={"pid": os.getpid(), "node": job.name})
         capacity(job)  # better known at once: that gcloud is not there, or that nobody is logged in
         perform(packed(job), dry_run=False)
@@ -274,6 +294,39 @@ def launch(job: Job, options: argparse.Namespace) -> int:
         return ending.status
 
 
+def _before(job: Job) -> Job | None:
+    """A job as it was launched the last time."""
+    return jobs.read_job(job.folder.parent, job.name) if (job.folder / "job.json").exists() else None
+
+
+def _of_the_same_tpu(job: Job) -> Job:
+    """The job. Raises LaunchError: it has, or may have, another TPU, which would be forgotten, and billed."""
+    if before := _before(job):
+        changed = [name for name in _REQUESTED if before.options[name] != job.options[name]]
+        if changed and (left := _left(before)):
+            was, now = (
+                ", ".join(f"{name} {job.options[name]}" for name in changed).replace("_", "-") for job in (before, job)
+            )
+            raise LaunchError(
+                f"{job.name} was launched with {was}, and not {now}: launch it as before, or "
+                f"launch.py delete {job.name} first\n{left}"
+            )
+    return job
+
+
+def _check_workers(job: Job) -> None:
+    """Raises LaunchError: the workers still run something else, and would go on with that."""
+    before = _before(job)
+    if before is None or (before.commit, before.command) == (job.commit, job.command) or not capacity(job).ready:
+        return
+    script = f"{_there(job)}/worker.sh"
+    if " running" in _ssh(job, f"if test -e {script}; then bash {script} status; fi").output():
+        raise LaunchError(
+            f"{job.name} still runs commit {before.commit[:12]}: {shlex.join(before.command)}\n"
+            f"Launch the same again to watch it, or launch.py stop {job.name} first"
+        )
+
+
 def _to_the_end(job: Job, options: argparse.Namespace) -> Ending:
     """Sittings, one after the other, until the job is done or no further one helps."""
     restarts = Restarts(options.retries, options.backoff)
@@ -282,7 +335,10 @@ def _to_the_end(job: Job, options: argparse.Namespace) -> Ending:
         try:
             _acquire(job, options.poll)
             begin = time.monotonic()  # waiting in the queue is no sitting
-            perform(sent(job), dry_run=False)
+            try:
+                perform(sent(job), dry_run=False)
+            finally:
+                (job.folder / "env").unlink(missing_ok=True)  # it has secrets, wherever that ended
             ending = _watched(job, options.poll)
             reason = str(ending)
             if ending.status not in RESTARTABLE:
@@ -383,20 +439,42 @@ def _bill(job: Job) -> Iterator[None]:
     try:
         yield
     finally:
-        _say(bill(job))
+        say_bill(job)
+
+
+def say_bill(job: Job) -> None:
+    """Says what is still there of a job, and billed, or if that is interrupted, that it is not known."""
+    try:
+        text = bill(job)
+    except (KeyboardInterrupt, SystemExit):
+        _say(_unknown(job, "interrupted"))
+        raise
+    _say(text)
 
 
 def bill(job: Job) -> str:
     """What is still there of a job, and billed."""
-    kind = f"{job.options['accelerator']} {job.name} in {job.options['zone']}"
+    return _left(job) or f"nothing of {job.name} is left, or billed"
+
+
+def _kind(job: Job) -> str:
+    return f"{job.options['accelerator']} {job.name} in {job.options['zone']}"
+
+
+def _unknown(job: Job, why: object) -> str:
+    return f"COULD NOT ASK whether {_kind(job)} is still there, and billed: {why}\n  ask with: {nodes(job).shell()}"
+
+
+def _left(job: Job) -> str | None:
+    """What is, or may be, still there of a job; None if nothing is."""
     try:
         now = capacity(job)
     except (LaunchError, ValueError) as error:
-        return f"COULD NOT ASK whether {kind} is still there, and billed: {error}\n  ask with: {nodes(job).shell()}"
+        return _unknown(job, error)
     if now.absent:
-        return f"nothing of {job.name} is left, or billed"
+        return None
     billed = "STILL THERE, AND BILLED" if now.node else "still requested, and billed from when it is there"
-    return f"{billed}: {kind} ({now}); to end that: launch.py delete {job.name}"
+    return f"{billed}: {_kind(job)} ({now}); to end that: launch.py delete {job.name}"
 
 
 @contextlib.contextmanager
@@ -434,8 +512,8 @@ def states(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
     return found
 
 
-def logs(job: Job, worker: int) -> Command:
-    return on_workers(job, "log", worker)
+def logs(job: Job, worker: int) -> Step:
+    return Log(job, worker)
 
 
 def stop(job: Job) -> list[Step]:

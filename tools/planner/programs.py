@@ -45,6 +45,7 @@ def _published() -> dict[str, dict[str, Any]]:
         raw = _T5 | {"d_model": width, "d_ff": inner, "num_layers": depth, "num_heads": heads}
         for name in (f"t5-v1_1-{size}", f"t5-{size}-lm-adapt", f"flan-t5-{size}"):
             shapes[f"google/{name}"] = raw | {"tie_word_embeddings": False}
+    shapes["demo"] = shapes["google/flan-t5-small"]  # which it was made of
     for size, (width, depth, heads) in _GPT2_SIZES.items():
         raw = {"model_type": "gpt2", "n_embd": width, "n_layer": depth, "n_head": heads}
         shapes[f"openai-community/gpt2{size}"] = raw

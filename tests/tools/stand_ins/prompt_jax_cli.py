@@ -4,6 +4,7 @@ Environment: RECORDS, a folder for a JSON file for each process and start; and P
 it does at each start: an exit status, a signal's name to be killed by, or
 
     wait      until SIGTERM, and end with 75
+    told N    until SIGTERM, and end with N
     stubborn  until SIGKILL
 
 At the last entry it stays; a process without one ends with 0. None ends before all processes of its start are there.
@@ -49,10 +50,10 @@ def main() -> int:
         time.sleep(0.01)
     if isinstance(play, int):
         return play
-    if play in ("wait", "stubborn"):
+    if play in ("wait", "stubborn") or play.startswith("told "):
         while play == "stubborn" or not told:
             time.sleep(0.01)
-        return 75
+        return int(play.removeprefix("told ")) if play.startswith("told ") else 75
     os.kill(os.getpid(), signal.Signals[play])
     return 1
 
