@@ -138,9 +138,7 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
     if case in ("processes", "checkpoint", "resume"):
         import bench_runs
 
-        return {"processes": bench_runs.processes, "checkpoint": bench_runs.checkpoints, "resume": bench_runs.resume}[
-            case
-        ]()
+        return getattr(bench_runs, case)()
     import bench_ours
 
     if case in GENERATIONS:

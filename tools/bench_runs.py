@@ -40,7 +40,7 @@ def processes() -> dict[str, Row]:
     return rows
 
 
-def checkpoints() -> dict[str, Row]:
+def checkpoint() -> dict[str, Row]:
     """Bytes of a checkpoint, and seconds of a step without and with a save after it, by the number of members."""
     import bench_ours
     import jax
