@@ -97,26 +97,23 @@ def decode_layers(
     x: Float[Array, "B G D"],
     stacks: tuple[Params, ...],
     cache: Cache,
-    bias: Float[Array, "1 H 1 N"] | None = None,
 ) -> tuple[Float[Array, "B G D"], Cache]:
     """One token of each beam through all layers.
 
     Args:
-      layer: `layer(x, weights, append, past) -> (x, own)`. `append(k, v)` takes the token's key and value [B, G, H, K]
-        and gives `own`, to be returned, and the part that all generated tokens are for attention; `past(number, bias)`
-        gives the parts of one of `cache.seen`.
+      layer: `layer(x, weights, append, past) -> (x, own)`. `append(k, v, bias)` takes the token's key and value
+        [B, G, H, K], and what the distances of the generated tokens' keys add to scores, [1, H, 1, N]; it gives `own`,
+        to be returned, and the part that all generated tokens are for attention. `past(number, bias)` gives the parts
+        of one of `cache.seen`.
       x: the embedded token.
       stacks: the decoder's layers.
       cache: of the tokens before it.
-      bias: of the generated tokens' keys, by their distance.
     """
     beams = cache.visible.shape[1]
     slot = cache.length * beams  # of the first beam's token
     itself = np.arange(cache.visible.shape[2])[None] == slot + np.arange(beams)[:, None]
     visible = cache.visible | itself[None]
     own_bias = jnp.where(visible, 0.0, MASKED)[:, None]
-    if bias is not None:
-        own_bias = own_bias + jnp.repeat(bias, beams, axis=3)
 
     kept = []
     for stack, own, past in zip(stacks, cache.own, cache.past, strict=True):
@@ -125,14 +122,15 @@ def decode_layers(
             x, own = carry
             weights, before, index = scanned
 
-            def append(k, v):
+            def append(k, v, bias=None):
                 # The whole cache is carried and written in place: as scanned input and output it would be copied.
                 place = index, 0, 0, slot, 0
                 written = tuple(
                     jax.lax.dynamic_update_slice(whole, token.swapaxes(1, 2)[None], place)
                     for whole, token in zip(own, (k, v), strict=True)
                 )
-                return written, Part(written[0][index], written[1][index], own_bias, heads_first=True)
+                scores = own_bias if bias is None else own_bias + jnp.repeat(bias, beams, axis=3)
+                return written, Part(written[0][index], written[1][index], scores, heads_first=True)
 
             def parts(number, bias=None):
                 return cache.seen[number].parts(before[number], x.dtype, bias, heads_first=True)

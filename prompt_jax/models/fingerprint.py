@@ -21,6 +21,8 @@ SAMPLED = 32
 Samples = dict[str, tuple[tuple[int, ...], bytes]]
 # How a model is computed, not what it is.
 _NOT_ARCHITECTURE = {"dropout_rate", "remat", "forced_start_id"}
+# Fields that came later: a model of which they are not true has the fingerprint that it had before.
+_LATER = {"relative_per_layer"}
 
 
 def positions(size: int) -> list[int]:
@@ -42,7 +44,8 @@ def sample(tensor: np.ndarray) -> tuple[tuple[int, ...], bytes]:
 
 def fingerprint(config: Any, samples: Samples) -> str:
     """ "sha256:" and the hex digest of a model's config (a dataclass) and samples."""
-    architecture = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_ARCHITECTURE}
+    fields = dataclasses.asdict(config).items()
+    architecture = {k: v for k, v in fields if k not in _NOT_ARCHITECTURE and (v or k not in _LATER)}
     digest = hashlib.sha256(json.dumps([type(config).__name__, architecture], sort_keys=True).encode())
     for name in sorted(samples):
         shape, elements = samples[name]

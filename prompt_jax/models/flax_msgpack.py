@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +23,14 @@ from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors,
 @contextlib.contextmanager
 def open_flax(file: Path) -> Iterator[Tensors]:
     """The tensors of one file written by `flax.serialization`, under PyTorch's names and in its orientation."""
-    with open(file, "rb") as opened:
-        try:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # raised for this alone
-            raise CheckpointError(f"{file} is empty") from error
-    with mapped, memoryview(mapped) as data:
-        arrays = _Walk(data, file).arrays()
     tensors: Tensors = {}
-    for path, array in arrays.items():
+    for path, array in flax_arrays(file).items():
         *modules, leaf = path.split("/")
         name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding", "scale") else leaf])
         if name in tensors:
             raise CheckpointError(f"{file}: {path} is there twice")
         if leaf != "kernel":
-            tensors[name] = Stored(array.shape, functools.partial(array.read, file))
+            tensors[name] = array.stored(file)
         elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
             tensors[name] = Stored(array.shape[::-1], functools.partial(_read_transposed, array, file))
         else:
@@ -45,11 +38,27 @@ def open_flax(file: Path) -> Iterator[Tensors]:
     yield tensors
 
 
-def _read_transposed(array: "_Array", file: Path) -> np.ndarray:
+def flax_arrays(file: Path, below: tuple[str, ...] = ()) -> dict[str, "FlaxArray"]:
+    """The arrays of a file by their paths.
+
+    Args:
+      below: keys that lead to a part of the file. Then that part alone is looked at, its paths begin there, and what
+        is no array in it is passed over; without them there must be arrays alone.
+    """
+    with open(file, "rb") as opened:
+        try:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # raised for this alone
+            raise CheckpointError(f"{file} is empty") from error
+    with mapped, memoryview(mapped) as data:
+        return _Walk(data, file, below).arrays()
+
+
+def _read_transposed(array: "FlaxArray", file: Path) -> np.ndarray:
     return array.read(file).T
 
 
-class _Array(NamedTuple):
+class FlaxArray(NamedTuple):
     """Where an array lies in the file: in one piece, or in several."""
 
     shape: tuple[int, ...]
@@ -60,16 +69,21 @@ class _Array(NamedTuple):
         flat = [read_array(file, self.dtype, count, offset) for offset, count in self.pieces]
         return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
 
+    def stored(self, file: Path) -> Stored:
+        return Stored(self.shape, functools.partial(self.read, file))
+
 
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 32  # a model's maps are nested eight deep or so
 
 # An object's first byte -> its kind, and how many bytes follow that give its size (for an integer its value).
 _HEADERS = {
-    0xC2: ("bool", 0), 0xC3: ("bool", 0),
+    0xC0: ("nil", 0), 0xC2: ("bool", 0), 0xC3: ("bool", 0),
     0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4),
     0xC7: ("ext", 1), 0xC8: ("ext", 2), 0xC9: ("ext", 4),
+    0xCA: ("float", 4), 0xCB: ("float", 8),
     0xCC: ("int", 1), 0xCD: ("int", 2), 0xCE: ("int", 4), 0xCF: ("int", 8),
+    0xD0: ("signed", 1), 0xD1: ("signed", 2), 0xD2: ("signed", 4), 0xD3: ("signed", 8),
     0xD9: ("bytes", 1), 0xDA: ("bytes", 2), 0xDB: ("bytes", 4),
     0xDC: ("array", 2), 0xDD: ("array", 4),
     0xDE: ("map", 2), 0xDF: ("map", 4),
@@ -82,22 +96,48 @@ class _Walk:
 
     data: memoryview
     file: Path
+    below: tuple[str, ...] = ()
     at: int = 0
 
-    def arrays(self) -> dict[str, _Array]:
-        """Every array of the file by its path."""
-        found: dict[str, _Array] = {}
-        self.tree((), found)
+    def arrays(self) -> dict[str, FlaxArray]:
+        """Every array of the file, or of the part of it, by its path there."""
+        found: dict[str, FlaxArray] = {}
+        self.part(self.below, found)
         if self.at != len(self.data):
             raise self.error("what follows the parameters does not belong to them")
         return found
 
-    def tree(self, path: tuple[str, ...], found: dict[str, _Array]) -> None:
+    def part(self, below: Sequence[str], found: dict[str, FlaxArray]) -> None:
+        """Adds the arrays of what these keys lead to from here."""
+        if not below:
+            return self.tree((), found)
+        for _ in range(self.expect("map")):
+            if self.text() == below[0]:
+                self.part(below[1:], found)
+            else:
+                self.skip()
+
+    def skip(self) -> None:
+        """Passes over the next object."""
+        left = 1
+        while left:
+            kind, size = self.header()
+            left += {"array": size, "map": 2 * size}.get(kind, 0) - 1
+            if kind in ("bytes", "ext"):
+                self.take(size + (kind == "ext"))
+
+    def tree(self, path: tuple[str, ...], found: dict[str, FlaxArray]) -> None:
         """Adds the arrays at and below this place to `found`."""
+        before = self.at
         kind, size = self.header()
         where = "/".join(path)
+        if where in found:
+            raise self.error(f"'{where}' is there twice")
         if kind == "ext":
             found[where] = self.array(size, where)
+        elif self.below and kind != "map":
+            self.at = before
+            self.skip()
         elif kind != "map" or len(path) == _MAX_DEPTH:
             raise self.error(f"'{where}' should be an array or a map of arrays; it is of kind {kind}")
         else:
@@ -108,7 +148,7 @@ class _Walk:
                     return
                 self.tree((*path, key), found)
 
-    def array(self, size: int, where: str) -> _Array:
+    def array(self, size: int, where: str) -> FlaxArray:
         """An array after its extension header."""
         code = self.take(1)[0]
         end = self.at + size
@@ -121,9 +161,9 @@ class _Walk:
         self.take(size)
         if size != count * dtype.itemsize or self.at != end:
             raise self.error(f"'{where}' has {size} bytes; {list(shape)} of {dtype} is {count * dtype.itemsize}")
-        return _Array(shape, dtype, pieces)
+        return FlaxArray(shape, dtype, pieces)
 
-    def chunked(self, entries: int, where: str) -> _Array:
+    def chunked(self, entries: int, where: str) -> FlaxArray:
         """An array in chunks, {marker: True, "shape": {"0": n, ...}, "chunks": {"0": array, ...}}, after the marker."""
         if entries != 3:
             raise self.error(f"the chunked array '{where}' has {entries} entries; 3 were expected")
@@ -134,7 +174,7 @@ class _Walk:
         dtypes = {chunk.dtype for chunk in chunks}
         if len(dtypes) != 1 or sum(count for _, count in pieces) != math.prod(shape):
             raise self.error(f"the chunks of '{where}' do not make up its shape {list(shape)}")
-        return _Array(tuple(shape), dtypes.pop(), pieces)
+        return FlaxArray(tuple(shape), dtypes.pop(), pieces)
 
     def numbered(self, name: str, item: Callable[[], Any]) -> list[Any]:
         """The items of `name: {"0": item, "1": item, ...}`, which come in any order ("10" before "2")."""
@@ -166,6 +206,8 @@ class _Walk:
         first = self.take(1)[0]
         if first < 0x80:
             return "int", first
+        if first >= 0xE0:
+            return "signed", first
         if first < 0xC0:
             kind = ("map", "array", "bytes", "bytes")[(first - 0x80) >> 4]
             return kind, first & (0x1F if kind == "bytes" else 0x0F)

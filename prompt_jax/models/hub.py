@@ -3,7 +3,9 @@
 model = load_model("google/t5-v1_1-small")
 """
 
+import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 from prompt_jax.models import Config, family
@@ -12,8 +14,11 @@ from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.config_files import model_config, read_config
 from prompt_jax.models.fingerprint import fingerprint
 from prompt_jax.models.layers import Params
+from prompt_jax.models.t5x import open_t5x
 from prompt_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from prompt_jax.models.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
+
+_T5X = "t5x:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,8 @@ def load_model(
     Args:
       name_or_path: "demo" (see `prompt_jax.models.demo`); a folder with `config.json`, weights and, usually, a
         tokenizer; or a name on the Hugging Face hub, from which only these files are fetched, into its usual cache.
-        A folder that is called "demo" is "./demo".
+        A folder that is called "demo" is "./demo". "t5x:FOLDER" is a checkpoint of T5X
+        (`prompt_jax.models.t5x`), in which a tokenizer, where one is needed, is put as `spiece.model`.
       dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for matrices of 8 bits in the
         layers (`prompt_jax.models.quantised`) and bfloat16 for all else, the activations included.
       revision: a branch, tag or commit on the hub.
@@ -55,17 +61,26 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
-    folder, revision = _locate(name_or_path, revision, local_files_only)
-    raw = read_config(folder)
-    with open_checkpoint(folder) as tensors:
-        config = model_config(raw, tensors, source=str(folder / "config.json"))
+    with contextlib.ExitStack() as opened:
+        if str(name_or_path).startswith(_T5X):
+            folder, model_type = Path(str(name_or_path).removeprefix(_T5X)).expanduser(), "t5"
+            if revision is not None:
+                raise CheckpointError(f"{name_or_path} is a folder, which has no revision {revision!r}")
+            config: Config
+            config, tensors = open_t5x(folder)
+        else:
+            folder, revision = _locate(name_or_path, revision, local_files_only)
+            raw = read_config(folder)
+            model_type = raw["model_type"]
+            tensors = opened.enter_context(open_checkpoint(folder))
+            config = model_config(raw, tensors, source=str(folder / "config.json"))
         params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
     return Model(
         name=str(name_or_path),
         revision=revision,
         params=params,
         config=config,
-        tokenizer=_load_tokenizer(folder, raw["model_type"], config),
+        tokenizer=_load_tokenizer(folder, model_type, config),
         fingerprint=fingerprint(config, samples),
     )
 
@@ -133,18 +148,51 @@ def _fetch(name: str, file: str, revision: str | None, local_files_only: bool) -
         ) from error
     except errors.EntryNotFoundError:
         return None
-    except errors.GatedRepoError as error:
-        reason = "its owners grant access by request; ask on its page, then log in with `hf auth login`"
-        raise CheckpointError(_not_found(name, revision, reason)) from error
-    except errors.RepositoryNotFoundError as error:
-        reason = "the hub has no such model, or it is private and you are not logged in (`hf auth login`)"
-        raise CheckpointError(_not_found(name, revision, reason)) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(_not_found(name, revision, "the model exists, but not that revision")) from error
-    except errors.HFValidationError as error:
-        raise CheckpointError(_not_found(name, revision, f"it is no valid name on the hub ({error})")) from error
-    except (errors.HTTPError, OSError) as error:
-        raise CheckpointError(_not_found(name, revision, f"fetching {file} failed: {error}")) from error
+    except hub_errors() as error:
+        raise CheckpointError(_not_found(name, revision, hub_reason(error, f"fetching {file}"))) from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where it cannot do what it was asked for."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError, OSError, ValueError  # a ValueError for names that are not valid, and for no JSON
+
+
+# Where a client says what it sent, this is what nobody is to read: a header with a token, or the token alone.
+_SECRET = re.compile(r"Bearer [^\s'\"]+|\b(?:hf_|api_org_)(?:oauth_)?[A-Za-z0-9]{16}[^\s'\"]*")
+
+
+def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
+    """Why the hub did not do what it was asked for, in one line and without a token.
+
+    Args:
+      error: one of `hub_errors`.
+      doing: what it was asked for, e.g. "fetching config.json".
+      what: the name for a repository of this kind.
+    """
+    from huggingface_hub import errors
+
+    said = _SECRET.sub("(a token)", " ".join(str(error).split()))
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return "its owners grant access by request; ask on its page, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no such {what}, or it is private and you are not logged in (`hf auth login`)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the {what} exists, but not that revision"
+    if isinstance(error, errors.HFValidationError):
+        return f"it is no valid name on the hub ({said})"
+    if status == 401:
+        return f"the hub does not know the token that you are logged in with; log in again (`hf auth login`): {said}"
+    if status == 403:
+        return (
+            "the account or the token that you are logged in with may not do that; log in with one that may "
+            f"(`hf auth login`): {said}"
+        )
+    if isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError):
+        return f"the hub could not be reached: {doing} failed: {said}"
+    return f"{doing} failed: {said}"
 
 
 def _offline(local_files_only: bool) -> bool:

@@ -10,7 +10,7 @@ has the same numbers.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ class T5Config:
     scale_output: bool = False  # T5 1.0 multiplies the decoder's output by d_model ** -0.5
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    relative_per_layer: bool = False  # a table of relative positions for each layer, as T5X's scanned models have
     norm_epsilon: float = 1e-6
     pad_id: int = 0
     eos_id: int = 1
@@ -76,6 +77,13 @@ def parameters(config: T5Config) -> list[Parameter]:
             axes = ("heads", "kv", "embed")
             table.append(Parameter(f"{at}/o", f"{attention}.o.weight", (h, k, d), axes, True, depth))
 
+        stored, shape = "SelfAttention.relative_attention_bias.weight", (config.relative_buckets, h)
+        if config.relative_per_layer:
+            at = f"{side}/layers/0/self/relative_bias"
+            table.append(Parameter(at, f"{block}0.{stored}", shape, ("buckets", "heads"), False, depth))
+        else:
+            stored = f"{side}.block.0.layer.0.{stored}"
+            table.append(Parameter(f"{side}/relative_bias", stored, shape, ("buckets", "heads")))
         at, layer = f"{side}/layers/0/mlp", f"{block}{len(sublayers)}"
         table.append(Parameter(f"{at}/norm", f"{layer}.layer_norm.weight", (d,), ("embed",), False, depth))
         inner = (("gate", "wi_0"), ("up", "wi_1")) if config.gated else (("up", "wi"),)
@@ -84,9 +92,6 @@ def parameters(config: T5Config) -> list[Parameter]:
             stored = f"{layer}.DenseReluDense.{stored}.weight"
             table.append(Parameter(f"{at}/{name}", stored, shape, axes, True, depth))
 
-        stored = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        shape = (config.relative_buckets, h)
-        table.append(Parameter(f"{side}/relative_bias", stored, shape, ("buckets", "heads")))
         table.append(Parameter(f"{side}/final_norm", f"{side}.final_layer_norm.weight", (d,), ("embed",)))
     return table
 
@@ -169,11 +174,10 @@ def _encode(
             x, mask = in_order(x, order), in_order(mask, order)
 
     positions = np.arange(x.shape[1])
-    table = params["encoder"]["relative_bias"]
-    bias = _relative_bias(table, config, positions, positions, bidirectional=True) + mask_bias(mask)
-    before = _prefix_bias(table, config, prefix.length, positions, bidirectional=True)
+    biases = _biases(params["encoder"], config, positions, mask_bias(mask), prefix.length, bidirectional=True)
 
     def layer(x, weights, extra, keys):
+        bias, before = biases(weights)
         normal = _norm(x, weights["self"]["norm"], config)
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, bias), *prefix.parts(extra, x.dtype, before)
@@ -222,13 +226,12 @@ def _decode(
         ids = in_order(ids, order)
 
     positions = np.arange(ids.shape[1])
-    table = params["decoder"]["relative_bias"]
-    bias = _relative_bias(table, config, positions, positions, bidirectional=False)
-    causal = np.where(positions[None, :] <= positions[:, None], 0.0, MASKED).astype(np.float32)
-    self_bias, cross_bias = bias + causal[None, None], mask_bias(encoded.mask)
-    prefix_bias = _prefix_bias(table, config, self_prefix.length, positions, bidirectional=False)
+    causal = np.where(positions[None, :] <= positions[:, None], 0.0, MASKED).astype(np.float32)[None, None]
+    biases = _biases(params["decoder"], config, positions, causal, self_prefix.length, bidirectional=False)
+    cross_bias = mask_bias(encoded.mask)
 
     def layer(x, weights, extra, keys):
+        self_bias, prefix_bias = biases(weights)
         normal = _norm(x, weights["self"]["norm"], config)
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, self_bias), *self_prefix.parts(extra[0], x.dtype, prefix_bias)
@@ -310,26 +313,19 @@ def decode_step(
 ) -> tuple[Float[Array, "B G V"], Cache]:
     """Appends one token to each beam of each row; gives the logits of the next."""
     side, slots = params["decoder"], np.arange(cache.capacity)
-
-    def now(bias: Float[Array, "1 H N S"]) -> Float[Array, "1 H 1 S"]:
-        return jax.lax.dynamic_slice_in_dim(bias, cache.length, 1, axis=2)
-
-    bias = now(_relative_bias(side["relative_bias"], config, slots, slots, bidirectional=False))
-    prefix_bias = _prefix_bias(
-        side["relative_bias"], config, cache.past_length(_SELF_PREFIX), slots, bidirectional=False
-    )
-    prefix_bias = None if prefix_bias is None else now(prefix_bias)
+    biases = _biases(side, config, slots, None, cache.past_length(_SELF_PREFIX), bidirectional=False, row=cache.length)
 
     def layer(x, weights, append, past):
+        bias, prefix_bias = biases(weights)
         normal = _norm(x, weights["self"]["norm"], config)
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
-        own, generated = append(k, v)
+        own, generated = append(k, v, bias)
         x = x + merge(attend(q, generated, *past(_SELF_PREFIX, prefix_bias)), weights["self"]["o"])
         q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
         x = x + merge(attend(q, *past(_CROSS), *past(_CROSS_PREFIX)), weights["cross"]["o"])
         return x + _mlp(x, weights["mlp"], config, (None, None)), own
 
-    x, cache = decode_layers(layer, params["embedding"][tokens], side["layers"], cache, bias)
+    x, cache = decode_layers(layer, params["embedding"][tokens], side["layers"], cache)
     return _logits(params, config, _norm(x, side["final_norm"], config)), cache
 
 
@@ -395,6 +391,33 @@ def _logits(params: Params, config: T5Config, x: Float[Array, "B T D"]) -> Float
         x = x * config.d_model**-0.5
     table = params["embedding"] if config.tied_output else params["lm_head"]
     return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def _biases(
+    side: Params,
+    config: T5Config,
+    positions: np.ndarray,
+    mask: Float[Array, "#B 1 #T S"] | np.ndarray | None,
+    prefix: int,
+    bidirectional: bool,
+    row: Int[Array, ""] | None = None,
+) -> Callable[[Params], tuple[Float[Array, "#B H T S"], Float[Array, "1 H T P"] | None]]:
+    """What is added to the scores of self-attention, by a layer's weights: over text, with a mask, and over a prefix.
+
+    Computed once for all layers of a side that have one table. `row` is the one query position that is wanted.
+    """
+
+    def of(table: Float[Array, "buckets H"]) -> tuple[Any, Any]:
+        own = _relative_bias(table, config, positions, positions, bidirectional)
+        before = _prefix_bias(table, config, prefix, positions, bidirectional)
+        if row is not None:
+            own, before = jax.tree.map(lambda bias: jax.lax.dynamic_slice_in_dim(bias, row, 1, axis=2), (own, before))
+        return own if mask is None else own + mask, before
+
+    if config.relative_per_layer:
+        return lambda weights: of(weights["self"]["relative_bias"])
+    shared = of(side["relative_bias"])
+    return lambda weights: shared
 
 
 def _relative_bias(

@@ -13,7 +13,8 @@ A file has virtual tokens, prefixes or both. An ensemble has these entries for e
 and sizes, so that they can be stacked.
 
 A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is one array [P, D], with no metadata.
-A folder is an adapter of PEFT, or an ensemble of them: see `prompt_jax.prompts.peft`.
+A folder is an adapter of PEFT, or an ensemble of them (`prompt_jax.prompts.peft`), or a checkpoint of T5X that has a
+prompt (`prompt_jax.models.t5x`).
 
 Files come from strangers: no pickle is read, and sizes are checked before memory is taken for them.
 """
@@ -32,7 +33,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from prompt_jax.models import family
+from prompt_jax.models import family, t5x
+from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import (
     SITES,
@@ -300,6 +302,12 @@ class _Contents(NamedTuple):
 
 
 def _read(path: Path) -> _Contents:
+    if path.is_dir() and t5x.is_t5x(path):
+        try:
+            array = t5x.read_prompt(path)
+        except CheckpointError as error:
+            raise PromptFormatError(str(error)) from error
+        return _Contents([_bare(str(path), array)], False)
     if path.is_dir():
         members, ensemble = peft.read(path)
         if ensemble:
@@ -314,9 +322,15 @@ def _read(path: Path) -> _Contents:
             array = _read_array(str(path), "the array", file, size)
             if array.ndim != 2 or 0 in array.shape:
                 raise PromptFormatError(f"{path}: {array.dtype} {list(array.shape)}; a .npy prompt is [P, D]")
-            prompt = Prompt(VirtualTokens(_as_float32(str(path), "the array", array)))
-            return _Contents([(prompt, PromptMetadata())], False)
-    raise PromptFormatError(f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy), nor a folder of PEFT's")
+            return _Contents([_bare(str(path), array)], False)
+    raise PromptFormatError(
+        f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy), nor a folder of PEFT's or T5X's"
+    )
+
+
+def _bare(where: str, array: np.ndarray) -> Member:
+    """A prompt of an array [P, D] alone."""
+    return Prompt(VirtualTokens(_as_float32(where, "the array", array))), PromptMetadata()
 
 
 @contextlib.contextmanager

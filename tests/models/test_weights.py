@@ -119,7 +119,7 @@ ARRAY = np.zeros(4, np.float32)
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"w": 1.5}, "begins nothing that Flax writes"),
+        ({"w": 1.5}, "kind float"),
         ({"w": [1]}, "'w' should be an array or a map of arrays; it is of kind array"),
         ({"w": msgpack.ExtType(3, b"1234")}, "'w' is no array .extension type 3"),
         (

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import prompt_jax
+from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptFormatError, PromptMetadata, VirtualTokens, load_prompt, save_ensemble, save_prompt
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
 from prompt_jax.prompts.files import Base, check_base, read_prompt, read_prompts
@@ -28,8 +29,6 @@ METADATA = PromptMetadata(
     step=200,
     scores={"accuracy": 0.875},
 )
-
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def prompt_of(embeddings, **fields) -> Prompt:

@@ -16,13 +16,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import buckets
 import prompt_jax
 from adapters import PREFIXES, PROMPTS, assert_close, forward_batch, peft_prompt, random_prefix, random_tokens
+from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, paths, save_ensemble, save_prompt
 from prompt_jax.cli import main
 from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig, check
@@ -37,13 +38,6 @@ from prompt_jax.task_format import TaskFormat
 
 FAMILIES = ("t5_v11", "gpt2", "bart")
 KEY = jax.random.key(0)
-
-# A long run of the fuzz tests: PROMPT_JAX_FUZZ=10000.
-FUZZ = settings(
-    max_examples=int(os.environ.get("PROMPT_JAX_FUZZ", 150)),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
