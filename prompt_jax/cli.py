@@ -396,7 +396,7 @@ def _format(
 def _check_together(args: Evaluate, members: Sequence["Member"]) -> None:
     """Refuses options that do not go together, and members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
-    from prompt_jax.models.prompt import check_stackable
+    from prompt_jax.models.prompt import check_alike
 
     given = {"template": args.template, "labels": args.labels, "metrics": args.metrics}
     if args.data is None and (ignored := [f"--{name}" for name, value in given.items() if value is not None]):
@@ -417,7 +417,7 @@ def _check_together(args: Evaluate, members: Sequence["Member"]) -> None:
     )
     if args.task is None:
         ensemble.warn_of_lengths(members)
-    check_stackable([member.prompt for member in members], [str(member) for member in members])
+    check_alike([member.prompt for member in members], [str(member) for member in members])
 
 
 def _examples(args: Evaluate, members: Sequence["Member"], model: "Model") -> tuple["Examples", int]:

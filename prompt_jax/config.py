@@ -81,10 +81,11 @@ Initialization = Literal["uniform", "normal", "zero", "vocab", "labels", "text",
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """What is trained: a soft prompt or a prefix."""
+    """What is trained: a soft prompt, a prefix, or what these are compared with."""
 
-    method: Literal["soft_prompt", "prefix"] = "soft_prompt"
-    """Virtual tokens in the input (Lester et al. 2021), or keys and values in every layer (Li and Liang 2021)."""
+    method: Literal["soft_prompt", "prefix", "adapter", "last_layers", "full"] = "soft_prompt"
+    """Virtual tokens in the input (Lester et al. 2021), or keys and values in every layer (Li and Liang 2021). To
+    compare with: adapters, the last layers of the decoder, or the full model."""
     length: int = 100
     """Number of virtual tokens, or of keys and values in each layer."""
     sites: tuple[Literal["encoder_self", "decoder_self", "decoder_cross"], ...] = ()
@@ -119,6 +120,14 @@ class PromptConfig:
     shift_positions: bool = True
     """Whether learned positions of the text are counted on from a prefix before it. For BART: PEFT shifts them, the
     prefix paper's code does not."""
+    layers: int = 2
+    """Of `last_layers`: how many."""
+    adapter: Literal["houlsby", "lin"] = "houlsby"
+    """Adapters after each sublayer (Houlsby et al. 2019), or one with a norm after each layer (Lin et al. 2020)."""
+    adapter_width: int = 64
+    """Of an adapter's bottleneck."""
+    adapter_share: float | None = None
+    """In place of the width: the share of the base's parameters that adapters have together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +396,15 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f"{error} (member {number})" if len(alone) > 1 else str(error)) from None
 
 
+# The methods that an option is for; those of the others are prompts.
+PROMPT_METHODS = ("soft_prompt", "prefix")
+_METHODS_OF = {
+    **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
+    **dict.fromkeys(("adapter", "adapter_width", "adapter_share"), ("adapter",)),
+    "layers": ("last_layers",),
+}
+
+
 def _check_alone(experiment: Experiment) -> None:
     train, prompt, data, optimizer = experiment.train, experiment.prompt, experiment.data, experiment.optimizer
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
@@ -399,6 +417,9 @@ def _check_alone(experiment: Experiment) -> None:
         "prompt.length": prompt.length,
         "prompt.init_vocab": prompt.init_vocab,
         "prompt.mlp_width": prompt.mlp_width,
+        "prompt.layers": prompt.layers,
+        "prompt.adapter_width": prompt.adapter_width,
+        "prompt.adapter_share": prompt.adapter_share,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.clip_norm": optimizer.clip_norm,
         "train.steps": train.steps,
@@ -455,14 +476,14 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError(f"prompt.sites names {prompt.sites} with one of them twice")
     if prompt.mlp_layers != 1 and prompt.mlp_width is None:
         raise ConfigError("prompt.mlp_layers is of the MLP that prompt.mlp_width asks for; give both, or neither")
-    prefixes_only = {
-        "sites": prompt.sites,
-        "dropout": prompt.dropout,
-        "shift_positions": not prompt.shift_positions,
-        "tie_layers": prompt.tie_layers,
-    }
-    if prompt.method == "soft_prompt" and (given := [name for name, value in prefixes_only.items() if value]):
-        raise ConfigError(f"prompt.{given[0]} is of prefixes alone; set prompt.method to 'prefix', or leave it out")
+    for option in dataclasses.fields(PromptConfig):
+        methods = _METHODS_OF.get(option.name, PROMPT_METHODS)
+        set_otherwise = option.name != "method" and getattr(prompt, option.name) != option.default
+        if set_otherwise and prompt.method not in methods:
+            which = " or ".join(map(repr, methods))
+            raise ConfigError(
+                f"prompt.{option.name} is of prompt.method {which}, and it is {prompt.method!r}; leave it out"
+            )
     if prompt.method == "prefix" and prompt.init in ("vocab", "labels"):
         raise ConfigError(
             f"prompt.init {prompt.init!r} is of virtual tokens; a prefix takes uniform, normal, zero, text or file"

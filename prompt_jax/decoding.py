@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from prompt_jax.config import ConfigError, Decoding
 from prompt_jax.models import check_context, family, longest
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
+from prompt_jax.models.tuned import tuned
 
 HostOrDevice = np.ndarray | jax.Array
 
@@ -165,6 +166,7 @@ def compiled_generate(
         found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
     check_decoding(config, decoding, max_new_tokens)
+    params, prompt = tuned(params, prompt)
     model, rows = family(config), len(batch["inputs"])
 
     def append(position, logits, so_far, done):
@@ -220,6 +222,7 @@ def compiled_beam_search(
     decoding: Decoding,
 ) -> Hypotheses:
     check_decoding(config, decoding, max_new_tokens)
+    params, prompt = tuned(params, prompt)
     model, beams, rows = family(config), decoding.beams, len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(decoding.length_penalty), jnp.float32)
@@ -290,6 +293,7 @@ def compiled_score(
     targets: Int[Array, "C *B T"],
     targets_mask: Bool[Array, "C *B T"],
 ) -> Float[Array, "B C"]:
+    params, prompt = tuned(params, prompt)
     model = family(config)
     encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
 

@@ -1,6 +1,7 @@
 """Evaluation: what the model answers, and which label it finds most probable."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,17 @@ def evaluate_members(
     each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
     if not prompts or len(each) != len(prompts):
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
+    if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
+        alone = functools.partial(
+            evaluate_members,
+            model,
+            target_length=target_length,
+            batch_size=batch_size,
+            rank=rank,
+            decoding=decoding,
+            before_batch=before_batch,
+        )
+        return [alone([prompt], [own])[0] for prompt, own in zip(prompts, each, strict=True)]
     stacked, ids = together(prompts)
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -269,7 +270,7 @@ def _provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
         "method": metadata.method and printable(metadata.method),
         "initialisation": metadata.initialization and printable(metadata.initialization),
         "placement": f"{metadata.placement} the input",
-        "length": ", ".join(_length(name, part) for name, part in prompt.parts.items()),
+        "length": ", ".join(_length(name, part) for name, part in prompt.parts.items()) or _changes(prompt),
         "task": metadata.task and printable(metadata.task),
         "template": task_format and printable(task_format.template),
         "labels": labels,
@@ -287,6 +288,11 @@ def _length(name: str, part: Any) -> str:
         return "{} virtual tokens of width {}".format(*arrays["embeddings"].shape)
     layers, slots, heads, width = arrays["keys"].shape
     return f"{slots} keys and values at {name} in each of {layers} layers, {heads} heads of width {width}"
+
+
+def _changes(prompt: Prompt) -> str:
+    leaves = jax.tree.leaves(prompt.base)
+    return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
 
 
 def _prefix_table(prompt: Prompt) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_bucket_is_no_folder():
         ("prompt", {"length": 0}, "prompt.length must be positive, not 0"),
         ("prompt", {"init": "file"}, "needs prompt.init_file"),
         ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
-        ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prefixes alone"),
+        ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),

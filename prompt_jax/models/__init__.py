@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from prompt_jax.errors import UserError
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
+from prompt_jax.models.tuned import tuned
 
 Config = t5.T5Config | gpt2.GPT2Config | bart.BartConfig
 
@@ -74,6 +75,7 @@ def forward(
 def _forward(
     params: Any, config: Any, batch: dict[str, Any], prompt: Prompt | None, key: PRNGKeyArray | None
 ) -> Float[Array, "B T V"]:
+    params, prompt = tuned(params, prompt)
     return family(config).forward(params, config, batch, prompt, key=key)
 
 

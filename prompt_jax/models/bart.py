@@ -23,6 +23,7 @@ from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import (
     Params,
+    adapted,
     heads,
     keys_or_none,
     layer_norm,
@@ -210,8 +211,8 @@ def _encode(
         q, k, v = _qkv(x, x, weights["self"])
         parts = Part(k, v, bias), *past.parts(extra, x.dtype)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
-        x = _add(x, _projected(mixed, weights["self"]), weights["self"]["norm"], config, keys[1])
-        return _mlp(x, weights["mlp"], config, keys[2:]), (k, v) if capture else None
+        x = _add(x, _projected(mixed, weights["self"]), weights["self"], config, keys[1])
+        return adapted(_mlp(x, weights["mlp"], config, keys[2:]), weights), (k, v) if capture else None
 
     keys = keys_or_none(key, 2)
     x = _placed(x, side, _offset(past, prompt.encoder_self), config, keys[0])
@@ -258,13 +259,13 @@ def _decode(
         q, k, v = _qkv(x, x, weights["self"])
         parts = Part(k, v, self_bias), *own.parts(extra[0], x.dtype)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
-        x = _add(x, _projected(mixed, weights["self"]), weights["self"]["norm"], config, keys[1])
+        x = _add(x, _projected(mixed, weights["self"]), weights["self"], config, keys[1])
 
         q, cross_k, cross_v = _qkv(x, encoded.output, weights["cross"])
         parts = Part(cross_k, cross_v, cross_bias), *cross.parts(extra[1], x.dtype)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[2])
-        x = _add(x, _projected(mixed, weights["cross"]), weights["cross"]["norm"], config, keys[3])
-        return _mlp(x, weights["mlp"], config, keys[4:]), (k, v) if capture else None
+        x = _add(x, _projected(mixed, weights["cross"]), weights["cross"], config, keys[3])
+        return adapted(_mlp(x, weights["mlp"], config, keys[4:]), weights), (k, v) if capture else None
 
     keys = keys_or_none(key, 2)
     x = _placed(_embedded(params, config, ids), side, _offset(own, prompt.decoder_self), config, keys[0])
@@ -333,10 +334,10 @@ def decode_step(
         q, k, v = _qkv(x, x, weights["self"])
         own, generated = append(k, v)
         mixed = attend(q, generated, *past(_SELF_PREFIX))
-        x = _add(x, _projected(mixed, weights["self"]), weights["self"]["norm"], config, None)
+        x = _add(x, _projected(mixed, weights["self"]), weights["self"], config, None)
         mixed = attend(_query(x, weights["cross"]), *past(_CROSS), *past(_CROSS_PREFIX))
-        x = _add(x, _projected(mixed, weights["cross"]), weights["cross"]["norm"], config, None)
-        return _mlp(x, weights["mlp"], config, (None, None)), own
+        x = _add(x, _projected(mixed, weights["cross"]), weights["cross"], config, None)
+        return adapted(_mlp(x, weights["mlp"], config, (None, None)), weights), own
 
     places = cache.position + cache.length + FIRST_POSITION
     x = _embedded(params, config, tokens) + side["positions"][places][:, None]
@@ -395,9 +396,10 @@ def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T
     return merge(x, weights["o"]) + weights["o_bias"][None, None]
 
 
-def _add(x: Float[Array, "B T D"], y: Float[Array, "B T D"], norm: Params, config: BartConfig, key: Any) -> Array:
-    """A residual connection, and the norm after it."""
-    return layer_norm(x + dropout(y, config.dropout_rate, key), norm, NORM_EPSILON)
+def _add(x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Params, config: BartConfig, key: Any) -> Array:
+    """What comes out of a sublayer after its adapter, the residual connection, and the norm after it."""
+    y = adapted(dropout(y, config.dropout_rate, key), weights)
+    return layer_norm(x + y, weights["norm"], NORM_EPSILON)
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: Any) -> Float[Array, "B T D"]:
@@ -412,7 +414,7 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: An
     hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
     hidden = dropout(hidden, config.dropout_rate, keys[0])
     out = narrow(hidden, weights["down"]) + weights["down_bias"][None, None]
-    return _add(x, out, weights["norm"], config, keys[1])
+    return _add(x, out, weights, config, keys[1])
 
 
 def _logits(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

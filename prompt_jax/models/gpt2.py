@@ -30,6 +30,7 @@ from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first
 from prompt_jax.models.layers import (
     Params,
+    adapted,
     heads,
     keys_or_none,
     layer_norm,
@@ -286,8 +287,8 @@ def decode_step(
         q, k, v = _qkv(x, weights["self"], config)
         own, generated = append(k, v)
         parts = generated, *(part for number in range(len(cache.seen)) for part in past(number))
-        x = x + _projected(attend(q, *parts), weights["self"])
-        return x + _mlp(x, weights["mlp"], config, None), own
+        x = x + adapted(_projected(attend(q, *parts), weights["self"]), weights["self"])
+        return adapted(x + _mlp(x, weights["mlp"], config, None), weights), own
 
     x = params["embedding"][tokens] + params["positions"][cache.position + cache.length][:, None]
     x, cache = decode_layers(layer, x, params["layers"], cache)
@@ -347,8 +348,8 @@ def _run(
         q, k, v = _qkv(x, weights["self"], config)
         parts = Part(k, v, bias), *_parts(past, extra, x.dtype)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
-        x = x + dropout(_projected(mixed, weights["self"]), config.dropout_rate, keys[1])
-        return x + _mlp(x, weights["mlp"], config, keys[2]), (k, v)
+        x = x + adapted(dropout(_projected(mixed, weights["self"]), config.dropout_rate, keys[1]), weights["self"])
+        return adapted(x + _mlp(x, weights["mlp"], config, keys[2]), weights), (k, v)
 
     keys = keys_or_none(key, 2)
     x = dropout(x + params["positions"][places], config.dropout_rate, keys[0])
@@ -371,13 +372,13 @@ def _projected(x: Float[Array, "B T H K"], weights: Params) -> Float[Array, "B T
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: GPT2Config, key: Any) -> Float[Array, "B T D"]:
-    """The feed-forward sublayer, without its residual connection."""
+    """The feed-forward sublayer with its adapter, without its residual connection."""
     x = layer_norm(x, weights["norm"], config.norm_epsilon)
     hidden = widen(x, weights["up"])
     # Keeps the product for the backward pass, and not what can be had from it again.
     hidden = jax.checkpoint(lambda h, bias: jax.nn.gelu(h + bias[None, None]))(hidden, weights["up_bias"])
     out = narrow(hidden, weights["down"]) + weights["down_bias"][None, None]
-    return dropout(out, config.dropout_rate, key)
+    return adapted(dropout(out, config.dropout_rate, key), weights)
 
 
 def _logits(params: Params, config: GPT2Config, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -97,6 +97,21 @@ def narrow(x: Float[Array, "B T F"], weights: Float[Weights, "F D"]) -> Float[Ar
     return project("btf,fd->btd", x, weights)
 
 
+def adapted(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T D"]:
+    """What comes out of a sublayer, or of a whole layer, after its adapter, where `weights` has one.
+
+    A bottleneck with a residual connection: one after each sublayer (Houlsby et al. 2019, section 2.1), or one after
+    each layer with a norm of its own (Lin et al. 2020, section 3), `down` [D, M] and `up` [M, D] with biases.
+    """
+    if (adapter := weights.get("adapter")) is None:
+        return x
+    lin = "norm" in adapter
+    normal = layer_norm(x, adapter["norm"], 1e-5) if lin else x
+    hidden = widen(normal, adapter["down"]) + adapter["down_bias"][None, None]
+    hidden = jax.nn.relu(hidden) if lin else jax.nn.gelu(hidden)
+    return x + narrow(hidden, adapter["up"]) + adapter["up_bias"][None, None]
+
+
 def layer_norm(x: Float[Array, "B T D"], weights: Params, epsilon: float) -> Float[Array, "B T D"]:
     """Layer norm with `scale` and `bias` [D], in float32."""
     x32 = x.astype(jnp.float32)

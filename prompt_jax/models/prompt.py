@@ -93,12 +93,15 @@ class Prompt:
       encoder_self: a prefix of the encoder's self-attention.
       decoder_self: a prefix of the decoder's (or a causal model's) self-attention.
       decoder_cross: a prefix of the decoder's attention to the encoder's output.
+      base: what is otherwise in the base itself, of the methods that prompts are compared with: leaves as
+        `prompt_jax.models.tuned.changed` takes them. It cannot be stacked.
     """
 
     encoder_tokens: VirtualTokens | None = None
     encoder_self: Prefix | None = None
     decoder_self: Prefix | None = None
     decoder_cross: Prefix | None = None
+    base: Any = None
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -157,6 +160,8 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
     first = prompts[0].parts
     for name, prompt in zip(names, prompts, strict=True):
         parts = prompt.parts
+        if prompt.base:
+            raise PromptStackError(f"{name} changes the base itself, and only prompts can be in one batch with others")
         if not parts or prompt.stacked is not None:
             raise PromptStackError(
                 f"{name}: only single prompts that are not empty can be stacked, not {_shapes(prompt)}"
@@ -169,6 +174,17 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
         for kind, part in parts.items():
             if problem := _difference(kind, first[kind], part, names[0], name):
                 raise PromptStackError(problem)
+
+
+def check_alike(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> None:
+    """Raises PromptStackError unless the prompts can be members of one ensemble: those that can be stacked, or such as
+    change the same leaves of the base. Arguments as for `stack_prompts`."""
+    if not any(prompt.base for prompt in prompts):
+        return check_stackable(prompts, names)
+    names = names or [f"prompt {number}" for number in range(len(prompts))]
+    kinds = [jax.tree.map(np.shape, prompt) for prompt in prompts]
+    if other := next((name for name, kind in zip(names, kinds, strict=True) if kind != kinds[0]), None):
+        raise PromptStackError(f"{names[0]} and {other} do not change the same leaves of the base")
 
 
 def _difference(kind: str, first: Any, part: Any, first_name: str, name: str) -> str | None:

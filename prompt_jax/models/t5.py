@@ -22,7 +22,7 @@ from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias, part_scores, weighted_sums
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
-from prompt_jax.models.layers import Params, heads, keys_or_none, merge, narrow, only_stack, run_layers, widen
+from prompt_jax.models.layers import Params, adapted, heads, keys_or_none, merge, narrow, only_stack, run_layers, widen
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt, Site, check_no_infix, check_prompt_ids
 from prompt_jax.models.quantised import project
@@ -182,8 +182,9 @@ def _encode(
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, bias), *prefix.parts(extra, x.dtype, before)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
-        x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
-        return x + _mlp(x, weights["mlp"], config, keys[2:]), (k, v) if capture else None
+        x = x + adapted(dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1]), weights["self"])
+        x = x + _mlp(x, weights["mlp"], config, keys[2:])
+        return adapted(x, weights), (k, v) if capture else None
 
     keys = keys_or_none(key, 3)
     x = dropout(x, config.dropout_rate, keys[0])
@@ -236,13 +237,14 @@ def _decode(
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         parts = Part(k, v, self_bias), *self_prefix.parts(extra[0], x.dtype, prefix_bias)
         mixed = attend(q, *parts, dropout_rate=config.dropout_rate, key=keys[0])
-        x = x + dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1])
+        x = x + adapted(dropout(merge(mixed, weights["self"]["o"]), config.dropout_rate, keys[1]), weights["self"])
 
         q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
         before = cross_prefix.parts(extra[1], x.dtype)
         mixed = _cross_attend(q, encoded.output, weights["cross"], cross_bias, before, config, keys[2])
-        x = x + dropout(merge(mixed, weights["cross"]["o"]), config.dropout_rate, keys[3])
-        return x + _mlp(x, weights["mlp"], config, keys[4:]), (k, v) if capture else None
+        x = x + adapted(dropout(merge(mixed, weights["cross"]["o"]), config.dropout_rate, keys[3]), weights["cross"])
+        x = x + _mlp(x, weights["mlp"], config, keys[4:])
+        return adapted(x, weights), (k, v) if capture else None
 
     keys = keys_or_none(key, 3)
     x = dropout(params["embedding"][ids], config.dropout_rate, keys[0])
@@ -320,10 +322,12 @@ def decode_step(
         normal = _norm(x, weights["self"]["norm"], config)
         q, k, v = (heads(normal, weights["self"][name]) for name in "qkv")
         own, generated = append(k, v, bias)
-        x = x + merge(attend(q, generated, *past(_SELF_PREFIX, prefix_bias)), weights["self"]["o"])
+        mixed = attend(q, generated, *past(_SELF_PREFIX, prefix_bias))
+        x = x + adapted(merge(mixed, weights["self"]["o"]), weights["self"])
         q = heads(_norm(x, weights["cross"]["norm"], config), weights["cross"]["q"])
-        x = x + merge(attend(q, *past(_CROSS), *past(_CROSS_PREFIX)), weights["cross"]["o"])
-        return x + _mlp(x, weights["mlp"], config, (None, None)), own
+        mixed = attend(q, *past(_CROSS), *past(_CROSS_PREFIX))
+        x = x + adapted(merge(mixed, weights["cross"]["o"]), weights["cross"])
+        return adapted(x + _mlp(x, weights["mlp"], config, (None, None)), weights), own
 
     x, cache = decode_layers(layer, params["embedding"][tokens], side["layers"], cache)
     return _logits(params, config, _norm(x, side["final_norm"], config)), cache
@@ -372,7 +376,7 @@ def _cross_attend(
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any) -> Float[Array, "B T D"]:
-    """The feed-forward sublayer, without its residual connection."""
+    """The feed-forward sublayer with its adapter, without its residual connection."""
     x = _norm(x, weights["norm"], config)
     activate = jax.nn.relu if config.activation == "relu" else jax.nn.gelu
     hidden = widen(x, weights["up"])
@@ -383,7 +387,7 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any)
     else:
         hidden = activate(hidden)
     hidden = dropout(hidden, config.dropout_rate, keys[0])
-    return dropout(narrow(hidden, weights["down"]), config.dropout_rate, keys[1])
+    return adapted(dropout(narrow(hidden, weights["down"]), config.dropout_rate, keys[1]), weights)
 
 
 def _logits(params: Params, config: T5Config, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

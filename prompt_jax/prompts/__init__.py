@@ -14,9 +14,15 @@ from prompt_jax.config import PromptConfig
 
 def method(config: PromptConfig) -> ModuleType:
     """The module of a configuration's method."""
-    from prompt_jax.prompts import prefix, soft_prompt
+    from prompt_jax.prompts import adapter, base_layers, prefix, soft_prompt
 
-    return {"soft_prompt": soft_prompt, "prefix": prefix}[config.method]
+    return {
+        "soft_prompt": soft_prompt,
+        "prefix": prefix,
+        "adapter": adapter,
+        "full": base_layers,
+        "last_layers": base_layers,
+    }[config.method]
 
 
 def applied(config: PromptConfig) -> Callable:

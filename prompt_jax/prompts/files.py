@@ -6,6 +6,8 @@ A `.npz` is an ordinary NumPy archive, readable with `numpy.load(path, allow_pic
     SITE/keys             [L, P, H, K] float32    a prefix of each layer's attention; SITE is encoder_self,
     SITE/values           [L, P, H, K] float32      decoder_self (of causal models too) or decoder_cross
     encoder_tokens/mask   [P] bool                which slots are used, of a prefix SITE/mask; absent when all are
+    base/PATH             float32                 what is otherwise in the base, see `prompt_jax.models.tuned.changed`;
+                                                    PATH as in decoder/layers/0/mlp/adapter/down
     metadata              text                    JSON, the fields of `PromptMetadata` and `format_version`
 
 A file has virtual tokens, prefixes or both. An ensemble has these entries for each member, under its number:
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from prompt_jax.models import family, t5x
 from prompt_jax.models.checkpoint_files import CheckpointError
@@ -42,9 +45,10 @@ from prompt_jax.models.prompt import (
     Prompt,
     PromptStackError,
     VirtualTokens,
-    check_stackable,
+    check_alike,
     stack_prompts,
 )
+from prompt_jax.models.tuned import check_leaves, flat
 from prompt_jax.paths import as_path
 from prompt_jax.prompts import peft
 from prompt_jax.prompts.metadata import Base, PromptFormatError, PromptMetadata, dump, load
@@ -55,6 +59,7 @@ _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
     site: {f"{site}/keys": "keys", f"{site}/values": "values"} for site in SITES
 }
 _ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for name in (*arrays, f"{part}/mask")}
+_BASE_ENTRY = re.compile(r"base((?:/[a-z0-9_]{1,32}){1,8})", re.ASCII)
 _MEMBER_ENTRY = re.compile(r"(0|[1-9][0-9]*)/(.*)", re.ASCII)
 _MAX_MEMBERS = peft.MAX_MEMBERS
 _MAX_METADATA = 1 << 20  # bytes
@@ -96,10 +101,9 @@ def save_prompt(
     elif format == "npz":
         _write_npz(path, arrays)
     elif format == "npy":
-        if prompt.encoder_tokens is None or len(prompt.parts) > 1:
-            raise PromptFormatError(
-                f"{path}: a .npy has virtual tokens alone, not {' and '.join(prompt.parts)}; use npz"
-            )
+        if prompt.encoder_tokens is None or len(prompt.parts) > 1 or prompt.base:
+            there = " and ".join([*prompt.parts, *(["changes of the base"] if prompt.base else [])])
+            raise PromptFormatError(f"{path}: a .npy has virtual tokens alone, not {there}; use npz")
         placement, mask = prompt.encoder_tokens.placement, arrays.get("encoder_tokens/mask")
         if placement != "before":
             warnings.warn(f"{path}: a .npy does not say that the tokens go {placement} the input", stacklevel=2)
@@ -138,7 +142,7 @@ def save_ensemble(
         raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; one of its members can be a .npy (--member)")
     if not 1 <= len(prompts) <= _MAX_MEMBERS:
         raise PromptFormatError(f"{path}: an ensemble has from 1 to {_MAX_MEMBERS} members, not {len(prompts)}")
-    check_stackable(prompts, [member_name(path, number) for number in range(len(prompts))])
+    check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
     arrays: dict[str, np.ndarray] = {}
     for number, (prompt, own) in enumerate(zip(prompts, metadata, strict=True)):
         entries = _arrays(member_name(path, number), prompt, own)
@@ -234,6 +238,10 @@ def check_base(
 
 
 def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
+    try:
+        check_leaves(model.params, prompt.base or {})
+    except ValueError as error:
+        raise PromptFormatError(f"{path} does not go with {model.name}: {error}") from error
     tokens, width = prompt.encoder_tokens, model.params["embedding"].shape[1]
     if tokens is not None and tokens.embeddings.shape[1] != width:
         raise PromptFormatError(
@@ -259,9 +267,10 @@ def _named(base: Base) -> str:
 
 def _arrays(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
     """The entries of one prompt, checked."""
-    if not prompt.parts:
+    if not prompt.parts and not prompt.base:
         raise PromptFormatError(f"{where}: the prompt is empty")
     rules = {(part.placement, getattr(part, "shift_positions", True)) for part in prompt.parts.values()}
+    rules = rules or {("before", True)}
     if len(rules) > 1:
         raise PromptFormatError(f"{where}: its parts differ in placement or shift_positions; a file has one of each")
     if prompt.stacked is not None:
@@ -275,6 +284,9 @@ def _arrays(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, n
         if part.mask is not None:
             mask = arrays[f"{kind}/mask"] = np.asarray(part.mask, bool)
             _check_mask(where, kind, mask, part.slots)
+    for path, leaf in flat(prompt.base or {}).items():
+        arrays[f"base/{path}"] = np.asarray(leaf, np.float32)
+        _check_values(where, f"base/{path}", arrays[f"base/{path}"])
     ((placement, shift_positions),) = rules
     metadata = dataclasses.replace(metadata, placement=placement, shift_positions=shift_positions)
     return {**arrays, "metadata": np.array(dump(where, metadata))}
@@ -380,7 +392,7 @@ def _by_member(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> list[dict[
 
 def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> Member:
     """The prompt of these entries, which are named without a member's number."""
-    if unknown := entries.keys() - _ENTRIES:
+    if unknown := {name for name in entries if name not in _ENTRIES and not _BASE_ENTRY.fullmatch(name)}:
         raise PromptFormatError(
             f"{where}: unexpected entry {min(unknown)!r}; a prompt has {', '.join(sorted(_ENTRIES))}"
         )
@@ -403,9 +415,15 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
         parts[kind] = (VirtualTokens if kind == "encoder_tokens" else Prefix)(**values, mask=mask, **rule)
         if mask is not None:
             _check_mask(where, kind, mask, parts[kind].slots)
-    if not parts:
-        raise PromptFormatError(f"{where}: there is no encoder_tokens in it, and no prefix")
-    return Prompt(**parts), metadata
+    leaves: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if match := _BASE_ENTRY.fullmatch(name):
+            leaves[match[1][1:]] = _as_float32(where, name, array)
+    if nested := next((path for path in leaves if any(other.startswith(f"{path}/") for other in leaves)), None):
+        raise PromptFormatError(f"{where}: base/{nested} is an array and has others below it")
+    if not parts and not leaves:
+        raise PromptFormatError(f"{where}: there is no encoder_tokens in it, no prefix, and nothing of a base")
+    return Prompt(**parts, base=unflatten_dict(leaves, sep="/") or None), metadata
 
 
 def _check_shapes(where: str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -429,7 +447,7 @@ def _check_together(path: Path, members: Sequence[Member]) -> None:
     """Refuses members that cannot be stacked, or would take out of all proportion more memory than they do alone."""
     prompts = [prompt for prompt, _ in members]
     try:
-        check_stackable(prompts, [member_name(path, number) for number in range(len(prompts))])
+        check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
     except PromptStackError as error:
         raise PromptFormatError(str(error)) from error
     for kind in prompts[0].parts:

@@ -359,6 +359,8 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
 def _check_is_of_peft(where: str, prompt: Prompt, model: Model) -> None:
     """Raises PromptFormatError, with the reason and the way out, for what no adapter can hold."""
     parts = prompt.parts
+    if prompt.base:
+        raise PromptFormatError(f"{where}: what changes the base itself is not exported to PEFT; npz holds it")
     if others := [name for name in parts if name not in ("encoder_tokens", "decoder_self")]:
         raise PromptFormatError(
             f"{where}: PEFT has no prefix of {' and '.join(others)}, only of the decoder's self-attention. Train with "

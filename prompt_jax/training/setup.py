@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from prompt_jax import config as configuration
 from prompt_jax import data
 from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
-from prompt_jax.config import ConfigError, DataConfig, Decoding, Experiment
+from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment
 from prompt_jax.data_files import DataError
 from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
@@ -337,11 +337,12 @@ def _load(
 def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) -> PromptMetadata:
     """What a prompt file of this run says of a member's prompt."""
     member, model = setup.members[number], setup.model
+    trained = member.experiment.prompt
     return PromptMetadata(
         base=Base(model.name, model.revision, model.fingerprint),
-        method=member.experiment.prompt.method,
-        initialization=member.experiment.prompt.init,
-        placement=member.experiment.prompt.placement,
+        method=trained.method,
+        initialization=trained.init if trained.method in PROMPT_METHODS else None,
+        placement=trained.placement,
         task=member.examples["train"].name,
         format=member.task_format,
         step=step,

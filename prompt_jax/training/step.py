@@ -16,10 +16,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prompt_jax.models import family
+from prompt_jax.models.tuned import tuned
 
 Tree = Any
 
-# For prompts and prefixes. A method that tunes some of the base labels those leaves of "base" as trainable.
+# A method that tunes some of the base has copies of these leaves among its own variables, in float32.
 LABELS = {"base": "frozen", "prompt": "trainable"}
 
 
@@ -112,7 +113,7 @@ def make_train_step(
     def loss_sums(trainable: Tree, frozen: Tree, batch: dict[str, Array], key: PRNGKeyArray):
         variables = merge(labels, trainable, frozen)
         method_key, model_key = jax.random.split(key)
-        params, prompt = apply(variables["prompt"], variables["base"], method_key)
+        params, prompt = tuned(*apply(variables["prompt"], variables["base"], method_key))
         logits = model.forward(params, config, batch, prompt, key=model_key if dropout else None)
         sums = token_sums(logits, batch["targets"], batch["target_mask"])
         return sums.loss + z_loss * sums.z_loss, sums

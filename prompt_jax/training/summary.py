@@ -64,7 +64,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
     write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")
-    similarity = prompt_similarity(prompts) if len(prompts) > 1 else None
+    similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
 
     shown = []

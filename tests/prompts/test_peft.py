@@ -417,7 +417,7 @@ def test_tied_layers_where_they_have_no_sense():
         ({"sites": ()}, "prompt.sites decoder_self alone, and they are all that there are"),
         ({"sites": ("decoder_self", "decoder_cross")}, "they are decoder_self and decoder_cross"),
         ({"init": "text", "init_text": "a"}, "which prompt.tie_layers cannot have"),
-        ({"method": "soft_prompt", "sites": ()}, "prompt.tie_layers is of prefixes alone"),
+        ({"method": "soft_prompt", "sites": ()}, "prompt.tie_layers is of prompt.method 'prefix'"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(Experiment(data=task, prompt=dataclasses.replace(TIED, **changes)))

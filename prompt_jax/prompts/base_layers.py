@@ -1,0 +1,61 @@
+"""Tuning of the base itself: all of it (Lester et al. 2021, model tuning), or its last layers (Li and Liang 2021).
+
+Copies of the leaves are trained, in float32 whatever the base's type is; the base stays as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from prompt_jax.config import ConfigError, PromptConfig
+from prompt_jax.models.hub import Model
+from prompt_jax.models.layers import depth
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.quantised import Quantised
+from prompt_jax.models.tuned import LAST_LAYERS, divided
+
+Trainable = dict[str, Any]
+
+
+def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
+    """The base's leaves, or those of its decoder's last layers, nested as `prompt_jax.models.tuned.changed` takes them.
+
+    Raises:
+      ConfigError: a base of 8-bit integers, which cannot be trained, or of fewer layers.
+    """
+    del key, labels
+    if any(isinstance(leaf, Quantised) for leaf in jax.tree.leaves(model.params, is_leaf=_is_quantised)):
+        raise ConfigError(f"prompt.method {config.method!r} trains the base itself, which model.dtype int8 rules out")
+    if config.method == "full":
+        return _copied(model.params)
+    side = {} if "layers" in model.params else {"decoder": model.params["decoder"]}
+    ((name, holder),) = side.items() or [("", model.params)]
+    there = sum(map(depth, holder["layers"]))
+    if config.layers > there:
+        raise ConfigError(f"prompt.layers is {config.layers}, and {model.name} has {there}")
+    _, last = divided(holder["layers"], config.layers)
+    trainable = {LAST_LAYERS: _copied(last)}
+    return {name: trainable} if name else trainable
+
+
+def apply(
+    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
+) -> tuple[Any, Prompt]:
+    """The base as it is, and what takes the place of its leaves."""
+    del key, config
+    return params, Prompt(base=trainable)
+
+
+def _copied(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _copied(child) for name, child in node.items()}
+    if isinstance(node, tuple):
+        return {str(number): _copied(child) for number, child in enumerate(node)}
+    return jnp.array(node, jnp.float32)
+
+
+def _is_quantised(node: Any) -> bool:
+    return isinstance(node, Quantised)

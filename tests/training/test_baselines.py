@@ -1,0 +1,95 @@
+"""Methods that change the base are trained, resumed, evaluated and exported as prompts are."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import changed, named
+from prompt_jax.cli import main
+from prompt_jax.config import ConfigError, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
+from prompt_jax.models.tuned import flat
+from prompt_jax.prompts.files import read_prompts
+from prompt_jax.training import loop
+from prompt_jax.training.logs import read_log
+from prompt_jax.training.loop import train
+
+METHODS = {
+    "houlsby": PromptConfig(method="adapter", adapter_width=4),
+    "lin": PromptConfig(method="adapter", adapter="lin", adapter_share=0.05),
+    "last_layers": PromptConfig(method="last_layers", layers=1),
+    "full": PromptConfig(method="full"),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request, experiment: Experiment) -> Experiment:
+    """An ensemble of two."""
+    return dataclasses.replace(
+        changed(experiment, "train", steps=4, eval_every=2),
+        prompt=METHODS[request.param],
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),
+        ensemble=EnsembleConfig(size=2),
+    )
+
+
+def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.ndarray]]:
+    return [flat(prompt.base) for prompt, _ in read_prompts(experiment.folder / file)]
+
+
+def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
+    whole = named(method, "whole")
+    setup, progress = train(whole)
+    first, second = leaves(whole)
+    start = [flat(variables["prompt"]) for variables in setup.trainable(setup.states)]
+    assert first.keys() == start[0].keys() == second.keys()
+    moved = [name for name, leaf in first.items() if (leaf != start[0][name]).any()]
+    assert len(moved) > len(first) / 2 and any((first[name] != second[name]).any() for name in first)
+    losses = [line["train/loss"] for line in read_log(whole.folder) if "train/loss" in line]
+    assert losses[-1] < losses[0]
+
+    # Interrupted, and gone on with: the same to the last bit.
+    real, calls = loop.prepare, [0]
+
+    def failing(*args):
+        made = real(*args)
+
+        def step(*step_args):
+            calls[0] += 1
+            if calls[0] == 4:
+                raise KeyboardInterrupt
+            return made.step(*step_args)
+
+        return dataclasses.replace(made, step=step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "prepare", failing)
+        train(method)
+    train(method)
+    for resumed, straight in zip(leaves(method), leaves(whole), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+    # One member alone trains to the same.
+    alone = dataclasses.replace(named(method, "alone"), ensemble=EnsembleConfig())
+    train(alone)
+    for name, leaf in leaves(alone)[0].items():
+        np.testing.assert_allclose(leaf, first[name], rtol=1e-4, atol=1e-5)
+
+    # Evaluated, asked and exported from its file.
+    file, base = str(whole.folder / "best.npz"), ["--model", method.model.name]
+    capsys.readouterr()
+    assert main(["evaluate", file, "--data", str(sentiment_files["test"]), *base]) == 0
+    assert "majority vote" in capsys.readouterr().out
+    member = str(whole.folder / "member.npz")
+    assert main(["export", file, member, "--member", "1"]) == 0
+    assert main(["predict", member, "a good film", *base]) == 0
+    assert main(["inspect", member, *base]) == 0
+    assert "arrays of the base" in capsys.readouterr().out
+    assert main(["export", member, str(whole.folder / "member.npy")]) == 1
+    assert "use npz" in capsys.readouterr().err
+
+
+def test_the_last_layers_of_a_model_without_so_many(experiment):
+    with pytest.raises(ConfigError, match="prompt.layers is 7, and .* has 2"):
+        train(dataclasses.replace(experiment, prompt=PromptConfig(method="last_layers", layers=7)))
