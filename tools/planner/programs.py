@@ -132,7 +132,7 @@ def _train(
     """The step of `count` members with the prompt of `member`."""
     options, (source, target) = experiment.train, lengths(experiment)
     base = _base(experiment, config, mesh, devices)
-    state = _start(member, config, base)
+    state = start_of(member, config, base)
     check_context(config, jax.eval_shape(applied(member.prompt), state.trainable["prompt"], base)[1], source, target)
     of_members, of_rows = (_placed(mesh, devices, *axes) for axes in (("members",), ("members", "batch")))
     ids, mask = jnp.int32, jnp.bool_
@@ -161,17 +161,17 @@ def _train(
     return Program(name, lower, _order(mesh, devices), matmul_flops(traced("none").jaxpr), 1)
 
 
-def _start(member: Experiment, config: Config, base: Any) -> TrainState:
+def start_of(member: Experiment, config: Config, base: Any) -> TrainState:
     """A member's state before the first step."""
     # The values, which this one has and others take a tokenizer or a file for, do not matter.
     prompt = dataclasses.replace(member.prompt, init="uniform")
-    model = Model(member.model.name, None, base, config, None, "")
 
-    def start(key: jax.Array) -> TrainState:
+    def start(key: jax.Array, base: Any) -> TrainState:
+        model = Model(member.model.name, None, base, config, None, "")
         trainable = {"base": None, "prompt": method(prompt).init(key, prompt, model, ())}
         return TrainState.create(trainable, frozen_base(make_optimizer(member.optimizer, member.train.steps)))
 
-    return jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), base)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ def _generate(
 def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt:
     """The prompts of all members as one stacked Prompt; that of a single one as it is."""
     longest = max(alone, key=lambda member: member.prompt.length)
-    start = _start(longest, config, base)
+    start = start_of(longest, config, base)
     _, prompt = jax.eval_shape(applied(longest.prompt), start.trainable["prompt"], base)
-    if len(alone) == 1:
+    if len(alone) == 1 or prompt.base:  # what changes the base is asked alone
         return prompt
     prompt = _shapes(prompt, None, len(alone))
     if all(member.prompt.length == longest.prompt.length for member in alone):

@@ -1,0 +1,102 @@
+"""Counts what each method trains and stores for a task: Table 4 of Lester et al. 2021, for any model.
+
+    python tools/parameters.py                                    # T5 1.1 of each size, soft prompts of 100 tokens
+    python tools/parameters.py --models demo openai-community/gpt2-medium
+
+Nothing is loaded or trained: the models are folders with a config.json, or published ones whose shapes are known here.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import tyro
+from planner.programs import base_config, start_of
+
+from prompt_jax.config import ConfigError, DataConfig, Experiment, ModelConfig, PromptConfig
+from prompt_jax.errors import UserError
+from prompt_jax.models import family
+from prompt_jax.models.weights import abstract
+from prompt_jax.prompts import applied
+
+T5 = tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl"))
+# What the paper prints for a prompt of 100: parameters with the prompt, and the prompt's share of them in percent. That
+# of large is a slip (102,400 of 783,252,480 are 0.01307 %), and that of xl is not rounded.
+PAPER = {
+    T5[0]: (77_012_352, 0.06648),
+    T5[1]: (247_654_656, 0.03101),
+    T5[2]: (783_252_480, 0.01907),
+    T5[3]: (2_849_961_984, 0.00718),
+    T5[4]: (11_135_741_952, 0.00368),
+}
+METHODS = {
+    "soft prompt": PromptConfig(),
+    "prefix": PromptConfig(method="prefix", init="uniform"),
+    "prefix with MLP": PromptConfig(method="prefix", init="uniform", mlp_width=512),
+    "adapters (Houlsby)": PromptConfig(method="adapter"),
+    "adapters (Lin)": PromptConfig(method="adapter", adapter="lin"),
+    "last two layers": PromptConfig(method="last_layers"),
+    "full model": PromptConfig(method="full"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What each method trains of a model, and what is stored for each task."""
+
+    models: tuple[str, ...] = T5
+    """Folders with a config.json, or published models: T5 1.1, LM-adapted and Flan, GPT-2, BART."""
+    length: int = 100
+    """Of soft prompts and prefixes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 for an error."""
+    args = tyro.cli(Parameters, args=argv, prog="parameters.py", description=Parameters.__doc__)
+    try:
+        if args.length < 1:
+            raise ConfigError(f"--length must be positive, not {args.length}")
+        for line in table(args.models, args.length):
+            print(line)
+    except UserError as error:
+        print(f"parameters: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def table(models: Sequence[str], length: int) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| model | parameters | method | trained | share | stored for a task, MiB | paper's share |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in models:
+        for number, (what, prompt) in enumerate(METHODS.items()):
+            if prompt.method in ("soft_prompt", "prefix"):
+                prompt = dataclasses.replace(prompt, length=length)
+            base, trained, stored = counts(name, prompt)
+            joins = prompt.method not in ("last_layers", "full")  # and does not replace
+            share, printed = 100 * trained / (base + stored * joins), ""
+            if what == "soft prompt" and length == 100 and name in PAPER:
+                printed = f"{PAPER[name][1]:.5f} %"
+            model = (name, f"{base:,}") if number == 0 else ("", "")
+            cells = *model, what, f"{trained:,}", f"{share:.5f} %", f"{4 * stored / 2**20:,.2f}", printed
+            yield f"| {' | '.join(cells)} |"
+
+
+def counts(name: str, prompt: PromptConfig) -> tuple[int, int, int]:
+    """The parameters of a model, those that a method trains, and those that it stores for a task."""
+    config = base_config(name)
+    base = abstract(family(config).parameters(config), "float32")
+    member = Experiment(model=ModelConfig(name), data=DataConfig(task="any"), prompt=prompt)
+    trainable = start_of(member, config, base).trainable["prompt"]
+    _, stored = jax.eval_shape(applied(prompt), trainable, base)
+    return size(base), size(trainable), size(stored)
+
+
+def size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
