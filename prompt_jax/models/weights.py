@@ -141,7 +141,7 @@ def abstract(table: list[Parameter], dtype: str, placement: Placement = None) ->
 
 def check(table: list[Parameter], tensors: Mapping[str, Stored], source: str) -> None:
     """Raises a `CheckpointError` unless the tensors are exactly those of the table."""
-    expected = {name: _stored_shape(parameter) for parameter in table for name in _names(parameter)}
+    expected = {name: stored_shape(parameter) for parameter in table for name in _names(parameter)}
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     surplus = [f"{name} {list(stored.shape)}" for name, stored in tensors.items() if name not in expected]
     misshapen = [
@@ -171,7 +171,7 @@ def _leaf_shape(parameter: Parameter) -> tuple[int, ...]:
     return parameter.shape if parameter.layers is None else (parameter.layers, *parameter.shape)
 
 
-def _stored_shape(parameter: Parameter) -> tuple[int, ...]:
+def stored_shape(parameter: Parameter) -> tuple[int, ...]:
     """The shape in the checkpoint: a linear layer is [out, in], with heads and their width in one axis."""
     if parameter.stored is not None:
         return parameter.stored
