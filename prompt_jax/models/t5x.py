@@ -271,10 +271,10 @@ def _zarr(folder: Path) -> Stored:
     for name, value in expected.items():
         if said.get(name, value) != value:
             raise CheckpointError(f"{file}: {name} is {said[name]!r:.80}; T5X has {value!r}")
-    name = said.get("dtype")
-    if not isinstance(name, str) or not re.fullmatch(r"<f[248]|bfloat16", name):
-        raise CheckpointError(f"{file}: dtype {name!r:.80}; weights are <f2, <f4, <f8 or bfloat16")
-    dtype = float_dtype(name if name == "bfloat16" else np.dtype(name).name, folder.name, file)
+    stored = said.get("dtype")
+    if not isinstance(stored, str) or not re.fullmatch(r"<f[248]|bfloat16", stored):
+        raise CheckpointError(f"{file}: dtype {stored!r:.80}; weights are <f2, <f4, <f8 or bfloat16")
+    dtype = float_dtype(stored if stored == "bfloat16" else np.dtype(stored).name, folder.name, file)
     _check_bytes(folder, shape, chunks, dtype, compressed)
     return Stored(shape, functools.partial(_read_zarr, folder, shape, chunks, dtype, compressed))
 
