@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prompt_jax.models.hub import Model, load_model
     from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, stack_prompts
     from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
+    from prompt_jax.prompts.push import push_prompt
 
 # Imported at first use, so that `prompt-jax --help` and the reading of configurations do not wait for JAX.
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "generate": "decoding",
     "load_model": "models.hub",
     "load_prompt": "prompts.files",
+    "push_prompt": "prompts.push",
     "save_ensemble": "prompts.files",
     "save_prompt": "prompts.files",
     "stack_prompts": "models.prompt",
@@ -49,6 +51,7 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompt",
+    "push_prompt",
     "save_ensemble",
     "save_prompt",
     "stack_prompts",

@@ -95,7 +95,8 @@ class PromptConfig:
     init: Initialization = "labels"
     """First values: uniform or normal random; zero; embeddings of a sample of the common vocabulary, without
     replacement; the task's class labels; a text, a piece a token, of which a prefix has the activations; or a prompt
-    file. With an MLP they are those of its table. A prefix takes neither vocab nor labels."""
+    file, such as another task's (SPoT, Vu et al. 2022). With an MLP they are those of its table. A prefix takes neither
+    vocab nor labels."""
     init_range: tuple[float, float] = (-0.5, 0.5)
     """Of `uniform`. The prompt paper's; its code draws from 0 to 0.5, the prefix paper from 0 to 1."""
     init_vocab: int = 5000
@@ -103,7 +104,9 @@ class PromptConfig:
     init_text: str = ""
     """Of `text`. A prefix has as many slots as it has tokens."""
     init_file: Path | None = None
-    """Of `file`: a prompt of this length, `.npz`, T5X's `.npy` or a folder with PEFT's adapter."""
+    """Of `file`: a prompt of this length and base, `.npz`, T5X's `.npy` or a folder with PEFT's adapter."""
+    init_member: int | None = None
+    """Of `file`: the number of the prompt in it, if it is an ensemble's."""
     init_rest: Literal["vocab", "uniform"] = "vocab"
     """How `labels` and `text` fill the virtual tokens that they do not reach."""
     tie_layers: bool = False
@@ -216,6 +219,8 @@ class EnsembleConfig:
     """As prompt.length. Members of one length share a compiled step."""
     init: tuple[Initialization, ...] = ()
     """As prompt.init."""
+    init_member: tuple[int, ...] = ()
+    """As prompt.init_member: 0, 1, 2 gives each of three members its own of the file."""
     task: tuple[str, ...] = ()
     """As data.task: a bank of prompts, one for each task."""
 
@@ -319,6 +324,7 @@ _LISTS = {
     "weight_decay": ("optimizer", "weight_decay"),
     "length": ("prompt", "length"),
     "init": ("prompt", "init"),
+    "init_member": ("prompt", "init_member"),
     "task": ("data", "task"),
 }
 
@@ -499,6 +505,11 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError("prompt.init 'zero' is not for the table of an MLP, whose rows would stay the same")
     if prompt.init == "file" and prompt.init_file is None:
         raise ConfigError("prompt.init 'file' needs prompt.init_file")
+    if prompt.init_member is not None and (prompt.init != "file" or prompt.init_member < 0):
+        raise ConfigError(
+            f"prompt.init_member is the number, from 0, of a prompt in the file of prompt.init 'file'; it is "
+            f"{prompt.init_member}, and prompt.init is {prompt.init!r}"
+        )
     if prompt.init == "text" and not prompt.init_text.strip():
         raise ConfigError("prompt.init 'text' needs prompt.init_text")
     if (data.task is None) == (data.train is None and data.test is None and data.validation is None):

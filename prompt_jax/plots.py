@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -15,10 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from prompt_jax.inspection import Inspection
+from prompt_jax.inspection.projection import Projection
 
 COLOURS = 8  # so many members have a colour of their own; beyond that they share one
 _NUMBERED = 12  # so many members have numbers in the cells of a heat map
 _POINTS = 200  # of a member's curve: with many members and steps the page would be megabytes
+_CELLS = 4096  # so many cells of a heat map are elements of their own; beyond that those of one shade are one
+_SHADES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +116,8 @@ def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> M
         return _svg(figure, "score", f"Validation {name} by step")
 
 
-def norm_plot(inspection: Inspection) -> Markup:
-    """Norms of the virtual tokens by number, over the range of the vocabulary's."""
+def norm_plot(inspection: Inspection, name: str = "norms") -> Markup:
+    """Norms of the virtual tokens by number, over the range of the vocabulary's; `name` is its own in the page."""
     norms, vocabulary = [token.norm for token in inspection.tokens], inspection.vocabulary
     with matplotlib.rc_context(_RC):
         figure, axes = _axes("Norms of the virtual tokens", "virtual token", "Euclidean norm", wide=True)
@@ -129,7 +132,52 @@ def norm_plot(inspection: Inspection) -> Markup:
         else:
             axes.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=3)
-        return _svg(figure, "norms", "Norm of each virtual token beside the vocabulary's norms")
+        return _svg(figure, name, "Norm of each virtual token beside the vocabulary's norms")
+
+
+def layer_plot(norms: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Markup:
+    """Mean norms of a prefix's keys and values by layer, for each site; `name` is the plot's own in the page."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes("Norms of the prefix", "layer", "mean norm of a head's", wide=True)
+        for (where, own), colour in zip(norms.items(), _MEMBERS, strict=False):
+            for kind, style in (("keys", "-"), ("values", "--")):
+                label = f"{where}, {kind}"
+                axes.plot(own[kind], color=colour, linestyle=style, marker="o", markersize=3.5, label=label)
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside lower center", ncols=len(norms))  # a column for each
+        return _svg(figure, name, "Mean norm of keys and values in each layer")
+
+
+def effect_plot(effects: np.ndarray, name: str) -> Markup:
+    """By how much the loss is higher without each slot; `name` is the plot's own in the page."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes("Loss without each token", "left out", "nats a target token more", wide=True)
+        colours = [_ACCENT if effect >= 0 else _SECOND for effect in effects]
+        axes.bar(range(len(effects)), effects, color=colours, width=0.8)
+        axes.axhline(0, color=_MUTED, linewidth=1)
+        axes.margins(x=0.01)
+        return _svg(figure, name, "Change of the loss when each token is left out")
+
+
+def projection_plot(projection: Projection, numbers: Sequence[int]) -> Markup:
+    """Virtual tokens over the vocabulary's embeddings; `numbers` are those of the prompts' colours."""
+    first, second = projection.variance
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes(
+            "Virtual tokens among the vocabulary",
+            f"first principal component ({first:.1%} of the vocabulary's variance)",
+            f"second ({second:.1%})",
+            size=(7.2, 5.4),
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(8))
+        axes.grid(axis="x")
+        shared = len(projection.prompts) > COLOURS
+        dots: dict[str, Any] = {"linestyle": "none", "marker": "."}
+        axes.plot(*projection.vocabulary.T, **dots, color=_MUTED, markersize=2, alpha=0.6)
+        for number, points in zip(numbers, projection.prompts, strict=True):
+            colour = _ACCENT if shared else _MEMBERS[number]
+            axes.plot(*points.T, **dots, color=colour, markersize=7, alpha=0.75)
+        return _svg(figure, "projection", "Virtual tokens and vocabulary along two principal components")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -142,31 +190,50 @@ def agreement_map(matrix_ee: np.ndarray, members: Sequence[int]) -> Markup:
     return _heat_map(matrix_ee, members, 0.9, lambda value: f"{100 * value:.1f}", "agreement", label)
 
 
-def similarity_map(matrix_ee: np.ndarray) -> Markup:
-    """Cosines of the members' prompts."""
-    label = "Cosine similarity of the members' prompts"
+def similarity_map(
+    matrix_ee: np.ndarray,
+    label: str = "Cosine similarity of the members' prompts",
+    *,
+    high: float = 1.0,
+    width: int = 480,
+) -> Markup:
+    """Cosines of prompts, or of the tokens of one, each with each.
+
+    `label` says of what for those who do not see it; the fullest colour is at `high`; of many prompts the map has about
+    this width, in pixels.
+    """
 
     def text(value: float) -> str:
         return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
-    return _heat_map(matrix_ee, range(len(matrix_ee)), 0.0, text, "similarity", label)
+    return _heat_map(matrix_ee, range(len(matrix_ee)), 0.0, text, "similarity", label, high, width)
 
 
 def _heat_map(
-    matrix_ee: np.ndarray, members: Sequence[int], low: float, text: Callable[[float], str], name: str, label: str
+    matrix_ee: np.ndarray,
+    members: Sequence[int],
+    low: float,
+    text: Callable[[float], str],
+    name: str,
+    label: str,
+    high: float = 1.0,
+    width: int = 480,
 ) -> Markup:
-    """Members by members: the fuller the colour the nearer to 1, none at `low`, or at a tenth below all values."""
+    """Members by members: the fuller the colour the nearer to `high`, none at `low`, or at a tenth below all values."""
     low = min(low, math.floor(10 * matrix_ee.min()) / 10)
-    shades = np.clip((matrix_ee - low) / (1 - low), 0, 1)
-    size = min(56, max(9, 480 // len(members)))  # of a cell
+    shades = np.clip((matrix_ee - low) / (high - low), 0, 1)
+    size = min(56, max(9 if matrix_ee.size <= _CELLS else 3, width // len(members)))  # of a cell
     every = -(-20 // size)  # of so many members one has its number at the edge
     width, edge = len(members) * size, 24
-    parts = []
+    single = matrix_ee.size <= _CELLS
+    parts = [] if single else _merged(shades, edge, size)
     for row, member in enumerate(members):
         y = edge + row * size
         if row % every == 0:
             parts.append(f'<text x="{edge - 7}" y="{y + size / 2:g}" class="row">{member}</text>')
             parts.append(f'<text x="{y + size / 2:g}" y="{edge - 12}">{member}</text>')
+        if not single:
+            continue
         for column, value in enumerate(map(text, matrix_ee[row].tolist())):
             place = f'x="{edge + column * size}" y="{y}" width="{size}" height="{size}"'
             title = f"<title>{member}, {members[column]}: {value}</title>"
@@ -174,11 +241,23 @@ def _heat_map(
             if len(members) <= _NUMBERED:
                 middle = f'x="{edge + (column + 0.5) * size:g}" y="{y + size / 2:g}"'
                 parts.append(f'<text {middle} class="value">{value}</text>')
-    parts += _scale(edge + 18, edge + width + 14, text(low), text(1.0))
+    parts += _scale(edge + 18, edge + width + 14, text(low), text(high))
     height, wide = edge + width + 30, max(edge + width + 8, 170)  # half a number may stand out
     shape = f'viewBox="0 0 {wide} {height}" style="width: {wide}px"'
     kind = f"{name} plain" if len(members) > _NUMBERED else name
     return Markup(f'<svg class="heat {kind}" role="img" aria-label="{escape(label)}" {shape}>{"".join(parts)}</svg>')
+
+
+def _merged(shades: np.ndarray, edge: int, size: int) -> list[str]:
+    """Cells as a path for each of _SHADES shades: a run of cells of one shade is one rectangle in it."""
+    runs: dict[int, list[str]] = {}
+    for row, levels in enumerate(np.rint(shades * _SHADES).astype(int)):
+        ends = [*(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            runs.setdefault(int(levels[start]), []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
+    place = f'transform="translate({edge} {edge}) scale({size})"'
+    paths = [f'<path fill-opacity="{level / _SHADES:g}" d="{"".join(own)}"/>' for level, own in sorted(runs.items())]
+    return [f"<g {place}>", *paths, "</g>"]
 
 
 def _scale(x: int, y: int, low: str, high: str) -> list[str]:
@@ -258,9 +337,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 # Figures as elements
 
 
-def _axes(title: str, x: str, y: str, *, wide: bool = False) -> tuple[Figure, Axes]:
-    """A figure of its own, not of pyplot's; narrow ones are readable on a telephone."""
-    figure = Figure(figsize=(9.8, 2.9) if wide else (4.8, 3.1), layout="constrained")
+def _axes(
+    title: str, x: str, y: str, *, wide: bool = False, size: tuple[float, float] | None = None
+) -> tuple[Figure, Axes]:
+    """A figure of its own, not of pyplot's; narrow ones are readable on a telephone. `size` is in inches."""
+    figure = Figure(figsize=size or ((9.8, 2.9) if wide else (4.8, 3.1)), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)

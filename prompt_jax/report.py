@@ -1,18 +1,12 @@
-"""`report.html`: what a run did, from the files in its folder, in one page that loads nothing from anywhere.
-
-The same files give the same bytes. Texts come from data and from models, so that all of them are escaped by Jinja;
-the only markup put in as it is are the plots made here.
-"""
+"""`report.html`: what a run did, from the files in its folder, in one page that loads nothing from anywhere."""
 
 import dataclasses
-import importlib.resources
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -20,6 +14,7 @@ from prompt_jax import config as configuration
 from prompt_jax import plots
 from prompt_jax.inspection import Inspection
 from prompt_jax.metrics import is_share, normalise_answer
+from prompt_jax.pages import write_page
 from prompt_jax.plots import Curve
 from prompt_jax.run_files import (
     Prediction,
@@ -32,7 +27,6 @@ from prompt_jax.run_files import (
     read_summary,
 )
 from prompt_jax.task_format import REFERENCE_METRICS
-from prompt_jax.whole_file import write_whole
 
 __all__ = ["ReportError", "write_report"]
 
@@ -67,7 +61,11 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
     predictions = read_predictions(folder, summary)
     tests = sorted(summary.tests, key=lambda test: not test.trained_on)
     foremost = _foremost(summary)
-    page = _template().render(
+    path = folder / "report.html"
+    write_page(
+        path,
+        "report.html.jinja",
+        _filters(),
         summary=summary,
         experiment=experiment,
         lengths=sorted({member.length for member in summary.members}),
@@ -89,22 +87,15 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         cut=any(count for splits in summary.truncated.values() for cut in splits.values() for count in cut.values()),
         config=configuration.to_json(experiment),
     )
-    path = folder / "report.html"
-    whole = page.encode("utf-8", errors="replace")  # JSON may hold halves of surrogate pairs
-    write_whole(path, lambda file: file.write(whole))
     return path
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters: dict[str, Callable[..., Any]] = {
+def _filters() -> dict[str, Callable[..., Any]]:
+    return {
         "percent": _percent,
         "value": _value,
         "gain": _gain,
         "duration": _duration,
-        "norm": lambda norm: f"{norm:,.2f}" if norm < 1000 else f"{norm:,.0f}",
         "metric": _metric_name,
         "shorten": _shorten,
         "exp": math.exp,
@@ -113,9 +104,6 @@ def _template() -> jinja2.Template:
         "ranges": _ranges,
         "number": "{:,}".format,
     }
-    environment.filters |= filters
-    source = importlib.resources.files("prompt_jax").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)
 
 
 # --------------------------------------------------------------------------------------------------------------

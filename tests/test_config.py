@@ -55,6 +55,8 @@ def test_a_bucket_is_no_folder():
     [
         ("prompt", {"length": 0}, "prompt.length must be positive, not 0"),
         ("prompt", {"init": "file"}, "needs prompt.init_file"),
+        ("prompt", {"init_member": 1}, "it is 1, and prompt.init is 'labels'"),
+        ("prompt", {"init": "file", "init_file": Path("a.npz"), "init_member": -1}, "it is -1, and prompt.init is"),
         ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
         ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),

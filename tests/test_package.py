@@ -37,7 +37,7 @@ LAYERS = (
     {"examples", "batches", "data"},
     {"evaluation", "inspection"},
     {"ensembles"},
-    {"training", "run_files", "plots", "report"},
+    {"training", "run_files", "pages", "plots", "report", "inspection_page"},
     {"cli"},
 )
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from prompt_jax import plots
-from prompt_jax.plots import Curve, agreement_map, loss_plot, score_plot, similarity_map
+from prompt_jax.inspection.projection import Projection
+from prompt_jax.plots import (
+    Curve,
+    agreement_map,
+    effect_plot,
+    layer_plot,
+    loss_plot,
+    projection_plot,
+    score_plot,
+    similarity_map,
+)
 
 
 def _curves(count: int, ends: dict[int, str] | None = None, points: int = 50) -> list[Curve]:
@@ -109,3 +119,58 @@ def test_scores_that_are_no_shares_have_no_percent():
     assert "best 8.76 at step 50" in score_plot(curves, "NIST", percent=False)
     assert "%" not in re.sub(r"<style.*?</style>", "", score_plot(curves, "NIST", percent=False))
     assert "best 875.6% at step 50" in score_plot(curves, "NIST")
+
+
+def test_the_largest_heat_maps_have_a_path_for_each_shade():
+    """Of the same area as the cells of that shade."""
+    cosines = np.linspace(0, 1, 100)[:, None] * np.ones((1, 100))
+    plot = similarity_map(cosines)
+    assert plot.count("<rect") == 5 and plot.count("<path") == plots._SHADES + 1 and "<title>" not in plot
+    areas = {
+        float(opacity): sum(map(int, re.findall(r"h(\d+)v1", shape)))
+        for opacity, shape in re.findall(r'<path fill-opacity="([^"]*)" d="([^"]*)"', plot)
+    }
+    levels, counts = np.unique(np.rint(cosines * plots._SHADES), return_counts=True)
+    assert areas == {
+        level / plots._SHADES: count for level, count in zip(levels.tolist(), counts.tolist(), strict=True)
+    }
+    assert len(plot) < 20_000
+    assert plot.count("M0 0h100v1h-100z") == 1, "cells of one shade that follow each other are one"
+    mixed = plots._merged(np.eye(3), 10, 5)
+    assert mixed[0] == '<g transform="translate(10 10) scale(5)">'
+    assert mixed[1].endswith('d="M1 0h2v1h-2zM0 1h1v1h-1zM2 1h1v1h-1zM0 2h2v1h-2z"/>')
+    assert mixed[2].endswith('d="M0 0h1v1h-1zM1 1h1v1h-1zM2 2h1v1h-1z"/>')
+
+
+def test_a_scale_may_end_below_one():
+    plot = similarity_map(np.array([[0.2, 0.1], [0.1, 0.2]]), high=0.2)
+    assert plot.count('fill-opacity="0.50"') == 2 and ">0.20</text>" in plot and ">1.00</text>" not in plot
+
+
+def test_effects_are_bars_of_two_colours():
+    plot = effect_plot(np.array([0.5, -0.25, 0.0]), "effects-0")
+    assert plot.count("fill: var(--accent)") == 2 and plot.count("fill: var(--second)") == 1
+    assert plot.startswith('<svg class="effects-0"') and 'id="effects-0-' in plot
+    assert not re.search("#[0-9a-f]{6}", plot), "a colour that is not the page's"
+
+
+def test_prompts_have_their_colours_among_the_vocabulary():
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    projection = Projection(points, (points[:2], points[2:7]), (0.125, 0.0625), 30, 30)
+    plot = projection_plot(projection, [0, 2])
+    assert not re.search("#[0-9a-f]{6}", plot)
+    assert "12.5% of the vocabulary's variance" in plot and "6.2%" in plot
+    drawn = {name: len(re.findall(rf"<use [^>]*var\({name}\)", plot)) for name in ("--muted", "--m0", "--m1", "--m2")}
+    assert drawn["--m0"] == 2 and drawn["--m2"] == 5 and drawn["--m1"] == 0 and drawn["--muted"] >= 30
+    many = dataclasses.replace(projection, prompts=(points[:1],) * 9)
+    assert "var(--accent)" in projection_plot(many, range(9)) and "var(--m0)" not in projection_plot(many, range(9))
+
+
+def test_a_prefix_by_layer():
+    norms = {
+        site: {"keys": np.array([1.0, 2]), "values": np.array([3.0, 4])} for site in ("encoder_self", "decoder_self")
+    }
+    plot = layer_plot(norms, "layers-1")
+    assert all(f"{site}, {kind}" in plot for site in norms for kind in ("keys", "values"))
+    assert "var(--m0)" in plot and "var(--m1)" in plot and "var(--m2)" not in plot
+    assert not re.search("#[0-9a-f]{6}", plot)

@@ -1,13 +1,13 @@
 import copy
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pages import Page
 from prompt_jax import config, report
 from prompt_jax.config import DataConfig, Experiment, PromptConfig
 from prompt_jax.inspection import Inspection, Neighbour, NormRange, TokenInspection
@@ -16,51 +16,15 @@ from prompt_jax.report import ReportError, write_report
 EVIL = "<script>alert('x')</script> & <b>bold</b>"
 INSPECTION = Inspection(
     tokens=tuple(
-        TokenInspection(10.0 + i, (Neighbour(7, "▁positive", 0.875), Neighbour(8, "</td>", -0.25))) for i in range(4)
+        TokenInspection(
+            10.0 + i,
+            (Neighbour(7, "▁positive", 0.875, 9.0), Neighbour(8, "</td>", -0.25, 99.0)),
+            (Neighbour(9, "▁near", 0.5, 0.25),),
+        )
+        for i in range(4)
     ),
     vocabulary=NormRange(mean=11.0, low=9.0, high=12.0),
 )
-
-
-class Page(HTMLParser):
-    """The elements and texts of a page; fails where end tags do not match."""
-
-    VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"not closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1:] != ["style"]:
-            self.text.append(data)
-
-    def count(self, tag: str, **attributes: str) -> int:
-        return sum(
-            name == tag and all(found.get(key) == value for key, value in attributes.items())
-            for name, found in self.elements
-        )
-
-    @property
-    def words(self) -> str:
-        """The text in one line; names of tasks may be broken after an underscore."""
-        return " ".join(" ".join(self.text).split()).replace("_ ", "_")
 
 
 def _member(number: int, task: str = "movie", **changes: Any) -> dict[str, Any]:
@@ -199,8 +163,9 @@ def test_single_prompt(single):
     assert "Wrong answers: 11 of 31 " in page.words and "Right answers: 20 of 31 (12 shown)" in page.words
     assert "negative 0.25 positive 0.75" in page.words
     assert '"length": 4' in page.words
+    words = page.words.replace('"init_member"', "")  # a field of the configuration
     for absent in ("Members", "member", "Vote", "Agreement", "disagree", "Domain", "Similarity", "diverged"):
-        assert absent not in page.words
+        assert absent not in words
 
 
 @pytest.mark.parametrize("status", ["stopped early", "diverged"])

@@ -174,6 +174,7 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
     from huggingface_hub import errors
 
     said = _SECRET.sub("(a token)", " ".join(str(error).split()))
+    said = re.sub(r" For more information check: \S+", "", said)  # what a status is
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return "its owners grant access by request; ask on its page, then log in with `hf auth login`"
@@ -191,7 +192,7 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
             f"(`hf auth login`): {said}"
         )
     if isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError):
-        return f"the hub could not be reached: {doing} failed: {said}"
+        return f"the hub could not be reached, or broke off: {doing} failed: {said}"
     return f"{doing} failed: {said}"
 
 

@@ -161,7 +161,7 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
     for name, prompt in zip(names, prompts, strict=True):
         parts = prompt.parts
         if prompt.base:
-            raise PromptStackError(f"{name} changes the base itself, and only prompts can be in one batch with others")
+            raise PromptStackError(f"{name} changes the base itself; only prompts and prefixes go together with others")
         if not parts or prompt.stacked is not None:
             raise PromptStackError(
                 f"{name}: only single prompts that are not empty can be stacked, not {_shapes(prompt)}"

@@ -18,6 +18,8 @@ A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is on
 A folder is an adapter of PEFT, or an ensemble of them (`prompt_jax.prompts.peft`), or a checkpoint of T5X that has a
 prompt (`prompt_jax.models.t5x`).
 
+`hub:USER/NAME` and the like are prompts on the Hugging Face Hub: see `prompt_jax.prompts.hub`.
+
 Files come from strangers: no pickle is read, and sizes are checked before memory is taken for them.
 """
 
@@ -50,7 +52,7 @@ from prompt_jax.models.prompt import (
 )
 from prompt_jax.models.tuned import check_leaves, flat
 from prompt_jax.paths import as_path
-from prompt_jax.prompts import peft
+from prompt_jax.prompts import hub, peft
 from prompt_jax.prompts.metadata import Base, PromptFormatError, PromptMetadata, dump, load
 from prompt_jax.whole_file import write_whole
 
@@ -195,6 +197,11 @@ def read_prompts(path: str | Path) -> list[Member]:
     return _read(as_path(path)).members
 
 
+def is_prompt_folder(path: Path) -> bool:
+    """Whether a folder is one prompt, or an ensemble of them, rather than a folder of prompt files."""
+    return t5x.is_t5x(path) or (path / peft.CONFIG).is_file() or (path / "member_0").is_dir()
+
+
 def member_name(path: str | Path, number: int) -> str:
     """What messages call a member of an ensemble file."""
     return f"{path}, member {number}"
@@ -314,6 +321,9 @@ class _Contents(NamedTuple):
 
 
 def _read(path: Path) -> _Contents:
+    if hub.is_name(path):
+        with hub.fetched(path) as local:
+            return _read(local)
     if path.is_dir() and t5x.is_t5x(path):
         try:
             array = t5x.read_prompt(path)

@@ -1,6 +1,6 @@
 """First values of a soft prompt: those of Lester et al. 2021, section 3.2, and of the paper's code.
 
-Each returns float32 [P, D]. `embedding` is the base's table [V, D], `pieces` the token ids of a text.
+All but the last return float32 [P, D]. `embedding` is the base's table [V, D], `pieces` the token ids of a text.
 """
 
 import warnings
@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from prompt_jax.config import ConfigError, PromptConfig
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.prompts import files
 from prompt_jax.sharding import fetch
 
 Fill = Callable[[PRNGKeyArray, int], Float[Array, "P D"]]
@@ -64,6 +68,33 @@ def text(
 ) -> Float[Array, "P D"]:
     """Row i is the embedding of the text's piece i, as far as the prompt reaches; `rest` makes the others."""
     return _filled(key, length, list(_rows(embedding, pieces[:length])), rest)
+
+
+def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
+    """The prompt that `config.init_file` has, or `config.init_member` of its ensemble (SPoT, Vu et al. 2022).
+
+    Raises:
+      ConfigError: no such member, or a prompt of another base.
+      PromptFormatError: not a prompt file, or a prompt of other sizes than the model's.
+    """
+    path, number = config.init_file, config.init_member
+    assert path is not None  # config.check
+    members = files.read_prompts(path)
+    if number is None and len(members) > 1:
+        raise ConfigError(
+            f"prompt.init_file {path} has {len(members)} prompts: say which with prompt.init_member, or of an ensemble "
+            f"with ensemble.init_member, from 0 to {len(members) - 1}"
+        )
+    if (number or 0) >= len(members):
+        raise ConfigError(f"prompt.init_member is {number}, and {path} has {len(members)} prompts, numbered from 0")
+    prompt, metadata = members[number or 0]
+    if metadata.base is not None and metadata.base.fingerprint != model.fingerprint:
+        raise ConfigError(
+            f"prompt.init_file {path} was trained on {metadata.base.name} ({metadata.base.fingerprint[:19]}), and the "
+            f"base is {model.name} ({model.fingerprint[:19]}); a prompt starts from one of its own base"
+        )
+    files.check_base(path, prompt, metadata, model)
+    return prompt
 
 
 def _rows(embedding: Float[Array, "V D"], rows: Sequence[int] | Array) -> Float[Array, "N D"]:

@@ -35,6 +35,7 @@ from prompt_jax.models import family
 from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
+from prompt_jax.prompts import card
 from prompt_jax.prompts.metadata import PromptFormatError, PromptMetadata
 from prompt_jax.whole_file import write_whole
 
@@ -47,7 +48,7 @@ _METHODS = {"PROMPT_TUNING": "soft_prompt", "P_TUNING": "p_tuning", "PREFIX_TUNI
 _SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
 _DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-_MEMBER = re.compile(r"member_(0|[1-9][0-9]{0,3})", re.ASCII)
+MEMBER = re.compile(r"member_(0|[1-9][0-9]{0,3})", re.ASCII)
 MAX_MEMBERS = 4096
 _MAX_JSON = 1 << 20  # bytes; PEFT's own has under a thousand
 _MAX_NUMBER = 1 << 30
@@ -72,7 +73,7 @@ def read(folder: Path) -> tuple[list[Member], bool]:
     names: list[str] = []
     others: list[str] = []
     for path in folder.iterdir():
-        if _MEMBER.fullmatch(path.name):
+        if MEMBER.fullmatch(path.name):
             names.append(path.name)
         elif len(others) < 3 and _present(path / CONFIG):
             others.append(path.name)
@@ -404,17 +405,9 @@ def _flat_prefix(where: str, arrays: Mapping[str, np.ndarray], *, causal: bool) 
 def _card(config: Mapping[str, Any], tags: Sequence[str], metadata: PromptMetadata) -> str:
     """The model card: PEFT's entries for the hub, and what a user has to know instead of its empty headings."""
     base = config["base_model_name_or_path"]
-    # A JSON text is one of YAML, whatever characters it has.
-    quoted, *tags = (json.dumps(text, ensure_ascii=False) for text in (base, f"base_model:adapter:{base}", *tags))
-    lines = ["---", f"base_model: {quoted}", "library_name: peft"]
-    lines += ["pipeline_tag: text-generation"] if config["task_type"] == "CAUSAL_LM" else []
-    lines += ["tags:", *(f"- {tag}" for tag in tags), "---", "", "# A prompt for a frozen language model", ""]
+    lines = card.header(base, adapter=True, causal=config["task_type"] == "CAUSAL_LM", tags=tags)
     what = "keys and values in each layer" if config["peft_type"] == "PREFIX_TUNING" else "virtual tokens"
-    lines += [f"{config['num_virtual_tokens']} {what}, exported by prompt_jax."]
-    said: dict[str, Any] = {"base": base, "revision": config["revision"], "task": metadata.task, "step": metadata.step}
-    if metadata.format is not None:
-        said |= {"template": metadata.format.template, "labels": list(metadata.format.labels)}
-    said |= {"scores": dict(metadata.scores)}
-    # Indented, and so text as it stands, since prompts come from strangers.
-    lines += ["", *(f"    {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items() if value)]
+    lines += ["", "# A prompt for a frozen language model", ""]
+    lines += [f"{config['num_virtual_tokens']} {what}, exported by prompt_jax.", ""]
+    lines += card.block({"base": base, "revision": config["revision"]} | card.facts(metadata))
     return "\n".join([*lines, "", "### Framework versions", "", f"- PEFT {config['peft_version']}"]) + "\n"

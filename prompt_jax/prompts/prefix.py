@@ -1,6 +1,6 @@
 """Prefix tuning (Li and Liang 2021): keys and values for every layer are trained, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models import family
 from prompt_jax.models.attention import dropout
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Prefix, Prompt, Site
-from prompt_jax.prompts import files, initializers, mlp
+from prompt_jax.models.prompt import Prefix, Prompt, Site, used_arrays
+from prompt_jax.prompts import initializers, mlp
 from prompt_jax.sharding import fetch
 
 Trainable = dict[str, Any]
@@ -31,7 +31,12 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
     if config.init == "text":
         words = activations(config, model)
     elif config.init == "file":
-        return {site: _from_file(config, model, site, shapes[site][0]) for site in shapes}
+        if config.mlp_width is not None:
+            raise ConfigError(
+                "prompt.init 'file': a file has a prefix, and no MLP that makes it; leave prompt.mlp_width out"
+            )
+        parts = initializers.prompt_of_file(config, model).parts
+        return {site: _from_file(config, parts, site, shapes[site][0]) for site in shapes}
 
     trainable: Trainable = {}
     for (site, (layers, heads, width)), own in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
@@ -127,24 +132,18 @@ def _random(key: PRNGKeyArray, config: PromptConfig, shape: tuple[int, ...]) -> 
     raise ConfigError(f"prompt.init {config.init!r} is not for this prefix; it takes {choices}")
 
 
-def _from_file(config: PromptConfig, model: Model, site: Site, layers: int) -> Trainable:
-    assert config.init_file is not None  # config.check
-    if config.mlp_width is not None:
-        raise ConfigError(
-            "prompt.init 'file': a file has a prefix, and no MLP that makes it; leave prompt.mlp_width out"
-        )
-    prompt, metadata = files.read_prompt(config.init_file)
-    files.check_base(config.init_file, prompt, metadata, model)
-    prefix: Any = prompt.parts.get(site)
-    if prefix is None or prefix.mask is not None or prefix.slots != config.length:
-        found = ", ".join(f"{name} of {part.slots}" for name, part in prompt.parts.items())
+def _from_file(config: PromptConfig, parts: Mapping[str, Any], site: Site, layers: int) -> Trainable:
+    arrays = {name: used_arrays(part) for name, part in parts.items()}
+    lengths = {name: own[parts[name].arrays[0]].shape[parts[name].axes.index("P")] for name, own in arrays.items()}
+    if lengths.get(site) != config.length:
+        found = ", ".join(f"{name} of {length}" for name, length in lengths.items())
         raise ConfigError(f"{config.init_file} has {found}, and prompt asks for {site} of {config.length}")
+    prefix, both = parts[site], arrays[site]
     if (prefix.placement, prefix.shift_positions) != (config.placement, config.shift_positions):
         raise ConfigError(
             f"{config.init_file} has placement {prefix.placement!r} and shift_positions {prefix.shift_positions}, and "
             f"prompt has {config.placement!r} and {config.shift_positions}"
         )
-    both = {"keys": prefix.keys, "values": prefix.values}
     if config.tie_layers and any((array[:layers] != array[layers:]).any() for array in both.values()):
         raise ConfigError(f"{config.init_file} has a prefix for each layer, and prompt.tie_layers asks for one for two")
     return {name: jnp.asarray(array[:layers]) for name, array in both.items()}

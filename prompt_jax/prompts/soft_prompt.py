@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models.hub import Model
-from prompt_jax.models.prompt import Prompt, VirtualTokens
-from prompt_jax.prompts import files, initializers, mlp
+from prompt_jax.models.prompt import Prompt, VirtualTokens, used_arrays
+from prompt_jax.prompts import initializers, mlp
 
 Trainable = dict[str, Any]
 
@@ -79,13 +79,10 @@ def _pieces(model: Model, text: str) -> list[int]:
 
 
 def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
-    assert config.init_file is not None  # config.check
-    prompt, metadata = files.read_prompt(config.init_file)
-    files.check_base(config.init_file, prompt, metadata, model)
-    tokens = prompt.encoder_tokens
-    if tokens is None:
-        raise ConfigError(f"{config.init_file} has {' and '.join(prompt.parts)}, and no virtual tokens")
-    embeddings = tokens.embeddings if tokens.mask is None else tokens.embeddings[tokens.mask]
+    parts = initializers.prompt_of_file(config, model).parts
+    if list(parts) != ["encoder_tokens"]:
+        raise ConfigError(f"{config.init_file} has {' and '.join(parts)}, and not virtual tokens alone")
+    embeddings = used_arrays(parts["encoder_tokens"])["embeddings"]
     if len(embeddings) != config.length:
         raise ConfigError(
             f"{config.init_file} has {len(embeddings)} virtual tokens, and prompt.length is {config.length}"

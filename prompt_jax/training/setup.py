@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from prompt_jax import config as configuration
 from prompt_jax import data
 from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
-from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment
+from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment, PromptConfig
 from prompt_jax.data_files import DataError
 from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
@@ -341,7 +341,7 @@ def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) 
     return PromptMetadata(
         base=Base(model.name, model.revision, model.fingerprint),
         method=trained.method,
-        initialization=trained.init if trained.method in PROMPT_METHODS else None,
+        initialization=_initialization(trained),
         placement=trained.placement,
         task=member.examples["train"].name,
         format=member.task_format,
@@ -349,3 +349,13 @@ def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) 
         scores=dict(scores),
         settings=dict(member.settings),
     )
+
+
+def _initialization(config: PromptConfig) -> str | None:
+    """In words; of a file the end of its path, which says enough, and nothing of the machine."""
+    if config.method not in PROMPT_METHODS:
+        return None
+    if config.init != "file" or config.init_file is None:
+        return config.init
+    member = "" if config.init_member is None else f", member {config.init_member}"
+    return f"file {'/'.join(config.init_file.parts[-2:])}{member}"

@@ -1,5 +1,6 @@
 """Initialisers against their definitions."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
+from adapters import random_prefix
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
 from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.prompts import initializers, soft_prompt
+from prompt_jax.prompts.files import Base
 
 KEY = jax.random.key(0)
 
@@ -73,6 +76,47 @@ def test_file_is_exact(tiny, tmp_path, name):
     np.testing.assert_array_equal(init(tiny, length=4, init="file", init_file=tmp_path / name), tokens)
     with pytest.raises(ConfigError, match=r"has 4 virtual tokens, and prompt.length is 6"):
         init(tiny, length=6, init="file", init_file=tmp_path / name)
+
+
+def test_a_member_of_a_file(tiny, tmp_path):
+    """Of its own length: slots that are not used do not count."""
+    random = np.random.default_rng(0)
+    prompts = [Prompt(VirtualTokens(random.normal(size=(n, 64)).astype(np.float32))) for n in (4, 3)]
+    base = Base(tiny.name, None, tiny.fingerprint)
+    save_ensemble(tmp_path / "e.npz", prompts, [PromptMetadata(base=base)] * 2)
+    options = {"init": "file", "init_file": tmp_path / "e.npz"}
+    for number, prompt in enumerate(prompts):
+        tokens = prompt.encoder_tokens.embeddings
+        found = init(tiny, length=len(tokens), init_member=number, **options)
+        np.testing.assert_array_equal(found, tokens)
+    masked = VirtualTokens(prompts[0].encoder_tokens.embeddings, np.array([True, False, True, True]))
+    save_prompt(tmp_path / "m.npz", Prompt(masked), PromptMetadata(base=base))
+    found = init(tiny, length=3, init="file", init_file=tmp_path / "m.npz")
+    np.testing.assert_array_equal(found, masked.embeddings[[0, 2, 3]])
+    for changes, message in (
+        ({}, r"e.npz has 2 prompts: say which with prompt.init_member, or .* from 0 to 1"),
+        ({"init_member": 2}, r"prompt.init_member is 2, and .*e.npz has 2 prompts, numbered from 0"),
+        ({"init_member": 1}, r"has 3 virtual tokens, and prompt.length is 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            init(tiny, length=4, **options, **changes)
+
+
+def test_a_file_of_another_base_or_kind(tiny, tmp_path):
+    tokens = np.ones((2, 64), np.float32)
+    other = PromptMetadata(base=Base("elsewhere", None, "sha256:1"))
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(tokens)), other)
+    with pytest.raises(ConfigError, match=r"p.npz was trained on elsewhere \(sha256:1\), and the base is"):
+        init(tiny, length=2, init="file", init_file=tmp_path / "p.npz")
+    own = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    prefix = random_prefix(tiny, 2)
+    for prompt, has in (
+        (prefix, "encoder_self and decoder_self and decoder_cross"),
+        (dataclasses.replace(prefix, encoder_tokens=VirtualTokens(tokens)), "encoder_tokens and encoder_self"),
+    ):
+        save_prompt(tmp_path / "x.npz", prompt, own)
+        with pytest.raises(ConfigError, match=f"x.npz has {has}.*, and not virtual tokens alone"):
+            init(tiny, length=2, init="file", init_file=tmp_path / "x.npz")
 
 
 def test_a_seed_is_an_initialisation(tiny):

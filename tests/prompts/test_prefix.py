@@ -204,6 +204,17 @@ def test_a_prefix_from_a_file(saved):
     np.testing.assert_array_equal(trainable["decoder_self"]["values"], prompt.decoder_self.values)
 
 
+def test_a_prefix_from_a_file_with_unused_slots(saved, tmp_path):
+    model, prompt, _ = saved
+    mask = np.array([True, False, True, True])
+    masked = dataclasses.replace(prompt, decoder_self=dataclasses.replace(prompt.decoder_self, mask=mask))
+    save_prompt(tmp_path / "m.npz", masked, PromptMetadata(base=Base(model.name, None, model.fingerprint)))
+    options = dataclasses.replace(FREE, init="file", init_file=tmp_path / "m.npz", length=3)
+    trainable = prefix.init(KEY, options, model)
+    np.testing.assert_array_equal(trainable["decoder_self"]["keys"], prompt.decoder_self.keys[:, mask])
+    np.testing.assert_array_equal(trainable["decoder_self"]["values"], prompt.decoder_self.values[:, mask])
+
+
 def test_the_relative_bias_counts_a_prefix_as_text(tiny_folders):
     """T5's rule: the last key of a prefix is at distance 1 from the first token of the text."""
     model = prompt_jax.load_model(str(tiny_folders["t5"]))

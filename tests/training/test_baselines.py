@@ -86,6 +86,14 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert main(["predict", member, "a good film", *base]) == 0
     assert main(["inspect", member, *base]) == 0
     assert "arrays of the base" in capsys.readouterr().out
+    assert main(["diff", member, member]) == 0 and "identical" in capsys.readouterr().out
+    other = str(whole.folder / "other.npz")
+    assert main(["export", file, other, "--member", "0"]) == 0
+    assert main(["diff", member, other]) == 1
+    assert "base/" in capsys.readouterr().out
+    assert main(["inspect", file, *base, "--html", str(whole.folder / "page.html")]) == 0
+    assert main(["inspect", member, *base, "--data", str(sentiment_files["test"])]) == 1
+    assert "no virtual tokens or prefix of which one could be left out" in capsys.readouterr().err
     assert main(["export", member, str(whole.folder / "member.npy")]) == 1
     assert "use npz" in capsys.readouterr().err
 

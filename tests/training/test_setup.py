@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from prompt_jax.config import DataConfig
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
+from prompt_jax import config as configuration
+from prompt_jax.config import DataConfig, EnsembleConfig, PromptConfig
+from prompt_jax.prompts.files import Base
 from prompt_jax.task_format import FormatError
-from prompt_jax.training.setup import load_splits
+from prompt_jax.training.setup import load_splits, metadata, prepare
 
 
 @pytest.fixture
@@ -52,6 +56,28 @@ def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_p
     assert list(chosen["test"].score(["a film"])) == ["rouge_l", "chrf"]
     with pytest.raises(FormatError, match="ter is better when lower"):
         load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, None, tmp_path / "tasks.py")
+
+
+def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
+    """Each from its own, or all from one; and alone as together."""
+    tokens = np.random.default_rng(0).normal(size=(3, 4, 64)).astype(np.float32)
+    said = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    save_ensemble(tmp_path / "source" / "e.npz", [Prompt(VirtualTokens(own)) for own in tokens], [said] * 3)
+    start = PromptConfig(length=4, init="file", init_file=tmp_path / "source" / "e.npz")
+    transfer = dataclasses.replace(experiment, prompt=start, ensemble=EnsembleConfig(init_member=(2, 0, 1)))
+    setup = prepare(transfer)
+    for number, own in enumerate((2, 0, 1)):
+        alone = prepare(configuration.members(transfer)[number])
+        for found in (setup.trainable(setup.states)[number], *alone.trainable(alone.states)):
+            np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[own])
+        written = metadata(setup, number, 1, {})
+        assert written.initialization == f"file source/e.npz, member {own}"
+        assert written.settings["prompt.init_member"] == own
+    one = dataclasses.replace(transfer, ensemble=EnsembleConfig(size=2, init_member=(1,)))
+    setup = prepare(one)
+    for found in setup.trainable(setup.states):
+        np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[1])
+    assert metadata(prepare(experiment), 0, 1, {}).initialization == "vocab"
 
 
 TASK = """

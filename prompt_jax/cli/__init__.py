@@ -1,0 +1,115 @@
+"""The command line: `prompt-jax VERB ...`. Each file has verbs with their options; what a verb needs is imported when
+it runs."""
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from prompt_jax import config as configuration
+from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
+from prompt_jax.cli.common import harmless, say
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.errors import UserError
+from prompt_jax.paths import as_path
+
+VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "train": (train.Train, train.run),
+    "evaluate": (evaluate.Evaluate, evaluate.run),
+    "predict": (predict.Predict, predict.run),
+    "export": (convert.Export, convert.export),
+    "import": (convert.Import, convert.import_),
+    "push": (push.Push, push.run),
+    "inspect": (inspect.Inspect, inspect.run),
+    "diff": (diff.Diff, diff.run),
+    "average": (average.Average, average.run),
+    "similarity": (similarity.Similarity, similarity.run),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit status: 0, 1 for an error, 2 for wrong arguments, 3 for a diverged run, 75 for
+    one that was asked to leave and has saved, 76 for one that lost another process; of `diff` 1 for a difference, and
+    2 for an error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        return say(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
+    try:
+        args = _parse(verb, rest)
+        _prepare_jax()
+        return VERBS[verb][1](args)
+    except UserError as error:
+        return say(str(error), error.exit_status)
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except FileNotFoundError as error:
+        return say(f"no such file: {error.filename}", 1)
+    except OSError as error:
+        return say(f"{error.filename or verb}: {error.strerror or error}", 1)
+    except UnicodeError as error:
+        return say(f"{verb}: text that is not UTF-8: {error}", 1)
+    except KeyboardInterrupt:
+        return say(
+            "interrupted" + ("; the same command goes on from the last checkpoint" if verb == "train" else ""), 130
+        )
+
+
+def _parse(verb: str, rest: list[str]) -> Any:
+    kind = VERBS[verb][0]
+    default = None
+    if kind is train.Train:
+        named = bool(rest) and not rest[0].startswith("-")
+        if not named and not {"-h", "--help"} & set(rest):
+            raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
+        path = as_path(rest[0]) if named else Path("CONFIG")
+        default = train.Train(path, configuration.load_experiment(path) if named else Experiment())
+        rest = rest[1:] if named else rest
+    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_with_buckets())
+
+
+def _with_buckets() -> tyro.constructors.ConstructorRegistry:
+    """How paths are read: those of a bucket too, which pathlib would take for a folder `gs:`."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: as_path(words[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _prepare_jax() -> None:
+    """Settings that must stand before JAX is imported, where the user has not made them."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "prompt_jax" / "compilations"))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, and looks for GPUs
+    warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {harmless(str(message))}\n"
+
+
+def _usage() -> str:
+    lines = ["usage: prompt-jax VERB ...", "", "Tuning frozen language models with soft prompts, in JAX.", ""]
+    lines += [f"  {verb:<12}{(kind.__doc__ or '').splitlines()[0]}" for verb, (kind, _) in VERBS.items()]
+    return "\n".join([*lines, "", "prompt-jax VERB --help says what a verb takes."])
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.4)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,127 @@
+"""`prompt-jax export` and `prompt-jax import`: prompts in other formats."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from prompt_jax.cli.common import Base, check_base, load_base
+from prompt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_jax.models.prompt import Prompt
+    from prompt_jax.prompts.files import PromptMetadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a prompt file in another format, or one prompt of an ensemble as a file of its own."""
+
+    file: tyro.conf.Positional[Path]
+    """A prompt file."""
+    dest: tyro.conf.Positional[Path]
+    """The file to write; for peft a folder that is new or empty."""
+    member: int | None = None
+    """Which prompt of an ensemble, numbered from 0; all of them if left out."""
+    format: Literal["npz", "npy", "peft"] | None = None
+    """npz: this project's archive, readable with NumPy. npy: the bare array, as T5X's prompt-tuning has it. peft: an
+    adapter of Hugging Face's PEFT, or for an ensemble a folder of them; the base, of which they say the sizes, is
+    loaded. By the extension of DEST if left out."""
+    as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
+    """prefix: the keys and values that a causal model has of its virtual tokens, in place of these; they depend on the
+    base, which is loaded. The same logits for less work."""
+    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Write a prompt from elsewhere as this project's .npz: one on the Hub, an adapter of PEFT, or T5X's array."""
+
+    source: tyro.conf.Positional[Path]
+    """A folder with an adapter of PEFT or with adapters member_0, member_1, ..., or any prompt file; also on the Hub,
+    as hub:USER/NAME, hub:USER/NAME/FOLDER or either with @REVISION."""
+    dest: tyro.conf.Positional[Path]
+    """The .npz to write."""
+    model: str | None = None
+    """Name or folder of the prompt's base: their sizes are compared, and the .npz names it, so that the other verbs
+    find it."""
+    revision: str | None = None
+    """Branch, tag or commit of --model on the hub."""
+
+
+def export(args: Export) -> int:
+    from prompt_jax.prompts.files import check_bases, read_prompts, save_ensemble, save_prompt
+
+    members = read_prompts(args.file)
+    count = len(members)
+    model = None
+    if args.member is not None and not 0 <= args.member < count:
+        has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
+        raise UserError(f"--member {args.member}: {args.file} has {has}")
+    if args.as_ == "prefix":
+        members = _as_prefixes(args, members)
+    if args.format == "peft":
+        model = load_base(args.file, members[0][1], args.base)
+        check_bases(args.file, members, model, allow_other_base=args.base.allow_other_base)
+    if args.member is not None or count == 1:
+        save_prompt(args.dest, *members[args.member or 0], format=args.format, model=model)
+    elif (args.format or args.dest.suffix[1:]) == "npy":
+        raise UserError(
+            f"{args.file} is an ensemble of {count} prompts and a .npy holds one: say which with --member, from 0 to "
+            f"{count - 1}"
+        )
+    else:
+        prompts, metadata = zip(*members, strict=True)
+        save_ensemble(args.dest, prompts, metadata, format=args.format, model=model)
+    print(f"wrote {args.dest}")
+    return 0
+
+
+def import_(args: Import) -> int:
+    from prompt_jax.models.hub import load_model
+    from prompt_jax.prompts.files import Base as Trained
+    from prompt_jax.prompts.files import check_base, read_prompts, save_ensemble, save_prompt
+
+    if args.dest.suffix != ".npz":
+        raise UserError(f"{args.dest}: what is imported is a .npz; name it so (export writes other formats)")
+    if args.model is None and args.revision is not None:
+        raise UserError("--revision is of --model, which is not given")
+    members = read_prompts(args.source)
+    if args.model is not None:
+        if known := next((said.base for _, said in members if said.base is not None), None):
+            raise UserError(f"{args.source} says itself that it was trained on {known.name}: leave --model out")
+        model = load_model(args.model, revision=args.revision)
+        own = Trained(model.name, model.revision, model.fingerprint)
+        members = [(prompt, dataclasses.replace(said, base=own)) for prompt, said in members]
+        for prompt, said in members:
+            check_base(args.source, prompt, said, model)
+    if len(members) == 1:
+        save_prompt(args.dest, *members[0])
+    else:
+        prompts, metadata = zip(*members, strict=True)
+        save_ensemble(args.dest, prompts, metadata)
+    print(f"wrote {args.dest}")
+    return 0
+
+
+def _as_prefixes(
+    args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]
+) -> list[tuple["Prompt", "PromptMetadata"]]:
+    from prompt_jax.models import family
+
+    model = load_base(args.file, members[0][1], args.base)
+    as_prefix = getattr(family(model.config), "as_prefix", None)
+    if as_prefix is None:
+        raise UserError(
+            f"{model.name} is no causal model: what its encoder makes of virtual tokens depends on the input and is no "
+            "prefix"
+        )
+    made = []
+    for prompt, metadata in members:
+        check_base(args.file, prompt, metadata, model, args.base)
+        if prompt.base:
+            raise UserError(f"{args.file} changes the base itself, which is no prefix")
+        made.append((as_prefix(model.params, model.config, prompt), dataclasses.replace(metadata, method="prefix")))
+    return made

@@ -1,0 +1,75 @@
+"""`prompt-jax diff`."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from prompt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """Say in what two prompts, or two configurations, differ.
+
+    The exit status is that of diff(1): 0 if they are the same, 1 if they differ, 2 if they cannot be compared.
+    """
+
+    a: tyro.conf.Positional[Path]
+    """A prompt file; or a configuration: a .py or .json file, or the folder of a run, whose recorded one is meant."""
+    b: tyro.conf.Positional[Path]
+    """What it is compared with, of the same kind."""
+
+
+class NotComparable(UserError):
+    """Something that is there to be compared cannot be read, or is of another kind."""
+
+    exit_status = 2
+
+
+def run(args: Diff) -> int:
+    try:
+        a, b = (_config_file(path) for path in (args.a, args.b))
+        if a is not None and b is not None:
+            return _configs(args, a, b)
+        if a is not None or b is not None:
+            config, other = (args.a, args.b) if a is not None else (args.b, args.a)
+            raise NotComparable(f"{config} is a configuration, and {other} is none; name two of a kind")
+        return _prompts(args)
+    except FileNotFoundError as error:
+        raise NotComparable(f"no such file: {error.filename}") from error
+    except OSError as error:
+        raise NotComparable(f"{error.filename}: {error.strerror or error}") from error
+    except (UserError, UnicodeError) as error:
+        raise NotComparable(str(error)) from error
+
+
+def _config_file(path: Path) -> Path | None:
+    """The file of a configuration; None for what else there is."""
+    if path.suffix in (".py", ".json"):
+        return path
+    recorded = path / "config.json"
+    return recorded if recorded.is_file() and not (path / "adapter_config.json").exists() else None
+
+
+def _configs(args: Diff, a: Path, b: Path) -> int:
+    from prompt_jax.config import load_experiment
+    from prompt_jax.inspection.difference import config_lines
+
+    lines = config_lines(load_experiment(a), load_experiment(b))
+    if not lines:
+        print(f"{args.a} and {args.b}: the same")
+        return 0
+    print(f"{args.a} and {args.b}: {len(lines)} fields differ", *lines, sep="\n")
+    return 1
+
+
+def _prompts(args: Diff) -> int:
+    from prompt_jax.inspection.difference import member_lines
+    from prompt_jax.prompts.files import read_prompts
+
+    status = 0
+    for name, lines in member_lines(read_prompts(args.a), read_prompts(args.b)):
+        print(f"{args.a} and {args.b}{f', {name}' if name else ''}:{'' if lines else ' identical'}", *lines, sep="\n")
+        status = max(status, int(bool(lines)))
+    return status

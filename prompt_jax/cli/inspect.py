@@ -1,0 +1,108 @@
+"""`prompt-jax inspect`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from prompt_jax.cli.common import Base, check_base, check_positive, load_base, say
+from prompt_jax.cli.source import Source, check_source, read_examples
+from prompt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_jax.ensembles.members import Member
+    from prompt_jax.examples import Examples
+    from prompt_jax.inspection.ablation import Ablation
+    from prompt_jax.models.hub import Model
+    from prompt_jax.task_format import TaskFormat
+
+_LIMIT = 100  # examples, each of which is run once for each virtual token
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Print prompts' provenance, norms and nearest vocabulary neighbours, and how alike they are.
+
+    With --task or --data also by how much the loss is higher without each virtual token.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Prompt files of one base; of an ensemble's file all members."""
+    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    neighbours: int = 5
+    """How many for each virtual token, by cosine and by Euclidean distance."""
+    html: Path | None = None
+    """Write a page with pictures, which loads nothing from anywhere."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = Source(limit=_LIMIT)
+    batch_size: int = 64
+    """Rows a batch: an example with a prompt without one of its tokens."""
+
+
+def run(args: Inspect) -> int:
+    from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
+    from prompt_jax.ensembles.tables import Table
+    from prompt_jax.inspection import prompt_similarity
+    from prompt_jax.inspection.findings import look_into
+    from prompt_jax.inspection.text import describe, printable
+    from prompt_jax.models.prompt import check_alike
+
+    if not args.files:
+        raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")
+    check_positive(neighbours=args.neighbours, limit=args.source.limit, batch_size=args.batch_size)
+    check_source(args.source)
+    check_distinct(args.files)
+    members = read_members(args.files)
+    if len(members) > 1:
+        check_alike([member.prompt for member in members], [str(member) for member in members])
+        if not args.base.allow_other_base:
+            check_one_base(members)
+    model = _model(args, members)
+    ablations = _ablations(args, members, model)
+    findings = [
+        look_into(str(member), member.prompt, member.metadata, model, args.neighbours, ablation)
+        for member, ablation in zip(members, ablations, strict=True)
+    ]
+    print("\n\n".join(describe(found, model) for found in findings))
+    if len(members) > 1 and members[0].prompt.parts:
+        cosines = prompt_similarity([member.prompt for member in members])
+        rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]
+        print("", Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text(), sep="\n")
+    if args.html is not None:
+        from prompt_jax.inspection_page import write_inspection
+
+        write_inspection(args.html, findings, model)
+        print(f"\nwrote {args.html}")
+    return 0
+
+
+def _model(args: Inspect, members: Sequence["Member"]) -> "Model | None":
+    """The base, or None where it is not to be had and nothing asks for it."""
+    first = next((member for member in members if member.metadata.base is not None), members[0])
+    try:
+        model = load_base(first.path, first.metadata, args.base)
+    except UserError as error:
+        if args.base.model is not None or args.source.task is not None or args.source.data is not None:
+            raise
+        say(f"{error}\n", 0)
+        return None
+    for member in members:
+        check_base(member.path, member.prompt, member.metadata, model, args.base)
+    return model
+
+
+def _ablations(args: Inspect, members: Sequence["Member"], model: "Model | None") -> "list[Ablation | None]":
+    """Of each prompt, on the examples that the user names, written as it was trained to read them."""
+    if model is None or (args.source.task is None and args.source.data is None):
+        return [None] * len(members)
+    from prompt_jax.inspection.ablation import leave_one_out
+
+    read: dict[TaskFormat | None, Examples] = {}
+    found: list[Ablation | None] = []
+    for member in members:
+        key = member.metadata.format if args.source.data is not None else None
+        if key not in read:
+            read[key], _ = read_examples(args.source, [member], model)
+        found.append(leave_one_out(model, member.prompt, read[key], batch_size=args.batch_size))
+    return found

@@ -1,0 +1,164 @@
+"""`prompt-jax predict`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
+from prompt_jax.config import Decoding
+from prompt_jax.errors import UserError
+from prompt_jax.paths import as_path
+from prompt_jax.task_format import TaskFormat
+
+if TYPE_CHECKING:
+    from prompt_jax.ensembles.streams import Line, Mixed, Voting
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Answer texts from the arguments, a file or standard input, a line each.
+
+    An ensemble answers with the vote of its members' majority."""
+
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
+    """A prompt file, and inputs; without any they come from --input. Where the template has several columns, JSON
+    objects."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
+    """Several prompt files of one base instead of FILE. Inputs are then JSON objects with the field `prompt`: the
+    NAME of a file (its own without the extension if none is given), or of a member of an ensemble (`sentiment/0`), or
+    null for the base alone; and the columns of that prompt's template (of the base alone: `text`). They are answered in
+    batches mixed over prompts, in their order."""
+    template: str | None = None
+    """Input text with columns in braces; the prompt's own if left out."""
+    labels: tuple[str, ...] | None = None
+    """Possible answers, which --json scores; the prompt's own if left out."""
+    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    input: Path | None = None
+    """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
+    left out."""
+    json: bool = False
+    """Print a JSON object a line, with the labels' log-probabilities (nats) where the task has labels."""
+    batch_size: int = 64
+    """Examples a batch."""
+    decoding: Decoding = Decoding()
+    """How answers are generated."""
+
+
+def run(args: Predict) -> int:
+    check_positive(batch_size=args.batch_size)
+    lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
+    for chunk in _chunks(lines, args.batch_size):
+        for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
+            shown = {**line._asdict(), **answer._asdict()}
+            if args.prompts is None:
+                del shown["prompt"]
+            print(json.dumps(shown) if args.json else answer.prediction.replace("\n", " "))
+        sys.stdout.flush()
+    if answers.cut:
+        say(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
+    return 0
+
+
+def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
+    """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
+    from prompt_jax.ensembles.streams import Line, Voting
+    from prompt_jax.prompts.files import check_bases, read_prompts
+
+    if not args.words:
+        raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
+    file = as_path(args.words[0])
+    members = read_prompts(file)
+    model = load_base(file, members[0][1], args.base)
+    check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
+    formats = [metadata.format for _, metadata in members]
+    other = next((number for number, own in enumerate(formats) if own != formats[0]), None)
+    if other is not None:
+        raise UserError(
+            f"members 0 and {other} of {file} are for different tasks and cannot vote; name a member for each input "
+            f"with --prompts {file}, or write one to a file with prompt-jax export --member"
+        )
+    task_format = chosen_format(formats[0], args.template, args.labels, None)
+    texts = _texts(_inputs(args.words[1:], args.input), task_format)
+    return (Line(None, text) for text in texts), Voting(
+        model, [prompt for prompt, _ in members], task_format, args.decoding
+    )
+
+
+def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
+    """The inputs that name their prompts, and what answers them."""
+    from prompt_jax.ensembles import streams
+    from prompt_jax.ensembles.members import check_one_base
+
+    assert args.prompts is not None  # predict
+    words = [word for word in args.prompts.split(",") if word]
+    if not words or args.template is not None or args.labels is not None:
+        raise UserError("--prompts names files, separated by commas, and each prompt has its own template and labels")
+    named = streams.read_named(words)
+    members = list(named.values())
+    if not args.base.allow_other_base:
+        check_one_base(members)
+    first = next((member for member in members if member.metadata.base is not None), members[0])
+    model = load_base(first.path, first.metadata, args.base)
+    for member in members:
+        check_base(member.path, member.prompt, member.metadata, model, args.base)
+    wanted = 'a JSON object with "prompt" and the columns of its template'
+    rows = ((where, _as_row(line, where, wanted)) for where, line in _inputs(args.words, args.input))
+    return streams.read_lines(rows, named), streams.Mixed(model, named, args.decoding)
+
+
+def _inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
+    """Where each input is from, and the input: a line of text or, from a file with columns, a row."""
+    from prompt_jax.data_files import DataError, file_kind, read_rows
+
+    if words or file is None:
+        lines: Iterable[str] = words or (line.removesuffix("\n") for line in sys.stdin)
+    else:
+        try:
+            file_kind(file)
+        except DataError:  # not one with columns
+            lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        else:
+            yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
+            return
+    yield from ((f"input {number}", line) for number, line in enumerate(lines, 1))
+
+
+def _texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> Iterator[str]:
+    """The texts of inputs of one format, whose lines are JSON if it has several columns."""
+    from prompt_jax.data_files import render
+
+    columns = task_format.columns
+    for where, line in inputs:
+        if len(columns) == 1 and isinstance(line, str):
+            yield task_format.render({columns[0]: line})
+        else:
+            yield render(_as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
+
+
+def _as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
+    """A row as it is, and a line as the JSON object that it is to be."""
+    if not isinstance(line, str):
+        return line
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected {wanted}; {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected {wanted}, not a JSON {type(row).__name__}")
+    return row
+
+
+def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

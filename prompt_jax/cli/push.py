@@ -1,0 +1,60 @@
+"""`prompt-jax push`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from prompt_jax.cli.common import Base, harmless, load_base
+from prompt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_jax.models.hub import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """Put a prompt on the Hugging Face Hub, with a model card and, where PEFT can hold it, an adapter.
+
+    The account is the one of `hf auth login`, or of the environment variable HF_TOKEN."""
+
+    file: tyro.conf.Positional[Path]
+    """A prompt file."""
+    dest: tyro.conf.Positional[str]
+    """hub:USER/NAME, hub:USER/NAME/FOLDER or either with @BRANCH; the repository is made if there is none."""
+    private: bool = False
+    """Make a repository that nobody else sees."""
+    message: str | None = None
+    """Of the commit."""
+    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+
+
+def run(args: Push) -> int:
+    from prompt_jax.prompts.files import read_prompts
+    from prompt_jax.prompts.hub import parse_name
+    from prompt_jax.prompts.push import push_prompt
+
+    parse_name(args.dest)  # before anything is loaded
+    why = None
+    try:
+        model: Model | None = load_base(args.file, read_prompts(args.file)[0][1], args.base)
+    except UserError as error:
+        if args.base.model is not None:
+            raise
+        model, why = None, str(error)
+    pushed = push_prompt(
+        args.file,
+        args.dest,
+        model,
+        private=args.private,
+        message=args.message,
+        allow_other_base=args.base.allow_other_base,
+    )
+    print(f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else ""))
+    if pushed.no_adapter is not None:
+        print(harmless(f"no adapter of PEFT: {why or pushed.no_adapter}"))
+    for note in pushed.notes:
+        print(harmless(note))
+    print(f"{pushed.name}\n{pushed.address}\ncommit {pushed.commit}")
+    return 0

@@ -1,0 +1,115 @@
+"""`prompt-jax similarity`."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from prompt_jax.cli.common import harmless, say
+from prompt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_jax.ensembles.members import Member
+
+_MATRIX = 12  # prompts of which the terminal shows all pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """Compare prompts each with each, to find those whose tasks are alike (SPoT's retrieval)."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Prompt files, and folders with such files or with the folders of runs, whose best.npz is meant. Of an ensemble's
+    file all members are compared."""
+    html: Path | None = None
+    """Write a page with heat maps, which loads nothing from anywhere."""
+
+
+def run(args: Similarity) -> int:
+    from prompt_jax.ensembles.tables import Table
+    from prompt_jax.inspection import nearest_others, task_similarity
+
+    if not args.paths:
+        raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")
+    members, skipped = _together(*_read(_files(args.paths)))
+    for line in skipped:
+        say(f"skipped {line}", 0)
+    if len(members) < 2:
+        raise UserError(f"{len(members)} prompts to compare; name two or more that have the same parts, sizes and base")
+    means, pairs = task_similarity([member.prompt for member in members])
+    names = [str(member) for member in members]
+    order = nearest_others(means)
+    rows = [
+        [
+            f"{i} {name}",
+            f"{order[i][0]} {names[order[i][0]]}",
+            *(f"{own[i, order[i][0]]:.3f}" for own in (means, pairs)),
+        ]
+        for i, name in enumerate(names)
+    ]
+    tables = [Table("each prompt and the most similar other, by cosine", [["", "", "mean tokens", "all pairs"], *rows])]
+    if len(members) <= _MATRIX:
+        for title, matrix in (("cosines of mean tokens", means), ("mean cosines of all pairs of tokens", pairs)):
+            cells = [[str(i), *(f"{value:.3f}" for value in row)] for i, row in enumerate(matrix)]
+            tables.append(Table(title, [["", *map(str, range(len(names)))], *cells]))
+    print(harmless("\n\n".join(table.text() for table in tables)))
+    if args.html is not None:
+        from prompt_jax.inspection_page import write_similarity
+
+        write_similarity(args.html, names, means, pairs, skipped)
+        print(f"\nwrote {args.html}")
+    return 0
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files, and of folders what may be prompts: files, folders of other projects, the best prompts of runs."""
+    from prompt_jax.prompts.files import is_prompt_folder
+
+    for path in paths:
+        if not path.is_dir() or is_prompt_folder(path):
+            yield path
+        elif (path / "best.npz").is_file():
+            yield path / "best.npz"
+        else:
+            for own in sorted(path.iterdir()):
+                if own.name.startswith("."):
+                    continue
+                if not own.is_dir() or is_prompt_folder(own):
+                    yield own
+                elif (own / "best.npz").is_file():
+                    yield own / "best.npz"
+
+
+def _read(files: Iterator[Path]) -> tuple[list["Member"], list[str]]:
+    """The prompts of the files, and which of them hold none, with the reason."""
+    from prompt_jax.ensembles.members import read_members
+    from prompt_jax.prompts.files import PromptFormatError
+
+    members, skipped = [], []
+    for path in files:
+        try:
+            members += read_members([path])
+        except PromptFormatError as error:
+            skipped.append(str(error))
+    return members, skipped
+
+
+def _together(members: Sequence["Member"], skipped: Sequence[str]) -> tuple[list["Member"], list[str]]:
+    """The prompts that can be compared with the first, and the others with the reason."""
+    from prompt_jax.ensembles.members import MemberError, check_one_base
+    from prompt_jax.models.prompt import PromptStackError, check_stackable
+
+    kept: list[Member] = []
+    left = list(skipped)
+    for member in members:
+        first = kept[0] if kept else member
+        try:
+            check_stackable([first.prompt, member.prompt], [str(first), str(member)])
+            check_one_base([first, member])
+        except (PromptStackError, MemberError) as error:
+            left.append(f"{member}: {error}")
+        else:
+            kept.append(member)
+    return kept, left

@@ -1,0 +1,94 @@
+"""Which examples the user means: those of a task, or of a file."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prompt_jax.cli.common import chosen_format
+from prompt_jax.errors import UserError
+from prompt_jax.task_format import TaskFormat
+
+if TYPE_CHECKING:
+    from prompt_jax.ensembles.members import Member
+    from prompt_jax.examples import Examples
+    from prompt_jax.models.hub import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Examples with their answers."""
+
+    task: str | None = None
+    """A task of the tasks folder, instead of the one that the prompt was trained on."""
+    data: Path | None = None
+    """A .jsonl, .csv or .tsv file of your own, instead of a task; read with the prompt's template and labels."""
+    target: str = "label"
+    """The column of --data with the answers."""
+    template: str | None = None
+    """Input text of a row of --data, with its columns in braces; the prompt's own if left out."""
+    labels: tuple[str, ...] | None = None
+    """Possible answers of --data in the order of their numbers; the prompt's own if left out."""
+    split: str = "test"
+    """The split of the task."""
+    tasks: Path | None = None
+    """Folder or file with seqio tasks; `tasks` in the working directory if there is one."""
+    limit: int | None = None
+    """Only so many examples, drawn at random but always the same."""
+
+
+def check_source(source: Source, metrics: tuple[str, ...] | None = None) -> None:
+    """Raises UserError for options that say how --data is read where there is none."""
+    given = {"template": source.template, "labels": source.labels, "metrics": metrics}
+    if source.data is None and (ignored := [f"--{name}" for name, value in given.items() if value is not None]):
+        raise UserError(f"{' and '.join(ignored)} say how --data is read, which is not given; a task has its own")
+
+
+def read_examples(
+    source: Source, members: Sequence["Member"], model: "Model", metrics: tuple[str, ...] | None = None
+) -> tuple["Examples", int]:
+    """The examples that the user names, or those of the task that the prompts were trained on; the length of answers.
+
+    What prompts say is taken from the first that says it.
+    """
+    from prompt_jax import data
+
+    first = next((member for member in members if member.metadata.format is not None), members[0])
+    path, own = first.path, first.metadata.format
+    if source.data is not None:
+        if own is None and source.template is None:
+            raise UserError(f"{path} has no template, which --data needs; give one with --template")
+        own = chosen_format(own, source.template, source.labels, metrics)
+        task: Any = data.file_task(source.data.name, {source.split: source.data}, own, target=source.target)
+    else:
+        name = source.task or next((member.metadata.task for member in members if member.metadata.task), None)
+        if name is None:
+            raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
+        data.discover_tasks(source.tasks)
+        if source.task is None and name not in data.task_names():
+            raise UserError(
+                f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"
+            )
+        task = data.find_task(name)
+        if source.task is None and not data.on_this_machine(task):
+            raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
+        theirs = getattr(task, "task_format", None)
+        if source.task is None and own is not None and theirs is not None and own.template != theirs.template:
+            warnings.warn(
+                f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
+                stacklevel=2,
+            )
+        own = theirs if source.task is not None else own or theirs
+    lengths = own or TaskFormat("{inputs}")
+    assert model.tokenizer is not None  # check_base
+    examples = data.load_examples(
+        task,
+        model.tokenizer,
+        source.split,
+        input_length=lengths.input_length,
+        target_length=lengths.target_length,
+        limit=source.limit,
+        metric_names=metrics or (),
+    )
+    return examples, lengths.target_length

@@ -1,0 +1,123 @@
+"""What each virtual token does: the loss of a prompt without it."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from prompt_jax.batches import eval_batches
+from prompt_jax.decoding import compiled_score
+from prompt_jax.errors import UserError
+from prompt_jax.evaluation import batch_shapes
+from prompt_jax.examples import Examples
+from prompt_jax.models import check_context
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt, used_arrays
+from prompt_jax.sharding import fetch, place
+
+# Prompts in memory at a time, each without another slot: the keys and values of a prefix are large.
+_STACK, _STACK_BYTES = 16, 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """The mean loss of a prompt's targets with all its slots, and without each of them.
+
+    Attributes:
+      data: what it was measured on, in words.
+      tokens: target tokens that the mean is over.
+      loss: with all slots, in nats a target token.
+      without: without slot i alone, in the same unit.
+    """
+
+    data: str
+    tokens: int
+    loss: float
+    without: Float[np.ndarray, " P"]
+
+    @property
+    def effects(self) -> Float[np.ndarray, " P"]:
+        """By how much the loss is higher without each slot: what it is good for."""
+        return self.without - self.loss
+
+
+def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_size: int) -> Ablation:
+    """The effect of each virtual token; of prompts with prefixes, of slot i of every part at once.
+
+    A prompt without a slot is the shorter one in which the others have moved together. Prompts are evaluated as one
+    stacked Prompt whose rows are masked, many at once: one shape, and so one compilation for each length of input.
+
+    Args:
+      model: the base.
+      prompt: one that is not stacked. Slots that are not used are passed over.
+      examples: with their targets; of several references the first.
+      batch_size: rows a batch: an example with one of the prompts.
+
+    Raises:
+      UserError: examples without a label, or nothing that could be left out.
+      ContextError: more than the model has positions for.
+    """
+    if examples.unlabelled:
+        raise UserError(
+            f"{examples.name}, {examples.split}: {examples.unlabelled} of {len(examples)} examples have no label, and "
+            "so no loss; take a split that has them (--split)"
+        )
+    if not prompt.parts:
+        raise UserError("what changes the base itself has no virtual tokens or prefix of which one could be left out")
+    lengths = np.array(list(map(len, examples.targets)))
+    check_context(model.config, prompt, max(map(len, examples.inputs)), int(lengths.max()))
+    parts = prompt.parts.values()
+    slots = max(int(used_arrays(part)[part.arrays[0]].shape[part.axes.index("P")]) for part in parts)
+    variants = [None, *range(slots)]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.device_get(prompt)))
+    groups = -(-len(variants) // max(1, min(_STACK, _STACK_BYTES // max(size, 1))))
+    together = -(-len(variants) // groups)
+    losses: list[float] = []
+    for start in range(0, len(variants), together):
+        group = variants[start : start + together]
+        filled = [*group, *[None] * (together - len(group))]  # to the shape that is compiled
+        losses += list(_losses(model, prompt, filled, examples, batch_size))[: len(group)]
+    tokens = int(lengths.sum())
+    whole, *without = np.array(losses) / tokens
+    data = f"{len(examples)} examples of {examples.name}, {examples.split}"
+    return Ablation(data, tokens, float(whole), np.array(without))
+
+
+def _losses(
+    model: Model, prompt: Prompt, variants: Sequence[int | None], examples: Examples, batch_size: int
+) -> Iterator[float]:
+    """The summed loss of all examples' targets, in nats, of the prompt without each of these slots."""
+    stacked = place(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
+    inputs, count = list(examples.inputs) * len(variants), len(examples)
+    lengths = np.array(list(map(len, examples.targets)))
+    targets = np.full((count, lengths.max()), model.config.pad_id, np.int32)
+    for row, target in zip(targets, examples.targets, strict=True):
+        row[: len(target)] = target
+    counted = np.arange(lengths.max()) < lengths[:, None]
+
+    found = np.zeros(len(inputs))
+    for batch in eval_batches(inputs, *batch_shapes(inputs, batch_size), model.config.pad_id):
+        index = batch.pop("index")
+        variant, example = np.divmod(np.maximum(index, 0), count)  # -1 fills the last batch
+        batch["prompt_ids"] = variant.astype(np.int32)
+        own = place((batch, targets[None, example], counted[None, example]))
+        scores = fetch(compiled_score(model.params, model.config, own[0], stacked, *own[1:]))
+        found[index[index >= 0]] = -scores[index >= 0, 0]
+    yield from found.reshape(len(variants), count).sum(axis=1).tolist()
+
+
+def _without(prompt: Prompt, slot: int | None) -> Prompt:
+    """The prompt without a slot, of the same size: the others are moved to the end, and the first is not used."""
+
+    def cut(part: Any) -> Any:
+        arrays, axis = used_arrays(part), part.axes.index("P")
+        count = arrays[part.arrays[0]].shape[axis]
+        if slot is None or slot >= count:
+            return part.replace(mask=np.ones(count, bool), **arrays)
+        shorter = {name: np.insert(np.delete(array, slot, axis), 0, 0, axis) for name, array in arrays.items()}
+        return part.replace(mask=np.arange(count) > 0, **shorter)
+
+    return Prompt(**{name: cut(part) for name, part in prompt.parts.items()})

@@ -1,0 +1,89 @@
+"""Everything that is found out about one prompt, for the terminal and for the page."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from prompt_jax.inspection import (
+    Inspection,
+    LabelShare,
+    Measure,
+    inspect,
+    label_pieces,
+    label_share,
+    token_similarity,
+)
+from prompt_jax.inspection.ablation import Ablation
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt, used_arrays
+from prompt_jax.prompts.files import PromptMetadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """One prompt, looked into.
+
+    Attributes:
+      name: of the file, or of one of its members.
+      prompt: as read from it.
+      metadata: as read from it.
+      inspection: None without the base, or without virtual tokens.
+      labels: of the prompt's task among the neighbours by each measure; empty without labels or a tokenizer.
+      similarity: cosines between the slots of each part.
+      ablation: None without examples.
+    """
+
+    name: str
+    prompt: Prompt
+    metadata: PromptMetadata
+    inspection: Inspection | None
+    labels: dict[Measure, LabelShare]
+    similarity: dict[str, Float[np.ndarray, "_ _"]]
+    ablation: Ablation | None
+
+    @property
+    def slot_norms(self) -> dict[str, dict[str, Float[np.ndarray, " L"]]]:
+        """The mean norm of a head's keys, and of its values, in each layer of each prefix."""
+        prefixes = {name: part for name, part in self.prompt.parts.items() if name != "encoder_tokens"}
+        return {
+            site: {
+                name: np.linalg.norm(array.astype(np.float64), axis=-1).mean(axis=(1, 2))
+                for name, array in used_arrays(part).items()
+            }
+            for site, part in prefixes.items()
+        }
+
+
+def look_into(
+    name: str,
+    prompt: Prompt,
+    metadata: PromptMetadata,
+    model: Model | None,
+    k: int = 5,
+    ablation: Ablation | None = None,
+) -> Findings:
+    """What can be found out about a prompt.
+
+    Args:
+      name: of the file or of one of its members.
+      prompt: as read from it.
+      metadata: as read from it.
+      model: the base, or None, which leaves out everything that needs the base's embeddings.
+      k: neighbours a token, by each measure.
+      ablation: of `leave_one_out`, if there is one.
+
+    Raises:
+      ValueError: the width of virtual tokens is not the base's.
+    """
+    inspection: Inspection | None = None
+    labels: dict[Measure, LabelShare] = {}
+    if model is not None and prompt.encoder_tokens is not None:
+        inspection = inspect(prompt, model, k)
+        if metadata.format is not None and metadata.format.labels and model.tokenizer is not None:
+            pieces = label_pieces(metadata.format.labels, model.tokenizer)
+            labels = {
+                "cosine": label_share([token.by_cosine for token in inspection.tokens], pieces),
+                "distance": label_share([token.by_distance for token in inspection.tokens], pieces),
+            }
+    return Findings(name, prompt, metadata, inspection, labels, token_similarity(prompt), ablation)

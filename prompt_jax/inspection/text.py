@@ -1,0 +1,223 @@
+"""What was found out about prompts as text for the terminal.
+
+Files may be a stranger's: their texts are shortened, and characters that a terminal would obey are escaped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from prompt_jax.inspection import Inspection, LabelShare, Neighbour, row_norms, virtual_tokens
+from prompt_jax.inspection.findings import Findings
+from prompt_jax.models.hub import Model
+from prompt_jax.models.prompt import Prompt, used_arrays
+from prompt_jax.prompts.files import PromptMetadata
+
+_TEXT_LIMIT = 160  # characters of one text from a file
+_LIST_LIMIT = 12  # entries of one list from a file
+_A_LINE = 10  # numbers of a list
+
+NO_BASE = (
+    "The nearest pieces and the vocabulary's norms are left out: they need the base's embeddings, and the base is not "
+    "on this machine. Name it with --model NAME: a Hugging Face name, which may download it, or a folder."
+)
+NO_PIECES = "Keys and values are no embeddings: a prefix has no nearest pieces, and no place among the vocabulary."
+
+
+def describe(found: Findings, model: Model | None) -> str:
+    """What `prompt-jax inspect FILE` prints of a prompt: where it comes from, its norms and its nearest pieces.
+
+    Args:
+      found: of `look_into`.
+      model: the base that it was given.
+    """
+    rows = provenance(found.metadata, found.prompt) | _norms(found) | _alike(found)
+    width = max(map(len, rows))
+    lines = [printable(found.name), ""]
+    lines += [f"  {'' if i else name:<{width}}  {line}" for name, own in rows.items() for i, line in _lines(own)]
+    lines += _prefix_tables(found)
+    if found.ablation is not None:
+        lines += ["", *_ablation(found)]
+    if found.prompt.encoder_tokens is None:
+        return "\n".join([*lines, "", NO_PIECES])
+    if found.inspection is None or model is None:
+        return "\n".join([*lines, "", NO_BASE])
+    lines += ["", *_neighbour_table(found.inspection)]
+    if found.labels:
+        lines += ["", *label_lines(found.labels["cosine"], "by cosine", found.inspection)]
+        lines += label_lines(found.labels["distance"], "by distance", found.inspection)
+    if (other := other_base(found.metadata, model)) is not None:
+        lines += ["", other]
+    return "\n".join(lines)
+
+
+def other_base(metadata: PromptMetadata, model: Model) -> str | None:
+    """A word where pieces are not those of the prompt's own base."""
+    if metadata.base is None or metadata.base.fingerprint == model.fingerprint:
+        return None
+    return f"Pieces and their norms are those of {printable(model.name)}, which is not the prompt's own base."
+
+
+def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
+    r"""A text for the terminal: control, format and other invisible characters as escapes such as `\x1b`, one line."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 1]}…"
+
+
+def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
+    """What a file says of its prompt, by the name of the line."""
+    base, task_format = metadata.base, metadata.format
+    labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
+    found = {
+        "base": base and printable(base.name),
+        "revision": base and base.revision and printable(base.revision),
+        "fingerprint": base and printable(base.fingerprint, 20),
+        "method": metadata.method and printable(metadata.method),
+        "initialisation": metadata.initialization and printable(metadata.initialization),
+        "placement": f"{metadata.placement} the input",
+        "length": ", ".join(_length(name, part) for name, part in prompt.parts.items()) or changes(prompt),
+        "task": metadata.task and printable(metadata.task),
+        "template": task_format and printable(task_format.template),
+        "labels": labels,
+        "step": None if metadata.step is None else printable(str(metadata.step), 20),
+        "scores": _listed([f"{name} {_number(value)}" for name, value in metadata.scores.items()]),
+    }
+    if metadata.settings:  # of a member of an ensemble, or of an average
+        found["its own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
+    return {name: value or "not recorded" for name, value in found.items()}
+
+
+def numbers(values: Sequence[float] | Float[np.ndarray, " P"], form: str) -> list[str]:
+    """Values in lines of ten, each line with the number of its first."""
+    cells = [format(value, form) for value in values]
+    width = max(map(len, cells), default=0)
+    return [
+        f"  {start:>5}  " + "  ".join(f"{cell:>{width}}" for cell in cells[start : start + _A_LINE])
+        for start in range(0, len(cells), _A_LINE)
+    ]
+
+
+def label_lines(share: LabelShare, by: str, inspection: Inspection) -> list[str]:
+    """In words, which labels are among the neighbours of which tokens."""
+    count = len(inspection.tokens)
+    having = {number for own in share.tokens.values() for number in own}
+    if not having:
+        return [f"  labels among the nearest pieces {by}: none"]
+    lines = [
+        f"  labels among the nearest pieces {by}: at {len(having)} of {count} tokens, {share.share:.1%} of the pieces"
+    ]
+    for label, own in list(share.tokens.items())[:_LIST_LIMIT]:
+        where = f"at {_listed(list(map(str, own)))}" if own else "at none"
+        lines.append(f"    {printable(label, 40)}: {where}")
+    if len(share.tokens) > _LIST_LIMIT:
+        lines.append(f"    and {len(share.tokens) - _LIST_LIMIT} more labels")
+    return lines
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    return list(enumerate(text.split("\n")))
+
+
+def _norms(found: Findings) -> dict[str, str]:
+    if found.prompt.encoder_tokens is None:
+        return {}
+    tokens_pd = virtual_tokens(found.prompt)
+    norms = row_norms(tokens_pd, len(tokens_pd))
+    text = f"mean {norms.mean():.4g}, from {norms.min():.4g} to {norms.max():.4g}"
+    if found.inspection is not None:
+        own = found.inspection.vocabulary
+        text += f"\nthe vocabulary's: mean {own.mean:.4g}, 90% of them between {own.low:.4g} and {own.high:.4g}"
+    return {"norms": text}
+
+
+def _alike(found: Findings) -> dict[str, str]:
+    """The cosines between a prompt's own slots in a line for each part."""
+    lines = []
+    for name, cosines_pp in found.similarity.items():
+        above = np.triu_indices(len(cosines_pp), 1)
+        if not len(above[0]):
+            continue
+        values = cosines_pp[above]
+        ends = int(values.argmin()), int(values.argmax())
+        low, high = (f"{_cosine(values[i])} ({above[0][i]}, {above[1][i]})" for i in ends)
+        where = "between its tokens" if name == "encoder_tokens" else f"between its slots at {name}"
+        lines.append(f"{where}: mean {_cosine(values.mean())}, from {low} to {high}")
+    return {"cosines": "\n".join(lines)} if lines else {}
+
+
+def _cosine(value: float) -> str:
+    return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
+
+
+def changes(prompt: Prompt) -> str:
+    """What a prompt changes of the base, in words."""
+    leaves = jax.tree.leaves(prompt.base)
+    return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
+
+
+def _length(name: str, part: Any) -> str:
+    arrays = used_arrays(part)
+    if name == "encoder_tokens":
+        return "{} virtual tokens of width {}".format(*arrays["embeddings"].shape)
+    layers, slots, heads, width = arrays["keys"].shape
+    return f"{slots} keys and values at {name} in each of {layers} layers, {heads} heads of width {width}"
+
+
+def _prefix_tables(found: Findings) -> list[str]:
+    """The mean norms of keys and values in each layer of each site's prefix."""
+    lines = []
+    for site, norms in found.slot_norms.items():
+        lines += ["", f"  {site}, mean norm of a head's", "  layer       keys     values"]
+        pairs = zip(norms["keys"], norms["values"], strict=True)
+        lines += [f"  {layer:>5}  {k:>9.4g}  {v:>9.4g}" for layer, (k, v) in enumerate(pairs)]
+    return lines
+
+
+def _ablation(found: Findings) -> list[str]:
+    own = found.ablation
+    assert own is not None  # describe
+    most = int(own.effects.argmax())
+    return [
+        f"  loss {own.loss:.4f} nats a target token ({own.tokens} of them in {printable(own.data)})",
+        f"  by how much it is higher without each slot; most without {most}:",
+        *numbers(own.effects, "+.4f"),
+    ]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    shown = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
+    return shown if len(texts) <= _LIST_LIMIT else f"{shown}, and {len(texts) - _LIST_LIMIT} more"
+
+
+def _number(value: float) -> str:
+    try:
+        return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+    except OverflowError:  # JSON has integers that no float holds
+        return "out of range"
+
+
+def _neighbour_table(inspection: Inspection) -> list[str]:
+    """Two lines for each virtual token: number, norm, and pieces by cosine, and by distance, in columns."""
+
+    def cell(near: Neighbour, value: str) -> str:
+        return f"{printable(near.piece, 24)} {value}"
+
+    cells = [
+        own
+        for token in inspection.tokens
+        for own in (
+            [cell(near, f"{near.cosine:.2f}") for near in token.by_cosine],
+            [cell(near, f"{near.distance:.4g}") for near in token.by_distance],
+        )
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  token       norm  nearest pieces by cosine, and below them by Euclidean distance"]
+    for place, row in enumerate(cells):
+        number, second = divmod(place, 2)
+        head = f"{'':>5}  {'':>9}" if second else f"{number:>5}  {inspection.tokens[number].norm:>9.4g}"
+        aligned = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        lines.append(f"  {head}  {aligned}".rstrip())
+    return lines

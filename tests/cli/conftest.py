@@ -1,0 +1,60 @@
+"""Prompts of the tiny model, and a way to call the command line."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
+from prompt_jax.cli import main
+from prompt_jax.prompts.files import Base
+from prompt_jax.task_format import TaskFormat
+
+
+@pytest.fixture
+def said(tiny) -> PromptMetadata:
+    """What the files say of their prompts."""
+    return PromptMetadata(
+        base=Base(tiny.name, tiny.revision, tiny.fingerprint),
+        method="soft_prompt",
+        task="files",
+        format=TaskFormat("{text}", ("negative", "positive"), target_length=12),
+        step=3,
+        scores={"accuracy": 0.5},
+    )
+
+
+@pytest.fixture
+def prompt_file(said, tmp_path) -> Path:
+    """A prompt of three tokens."""
+    tokens = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(tokens)), said)
+    return tmp_path / "p.npz"
+
+
+@pytest.fixture
+def ensemble_file(said, tmp_path) -> Path:
+    """Two of them."""
+    random = np.random.default_rng(1)
+    prompts = [Prompt(VirtualTokens(random.normal(size=(3, 64)).astype(np.float32) * 5)) for _ in range(2)]
+    named = [dataclasses.replace(said, settings={"train.seed": seed}) for seed in (7, 8)]
+    save_ensemble(tmp_path / "e.npz", prompts, named)
+    return tmp_path / "e.npz"
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Exit status, standard output and standard error of a command."""
+
+    def call(*argv: Any) -> tuple[int, str, str]:
+        try:
+            status = main([str(word) for word in argv])
+        except SystemExit as leaving:  # tyro, for wrong options
+            status = leaving.code
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return call

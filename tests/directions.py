@@ -1,0 +1,32 @@
+"""A base whose vocabulary is directions in the plane."""
+
+import jax.numpy as jnp
+import numpy as np
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from prompt_jax.models.hub import Model
+from prompt_jax.models.t5 import T5Config
+from prompt_jax.models.tokenizer import Tokenizer
+
+# The last row is beyond the vocabulary, and lies closest to the first token with [1, 1].
+TABLE = np.array([[0, 0], [2, 0], [0, 3], [1, 1], [-4, 0], [5, 5]], np.float32)
+PIECES = ["<pad>", "▁right", "▁up", "▁both", "<unk>"]
+TOKENS = np.array([[10, 10], [0, -1], [0.3, 0.1]], np.float32)
+
+
+def _tokenizer() -> Tokenizer:
+    kinds, proto = ModelProto.SentencePiece, ModelProto()
+    for piece in PIECES:
+        kind = {"<pad>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}.get(piece, kinds.NORMAL)
+        proto.pieces.add(piece=piece, score=0.0, type=kind)
+    return Tokenizer(proto.SerializeToString(), extra_ids=0)
+
+
+MODEL = Model(
+    name="tiny",
+    revision="abc",
+    params={"embedding": jnp.asarray(TABLE)},
+    config=T5Config(6, 2, 2, 2, 1, 1, 1),
+    tokenizer=_tokenizer(),
+    fingerprint="sha256:0123456789abcdef0123",
+)

@@ -1,0 +1,53 @@
+"""Pages as tests read them."""
+
+import re
+from html.parser import HTMLParser
+
+
+class Page(HTMLParser):
+    """The elements and texts of a page; fails where end tags do not match, and where something is loaded."""
+
+    VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, f"not closed: {self._open}"
+        assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in self.elements}
+        assert not re.search(r"url\((?!#)|@import|(?:src|href)=\"(?!#)", text)
+        ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.text.append(data)
+
+    def count(self, tag: str, **attributes: str) -> int:
+        return sum(
+            name == tag and all(found.get(key) == value for key, value in attributes.items())
+            for name, found in self.elements
+        )
+
+    def labelled(self, tag: str) -> list[str | None]:
+        """The `aria-label` of each element of a kind."""
+        return [attributes.get("aria-label") for name, attributes in self.elements if name == tag]
+
+    @property
+    def words(self) -> str:
+        """The text in one line; names of tasks may be broken after an underscore."""
+        return " ".join(" ".join(self.text).split()).replace("_ ", "_")
