@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -55,6 +56,24 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield row
     if row is None:
         raise DataError(f"{path}: no rows; expected at least one{_shape_of(path)}")
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The texts of a `.txt` file, which empty lines part, or of the column `text` of another, lazily and in order.
+
+    Raises:
+      DataError: as read_rows, or a text file without a word.
+    """
+    if Path(path.name.removesuffix(".gz")).suffix.lower() != ".txt":
+        yield from (_text(row, "text", f"{path}:{line}") for line, row in read_rows(path))
+        return
+    found = False
+    for blank, lines in itertools.groupby(_lines(path), lambda line: not line.strip()):
+        if not blank:
+            found = True
+            yield "".join(lines).strip()
+    if not found:
+        raise DataError(f"{path}: no text; expected documents with an empty line between them")
 
 
 def read_examples(path: Path, task_format: TaskFormat, target: str | None) -> Iterator[tuple[str, str]]:

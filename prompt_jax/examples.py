@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.data_files import DataError
-from prompt_jax.metrics import MetricFn, Target
+from prompt_jax.metrics import MetricFn, Target, metric_fns
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 
@@ -32,6 +32,7 @@ class Examples:
       rows: what the task's pipeline gave for each example; only kept for `postprocess`.
       references: for a task whose metrics compare with references, all target texts of each input, of which
         `target_texts` and `targets` have the first; empty for other tasks, and for training, where each is an example.
+      notes: what metrics are told of each example beside its answer (`task_format.NOTE_METRICS`); may be empty.
     """
 
     name: str
@@ -46,14 +47,15 @@ class Examples:
     postprocess: Callable[..., Any] | None = None
     rows: tuple[dict[str, Any], ...] = ()
     references: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     @property
     def unlabelled(self) -> int:
-        """How many examples of a task with labels have none: to be predicted, not to train on or to score."""
-        return self.target_texts.count(UNLABELLED) if self.format and self.format.labels else 0
+        """How many examples have no answer: to be predicted, not to train on or to score."""
+        return self.target_texts.count(UNLABELLED) if self.format else 0
 
     @property
     def expected(self) -> Sequence[Target]:
@@ -69,6 +71,7 @@ class Examples:
         def of(values: Sequence[Any]) -> list[Any]:
             return [values[row] for row in rows]
 
+        notes = tuple(of(self.notes)) if self.notes else ()
         return dataclasses.replace(
             self,
             inputs=of(self.inputs),
@@ -77,6 +80,8 @@ class Examples:
             target_texts=of(self.target_texts),
             rows=tuple(of(self.rows)) if self.rows else (),
             references=tuple(of(self.references)) if self.references else (),
+            notes=notes,
+            metric_fns=tuple(metric_fns(self.format, notes)) if self.format and notes else self.metric_fns,
         )
 
     def score(self, predictions: Sequence[str]) -> dict[str, float]:
@@ -92,7 +97,7 @@ class Examples:
             raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")
         if self.unlabelled:
             raise DataError(
-                f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label; "
+                f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label, or no answer; "
                 "they can be predicted, but not scored"
             )
         targets = self._postprocessed(self.expected, is_target=True)

@@ -1,4 +1,4 @@
-"""Metrics of generated texts against one or more references each: those of E2E, WebNLG, DART and XSum.
+"""Metrics of texts against one or more references each: those of E2E, WebNLG, DART, XSum, and of questions.
 
 Every one of them is a function of a sum over examples: of n-gram counts for BLEU, of edits for TER, of the examples'
 own scores for a mean. So a score on a resample of the examples takes no more than adding up (`CorpusMetric`).
@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +30,8 @@ _NIST_ORDER = 5
 _NIST_BETA = math.log(0.5) / math.log(1.5) ** 2  # half the score where an answer has two thirds of the words
 _COCO_BETA = 1.2  # recall's weight in ROUGE-L
 _COCO_DROPPED = frozenset(("'", '"', "`", ".", "?", "!", ",", ":", ";", "-", "--", "..."))  # not words in MS COCO's
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CIDER_ORDER = 4
 _CIDER_SIGMA = 6.0  # words: of the penalty on a difference in length
 
@@ -225,6 +229,28 @@ def _cider(references: References, predictions: Sequence[str]) -> list[float]:
     return [value(own, prediction) for own, prediction in zip(counts, predictions, strict=True)]
 
 
+def normalise_answer(text: str) -> str:
+    """An answer as SQuAD's evaluation compares it: lower case, no punctuation, no articles, one space between words."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _squad_f1(references: References, predictions: Sequence[str]) -> list[float]:
+    """F1 of an answer's words with those of the reference that it has most in common with (Rajpurkar et al. 2016).
+
+    Words are those of `normalise_answer` and count as often as they occur. Without a word in common it is 0, also
+    between two texts without words: SQuAD 1.1's rule.
+    """
+
+    def value(reference: str, prediction: str) -> float:
+        expected, given = (normalise_answer(text).split() for text in (reference, prediction))
+        common = (Counter(expected) & Counter(given)).total()
+        return 2 * common / (len(expected) + len(given)) if common else 0.0
+
+    return [
+        max(value(text, prediction) for text in own) for own, prediction in zip(references, predictions, strict=True)
+    ]
+
+
 def _coco_meteor(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
     plain = [[" ".join(_coco_words(text)) for text in own] for own in references]
     return meteor.statistics(plain, [" ".join(_coco_words(text)) for text in predictions])
@@ -249,4 +275,5 @@ METRICS: dict[str, CorpusMetric] = {
     "chrf": _sacrebleu("CHRF"),
     # tercom 0.7.25. Slow: a second for sixty references.
     "ter": _sacrebleu("TER"),
+    "squad_f1": mean_of(_squad_f1),
 }

@@ -14,17 +14,26 @@ from prompt_jax.errors import UserError
 _FIELD = re.compile(r"\{(\w*)\}")
 
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
-ANSWER_METRICS = ("accuracy", "f1", "mean_class_f1", "exact_match")
+ANSWER_METRICS = (
+    *("accuracy", "f1", "mean_class_f1", "matthews", "exact_match", "pearson", "spearman"),
+    *("group_exact_match", "referent_accuracy"),
+)
+
+# Those of them that have to be told something of each example beside its answer (`prompt_jax.data.add_task`'s note).
+NOTE_METRICS = ("group_exact_match", "referent_accuracy")
 
 # Of texts against references, of which an input may have several: splits but train then have each input once.
 REFERENCE_METRICS = (
     *("bleu", "multi_bleu", "nist", "meteor", "coco_meteor", "coco_rouge_l", "cider"),
-    *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter"),
+    *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter", "squad_f1"),
 )
 
 METRIC_NAMES = (*ANSWER_METRICS, *REFERENCE_METRICS)
 
 MAX_LENGTH = 1 << 16  # tokens
+
+# What begins each target of a task for a model that was trained on span corruption alone (Lester et al. 2021, 3.2).
+SENTINEL = "<extra_id_0>"
 
 # The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
 UNLABELLED = "<unk>"
@@ -79,8 +88,12 @@ class TaskFormat:
             )
         if "f1" in self.metrics and len(self.labels) != 2:
             raise FormatError(f"the metric f1 needs two labels, the second the positive one, not {list(self.labels)}")
-        if "mean_class_f1" in self.metrics and not self.labels:
-            raise FormatError("the metric mean_class_f1 needs labels")
+        for metric in ("mean_class_f1", "matthews"):
+            if metric in self.metrics and not self.labels:
+                raise FormatError(f"the metric {metric} needs labels")
+        for metric in ("pearson", "spearman", "referent_accuracy"):
+            if metric in self.metrics and self.labels:
+                raise FormatError(f"the metric {metric} is of free text, and there are the labels {list(self.labels)}")
         for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
             if not 1 <= length <= MAX_LENGTH:  # a stranger's file must not say how much memory is taken
                 raise FormatError(f"{name} must be from 1 to {MAX_LENGTH}, not {length}")

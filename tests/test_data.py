@@ -376,7 +376,7 @@ def plain_task(vocabulary, texts=("this film", "good"), **options):
     feature = seqio.Feature(vocabulary, add_eos=True)
     return seqio.Task(
         "t_plain",
-        source=source({"inputs": [texts[0], "a"], "targets": [texts[1], "b"], "id": [7, 8]}),
+        source=source({"inputs": [texts[0], "a"], "targets": [texts[1], "b"], "id": [7, 8], "note": [0.5, 1]}),
         output_features={"inputs": feature, "targets": feature},
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         **options,
@@ -454,6 +454,25 @@ def test_random_preprocessors_give_the_same_each_time(tokenizer):
     first, second = load(task, tokenizer), load(task, tokenizer)
     assert first.input_texts == second.input_texts
     assert len(set(first.input_texts)) == 2
+
+
+def test_only_preprocessors_that_cannot_do_without_are_told_the_lengths(tokenizer):
+    import seqio
+
+    told = []
+
+    def needy(dataset, sequence_length):
+        told.append(sequence_length)
+        return dataset
+
+    def content(dataset, sequence_length=None):
+        told.append(sequence_length)
+        return dataset
+
+    task = plain_task(seqio.PassThroughVocabulary(size=0))
+    for first in (content, needy):
+        load(task.replace(preprocessors=[first, *task.preprocessors]), tokenizer, input_length=12, target_length=3)
+    assert told == [None, {"inputs": 12, "targets": 3}]
 
 
 def test_a_task_without_tokens_says_how_to_make_them(tokenizer):
@@ -549,6 +568,27 @@ def both_kinds(tmp_path, registry, task_format):
     files = file_task("described", {"train": path, "validation": path, "test": path}, task_format)
     columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED]}
     return files, data.add_task("described_seqio", source(columns, ("train", "test")), task_format)
+
+
+def test_rows_of_one_input_and_other_notes_are_other_examples(tokenizer, registry):
+    columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED], "number": [1, 2, 1, 3, 2, 9]}
+    data.add_task("described", source(columns, ("train", "test")), TEXTS, note="number")
+    examples = load("described", tokenizer, "test")
+    assert examples.input_texts == ["x 1", "x 2", "x 3", "x 1"] and examples.notes == ("1", "2", "3", "9")
+    assert examples.references[0] == ("this film is good", "a good film") and examples.references[3] == ("good",)
+    assert load("described", tokenizer).notes == ("1", "2", "1", "3", "2", "9")
+    taken = examples.take([3, 0])
+    assert taken.notes == ("9", "1")
+    few = load("described", tokenizer, "test", limit=2)
+    assert [examples.notes[examples.references.index(own)] for own in few.references] == list(few.notes)
+
+
+def test_free_text_without_an_answer_is_not_scored(tmp_path, tokenizer):
+    path = write(tmp_path / "x.csv", "text,answer\nx 1,so it is\nx 2,\n")
+    examples = load(file_task("t", {"test": path}, TEXTS, target=None), tokenizer, "test")
+    assert examples.unlabelled == 2
+    with pytest.raises(DataError, match="t, test: 2 of 2 examples have no label, or no answer"):
+        examples.score(["a", "b"])
 
 
 def test_inputs_that_come_again_are_one_example_with_several_references(tmp_path, tokenizer, registry):

@@ -146,6 +146,26 @@ def test_rouge_by_hand():
     assert METRICS["rouge_l"](references, ["running cats"]) == pytest.approx(2 * 0.5 * (1 / 3) / (1 / 2 + 1 / 3))
 
 
+@pytest.mark.parametrize(
+    ("references", "prediction", "expected"),
+    [
+        (
+            ["in the Denver Broncos' stadium"],
+            "Denver Broncos",
+            2 * 1 * 0.5 / 1.5,
+        ),  # two of in, denver, broncos, stadium
+        (["Denver", "the broncos of Denver", "x"], "Broncos, Denver!", 2 * 2 / 5),
+        (["a a b b b"], "b b c c", 2 * 2 / (3 + 4)),  # each as often as both have it
+        (["1990"], "1991", 0.0),
+        (["the"], "a", 0.0),
+        (["U.S."], "us", 1.0),
+    ],
+)
+def test_squads_f1(references, prediction, expected):
+    assert METRICS["squad_f1"]([references], [prediction]) == pytest.approx(expected)
+    assert METRICS["squad_f1"]([references, ["x"]], [prediction, "x"]) == pytest.approx((expected + 1) / 2)
+
+
 @pytest.mark.parametrize("name", sorted(set(METRICS) - NEEDS_JAVA))
 def test_a_score_is_a_function_of_a_sum(name):
     """Of the examples repeated, as in a bootstrap's resample, it is the same; and perfect answers are best."""

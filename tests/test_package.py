@@ -34,7 +34,7 @@ LAYERS = (
     {"processes", "sharding"},
     {"prompts"},
     {"decoding"},
-    {"examples", "batches", "data"},
+    {"examples", "batches", "denoising", "data_tasks", "data_vocabulary", "data"},
     {"evaluation", "inspection"},
     {"ensembles"},
     {"training", "run_files", "pages", "plots", "report", "inspection_page"},
@@ -269,7 +269,10 @@ def test_only_data_imports_tensorflow_and_nothing_does_at_once():
         if not types
     }
     tensorflow = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
-    assert {name for name, target, _ in found if target in tensorflow} == {"prompt_jax.data"}
+    assert {name for name, target, _ in found if target in tensorflow} == {
+        "prompt_jax.data_tasks",
+        "prompt_jax.data_vocabulary",
+    }
     assert {name for name, target, now in found if now and target in tensorflow | {"torch", "transformers"}} == set()
 
 

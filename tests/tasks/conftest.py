@@ -1,4 +1,8 @@
-"""A small SentencePiece model for the tests of the tasks."""
+"""A small SentencePiece model for the tests of the tasks, and small real records of TFDS, written without a network."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +13,7 @@ SENTENCES = [
     "passage: the cat sat on the mat. question: is the cat on the mat",
     "hypothesis: a dog barks loudly premise: an animal makes noise",
     "False True entailment contradiction neutral not_entailment negative positive",
+    "unacceptable equivalent not_equivalent duplicate not_duplicate choice1 choice2",
     "What a good film, it was great fun! It's a bad product; I want 3 of my 25 dollars back.",
 ]
 
@@ -16,3 +21,25 @@ SENTENCES = [
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(sentencepieces.train(SENTENCES, 120), extra_ids=3)
+
+
+@pytest.fixture(scope="module")
+def write_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, dict[str, list[Any]]], None]]:
+    """Writes a data set of TFDS, named as in `tfds.builder`, from the rows of each split; tasks then read it."""
+    import seqio
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.sequential_writer import SequentialWriter
+
+    root = str(tmp_path_factory.mktemp("tfds"))
+
+    def write(name: str, splits: dict[str, list[Any]]) -> None:
+        builder = tfds.builder(name, data_dir=root)
+        Path(builder.data_dir).mkdir(parents=True)
+        writer = SequentialWriter(builder.info, max_examples_per_shard=100)
+        writer.initialize_splits(list(splits))
+        writer.add_examples(splits)
+        writer.close_all()
+
+    seqio.set_tfds_data_dir_override(root)
+    yield write
+    seqio.set_tfds_data_dir_override(None)

@@ -1,0 +1,290 @@
+"""Tasks in seqio's registry: how they are defined, found and imported from a folder.
+
+A task says how text becomes text, and no more: it is registered in seqio without a vocabulary, and bound to the
+model's tokenizer when it is loaded, so that one task serves every model.
+
+seqio and TensorFlow are imported by the functions that use them.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_jax import metrics
+from prompt_jax.data_files import DataError, FileTask
+from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat
+
+FEATURES = ("inputs", "targets")
+
+
+def add_task(
+    name: str,
+    source: Any,
+    task_format: TaskFormat,
+    *,
+    target: str = "label",
+    note: str | None = None,
+    sentinel: bool = False,
+    preprocessors: Sequence[Callable[..., Any]] = (),
+) -> Any:
+    """Registers a text-to-text task in seqio.
+
+    Args:
+      name: the task's name in seqio's registry.
+      source: a seqio.DataSource with the template's columns, strings or integers, and the target's.
+      task_format: template, labels, metrics and lengths. It is the `task_format` of the task that is returned.
+      target: the column of the answer: a string, or with labels also a class number, -1 where it is not known.
+      note: the column of what metrics are told of an example beside its answer (`task_format.NOTE_METRICS`). Rows of
+        one input that have other notes are not targets of one example.
+      sentinel: whether targets begin with SENTINEL, which is then part of the labels. Of free text, metrics do not see
+        it.
+      preprocessors: functions from tf.data.Dataset to tf.data.Dataset that come before the template.
+
+    Returns:
+      The seqio.Task.
+    """
+    seqio = import_seqio()
+    steps: list[Callable[..., Any]] = [
+        *preprocessors,
+        functools.partial(_render, task_format=task_format, target=target, note=note),
+    ]
+    postprocess = None
+    if sentinel:
+        steps.append(_begun_with_sentinel)
+        postprocess = None if task_format.labels else _without_sentinel
+        task_format = dataclasses.replace(task_format, labels=tuple(f"{SENTINEL} {own}" for own in task_format.labels))
+    task = _text_task(name, source, task_format, steps, postprocess)
+    seqio.TaskRegistry.add_provider(name, task)
+    return task
+
+
+def text_source(
+    examples: Callable[[str], Iterable[tuple[str, ...]]],
+    splits: Sequence[str],
+    columns: Sequence[str] = ("source", "target"),
+) -> Any:
+    """A seqio.DataSource with columns of texts from a function of the split's name.
+
+    The function is called when a split is loaded, and what it raises comes through.
+    """
+    seqio = import_seqio()
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed  # seqio prescribes the arguments
+        return _text_dataset(examples(split), columns)
+
+    return seqio.FunctionDataSource(dataset, tuple(splits))
+
+
+def as_seqio(task: FileTask) -> Any:
+    """A task over files as a seqio.Task, for use with seqio itself; it is not registered.
+
+    Its source gives `inputs` and `targets` as strings. load_examples takes the FileTask as it is, and does without
+    TensorFlow then.
+    """
+    seqio = import_seqio()
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed  # there is one file; seqio prescribes the arguments
+        return _text_dataset(task.examples(split), FEATURES)
+
+    return _text_task(task.name, seqio.FunctionDataSource(dataset, task.splits), task.task_format, [])
+
+
+def discover_tasks(path: str | Path | None = None) -> list[str]:
+    """Imports the modules that define tasks, each once in a process.
+
+    Args:
+      path: a directory, of which each `*.py` that does not begin with an underscore is imported, or one file. None
+        is `tasks` in the working directory, if there is one.
+
+    Returns:
+      The names of all registered tasks, sorted.
+
+    Raises:
+      DataError: there is no such file or directory, or a module cannot be imported; names file and cause.
+    """
+    folder = Path("tasks" if path is None else path)
+    if path is not None and not folder.exists():
+        raise DataError(f"{folder}: no such file or directory; expected tasks as Python modules")
+    for file in [folder] if folder.is_file() else sorted(folder.glob("[!_]*.py")):
+        _import_tasks(file.resolve())
+    return task_names()
+
+
+def task_names() -> list[str]:
+    """The names of all registered tasks, sorted."""
+    return sorted(import_seqio().TaskRegistry.names())
+
+
+def find_task(name: str) -> Any:
+    """The seqio.Task of this name.
+
+    Raises:
+      DataError: there is none; names those that are spelt most like it.
+    """
+    seqio = import_seqio()
+    names = task_names()
+    if name in names:
+        return seqio.TaskRegistry.get(name)
+    if name in seqio.MixtureRegistry.names():
+        raise DataError(f"{name!r} is a mixture; expected the name of one task")
+    nearest = difflib.get_close_matches(name, names, n=3)
+    if nearest:
+        hint = f"did you mean {' or '.join(nearest)}?"
+    else:
+        hint = f"there are {', '.join(names)}" if names else "no folder of tasks was found"
+    raise DataError(f"no task is called {name!r}; {hint}")
+
+
+def on_this_machine(task: Any) -> bool:
+    """Whether a task can be loaded without a download: whether TFDS has prepared its data, if they are from there."""
+    seqio = import_seqio()
+    if not isinstance(task, seqio.Task) or not isinstance(task.source, seqio.TfdsDataSource):
+        return True
+    return task.source.tfds_dataset.builder.data_path.exists()
+
+
+def import_seqio() -> Any:
+    """seqio, with TensorFlow kept from taking the accelerators' memory, which is JAX's."""
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_stderr():
+        import seqio
+        import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # TensorFlow is in use already, as its user has set it up
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_visible_devices([], "TPU")
+    return seqio
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """TensorFlow tells of the machine on the process's standard error while it is imported, whatever its settings."""
+    sys.stderr.flush()
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
+
+
+def _text_dataset(examples: Iterable[tuple[str, ...]], columns: Sequence[str]) -> Any:
+    """A tf.data.Dataset with columns of texts."""
+    import tensorflow as tf
+
+    kept = list(examples)  # read at once: in a generator of TensorFlow's, errors would be told as its own
+
+    def rows() -> Iterator[dict[str, str]]:
+        return (dict(zip(columns, texts, strict=True)) for texts in kept)
+
+    return tf.data.Dataset.from_generator(rows, output_signature=dict.fromkeys(columns, tf.TensorSpec((), tf.string)))
+
+
+def _text_task(
+    name: str,
+    source: Any,
+    task_format: TaskFormat,
+    preprocessors: Sequence[Callable[..., Any]],
+    postprocess: Callable[..., Any] | None = None,
+) -> Any:
+    """A seqio.Task, not registered, whose preprocessors give `inputs` and `targets` as strings."""
+    seqio = import_seqio()
+    placeholder = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=True)
+    task = seqio.Task(
+        name,
+        source=source,
+        output_features=dict.fromkeys(FEATURES, placeholder),
+        preprocessors=[*preprocessors, *tokenisation()],
+        postprocess_fn=postprocess,
+        metric_fns=metrics.metric_fns(task_format),
+    )
+    task.task_format = task_format
+    return task
+
+
+def _render(dataset: Any, task_format: TaskFormat, target: str, note: str | None) -> Any:
+    """The columns of each row as `inputs`, `targets` and perhaps `note`, strings, by operations of TensorFlow."""
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    for column in (*task_format.columns, target, *([note] if note else [])):
+        if column not in spec:
+            raise DataError(f"no column {column!r} in the source; expected it among {', '.join(spec)}")
+        if spec[column].dtype != tf.string and not spec[column].dtype.is_integer:
+            kind = spec[column].dtype.name
+            raise DataError(f"column {column!r} of the source is {kind}; expected strings or integers")
+
+    def text(value: Any) -> Any:
+        return value if value.dtype == tf.string else tf.strings.as_string(value)
+
+    def answer(value: Any) -> Any:
+        if not task_format.labels or value.dtype == tf.string:
+            return text(value)
+        known = tf.gather(task_format.labels, tf.clip_by_value(value, 0, len(task_format.labels) - 1))
+        in_range = (value >= 0) & (value < len(task_format.labels))
+        return tf.where(in_range, known, tf.where(value == -1, UNLABELLED, text(value)))
+
+    def row(columns: Mapping[str, Any]) -> dict[str, Any]:
+        segments = task_format.segments
+        parts = [text(columns[part]) if place % 2 else part for place, part in enumerate(segments)]
+        texts = {"inputs": tf.strings.join(parts), "targets": answer(columns[target])}
+        return texts | ({"note": text(columns[note])} if note else {})
+
+    return dataset.map(row)
+
+
+def _begun_with_sentinel(dataset: Any) -> Any:
+    """Rendered rows whose targets begin with SENTINEL where they are known."""
+    import tensorflow as tf
+
+    def row(columns: Mapping[str, Any]) -> dict[str, Any]:
+        text = columns["targets"]
+        return {**columns, "targets": tf.where(text == UNLABELLED, text, tf.strings.join([f"{SENTINEL} ", text]))}
+
+    return dataset.map(row)
+
+
+def _without_sentinel(text: Any, example: Any = None, is_target: bool = False) -> Any:
+    """A text, or several references, as metrics take it."""
+    del example, is_target  # seqio prescribes the arguments
+    if not isinstance(text, str):
+        return tuple(map(_without_sentinel, text))
+    return text.removeprefix(SENTINEL).lstrip() if text.startswith(SENTINEL) else text
+
+
+def _import_tasks(file: Path) -> None:
+    """Imports one file of tasks, unless it has been. One that fails leaves none of its tasks behind."""
+    seqio = import_seqio()
+    module_name = f"_prompt_jax_tasks_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    if module_name in sys.modules:
+        return
+    before = set(seqio.TaskRegistry.names())
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{file}: expected a Python module, a file named .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        for name in set(seqio.TaskRegistry.names()) - before:
+            seqio.TaskRegistry.remove(name)
+        raise DataError(f"{file}: the tasks cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def tokenisation() -> list[Callable[..., Any]]:
+    """The last steps of a task that is registered by add_task."""
+    seqio = import_seqio()
+    return [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]

@@ -1,0 +1,78 @@
+"""GLUE over TFDS, in the formats of T5 and prompt tuning (Lester et al. 2021) without the task's name in front.
+
+`glue_NAME_v002` has TFDS's version 1.0.0 of the data, as the paper, and `glue_NAME_v200` version 2.0.0. A benchmark is
+an entry of the table, as in super_glue.py.
+
+- MNLI's validation and test splits are the matched ones; `mnli_mismatched` has the others. `ax` is GLUE's diagnostic
+  set, whose answers are not published.
+- STS-B is answered with a number, rounded to the nearest 0.2.
+- `mrpc_from_qqp` and `qqp_from_mrpc` are for a prompt tuned on the other of two tasks that differ in what they call
+  their labels: MRPC's pairs, with `duplicate` for `equivalent`, and QQP's the other way. Their split `test` is the
+  validation split, whose answers are known.
+"""
+
+import dataclasses
+
+import seqio
+import tensorflow as tf
+
+from prompt_jax.data import add_task
+from prompt_jax.task_format import UNLABELLED, TaskFormat
+
+VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}
+
+SENTENCE = "sentence: {sentence}"
+SENTENCES = "sentence1: {sentence1} sentence2: {sentence2}"
+MNLI = TaskFormat("hypothesis: {hypothesis} premise: {premise}", ("entailment", "neutral", "contradiction"))
+MRPC = TaskFormat(SENTENCES, ("not_equivalent", "equivalent"), metrics=("f1", "accuracy"))
+QQP = TaskFormat(
+    "question1: {question1} question2: {question2}", ("not_duplicate", "duplicate"), metrics=("f1", "accuracy")
+)
+
+FORMATS = {
+    "cola": TaskFormat(SENTENCE, ("unacceptable", "acceptable"), metrics=("matthews",)),
+    "sst2": TaskFormat(SENTENCE, ("negative", "positive")),
+    "mrpc": MRPC,
+    "qqp": QQP,
+    "stsb": TaskFormat(SENTENCES, metrics=("pearson", "spearman")),
+    "mnli": MNLI,
+    "mnli_matched": MNLI,
+    "mnli_mismatched": MNLI,
+    "qnli": TaskFormat("question: {question} sentence: {sentence}", ("entailment", "not_entailment")),
+    "rte": TaskFormat(SENTENCES, ("entailment", "not_entailment")),
+    "wnli": TaskFormat(SENTENCES, ("not_entailment", "entailment")),
+    "ax": dataclasses.replace(MNLI, metrics=("matthews",)),
+    "mrpc_from_qqp": dataclasses.replace(MRPC, labels=QQP.labels),
+    "qqp_from_mrpc": dataclasses.replace(QQP, labels=MRPC.labels),
+}
+
+# The splits of TFDS that ours are; the others have three of the same names.
+SPLITS = {
+    "mnli": {"train": "train", "validation": "validation_matched", "test": "test_matched"},
+    "mnli_matched": ("validation", "test"),
+    "mnli_mismatched": ("validation", "test"),
+    "ax": ("test",),
+    "mrpc_from_qqp": {"validation": "validation", "test": "validation"},
+    "qqp_from_mrpc": {"validation": "validation", "test": "validation"},
+}
+
+
+def in_fifths(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """STS-B's similarities, from 0 to 5 and -1 where not known, as texts `3.8`."""
+
+    def row(columns):
+        text = tf.strings.as_string(tf.round(columns["label"] * 5) / 5, precision=1)
+        return columns | {"label": tf.where(columns["label"] < 0, UNLABELLED, text)}
+
+    return dataset.map(row)
+
+
+for _version, _tfds in VERSIONS.items():
+    for _name, _format in FORMATS.items():
+        _data = _name.partition("_from_")[0]
+        add_task(
+            f"glue_{_name}_{_version}",
+            seqio.TfdsDataSource(f"glue/{_data}:{_tfds}", splits=SPLITS.get(_name, ("train", "validation", "test"))),
+            _format,
+            preprocessors=[in_fifths] if _name == "stsb" else [],
+        )

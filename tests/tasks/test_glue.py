@@ -1,0 +1,146 @@
+"""GLUE from handwritten rows in TFDS's raw format, as small real TFDS records, without a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_jax import data
+
+ROOT = Path(__file__).parents[2]
+
+
+def pairs(first, second, count):
+    """Rows with two columns of texts and each label once."""
+    return [
+        {first: f"A {first} of {label}.", second: f"The {second} <b> {label}", "label": label, "idx": label}
+        for label in range(count)
+    ]
+
+
+SENTENCE = [{"sentence": f"What {label} fun", "label": label, "idx": label} for label in (0, 1)]
+ROWS = {  # and the test split is the last of them without its label
+    "cola": SENTENCE,
+    "sst2": SENTENCE,
+    "mrpc": pairs("sentence1", "sentence2", 2),
+    "qqp": pairs("question1", "question2", 2),
+    "stsb": [
+        {"sentence1": "A dog.", "sentence2": "A cat.", "label": label, "idx": 0}
+        for label in (0.0, 1.25, 3.79, 3.5, 2.5, 5.0, 0.09)
+    ],
+    "mnli": pairs("premise", "hypothesis", 3),
+    "mnli_matched": pairs("premise", "hypothesis", 3),
+    "mnli_mismatched": pairs("premise", "hypothesis", 3),
+    "qnli": pairs("question", "sentence", 2),
+    "rte": pairs("sentence1", "sentence2", 2),
+    "wnli": pairs("sentence1", "sentence2", 2),
+    "ax": [],
+}
+TEMPLATES = {  # of label i
+    "cola": "sentence: What {i} fun",
+    "sst2": "sentence: What {i} fun",
+    "mrpc": "sentence1: A sentence1 of {i}. sentence2: The sentence2 <b> {i}",
+    "qqp": "question1: A question1 of {i}. question2: The question2 <b> {i}",
+    "mnli": "hypothesis: The hypothesis <b> {i} premise: A premise of {i}.",
+    "qnli": "question: A question of {i}. sentence: The sentence <b> {i}",
+}
+TEMPLATES |= dict.fromkeys(("mnli_matched", "mnli_mismatched"), TEMPLATES["mnli"])
+TEMPLATES |= dict.fromkeys(("rte", "wnli", "mrpc_from_qqp"), TEMPLATES["mrpc"]) | {"qqp_from_mrpc": TEMPLATES["qqp"]}
+VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}
+
+
+def unlabelled(row):
+    return row | {"label": -1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def records(write_records):
+    for version in VERSIONS.values():
+        for name, rows in ROWS.items():
+            splits = {"train": rows[:1], "validation": rows, "test": [unlabelled(row) for row in rows[-1:]]}
+            if name == "ax":
+                splits = {"test": [unlabelled(row) for row in ROWS["mnli"]]}
+            if name in ("mnli_matched", "mnli_mismatched"):
+                del splits["train"]
+            if name == "mnli":
+                matched, test = splits.pop("validation"), splits.pop("test")
+                splits |= {"validation_matched": matched, "validation_mismatched": rows[:1]}
+                splits |= {"test_matched": test, "test_mismatched": []}
+            write_records(f"glue/{name}:{version}", splits)
+    data.discover_tasks(ROOT / "tasks" / "glue.py")
+
+
+def load(name, split, tokenizer, version="v002"):
+    return data.load_examples(f"glue_{name}_{version}", tokenizer, split, input_length=64, target_length=32)
+
+
+def labels_of(name):
+    """In TFDS's order."""
+    import tensorflow_datasets as tfds
+
+    return tfds.builder(f"glue/{name}:2.0.0", data_dir="/nonexistent").info.features["label"].names
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if "_from_" not in name])
+def test_records_become_the_texts_of_t5(name, version, tokenizer):
+    examples = load(name, "validation", tokenizer, version)
+    labels = labels_of(name)
+    assert list(examples.format.labels) == labels and len(labels) == len(ROWS[name])
+    assert examples.input_texts == [TEMPLATES[name].format(i=i) for i in range(len(labels))]
+    assert examples.target_texts == labels
+    test = load(name, "test", tokenizer, version)
+    assert test.target_texts == ["<unk>"] and test.unlabelled == 1
+
+
+@pytest.mark.parametrize("name", ["cola", "mnli", "mrpc", "stsb"])
+def test_there_is_something_to_train_on(name, tokenizer):
+    assert len(load(name, "train", tokenizer)) == 1
+
+
+def test_the_diagnostic_set_has_the_form_of_mnli(tokenizer):
+    examples = load("ax", "test", tokenizer)
+    assert examples.input_texts == [TEMPLATES["mnli"].format(i=i) for i in range(3)]
+    assert examples.unlabelled == 3 and list(examples.format.labels) == labels_of("ax")
+
+
+def test_similarities_are_numbers_rounded_to_a_fifth(tokenizer):
+    examples = load("stsb", "validation", tokenizer)
+    assert examples.input_texts == ["sentence1: A dog. sentence2: A cat."] * 7, "none of them is left out"
+    assert examples.target_texts == ["0.0", "1.2", "3.8", "3.6", "2.4", "5.0", "0.0"]  # 2.5 is 12.5 fifths: to the even
+    scores = examples.score([*examples.target_texts[:-1], "a lot"])
+    assert list(scores) == ["pearson", "spearman"]
+    exact = [float(text) for text in examples.target_texts]
+    assert scores["pearson"] == pytest.approx(np.corrcoef(exact, [*exact[:-1], -1])[0, 1])
+    test = load("stsb", "test", tokenizer)
+    assert test.target_texts == ["<unk>"] and test.unlabelled == 1
+    with pytest.raises(data.DataError, match="1 of 1 examples have no label, or no answer"):
+        test.score(["3.8"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cola", {"matthews": 0.5, "invalid": 0.5}),  # 1 hit of 2, where chance has half a hit
+        ("sst2", {"accuracy": 0.5, "invalid": 0.5}),
+        ("mrpc", {"f1": 0.0, "accuracy": 0.5, "invalid": 0.5}),
+        ("mnli_mismatched", {"accuracy": 1 / 3, "invalid": 1 / 3}),
+    ],
+)
+def test_scores_count_answers_that_are_no_label(name, expected, tokenizer):
+    examples = load(name, "validation", tokenizer)
+    scores = examples.score([examples.target_texts[0], "no label", examples.target_texts[0]][: len(examples)])
+    assert list(scores) == list(expected) and scores == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source, split, tokenizer):
+    """Translated answers, scored against the target task's own labels, are what the paper's code has."""
+    own = load(target, "validation", tokenizer)
+    examples = load(f"{target}_from_{source}", split, tokenizer)
+    assert examples.input_texts == own.input_texts and examples.inputs[0].tolist() == own.inputs[0].tolist()
+    translated = dict(zip(labels_of(source), labels_of(target), strict=True))
+    for answers in (examples.target_texts, examples.target_texts[::-1], [labels_of(source)[1]] * 2):
+        assert examples.score(answers) == own.score([translated[answer] for answer in answers])
+    assert examples.score(labels_of(target))["invalid"] == 1.0
