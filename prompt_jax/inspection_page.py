@@ -43,7 +43,7 @@ def write_inspection(path: Path, findings: Sequence[Findings], model: Model | No
       ValueError: prompts that cannot be compared.
     """
     prompts = [found.prompt for found in findings]
-    similarity = prompt_similarity(prompts) if len(prompts) > 1 else None
+    similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     numbers = [i for i, found in enumerate(findings) if found.inspection is not None]
     projection = None if model is None or not numbers else _projection([findings[i] for i in numbers], model)
     write_page(

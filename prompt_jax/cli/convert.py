@@ -22,13 +22,14 @@ class Export:
     file: tyro.conf.Positional[Path]
     """A prompt file."""
     dest: tyro.conf.Positional[Path]
-    """The file to write; for peft a folder that is new or empty."""
+    """The file to write; for peft and model a folder that is new or empty."""
     member: int | None = None
     """Which prompt of an ensemble, numbered from 0; all of them if left out."""
-    format: Literal["npz", "npy", "peft"] | None = None
+    format: Literal["npz", "npy", "peft", "model"] | None = None
     """npz: this project's archive, readable with NumPy. npy: the bare array, as T5X's prompt-tuning has it. peft: an
     adapter of Hugging Face's PEFT, or for an ensemble a folder of them; the base, of which they say the sizes, is
-    loaded. By the extension of DEST if left out."""
+    loaded. model: of layers or a full model that were trained, the whole model in Hugging Face's layout. By the
+    extension of DEST if left out."""
     as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
     """prefix: the keys and values that a causal model has of its virtual tokens, in place of these; they depend on the
     base, which is loaded. The same logits for less work."""
@@ -60,6 +61,8 @@ def export(args: Export) -> int:
     if args.member is not None and not 0 <= args.member < count:
         has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
         raise UserError(f"--member {args.member}: {args.file} has {has}")
+    if args.format == "model":
+        return _whole_model(args, members)
     if args.as_ == "prefix":
         members = _as_prefixes(args, members)
     if args.format == "peft":
@@ -102,6 +105,26 @@ def import_(args: Import) -> int:
     else:
         prompts, metadata = zip(*members, strict=True)
         save_ensemble(args.dest, prompts, metadata)
+    print(f"wrote {args.dest}")
+    return 0
+
+
+def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]) -> int:
+    from prompt_jax.models.save import save_model
+    from prompt_jax.models.tuned import whole_model
+
+    if args.as_ is not None:
+        raise UserError("--as prefix is of prompts, and --format model of what was trained of the base itself")
+    if len(members) > 1 and args.member is None:
+        raise UserError(f"{args.file} has {len(members)} members; say with --member which is to be a model")
+    prompt, metadata = members[args.member or 0]
+    model = load_base(args.file, metadata, args.base)
+    check_base(args.file, prompt, metadata, model, args.base)
+    try:
+        params = whole_model(model.params, prompt)
+    except ValueError as error:
+        raise UserError(f"{args.file}: {error}") from error
+    save_model(args.dest, dataclasses.replace(model, params=params))
     print(f"wrote {args.dest}")
     return 0
 

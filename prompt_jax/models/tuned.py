@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_jax.models.layers import Params, depth
+from prompt_jax.models.layers import Params, depth, only_stack
 from prompt_jax.models.prompt import Prompt
 
 LAST_LAYERS = "last_layers"
@@ -30,6 +30,27 @@ def changed(params: Params, leaves: Mapping[str, Any]) -> Params:
         layers alone, as many as they have, which then are a stack of their own. They get the activations' type.
     """
     return _changed(params, jax.tree.map(lambda leaf: leaf.astype(params["embedding"].dtype), dict(leaves)))
+
+
+def whole_model(params: Params, prompt: Prompt) -> Params:
+    """A base with the layers that a prompt has in place of its own, in one stack again.
+
+    Raises:
+      ValueError: the prompt has what no base has: virtual tokens, a prefix, adapters.
+    """
+    others = [
+        *prompt.parts,
+        *(["adapters"] if any("adapter" in path.split("/") for path in flat(prompt.base or {})) else []),
+    ]
+    if others or not prompt.base:
+        raise ValueError(f"{' and '.join(others) or 'an empty prompt'} cannot be made a part of the base's own weights")
+
+    def joined(node: Any) -> Any:
+        if isinstance(node, tuple):
+            return (only_stack(node),)
+        return {name: joined(child) for name, child in node.items()} if isinstance(node, dict) else node
+
+    return joined(changed(params, prompt.base))
 
 
 def _changed(node: Any, leaves: Any) -> Any:

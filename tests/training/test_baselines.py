@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+import prompt_jax
+from adapters import assert_close, random_text
+from adapters import whole as whole_batch
 from experiments import changed, named
 from prompt_jax.cli import main
 from prompt_jax.config import ConfigError, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
@@ -94,6 +97,18 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert main(["inspect", file, *base, "--html", str(whole.folder / "page.html")]) == 0
     assert main(["inspect", member, *base, "--data", str(sentiment_files["test"])]) == 1
     assert "no virtual tokens or prefix of which one could be left out" in capsys.readouterr().err
+    # As a model of its own, where it is one.
+    folder = str(whole.folder / "model")
+    status = main(["export", member, folder, "--format", "model", *base])
+    if whole.prompt.method == "adapter":
+        assert status == 1 and "adapters cannot be made a part" in capsys.readouterr().err
+    else:
+        assert status == 0
+        tuned, start = (prompt_jax.load_model(name) for name in (folder, method.model.name))
+        batch = whole_batch(random_text(start, 2, 6)) | {"decoder_inputs": random_text(start, 2, 4, seed=1)}
+        logits = prompt_jax.forward(start.params, start.config, batch, prompt_jax.load_prompt(member, start))
+        assert_close(prompt_jax.forward(tuned.params, tuned.config, batch), logits)
+    capsys.readouterr()
     assert main(["export", member, str(whole.folder / "member.npy")]) == 1
     assert "use npz" in capsys.readouterr().err
 
