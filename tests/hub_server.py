@@ -54,8 +54,8 @@ class Hub:
       users: the accounts' names by their tokens.
       asked: method, path and token of each request.
       fetched: the paths of the files that were downloaded, and not only asked about.
-      refuse: the answer to all requests: a status, a text, and headers.
-      claimed: sizes in lists of files that are not the true ones.
+      refuse: the answer to all requests: a status, a text that is HTML or JSON or is put into JSON, and headers.
+      claimed: sizes in lists of files that are not the true ones; None for none.
       truncate: whether files end too early.
     """
 
@@ -67,7 +67,7 @@ class Hub:
         self.asked: list[tuple[str, str, str | None]] = []
         self.fetched: list[str] = []
         self.refuse: tuple[int, str, dict[str, str]] | None = None
-        self.claimed: dict[str, int] = {}
+        self.claimed: dict[str, int | None] = {}
         self.truncate = False
 
     def of_files(self, name: str, files: dict[str, bytes], branch: str = "main") -> Repository:
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(urlsplit(self.path).path, body)
         except _Refused as refused:
             about = {"X-Error-Message": refused.text, **{k.replace("_", "-"): v for k, v in refused.headers.items()}}
-            text = refused.text if refused.text.startswith("<") else json.dumps({"error": refused.text})
+            text = refused.text if refused.text.startswith(("<", "[", "{")) else json.dumps({"error": refused.text})
             self._send(refused.status, text.encode(), about)
 
     do_GET = do_HEAD = do_POST = do_PUT = _any

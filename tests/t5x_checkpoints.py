@@ -68,12 +68,14 @@ def arrays_of(tensors: dict[str, np.ndarray], heads: int, scanned: str | None = 
     return arrays
 
 
-def write(folder: Path, arrays: dict[str, np.ndarray], *, compressor: Any = "gzip", chunks: int = 5) -> Path:
-    """A checkpoint: what has two axes or more by TensorStore, in chunks of so many rows, and the rest in msgpack."""
+def write(
+    folder: Path, arrays: dict[str, np.ndarray], *, compressor: Any = "gzip", chunks: int = 5, axes: int = 2
+) -> Path:
+    """A checkpoint: what has so many axes or more by TensorStore, in chunks of so many rows, the rest in msgpack."""
     folder.mkdir(parents=True)
     tree: dict[str, Any] = {}
     for path, array in arrays.items():
-        if array.ndim < 2 or path.endswith("rel_embedding"):
+        if array.ndim < axes or path.endswith("rel_embedding"):
             tree[path] = np.ascontiguousarray(array)
             continue
         name = "target." + path.replace("/", ".")

@@ -32,20 +32,21 @@ class Push:
 
 def run(args: Push) -> int:
     from prompt_jax.prompts.files import read_prompts
-    from prompt_jax.prompts.hub import parse_name
-    from prompt_jax.prompts.push import push_prompt
+    from prompt_jax.prompts.push import parse_place, push_members
 
-    parse_name(args.dest)  # before anything is loaded
+    place = parse_place(args.dest)  # before anything is loaded
+    members = read_prompts(args.file)
     why = None
     try:
-        model: Model | None = load_base(args.file, read_prompts(args.file)[0][1], args.base)
+        model: Model | None = load_base(args.file, members[0][1], args.base)
     except UserError as error:
         if args.base.model is not None:
             raise
         model, why = None, str(error)
-    pushed = push_prompt(
+    pushed = push_members(
         args.file,
-        args.dest,
+        members,
+        place,
         model,
         private=args.private,
         message=args.message,

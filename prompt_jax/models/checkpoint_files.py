@@ -8,7 +8,9 @@ import contextlib
 import functools
 import json
 import math
+import reprlib
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +40,15 @@ _DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `json.loads(object_pairs_hook=...)`, in which no name comes twice; else a ValueError."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{reprlib.repr(twice)} comes twice")
+    return values
 
 
 def float_dtype(name: str, tensor: str, file: Path) -> np.dtype:

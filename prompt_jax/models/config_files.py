@@ -16,6 +16,7 @@ from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors
 from prompt_jax.models.gpt2 import GPT2Config
 from prompt_jax.models.t5 import T5Config
+from prompt_jax.models.t5x import is_t5x
 
 # model_type -> what Transformers assumes where config.json is silent.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -75,7 +76,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json, of a model type that is supported."""
     file = folder / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{folder} has no config.json, which every model folder on the hub has")
+        known = f"; for a checkpoint of T5X say t5x:{folder}" if is_t5x(folder) else ""
+        raise CheckpointError(f"{folder} has no config.json, which every model folder on the hub has{known}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -38,20 +38,29 @@ def open_flax(file: Path) -> Iterator[Tensors]:
     yield tensors
 
 
-def flax_arrays(file: Path, below: tuple[str, ...] = ()) -> dict[str, "FlaxArray"]:
-    """The arrays of a file by their paths.
+def flax_arrays(file: Path) -> dict[str, "FlaxArray"]:
+    """The arrays of a file by their paths; there must be nothing else in it."""
+    return _walked(file, _Walk.arrays)
+
+
+def flax_part(file: Path, below: Sequence[str], marker: str) -> tuple[dict[str, "FlaxArray"], set[str]]:
+    """The arrays of a part of a file by their paths there, and the paths of maps that have the key `marker`.
 
     Args:
-      below: keys that lead to a part of the file. Then that part alone is looked at, its paths begin there, and what
-        is no array in it is passed over; without them there must be arrays alone.
+      below: keys that lead to the part. What is no array in it is passed over, as what is beside it is.
+      marker: what maps have that stand in the place of an array.
     """
+    return _walked(file, lambda walk: walk.marked(below, marker))
+
+
+def _walked(file: Path, walk: Callable[["_Walk"], Any]) -> Any:
     with open(file, "rb") as opened:
         try:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # raised for this alone
             raise CheckpointError(f"{file} is empty") from error
     with mapped, memoryview(mapped) as data:
-        return _Walk(data, file, below).arrays()
+        return walk(_Walk(data, file))
 
 
 def _read_transposed(array: "FlaxArray", file: Path) -> np.ndarray:
@@ -75,6 +84,8 @@ class FlaxArray(NamedTuple):
 
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 32  # a model's maps are nested eight deep or so
+_MAX_AXES = 8
+_MAX_OBJECTS = 1 << 20  # numbers, names, maps and arrays, of which there are some ten for each tensor
 
 # An object's first byte -> its kind, and how many bytes follow that give its size (for an integer its value).
 _HEADERS = {
@@ -96,26 +107,49 @@ class _Walk:
 
     data: memoryview
     file: Path
-    below: tuple[str, ...] = ()
     at: int = 0
+    objects: int = 0
+    marker: str | None = None  # what is no array is passed over, and this key looked out for
+    places: set[str] = dataclasses.field(default_factory=set)  # where it was found
 
     def arrays(self) -> dict[str, FlaxArray]:
-        """Every array of the file, or of the part of it, by its path there."""
+        """Every array of the file by its path."""
         found: dict[str, FlaxArray] = {}
-        self.part(self.below, found)
+        self.tree((), found)
+        self.end()
+        return found
+
+    def marked(self, below: Sequence[str], marker: str) -> tuple[dict[str, FlaxArray], set[str]]:
+        """What `flax_part` gives."""
+        found: dict[str, FlaxArray] = {}
+        self.marker = marker
+        self.part(below, found)
+        self.end()
+        return found, self.places
+
+    def end(self) -> None:
         if self.at != len(self.data):
             raise self.error("what follows the parameters does not belong to them")
-        return found
 
     def part(self, below: Sequence[str], found: dict[str, FlaxArray]) -> None:
         """Adds the arrays of what these keys lead to from here."""
         if not below:
             return self.tree((), found)
-        for _ in range(self.expect("map")):
-            if self.text() == below[0]:
+        for key in self.keys(self.expect("map")):
+            if key == below[0]:
                 self.part(below[1:], found)
             else:
                 self.skip()
+
+    def keys(self, count: int) -> Iterator[str]:
+        """The keys of a map, each of which is followed by its value and comes once."""
+        seen = set()
+        for _ in range(count):
+            key = self.text()
+            if key in seen:
+                raise self.error(f"'{key:.80}' is there twice")
+            seen.add(key)
+            yield key
 
     def skip(self) -> None:
         """Passes over the next object."""
@@ -131,21 +165,20 @@ class _Walk:
         before = self.at
         kind, size = self.header()
         where = "/".join(path)
-        if where in found:
-            raise self.error(f"'{where}' is there twice")
         if kind == "ext":
             found[where] = self.array(size, where)
-        elif self.below and kind != "map":
+        elif self.marker is not None and kind != "map":
             self.at = before
             self.skip()
         elif kind != "map" or len(path) == _MAX_DEPTH:
-            raise self.error(f"'{where}' should be an array or a map of arrays; it is of kind {kind}")
+            raise self.error(f"'{where:.80}' should be an array or a map of arrays; it is of kind {kind}")
         else:
-            for index in range(size):
-                key = self.text()
+            for index, key in enumerate(self.keys(size)):
                 if index == 0 and key == _CHUNKED:
                     found[where] = self.chunked(size, where)
                     return
+                if key == self.marker:
+                    self.places.add(where)
                 self.tree((*path, key), found)
 
     def array(self, size: int, where: str) -> FlaxArray:
@@ -153,27 +186,32 @@ class _Walk:
         code = self.take(1)[0]
         end = self.at + size
         if code != 1 or self.expect("array") != 3:
-            raise self.error(f"'{where}' is no array (extension type {code}; an array has 1)")
-        shape = tuple(self.expect("int") for _ in range(self.expect("array")))
+            raise self.error(f"'{where:.80}' is no array (extension type {code}; an array has 1)")
+        axes = self.expect("array")
+        if axes > _MAX_AXES:
+            raise self.error(f"'{where:.80}' has {axes} axes; a tensor has at most {_MAX_AXES}")
+        shape = tuple(self.expect("int") for _ in range(axes))
         dtype = float_dtype(self.text(), where, self.file)
         size, count = self.expect("bytes"), math.prod(shape)
         pieces = ((self.at, count),)
         self.take(size)
         if size != count * dtype.itemsize or self.at != end:
-            raise self.error(f"'{where}' has {size} bytes; {list(shape)} of {dtype} is {count * dtype.itemsize}")
+            raise self.error(f"'{where:.80}' has {size} bytes; {list(shape)} of {dtype} is {count * dtype.itemsize}")
         return FlaxArray(shape, dtype, pieces)
 
     def chunked(self, entries: int, where: str) -> FlaxArray:
         """An array in chunks, {marker: True, "shape": {"0": n, ...}, "chunks": {"0": array, ...}}, after the marker."""
         if entries != 3:
-            raise self.error(f"the chunked array '{where}' has {entries} entries; 3 were expected")
+            raise self.error(f"the chunked array '{where:.80}' has {entries} entries; 3 were expected")
         self.expect("bool")
         shape = self.numbered("shape", lambda: self.expect("int"))
+        if len(shape) > _MAX_AXES:
+            raise self.error(f"'{where:.80}' has {len(shape)} axes; a tensor has at most {_MAX_AXES}")
         chunks = self.numbered("chunks", lambda: self.array(self.expect("ext"), where))
         pieces = tuple(piece for chunk in chunks for piece in chunk.pieces)
         dtypes = {chunk.dtype for chunk in chunks}
         if len(dtypes) != 1 or sum(count for _, count in pieces) != math.prod(shape):
-            raise self.error(f"the chunks of '{where}' do not make up its shape {list(shape)}")
+            raise self.error(f"the chunks of '{where:.80}' do not make up its shape {list(shape)}")
         return FlaxArray(tuple(shape), dtypes.pop(), pieces)
 
     def numbered(self, name: str, item: Callable[[], Any]) -> list[Any]:
@@ -203,6 +241,9 @@ class _Walk:
 
     def header(self) -> tuple[str, int]:
         """The kind of the next object, and its size in bytes or items, or its value."""
+        self.objects += 1
+        if self.objects > _MAX_OBJECTS:
+            raise self.error(f"a model has at most {_MAX_OBJECTS} objects")
         first = self.take(1)[0]
         if first < 0x80:
             return "int", first

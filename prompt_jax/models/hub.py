@@ -18,7 +18,7 @@ from prompt_jax.models.t5x import open_t5x
 from prompt_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from prompt_jax.models.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
 
-_T5X = "t5x:"
+T5X = "t5x:"  # before the folder of a checkpoint of T5X
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     with contextlib.ExitStack() as opened:
-        if str(name_or_path).startswith(_T5X):
-            folder, model_type = Path(str(name_or_path).removeprefix(_T5X)).expanduser(), "t5"
+        if str(name_or_path).startswith(T5X):
+            folder, model_type = _expanded(str(name_or_path).removeprefix(T5X)), "t5"
             if revision is not None:
                 raise CheckpointError(f"{name_or_path} is a folder, which has no revision {revision!r}")
             config: Config
@@ -99,7 +99,7 @@ def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bo
         from prompt_jax.models.demo import demo_folder
 
         return demo_folder(), None
-    path = Path(name_or_path).expanduser()
+    path = _expanded(name_or_path)
     if path.is_dir():
         return path, None
     if path.is_file():
@@ -107,6 +107,13 @@ def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bo
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
         raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
     return _fetch_model(name_or_path, revision, local_files_only)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: there is no such user here ({error})") from error
 
 
 def _fetch_model(name: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
@@ -156,15 +163,22 @@ def hub_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises where it cannot do what it was asked for."""
     from huggingface_hub import errors
 
-    return errors.HTTPError, OSError, ValueError  # a ValueError for names that are not valid, and for no JSON
+    # A ValueError for names that are not valid, and for no JSON; a RuntimeError for a transfer that has gone wrong.
+    return errors.HTTPError, OSError, ValueError, RuntimeError
 
 
 # Where a client says what it sent, this is what nobody is to read: a header with a token, or the token alone.
 _SECRET = re.compile(r"Bearer [^\s'\"]+|\b(?:hf_|api_org_)(?:oauth_)?[A-Za-z0-9]{16}[^\s'\"]*")
+_LOGIN = re.compile(r"(?<=//)[^/?#\s]+@")
+
+
+def without_login(text: str) -> str:
+    """A text whose addresses have no user and password, as that of a proxy (HF_ENDPOINT) may have."""
+    return _LOGIN.sub("", text)
 
 
 def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
-    """Why the hub did not do what it was asked for, in one line and without a token.
+    """Why the hub did not do what it was asked for, in one line and without a token or a password.
 
     Args:
       error: one of `hub_errors`.
@@ -173,7 +187,9 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
     """
     from huggingface_hub import errors
 
-    said = _SECRET.sub("(a token)", " ".join(str(error).split()))
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the client's own, of an upload
+        error = error.__cause__
+    said = without_login(_SECRET.sub("(a token)", " ".join(str(error).split())))
     said = re.sub(r" For more information check: \S+", "", said)  # what a status is
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save
 
@@ -20,7 +21,6 @@ from prompt_jax.models.t5 import T5Config
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.models.tuned import flat
 from prompt_jax.models.weights import stored_shape
-from prompt_jax.sharding import fetch
 from prompt_jax.whole_file import write_text, write_whole
 
 
@@ -39,7 +39,7 @@ def save_model(folder: Path, model: Model) -> None:
         raise CheckpointError(f"{model.name} was loaded in int8, which has no layout of its own; load it in float32")
     tensors: dict[str, list[np.ndarray]] = {}
     for parameter in family(model.config).parameters(model.config):
-        for name, tensor in _tensors(parameter, np.asarray(fetch(leaves[parameter.path]))):
+        for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):
             tensors.setdefault(name, []).append(tensor)
     whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
     data = save(whole, {"format": "pt"})

@@ -10,10 +10,10 @@ two. Layers have arrays of their own (`encoder/layers_0/...`), or, where the mod
 layers along axis 1: `encoder/encoder/...` of Flaxformer, `encoder/layers/...` of T5X's scalable T5. Scanned models have
 relative positions of their own in each layer.
 
-Checkpoints come from strangers: no link is followed, nothing that the file `checkpoint` says leads anywhere, and sizes
-are compared before memory is taken. What they do not say is as in the published models: a gated feed-forward layer has
-T5 1.1's GELU and another one ReLU, output weights tied to the embedding are scaled as in T5 1.0, relative distances
-end at 128.
+Checkpoints come from strangers: no link is followed, nothing that the file `checkpoint` says leads anywhere, sizes are
+compared before memory is taken, and values that are not finite are refused. What checkpoints do not say is as in the
+published models: a gated feed-forward layer has T5 1.1's GELU and another one ReLU, output weights tied to the
+embedding are scaled as in T5 1.0, relative distances end at 128.
 """
 
 import functools
@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype
-from prompt_jax.models.flax_msgpack import flax_arrays
+from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype, unique_names
+from prompt_jax.models.flax_msgpack import FlaxArray, flax_part
 from prompt_jax.models.t5 import T5Config
+from prompt_jax.paths import BucketPath
 
 FILE = "checkpoint"
 _TARGET = "target."
@@ -55,6 +56,8 @@ _PROMPT = re.compile(r"(^|/)prompt(/|$)")
 
 _MAX_METADATA = 1 << 16  # bytes of a .zarray, which has some 200
 _MAX_AXES = 8
+_MAX_SIZE = 1 << 40  # of an axis
+_MAX_LAYERS = 1000
 _MAX_RATIO = 100  # of an array's bytes to its files', beyond what may be of one value: weights hardly compress
 _MAY_BE_CONSTANT = 1 << 26  # bytes
 _PIECE = 1 << 20  # bytes of a chunk that are looked at together
@@ -63,6 +66,11 @@ _PIECE = 1 << 20  # bytes of a chunk that are looked at together
 def is_t5x(folder: Path) -> bool:
     """Whether a folder is a checkpoint of T5X."""
     return (folder / FILE).is_file() and not (folder / FILE).is_symlink()
+
+
+def steps_in(folder: Path) -> list[str]:
+    """The names of a folder's checkpoints, if it is one of T5X's model folders."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("checkpoint_") and is_t5x(path))
 
 
 def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
@@ -74,7 +82,13 @@ def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
     tensors: Tensors = {}
     # Of a scanned array all layers are asked for in turn; it is kept until another one is.
     whole = functools.lru_cache(maxsize=1)(lambda stored: stored.read())
-    for path, stored in _arrays(folder).items():
+    arrays, missing = _arrays(folder)
+    if lacking := sorted(path for path in missing if not _PROMPT.search(path)):
+        raise CheckpointError(
+            f"{folder} is not whole: {len(lacking)} folders are missing, the first is "
+            f"{_TARGET}{lacking[0].replace('/', '.'):.200}"
+        )
+    for path, stored in arrays.items():
         if not _PROMPT.search(path):
             for name, own in _layers(path, stored, folder, whole):
                 if name in tensors:
@@ -89,9 +103,12 @@ def read_prompt(folder: Path) -> np.ndarray:
     Raises:
       CheckpointError: no checkpoint, a damaged one, or one without a prompt or with several; it names them.
     """
-    found = {path: stored for path, stored in _arrays(folder).items() if _PROMPT.search(path)}
+    arrays, missing = _arrays(folder)
+    found = {path: stored for path, stored in arrays.items() if _PROMPT.search(path)}
+    if lacking := sorted(path for path in missing if _PROMPT.search(path)):
+        raise CheckpointError(f"{folder} is not whole: {_TARGET}{lacking[0].replace('/', '.'):.200} is missing")
     if len(found) != 1:
-        which = f"several prompts: {', '.join(sorted(found)[:8])}" if found else "no prompt"
+        which = f"several prompts: {', '.join(sorted(found)[:8]):.300}" if found else "no prompt"
         raise CheckpointError(f"{folder} is a checkpoint of T5X with {which}; expected one array 'encoder/.../prompt'")
     ((path, stored),) = found.items()
     if len(stored.shape) != 2 or 0 in stored.shape:
@@ -114,8 +131,10 @@ def _layers(
         elif number is not None:
             yield f"{side}.block.{number}.{name}.weight", _turned(rest, stored)
         else:
-            if len(stored.shape) < 2:
-                raise CheckpointError(f"{folder}: {path} is {list(stored.shape)}; layers should be along axis 1")
+            if len(stored.shape) < 2 or 0 in stored.shape or stored.shape[1] > _MAX_LAYERS:
+                raise CheckpointError(
+                    f"{folder}: {path} is {list(stored.shape)}; expected layers along axis 1, at most {_MAX_LAYERS}"
+                )
             shape = stored.shape[:1] + stored.shape[2:]
             for layer in range(stored.shape[1]):
                 own = Stored(shape, functools.partial(_one_layer, whole, stored, layer))
@@ -219,12 +238,16 @@ def _alike(tensors: Tensors, name: str, layers: int) -> bool:
 # Files
 
 
-def _arrays(folder: Path) -> dict[str, Stored]:
-    """The model's arrays, by their paths."""
+def _arrays(folder: Path) -> tuple[dict[str, Stored], set[str]]:
+    """The model's arrays, by their paths, and the paths of those whose folders are missing."""
+    if isinstance(folder, BucketPath) or str(folder).startswith("gs:"):
+        raise CheckpointError(
+            f"{folder}: checkpoints of T5X are read from a folder; copy it here (gcloud storage cp -r)"
+        )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. A checkpoint of T5X is one, called checkpoint_STEP")
     if not is_t5x(folder):
-        steps = sorted(path.name for path in folder.iterdir() if is_t5x(path))[:8]
+        steps = steps_in(folder)[:8]
         if (folder / FILE).is_symlink():
             instead = f": {FILE} is a symbolic link, which is not followed"
         elif steps:
@@ -233,7 +256,12 @@ def _arrays(folder: Path) -> dict[str, Stored]:
             instead = f": it has no file {FILE!r}. Those that T5X writes with Orbax are not read"
         raise CheckpointError(f"{folder} is no checkpoint of T5X{instead}")
     file = folder / FILE
-    arrays = {path: array.stored(file) for path, array in flax_arrays(file, ("optimizer", "target")).items()}
+    # In the place of an array that has a folder there is what TensorStore takes to open it.
+    inside, elsewhere = flax_part(file, ("optimizer", "target"), "driver")
+    arrays = {
+        path: Stored(array.shape, functools.partial(_inside, array, file, path)) for path, array in inside.items()
+    }
+    elsewhere = {path for path in elsewhere if not path.endswith("/kvstore")}
     for own in sorted(folder.iterdir()):
         if own.name.startswith(_TARGET):
             path = own.name.removeprefix(_TARGET).replace(".", "/")
@@ -242,7 +270,17 @@ def _arrays(folder: Path) -> dict[str, Stored]:
             arrays[path] = _zarr(own)
     if not arrays:
         raise CheckpointError(f"{folder}: {FILE} has no 'optimizer/target', nor are there folders {_TARGET}...")
-    return arrays
+    return arrays, elsewhere - arrays.keys()
+
+
+def _inside(array: FlaxArray, file: Path, path: str) -> np.ndarray:
+    return _finite(array.read(file), f"{file}: {path}")
+
+
+def _finite(array: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{where:.300} has {int((~np.isfinite(array)).sum())} values that are not finite")
+    return array
 
 
 def _zarr(folder: Path) -> Stored:
@@ -255,7 +293,7 @@ def _zarr(folder: Path) -> Stored:
     with file.open("rb") as opened:
         text = opened.read(_MAX_METADATA + 1)
     try:
-        said = json.loads(text) if len(text) <= _MAX_METADATA else None
+        said = json.loads(text, object_pairs_hook=unique_names) if len(text) <= _MAX_METADATA else None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no JSON: {error}") from error
     if not isinstance(said, dict):
@@ -280,14 +318,11 @@ def _zarr(folder: Path) -> Stored:
 
 
 def _sizes(file: Path, said: dict[str, Any], name: str) -> tuple[int, ...]:
-    sizes = said.get(name)
-    if (
-        not isinstance(sizes, list)
-        or len(sizes) > _MAX_AXES
-        or any(type(size) is not int or size < 1 for size in sizes)
-    ):
-        raise CheckpointError(f"{file}: {name} is {sizes!r:.80}; expected at most {_MAX_AXES} positive whole numbers")
-    return tuple(sizes)
+    sizes: Any = said.get(name)
+    few = isinstance(sizes, list) and len(sizes) <= _MAX_AXES
+    if few and all(type(size) is int and 0 < size <= _MAX_SIZE for size in sizes):
+        return tuple(sizes)
+    raise CheckpointError(f"{file}: {name} is no list of at most {_MAX_AXES} sizes from 1 to {_MAX_SIZE}")
 
 
 def _chunk_files(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[Path]:
@@ -324,13 +359,13 @@ def _read_zarr(
         for path in _chunk_files(folder, shape, chunks):
             _check_gzip(path, math.prod(chunks) * dtype.itemsize)
     try:
-        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"}}
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"}}
         array = tensorstore.open(spec, open=True, read=True).result().read().result()
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     if array.shape != shape or array.dtype != dtype:
         raise CheckpointError(f"{folder} has become {array.dtype} {list(array.shape)} while it was read")
-    return array
+    return _finite(array, str(folder))
 
 
 def _check_gzip(path: Path, size: int) -> None:

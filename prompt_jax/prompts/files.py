@@ -93,9 +93,10 @@ def save_prompt(
       model: the prompt's base, of which an adapter says the sizes and the name; the other formats do without.
 
     Raises:
-      PromptFormatError: values that are not finite, another extension, or a format that cannot hold the prompt.
+      PromptFormatError: values that are not finite, another extension, a format that cannot hold the prompt, or a
+        place on the Hub, to which prompts are pushed.
     """
-    path = as_path(path)
+    path = _to_write(path)
     arrays = _arrays(str(path), prompt, metadata or PromptMetadata())
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
     if format == "peft":
@@ -135,10 +136,11 @@ def save_ensemble(
       model: as for `save_prompt`.
 
     Raises:
-      PromptFormatError: no members or too many, values that are not finite, or a format that cannot hold them.
+      PromptFormatError: no members or too many, values that are not finite, a format that cannot hold them, or a
+        place on the Hub.
       PromptStackError: members that do not go together.
     """
-    path = as_path(path)
+    path = _to_write(path)
     format = format or path.suffix.removeprefix(".")  # type: ignore[assignment]
     if format not in ("npz", "peft"):
         raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; one of its members can be a .npy (--member)")
@@ -163,6 +165,7 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
     Raises:
       PromptFormatError: not a prompt file, a damaged one, or one of another base (unless `allow_other_base`).
       FileNotFoundError: no such file.
+      HubError: the Hub does not give what a name `hub:...` is of.
     """
     contents = _read(as_path(path))
     if model is not None:
@@ -272,6 +275,12 @@ def _named(base: Base) -> str:
 # Writing
 
 
+def _to_write(path: str | Path) -> Path:
+    if hub.is_name(path):
+        raise PromptFormatError(f"{path}: a file is written here, not to the Hub; to put it there: prompt-jax push")
+    return as_path(path)
+
+
 def _arrays(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
     """The entries of one prompt, checked."""
     if not prompt.parts and not prompt.base:
@@ -331,6 +340,8 @@ def _read(path: Path) -> _Contents:
             raise PromptFormatError(str(error)) from error
         return _Contents([_bare(str(path), array)], False)
     if path.is_dir():
+        if not is_prompt_folder(path) and (steps := t5x.steps_in(path)):
+            raise PromptFormatError(f"{path} has checkpoints of T5X; name one of them: {', '.join(steps[:8])}")
         members, ensemble = peft.read(path)
         if ensemble:
             _check_together(path, members)
@@ -373,6 +384,9 @@ def _read_npz(path: Path, file: io.BufferedIOBase) -> _Contents:
             counts = Counter(info.filename.removesuffix(".npy") for info in archive.infolist())
             twice = counts.most_common(1)[0][0]
             raise PromptFormatError(f"{path}: a second entry {twice!r}; each comes at most once")
+        # Entries may lie over each other in the file, and each be small.
+        if (claimed := sum(info.file_size for info in entries.values())) > _MAX_RATIO * file.seek(0, io.SEEK_END):
+            raise PromptFormatError(f"{path}: its entries unpack to {claimed} bytes from {file.tell()}")
         if not any(_MEMBER_ENTRY.fullmatch(name) for name in entries):
             return _Contents([_read_entries(str(path), archive, entries)], False)
         members = []
@@ -470,6 +484,8 @@ def _check_together(path: Path, members: Sequence[Member]) -> None:
 
 
 def _read_entry(where: str, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+        raise PromptFormatError(f"{where}: {name} is compressed by the method {info.compress_type}; NumPy has 0 and 8")
     if info.file_size > _MAX_RATIO * max(info.compress_size, 1):
         raise PromptFormatError(f"{where}: {name} unpacks to {info.file_size} bytes from {info.compress_size}")
     if name == "metadata" and info.file_size > 4 * _MAX_METADATA:

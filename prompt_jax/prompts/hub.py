@@ -1,7 +1,7 @@
 """Prompts on the Hugging Face Hub, by the name `hub:USER/NAME[/FOLDER][@REVISION]` wherever a prompt file is named.
 
-A repository, or a folder of it, has a prompt as `prompt.npz` (or one `.npz` of another name), as an adapter of PEFT, or
-as adapters `member_0`, `member_1` and so on; the first of these is read, and only its files are fetched, into the Hub's
+A repository, or a folder of it, has a prompt as `prompt.npz`, as an adapter of PEFT, as adapters `member_0`, `member_1`
+and so on, or as one `.npz` of another name; the first of these is read, and only its files are fetched, into the Hub's
 usual cache. A single file can be named as well: `hub:USER/NAME/FOLDER/FILE.npz`.
 
 Repositories come from strangers: names are checked before anything is asked, sizes before anything is fetched, and what
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prompt_jax.errors import UserError
 from prompt_jax.models.hub import hub_errors, hub_reason
@@ -60,7 +61,7 @@ class HubName:
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether it is a name on the Hub; a file whose own name begins so is named with its folder."""
+    """Whether it is a name on the Hub; a file whose path begins so is named by its absolute path."""
     return str(path).startswith(_PREFIX)
 
 
@@ -129,7 +130,12 @@ def _fetch(name: HubName) -> tuple[bool, dict[str, Path]]:
     """Whether the prompt is a single file, and its files by their paths in the folder."""
     sizes = _listed(name)
     whole, files = _needed(name, sizes)
-    size = sum(sizes[name.inside(file) if file else name.folder] or 0 for file in files)
+    size = 0
+    for file in files:
+        own = sizes[name.inside(file) if file else name.folder]
+        if own is None:
+            raise HubError(f"{name}: the Hub does not say how large {file or name.folder} is, and it is not fetched")
+        size += own
     if size > MAX_SIZE:
         raise PromptFormatError(f"{name}: {size} bytes in {len(files)} files; a prompt has at most {MAX_SIZE}")
     places, revision = {}, name.revision
@@ -141,12 +147,30 @@ def _fetch(name: HubName) -> tuple[bool, dict[str, Path]]:
     return whole, places
 
 
-def _listed(name: HubName) -> Mapping[str, int | None]:
-    """The repository's files and their sizes; those in the cache where the Hub is not to be reached."""
+def repository_info(name: HubName) -> Any:
+    """What the Hub says of a repository at a revision, as its client has it: `siblings` are the files.
+
+    Raises:
+      one of `hub_errors`: a ValueError where the answer, which may be a proxy's, is no list of files.
+    """
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=TIMEOUT)
+        for file in info.siblings or ():
+            if not isinstance(file.rfilename, str):
+                raise TypeError(f"a file is called {file.rfilename!r:.60}")
+            if file.size is not None and (type(file.size) is not int or file.size < 0):
+                raise TypeError(f"{file.rfilename:.60} has the size {file.size!r:.60}")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the answer is no list of a repository's files: {type(error).__name__}: {error}") from error
+    return info
+
+
+def _listed(name: HubName) -> Mapping[str, int | None]:
+    """The repository's files and their sizes; those in the cache where the Hub is not to be reached."""
+    try:
+        info = repository_info(name)
     except hub_errors() as error:
         reason = hub_reason(error, "listing its files", "repository")
         if not _is_away(error):
@@ -187,19 +211,24 @@ def _needed(name: HubName, sizes: Mapping[str, int | None]) -> tuple[bool, list[
     start = name.inside("")
     files = {file.removeprefix(start) for file in sizes if file.startswith(start)}
     archives = sorted(file for file in files if file.endswith(".npz") and "/" not in file)
-    if FILE in archives or len(archives) == 1:
-        return True, [FILE if FILE in archives else archives[0]]
-    if archives:
+    if FILE in archives:
+        return True, [FILE]
+    folders = [""] if CONFIG in files else _members(name, files)
+    if len(archives) == 1 and not folders:
+        return True, archives
+    if archives and not folders:
         one = dataclasses.replace(name, folder=name.inside(archives[0]))
         raise PromptFormatError(f"{name} has several prompts, {_some(archives)}; name one, e.g. {one}")
     if not files:
         there = _some(_shown(set(sizes))) or "nothing"
         raise PromptFormatError(f"{name}: there is no {name.folder or 'file'} in the repository, but {there}")
-    folders = [""] if CONFIG in files else _members(name, files)
     if not folders:
+        arrays = sorted(file for file in files if file.endswith(".npy") and "/" not in file)
+        wanted = "a repository or a folder that has one of them"
+        if arrays:
+            wanted = f"the file, e.g. {dataclasses.replace(name, folder=name.inside(arrays[0]))}"
         raise PromptFormatError(
-            f"{name}: there is no {FILE} in it and no adapter of PEFT, but {_some(_shown(files))}; name a "
-            "repository or a folder that has one of them"
+            f"{name}: there is no {FILE} in it and no adapter of PEFT, but {_some(_shown(files))}; name {wanted}"
         )
     for folder in folders:
         if folder + PICKLE in files and folder + TENSORS not in files:

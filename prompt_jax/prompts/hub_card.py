@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.models.hub import T5X
 from prompt_jax.prompts.card import block, facts, header, quoted
 from prompt_jax.prompts.hub import FILE, HubName
 from prompt_jax.prompts.metadata import PromptMetadata
@@ -30,8 +31,10 @@ class CardBase:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the name is one of the Hub, and no folder's."""
-        return self.name != "demo" and bool(_ON_HUB.fullmatch(self.name)) and not Path(self.name).exists()
+        """Whether the name is one of the Hub, and no folder's, which has no commit."""
+        if self.name == "demo" or not _ON_HUB.fullmatch(self.name):
+            return False
+        return self.revision is not None or not Path(self.name).exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
         lines += ["The base is a folder on the machine that the prompt is from: put your own in its place."]
     lines += ["", *_said(members, base)]
     lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
-    if adapters and base is not None:
+    if adapters and base is not None and not base.name.startswith(T5X):  # a checkpoint that Transformers does not read
         lines += ["", "## With PEFT", "", *_with_peft(name, members, base)]
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prompt_jax.errors import UserError
+from prompt_jax.models.checkpoint_files import unique_names
 from prompt_jax.task_format import TaskFormat
 
 FORMAT_VERSION = 1
@@ -80,7 +81,7 @@ def load(where: str, array: np.ndarray) -> PromptMetadata:
     if array.dtype.kind != "U" or array.shape != ():
         raise PromptFormatError(f"{where}: metadata is {array.dtype} {list(array.shape)}, not one text")
     try:
-        values = json.loads(str(array), parse_constant=_no_constant)
+        values = json.loads(str(array), parse_constant=_no_constant, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise PromptFormatError(f"{where}: metadata is no JSON: {error}") from error
     if not isinstance(values, dict):

@@ -23,7 +23,6 @@ import math
 import operator
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ import numpy as np
 
 from prompt_jax.models import family
 from prompt_jax.models.bart import BartConfig
-from prompt_jax.models.hub import Model
+from prompt_jax.models.checkpoint_files import unique_names
+from prompt_jax.models.hub import T5X, Model
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
 from prompt_jax.prompts import card
 from prompt_jax.prompts.metadata import PromptFormatError, PromptMetadata
@@ -259,18 +259,8 @@ def _are_sizes(value: Any) -> bool:
 
 def _object(file: Path, text: bytes) -> dict[str, Any]:
     """A JSON object in which no name comes twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-            raise PromptFormatError(f"{file}: {reprlib.repr(twice)} comes twice")
-        return values
-
     try:
-        values = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except PromptFormatError:
-        raise
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise PromptFormatError(f"{file}: damaged: no JSON: {error}") from error
     if not isinstance(values, dict):
@@ -338,7 +328,7 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         }
     config = own | {
         "auto_mapping": None,
-        "base_model_name_or_path": model.name,
+        "base_model_name_or_path": None if model.name.startswith(T5X) else model.name,  # which PEFT cannot load
         "inference_mode": True,
         "modules_to_save": None,
         "num_attention_heads": heads,

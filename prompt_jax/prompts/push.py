@@ -5,23 +5,24 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from prompt_jax.errors import UserError
 from prompt_jax.models import family
-from prompt_jax.models.hub import Model, hub_errors, hub_reason
+from prompt_jax.models.hub import T5X, Model, hub_errors, hub_reason, without_login
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.tuned import flat
 from prompt_jax.prompts.files import Member, check_bases, read_prompts, save_ensemble, save_prompt
-from prompt_jax.prompts.hub import FILE, TIMEOUT, HubError, HubName, parse_name, renamed
+from prompt_jax.prompts.hub import FILE, HubError, HubName, parse_name, renamed, repository_info
 from prompt_jax.prompts.hub_card import MARK, CardBase, CardMember, repository_card
-from prompt_jax.prompts.metadata import PromptFormatError
+from prompt_jax.prompts.metadata import Base, PromptFormatError
 from prompt_jax.prompts.peft import CARD, CONFIG, MEMBER, PICKLE, TENSORS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What makes a folder an adapter of PEFT, or one of several.
 _OF_ADAPTERS = re.compile(rf"(?:{MEMBER.pattern}/)?(?:{'|'.join(map(re.escape, (CONFIG, TENSORS, PICKLE)))})")
+_Named = TypeVar("_Named", Base, Model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def push_prompt(
     """Puts a prompt, or an ensemble, on the Hub in one commit: `prompt.npz`, adapters of PEFT and a model card.
 
     The repository is made if there is none, and the branch too. Adapters of another prompt that are in the place are
-    deleted, and a card that is not from here is kept.
+    deleted, and a card that is not from here is kept. Of a base that is a folder only its own name is told.
 
     Args:
       path: of any prompt file.
@@ -73,14 +74,41 @@ def push_prompt(
       PromptFormatError: no name on the Hub, or no prompt file.
       HubError: the Hub does not take it; the message says why, and never the token.
     """
+    place = parse_place(name)
+    members = read_prompts(path)
+    return push_members(
+        path, members, place, model, private=private, message=message, allow_other_base=allow_other_base
+    )
+
+
+def parse_place(name: str) -> HubName:
+    """Where a prompt is pushed to. Raises PromptFormatError where none can be."""
     place = parse_name(name)
     if place.revision is not None and _COMMIT.fullmatch(place.revision):
         raise PromptFormatError(f"{name}: a commit stays as it is; push to a branch")
     if place.folder.endswith(".npz"):
         raise PromptFormatError(f"{name}: a prompt is pushed to a folder, as {FILE}")
-    members = read_prompts(path)
+    return place
+
+
+def push_members(
+    path: str | Path,
+    members: Sequence[Member],
+    place: HubName,
+    model: Model | None,
+    *,
+    private: bool,
+    message: str | None,
+    allow_other_base: bool,
+) -> Pushed:
+    """`push_prompt` of prompts that were read from the path."""
     if model is not None:
         check_bases(path, members, model, allow_other_base=allow_other_base)
+        model = _public(model)
+    members = [
+        (prompt, said if said.base is None else dataclasses.replace(said, base=_public(said.base)))
+        for prompt, said in members
+    ]
     base = _base(members, model)
     with tempfile.TemporaryDirectory(prefix="prompt_jax_") as folder:
         files, no_adapter = _written(Path(folder), members, model)
@@ -89,8 +117,17 @@ def push_prompt(
         pushed = _commit(place, {**files, CARD: card.encode()}, private, message or "A prompt of prompt_jax")
     notes = pushed.notes
     if base is not None and not base.on_hub and base.name != "demo":
-        notes += (f"its base is called {base.name}, where others have none: they say --model with their own",)
+        notes += (f"its base is a folder, told of as {base.name}: others say --model with their own",)
     return dataclasses.replace(pushed, no_adapter=no_adapter, notes=notes)
+
+
+def _public(base: _Named) -> _Named:
+    """A base as others are told of it: of a folder its own name, and not where on this machine it is."""
+    if base.name == "demo" or CardBase(base.name, base.revision, None).on_hub:
+        return base
+    folder = re.split(r"[/\\]", base.name.removeprefix(T5X).rstrip("/\\"))[-1]
+    # With ./ it is not taken for a name on the Hub.
+    return dataclasses.replace(base, name=(T5X if base.name.startswith(T5X) else "./") + folder)
 
 
 def _base(members: Sequence[Member], model: Model | None) -> CardBase | None:
@@ -137,8 +174,6 @@ def _commit(place: HubName, files: Mapping[str, Path | bytes], private: bool, me
     if get_token() is None:
         raise HubError(f"{place}: to push to it, log in with `hf auth login`, with a token that may write")
     api = HfApi()
-    # The client has a RuntimeError of its own for what has gone wrong with an upload.
-    failures: tuple[type[Exception], ...] = (RuntimeError, *hub_errors())
     try:
         info = _repository(api, place, private)
         there = {file.rfilename for file in info.siblings or ()}
@@ -158,13 +193,11 @@ def _commit(place: HubName, files: Mapping[str, Path | bytes], private: bool, me
         )
     except UserError:
         raise
-    except failures as error:
-        below = error.__cause__
-        cause = below if isinstance(error, RuntimeError) and isinstance(below, Exception) else error
-        raise HubError(f"{place}: {hub_reason(cause, 'pushing', 'repository')}") from error
+    except hub_errors() as error:
+        raise HubError(f"{place}: {hub_reason(error, 'pushing', 'repository')}") from error
     note = f"{CARD} was not written by a push, and stays as it is"
     tree = f"/tree/{quote(place.revision or 'main', safe='')}/{quote(place.folder)}".rstrip("/")
-    address = f"{api.endpoint}/{place.repository}{tree if place.folder or place.revision else ''}"
+    address = f"{without_login(api.endpoint)}/{place.repository}{tree if place.folder or place.revision else ''}"
     return Pushed(str(place), address, done.oid, tuple(files), tuple(old), None, (note,) if kept else ())
 
 
@@ -172,11 +205,8 @@ def _repository(api: Any, place: HubName, private: bool) -> Any:
     """What the Hub says of the branch, which is made if it is not there, as the repository is."""
     from huggingface_hub import errors
 
-    def info() -> Any:
-        return api.model_info(place.repository, revision=place.revision, files_metadata=True, timeout=TIMEOUT)
-
     try:
-        found = info()
+        found = repository_info(place)
     except errors.GatedRepoError:
         raise
     except errors.RepositoryNotFoundError:
@@ -187,7 +217,7 @@ def _repository(api: Any, place: HubName, private: bool) -> Any:
     if found is None:
         if place.revision is not None:
             api.create_branch(place.repository, branch=place.revision, exist_ok=True)
-        found = info()
+        found = repository_info(place)
     if private and found.private is False:
         raise HubError(
             f"{place}: the repository is there already, and is public. Make it private in its settings, push to "

@@ -320,6 +320,7 @@ RESPONSE: Any = types.SimpleNamespace(headers={}, request=None)  # of an HTTP li
         (errors.HfHubHTTPError("broken", response=RESPONSE), "fetching config.json failed: broken"),
         (errors.HTTPError("broken"), "fetching config.json failed: broken"),
         (OSError("disk full"), "fetching config.json failed: disk full"),
+        (RuntimeError("Data processing error"), "fetching config.json failed: Data processing error"),  # hf_xet's
     ],
 )
 def test_what_the_hub_says(monkeypatch, error, message):

@@ -186,7 +186,7 @@ def test_no_float_copy_of_the_base(name):
     """The memory of a gradient, and of generation, is less than a quarter of the weights in float32."""
     config, table = LARGE[name], family(LARGE[name]).parameters(LARGE[name])
     tensors = {
-        stored: Stored(weights._stored_shape(row), lambda row=row: np.ones(weights._stored_shape(row), np.float32))
+        stored: Stored(weights.stored_shape(row), lambda row=row: np.ones(weights.stored_shape(row), np.float32))
         for row in table
         for stored in weights._names(row)
     }

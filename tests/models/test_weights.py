@@ -312,7 +312,7 @@ def synthetic() -> tuple[list, dict[str, np.ndarray]]:
     tensors = {}
     for parameter in table:
         for name in weights._names(parameter):
-            tensors[name] = rng.normal(size=weights._stored_shape(parameter)).astype(np.float32)
+            tensors[name] = rng.normal(size=weights.stored_shape(parameter)).astype(np.float32)
     return table, tensors
 
 

@@ -1,5 +1,6 @@
 """Prompt files: exact both ways, readable with NumPy alone, and nothing in them is trusted."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -393,8 +394,41 @@ def test_a_bomb_is_not_unpacked(tmp_path):
         with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as file:
             file.writestr(f"{entry}.npy", header((1 << 12, 1 << 12)) + bytes(1 << 26))
         assert (tmp_path / "p.npz").stat().st_size < 100_000
-        with pytest.raises(PromptFormatError, match="unpacks to"):
+        with pytest.raises(PromptFormatError, match="unpacks? to"):
             load_prompt(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize("method", (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+def test_methods_that_unpack_without_a_limit_are_refused(tmp_path, method):
+    save_prompt(tmp_path / "p.npz", prompt_of(GOOD), METADATA)
+    with zipfile.ZipFile(tmp_path / "p.npz") as good, zipfile.ZipFile(tmp_path / "q.npz", "w", method) as bad:
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+    with pytest.raises(PromptFormatError, match="is compressed by the method"):
+        load_prompt(tmp_path / "q.npz")
+
+
+def test_entries_that_lie_over_each_other(tmp_path):
+    """One array under many names: each is small, and all together are not (Fifield 2019)."""
+    array = io.BytesIO()
+    np.save(array, np.ones((64, 1024), np.float32))
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+        archive.writestr("0/encoder_tokens.npy", array.getvalue())
+        first = archive.infolist()[0]
+        for number in range(1, 200):
+            other = copy.copy(first)
+            other.filename = other.orig_filename = f"{number}/encoder_tokens.npy"
+            archive.filelist.append(other)
+            archive.NameToInfo[other.filename] = other
+    with pytest.raises(PromptFormatError, match="its entries unpack to 52454400 bytes from"):
+        load_prompt(tmp_path / "p.npz")
+
+
+def test_a_name_in_the_metadata_may_not_come_twice(tmp_path):
+    text = json.dumps({"format_version": 1, "step": 1})[:-1] + ', "step": 2}'
+    np.savez(tmp_path / "p.npz", encoder_tokens=np.asarray(GOOD, np.float32), metadata=np.array(text))
+    with pytest.raises(PromptFormatError, match="'step' comes twice"):
+        load_prompt(tmp_path / "p.npz")
 
 
 @pytest.mark.parametrize(("name", "content"), [("p.npz", b""), ("p.npz", b"PK"), ("p.bin", b"\x80\x04pickle")])

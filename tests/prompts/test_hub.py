@@ -1,7 +1,9 @@
 """Prompts on the Hub, against a stand-in for it with the Hub's own client: what is pushed comes back, what is there is
 read, and what is wrong is said."""
 
+import base64
 import contextlib
+import dataclasses
 import json
 import re
 import shlex
@@ -144,7 +146,7 @@ def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
 
     for there, here in zip(read_prompts("hub:me/a-prompt"), read_prompts(source), strict=True):
         assert_same(there[0], here[0])
-        assert there[1] == here[1]
+        assert there[1] == dataclasses.replace(here[1], base=Base("./model", None, model.fingerprint))
     assert_same(load_prompt("hub:me/a-prompt", model), load_prompt(source, model))
     assert hub.fetched == ["prompt.npz"]  # and once, though read twice
     assert {token for _, path, token in hub.asked if "/large/" in path} == {None}  # the storage is another host
@@ -182,7 +184,9 @@ def test_the_place_and_the_revision_are_the_named_ones(hub, models, tmp_path):
     first, second, third = (archive(tmp_path, models["t5"], seed) for seed in range(3))
     repository = hub.of_files("you/p", {"prompt.npz": first, "sub/any.npz": third, "sub/README.md": b"x"})
     old = repository.branches["main"]
-    hub.of_files("you/p", {"prompt.npz": second})
+    save_prompt(tmp_path / "an_array.npy", random_tokens(models["t5"], 3, seed=3))
+    fourth = (tmp_path / "an_array.npy").read_bytes()
+    hub.of_files("you/p", {"prompt.npz": second, "an_array.npy": fourth})
     hub.of_files("you/p", {"prompt.npz": third}, branch="refs/pr/1")
     for name, expected in {
         "hub:you/p": second,
@@ -192,11 +196,25 @@ def test_the_place_and_the_revision_are_the_named_ones(hub, models, tmp_path):
         "hub:you/p/sub": third,
         "hub:you/p/sub/any.npz": third,
         "hub:you/p/prompt.npz": second,
+        "hub:you/p/an_array.npy": fourth,
     }.items():
         (tmp_path / "expected.npz").write_bytes(expected)
         assert_same(load_prompt(name), load_prompt(tmp_path / "expected.npz"))
         assert_same(load_prompt(Path(name)), load_prompt(tmp_path / "expected.npz"))
     assert CARD not in "".join(hub.fetched)
+
+
+def test_an_adapter_comes_before_other_archives(hub, models, tmp_path):
+    model = models["t5"]
+    single, several = (
+        written(tmp_path / f"{name}.npz", model, *prompts_of(name, model)) for name in ("tokens", "ensemble")
+    )
+    for name, source in (("hub:me/p", single), ("hub:me/q", several)):
+        push_prompt(source, name, model)
+        hub.repositories[name.removeprefix("hub:")].commit("main", {"prompt.npz": None, "optimizer.npz": b"no prompt"})
+        assert_same(load_prompt(name), load_prompt(source))
+    hub.repositories["me/p"].commit("main", {"another.npz": b"nor this", "prompt.npz": several.read_bytes()})
+    assert_same(load_prompt("hub:me/p"), load_prompt(several))
 
 
 def test_without_the_hub_there_is_the_cache(hub, models, tmp_path, monkeypatch):
@@ -268,6 +286,7 @@ def test_names_are_taken_apart():
         assert parse_name(text) == expected
         assert str(expected) == text
     assert not names.is_name(Path("folder/hub:user/name"))
+    assert names.is_name(Path("./hub:user/name")) and not names.is_name(Path("hub:user/name").absolute())
 
 
 @FUZZ
@@ -327,6 +346,61 @@ def test_no_list_of_files(hub, monkeypatch):
     fails(lambda: load_prompt("hub:you/p"), "hub:you/p: listing its files failed: Expecting value")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1],
+        {},
+        {"siblings": []},
+        {"id": "you/p", "siblings": 5},
+        {"id": "you/p", "siblings": ["prompt.npz"]},
+        {"id": "you/p", "siblings": [{"size": 3}]},
+        {"id": "you/p", "siblings": [{"rfilename": 5, "size": 3}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "size": "3"}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "size": -3}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "lfs": {"size": 3}}]},
+    ],
+)
+def test_lists_of_files_that_are_none(hub, models, tmp_path, answer):
+    hub.refuse = (200, json.dumps(answer), {})
+    message = "failed: the answer is no list of a repository's files"
+    fails(lambda: load_prompt("hub:you/p"), f"hub:you/p: listing its files {message}")
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    fails(lambda: push_prompt(source, "hub:me/p"), f"hub:me/p: pushing {message}")
+
+
+def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
+    """Which are in the address of the Hub, HF_ENDPOINT."""
+    address = hub.address.replace("//", "//joe:Secret@pw@")
+    point_at(address, monkeypatch)
+    log_in(monkeypatch, None)
+    fails(lambda: load_prompt("hub:you/p"), f"url '{hub.address}/api/models/you/p")
+    log_in(monkeypatch, hub_server.TOKEN)
+    hub.users = {"Basic " + base64.b64encode(b"joe:Secret@pw").decode(): "me"}
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    assert push_prompt(source, "hub:me/p").address == f"{hub.address}/me/p"
+
+
+def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
+    """Of the Hub's storage for large files: its client raises nothing better."""
+    hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
+
+    def broken(*args: Any, **options: Any) -> str:
+        raise RuntimeError("Data processing error: File reconstruction error: CAS Client Error: connection closed")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: fetching prompt.npz failed: Data processing error: File")
+
+
+def test_an_upload_that_breaks_off(hub, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    hub.storage = "http://127.0.0.1:9"  # where nothing listens
+    fails(
+        lambda: push_prompt(source, "hub:me/p"), "hub:me/p: the hub could not be reached, or broke off: pushing failed"
+    )
+
+
 def test_files_that_end_too_early(hub, models, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
@@ -341,6 +415,8 @@ def test_what_is_too_large_is_not_fetched(hub, models, tmp_path):
     hub.claimed["prompt.npz"] = names.MAX_SIZE + 1
     message = f"hub:you/p: {names.MAX_SIZE + 1} bytes in 1 files; a prompt has at most {names.MAX_SIZE}"
     fails(lambda: load_prompt("hub:you/p"), message, error=PromptFormatError)
+    hub.claimed["prompt.npz"] = None
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: the Hub does not say how large prompt.npz is")
     assert hub.fetched == []
 
 
@@ -350,7 +426,9 @@ def test_repositories_without_a_prompt_say_what_they_have(hub, models, tmp_path)
     hub.of_files("you/q", {"x/y/prompt.npz": content, "x/z": b"", "config.json": b"{}"})
     hub.of_files("you/r", {"p/adapter_config.json": b"{}", f"p/{PICKLE}": b"\x80"})
     hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(5)})
+    hub.of_files("you/t", {"of/prompt.npy": b"", "of/x/other.npy": b""}, branch="v1")
     for name, message in {
+        "hub:you/t/of@v1": "no adapter of PEFT, but prompt.npy, x/; name the file, e.g. hub:you/t/of/prompt.npy@v1",
         "hub:you/p": "hub:you/p has several prompts, a.npz, b.npz; name one, e.g. hub:you/p/a.npz",
         "hub:you/q": "hub:you/q: there is no prompt.npz in it and no adapter of PEFT, but x/y/, .gitattributes, conf",
         "hub:you/q/none": "hub:you/q/none: there is no none in the repository, but x/y/, .gitattributes, config.json",
@@ -460,6 +538,51 @@ def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
     assert len(hub.asked) == count and "me/p" not in hub.repositories
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/disk/joe/Secret/model/", "./model"),
+        ("../Secret/model", "./model"),
+        ("C:\\Secret\\model", "./model"),
+        ("~/Secret", "./Secret"),
+        ("t5x:/disk/joe/Secret/checkpoint_3", "t5x:checkpoint_3"),
+        ("google/t5-v1_1-small", "google/t5-v1_1-small"),
+        ("demo", "demo"),
+    ],
+)
+def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, name, told):
+    model = dataclasses.replace(models["t5"], name=name)
+    prompts = prompts_of("ensemble", model)
+    for its_base, several in ((None, False), (model, False), (model, True)):
+        pushed = push_prompt(
+            written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hub:me/p", its_base
+        )
+        assert {said.base for _, said in read_prompts("hub:me/p")} == {Base(told, None, model.fingerprint)}
+        files = hub.repositories["me/p"].files()
+        assert f"    base: {json.dumps(told)}\n" in files[CARD].decode()
+        assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
+        adapters = [json.loads(content) for file, content in files.items() if file.endswith(CONFIG)]
+        assert len(adapters) == (0 if its_base is None else 3 if several else 1)
+        for adapter in adapters:  # PEFT has no use for a checkpoint of T5X
+            assert adapter["base_model_name_or_path"] == (None if told.startswith("t5x:") else told)
+        assert (b"## With PEFT" in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
+        for content in files.values():
+            assert told == name or not any(name.encode(code) in content for code in ("utf-8", "utf-32-le"))
+
+
+def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("google/small").mkdir(parents=True)
+    model, commit = dataclasses.replace(models["t5"], name="google/small"), "0" * 40
+    for revision, told in ((None, "./small"), (commit, "google/small")):
+        base = Base(model.name, revision, model.fingerprint)
+        save_prompt("p.npz", random_tokens(model, 2), PromptMetadata(base))
+        push_prompt("p.npz", "hub:me/p", dataclasses.replace(model, revision=revision))
+        assert read_prompts("hub:me/p")[0][1].base == dataclasses.replace(base, name=told)
+        head, _, _ = parsed(hub.repositories["me/p"].files()[CARD].decode())
+        assert head.get("base_model") == (told if revision else None)
+
+
 def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, monkeypatch):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
     push_prompt(source, "hub:me/p")
@@ -556,8 +679,9 @@ def test_texts_of_strangers_stay_texts():
 
 
 @pytest.mark.parametrize(("family", "name"), (("t5", "tokens"), ("gpt2", "ensemble")))
-def test_the_cards_code_runs(hub, models, tmp_path, family, name, capsys):
+def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, capsys):
     model = models[family]
+    monkeypatch.chdir(Path(model.name).parent)  # where the base is as the card says
     push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     exec(parsed(card)[2][0], {})
@@ -573,10 +697,11 @@ def test_the_cards_code_runs(hub, models, tmp_path, family, name, capsys):
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")  # GPT-2's, of virtual tokens
 @pytest.mark.parametrize("name", ("tokens", "ensemble"))
 @pytest.mark.parametrize("family", ("t5", "gpt2"))
-def test_the_cards_code_runs_with_peft(hub, models, tmp_path, family, name, capsys):
+def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, family, name, capsys):
     """And what it answers is what is answered here."""
     pytest.importorskip("peft")
     model = models[family]
+    monkeypatch.chdir(Path(model.name).parent)
     push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
     _, _, code = parsed(hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode())
     ours: dict[str, Any] = {}
@@ -604,15 +729,21 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     out = run("push", source, "hub:me/p@v1", "--private", "--message", "first", "--model", model.name)
     commit = hub.repositories["me/p"].branches["v1"]
     assert f"hub:me/p@v1\n{hub.address}/me/p/tree/v1\ncommit {commit}\n" in out
-    assert "wrote prompt.npz, " in out and "no adapter" not in out and "others have none" in out
+    assert "wrote prompt.npz, " in out and "no adapter" not in out and "told of as ./model: others say" in out
     assert hub.repositories["me/p"].private and hub.repositories["me/p"].messages[-1] == "first"
 
     out = run("push", source, "hub:me/p/sub")
     assert "no adapter of PEFT: " in out and f"if you trust it, say --model {model.name}" in out
+    asked = len(hub.asked)
+    run("push", "hub:me/p/sub", "hub:me/q")
+    assert sum(path.startswith("/api/models/me/p?") for _, path, _ in hub.asked[asked:]) == 1  # it is read once
 
     assert run("import", "hub:me/p@v1", tmp_path / "again.npz") == f"wrote {tmp_path / 'again.npz'}\n"
     assert_same(load_prompt(tmp_path / "again.npz"), load_prompt(source))
-    assert (tmp_path / "again.npz").read_bytes() == source.read_bytes()
+    ((prompt, metadata),) = read_prompts(source)
+    base = Base("./model", None, model.fingerprint)
+    save_prompt(tmp_path / "expected.npz", prompt, dataclasses.replace(metadata, base=base))
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
     run("export", "hub:me/p/sub", tmp_path / "again.npy")
     run("export", "hub:me/p@v1", tmp_path / "peft", "--format", "peft", "--model", model.name)
     assert_same(load_prompt(tmp_path / "peft"), load_prompt(source))
@@ -623,7 +754,13 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     lines.write_text(json.dumps({"prompt": "b", "text": "a good film"}) + "\n")
     run("predict", "--prompts", f"b=hub:me/p@v1,{source}", "--input", lines, "--model", model.name)
 
+    monkeypatch.chdir(tmp_path)
+    to_push = "hub:me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
     for words, message in (
+        (("export", source, "hub:me/x.npz"), to_push),
+        (("export", source, "hub:me/x.npz", "--format", "peft", "--model", model.name), to_push),
+        (("import", source, "hub:me/x.npz"), to_push),
+        (("average", "hub:me/x.npz", source, "again.npz", "--weights", "0.5", "0.5"), to_push),
         (("import", "hub:me/none", tmp_path / "x.npz"), "hub:me/none: the hub has no such repository"),
         (("import", "hub:me/p/none", tmp_path / "x.npz"), "hub:me/p/none: there is no none in the repository"),
         (("push", source, "me/p"), "'me/p' names no repository on the Hub"),
@@ -633,6 +770,8 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
         assert main([str(word) for word in words]) == 1
         shown = capsys.readouterr()
         assert message in shown.err and "Secret" not in shown.err + shown.out
+    assert not Path("hub:me").exists()
+    fails(lambda: save_ensemble("hub:me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
     with contextlib.suppress(SystemExit):
         main(["push", "--help"])
     assert "hub:USER/NAME" in capsys.readouterr().out
