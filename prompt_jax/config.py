@@ -85,7 +85,8 @@ class PromptConfig:
 
     method: Literal["soft_prompt", "prefix", "adapter", "last_layers", "full"] = "soft_prompt"
     """Virtual tokens in the input (Lester et al. 2021), or keys and values in every layer (Li and Liang 2021). To
-    compare with: adapters, the last layers of the decoder, or the full model."""
+    compare with: adapters, the last layers of the decoder, or the full model; length, placement and init are not for
+    these."""
     length: int = 100
     """Number of virtual tokens, or of keys and values in each layer."""
     sites: tuple[Literal["encoder_self", "decoder_self", "decoder_cross"], ...] = ()
@@ -402,8 +403,8 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f"{error} (member {number})" if len(alone) > 1 else str(error)) from None
 
 
-# The methods that an option is for; those of the others are prompts.
 PROMPT_METHODS = ("soft_prompt", "prefix")
+# The methods that an option is for alone.
 _METHODS_OF = {
     **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
     **dict.fromkeys(("adapter", "adapter_width", "adapter_share"), ("adapter",)),
@@ -483,9 +484,8 @@ def _check_alone(experiment: Experiment) -> None:
     if prompt.mlp_layers != 1 and prompt.mlp_width is None:
         raise ConfigError("prompt.mlp_layers is of the MLP that prompt.mlp_width asks for; give both, or neither")
     for option in dataclasses.fields(PromptConfig):
-        methods = _METHODS_OF.get(option.name, PROMPT_METHODS)
-        set_otherwise = option.name != "method" and getattr(prompt, option.name) != option.default
-        if set_otherwise and prompt.method not in methods:
+        methods = _METHODS_OF.get(option.name, (prompt.method,))
+        if getattr(prompt, option.name) != option.default and prompt.method not in methods:
             which = " or ".join(map(repr, methods))
             raise ConfigError(
                 f"prompt.{option.name} is of prompt.method {which}, and it is {prompt.method!r}; leave it out"

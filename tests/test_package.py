@@ -35,7 +35,7 @@ LAYERS = (
     {"prompts"},
     {"decoding"},
     {"examples", "batches", "denoising", "data_tasks", "data_vocabulary", "data"},
-    {"evaluation", "inspection"},
+    {"evaluation", "inspection", "few_shot"},
     {"ensembles"},
     {"training", "run_files", "pages", "plots", "report", "inspection_page"},
     {"cli"},

@@ -14,16 +14,36 @@ from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.outcome import Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Shots:
+    """How the base is asked where there is no prompt file."""
+
+    design: str = "{input}"
+    """The text of an input, {input} being the task's."""
+    shots: int | Literal["fit"] = 0
+    """How many examples of the training split are shown before each input; `fit` is as many as there is room for."""
+    shot_seeds: tuple[int, ...] = (0,)
+    """Of the examples that are drawn; several are evaluated each, and vote."""
+    shot_length: int = 512
+    """The most tokens of an input with its examples."""
+    shots_from: Path | None = None
+    """For --data: a file of the same kind that examples are drawn from."""
+    shots_as_drawn: bool = False
+    """Draw examples whatever their labels are; otherwise labels come in turn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Score prompts on a task: generated answers and, for a task with labels, the most probable label.
 
-    Two or more prompts are an ensemble: each member, their average, the best one and the vote are scored.
+    Two or more prompts are an ensemble: each member, their average, the best one and the vote are scored. Without any,
+    --model is asked alone, in words, with --shots examples of the task before each input.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Prompt files; of an ensemble's file all members count, in their order."""
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     source: Annotated[Source, tyro.conf.arg(name="")] = Source()
@@ -40,6 +60,7 @@ class Evaluate:
     early_stop: bool = False
     """Vote by majority without asking members about examples that are decided: the same votes for less work. Prints
     the vote and the share of passes saved alone, since the members' own scores are not known then."""
+    design: Annotated[Shots, tyro.conf.arg(name="")] = Shots()
     out: Path | None = None
     """Write table.md, scores.json and predictions.jsonl, one JSON line an example, to this folder."""
 
@@ -49,7 +70,9 @@ def run(args: Evaluate) -> int:
     from prompt_jax.ensembles.outcome import evaluate_files
 
     if not args.files:
-        raise UserError("name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz")
+        return _base_alone(args)
+    if args.design != Shots():
+        raise UserError("--design and --shots are of the base alone; leave the prompt files out, or these options")
     check_positive(batch_size=args.batch_size, limit=args.source.limit)
     check_distinct(args.files)
     members = read_members(args.files)
@@ -69,6 +92,64 @@ def run(args: Evaluate) -> int:
         vote=args.vote,
         early_stop=args.early_stop,
     )
+    return _show(args, outcome)
+
+
+def _base_alone(args: Evaluate) -> int:
+    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.outcome import evaluate_base
+    from prompt_jax.few_shot import Design, designed
+    from prompt_jax.models.hub import load_model
+    from prompt_jax.models.prompt import Prompt
+    from prompt_jax.prompts.files import PromptMetadata
+
+    source, how = args.source, args.design
+    if args.base.model is None:
+        raise UserError(
+            "name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz, or with --model a base that "
+            "is asked alone"
+        )
+    if source.task is None and source.data is None:
+        raise UserError(f"what {args.base.model} is asked is a task or a file: give --task NAME or --data FILE")
+    if args.early_stop or args.vote != "majority":
+        raise UserError("--vote and --early-stop are for prompts; the base's ways of being asked vote by majority")
+    check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=how.shot_length)
+    check_source(source, metrics=args.metrics)
+    if how.shots != 0 and source.data is not None and how.shots_from is None:
+        raise UserError("--shots with --data: say with --shots-from which file they are drawn from")
+    model = load_model(args.base.model, args.base.dtype, args.base.revision)
+    if model.tokenizer is None:
+        raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
+    nobody = [Member(Path(model.name), None, Prompt(), PromptMetadata())]
+    examples, target_length = read_examples(source, nobody, model, args.metrics)
+    training = None
+    if how.shots != 0:
+        pool = dataclasses.replace(source, split="train", data=how.shots_from, limit=None)
+        training, _ = read_examples(pool, nobody, model, args.metrics)
+    design = Design(
+        how.design,
+        None if how.shots == "fit" else how.shots,
+        balanced=not how.shots_as_drawn,
+        length=how.shot_length,
+    )
+    seeds = how.shot_seeds if how.shots != 0 else (0,)
+    made = [designed(examples, design, model, training, seed) for seed in seeds]
+    names = [
+        f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
+        for seed, (_, shown) in zip(seeds, made, strict=True)
+    ]
+    outcome = evaluate_base(
+        model,
+        [asked for asked, _ in made],
+        names,
+        target_length=target_length,
+        batch_size=args.batch_size,
+        decoding=args.decoding,
+    )
+    return _show(args, outcome)
+
+
+def _show(args: Evaluate, outcome: "Outcome") -> int:
     print(harmless("\n".join(table.text() for table in outcome.shown)))
     if args.out is not None:
         print(f"wrote {', '.join(map(str, outcome.write(args.out)))}")

@@ -9,11 +9,11 @@ from typing import Any
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import GREEDY
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, evaluate_ensemble, labels_of, ranked_alone
+from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, score_list, score_table
-from prompt_jax.evaluation import Evaluation, evaluate
+from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model
 from prompt_jax.whole_file import write_text
@@ -95,6 +95,39 @@ def evaluate_files(
         together["confusion"] = {"labels": list(labels_of(examples)), "members": own, "vote": voted}
     scores = _scores(examples, members, [member.scores for member in ensemble.members], together)
     return Outcome(shown, shown, scores, examples, ensemble.answers, ensemble.vote, ensemble.ranked)
+
+
+def evaluate_base(
+    model: Model,
+    examples: Sequence[Examples],
+    names: Sequence[str],
+    *,
+    target_length: int,
+    batch_size: int,
+    decoding: Decoding = GREEDY,
+) -> Outcome:
+    """Evaluates the base alone, asked in one way or in several, which then vote as the members of an ensemble do.
+
+    Args:
+      model: the base.
+      examples: the same ones, with the inputs of each way.
+      names: of the ways.
+    """
+    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
+    first = examples[0]
+    title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples"
+    results = evaluate_members(model, [None] * len(examples), examples, **options)
+    own = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
+    task = {"task": first.name, "split": first.split, "examples": len(first), "base": model.name, "ways": own}
+    answers: list[Sequence[str | None]] = [result.predictions for result in results]
+    if len(results) == 1:
+        shown = [score_list(f"{title}, {names[0]}", results[0].scores)]
+        tables = [score_table(title, {names[0]: results[0].scores})]
+        return Outcome(shown, tables, task, first, answers, results[0], ranked_alone(first, results[0]))
+    ensemble = combine(results, first)
+    shown = ensemble_tables(ensemble, f"{title}, majority vote", names, labels_of(first))
+    scores = task | {"ensemble": ensemble.summary()}
+    return Outcome(shown, shown, scores, first, ensemble.answers, ensemble.vote, ensemble.ranked)
 
 
 def _scores(

@@ -213,8 +213,8 @@ def test_what_cannot_be_trained(model, fixtures):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (PromptConfig(method="full", length=20), "prompt.length is of prompt.method 'soft_prompt' or 'prefix'"),
-        (PromptConfig(method="adapter", init="vocab"), "prompt.init is of prompt.method 'soft_prompt' or 'prefix'"),
+        (PromptConfig(method="full", sites=("decoder_self",)), "prompt.sites is of prompt.method 'prefix'"),
+        (PromptConfig(method="adapter", tie_layers=True), "prompt.tie_layers is of prompt.method 'prefix'"),
         (PromptConfig(adapter="lin"), "prompt.adapter is of prompt.method 'adapter', and it is 'soft_prompt'"),
         (PromptConfig(method="full", layers=3), "prompt.layers is of prompt.method 'last_layers'"),
         (PromptConfig(method="adapter", adapter_share=-1.0), "prompt.adapter_share must be positive"),
