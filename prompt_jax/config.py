@@ -404,6 +404,8 @@ def check(experiment: Experiment) -> None:
 
 
 PROMPT_METHODS = ("soft_prompt", "prefix")
+# Those that train copies of the base's own parameters, and add none.
+REPLACING_METHODS = ("last_layers", "full")
 # The methods that an option is for alone.
 _METHODS_OF = {
     **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
@@ -527,7 +529,10 @@ def load_experiment(path: Path) -> Experiment:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
     if path.suffix == ".json":
-        return from_json(path.read_text())
+        try:
+            return from_json(path.read_text())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     try:
         built = runpy.run_path(str(path)).get("experiment")
     except Exception as error:

@@ -26,16 +26,16 @@ class Design:
       text: of an input, `{input}` being the task's.
       shots: how many examples of the training split stand before it; None is as many as there is room for.
       balanced: whether they are drawn from the labels in turn, or as they come. Free text has no labels.
-      demonstration: how an example is written, `{input}` being what `text` makes of its input and `{target}` its
-        answer. A causal model reads its examples as it reads an input and its answer: with the start token between them
-        and the end token after them.
+      demonstration: how an example is written for an encoder, `{input}` being what `text` makes of its input and
+        `{target}` its answer; the end token follows. A causal model reads its examples as it reads an input and its
+        answer: with the start token between them and the end token after them.
       length: the most tokens that all of it may have.
     """
 
     text: str = "{input}"
     shots: int | None = 0
     balanced: bool = True
-    demonstration: str = "{input} {target}\n\n"
+    demonstration: str = "{input} {target}"
     length: int = 512
 
     def __post_init__(self) -> None:
@@ -54,8 +54,8 @@ def designed(
 ) -> tuple[Examples, float]:
     """Examples whose inputs are written by a design, and how many examples of the training split each has on average.
 
-    The same ones stand before every input, the first drawn as the first; where there is no room for all of them, an
-    input has the first ones that fit.
+    The same ones stand before every input, the first drawn as the first, but for one of the same text; where there is
+    no room for all of them, an input has the first ones that fit.
 
     Args:
       examples: to be answered.
@@ -73,23 +73,27 @@ def designed(
         np.array(tokenizer.input_ids(design.text.replace("{input}", text)), np.int32) for text in examples.input_texts
     ]
     shown = [] if design.shots == 0 else _drawn(design, model, training, seed)
+    start = len(getattr(tokenizer, "start", ()))  # which stands before all of it
     inputs, counts = [], []
-    for ids in own:
+    for text, ids in zip(examples.input_texts, own, strict=True):
         before: list[np.ndarray] = []
         room = design.length - len(ids)
-        for demonstration in shown:
+        for of, demonstration in shown:
+            if of == text:  # which would give the answer away
+                continue
             if len(demonstration) > room:
                 break
             room -= len(demonstration)
             before.append(demonstration)
         counts.append(len(before))
-        inputs.append(np.concatenate([*before, cut(ids, design.length, tokenizer.eos_id)]))
+        ids = cut(ids, design.length, tokenizer.eos_id)
+        inputs.append(np.concatenate([ids[:start], *before, ids[start:]]))
     truncated = {**examples.truncated, "inputs": sum(len(ids) > design.length for ids in own)}
     return dataclasses.replace(examples, inputs=inputs, truncated=truncated), float(np.mean(counts))
 
 
-def _drawn(design: Design, model: Model, training: Examples | None, seed: int) -> list[np.ndarray]:
-    """The tokens of the examples that are shown, in their order."""
+def _drawn(design: Design, model: Model, training: Examples | None, seed: int) -> list[tuple[str, np.ndarray]]:
+    """The examples that are shown, in their order: the text of the input, and the tokens of both."""
     if training is None:
         raise DesignError("examples to be shown are drawn from a training split, and there is none")
     order = [int(row) for row in np.random.default_rng(seed).permutation(len(training))]
@@ -104,7 +108,8 @@ def _drawn(design: Design, model: Model, training: Examples | None, seed: int) -
         raise DesignError(f"{training.name} has {len(order)} examples to be shown{each}, and {design.shots} are wanted")
     most = design.length if design.shots is None else design.shots  # an example has a token at the least
     rows = order[:most]
-    return [_demonstration(design, model, training.input_texts[row], training.target_texts[row]) for row in rows]
+    pairs = [(training.input_texts[row], training.target_texts[row]) for row in rows]
+    return [(text, _demonstration(design, model, text, target)) for text, target in pairs]
 
 
 def _demonstration(design: Design, model: Model, text: str, target: str) -> np.ndarray:
@@ -113,4 +118,4 @@ def _demonstration(design: Design, model: Model, text: str, target: str) -> np.n
     if getattr(tokenizer, "causal", False):
         return np.array([*tokenizer.input_ids(asked), model.config.start_id, *tokenizer.target_ids(target)], np.int32)
     whole = design.demonstration.replace("{target}", target).replace("{input}", asked)
-    return np.array(tokenizer.encode(whole), np.int32)
+    return np.array([*tokenizer.encode(whole), tokenizer.eos_id], np.int32)

@@ -13,7 +13,7 @@ from prompt_jax import plots
 from prompt_jax.inspection import nearest_others, prompt_similarity, virtual_tokens, vocabulary_size
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.inspection.projection import Projection, project
-from prompt_jax.inspection.text import NO_BASE, NO_PIECES, label_lines, other_base, provenance
+from prompt_jax.inspection.text import NO_BASE, NO_PIECES, NO_PROMPT, label_lines, other_base, provenance
 from prompt_jax.models.hub import Model
 from prompt_jax.pages import write_page
 from prompt_jax.sharding import fetch
@@ -98,7 +98,7 @@ def _projection(findings: Sequence[Findings], model: Model) -> Projection:
 def _section(number: int, found: Findings, model: Model | None) -> _Section:
     inspection, notes = found.inspection, []
     if found.prompt.encoder_tokens is None:
-        notes.append(NO_PIECES)
+        notes.append(NO_PIECES if found.prompt.parts else NO_PROMPT)
     elif model is None:
         notes.append(NO_BASE)
     elif (other := other_base(found.metadata, model)) is not None:

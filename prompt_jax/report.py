@@ -61,6 +61,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
     predictions = read_predictions(folder, summary)
     tests = sorted(summary.tests, key=lambda test: not test.trained_on)
     foremost = _foremost(summary)
+    joining = 0 if experiment.prompt.method in configuration.REPLACING_METHODS else summary.trained_parameters
     path = folder / "report.html"
     write_page(
         path,
@@ -69,7 +70,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         summary=summary,
         experiment=experiment,
         lengths=sorted({member.length for member in summary.members}),
-        share=summary.trained_parameters / (summary.trained_parameters + summary.model.parameters),
+        share=summary.trained_parameters / (summary.model.parameters + joining),
         varied=_varied(summary),
         diverged=[number for number, member in enumerate(summary.members) if member.status == "diverged"],
         cards=_cards(summary),

@@ -32,13 +32,16 @@ def text(model, ids: np.ndarray) -> str:
 
 def test_an_input_after_its_examples(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    design = Design("Review: {input}", 2, demonstration="{input} Answer: {target} ", length=200)
+    design = Design("Review: {input}", 2, demonstration="{input} Answer: {target}", length=200)
     asked, shown = designed(tests, design, model, training, seed=1)
     assert shown == 2 and len(asked) == len(tests)
-    own = [model.tokenizer.input_ids(f"Review: {each}") for each in tests.input_texts]
+    start = list(getattr(model.tokenizer, "start", ()))
+    own = [model.tokenizer.input_ids(f"Review: {each}")[len(start) :] for each in tests.input_texts]
     before = asked.inputs[0][: len(asked.inputs[0]) - len(own[0])]
     for ids, alone in zip(asked.inputs, own, strict=True):  # the same examples before each
         np.testing.assert_array_equal(ids, [*before, *alone])
+    assert list(before[: len(start)]) == start and before[-1] == model.config.eos_id
+    assert list(before).count(model.config.eos_id) == (4 if getattr(model.tokenizer, "causal", False) else 2)
     written = text(model, before)
     assert written.count("negative") == 1 and written.count("positive") == 1  # a label in turn
     assert "of train" in written and "of test" not in written
@@ -61,6 +64,14 @@ def test_a_causal_model_reads_examples_as_it_reads_answers(tiny_folders, sentime
         *tokenizer.target_ids(training.target_texts[row]),
     ]
     np.testing.assert_array_equal(asked.inputs[0], [*shown, *tokenizer.input_ids(tests.input_texts[0])])
+
+
+def test_an_answer_is_not_given_away(model, sentiment_files):
+    training = split(model, sentiment_files, "train")
+    asked, shown = designed(training, Design(shots=4, length=1000), model, training)
+    assert shown == 4 * (1 - 1 / len(training))  # four inputs are among the four that are shown
+    for ids, own in zip(asked.inputs, training.input_texts, strict=True):
+        assert text(model, ids).count(own) <= 1
 
 
 def test_as_many_as_fit(model, sentiment_files):
@@ -110,12 +121,17 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
     assert "2 examples shown, seed 1" in shown and "average" in shown
     lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 10 and len(json.loads(lines[0])["members"]) == 2
+    assert main([*asked, "--shot-length", "6"]) == 0
+    assert "10 examples, 10 inputs cut" in capsys.readouterr().out
     assert main([*asked, "--shots", "fit", "--shots-from", str(sentiment_files["train"]), "--shot-length", "64"]) == 0
     capsys.readouterr()
     for argv, message in (
         (["evaluate"], "name at least one prompt file"),
         (["evaluate", "--model", str(tiny_folder)], "give --task NAME or --data FILE"),
-        ([*asked, "--shots", "1"], "say with --shots-from which file"),
+        ([*asked, "--shots", "1"], "are drawn from --shots-from, a file of the same kind"),
+        ([*asked, "--shots-from", "f.jsonl"], "are drawn from --shots-from, a file of the same kind"),
+        ([*asked, *shots[:-1], "0", "--shot-seeds", "-1"], "numbers from 0, each once, not -1"),
+        ([*asked, *shots, "--shot-seeds", "3", "3"], "numbers from 0, each once, not 3 3"),
         ([*asked, "--early-stop"], "are for prompts"),
         (["evaluate", "p.npz", "--shots", "1"], "--design and --shots are of the base alone"),
         ([*asked, "--design", "no place"], "should have {input}, each once"),

@@ -15,7 +15,7 @@ import jax
 import tyro
 from planner.programs import base_config, start_of
 
-from prompt_jax.config import ConfigError, DataConfig, Experiment, ModelConfig, PromptConfig
+from prompt_jax.config import REPLACING_METHODS, ConfigError, DataConfig, Experiment, ModelConfig, PromptConfig
 from prompt_jax.errors import UserError
 from prompt_jax.models import family
 from prompt_jax.models.weights import abstract
@@ -75,7 +75,7 @@ def table(models: Sequence[str], length: int) -> Iterator[str]:
             if prompt.method in ("soft_prompt", "prefix"):
                 prompt = dataclasses.replace(prompt, length=length)
             base, trained, stored = counts(name, prompt)
-            joins = prompt.method not in ("last_layers", "full")  # and does not replace
+            joins = prompt.method not in REPLACING_METHODS
             share, printed = 100 * trained / (base + stored * joins), ""
             if what == "soft prompt" and length == 100 and name in PAPER:
                 printed = f"{PAPER[name][1]:.5f} %"

@@ -34,6 +34,8 @@ def run(args: Average) -> int:
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: what is averaged is a .npz; name it so (export writes other formats)")
+    if args.dest.exists():
+        raise UserError(f"{args.dest} is there already; the file to write comes first, and is a new one")
     check_distinct(args.files)
     members = read_members(args.files)
     check_one_base(members)

@@ -115,6 +115,8 @@ def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata
 
     if args.as_ is not None:
         raise UserError("--as prefix is of prompts, and --format model of what was trained of the base itself")
+    if args.base.dtype == "int8":
+        raise UserError("--dtype int8 has no layout in Hugging Face's files; take float32 or bfloat16")
     if len(members) > 1 and args.member is None:
         raise UserError(f"{args.file} has {len(members)} members; say with --member which is to be a model")
     prompt, metadata = members[args.member or 0]

@@ -115,8 +115,11 @@ def _base_alone(args: Evaluate) -> int:
         raise UserError("--vote and --early-stop are for prompts; the base's ways of being asked vote by majority")
     check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=how.shot_length)
     check_source(source, metrics=args.metrics)
-    if how.shots != 0 and source.data is not None and how.shots_from is None:
-        raise UserError("--shots with --data: say with --shots-from which file they are drawn from")
+    if (how.shots != 0 and source.data is not None) != (how.shots_from is not None):
+        raise UserError("--shots of --data are drawn from --shots-from, a file of the same kind; a task has its own")
+    if not how.shot_seeds or min(how.shot_seeds) < 0 or len(set(how.shot_seeds)) < len(how.shot_seeds):
+        given = " ".join(map(str, how.shot_seeds)) or "none"
+        raise UserError(f"--shot-seeds are numbers from 0, each once, not {given}")
     model = load_model(args.base.model, args.base.dtype, args.base.revision)
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")

@@ -93,6 +93,10 @@ def _read(files: Iterator[Path]) -> tuple[list["Member"], list[str]]:
             members += read_members([path])
         except PromptFormatError as error:
             skipped.append(str(error))
+        except FileNotFoundError:
+            if not path.is_symlink():
+                raise
+            skipped.append(f"{path}: a link that leads nowhere")
     return members, skipped
 
 

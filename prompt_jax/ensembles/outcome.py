@@ -115,10 +115,12 @@ def evaluate_base(
     """
     options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
     first = examples[0]
-    title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples"
+    cut = f", {count} inputs cut" if (count := first.truncated.get("inputs", 0)) else ""
+    title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples{cut}"
     results = evaluate_members(model, [None] * len(examples), examples, **options)
     own = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
-    task = {"task": first.name, "split": first.split, "examples": len(first), "base": model.name, "ways": own}
+    task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}
+    task |= {"truncated": first.truncated, "base": model.name, "ways": own}
     answers: list[Sequence[str | None]] = [result.predictions for result in results]
     if len(results) == 1:
         shown = [score_list(f"{title}, {names[0]}", results[0].scores)]

@@ -25,6 +25,7 @@ NO_BASE = (
     "on this machine. Name it with --model NAME: a Hugging Face name, which may download it, or a folder."
 )
 NO_PIECES = "Keys and values are no embeddings: a prefix has no nearest pieces, and no place among the vocabulary."
+NO_PROMPT = "It changes the base itself, and has no virtual tokens or prefix to look into."
 
 
 def describe(found: Findings, model: Model | None) -> str:
@@ -42,7 +43,7 @@ def describe(found: Findings, model: Model | None) -> str:
     if found.ablation is not None:
         lines += ["", *_ablation(found)]
     if found.prompt.encoder_tokens is None:
-        return "\n".join([*lines, "", NO_PIECES])
+        return "\n".join([*lines, "", NO_PIECES if found.prompt.parts else NO_PROMPT])
     if found.inspection is None or model is None:
         return "\n".join([*lines, "", NO_BASE])
     lines += ["", *_neighbour_table(found.inspection)]

@@ -87,6 +87,12 @@ def check_leaves(params: Params, leaves: Mapping[str, Any]) -> None:
         if found != expected or 0 in found:
             wanted = "no such leaf" if expected is None else f"{list(expected)} there"
             raise ValueError(f"base/{path} is {list(found)}, and the base has {wanted}")
+    for place in widths:
+        there = {path.removeprefix(f"{place}/adapter/") for path in own if path.startswith(f"{place}/adapter/")}
+        if there not in (_AXES.keys(), _AXES.keys() - {"norm/scale", "norm/bias"}):
+            raise ValueError(f"base/{place}/adapter has {', '.join(sorted(there))}, and should have {', '.join(_AXES)}")
+    if counts and any("/layers/" in f"/{path}" for path in own):
+        raise ValueError(f"base/ has both {LAST_LAYERS} and leaves of all layers; expected one or the other")
 
 
 _AXES = {"down": "LDM", "down_bias": "LM", "up": "LMD", "up_bias": "LD", "norm/scale": "LD", "norm/bias": "LD"}

@@ -94,6 +94,8 @@ def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
             f"base is {model.name} ({model.fingerprint[:19]}); a prompt starts from one of its own base"
         )
     files.check_base(path, prompt, metadata, model)
+    if prompt.base:
+        raise ConfigError(f"prompt.init_file {path} changes the base itself, and has no prompt to start from")
     return prompt
 
 

@@ -36,6 +36,10 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
                 "prompt.init 'file': a file has a prefix, and no MLP that makes it; leave prompt.mlp_width out"
             )
         parts = initializers.prompt_of_file(config, model).parts
+        if set(parts) != set(shapes):
+            raise ConfigError(
+                f"{config.init_file} has {' and '.join(parts)}, and prompt.sites asks for {' and '.join(shapes)}"
+            )
         return {site: _from_file(config, parts, site, shapes[site][0]) for site in shapes}
 
     trainable: Trainable = {}

@@ -82,6 +82,8 @@ def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
     parts = initializers.prompt_of_file(config, model).parts
     if list(parts) != ["encoder_tokens"]:
         raise ConfigError(f"{config.init_file} has {' and '.join(parts)}, and not virtual tokens alone")
+    if (placement := parts["encoder_tokens"].placement) != config.placement:
+        raise ConfigError(f"{config.init_file} has placement {placement!r}, and prompt has {config.placement!r}")
     embeddings = used_arrays(parts["encoder_tokens"])["embeddings"]
     if len(embeddings) != config.length:
         raise ConfigError(

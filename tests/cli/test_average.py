@@ -30,13 +30,14 @@ def test_mean_of_files_and_members(prompt_file, ensemble_file, tmp_path, run):
 
 def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
     a, b = (own.astype(np.float64) for own in tokens_of(ensemble_file))
-    for weights in ((1, 0), (0.25, 0.75), (1.5, -0.5)):
-        status, _, err = run("average", tmp_path / "w.npz", ensemble_file, "--weights", *weights)
+    for number, weights in enumerate(((1, 0), (0.25, 0.75), (1.5, -0.5))):
+        dest = tmp_path / f"w{number}.npz"
+        status, _, err = run("average", dest, ensemble_file, "--weights", *weights)
         assert status == 0, err
-        found = tokens_of(tmp_path / "w.npz")[0]
+        found = tokens_of(dest)[0]
         expected = weights[0] * a + weights[1] * b
         np.testing.assert_array_equal(found, expected.astype(np.float32))
-        assert read_prompt(tmp_path / "w.npz")[1].settings["average.weights"] == list(weights)
+        assert read_prompt(dest)[1].settings["average.weights"] == list(weights)
 
 
 def test_what_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
@@ -46,6 +47,14 @@ def test_what_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run)
     _, metadata = read_prompt(tmp_path / "a.npz")
     assert metadata.task is None and metadata.format == said.format and metadata.base == said.base
     np.testing.assert_array_equal(tokens_of(tmp_path / "a.npz"), tokens_of(prompt_file))
+
+
+def test_a_file_that_is_there_is_not_written_over(prompt_file, ensemble_file, run):
+    """Without the file to write, the first of those to be averaged stands in its place."""
+    before = prompt_file.read_bytes()
+    status, _, err = run("average", prompt_file, ensemble_file)
+    assert status == 1 and f"{prompt_file} is there already; the file to write comes first" in err
+    assert prompt_file.read_bytes() == before
 
 
 def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):

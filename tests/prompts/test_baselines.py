@@ -267,6 +267,16 @@ def test_leaves_without_a_place_are_refused(model, tmp_path):
         np.savez(tmp_path / "p.npz", **{f"base/{path}": np.ones(shape, np.float32)})
         with pytest.raises(PromptFormatError, match=f"does not go with .*base/{path} is .*({message})"):
             load_prompt(tmp_path / "p.npz", model)
+    layers = (model.params if "layers" in model.params else model.params["decoder"])["layers"][0]
+    count = depth(layers)
+    np.savez(tmp_path / "p.npz", **{f"base/{place}/mlp/adapter/down": np.ones((count, width, 3), np.float32)})
+    with pytest.raises(PromptFormatError, match="mlp/adapter has down, and should have down, down_bias, up"):
+        load_prompt(tmp_path / "p.npz", model)
+    both = {path: np.asarray(leaf) for path, leaf in flat(trained(model, "houlsby").base).items()}
+    both |= {path: np.asarray(leaf) for path, leaf in flat(trained(model, "last_layers").base).items()}
+    np.savez(tmp_path / "p.npz", **{f"base/{path}": leaf for path, leaf in both.items()})
+    with pytest.raises(PromptFormatError, match="has both last_layers and leaves of all layers"):
+        load_prompt(tmp_path / "p.npz", model)
     arrays = {"base/embedding": np.ones((2, 2), np.float32), "base/embedding/more": np.ones((2, 2), np.float32)}
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(PromptFormatError, match="base/embedding is an array and has others below it"):

@@ -119,6 +119,16 @@ def test_a_file_of_another_base_or_kind(tiny, tmp_path):
             init(tiny, length=2, init="file", init_file=tmp_path / "x.npz")
 
 
+def test_a_file_of_another_placement_or_of_a_base(tiny, tmp_path):
+    own = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(np.ones((2, 64), np.float32), placement="after")), own)
+    with pytest.raises(ConfigError, match="p.npz has placement 'after', and prompt has 'before'"):
+        init(tiny, length=2, init="file", init_file=tmp_path / "p.npz")
+    save_prompt(tmp_path / "b.npz", Prompt(base={"embedding": np.asarray(tiny.params["embedding"])}), own)
+    with pytest.raises(ConfigError, match="b.npz changes the base itself, and has no prompt to start from"):
+        init(tiny, length=2, init="file", init_file=tmp_path / "b.npz")
+
+
 def test_a_seed_is_an_initialisation(tiny):
     first, again = (init(tiny, length=5, init="vocab", init_vocab=200) for _ in range(2))
     other = soft_prompt.init(jax.random.key(1), PromptConfig(length=5, init="vocab", init_vocab=200), tiny)

@@ -204,6 +204,15 @@ def test_a_prefix_from_a_file(saved):
     np.testing.assert_array_equal(trainable["decoder_self"]["values"], prompt.decoder_self.values)
 
 
+def test_a_prefix_from_a_file_of_other_sites(tiny, tmp_path):
+    config = PromptConfig(method="prefix", length=2, init="zero")
+    _, prompt = applied(config)(prefix.init(KEY, config, tiny), None)
+    save_prompt(tmp_path / "p.npz", prompt, PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint)))
+    fewer = dataclasses.replace(config, init="file", init_file=tmp_path / "p.npz", sites=("decoder_self",))
+    with pytest.raises(ConfigError, match="has encoder_self and .*, and prompt.sites asks for decoder_self"):
+        prefix.init(KEY, fewer, tiny)
+
+
 def test_a_prefix_from_a_file_with_unused_slots(saved, tmp_path):
     model, prompt, _ = saved
     mask = np.array([True, False, True, True])

@@ -44,6 +44,11 @@ def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.
 def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     whole = named(method, "whole")
     setup, progress = train(whole)
+    share = capsys.readouterr().err.split(" of them trained (")[1].split("%")[0]
+    trained = sum(leaf.size for leaf in jax.tree.leaves(setup.states[0].trainable))
+    total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
+    expected = trained / (total + trained * (whole.prompt.method == "adapter"))
+    assert float(share) == pytest.approx(100 * expected, abs=1e-3)
     first, second = leaves(whole)
     start = [flat(variables["prompt"]) for variables in setup.trainable(setup.states)]
     assert first.keys() == start[0].keys() == second.keys()
@@ -95,6 +100,9 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert main(["diff", member, other]) == 1
     assert "base/" in capsys.readouterr().out
     assert main(["inspect", file, *base, "--html", str(whole.folder / "page.html")]) == 0
+    page = (whole.folder / "page.html").read_text()
+    assert "It changes the base itself" in page and ">None<" not in page
+    capsys.readouterr()
     assert main(["inspect", member, *base, "--data", str(sentiment_files["test"])]) == 1
     assert "no virtual tokens or prefix of which one could be left out" in capsys.readouterr().err
     # As a model of its own, where it is one.
