@@ -27,15 +27,15 @@ class Design:
       shots: how many examples of the training split stand before it; None is as many as there is room for.
       balanced: whether they are drawn from the labels in turn, or as they come. Free text has no labels.
       demonstration: how an example is written for an encoder, `{input}` being what `text` makes of its input and
-        `{target}` its answer; the end token follows. A causal model reads its examples as it reads an input and its
-        answer: with the start token between them and the end token after them.
+        `{target}` its answer. It has to say itself where it ends: SentencePiece drops line breaks. A causal model reads
+        its examples as it reads an input and its answer: with the start token between them and the end token after.
       length: the most tokens that all of it may have.
     """
 
     text: str = "{input}"
     shots: int | None = 0
     balanced: bool = True
-    demonstration: str = "{input} {target}"
+    demonstration: str = "{input} {target}."
     length: int = 512
 
     def __post_init__(self) -> None:
@@ -118,4 +118,4 @@ def _demonstration(design: Design, model: Model, text: str, target: str) -> np.n
     if getattr(tokenizer, "causal", False):
         return np.array([*tokenizer.input_ids(asked), model.config.start_id, *tokenizer.target_ids(target)], np.int32)
     whole = design.demonstration.replace("{target}", target).replace("{input}", asked)
-    return np.array([*tokenizer.encode(whole), tokenizer.eos_id], np.int32)
+    return np.array(tokenizer.encode(whole), np.int32)
