@@ -133,6 +133,7 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
         ([*asked, *shots[:-1], "0", "--shot-seeds", "-1"], "numbers from 0, each once, not -1"),
         ([*asked, *shots, "--shot-seeds", "3", "3"], "numbers from 0, each once, not 3 3"),
         ([*asked, "--early-stop"], "are for prompts"),
+        ([*asked, "--task", "t"], "both say what is asked; give one of them"),
         (["evaluate", "p.npz", "--shots", "1"], "--design and --shots are of the base alone"),
         ([*asked, "--design", "no place"], "should have {input}, each once"),
     ):

@@ -39,7 +39,9 @@ class Source:
 
 
 def check_source(source: Source, metrics: tuple[str, ...] | None = None) -> None:
-    """Raises UserError for options that say how --data is read where there is none."""
+    """Raises UserError for a task beside a file, and for options that say how --data is read where there is none."""
+    if source.task is not None and source.data is not None:
+        raise UserError(f"--task {source.task} and --data {source.data} both say what is asked; give one of them")
     given = {"template": source.template, "labels": source.labels, "metrics": metrics}
     if source.data is None and (ignored := [f"--{name}" for name, value in given.items() if value is not None]):
         raise UserError(f"{' and '.join(ignored)} say how --data is read, which is not given; a task has its own")

@@ -443,8 +443,9 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
     for name, array in arrays.items():
         if match := _BASE_ENTRY.fullmatch(name):
             leaves[match[1][1:]] = _as_float32(where, name, array)
-    if nested := next((path for path in leaves if any(other.startswith(f"{path}/") for other in leaves)), None):
-        raise PromptFormatError(f"{where}: base/{nested} is an array and has others below it")
+    above = {"/".join(path.split("/")[:level]) for path in leaves for level in range(1, path.count("/") + 1)}
+    if nested := above & leaves.keys():
+        raise PromptFormatError(f"{where}: base/{min(nested)} is an array and has others below it")
     if not parts and not leaves:
         raise PromptFormatError(f"{where}: there is no encoder_tokens in it, no prefix, and nothing of a base")
     return Prompt(**parts, base=unflatten_dict(leaves, sep="/") or None), metadata
