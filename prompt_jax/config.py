@@ -186,6 +186,8 @@ class TrainConfig:
     """Steps between evaluations on the validation split."""
     eval_examples: int | None = None
     """At most so many validation examples, drawn at random but always the same; None is all."""
+    test_examples: int | None = None
+    """At most so many examples of each test split, likewise; None is all."""
     eval_batch_size: int = 64
     """Examples a batch in evaluation."""
     patience: int | None = None
@@ -438,6 +440,7 @@ def _check_alone(experiment: Experiment) -> None:
         "train.eval_every": train.eval_every,
         "train.eval_batch_size": train.eval_batch_size,
         "train.eval_examples": train.eval_examples,
+        "train.test_examples": train.test_examples,
         "train.patience": train.patience,
         "train.checkpoint_every": train.checkpoint_every,
         "train.keep_checkpoints": train.keep_checkpoints,

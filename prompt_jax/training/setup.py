@@ -114,7 +114,10 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             "leave it out, or train members of one set of labels"
         )
 
-    further_tests = tuple(_load_test(name, experiment.data, model, tasks) for name in experiment.data.test_tasks)
+    further_tests = tuple(
+        _load_test(name, experiment.data, model, experiment.train.test_examples, tasks)
+        for name in experiment.data.test_tasks
+    )
     apply = applied(experiment.prompt)
     starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
@@ -195,9 +198,9 @@ def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment],
 
 def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None) -> tuple[Member, ...]:
     """The members with their data, which are loaded once for all that share them."""
-    loaded = {
-        data: load_splits(data, model, alone[0].train.eval_examples, tasks) for data in {e.data: 0 for e in alone}
-    }
+    options = alone[0].train
+    limits = {"validation": options.eval_examples, "test": options.test_examples}
+    loaded = {data: load_splits(data, model, limits, tasks) for data in {e.data: 0 for e in alone}}
     settings = configuration.settings(tuple(alone))
     return tuple(Member(e, own, *loaded[e.data]) for e, own in zip(alone, settings, strict=True))
 
@@ -258,9 +261,12 @@ def _batches(members: Sequence[Member], stacks: Sequence[Sequence[int]], model: 
 
 
 def load_splits(
-    config: DataConfig, model: Model, eval_examples: int | None, tasks: Path | None
+    config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
 ) -> tuple[dict[str, Examples], TaskFormat]:
-    """The splits "train" and "validation", "test" where there is a labelled one, and the format of the task."""
+    """The splits "train" and "validation", "test" where there is a labelled one, and the format of the task.
+
+    `limits` has how many examples of the latter two are loaded at most.
+    """
     if config.task is not None:
         data.discover_tasks(tasks)
         task = data.find_task(config.task)
@@ -273,7 +279,7 @@ def load_splits(
         task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
 
     task_format = _as_configured(task_format, config)
-    limits = {"train": config.train_examples, "validation": eval_examples}
+    limits = {**limits, "train": config.train_examples}
     splits = {}
     for split in ("train", "validation", "test"):
         if split == "test" and split not in task.splits:
@@ -288,14 +294,16 @@ def load_splits(
     return splits, task_format
 
 
-def _load_test(name: str, config: DataConfig, model: Model, tasks: Path | None) -> tuple[Examples, TaskFormat]:
+def _load_test(
+    name: str, config: DataConfig, model: Model, limit: int | None, tasks: Path | None
+) -> tuple[Examples, TaskFormat]:
     """The test split of a task that is only tested on."""
     data.discover_tasks(tasks)
     task = data.find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
     task_format = _as_configured(getattr(task, "task_format", None), config)
-    loaded = _load(task, "test", task_format, config, model)
+    loaded = _load(task, "test", task_format, config, model, limit)
     if loaded.unlabelled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format

@@ -24,17 +24,21 @@ def described(tmp_path):
 
 
 def test_other_splits_than_training_have_each_input_once(tiny, described):
-    splits, task_format = load_splits(described, tiny, None, None)
+    splits, task_format = load_splits(described, tiny, {}, None)
     assert {name: len(split) for name, split in splits.items()} == {"train": 30, "validation": 10, "test": 10}
     assert all(len(own) == 3 for own in splits["test"].references)
     assert task_format.metrics == ("bleu", "nist") and task_format.target_length == 32
-    limited, _ = load_splits(described, tiny, 4, None)
-    assert len(limited["validation"]) == 4 and limited["validation"].references[0] in splits["validation"].references
+    limited, _ = load_splits(described, tiny, {"validation": 4, "test": 5}, None)
+    assert (
+        len(limited["validation"]) == 4
+        and len(limited["test"]) == 5
+        and limited["validation"].references[0] in splits["validation"].references
+    )
 
 
 def test_low_data_subsets_by_size_and_seed(tiny, described):
     def drawn(**changes):
-        splits, _ = load_splits(dataclasses.replace(described, **changes), tiny, None, None)
+        splits, _ = load_splits(dataclasses.replace(described, **changes), tiny, {}, None)
         assert len(splits["validation"]) == len(splits["test"]) == 10, "of training alone"
         return set(zip(splits["train"].input_texts, splits["train"].target_texts, strict=True))
 
@@ -47,15 +51,15 @@ def test_low_data_subsets_by_size_and_seed(tiny, described):
 def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_path, registry_of_tasks):
     (tmp_path / "tasks.py").write_text(TASK)
     config = DataConfig(task="told", input_length=32, target_length=32)
-    own, own_format = load_splits(config, tiny, None, tmp_path / "tasks.py")
+    own, own_format = load_splits(config, tiny, {}, tmp_path / "tasks.py")
     assert own_format.metrics == own["test"].format.metrics == ("bleu",)
     chosen, format_chosen = load_splits(
-        dataclasses.replace(config, metrics=("rouge_l", "chrf")), tiny, None, tmp_path / "tasks.py"
+        dataclasses.replace(config, metrics=("rouge_l", "chrf")), tiny, {}, tmp_path / "tasks.py"
     )
     assert format_chosen.metrics == chosen["test"].format.metrics == ("rouge_l", "chrf")
     assert list(chosen["test"].score(["a film"])) == ["rouge_l", "chrf"]
     with pytest.raises(FormatError, match="ter is better when lower"):
-        load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, None, tmp_path / "tasks.py")
+        load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, {}, tmp_path / "tasks.py")
 
 
 def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
