@@ -1,0 +1,24 @@
+"""What RESULTS.md's tables on E2E start from: the demo's T5 and a budget for two CPU cores, three seeds.
+
+`PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py).
+"""
+
+from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+
+experiment = Experiment(
+    name="e2e",
+    model=ModelConfig("demo"),
+    data=DataConfig(task="e2e", input_length=96, target_length=80, buckets=2),
+    prompt=PromptConfig(length=20, init="vocab"),
+    train=TrainConfig(
+        steps=200,
+        batch_size=8,
+        eval_every=100,
+        eval_examples=24,
+        test_examples=100,
+        checkpoint_every=200,
+        keep_checkpoints=1,
+        z_loss=0.0,
+    ),
+    ensemble=EnsembleConfig(seed=(0, 1, 2), group=1),
+)

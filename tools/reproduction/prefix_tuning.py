@@ -1,0 +1,290 @@
+"""The tables and curves of Li and Liang 2021 (ACL 2021; arXiv 2101.00190). Curves are printed without numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .table import Column, Printed, Row, Table, Training
+
+MEDIUM, LARGE, BART = "openai-community/gpt2-medium", "openai-community/gpt2-large", "facebook/bart-large"
+
+# What the baselines are instead of a prefix; the authors' code tunes models with the mean over tokens as their loss.
+_NO_PREFIX: dict[str, Any] = {"prompt.mlp_width": None}
+FULL = {**_NO_PREFIX, "prompt.method": "full", "train.loss": "token"}
+TOP_2 = {**_NO_PREFIX, "prompt.method": "last_layers", "prompt.layers": 2, "train.loss": "token"}
+# BART's configurations leave positions where they are beside a prefix.
+FULL_BART = {**FULL, "prompt.shift_positions": True}
+ADAPTER = {**_NO_PREFIX, "prompt.method": "adapter", "prompt.adapter": "lin"}
+ADAPTER_3 = {**ADAPTER, "prompt.adapter_share": 0.03}
+ADAPTER_01 = {**ADAPTER, "prompt.adapter_share": 0.001}
+
+
+def _tuned(rate: float, epochs: int, batch: int) -> dict[str, Any]:
+    """Table 6's learning rate, epochs and batch size."""
+    return {"optimizer.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch}
+
+
+def _row(
+    name: str,
+    config: str,
+    model: str | None,
+    paper: Sequence[Printed] = (),
+    columns: Sequence[Column] = (),
+    options: Mapping[str, Any] = {},
+    **place: Any,
+) -> Row:
+    """A row of one run of a configuration in configs/prefix_tuning."""
+    base = {} if model is None else {"model.name": model}
+    parts = [config, *([] if model is None else [model.rstrip("/").rpartition("/")[2]]), name]
+    run = "-".join("".join(c if c.isalnum() else "-" for c in part.lower()) for part in parts)
+    training = Training(
+        "-".join(filter(None, run.split("-"))), f"configs/prefix_tuning/{config}.py", {**base, **options}
+    )
+    figures = dict(zip((column.title for column in columns), paper, strict=False)) if model is None else {}
+    return Row(name, (training,), paper=figures, **place)
+
+
+_E2E = {"BLEU": "bleu", "NIST": "nist", "METEOR": "coco_meteor", "ROUGE-L": "coco_rouge_l", "CIDEr": "cider"}
+E2E_COLUMNS = tuple(Column(title, "e2e", metric) for title, metric in _E2E.items())
+E2E_METRICS = {"data.metrics": tuple(_E2E.values())}
+
+
+def e2e(model: str | None) -> Table:
+    rows = {
+        "fine-tuning": ("e2e", (68.8, 8.71, 46.1, 71.1, 2.43), FULL | _tuned(5e-5, 5, 10)),
+        "top 2 layers": ("e2e", (68.1, 8.59, 46.0, 70.8, 2.41), TOP_2 | _tuned(5e-5, 5, 10)),
+        "adapter, 3 %": ("e2e", (68.9, 8.71, 46.1, 71.3, 2.47), ADAPTER_3 | _tuned(5e-5, 5, 5)),
+        "adapter, 0.1 %": ("e2e", (66.3, 8.41, 45.0, 69.8, 2.40), ADAPTER_01 | _tuned(8e-5, 10, 5)),
+        "prefix": ("e2e", (70.3, 8.82, 46.3, 72.1, 2.46), {}),
+    }
+    if model is None:
+        rows |= {
+            "fine-tuning, GPT-2 large": ("e2e_large", (68.5, 8.78, 46.0, 69.9, 2.45), FULL | _tuned(5e-5, 5, 10)),
+            "prefix, GPT-2 large": ("e2e_large", (70.3, 8.85, 46.2, 71.7, 2.47), {}),
+        }
+    return Table(
+        "E2E: prefixes and what they are compared with",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test.",
+        E2E_COLUMNS,
+        tuple(
+            _row(name, config, model, paper, E2E_COLUMNS, options | E2E_METRICS)
+            for name, (config, paper, options) in rows.items()
+        ),
+    )
+
+
+def webnlg(model: str | None) -> Table:
+    parts = {"seen": "webnlg_seen", "unseen": "webnlg_unseen", "all": "webnlg"}
+    metrics = {"BLEU": "multi_bleu", "METEOR": "meteor", "TER": "ter"}
+    columns = tuple(
+        Column(f"{part} {title}", task, metric) for title, metric in metrics.items() for part, task in parts.items()
+    )
+    rows = {
+        "fine-tuning": ("webnlg", "64.7 26.7 45.7 46 30 38 33 78 54", FULL | _tuned(1e-5, 10, 6)),
+        "top 2 layers": ("webnlg", "53.6 18.9 36.0 38 23 31 49 99 72", TOP_2 | _tuned(5e-5, 10, 9)),
+        "adapter, 3 %": ("webnlg", "60.5 47.9 54.8 43 38 41 35 46 39", ADAPTER_3 | _tuned(5e-5, 5, 5)),
+        "adapter, 0.1 %": ("webnlg", "54.5 45.1 50.2 39 36 38 40 46 43", ADAPTER_01 | _tuned(5e-5, 10, 5)),
+        "prefix": ("webnlg", "62.9 45.3 55.0 44 37 41 35 51 42", {}),
+    }
+    if model is None:
+        rows |= {
+            "fine-tuning, GPT-2 large": (
+                "webnlg_large",
+                "65.3 43.1 55.5 46 38 42 33 53 42",
+                FULL | _tuned(1e-5, 10, 6),
+            ),
+            "prefix, GPT-2 large": ("webnlg_large", "63.4 47.7 56.3 45 39 42 34 48 40", {}),
+        }
+    chosen = {"data.metrics": tuple(metrics.values())}
+    return Table(
+        "WebNLG: seen categories, unseen ones, and all",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent.",
+        columns,
+        tuple(
+            _row(name, config, model, tuple(map(float, paper.split())), columns, options | chosen)
+            for name, (config, paper, options) in rows.items()
+        ),
+    )
+
+
+def dart(model: str | None) -> Table:
+    metrics = {"BLEU": "multi_bleu", "METEOR": "meteor", "TER": "ter"}
+    weighted = {"MoverScore": "moverscore", "BERTScore": "bertscore", "BLEURT": "bleurt"}
+    columns = tuple(Column(title, "dart", metric) for title, metric in (metrics | weighted).items())
+    rows = {
+        "fine-tuning": ("dart", "46.2 39 46 .50 .94 .39", FULL | _tuned(1e-5, 10, 6)),
+        "top 2 layers": ("dart", "41.0 34 56 .43 .93 .21", TOP_2 | _tuned(5e-5, 5, 5)),
+        "adapter, 3 %": ("dart", "45.2 38 46 .50 .94 .39", ADAPTER_3 | _tuned(5e-5, 5, 5)),
+        "adapter, 0.1 %": ("dart", "42.4 36 48 .47 .94 .33", ADAPTER_01 | _tuned(8e-5, 5, 5)),
+        "prefix": ("dart", "46.4 38 46 .50 .94 .39", {}),
+    }
+    if model is None:
+        rows |= {
+            "fine-tuning, GPT-2 large": ("dart_large", "47.0 39 46 .51 .94 .40", FULL | _tuned(1e-5, 10, 6)),
+            "prefix, GPT-2 large": ("dart_large", "46.7 39 45 .51 .94 .40", {}),
+        }
+    chosen = {"data.metrics": tuple(metrics.values())}
+    return Table(
+        "DART: prefixes and what they are compared with",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent. "
+        "MoverScore, BERTScore and BLEURT need models of their own: the answers are in each run's `predictions.jsonl`.",
+        columns,
+        tuple(
+            _row(name, config, model, tuple(map(float, paper.split())), columns, options | chosen)
+            for name, (config, paper, options) in rows.items()
+        ),
+    )
+
+
+def _rouge(task: str) -> tuple[Column, ...]:
+    return tuple(Column(f"ROUGE-{name.upper()}", task, f"rouge_{name}") for name in ("1", "2", "l"))
+
+
+def xsum(model: str | None) -> Table:
+    columns = _rouge("xsum")
+    return Table(
+        "XSum: summaries",
+        "Li and Liang 2021, table 3 (ACL): BART-large, test.",
+        columns,
+        (
+            # The paper has its rate for XSum's halves, and no epochs of its own for all of it.
+            _row("fine-tuning", "xsum", model, (45.14, 22.27, 37.25), columns, FULL_BART | _tuned(3e-5, 5, 18)),
+            _row("prefix, 2 %", "xsum", model, (43.80, 20.93, 36.05), columns),
+            _row("prefix, 0.1 %", "xsum_small", model, (42.92, 20.03, 35.05), columns),
+        ),
+    )
+
+
+def xsum_extrapolation(model: str | None) -> Table:
+    columns = tuple(
+        Column(f"{title} R-{name.upper()}", f"xsum_{task}", f"rouge_{name}")
+        for title, task in {"news to sports": "news_to_sports", "within news": "within_news"}.items()
+        for name in ("1", "2", "l")
+    )
+    paper = {
+        "fine-tuning": (38.15, 15.51, 30.26, 39.20, 16.35, 31.15),
+        "prefix": (39.23, 16.74, 31.51, 39.41, 16.87, 31.47),
+    }
+    rows = []
+    for name, figures in paper.items():
+        options = FULL_BART | _tuned(3e-5, 5, 18) if name == "fine-tuning" else {}
+        halves = [_row(name, config, model, figures, columns, options) for config in ("news_to_sports", "within_news")]
+        rows.append(Row(name, halves[0].steps + halves[1].steps, paper=halves[0].paper))
+    return Table(
+        "XSum: topics that were not trained on",
+        "Li and Liang 2021, table 4 (ACL): BART-large, trained on news and tested on sports, and within news.",
+        columns,
+        tuple(rows),
+    )
+
+
+def prefix_length(model: str | None) -> Table:
+    dart, rouge = Column("DART BLEU", "dart", "multi_bleu"), _rouge("xsum")
+    rows = [
+        _row(f"{config}, {length}", config, model, options={"prompt.length": length}, series=title, x=length)
+        for config, title, lengths in (
+            ("dart", "DART (BLEU)", (1, 5, 10, 20, 40)),
+            ("xsum", "XSum (ROUGE-2)", (1, 10, 50, 100, 200, 300)),
+        )
+        for length in lengths
+    ]
+    return Table(
+        "Prefix length",
+        "Li and Liang 2021, figure 4, plots: DART peaks at 10 and XSum at 200 (ROUGE-2 of about 21); longer ones do a "
+        "little worse.",
+        (dart, *rouge),
+        tuple(rows),
+        x="prefix length",
+    )
+
+
+def ablations(model: str | None) -> Table:
+    rows = [
+        ("prefix, 5", "e2e", (70.3, 8.82, 46.3, 72.1, 2.46), {}),
+        ("embedding-only, 1", "e2e_embedding", (48.1, 3.33, 32.1, 60.2, 1.10), {"prompt.length": 1}),
+        ("embedding-only, 10", "e2e_embedding", (62.2, 6.70, 38.6, 66.4, 1.75), {"prompt.length": 10}),
+        ("embedding-only, 20", "e2e_embedding", (61.9, 7.11, 39.3, 65.6, 1.85), {"prompt.length": 20}),
+        ("infix, 1", "e2e_infix", (67.9, 8.63, 45.8, 69.4, 2.42), {"prompt.length": 1}),
+        ("infix, 10", "e2e_infix", (67.2, 8.48, 45.8, 69.9, 2.40), {"prompt.length": 10}),
+        ("infix, 20", "e2e_infix", (66.7, 8.47, 45.8, 70.0, 2.42), {"prompt.length": 20}),
+    ]
+    return Table(
+        "Prefix, embedding-only and infix on E2E",
+        "Li and Liang 2021, table 5 (ACL): GPT-2 medium, test.",
+        E2E_COLUMNS,
+        tuple(_row(n, config, model, paper, E2E_COLUMNS, options | E2E_METRICS) for n, config, paper, options in rows),
+    )
+
+
+# Section 6.3: subsets of five seeds, each with prompts of two seeds; steps by the size of the subset.
+SUBSETS, LOW_DATA_STEPS = range(5), {50: (200, 100), 100: (200, 100), 200: (200, 200), 500: (400, 400)}
+
+
+def low_data(model: str | None) -> Table:
+    rows = []
+    for size, (prefix_steps, full_steps) in LOW_DATA_STEPS.items():
+        for method, options, steps in (
+            ("prefix", {}, prefix_steps),
+            ("fine-tuning", FULL | {"optimizer.learning_rate": 5e-5}, full_steps),
+        ):
+            every = _subsets(
+                "e2e_low_data", model, f"{size} {method}", {"data.train_examples": size, "train.steps": steps} | options
+            )
+            rows.append(Row(f"{size} examples, {method}", every, series=method, x=size))
+    return Table(
+        "Little data: E2E by the number of examples",
+        "Li and Liang 2021, figure 3 (ACL), plots: with little data prefixes are 2.9 BLEU better on average, and the "
+        "difference shrinks as data grow. Five subsets, two seeds each.",
+        E2E_COLUMNS,
+        tuple(rows),
+        x="training examples",
+    )
+
+
+# Li and Liang 2021, figure 5 (ACL), from left to right, with their numbers of GPT-2's tokens.
+INIT_WORDS = {"active": 1, "elephant": 2, "summarize": 3, "table-to-text:": 6, "banana": 2, "beautiful": 2}
+INIT_WORDS |= {"divide": 2, "keep": 1}
+
+
+def low_data_initialisation(model: str | None) -> Table:
+    uniform = {"prompt.init": "uniform", "prompt.init_text": "", "prompt.init_range": (0.0, 1.0)}
+    rows = [Row("random", _subsets("e2e_low_data", model, "random", uniform))]
+    for words, length in INIT_WORDS.items():
+        options = {"prompt.init_text": words, "prompt.length": length}
+        rows.append(Row(words, _subsets("e2e_low_data", model, words, options)))
+    return Table(
+        "Little data: initialisation by words, 100 examples of E2E",
+        "Li and Liang 2021, figure 5 (ACL), a plot: any words are much better than random values, and words of the "
+        "task a little better than others.",
+        E2E_COLUMNS,
+        tuple(rows),
+    )
+
+
+def _subsets(config: str, model: str | None, name: str, options: Mapping[str, Any]) -> tuple[Training, ...]:
+    """A run for each subset of the training data."""
+    rows = [
+        _row(
+            f"{name} {subset}", config, model, options={**options, "data.subset_seed": subset, "ensemble.seed": (0, 1)}
+        )
+        for subset in SUBSETS
+    ]
+    return tuple(step for row in rows for step in row.steps if isinstance(step, Training))
+
+
+E2E_PAIRS = 42_061
+
+
+def data_share(model: str | None) -> Table:
+    rows = []
+    for percent in (5, 10, 20, 40, 60, 80, 100):
+        for method, options in (("prefix", {}), ("fine-tuning", FULL | _tuned(5e-5, 5, 10))):
+            size = {} if percent == 100 else {"data.train_examples": E2E_PAIRS * percent // 100}
+            name = f"{percent} %, {method}"
+            rows.append(_row(name, "e2e", model, options=options | size | E2E_METRICS, series=method, x=percent))
+    return Table(
+        "E2E by the share of the training set",
+        "Li and Liang 2021 (ACL, appendix), a plot: prefixes are better from 20 % of the data on.",
+        E2E_COLUMNS,
+        tuple(rows),
+        x="percent of the training set",
+    )

@@ -1,0 +1,289 @@
+"""The tables and curves of Lester, Al-Rfou and Constant 2021 (arXiv 2104.08691v2); curves have no printed numbers."""
+
+from typing import Any
+
+from .table import Column, Evaluation, Row, Table, Training
+
+SIZES = ("small", "base", "large", "xl", "xxl")
+ADAPTED = {f"T5-{size}": f"google/t5-{size}-lm-adapt" for size in SIZES}
+PRETRAINED = {f"T5-{size}": f"google/t5-v1_1-{size}" for size in SIZES}
+# Parameters of T5 1.1, for the axis of plots.
+MILLIONS = {"T5-small": 77, "T5-base": 248, "T5-large": 783, "T5-xl": 2850, "T5-xxl": 11135}
+
+SUPER_GLUE = {
+    "BoolQ": ("boolq", {"acc": "accuracy"}),
+    "CB": ("cb", {"acc": "accuracy", "F1": "mean_class_f1"}),
+    "COPA": ("copa", {"acc": "accuracy"}),
+    "MultiRC": ("multirc", {"EM": "group_exact_match", "F1a": "f1"}),
+    "ReCoRD": ("record", {"EM": "exact_match", "F1": "squad_f1"}),
+    "RTE": ("rte", {"acc": "accuracy"}),
+    "WiC": ("wic", {"acc": "accuracy"}),
+    "WSC": ("wsc", {"acc": "referent_accuracy"}),
+}
+AVERAGE = Column("SuperGLUE", None, "", "validation")
+# Class labels where a task has none of its own (section 3.1), which begin as words there.
+WORDS = {"record": "commonsense reasoning reading comprehension", "wsc": "commonsense pronoun resolution"}
+SEEDS = (0, 1, 2)
+
+MODEL_TUNING: dict[str, Any] = {"prompt.method": "full", "optimizer.learning_rate": 0.001}
+
+# Brown et al. 2020, table H.1: SuperGLUE's validation sets, few-shot, which the prompt paper's figure 1 shows.
+GPT3 = {125: 50.2, 350: 56.2, 760: 56.8, 1300: 60.0, 2700: 64.3, 6700: 63.6, 13000: 66.9, 175000: 73.2}
+
+
+def sizes(model: str | None, family: dict[str, str] = ADAPTED) -> dict[str, str]:
+    """The bases of a table by the names of its rows: the paper's, or the one that takes their place."""
+    return family if model is None else {model: model}
+
+
+def on_super_glue(base: str, task: str, prefix: str, **options: Any) -> Training:
+    """Prompt tuning on a task, the paper's settings, which are the configuration's."""
+    own: dict[str, Any] = {"model.name": base, "data.task": f"super_glue_{task}_v102", "data.target_length": None}
+    own |= {"ensemble.seed": SEEDS}
+    if task.removesuffix("_sentinel") in WORDS and options.get("prompt.init", "labels") == "labels":
+        own |= {"prompt.init": "text", "prompt.init_text": WORDS[task.removesuffix("_sentinel")]}
+    return Training(f"{prefix}-{_short(base)}-{task}", "configs/boolq.py", own | options)
+
+
+def each_task(base: str, prefix: str, **options: Any) -> tuple[Training, ...]:
+    return tuple(on_super_glue(base, task, prefix, **options) for task, _ in SUPER_GLUE.values())
+
+
+def columns() -> tuple[Column, ...]:
+    """SuperGLUE's score, and the metrics that it is the mean of."""
+    return (
+        AVERAGE,
+        *(
+            Column(f"{name} {short}", f"super_glue_{task}_v102", metric, "validation")
+            for name, (task, metrics) in SUPER_GLUE.items()
+            for short, metric in metrics.items()
+        ),
+    )
+
+
+def superglue(model: str | None) -> Table:
+    rows = []
+    for name, base in sizes(model).items():
+        x = MILLIONS.get(name)
+        rows.append(Row(f"{name}, prompt tuning", each_task(base, "prompt"), series="prompt tuning", x=x))
+    for name, base in sizes(model, PRETRAINED).items():
+        x = MILLIONS.get(name)
+        tuned = tuple(
+            Training(
+                f"model-{_short(base)}-{task}",
+                "configs/model_tuning.py",
+                {"model.name": base, "data.task": f"super_glue_{task}_v102", "data.target_length": None}
+                | {"ensemble.seed": SEEDS},
+            )
+            for task, _ in SUPER_GLUE.values()
+        )
+        rows.append(Row(f"{name}, model tuning", tuned, series="model tuning", x=x))
+        together = Training(
+            f"model-{_short(base)}-multitask",
+            "configs/model_tuning.py",
+            {"model.name": base, "data.task": "super_glue_v102_and_dpr", "data.target_length": None}
+            # 2**20 tokens a batch, in parts
+            | {"data.task_names": True, "train.batch_size": 2048, "train.accumulate": 16, "ensemble.seed": SEEDS},
+        )
+        rows.append(Row(f"{name}, model tuning, multitask", (together,), series="model tuning, multitask", x=x))
+    for name, base in sizes(model).items():
+        asked = tuple(
+            Evaluation(
+                f"few-shot-{_short(base)}-{task}",
+                {"model": base, "task": f"super_glue_{task}_v102", "split": "validation", "shots": "fit"}
+                | {"shot_seeds": SEEDS},
+            )
+            for task, _ in SUPER_GLUE.values()
+        )
+        title = f"{name}, prompt design: our few-shot, same frozen base"
+        rows.append(Row(title, asked, series="prompt design, T5", x=MILLIONS.get(name)))
+    for millions, score in GPT3.items():
+        name = f"GPT-3 {millions:,}M, few-shot, as published (Brown et al. 2020)"
+        rows.append(Row(name, paper={"SuperGLUE": score}, series="GPT-3 few-shot", x=millions))
+    return Table(
+        "SuperGLUE by size of the model",
+        "Lester et al. 2021, figure 1, which is a plot; validation splits. The paper says in words that prompt tuning "
+        "equals multitask model tuning at XXL, that T5-small's prompts come near GPT-3 XL's few-shot score, and those "
+        "of T5-large are above that of GPT-3 175B.",
+        columns(),
+        tuple(rows),
+        x="parameters (millions)" if model is None else "",
+    )
+
+
+def prompt_length(model: str | None) -> Table:
+    rows = [
+        Row(f"{name}, {length}", each_task(base, f"length{length}", **{"prompt.length": length}), series=name, x=length)
+        for name, base in sizes(model).items()
+        for length in (1, 5, 20, 100, 150)
+    ]
+    return Table(
+        "Prompt length",
+        "Lester et al. 2021, figure 3a, a plot: beyond 20 tokens gains are small, and beyond 100 large models lose.",
+        columns(),
+        tuple(rows),
+        x="virtual tokens",
+    )
+
+
+def initialisation(model: str | None) -> Table:
+    rows = [
+        Row(
+            f"{name}, {title}",
+            each_task(base, f"init-{init}", **{"prompt.init": init}),
+            series=title,
+            x=MILLIONS.get(name),
+        )
+        for title, init in {"random uniform": "uniform", "sampled vocabulary": "vocab", "class label": "labels"}.items()
+        for name, base in sizes(model).items()
+    ]
+    return Table(
+        "Initialisation",
+        "Lester et al. 2021, figure 3b, a plot: class labels are the best and random values the worst, and at XXL "
+        "there is no difference.",
+        columns(),
+        tuple(rows),
+        x="parameters (millions)" if model is None else "",
+    )
+
+
+def lm_adaptation(model: str | None) -> Table:
+    rows = []
+    kinds = {
+        "span corruption": (PRETRAINED, ""),
+        "span corruption, sentinel before targets": (PRETRAINED, "_sentinel"),
+        "LM adaptation, 100k steps": (ADAPTED, ""),
+    }
+    for title, (family, suffix) in kinds.items():
+        for name, base in sizes(model, family).items():
+            if model is not None and family is ADAPTED:
+                continue
+            steps = tuple(on_super_glue(base, f"{task}{suffix}", "prompt") for task, _ in SUPER_GLUE.values())
+            rows.append(Row(f"{name}, {title}", steps, series=title, x=MILLIONS.get(name)))
+    return Table(
+        "LM adaptation",
+        "Lester et al. 2021, figures 3c and 3d, plots: the longer T5 is adapted to language modelling the better do "
+        "prompts, and without it middle sizes answer with what is no label. configs/lm_adaptation.py makes a base of "
+        "fewer steps, which --model names.",
+        columns(),
+        tuple(rows),
+        x="parameters (millions)" if model is None else "",
+    )
+
+
+DOMAINS = {
+    "SQuAD": ("squad", (94.9, 0.2), (94.8, 0.1)),
+    "TextbookQA": ("textbook_qa", (54.3, 3.7), (66.8, 2.9)),
+    "BioASQ": ("bio_asq", (77.9, 0.4), (79.1, 0.3)),
+    "RACE": ("race", (59.8, 0.6), (60.7, 0.5)),
+    "RE": ("relation_extraction", (88.4, 0.1), (88.8, 0.2)),
+    "DuoRC": ("duo_rc", (68.9, 0.7), (67.7, 1.1)),
+    "DROP": ("drop", (68.9, 1.7), (67.1, 1.9)),
+}
+
+
+def domain_shift(model: str | None) -> Table:
+    base = model or ADAPTED["T5-xxl"]
+    tuned = Training(
+        f"squad-model-{_short(base)}",
+        "configs/squad.py",
+        {"model.name": model or PRETRAINED["T5-xxl"], "ensemble.seed": SEEDS, **MODEL_TUNING},
+    )
+    prompted = Training(
+        f"squad-prompt-{_short(base)}", "configs/squad.py", {"model.name": base, "ensemble.seed": SEEDS}
+    )
+    own = model is None
+    return Table(
+        "Domain shift: from SQuAD to other domains",
+        "Lester et al. 2021, table 1: F1, zero-shot. The table does not say its size; here it is taken to be XXL.",
+        tuple(
+            Column(name, f"mrqa_{task}", "squad_f1", "validation" if task == "squad" else "test")
+            for name, (task, *_) in DOMAINS.items()
+        ),
+        (
+            Row("model tuning", (tuned,), paper={name: figures[1] for name, figures in DOMAINS.items()} if own else {}),
+            Row(
+                "prompt tuning",
+                (prompted,),
+                paper={name: figures[2] for name, figures in DOMAINS.items()} if own else {},
+            ),
+        ),
+    )
+
+
+PARAPHRASE = {
+    ("qqp", "mrpc"): {"model tuning": ((73.1, 0.9), (81.2, 2.1)), "prompt tuning": ((76.3, 0.1), (84.3, 0.3))},
+    ("mrpc", "qqp"): {"model tuning": ((74.9, 1.3), (70.9, 1.2)), "prompt tuning": ((75.4, 0.8), (69.7, 0.3))},
+}
+
+
+def paraphrase(model: str | None) -> Table:
+    """Trained on one of two tasks of paraphrase detection and tested on the other."""
+    rows, found = [], []
+    for source, target in PARAPHRASE:
+        task = f"glue_{target}_from_{source}_v002"
+        shown = f"{source.upper()} → {target.upper()}"
+        found += [
+            Column(f"{shown} acc", task, "accuracy", "validation"),
+            Column(f"{shown} F1", task, "f1", "validation"),
+        ]
+    for method in ("model tuning", "prompt tuning"):
+        base = model or (PRETRAINED if method == "model tuning" else ADAPTED)["T5-xxl"]
+        steps, paper = [], {}
+        for (source, target), figures in PARAPHRASE.items():
+            options = {"model.name": base, "ensemble.seed": SEEDS} | (MODEL_TUNING if method == "model tuning" else {})
+            training = Training(f"{source}-{method.split()[0]}-{_short(base)}", f"configs/{source}.py", options)
+            task = f"glue_{target}_from_{source}_v002"
+            name = f"{training.name}-on-{target}"
+            steps.append(Evaluation(name, {"task": task, "split": "validation"}, of=training))
+            shown = f"{source.upper()} → {target.upper()}"
+            paper |= dict(zip((f"{shown} acc", f"{shown} F1"), figures[method], strict=True))
+        rows.append(Row(method, tuple(steps), paper=paper if model is None else {}))
+    return Table(
+        "Domain shift: paraphrases",
+        "Lester et al. 2021, table 2: tuned on one of QQP and MRPC, tested zero-shot on the other; its size is not "
+        "printed, and taken to be XXL.",
+        tuple(found),
+        tuple(rows),
+    )
+
+
+TABLE_3 = {  # average, best, vote
+    "SuperGLUE": (90.5, 91.0, 91.3),
+    "BoolQ acc": (91.1, 91.3, 91.7),
+    "CB acc": (99.3, 100, 100),
+    "CB F1": (99.0, 100, 100),
+    "COPA acc": (98.8, 100, 100),
+    "MultiRC EM": (65.7, 66.3, 67.1),
+    "MultiRC F1a": (88.7, 89.0, 89.4),
+    "ReCoRD EM": (92.7, 92.9, 93.2),
+    "ReCoRD F1": (93.4, 93.5, 93.9),
+    "RTE acc": (92.6, 93.5, 93.5),
+    "WiC acc": (76.2, 76.6, 77.4),
+    "WSC acc": (95.8, 96.2, 96.2),
+}
+
+
+def ensembles(model: str | None) -> Table:
+    base = model or ADAPTED["T5-xxl"]
+    trained = each_task(base, "five", **{"ensemble.seed": tuple(range(5))})
+    steps = tuple(
+        Evaluation(f"{each.name}-vote", {"task": each.options["data.task"], "split": "validation"}, of=each)
+        for each in trained
+    )
+    paper = [{name: figures[i] for name, figures in TABLE_3.items()} if model is None else {} for i in range(3)]
+    return Table(
+        "Ensembles of five prompts",
+        "Lester et al. 2021, table 3: T5-XXL, majority vote; validation splits.",
+        columns(),
+        (
+            Row("average", steps, paper=paper[0]),
+            Row("best", steps, of="best", paper=paper[1]),
+            Row("vote", steps, of="vote", paper=paper[2]),
+        ),
+    )
+
+
+def _short(base: str) -> str:
+    """A model's name as part of a run's."""
+    return base.rstrip("/").rpartition("/")[2].replace(":", "-")

@@ -1,0 +1,98 @@
+"""What a table of a paper is made of: columns, and rows with the commands that give their figures."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Options = Mapping[str, Any]  # fields as the command line has them: {"prompt.length": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A training of one prompt for each of several learning rates, of which the best on validation data is taken."""
+
+    name: str
+    config: str
+    options: Options
+    rates: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A run of `prompt-jax train`, whose members are the observations of a row."""
+
+    name: str  # of the run; two tables that name the same run share it
+    config: str  # a file in configs/
+    options: Options = dataclasses.field(default_factory=dict)
+    search: Search | None = None  # of its learning rate; None is the configuration's
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A run of `prompt-jax evaluate`: of trained prompts on another task, or of the base asked in words."""
+
+    name: str
+    options: Options
+    of: Training | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A metric of one task.
+
+    Attributes:
+      title: unique in its table.
+      task: its name; None is the mean over the other columns' tasks of the mean of a task's metrics.
+      metric: its name, as scores have it.
+      split: what it is of; benchmarks keep the answers of their test splits to themselves.
+    """
+
+    title: str
+    task: str | None
+    metric: str
+    split: Literal["test", "validation"] = "test"
+
+
+# A figure that a paper prints, in the units of the table's cells: its value, and the standard deviation where told.
+Printed = float | tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      name: what it is of.
+      steps: commands that give its observations; without any the row has the paper's figures alone.
+      of: whose figures they are: each member's, or those of an ensemble: its best, its vote; or the base's before.
+      paper: what the paper prints, by the title of a column.
+      series, x: of a plot: the line that it is a point of, and where. Without x the plot is of bars.
+    """
+
+    name: str
+    steps: tuple[Training | Evaluation, ...] = ()
+    of: Literal["members", "best", "vote", "base"] = "members"
+    paper: Mapping[str, Printed] = dataclasses.field(default_factory=dict)
+    series: str = ""
+    x: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a paper, or of its small edition.
+
+    Attributes:
+      title: what it shows.
+      source: where the paper has it, and what it says there.
+      columns: at least one; the first is plotted.
+      rows: at least one.
+      x: what rows differ in, on the plot's axis; rows without x make bars.
+      notes: sentences below the table.
+    """
+
+    title: str
+    source: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    x: str = ""
+    notes: tuple[str, ...] = ()
