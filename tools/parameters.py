@@ -48,17 +48,15 @@ class Parameters:
 
     models: tuple[str, ...] = T5
     """Folders with a config.json, or published models: T5 1.1, LM-adapted and Flan, GPT-2, BART."""
-    length: int = 100
-    """Of soft prompts and prefixes."""
+    lengths: tuple[int, ...] = (100,)
+    """Of soft prompts, and the last one of prefixes too. The paper has 1, 5, 20, 50, 100 and 150."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 for an error."""
     args = tyro.cli(Parameters, args=argv, prog="parameters.py", description=Parameters.__doc__)
     try:
-        if args.length < 1:
-            raise ConfigError(f"--length must be positive, not {args.length}")
-        for line in table(args.models, args.length):
+        for line in table(args.models, args.lengths):
             print(line)
     except UserError as error:
         print(f"parameters: {error}", file=sys.stderr)
@@ -66,22 +64,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(models: Sequence[str], length: int) -> Iterator[str]:
+def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
     """The lines of a Markdown table."""
-    yield "| model | parameters | method | trained | share | stored for a task, MiB | paper's share |"
-    yield "|---|---|---|---|---|---|---|"
+    if not lengths or min(lengths) < 1:
+        raise ConfigError(f"--lengths must be positive, not {' '.join(map(str, lengths)) or 'none'}")
+    yield "| model | method | trained | in all | share | stored for a task, MiB | paper: in all | paper: share |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    methods = {
+        f"soft prompt, {length}": dataclasses.replace(METHODS["soft prompt"], length=length) for length in lengths
+    }
+    for what, prompt in METHODS.items():
+        if prompt.method == "prefix":
+            methods[f"{what}, {lengths[-1]}"] = dataclasses.replace(prompt, length=lengths[-1])
+        elif prompt.method != "soft_prompt":
+            methods[what] = prompt
     for name in models:
-        for number, (what, prompt) in enumerate(METHODS.items()):
-            if prompt.method in ("soft_prompt", "prefix"):
-                prompt = dataclasses.replace(prompt, length=length)
+        for number, (what, prompt) in enumerate(methods.items()):
             base, trained, stored = counts(name, prompt)
-            joins = prompt.method not in REPLACING_METHODS
-            share, printed = 100 * trained / (base + stored * joins), ""
-            if what == "soft prompt" and length == 100 and name in PAPER:
-                printed = f"{PAPER[name][1]:.5f} %"
-            model = (name, f"{base:,}") if number == 0 else ("", "")
-            cells = *model, what, f"{trained:,}", f"{share:.5f} %", f"{4 * stored / 2**20:,.2f}", printed
-            yield f"| {' | '.join(cells)} |"
+            total = base + stored * (prompt.method not in REPLACING_METHODS)
+            printed = ("", "")
+            if what == "soft prompt, 100" and name in PAPER:
+                printed = f"{PAPER[name][0]:,}", f"{PAPER[name][1]:.5f} %"
+            shown = f"{trained:,}", f"{total:,}", f"{100 * trained / total:.5f} %", f"{4 * stored / 2**20:,.2f}"
+            yield f"| {' | '.join((name if number == 0 else '', what, *shown, *printed))} |"
 
 
 def counts(name: str, prompt: PromptConfig) -> tuple[int, int, int]:

@@ -29,8 +29,12 @@ def test_a_prefix_is_stored_without_its_mlp():
 
 def test_a_full_model_is_stored_whole(capsys):
     assert parameters.counts("demo", PromptConfig(method="full")) == (76_961_152,) * 3
-    assert parameters.main(["--models", "demo", "--length", "5"]) == 0
+    assert parameters.main(["--models", "demo", "--lengths", "1", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(parameters.METHODS) and "| soft prompt | 2,560 |" in lines[2]
+    assert len(lines) == 2 + len(parameters.METHODS) + 1
+    assert "| soft prompt, 1 | 512 | 76,961,664 |" in lines[2] and "| soft prompt, 5 | 2,560 |" in lines[3]
+    assert "| prefix, 5 | " in lines[4]
+    assert parameters.main(["--lengths", "0"]) == 1
+    assert "--lengths must be positive, not 0" in capsys.readouterr().err
     assert parameters.main(["--models", "nowhere"]) == 1
     assert "model.name 'nowhere' is no folder" in capsys.readouterr().err

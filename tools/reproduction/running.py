@@ -31,6 +31,7 @@ QUICK = {
     "decoding.length_penalty": 1.0,
     "optimizer.warmup_steps": 0,
 }
+ASKED_TO_LEAVE = 75  # the exit status of `train` that has saved
 QUICK_LIMIT = 4  # examples that evaluate scores
 SEARCH_TESTS = 16  # a search is decided on validation data; its tests only have to run
 
@@ -131,9 +132,13 @@ class Runner:
             stderr=subprocess.PIPE,
             text=True,
         )
+        if ended.returncode == ASKED_TO_LEAVE:
+            raise UserError("asked to leave; the same command goes on from what is saved")
         if ended.returncode:
             lines = [line for line in ended.stderr.splitlines() if line.strip()]
-            self._failed[command] = lines[-1] if lines else f"it ended with status {ended.returncode}"
+            self._failed[command] = (
+                lines[-1].removeprefix("prompt-jax: ") if lines else f"it ended with status {ended.returncode}"
+            )
             raise StepFailed(self._failed[command])
         record.write_text(command)
 
@@ -159,6 +164,7 @@ def flags(options: Options) -> list[str]:
 def of_training(summary: Summary, row: Row) -> Scores:
     """The scores of a run: of its tests, and on validation data those of each member's best step."""
     scores: Scores = {}
+    chosen = [n for n, member in enumerate(summary.members) if row.where.items() <= member.settings.items()]
     for test in summary.tests:
         match row.of:
             case "base":
@@ -168,16 +174,16 @@ def of_training(summary: Summary, row: Row) -> Scores:
             case "best":
                 own = [test.scores[test.members.index(test.best)]]
             case _:
-                own = test.scores
+                own = [each for number, each in zip(test.members, test.scores, strict=True) if number in chosen]
         _add(scores, test.task, "test", own)
     if row.of in ("members", "best"):
-        members = summary.members
+        members = [summary.members[number] for number in chosen]
         if row.of == "best":
             members = [max(members, key=lambda member: member.best.score)]
         for task in summary.tasks:
             own = [member.validation for member in members if member.task == task]
             # Members that are trained on a mixture have scores of each of its tasks.
-            if "mean" in own[0]:
+            if own and "mean" in own[0]:
                 for part in {name.rpartition("/")[0] for name in own[0] if "/" in name}:
                     of_part = [{n.removeprefix(f"{part}/"): v for n, v in each.items()} for each in own]
                     _add(scores, part, "validation", of_part)
@@ -200,5 +206,5 @@ def of_evaluation(found: Mapping[str, Any], row: Row) -> Scores:
 
 
 def _add(scores: Scores, task: str, split: str, own: Sequence[Mapping[str, float]]) -> None:
-    for metric in own[0]:
+    for metric in own[0] if own else ():
         scores.setdefault((task, split, metric), []).extend(each[metric] for each in own)

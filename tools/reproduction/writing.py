@@ -77,8 +77,8 @@ def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, str],
             cells += [cell(found) or empty, printed(row.paper.get(column.title))][: 1 + paper]
         lines.append(_line(cells))
     lines += ["", "Means and sample standard deviations of n prompts; shares are in percent."]
-    lines += table.notes
-    lines += [f"{name}: not run, {why}" for name, why in missing.items()]
+    lines += [f"\n{note}" for note in table.notes]
+    lines += [f"\n{name}: not run, {why}" for name, why in missing.items()]
     if plot is not None:
         lines += ["", f"![{table.title}]({plot})"]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,219 @@
+"""The papers' tables: that every command is one, and a table from training to Markdown and plot."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import reproduce
+from reproduction import TABLES
+from reproduction.running import Runner, flags, of_evaluation, of_training
+from reproduction.table import Column, Evaluation, Row, Table, Training
+from reproduction.writing import draw, markdown
+
+from prompt_jax import cli, config, data
+from prompt_jax.run_files import Base, Best, Member, Summary, TaskScores, read_summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def steps(table):
+    for row in table.rows:
+        for step in row.steps:
+            yield step
+            if isinstance(step, Evaluation) and step.of is not None:
+                yield step.of
+
+
+@pytest.mark.parametrize("model", [None, "demo", "google/t5-small-lm-adapt"])
+@pytest.mark.parametrize("name", TABLES)
+def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(name, model, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)  # where configurations and tasks are
+    tasks = set(data.discover_tasks())
+    table = TABLES[name](model)
+    runner = Runner(tmp_path, dry=True)
+    for row in table.rows:
+        runner.scores(row)
+    given, runs = set(), {}
+    for command in runner.commands:
+        words = shlex.split(command)
+        assert words[0] == "prompt-jax"
+        args = cli._parse(words[1], words[2:])
+        if words[1] == "evaluate":
+            assert args.source.task in tasks
+            given.add(args.source.task)
+            continue
+        experiment = args.experiment
+        config.check(experiment)
+        assert runs.setdefault(experiment.name, experiment) == experiment, "two runs of one name"
+        parts = data.tasks_of(experiment.data.task)
+        assert {*parts, *experiment.data.test_tasks} <= tasks
+        given |= {*parts, *experiment.data.test_tasks}
+    assert {column.task for column in table.columns} <= {None, *given}
+    titles = [column.title for column in table.columns]
+    assert len(set(titles)) == len(titles)
+    for row in table.rows:
+        assert row.steps or row.paper, row.name
+        assert set(row.paper) <= set(titles)
+        assert (row.x is None) == (not table.x) or not row.steps, row.name
+    assert len({row.name for row in table.rows}) == len(table.rows)
+
+
+def test_quick_options_go_with_every_configuration(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for make in TABLES.values():
+        runner = Runner(tmp_path, quick=True, dry=True)
+        for row in make(None).rows:
+            runner.scores(row)
+        for command in runner.commands:
+            verb, *rest = shlex.split(command)[1:]
+            args = cli._parse(verb, rest)
+            if verb == "train":
+                config.check(args.experiment)
+                assert args.experiment.name.startswith("quick-") and args.experiment.train.steps == 2
+
+
+TABLE = Table(
+    "Two tasks",
+    "Somebody 2021, table 1.",
+    (
+        Column("average", None, ""),
+        Column("A acc", "a", "accuracy"),
+        Column("A F1", "a", "f1"),
+        Column("B", "b", "nist"),
+        Column("Mover", "b", "moverscore"),
+    ),
+    (
+        Row("ours", (Training("x", "configs/demo.py"),), paper={"A acc": (90.0, 0.5), "B": 8.8}),
+        Row("theirs", paper={"A acc": 71.8}),
+        Row("broken", (Training("y", "configs/demo.py"),)),
+    ),
+)
+OURS = {
+    ("a", "test", "accuracy"): [0.5, 0.7],
+    ("a", "test", "f1"): [0.3, 0.5],
+    ("b", "test", "nist"): [6.0, 8.0],
+}
+
+
+def test_a_table_by_hand():
+    no_average = dataclasses.replace(TABLE, columns=TABLE.columns[1:])
+    text = markdown(no_average, [OURS, {}, {}], {"broken": "no such file"}, "plot.svg")
+    # sample standard deviations: 0.2 / sqrt 2 and 2 / sqrt 2
+    assert "| ours | 2 | 60.00 ± 14.14 | 90 ± 0.5 | 40.00 ± 14.14 | 7.00 ± 1.41 | 8.8 | not computed |" in text
+    assert "| theirs |  |  | 71.8 |  |  |  |  |" in text
+    assert "broken: not run, no such file" in text and "![Two tasks](plot.svg)" in text
+    # A benchmark's score: the mean of 40 and 60 for the first seed, and of 60 and 80 for the second.
+    both = dataclasses.replace(TABLE, columns=TABLE.columns[:3])
+    assert "| ours | 2 | 50.00 ± 14.14 | 60.00" in markdown(both, [OURS, {}, {}], {}, None)
+    assert "| ours | 2 |  | 60.00" in markdown(TABLE, [OURS, {}, {}], {}, None), "an average of all, or none"
+
+
+def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
+    lines = dataclasses.replace(
+        TABLE,
+        columns=TABLE.columns[1:2],
+        rows=tuple(dataclasses.replace(row, series="s", x=x) for row, x in zip(TABLE.rows, (1, 5, 150), strict=True)),
+        x="tokens",
+    )
+    for table in (lines, dataclasses.replace(TABLE, columns=TABLE.columns[1:2])):
+        assert draw(table, [OURS, {}, {}], tmp_path / "plot.svg")
+        assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
+    assert not draw(dataclasses.replace(TABLE, rows=TABLE.rows[2:]), [{}], tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
+
+
+def test_options_as_words():
+    options = {"ensemble.seed": (0, 1), "data.task_names": True, "prompt.tie_layers": False, "train.epochs": None}
+    assert flags(options) == shlex.split(
+        "--ensemble.seed 0 1 --data.task-names --prompt.no-tie-layers --train.epochs None"
+    )
+
+
+def test_whose_scores_a_row_has():
+    found = {"task": "a", "split": "validation", "members": [{"scores": {"accuracy": v}} for v in (0.5, 0.7)]}
+    found["ensemble"] = {"vote": {"accuracy": 0.9}, "best": 1}
+    key = ("a", "validation", "accuracy")
+    own = {of: of_evaluation(found, Row("r", of=of))[key] for of in ("members", "best", "vote")}
+    assert own == {"members": [0.5, 0.7], "best": [0.7], "vote": [0.9]}
+    assert of_evaluation(found | {"ensemble": None, "members": found["members"][:1]}, Row("r"))[key] == [0.5]
+
+
+def test_a_row_has_the_members_that_it_names():
+    """Of a run whose members differ in what rows differ in, and of which the second test is of two of them."""
+
+    def member(init, seed, score):
+        settings = {"prompt.init": init, "train.seed": seed}
+        return Member(settings, "a", 5, "finished", 9, Best("accuracy", score, 9), {"accuracy": score})
+
+    members = [member("vocab", 0, 0.1), member("labels", 0, 0.2), member("vocab", 1, 0.3), member("labels", 1, 0.4)]
+    scores = [{"accuracy": value} for value in (0.5, 0.6, 0.7, 0.8)]
+    before = {"accuracy": 0.0}
+    tests = [
+        TaskScores("a", 7, True, [0, 1, 2, 3], before, scores, None),
+        TaskScores("b", 7, False, [3, 0], before, [scores[3], scores[0]], None),
+    ]
+    base = Base("tiny", None, "sha256:0", 9)
+    summary = Summary("r", base, 9, 9, 1.0, {}, {}, {}, members, tests)
+    a, b, validation = ("a", "test", "accuracy"), ("b", "test", "accuracy"), ("a", "validation", "accuracy")
+    every = of_training(summary, Row("r"))
+    assert every[a] == [0.5, 0.6, 0.7, 0.8] and every[b] == [0.8, 0.5] and every[validation] == [0.1, 0.2, 0.3, 0.4]
+    some = of_training(summary, Row("r", where={"prompt.init": "labels"}))
+    assert some == {a: [0.6, 0.8], b: [0.8], validation: [0.2, 0.4]}
+    assert of_training(summary, Row("r", of="best")) == {a: [0.8], b: [0.8], validation: [0.4]}
+    assert of_training(summary, Row("r", of="base")) == {a: [0.0], b: [0.0]}
+
+
+def test_a_table_takes_its_place_in_a_text():
+    text = "# R\n<!-- a -->\nold\n<!-- /a -->\nend\n"
+    assert reproduce.put(text, "a", "new\n") == "# R\n<!-- a -->\nnew\n<!-- /a -->\nend\n"
+    assert reproduce.put(reproduce.put(text, "a", "new\n"), "a", "new\n") == reproduce.put(text, "a", "new\n")
+    with pytest.raises(reproduce.UserError, match="no place for the table: <!-- b -->"):
+        reproduce.put(text, "b", "new\n")
+
+
+def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys, tmp_path):
+    broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
+    monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)
+    assert reproduce.main(["two", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == "reproduce: two, broken: no configuration file configs/none.py\n"
+    assert "| theirs |  |  |  | 71.8 |" in (tmp_path / "two.md").read_text()
+    assert reproduce.main(["three"]) == 1
+    assert "no table is called 'three'; there are superglue, " in capsys.readouterr().err
+
+
+def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
+    """Domain shift on questions of our own: two methods, three seeds, seven tests. Then again, from what is there."""
+    for part, names in {"train": ["SQuAD"], "dev": MRQA}.items():
+        (tmp_path / "mrqa" / part).mkdir(parents=True)
+        for name in names:
+            rows = [{"header": {"dataset": name}}]
+            for number in range(6):
+                asked = {
+                    "qid": f"{name}{number}",
+                    "question": f"is the film {number} good",
+                    "answers": ["good", "great"],
+                }
+                rows.append({"context": f"a good film {number}", "qas": [asked]})
+            (tmp_path / "mrqa" / part / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["domain-shift", "--model", str(tiny_folder), "--quick", "--data-dir", str(tmp_path)]
+    words += ["--out", str(tmp_path / "out")]
+    assert reproduce.main(words) == 0
+    first, text = capsys.readouterr(), (tmp_path / "out" / "domain-shift.md").read_text()
+    assert first.out.count("$ prompt-jax train configs/squad.py --name quick-squad-") == 2 and not first.err
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| model tuning", "| prompt tuning"))]
+    assert [row[1] for row in rows] == ["3", "3"] and all("±" in cell for row in rows for cell in row[2:])
+    summary = read_summary(tmp_path / "out" / "runs" / "quick-squad-prompt-model")
+    scores = of_training(summary, Row("r"))
+    assert [len(scores[f"mrqa_{task}", "test", "squad_f1"]) for task in ("race", "drop")] == [3, 3]
+    assert len(scores["mrqa_squad", "validation", "squad_f1"]) == 3
+    assert "Made with --quick" in text and "prompt-jax train configs/squad.py" in text
+    assert (tmp_path / "out" / "domain-shift.svg").exists()
+    assert reproduce.main(words) == 0
+    again = capsys.readouterr()
+    assert "$ prompt-jax" not in again.out and (tmp_path / "out" / "domain-shift.md").read_text() == text
+
+
+MRQA = ("SQuAD", "TextbookQA", "BioASQ", "RACE", "RelationExtraction", "DuoRC.ParaphraseRC", "DROP")
