@@ -11,6 +11,7 @@ that was interrupted goes on. Rows whose data or checkpoints are missing say so 
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ import parameters
 import tyro
 from reproduction import TABLES
 from reproduction.running import Runner, Scores, StepFailed
+from reproduction.table import Table
 from reproduction.writing import draw, markdown
 
 from prompt_jax.errors import UserError
+from prompt_jax.metrics import is_share
 
 PARAMETERS, PARAMETERS_TITLE = "parameters", "Parameters that are trained and stored"
 LENGTHS = (1, 5, 20, 50, 100, 150)
@@ -42,6 +45,9 @@ class Reproduce:
     """Folder of the tables, of `runs/` and `evaluations/`."""
     data_dir: Path | None = None
     """Folder with E2E and other data (PROMPT_JAX_DATA of tasks/*.py)."""
+    supplied: Path | None = None
+    """A JSON file with figures of metrics that are not computed here, as they are to be shown: {ROW: {COLUMN: [one for
+    each prompt]}}."""
     into: Path | None = None
     """A Markdown file in which each table takes the place of what stands between `<!-- TABLE -->` and
     `<!-- /TABLE -->`; plots go into a folder `results` beside it."""
@@ -91,6 +97,8 @@ def _table(name: str, args: Reproduce) -> bool:
     if args.dry_run:
         print("\n".join(runner.commands))
         return True
+    if args.supplied is not None:
+        supply(table, scores, args.supplied)
     plots = args.out if args.into is None else args.into.parent / "results"
     plots.mkdir(parents=True, exist_ok=True)
     plot = plots / f"{name}.svg"
@@ -103,6 +111,33 @@ def _table(name: str, args: Reproduce) -> bool:
     if drawn:
         print(f"wrote {plot}")
     return not missing
+
+
+def supply(table: Table, scores: Sequence[Scores], path: Path) -> None:
+    """Puts the figures of a file among the scores of the rows.
+
+    Raises:
+      UserError: the file is not what it should be, or names what is not in the table.
+    """
+    try:
+        supplied = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--supplied {path}: cannot be read: {error}") from error
+    columns = {column.title: column for column in table.columns}
+    rows = {row.name: own for row, own in zip(table.rows, scores, strict=True)}
+    if not isinstance(supplied, dict):
+        raise UserError(f"--supplied {path}: expected {{ROW: {{COLUMN: [FIGURE, ...]}}}}, not {supplied!r}")
+    for row, figures in supplied.items():
+        if row not in rows or not isinstance(figures, dict):
+            raise UserError(f"--supplied {path}: {row!r} is no row with its figures; rows are {', '.join(rows)}")
+        for title, values in figures.items():
+            column = columns.get(title)
+            if column is None or column.task is None:
+                raise UserError(f"--supplied {path}: no column {title!r} of a metric; there are {', '.join(columns)}")
+            if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+                raise UserError(f"--supplied {path}: {row!r}, {title!r} must be a list of numbers, not {values!r}")
+            scale = 100 if is_share(column.metric) else 1
+            rows[row][column.task, column.split, column.metric] = [value / scale for value in values]
 
 
 def _parameters(args: Reproduce) -> bool:

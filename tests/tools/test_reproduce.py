@@ -173,6 +173,23 @@ def test_a_table_takes_its_place_in_a_text():
         reproduce.put(text, "b", "new\n")
 
 
+def test_figures_that_a_user_supplies(tmp_path):
+    table, path = dataclasses.replace(TABLE, columns=TABLE.columns[1:]), tmp_path / "supplied.json"
+    path.write_text(json.dumps({"ours": {"Mover": [50, 52], "A F1": [41, 43]}}))
+    scores = [{**OURS}, {}, {}]
+    reproduce.supply(table, scores, path)
+    assert "42.00 ± 1.41 | 7.00 ± 1.41 | 8.8 | 51.00 ± 1.41 |" in markdown(table, scores, {}, None)
+    for wrong, said in (
+        ({"nobody": {}}, "'nobody' is no row with its figures; rows are ours, theirs, broken"),
+        ({"ours": {"C": [1]}}, "no column 'C' of a metric; there are A acc, "),
+        ({"ours": {"B": ["1"]}}, r"'ours', 'B' must be a list of numbers, not \['1'\]"),
+        ([1], "expected {ROW: "),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(reproduce.UserError, match=said):
+            reproduce.supply(table, scores, path)
+
+
 def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys, tmp_path):
     broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
     monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)

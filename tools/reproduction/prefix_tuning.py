@@ -126,7 +126,8 @@ def dart(model: str | None) -> Table:
     return Table(
         "DART: prefixes and what they are compared with",
         "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent. "
-        "MoverScore, BERTScore and BLEURT need models of their own: the answers are in each run's `predictions.jsonl`.",
+        "MoverScore, BERTScore and BLEURT need models of their own: answers are in each run's `predictions.jsonl`, and "
+        "--supplied takes what they give.",
         columns,
         tuple(
             _row(name, config, model, tuple(map(float, paper.split())), columns, options | chosen)
