@@ -4,7 +4,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prompt_jax.metrics import benchmark_average, is_share
@@ -85,57 +87,108 @@ def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, str],
 
 
 def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
-    """Writes the plot of the first column as SVG; not where there is nothing to draw. Returns whether it did."""
-    column = table.columns[0]
-    own = [values(column, table, each) for each in scores]
-    figures = [row.paper.get(column.title) for row in table.rows]
-    if not any(own) and all(figure is None for figure in figures):
+    """Writes the plot as SVG: lines where rows have an x, points elsewhere. Returns whether there was anything to draw.
+
+    The first column is drawn; of a table of few rows all columns of its metric are, a group of points each.
+    """
+    columns = [column for column in table.columns if column.metric == table.columns[0].metric]
+    if table.x or len(table.rows) > GROUPED:
+        columns = columns[:1]
+    own = [[values(column, table, each) for column in columns] for each in scores]
+    paper = [[row.paper.get(column.title) for column in columns] for row in table.rows]
+    if not any(map(any, own)) and all(figure is None for row in paper for figure in row):
         return False
-    figure = Figure(figsize=(6.4, 3.6 if table.x else 0.9 + 0.36 * len(table.rows)), layout="constrained")
+    series = [Series(*each) for each in zip([row.name for row in table.rows], own, paper, strict=True)]
+    points = max(len(columns) * len(series), 2) if len(columns) > 1 else len(series)
+    figure = Figure(figsize=(6.4, 3.6 if table.x else 1.1 + 0.3 * points), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.8, axis="y" if table.x else "x")
     axes.set_axisbelow(True)
-    (_draw_lines if table.x else _draw_points)(axes, table, own, figures)
-    unit = f"{column.title} (%)" if column.task is None or is_share(column.metric) else column.title
+    if table.x:
+        _draw_lines(axes, table, series)
+    elif len(columns) > 1:
+        _draw_groups(axes, [column.title for column in columns], series)
+    else:
+        _draw_points(axes, series)
+    first = columns[0]
+    name = first.title if len(columns) == 1 else first.metric
+    unit = f"{name} (%)" if first.task is None or is_share(first.metric) else name
     (axes.set_ylabel if table.x else axes.set_xlabel)(unit)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        axes.legend(handles, labels, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     figure.savefig(path, format="svg", metadata={"Date": None})
     return True
 
 
-def _draw_lines(axes, table: Table, own: Sequence[Sequence[float]], figures: Sequence[Printed | None]) -> None:
-    for number, series in enumerate(dict.fromkeys(row.series for row in table.rows)):
+GROUPED = 3  # so many rows are drawn side by side for each column
+
+
+class Series(NamedTuple):
+    """What is drawn of a row, for each column."""
+
+    name: str
+    own: list[list[float]]
+    paper: list[Printed | None]
+
+
+def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
+    for number, name in enumerate(dict.fromkeys(row.series for row in table.rows)):
         colour = COLOURS[number % len(COLOURS)]
-        points = [(row.x, o, f) for row, o, f in zip(table.rows, own, figures, strict=True) if row.series == series]
-        drawn = [(x, statistics.mean(o), _deviation(o)) for x, o, _ in points if o]
-        if drawn:
-            x, mean, deviation = zip(*drawn, strict=True)
-            axes.errorbar(x, mean, deviation, color=colour, marker="o", capsize=3, label=series or "here")
-        paper = [(x, f[0] if isinstance(f, tuple) else f) for x, _, f in points if f is not None]
+        of_line = [(row.x, each) for row, each in zip(table.rows, drawn, strict=True) if row.series == name]
+        own = [(x, each.own[0]) for x, each in of_line if each.own[0]]
+        if own:
+            places, means = [x for x, _ in own], [statistics.mean(each) for _, each in own]
+            deviations = [_deviation(each) for _, each in own]
+            axes.errorbar(places, means, deviations, color=colour, marker="o", capsize=3, label=name)
+        paper = [(x, _mean(each.paper[0])) for x, each in of_line if each.paper[0] is not None]
         if paper:
-            label = f"{series}, paper".strip(", ")
-            axes.plot(*zip(*paper, strict=True), color=colour, marker="D", markersize=4, linestyle=":", label=label)
+            axes.plot(*zip(*paper, strict=True), color=colour, linestyle=":", label=f"{name}, paper", **PAPER)
     axes.set_xlabel(table.x)
     places = sorted({row.x for row in table.rows if row.x is not None})
     if places[0] > 0 and places[-1] / places[0] > 20:
         axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:g}" for place in places])
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
+    if len(places) <= 8:
+        axes.set_xticks(places, [f"{place:,g}" for place in places])
+        axes.minorticks_off()
 
 
-def _draw_points(axes, table: Table, own: Sequence[Sequence[float]], figures: Sequence[Printed | None]) -> None:
-    rows = range(len(table.rows))
-    drawn = [(row, statistics.mean(own[row]), _deviation(own[row])) for row in rows if own[row]]
-    if drawn:
-        y, mean, deviation = zip(*drawn, strict=True)
-        axes.errorbar(mean, y, xerr=deviation, color=COLOURS[0], marker="o", linestyle="", capsize=3, label="here")
-    paper = [(f[0] if isinstance(f, tuple) else f, row) for row, f in zip(rows, figures, strict=True) if f is not None]
-    if paper:
-        axes.plot(*zip(*paper, strict=True), color=COLOURS[1], marker="D", linestyle="", label="paper")
-    axes.set_yticks(list(rows), [row.name for row in table.rows])
-    axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.legend(frameon=False, fontsize=8)
+def _draw_points(axes: Axes, drawn: Sequence[Series]) -> None:
+    for place, series in enumerate(drawn):
+        _point(axes, place, series, 0, COLOURS[0], COLOURS[1], "here", "paper")
+    axes.set_yticks(range(len(drawn)), [series.name for series in drawn])
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
+
+
+def _draw_groups(axes: Axes, titles: Sequence[str], drawn: Sequence[Series]) -> None:
+    for number, series in enumerate(drawn):
+        colour, offset = COLOURS[number], 0.5 * ((number + 0.5) / len(drawn) - 0.5)
+        for group in range(len(titles)):
+            _point(axes, group + offset, series, group, colour, colour, series.name, f"{series.name}, paper")
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(len(titles) - 0.5, -0.5)
+
+
+def _point(
+    axes: Axes, place: float, series: Series, column: int, colour: str, colour_of_paper: str, name: str, paper: str
+) -> None:
+    """A row's mean and deviation, and the paper's, in one column; a name is told once."""
+    told = axes.get_legend_handles_labels()[1]
+    if own := series.own[column]:
+        label = None if name in told else name
+        mean, deviation = [statistics.mean(own)], [_deviation(own)]
+        axes.errorbar(mean, [place], xerr=deviation, color=colour, marker="o", linestyle="", capsize=3, label=label)
+    if (figure := series.paper[column]) is not None:
+        label = None if paper in told else paper
+        axes.plot([_mean(figure)], [place], color=colour_of_paper, linestyle="", label=label, **PAPER)
+
+
+PAPER: dict[str, Any] = {"marker": "D", "markersize": 5, "markerfacecolor": "none"}
+
+
+def _mean(figure: Printed) -> float:
+    return figure[0] if isinstance(figure, tuple) else figure
 
 
 def _deviation(observed: Sequence[float]) -> float:
