@@ -15,7 +15,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class TrainBatches(Iterator[Batch]):
         pad_id: int,
         start_id: int,
     ):
-        """Nothing is read or copied yet.
+        """No example is read or copied yet.
 
         Args:
           examples: the tokenised examples; T is the length of their longest target.
@@ -168,6 +168,10 @@ class TrainBatches(Iterator[Batch]):
         if self._batch == len(self._plan):
             self._epoch, self._batch = self._epoch + 1, 0
             self._plan = self._epoch_plan(self._epoch)
+        return self._batch_of(length, rows)
+
+    def _batch_of(self, length: int, rows: np.ndarray) -> Batch:
+        """The batch of these rows [B], whose inputs are padded to this length."""
         targets, target_mask = _padded(self._examples.targets, rows, self._size, self._target_length, self._pad_id)
         start = np.full((self._size, 1), self._start_id, np.int32)
         return {
@@ -179,20 +183,100 @@ class TrainBatches(Iterator[Batch]):
 
     def _epoch_plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """(bucket length, row numbers [B]) of each batch of an epoch."""
-        shapes, order = (
-            np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in ([epoch], [self._seed, epoch])
-        )
+        shapes, order = _generator(epoch), _generator(self._seed, epoch)
         size = self._size
-        taking_part = shapes.permutation(self._bucket_of)[: self.batches_per_epoch * size]
-        counts = np.bincount(taking_part, minlength=len(self._buckets))
         plan, left = [], np.zeros(0, np.int64)
-        for number, length in enumerate(self._buckets):
-            mine = order.permutation(np.flatnonzero(self._bucket_of == number))[: counts[number]]
+        for length, mine in zip(self._buckets, self._taking_part(epoch, shapes, order), strict=True):
             waiting = np.concatenate([left, mine])
             whole = len(waiting) - len(waiting) % size
             plan += [(length, rows) for rows in waiting[:whole].reshape(-1, size)]
             left = waiting[whole:]
         return [plan[i] for i in shapes.permutation(len(plan))]
+
+    def _taking_part(self, epoch: int, shapes: np.random.Generator, order: np.random.Generator) -> Iterator[np.ndarray]:
+        """The rows of each bucket that an epoch's batches have, in their order; in all a whole number of batches."""
+        taking_part = shapes.permutation(self._bucket_of)[: self.batches_per_epoch * self._size]
+        for number, count in enumerate(np.bincount(taking_part, minlength=len(self._buckets))):
+            yield order.permutation(np.flatnonzero(self._bucket_of == number))[:count]
+
+
+class MixtureBatches(TrainBatches):
+    """Batches of rows of several tasks, each row's task drawn in proportion to the tasks' rates, as seqio draws them.
+
+    Within a task the examples come in a random order, all of them before any comes again. What `TrainBatches` calls an
+    epoch are as many rows as all tasks have together: how many of them are of which task, and their lengths, are drawn
+    by generators keyed by the epoch and not by the seed; which examples they are depends on the seed too. Since a batch
+    is of one length, it has more of the tasks whose examples are so long.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Tokenised],
+        rates: Sequence[float],
+        batch_size: int,
+        seed: int,
+        buckets: Sequence[int],
+        pad_id: int,
+        start_id: int,
+        *,
+        prompt_ids: bool = False,
+    ):
+        """Further arguments and errors as of `TrainBatches`.
+
+        Args:
+          tasks: the examples of each.
+          rates: of each, positive.
+          prompt_ids: whether a batch says which task each row is of, from 0, as `prompt_ids` [B].
+        """
+        self._task_of = np.repeat(np.arange(len(tasks), dtype=np.int32), [len(task.inputs) for task in tasks])
+        self._shares = np.array(rates, np.float64) / sum(rates)
+        self._drawn = [np.zeros(len(tasks), np.int64)]  # of each task, before each epoch, as far as it is known
+        self._prompt_ids = prompt_ids
+        together = _Together(
+            [row for task in tasks for row in task.inputs], [row for task in tasks for row in task.targets]
+        )
+        super().__init__(together, batch_size, seed, buckets, pad_id, start_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the examples, and of what else decides the batches, but for the seed."""
+        own = (super().fingerprint, np.bincount(self._task_of).tolist(), self._shares.tolist(), self._prompt_ids)
+        return f"sha256:{hashlib.sha256(repr(own).encode()).hexdigest()}"
+
+    def _batch_of(self, length: int, rows: np.ndarray) -> Batch:
+        batch = super()._batch_of(length, rows)
+        return batch | {"prompt_ids": self._task_of[rows]} if self._prompt_ids else batch
+
+    def _taking_part(self, epoch: int, shapes: np.random.Generator, order: np.random.Generator) -> Iterator[np.ndarray]:
+        del shapes  # earlier epochs' draws are needed too
+        for number in range(len(self._drawn) - 1, epoch + 1):
+            more = _generator(number, 1).multinomial(self.batches_per_epoch * self._size, self._shares)
+            self._drawn.append(self._drawn[-1] + more)
+        parts = zip(self._drawn[epoch].tolist(), self._drawn[epoch + 1].tolist(), strict=True)
+        rows = np.concatenate([self._rows_of(task, *part) for task, part in enumerate(parts)])
+        for number in range(len(self._buckets)):
+            yield order.permutation(rows[self._bucket_of[rows] == number])
+
+    def _rows_of(self, task: int, start: int, end: int) -> np.ndarray:
+        """What is drawn of a task from its start-th row on: passes over its examples, one after the other."""
+        own = np.flatnonzero(self._task_of == task)
+        first, last = start // len(own), -(-end // len(own))
+        passes = [self._pass(own, task, number) for number in range(first, last)]
+        return np.concatenate([own[:0], *passes])[start - first * len(own) :][: end - start]
+
+    def _pass(self, own: np.ndarray, task: int, number: int) -> np.ndarray:
+        """A task's rows in a random order, their lengths in one that does not depend on the seed."""
+        lengths, order = self._bucket_of[own], _generator(self._seed, number, task, 2)
+        places = _generator(number, task, 2).permutation(lengths)
+        result = np.empty_like(own)
+        for bucket in np.unique(lengths):
+            result[places == bucket] = order.permutation(own[lengths == bucket])
+        return result
+
+
+class _Together(NamedTuple):
+    inputs: list[np.ndarray]
+    targets: list[np.ndarray]
 
 
 class MemberBatches(Iterator[tuple[Batch, ...]]):
@@ -234,9 +318,10 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
     """Batches [B, ...] as one [E, B, ...], padded to the longest; what is padded is masked, so that any id will do."""
     stacked = {}
     for name in batches[0]:
-        longest = max(batch[name].shape[1] for batch in batches)
-        widths = [((0, 0), (0, longest - batch[name].shape[1])) for batch in batches]
-        stacked[name] = np.stack([np.pad(batch[name], width) for batch, width in zip(batches, widths, strict=True)])
+        own = [batch[name] for batch in batches]
+        longest = max(array.shape[-1] for array in own)
+        widths = [[(0, 0)] * (array.ndim - 1) + [(0, longest - array.shape[-1])] for array in own]
+        stacked[name] = np.stack([np.pad(array, width) for array, width in zip(own, widths, strict=True)])
     return stacked
 
 
@@ -303,6 +388,10 @@ def prefetch(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def _inputs(rows: Sequence[np.ndarray], chosen: np.ndarray, batch_size: int, length: int, pad_id: int) -> Batch:

@@ -44,7 +44,10 @@ class DataConfig:
     """A registered task, or the user's own files."""
 
     task: str | None = None
-    """Name of a seqio task in the tasks folder. Leave out when files are given."""
+    """Name of a seqio task in the tasks folder, or of a mixture of such tasks, whose rates say how often each is drawn.
+    Leave out when files are given."""
+    task_names: bool = False
+    """Whether the short name of an input's task and a space come before it, as in T5's training on many tasks."""
     train: Path | None = None
     """The user's own training data: a .jsonl, .csv or .tsv file (also .gz)."""
     validation: Path | None = None
@@ -63,7 +66,8 @@ class DataConfig:
     """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best. Left out, the task's
     own, and accuracy for files."""
     train_examples: int | None = None
-    """Train on so many examples, drawn at random; None is all. What is drawn for less is part of what is for more."""
+    """Train on so many examples, of a mixture of each task, drawn at random; None is all. What is drawn for less is
+    part of what is for more."""
     subset_seed: int = 0
     """Of that draw, which is the same whatever train.seed is."""
     input_length: int | None = None
@@ -117,6 +121,12 @@ class PromptConfig:
     mlp_width: int | None = None
     """Width of the MLP that makes the prompt from a table while it is trained (the prefix paper: 512 for tables, 800
     for summaries), and that is not in its file. None trains the prompt itself."""
+    per_task: Literal["add", "concatenate", "project"] | None = None
+    """A prompt for each task of a mixture, made of one that all tasks share and a part of the task's own: vectors that
+    are added to the shared ones; virtual tokens that come after them; or an affine map of each. The file has the
+    prompts that are made. Of soft_prompt."""
+    task_length: int | None = None
+    """Of `concatenate`: virtual tokens of each task, beside the `length` that tasks share; left out, as many."""
     mlp_layers: int = 1
     """Hidden layers of the MLP."""
     dropout: float = 0.0
@@ -412,6 +422,7 @@ REPLACING_METHODS = ("last_layers", "full")
 _METHODS_OF = {
     **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
     **dict.fromkeys(("adapter", "adapter_width", "adapter_share"), ("adapter",)),
+    **dict.fromkeys(("per_task", "task_length"), ("soft_prompt",)),
     "layers": ("last_layers",),
 }
 
@@ -426,6 +437,7 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError(f"runs: {error}") from error
     positive = {
         "prompt.length": prompt.length,
+        "prompt.task_length": prompt.task_length,
         "prompt.init_vocab": prompt.init_vocab,
         "prompt.mlp_width": prompt.mlp_width,
         "prompt.layers": prompt.layers,
@@ -517,6 +529,11 @@ def _check_alone(experiment: Experiment) -> None:
         )
     if prompt.init == "text" and not prompt.init_text.strip():
         raise ConfigError("prompt.init 'text' needs prompt.init_text")
+    if prompt.task_length is not None and prompt.per_task != "concatenate":
+        raise ConfigError(f"prompt.task_length is of prompt.per_task 'concatenate', and it is {prompt.per_task!r}")
+    if data.task is None and (prompt.per_task or data.task_names):
+        which = "prompt.per_task" if prompt.per_task else "data.task_names"
+        raise ConfigError(f"{which} is of tasks with a name; give data.task, and no files")
     if (data.task is None) == (data.train is None and data.test is None and data.validation is None):
         raise ConfigError(
             "give either data.task, or files: data.train and, if there are any, data.validation, data.test"
@@ -589,7 +606,8 @@ def _value(hint: Any, value: Any, at: str) -> Any:
     """A value with the type of its field. JSON has neither dataclasses, tuples nor paths; Python checks nothing."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{at}.")
-    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+    # Python makes a typing.Union, and no types.UnionType, of a Literal and None.
+    for option in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
         arguments = typing.get_args(option)
         match typing.get_origin(option) or option:
             case types.NoneType if value is None:

@@ -20,6 +20,8 @@ from prompt_jax.data_tasks import (
     discover_tasks,
     find_task,
     on_this_machine,
+    rates_of_mixture,
+    short_name,
     task_names,
     text_source,
     tokenisation,
@@ -40,6 +42,8 @@ __all__ = [
     "find_task",
     "load_examples",
     "on_this_machine",
+    "rates_of_mixture",
+    "short_name",
     "task_names",
     "text_source",
 ]
@@ -55,6 +59,7 @@ def load_examples(
     limit: int | None = None,
     seed: int = 0,
     metric_names: Sequence[str] = (),
+    before: str = "",
 ) -> Examples:
     """Runs a task's pipeline over a split and keeps the result in memory.
 
@@ -73,6 +78,7 @@ def load_examples(
       seed: of the draw, and of a task's preprocessors that draw random numbers. What a smaller limit draws is part of
         what a larger one does.
       metric_names: instead of the metrics of the task's format, if given.
+      before: comes before each input, such as the task's name.
 
     Raises:
       DataError: an unknown task or split, no examples, a broken file, a target that is none of the task's labels, a
@@ -85,11 +91,17 @@ def load_examples(
         if task_format is None:
             raise DataError(f"the task {task.name!r} has metrics of its own, and none can be chosen by name")
         task_format = dataclasses.replace(task_format, metrics=tuple(metric_names))
+    if before:
+        if task_format is None:
+            raise DataError(f"the task {task.name!r} makes its tokens itself: nothing can be put before its inputs")
+        task_format = dataclasses.replace(task_format, template=before + task_format.template)
     if split not in task.splits:
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
         _check_labels(task.name, task_format.labels, tokenizer, target_length)
     rows = list(_rows(task, tokenizer, split, {"inputs": input_length, "targets": target_length}, seed))
+    if before:
+        rows = [{**row, "inputs": before.encode() + row["inputs"]} for row in rows]
     grouped = task_format is not None and bool(task_format.compared) and split != "train"
     if grouped:
         rows = _by_input(rows)

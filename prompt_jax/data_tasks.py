@@ -12,6 +12,7 @@ import difflib
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ def add_task(
     note: str | None = None,
     sentinel: bool = False,
     preprocessors: Sequence[Callable[..., Any]] = (),
+    short_name: str | None = None,
 ) -> Any:
     """Registers a text-to-text task in seqio.
 
@@ -47,6 +49,7 @@ def add_task(
       sentinel: whether targets begin with SENTINEL, which is then part of the labels. Of free text, metrics do not see
         it.
       preprocessors: functions from tf.data.Dataset to tf.data.Dataset that come before the template.
+      short_name: what `short_name` gives for it; left out, its name without the version.
 
     Returns:
       The seqio.Task.
@@ -62,6 +65,8 @@ def add_task(
         postprocess = None if task_format.labels else _without_sentinel
         task_format = dataclasses.replace(task_format, labels=tuple(f"{SENTINEL} {own}" for own in task_format.labels))
     task = _text_task(name, source, task_format, steps, postprocess)
+    if short_name is not None:
+        task.short_name = short_name
     seqio.TaskRegistry.add_provider(name, task)
     return task
 
@@ -136,13 +141,43 @@ def find_task(name: str) -> Any:
     if name in names:
         return seqio.TaskRegistry.get(name)
     if name in seqio.MixtureRegistry.names():
-        raise DataError(f"{name!r} is a mixture; expected the name of one task")
+        own = ", ".join(task.name for task in seqio.MixtureRegistry.get(name).tasks)
+        raise DataError(f"{name!r} is a mixture; expected the name of one task, such as one of its own: {own}")
     nearest = difflib.get_close_matches(name, names, n=3)
     if nearest:
         hint = f"did you mean {' or '.join(nearest)}?"
     else:
         hint = f"there are {', '.join(names)}" if names else "no folder of tasks was found"
     raise DataError(f"no task is called {name!r}; {hint}")
+
+
+def rates_of_mixture(name: str) -> dict[str, float] | None:
+    """The names of a mixture's tasks, in alphabetical order, with their rates; None if there is no such mixture.
+
+    Raises:
+      DataError: a rate that is not positive.
+    """
+    seqio = import_seqio()
+    if name not in seqio.MixtureRegistry.names():
+        return None
+    mixture = seqio.MixtureRegistry.get(name)
+    rates = {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+    for task, rate in rates.items():
+        if not 0 < rate < math.inf:
+            raise DataError(f"the mixture {name!r} has {task} at the rate {rate}; expected a positive number")
+    return rates
+
+
+def short_name(name: str) -> str:
+    """What a task is called before its inputs where several are asked together, as T5 has it: `rte`.
+
+    It is what `add_task` was told, or the name up to its version: `glue_rte` of `glue_rte_v002`.
+    """
+    registry = import_seqio().TaskRegistry
+    told = getattr(registry.get(name), "short_name", None) if name in registry.names() else None
+    words = name.split("_")
+    version = next((n for n, word in enumerate(words) if n and word[:1] == "v" and word[1:].isdecimal()), len(words))
+    return told or "_".join(words[:version])
 
 
 def on_this_machine(task: Any) -> bool:
@@ -264,12 +299,12 @@ def _without_sentinel(text: Any, example: Any = None, is_target: bool = False) -
 
 
 def _import_tasks(file: Path) -> None:
-    """Imports one file of tasks, unless it has been. One that fails leaves none of its tasks behind."""
+    """Imports one file of tasks, unless it has been. One that fails leaves nothing behind."""
     seqio = import_seqio()
     module_name = f"_prompt_jax_tasks_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if module_name in sys.modules:
         return
-    before = set(seqio.TaskRegistry.names())
+    before = [(registry, set(registry.names())) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: expected a Python module, a file named .py")
@@ -279,8 +314,9 @@ def _import_tasks(file: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        for name in set(seqio.TaskRegistry.names()) - before:
-            seqio.TaskRegistry.remove(name)
+        for registry, names in before:
+            for name in set(registry.names()) - names:
+                registry.remove(name)
         raise DataError(f"{file}: the tasks cannot be imported: {type(error).__name__}: {error}") from error
 
 

@@ -179,7 +179,7 @@ def references_of(target: Target) -> Sequence[str]:
 
 def is_share(name: str) -> bool:
     """Whether a metric's values are fractions, which people read in percent; all others have units of their own."""
-    return name.removeprefix("rank/") not in UNITS_OF_THEIR_OWN
+    return name.rpartition("/")[2] not in UNITS_OF_THEIR_OWN
 
 
 def metric_fns(task_format: TaskFormat, notes: Sequence[str] = ()) -> list[MetricFn]:

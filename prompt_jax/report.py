@@ -54,6 +54,8 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
     """
     experiment, summary = read_config(folder), read_summary(folder)
     size = len(summary.members)
+    trained = len(configuration.members(experiment)) if experiment.prompt.per_task else size
+    lines = [own for own in read_metrics(folder, trained) for _ in range(size // trained)]
     if inspections is not None and len(inspections) != size:
         raise ValueError(f"{len(inspections)} inspections of {size} members")
     if similarity is not None and similarity.shape != (size, size):
@@ -74,7 +76,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         varied=_varied(summary),
         diverged=[number for number, member in enumerate(summary.members) if member.status == "diverged"],
         cards=_cards(summary),
-        curves=_curves(read_metrics(folder, size), summary),
+        curves=_curves(lines, summary),
         colours=plots.COLOURS,
         shades=_shades(summary),
         overview=_overview(tests),
@@ -139,7 +141,8 @@ def _curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary) -> list
         best = member.best
         steps, values = _series(own, "train/loss")
         losses.append(Curve(number, steps, values, end=member.status))
-        steps, values = _series(own, f"validation/{best.metric}")
+        # Of a task's prompt that was trained with others', it is logged under the task's name.
+        steps, values = _series(own, f"validation/{best.metric}", f"validation/{member.task}/{best.metric}")
         mark = (best.step, best.score) if math.isfinite(best.score) else None
         scores.append(Curve(number, steps, values, mark, member.status))
     names = {_metric_name(member.best.metric) for member in summary.members}
@@ -154,9 +157,10 @@ def _curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary) -> list
     ]
 
 
-def _series(lines: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one logged quantity."""
-    pairs = [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
+def _series(lines: Sequence[dict[str, Any]], *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one logged quantity, which has one of these names."""
+    found = [(line["step"], line[name]) for line in lines for name in names if name in line]
+    pairs = [(step, value) for step, value in found if math.isfinite(value)]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, int), np.array(values, float)
 
@@ -183,7 +187,7 @@ def _cards(summary: Summary) -> list[Card]:
     cards = []
     if len(trained) > 1 and _comparable(trained):
         cards.append(_mean_card(f"{len(trained)} tasks", trained, "average of the tests of each task"))
-    if trained and one:
+    if len(trained) == 1 and one:
         cards += _test_cards(trained[0])
     elif len(trained) <= _MAX_CARDS:
         cards += [_task_card(test) for test in trained]

@@ -35,6 +35,10 @@ MAX_LENGTH = 1 << 16  # tokens
 # What begins each target of a task for a model that was trained on span corruption alone (Lester et al. 2021, 3.2).
 SENTINEL = "<extra_id_0>"
 
+# The template of a prompt for several tasks that were asked with their names (`data.task_names`): the short name of an
+# input's task, and what the task's own template makes.
+NAMED_INPUTS = "{task_name} {inputs}"
+
 # The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
 UNLABELLED = "<unk>"
 

@@ -75,4 +75,5 @@ for _version, _tfds in VERSIONS.items():
             seqio.TfdsDataSource(f"glue/{_data}:{_tfds}", splits=SPLITS.get(_name, ("train", "validation", "test"))),
             _format,
             preprocessors=[in_fifths] if _name == "stsb" else [],
+            short_name=_name,
         )

@@ -1,7 +1,7 @@
 """Sentiment of sentences from four domains, rated by people: movie reviews, product reviews, editorials and tweets.
 
-One label space over four domains, so that a prompt tuned on one can be tested on the others. The data and where it
-comes from are in `data/sentiment`.
+One label space over four domains, so that a prompt tuned on one can be tested on the others. The mixture `sentiment` is
+of all four, at rates of their numbers of training examples. The data and where it comes from are in `data/sentiment`.
 """
 
 import functools
@@ -54,4 +54,12 @@ for _domain in DOMAINS:
         f"sentiment_{_domain}",
         seqio.FunctionDataSource(functools.partial(_dataset, domain=_domain), splits=tuple(SPLITS)),
         TaskFormat("{text}", LABELS, metrics=("accuracy",), input_length=128, target_length=8),
+        short_name=_domain,
     )
+
+
+def _size(task: seqio.Task) -> int:
+    return len(examples(task.name.removeprefix("sentiment_"))["train"])
+
+
+seqio.MixtureRegistry.add("sentiment", [f"sentiment_{_domain}" for _domain in DOMAINS], default_rate=_size)

@@ -14,6 +14,8 @@ classes, and its metrics. The length of inputs is the paper's, 512 tokens. The b
   seen which was trained on span corruption alone (the paper's ablation, section 3.2).
 - `dpr_v001_simple`: definite pronouns (Rahman and Ng 2012) in the form of WSC, which the paper's multitask baseline is
   trained on as well. Its validation split is what TFDS calls test.
+- `super_glue_v102`, and `super_glue_with_dpr_v102` with these: mixtures of all tasks, at rates of their numbers of
+  training examples, as T5's multitask has them.
 """
 
 import seqio
@@ -161,6 +163,7 @@ for _name, _format in FORMATS.items():
             note=_note,
             sentinel=bool(_sentinel),
             preprocessors=_changes,
+            short_name=_name,
         )
 
 add_task(
@@ -169,3 +172,9 @@ add_task(
     TaskFormat("{text}", target_length=32),
     preprocessors=[definite_pronoun],
 )
+
+# Training examples of the benchmark's tasks: of ReCoRD right answers, of WSC those whose candidate is right.
+SIZES = (9427, 250, 400, 27243, 138854, 2490, 5428, 259)
+_RATES = [(f"super_glue_{_name}_v102", _size) for _name, _size in zip(BENCHMARK, SIZES, strict=True)]
+seqio.MixtureRegistry.add("super_glue_v102", _RATES)
+seqio.MixtureRegistry.add("super_glue_with_dpr_v102", [*_RATES, ("dpr_v001_simple", 1322)])

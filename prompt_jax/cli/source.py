@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_jax.cli.common import chosen_format
 from prompt_jax.errors import UserError
-from prompt_jax.task_format import TaskFormat
+from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import Member
@@ -57,7 +57,7 @@ def read_examples(
     from prompt_jax import data
 
     first = next((member for member in members if member.metadata.format is not None), members[0])
-    path, own = first.path, first.metadata.format
+    path, own, before = first.path, first.metadata.format, ""
     if source.data is not None:
         if own is None and source.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
@@ -76,7 +76,11 @@ def read_examples(
         if source.task is None and not data.on_this_machine(task):
             raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
         theirs = getattr(task, "task_format", None)
-        if source.task is None and own is not None and theirs is not None and own.template != theirs.template:
+        if own is not None and theirs is not None:
+            trained_on = data.short_name(first.metadata.task or "")
+            named = own.template in (NAMED_INPUTS, f"{trained_on} {theirs.template}")
+            before = f"{data.short_name(name)} " if named else ""
+        if source.task is None and own is not None and theirs is not None and own.template != before + theirs.template:
             warnings.warn(
                 f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
                 stacklevel=2,
@@ -92,5 +96,6 @@ def read_examples(
         target_length=lengths.target_length,
         limit=source.limit,
         metric_names=metrics or (),
+        before=before,
     )
     return examples, lengths.target_length

@@ -2,7 +2,8 @@
 
 A method has `init(key, config, model, labels)`, which gives the trainable variables, and
 `apply(trainable, params, key, *, config)`, which gives the base's parameters and the Prompt; `config` is a
-`prompt_jax.config.PromptConfig`.
+`prompt_jax.config.PromptConfig`. Where each task has a prompt, `init` is also told how many `tasks` there are, and the
+Prompt is a stacked one.
 """
 
 import functools
@@ -14,10 +15,10 @@ from prompt_jax.config import PromptConfig
 
 def method(config: PromptConfig) -> ModuleType:
     """The module of a configuration's method."""
-    from prompt_jax.prompts import adapter, base_layers, prefix, soft_prompt
+    from prompt_jax.prompts import adapter, base_layers, multitask, prefix, soft_prompt
 
     return {
-        "soft_prompt": soft_prompt,
+        "soft_prompt": multitask if config.per_task else soft_prompt,
         "prefix": prefix,
         "adapter": adapter,
         "full": base_layers,

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,7 +18,8 @@ from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import Evaluation, evaluate_members
+from prompt_jax.evaluation import evaluate_members
+from prompt_jax.metrics import benchmark_average
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
@@ -46,7 +47,7 @@ class Standing:
 
     status: Literal["training", "stopped early", "diverged"] = "training"
     steps: int = 0  # that moved it
-    metric: str = ""  # the task's first
+    metric: str = ""  # the task's first, or the mean of several tasks
     score: float = -math.inf  # the best on the validation split
     best_step: int = -1
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -236,7 +237,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
 def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) -> tuple[tuple[TrainState, ...], bool]:
     """Scores the members that are trained on their validation splits, keeps their best, and stops whom it is time to.
 
-    The best is by the task's first metric; of equals the one that was trained longer.
+    The best is by the task's first metric, or the mean over a mixture's tasks; of equals the one trained longer.
 
     Returns:
       The states, and whether it is time to leave instead: then nothing has changed.
@@ -249,34 +250,35 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
         if preemption.noticed():
             raise _Leaving
 
-    results: dict[int, Evaluation] = {}
+    own: dict[int, dict[str, dict[str, float]]] = {number: {} for number in progress.training}
     try:
-        for numbers in setup.by_task(progress.training):
-            member = setup.members[numbers[0]]
+        for task, numbers in setup.by_task(progress.training):
             found = evaluate_members(
                 setup.model,
                 [prompts[number] for number in numbers],
-                member.examples["validation"],
-                target_length=member.task_format.target_length,
+                task.examples["validation"],
+                target_length=task.format.target_length,
                 batch_size=run.experiment.train.eval_batch_size,
                 rank=False,
                 before_batch=go_on,
             )
-            results |= zip(numbers, found, strict=True)
+            for number, result in zip(numbers, found, strict=True):
+                own[setup.stored[number].member][task.name] = result.scores
     except _Leaving:
         return states, True
 
     progress.evaluation_due = False
     improved = False
-    for number, result in results.items():
-        values = {f"validation/{name}": value for name, value in result.scores.items()}
+    results = {number: _scores(by_task) for number, by_task in own.items()}
+    for number, scores in results.items():
+        values = {f"validation/{name}": value for name, value in scores.items()}
         with _saving(run):
             run.log.write(progress.step, number, values | {"seconds": progress.seconds})
         standing = progress.members[number]
-        standing.metric, score = next(iter(result.scores.items()))
+        standing.metric, score = next(iter(scores.items()))
         standing.evaluations_since = 0 if score > standing.score else standing.evaluations_since + 1
         if score >= standing.score:
-            standing.score, standing.best_step, standing.best_scores = score, progress.step, dict(result.scores)
+            standing.score, standing.best_step, standing.best_scores = score, progress.step, scores
             run.best[number] = trainable[number]
             improved = True
     if improved or not run.best_written:
@@ -284,8 +286,16 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
         with _saving(run):
             _save_prompts(run, "best.npz", run.best)
             run.best_written = True
-    _show_scores(run, [next(iter(result.scores.values())) for result in results.values()])
+    _show_scores(run, [next(iter(scores.values())) for scores in results.values()])
     return _stop_early(run, states), False
+
+
+def _scores(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A member's scores: those of its task or, of several, their `mean` and then all of them as `TASK/METRIC`."""
+    if len(by_task) == 1:
+        return dict(*by_task.values())
+    each = {f"{task}/{name}": value for task, own in by_task.items() for name, value in own.items()}
+    return {"mean": benchmark_average(by_task), **each}
 
 
 def _show_scores(run: Run, scores: Sequence[float]) -> None:
@@ -336,10 +346,12 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
     if not is_first():
         return
     descriptions = []
-    for number, member in enumerate(run.progress.members):
+    for number, stored in enumerate(run.setup.stored):
+        member = run.progress.members[stored.member]
         at_best = name == "best.npz" or member.best_step == run.progress.step
         step = member.best_step if at_best else member.steps
-        descriptions.append(metadata(run.setup, number, step, member.best_scores if at_best else {}))
+        scores = run.setup.own_scores(number, member.best_scores) if at_best else {}
+        descriptions.append(metadata(run.setup, number, step, scores))
     path, prompts = run.experiment.folder / name, run.setup.prompts(trainable)
     if len(prompts) == 1:
         save_prompt(path, prompts[0], descriptions[0])
@@ -405,10 +417,14 @@ def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
     lines = [f"{experiment.name}: {setup.model.name}, {share}{members}"]
     if len(setup.members) > 1:
         lines += [f"  member {n}: {configuration.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
-    for numbers in setup.by_task(range(len(setup.members))):
-        for split, examples in setup.members[numbers[0]].examples.items():
-            cut = ", ".join(f"{count} {part} cut" for part, count in examples.truncated.items() if count)
-            lines.append(f"  {split}: {len(examples)} examples of {examples.name}{f', {cut}' if cut else ''}")
+    for task, _ in setup.by_task():
+        for split, examples in task.examples.items():
+            cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
+            lines.append(f"  {split}: {len(examples)} examples of {examples.name}{cut}")
+    mixed = setup.members[0].tasks
+    if len(mixed) > 1:
+        total = sum(task.rate for task in mixed)
+        lines.append(f"  drawn: {', '.join(f'{task.rate / total:.1%} {task.name}' for task in mixed)}")
     if start:
         lines.append(f"  resuming at step {start} of {setup.steps}")
     return "\n".join(lines)

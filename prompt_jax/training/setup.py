@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,30 +15,56 @@ from jax.sharding import Mesh
 
 from prompt_jax import config as configuration
 from prompt_jax import data
-from prompt_jax.batches import MemberBatches, TrainBatches, length_buckets
+from prompt_jax.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
 from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment, PromptConfig
 from prompt_jax.data_files import DataError
 from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.hub import Model, load_model
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.prompts import applied, method
 from prompt_jax.prompts.files import Base, PromptMetadata
 from prompt_jax.sharding import divided, fetch, make_mesh, of_parameters, place, shape_of
-from prompt_jax.task_format import TaskFormat
+from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A task that is trained on."""
+
+    examples: Mapping[str, Examples]  # by split
+    format: TaskFormat  # with the lengths that are used
+    rate: float = 1.0  # at which it is drawn, where it is one of several
+
+    @property
+    def name(self) -> str:
+        return self.examples["train"].name
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One of the prompts that are trained; a run of a single prompt has one."""
+    """One of the prompts that are trained, or of those with a part for each task; a run without an ensemble has one."""
 
     experiment: Experiment  # what would train it alone
     settings: Mapping[str, Any]  # in what that differs from the other members', by field
-    examples: Mapping[str, Examples]  # by split
-    task_format: TaskFormat  # with the lengths that are used
+    tasks: tuple[Task, ...]  # one, or those of a mixture
+
+    @property
+    def training_examples(self) -> int:
+        return sum(len(task.examples["train"]) for task in self.tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One of the prompts that a run leaves: a member's, or with `prompt.per_task` a member's for one of its tasks."""
+
+    member: int  # its number
+    task: str  # that it is for, or the mixture
+    tasks: tuple[Task, ...]  # the same
+    settings: Mapping[str, Any]  # in what it differs from the others, by field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +78,7 @@ class Setup:
 
     model: Model
     members: tuple[Member, ...]
+    stored: tuple[Stored, ...]  # in the order of the run's files
     steps: int
     further_tests: tuple[tuple[Examples, TaskFormat], ...]  # of tasks that no member is trained on
     stacks: tuple[tuple[int, ...], ...]  # the members' numbers
@@ -72,15 +100,26 @@ class Setup:
         return [members[number] for number in range(len(self.members))]
 
     def prompts(self, trainable: Sequence[Any]) -> list[Prompt]:
-        """The prompts that members' trainable variables stand for."""
-        return [self.apply(variables["prompt"], None)[1] for variables in trainable]
+        """The prompts that members' trainable variables stand for, as they are stored."""
+        made = [self.apply(variables["prompt"], None)[1] for variables in trainable]
+        return [prompt for each in made for prompt in ([each] if each.stacked is None else unstack_prompts(each))]
 
-    def by_task(self, numbers: Iterable[int]) -> list[list[int]]:
-        """The numbers of members, those that share a task's examples together."""
-        tasks: dict[Any, list[int]] = {}
-        for number in numbers:
-            tasks.setdefault(self.members[number].experiment.data, []).append(number)
-        return list(tasks.values())
+    def own_scores(self, number: int, scores: Mapping[str, float]) -> dict[str, float]:
+        """Those of a member's validation scores that are of a stored prompt, by metric."""
+        stored = self.stored[number]
+        if stored.tasks == self.members[stored.member].tasks:
+            return dict(scores)
+        own = f"{stored.task}/"
+        return {name.removeprefix(own): score for name, score in scores.items() if name.startswith(own)}
+
+    def by_task(self, members: Iterable[int] | None = None) -> list[tuple[Task, list[int]]]:
+        """The tasks, each with the numbers of the stored prompts that are for it: of these members, or of all."""
+        chosen = range(len(self.members)) if members is None else set(members)
+        tasks: dict[Task, list[int]] = {}
+        for number, stored in enumerate(self.stored):
+            for task in stored.tasks if stored.member in chosen else ():
+                tasks.setdefault(task, []).append(number)
+        return list(tasks.items())
 
 
 def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
@@ -107,10 +146,15 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         )
     members = _load_members(alone, model, tasks)
     steps = _steps(experiment, members)
-    answers = {member.task_format.labels for member in members}
+    trained_on = {task.name for member in members for task in member.tasks}
+    if repeated := trained_on & set(experiment.data.test_tasks):
+        raise ConfigError(f"data.test_tasks names {min(repeated)} again: a task of the mixture is tested on anyway")
+    stored = tuple(each for number, member in enumerate(members) for each in _stored(number, member))
+    answers = {tuple(task.format.labels for task in each.tasks) for each in stored}
     if experiment.data.test_tasks and len(answers) > 1:
+        shown = " and ".join(str(labels) for own in answers for labels in own)
         raise ConfigError(
-            f"data.test_tasks: the members vote there, and have other labels each ({' and '.join(map(str, answers))}); "
+            f"data.test_tasks: the members vote there, and have other labels each ({shown}); "
             "leave it out, or train members of one set of labels"
         )
 
@@ -122,9 +166,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
         _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
-        for examples in member.examples.values():
-            _check_length(model, prompt, examples, member.task_format.target_length, experiment.decoding)
-        for examples, task_format in further_tests:
+        own = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
+        for examples, task_format in (*own, *further_tests):
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
     of_members = divided(mesh, "members")
     states = tuple(
@@ -134,6 +177,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     return Setup(
         model=model,
         members=members,
+        stored=stored,
         steps=steps,
         further_tests=further_tests,
         stacks=stacks,
@@ -200,9 +244,27 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     """The members with their data, which are loaded once for all that share them."""
     options = alone[0].train
     limits = {"validation": options.eval_examples, "test": options.test_examples}
-    loaded = {data: load_splits(data, model, limits, tasks) for data in {e.data: 0 for e in alone}}
+    configs = list(dict.fromkeys(each.data for each in alone))
+    loaded = {config: load_tasks(config, model, limits, tasks) for config in configs}
+    mixtures = [config.task for config in configs if config.task and data.rates_of_mixture(config.task)]
+    if alone[0].prompt.per_task and mixtures != [config.task for config in configs]:
+        name = next(config.task for config in configs if config.task not in mixtures)
+        raise ConfigError(f"prompt.per_task is of a mixture of tasks, and {name} is one task; leave it out")
+    if mixtures and len(configs) > 1:
+        raise ConfigError(f"ensemble.task names {mixtures[0]}, a mixture; members can share one, as data.task")
     settings = configuration.settings(tuple(alone))
-    return tuple(Member(e, own, *loaded[e.data]) for e, own in zip(alone, settings, strict=True))
+    return tuple(Member(e, own, loaded[e.data]) for e, own in zip(alone, settings, strict=True))
+
+
+def _stored(number: int, member: Member) -> list[Stored]:
+    if member.experiment.prompt.per_task is None:
+        name = member.tasks[0].name if len(member.tasks) == 1 else str(member.experiment.data.task)
+        return [Stored(number, name, member.tasks, member.settings)]
+    names = [task.name for task in member.tasks]
+    return [
+        Stored(number, name, (task,), {**member.settings, "data.task": name})
+        for name, task in zip(names, member.tasks, strict=True)
+    ]
 
 
 def _check_length(model: Model, prompt: Prompt, examples: Examples, target_length: int, decoding: Decoding) -> None:
@@ -224,7 +286,7 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
     options = experiment.train
     if options.epochs is None:
         return options.steps
-    counts = sorted({len(member.examples["train"]) for member in members})
+    counts = sorted({member.training_examples for member in members})
     if len(counts) > 1:
         raise ConfigError(
             f"train.epochs: members take the same steps, and have {' and '.join(map(str, counts))} training examples; "
@@ -235,29 +297,56 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
 
 def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
     """A member's state before the first step, and its key: functions of its own experiment alone."""
-    experiment, training = member.experiment, member.examples["train"]
+    experiment, config = member.experiment, member.experiment.prompt
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
-    labels = training.format.labels if training.format else ()
-    trainable = {"base": None, "prompt": method(experiment.prompt).init(init_key, experiment.prompt, model, labels)}
+    # Those of several tasks in turn, so that a short prompt has some of each.
+    turns = itertools.zip_longest(*(task.format.labels for task in member.tasks))
+    labels = list(dict.fromkeys(label for turn in turns for label in turn if label is not None))
+    count = {"tasks": len(member.tasks)} if config.per_task else {}
+    trainable = {"base": None, "prompt": method(config).init(init_key, config, model, labels, **count)}
     # The optimizer's state holds the member's own learning rate and weight decay.
     optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
     return TrainState.create(trainable, optimizer), run_key
 
 
 def _batches(members: Sequence[Member], stacks: Sequence[Sequence[int]], model: Model) -> MemberBatches:
-    """One stream of batches for each task and seed."""
+    """One stream of batches for each task, or mixture, and seed."""
     streams: dict[Any, TrainBatches] = {}
     for member in members:
-        options, training = member.experiment.train, member.examples["train"]
-        lengths = [len(ids) for ids in training.inputs]
+        options, training = member.experiment.train, [task.examples["train"] for task in member.tasks]
+        lengths = [len(ids) for examples in training for ids in examples.inputs]
         buckets = length_buckets(lengths, member.experiment.data.buckets, max(lengths))
         key = (member.experiment.data, options.seed)
-        if key not in streams:
-            ids = model.config.pad_id, model.config.start_id
-            streams[key] = TrainBatches(training, options.batch_size, options.seed, buckets, *ids)
+        if key in streams:
+            continue
+        rest = options.batch_size, options.seed, buckets, model.config.pad_id, model.config.start_id
+        per_task = member.experiment.prompt.per_task is not None
+        if len(training) == 1 and not per_task:
+            streams[key] = TrainBatches(training[0], *rest)
+        else:
+            rates = [task.rate for task in member.tasks]
+            streams[key] = MixtureBatches(training, rates, *rest, prompt_ids=per_task)
     number = {key: i for i, key in enumerate(streams)}
     of_member = [number[member.experiment.data, member.experiment.train.seed] for member in members]
     return MemberBatches(list(streams.values()), [[of_member[n] for n in numbers] for numbers in stacks])
+
+
+def load_tasks(
+    config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
+) -> tuple[Task, ...]:
+    """The task of the configuration, or those of the mixture that it names; arguments as for `load_splits`."""
+    rates = None
+    if config.task is not None:
+        data.discover_tasks(tasks)
+        rates = data.rates_of_mixture(config.task)
+    if rates is None:
+        return (Task(*load_splits(config, model, limits, tasks)),)
+    if config.task_names and len({data.short_name(name) for name in rates}) < len(rates):
+        raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
+    return tuple(
+        Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
+        for name, rate in rates.items()
+    )
 
 
 def load_splits(
@@ -278,7 +367,7 @@ def load_splits(
         named = {split: path for split, path in files.items() if path is not None}
         task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
 
-    task_format = _as_configured(task_format, config)
+    task_format = _as_configured(task, task_format, config)
     limits = {**limits, "train": config.train_examples}
     splits = {}
     for split in ("train", "validation", "test"):
@@ -302,18 +391,24 @@ def _load_test(
     task = data.find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
-    task_format = _as_configured(getattr(task, "task_format", None), config)
+    task_format = _as_configured(task, getattr(task, "task_format", None), config)
     loaded = _load(task, "test", task_format, config, model, limit)
     if loaded.unlabelled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format
 
 
-def _as_configured(task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
-    """A task's format with the lengths and metrics that the configuration has instead."""
+def _before(task: Any, config: DataConfig) -> str:
+    """What comes before a task's inputs."""
+    return f"{data.short_name(task.name)} " if config.task_names else ""
+
+
+def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
+    """A task's format with what the configuration has instead: its lengths and metrics, and what comes before."""
     task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
     return dataclasses.replace(
         task_format,
+        template=_before(task, config) + task_format.template,
         input_length=config.input_length or task_format.input_length,
         target_length=config.target_length or task_format.target_length,
         metrics=config.metrics or task_format.metrics,
@@ -339,23 +434,40 @@ def _load(
         limit=limit,
         seed=seed,
         metric_names=config.metrics,
+        before=_before(task, config),
     )
 
 
 def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) -> PromptMetadata:
-    """What a prompt file of this run says of a member's prompt."""
-    member, model = setup.members[number], setup.model
-    trained = member.experiment.prompt
+    """What a prompt file of this run says of a stored prompt."""
+    stored, model = setup.stored[number], setup.model
+    experiment = setup.members[stored.member].experiment
+    trained = experiment.prompt
     return PromptMetadata(
         base=Base(model.name, model.revision, model.fingerprint),
         method=trained.method,
         initialization=_initialization(trained),
         placement=trained.placement,
-        task=member.examples["train"].name,
-        format=member.task_format,
+        task=stored.task,
+        format=_one_format(stored.tasks, experiment.data),
         step=step,
         scores=dict(scores),
-        settings=dict(member.settings),
+        settings=dict(stored.settings),
+    )
+
+
+def _one_format(tasks: Sequence[Task], config: DataConfig) -> TaskFormat:
+    """That of a prompt's tasks; where they differ, one whose column is the input that a task's own template makes."""
+    formats = [task.format for task in tasks]
+    if len(set(formats)) == 1:
+        return formats[0]
+    alike = len({(own.labels, own.metrics) for own in formats}) == 1
+    return TaskFormat(
+        NAMED_INPUTS if config.task_names else "{inputs}",
+        labels=formats[0].labels if alike else (),
+        metrics=formats[0].metrics if alike else ("accuracy",),
+        input_length=max(own.input_length for own in formats),
+        target_length=max(own.target_length for own in formats),
     )
 
 

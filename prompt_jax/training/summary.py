@@ -68,11 +68,11 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
     report = write_report(folder, inspections, similarity)
 
     shown = []
-    for number, member in enumerate(progress.members):
-        named = f", member {number} ({settings_text(setup.members[number].settings)})" if len(prompts) > 1 else ""
+    for number, stored in enumerate(setup.stored):
+        member, (metric, score) = progress.members[stored.member], _best(setup, progress, number)
+        named = f", member {number} ({settings_text(stored.settings)})" if len(prompts) > 1 else ""
         ended = "" if member.status == "training" else f"; {member.status} at step {member.steps}"
-        best = f"validation {member.metric} {member.score:.4f}"
-        shown.append(f"best prompt{named}: step {member.best_step}, {best}{ended}")
+        shown.append(f"best prompt{named}: step {member.best_step}, validation {metric} {score:.4f}{ended}")
     shown += [_text(setup, test) for test in tests]
     return "\n".join([*shown, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
 
@@ -81,10 +81,9 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
     """The members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
-    for numbers in setup.by_task(everyone):
-        member = setup.members[numbers[0]]
-        if "test" in member.examples:
-            runs.append((member.examples["test"], member.task_format, numbers))
+    for task, numbers in setup.by_task():
+        if "test" in task.examples:
+            runs.append((task.examples["test"], task.format, numbers))
     trained_on = len(runs)
     runs += [(examples, task_format, everyone) for examples, task_format in setup.further_tests]
 
@@ -112,23 +111,23 @@ def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Se
     """`summary.json`; `prompt_jax.run_files.Summary` says what is in it."""
     model = setup.model
     examples, truncated = {}, {}
-    for numbers in setup.by_task(range(len(setup.members))):
-        splits = setup.members[numbers[0]].examples
-        task = splits["train"].name
-        examples[task] = {split: len(each) for split, each in splits.items()}
-        truncated[task] = {split: each.truncated for split, each in splits.items()}
+    for task, _ in setup.by_task():
+        examples[task.name] = {split: len(each) for split, each in task.examples.items()}
+        truncated[task.name] = {split: each.truncated for split, each in task.examples.items()}
     members = []
-    for member, standing in zip(setup.members, progress.members, strict=True):
-        best = {"metric": standing.metric, "score": standing.score, "step": standing.best_step}
+    for number, stored in enumerate(setup.stored):
+        standing, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
+        metric, score = _best(setup, progress, number)
+        own = (prompt.task_length or prompt.length) if prompt.per_task == "concatenate" else 0
         members.append(
             {
-                "settings": dict(member.settings),
-                "task": member.examples["train"].name,
-                "length": member.experiment.prompt.length,
+                "settings": dict(stored.settings),
+                "task": stored.task,
+                "length": prompt.length + own,
                 "status": "finished" if standing.status == "training" else standing.status,
                 "steps": standing.steps,
-                "best": best,
-                "validation": standing.best_scores,
+                "best": {"metric": metric, "score": score, "step": standing.best_step},
+                "validation": setup.own_scores(number, standing.best_scores),
             }
         )
     return {
@@ -148,6 +147,13 @@ def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Se
         "members": members,
         "tests": [_test_summary(test) for test in tests],
     }
+
+
+def _best(setup: Setup, progress: Progress, number: int) -> tuple[str, float]:
+    """The first metric of a stored prompt, and its value where its member was the best."""
+    standing = progress.members[setup.stored[number].member]
+    own = setup.own_scores(number, standing.best_scores)
+    return next(iter(own.items()), (standing.metric, standing.score))
 
 
 def _test_summary(test: Test) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _text(setup: Setup, test: Test) -> str:
         after = test.after.scores
         rows = [[name, f"{test.before.scores[name]:.4f}", f"{value:.4f}"] for name, value in after.items()]
         return Table(title, [["", "base", "prompt"], *rows]).text()
-    names = [settings_text(setup.members[number].settings) for number in test.numbers]
+    names = [settings_text(setup.stored[number].settings) for number in test.numbers]
     scores, gain, *_ = ensemble_tables(
         test.ensemble,
         f"{title}, {test.ensemble.vote_rule} vote",

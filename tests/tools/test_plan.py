@@ -62,7 +62,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
     )
     setup = setups.prepare(given)
     (batch,) = next(setup.batches)
-    answers = max(len(target) for target in setup.members[0].examples["train"].targets)
+    answers = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
     longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=answers)
     train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
     ours = setup.step.lower(setup.states[0], setup.frozen, setup.place(batch), setup.keys[0])
@@ -76,7 +76,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
 
     monkeypatch.setattr(evaluation, "compiled_generate", spy)
     prompts = setup.prompts(setup.trainable(setup.states))
-    examples = setup.members[0].examples["train"]
+    examples = setup.members[0].tasks[0].examples["train"]
     rows = [longest.input_length] * 3
     inputs = [np.resize(examples.inputs[0], length) for length in rows]
     stacked, ids = evaluation.together(prompts)

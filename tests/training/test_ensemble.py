@@ -196,7 +196,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     )
     setup, _ = train(bank, tasks=tasks)
     for part in ("inputs", "targets"):  # so that the shorter of a step's batches are padded
-        rows = [getattr(member.examples["train"], part) for member in setup.members]
+        rows = [getattr(member.tasks[0].examples["train"], part) for member in setup.members]
         assert len({max(map(len, own)) for own in rows}) == 2
     found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
     assert [each.task for each in found] == ["bank_a", "bank_b"]
@@ -485,7 +485,7 @@ def on_eight_devices(config: Path) -> dict:
     evaluation.compiled_generate = real
 
     # The same questions to the base on all devices, and on one.
-    examples, prompts = setup.members[0].examples["validation"], setup.prompts(starts_of_setup)
+    examples, prompts = setup.members[0].tasks[0].examples["validation"], setup.prompts(starts_of_setup)
     stacked, ids = evaluation.together(prompts[:3])
     rows = {"prompt_ids": ids[np.arange(len(examples)) % 3], "batch_size": 5}
     alone = dataclasses.replace(setup.model, params=jax.device_put(setup.model.params, jax.devices()[0]))

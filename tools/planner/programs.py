@@ -77,6 +77,8 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
       ConfigError: what a run of this experiment on such devices would raise, or a base that is not known.
     """
     configuration.check(experiment)
+    if experiment.prompt.per_task:
+        raise ConfigError("a plan loads no data, and prompt.per_task depends on the number of tasks; leave it out")
     alone = configuration.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))

@@ -1,0 +1,253 @@
+"""Training on a mixture of tasks: one prompt for all, a prompt for each, or the full model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import changed, named
+from prompt_jax import evaluation, forward
+from prompt_jax.cli import main
+from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
+from prompt_jax.data_files import DataError
+from prompt_jax.metrics import benchmark_average
+from prompt_jax.prompts.files import read_prompts
+from prompt_jax.training import loop
+from prompt_jax.training.logs import read_log
+from prompt_jax.training.loop import train
+from prompt_jax.training.summary import finish
+
+TASKS = """
+import functools
+
+import seqio
+
+from prompt_jax.data import add_task, text_source
+from prompt_jax.task_format import UNLABELLED, TaskFormat
+
+
+def rows(split, labels, count):
+    count = count if split == "train" else 6
+    return [(f"{('bad', 'good')[i % 2]} film {split} " + "and long " * (i % 3), labels[i % 2]) for i in range(count)]
+
+
+splits = ("train", "validation", "test")
+for name, labels, metrics, count in (
+    ("kind_a_v001", ("negative", "positive"), ("accuracy", "matthews"), 16),
+    ("kind_b_v001", ("bad film", "good film"), ("accuracy",), 24),
+):
+    source = text_source(functools.partial(rows, labels=labels, count=count), splits, ("text", "label"))
+    add_task(name, source, TaskFormat("{text}", labels, metrics, 64, 10), short_name=name[5:6])
+for name, target in (("texts", "a film"), ("unknown", UNLABELLED)):
+    source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
+    add_task(name, source, TaskFormat("{source}"), target="target")
+seqio.MixtureRegistry.add("both", [("kind_a_v001", 1), ("kind_b_v001", 3)])
+seqio.MixtureRegistry.add("nested", [("both", 2), ("texts", 0.5)])
+seqio.MixtureRegistry.add("one", [("kind_a_v001", 1)])
+seqio.MixtureRegistry.add("with_unknown", [("kind_a_v001", 1), ("unknown", 1)])
+"""
+NAMES = ("kind_a_v001", "kind_b_v001")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    """A file of tasks that are gone after the module's tests."""
+    import seqio
+
+    file = tmp_path_factory.mktemp("tasks") / "tasks.py"
+    file.write_text(TASKS)
+    before = [(registry, set(registry.names())) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
+    yield file
+    for registry, names in before:
+        for name in set(registry.names()) - names:
+            registry.remove(name)
+
+
+@pytest.fixture
+def mixed(experiment: Experiment, monkeypatch) -> Experiment:
+    """On both tasks, whose names come before their inputs."""
+    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    experiment = changed(experiment, "train", steps=4, eval_every=2)
+    return dataclasses.replace(experiment, data=DataConfig(task="both", task_names=True, buckets=1))
+
+
+METHODS = {
+    "shared": PromptConfig(length=4, init_vocab=100),
+    "concatenate": PromptConfig(length=4, init_vocab=100, per_task="concatenate", task_length=2),
+    "full": PromptConfig(method="full"),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
+    """An ensemble of two, of unequal lengths where there are lengths."""
+    lengths = (4, 5) if kind == "concatenate" else ()
+    rate = OptimizerConfig(name="adamw", learning_rate=1e-3) if kind == "full" else OptimizerConfig()
+    run = dataclasses.replace(
+        mixed, prompt=METHODS[kind], optimizer=rate, ensemble=EnsembleConfig(size=2, length=lengths)
+    )
+    whole = named(run, "whole")
+    setup, progress = train(whole, tasks=tasks)
+    per_task = run.prompt.per_task is not None
+    start = setup.prompts(setup.trainable(setup.states))
+    shown = finish(whole, setup, progress)
+    assert "drawn: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
+
+    # What the files say, and the same prompts evaluated from them, asked in the same words.
+    stored = read_prompts(whole.folder / "best.npz")
+    expected = [(m, t) for m in range(2) for t in NAMES] if per_task else [(m, "both") for m in range(2)]
+    for (prompt, metadata), (member, task) in zip(stored, expected, strict=True):
+        standing = progress.members[member]
+        assert metadata.task == task and metadata.step == standing.best_step and prompt.stacked is None
+        scores = standing.best_scores
+        by_task = {name: {k.split("/")[1]: v for k, v in scores.items() if k.startswith(name)} for name in NAMES}
+        assert list(by_task["kind_a_v001"]) == ["accuracy", "matthews", "invalid"]
+        assert next(iter(scores)) == standing.metric == "mean"
+        assert standing.score == scores["mean"] == benchmark_average(by_task)
+        assert metadata.scores == (by_task[task] if per_task else scores)
+        if per_task:
+            assert metadata.settings["data.task"] == task and metadata.format.labels == BY_TASK[task]
+            assert metadata.format.template == f"{task[5]} {{text}}"
+        else:
+            assert metadata.format.template == "{task_name} {inputs}" and metadata.format.labels == ()
+    written = [json.loads(line) for line in (whole.folder / "predictions.jsonl").read_text().splitlines()]
+    for number, (member, task) in enumerate(expected):
+        one, model = str(whole.folder / f"member_{number}.npz"), ["--model", run.model.name]
+        assert main(["export", str(whole.folder / "best.npz"), one, "--member", str(number)]) == 0
+        for name in [task] if per_task else NAMES:
+            out = whole.folder / f"out_{number}_{name}"
+            own = [] if per_task else ["--task", name]
+            assert main(["evaluate", one, *model, "--tasks", str(tasks), *own, "--out", str(out)]) == 0
+            found = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+            assert all(row["input"].startswith(f"{name[5]} ") for row in found)
+            assert [(row["input"], row["members"][0]) for row in found] == [
+                (row["input"], row["members"][member]) for row in written if row["task"] == name
+            ]
+        if per_task:
+            assert main(["export", one, str(whole.folder / f"{number}.npy")]) == 0
+            adapter = whole.folder / f"adapter_{number}"
+            assert main(["export", one, str(adapter), "--format", "peft", *model]) == 0
+            for file in (whole.folder / f"{number}.npy", adapter):
+                ((again, _),) = read_prompts(file)
+                found = again.encoder_tokens.embeddings
+                np.testing.assert_array_equal(found, stored[number][0].encoder_tokens.embeddings)
+
+    # A test of each task, of all members on it.
+    summary = json.loads((whole.folder / "summary.json").read_text())
+    assert [test["task"] for test in summary["tests"]] == list(NAMES)
+    assert [test["members"] for test in summary["tests"]] == ([[0, 2], [1, 3]] if per_task else [[0, 1]] * 2)
+    assert [member["task"] for member in summary["members"]] == [task for _, task in expected]
+    assert all(f"{name}, test, 6 examples" in shown for name in NAMES)
+    page = (whole.folder / "report.html").read_text()
+    assert all(name in page for name in NAMES) and ("Virtual tokens" in page) == (kind != "full")
+
+    # It is trained, of each task what is its own; and interrupted it goes on to the same bits.
+    last = [prompt for prompt, _ in read_prompts(whole.folder / "last.npz")]
+    movements = [
+        np.concatenate([np.ravel(b - a) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)])
+        for pair in zip(start, last, strict=True)
+    ]
+    assert all(np.abs(movement).max() > 1e-4 for movement in movements)
+    assert not np.allclose(movements[0][-64:], movements[1][-64:], atol=1e-4)
+    real, calls = loop.prepare, [0]
+
+    def failing(*args):
+        made = real(*args)
+
+        def step(*step_args):
+            calls[0] += 1
+            if calls[0] == 3 * len(made.stacks):
+                raise KeyboardInterrupt
+            return made.step(*step_args)
+
+        return dataclasses.replace(made, step=step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "prepare", failing)
+        train(run, tasks=tasks)
+    train(run, tasks=tasks)
+    for file in ("last.npz", "best.npz"):
+        for (ours, said), (theirs, says) in zip(*(read_prompts(r.folder / file) for r in (run, whole)), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+            assert said == says
+
+
+BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
+
+
+@pytest.mark.parametrize("per_task", (None, "add", "project"))
+def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tasks):
+    """The loss of the first step, by hand from the rows' tasks as their texts tell them."""
+    run = changed(changed(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
+    setup, _ = train(run, tasks=tasks)
+    (batch,) = next(loop.prepare(run, tasks).batches)
+    batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
+    prompts = setup.prompts(setup.trainable(setup.states))
+    losses, count = 0.0, 0
+    for row in range(8):
+        one = {name: array[row : row + 1] for name, array in batch.items()}
+        text = setup.model.tokenizer.decode(one["inputs"][0][one["inputs_mask"][0]].tolist())
+        task = "ab".index(text[0])
+        logits = forward(setup.model.params, setup.model.config, one, prompts[task if per_task else 0])
+        mask = one["target_mask"][0]
+        losses -= jax.nn.log_softmax(logits[0])[np.arange(len(mask)), one["targets"][0]][mask].sum()
+        count += mask.sum()
+    (logged,) = (line["train/loss"] for line in read_log(run.folder) if "train/loss" in line)
+    assert logged == pytest.approx(float(losses) / count, rel=1e-4)
+
+
+def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
+    both = [
+        dataclasses.replace(named(mixed, name), data=DataConfig(task=name, buckets=1)) for name in ("one", NAMES[0])
+    ]
+    for run in both:
+        train(run, tasks=tasks)
+    (ours, said), (theirs, says) = (read_prompts(run.folder / "last.npz")[0] for run in both)
+    np.testing.assert_array_equal(ours.encoder_tokens.embeddings, theirs.encoder_tokens.embeddings)
+    assert said == says and said.task == NAMES[0]
+
+
+def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
+    """The first virtual tokens."""
+    run = changed(mixed, "prompt", length=4, init="labels")
+    (prompt,) = (setup := loop.prepare(run, tasks)).prompts(setup.trainable(setup.states))
+    for row, label in enumerate(("negative", "bad film", "positive", "good film")):
+        expected = np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(label)].mean(axis=0)
+        np.testing.assert_allclose(prompt.encoder_tokens.embeddings[row], expected, rtol=1e-5)
+
+
+def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
+    """Those of its tasks: 2 x 1/4, 2 x 3/4 and 0.5."""
+    from prompt_jax import data
+
+    data.discover_tasks(tasks)
+    assert data.rates_of_mixture("nested") == {"kind_a_v001": 0.5, "kind_b_v001": 1.5, "texts": 0.5}
+    assert data.rates_of_mixture("texts") is None
+    assert [data.short_name(name) for name in (*NAMES, "texts", "glue_x_v002", "v1_test_v2_b")] == [
+        *("a", "b", "texts", "glue_x", "v1_test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        (
+            {"data": {"task": "texts"}, "prompt": {"per_task": "add"}},
+            ConfigError,
+            "per_task is of a mixture .* texts is one",
+        ),
+        ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
+        ({"data": {"test_tasks": ("one",)}}, DataError, "'one' is a mixture; .* kind_a_v001"),
+        ({"data": {"test_tasks": NAMES[:1]}}, ConfigError, "names kind_a_v001 again"),
+        ({"ensemble": {"task": ("both", "texts")}}, ConfigError, "ensemble.task names both, a mixture"),
+        ({"prompt": {"per_task": "add", "init": "text", "init_text": " "}}, ConfigError, "init 'text' needs"),
+    ],
+)
+def test_what_cannot_be_trained(mixed, tasks, changes, kind, message):
+    for part, values in changes.items():
+        mixed = changed(mixed, part, **values)
+    with pytest.raises(kind, match=message):
+        train(mixed, tasks=tasks)
