@@ -47,7 +47,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
         experiment = args.experiment
         config.check(experiment)
         assert runs.setdefault(experiment.name, experiment) == experiment, "two runs of one name"
-        parts = data.tasks_of(experiment.data.task)
+        parts = data.rates_of_mixture(experiment.data.task) or {experiment.data.task: 1.0}
         assert {*parts, *experiment.data.test_tasks} <= tasks
         given |= {*parts, *experiment.data.test_tasks}
     assert {column.task for column in table.columns} <= {None, *given}

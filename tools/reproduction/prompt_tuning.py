@@ -81,7 +81,7 @@ def superglue(model: str | None) -> Table:
         together = Training(
             f"model-{_short(base)}-multitask",
             "configs/model_tuning.py",
-            {"model.name": base, "data.task": "super_glue_v102_and_dpr", "data.target_length": None}
+            {"model.name": base, "data.task": "super_glue_with_dpr_v102", "data.target_length": None}
             # 2**20 tokens a batch, in parts
             | {"data.task_names": True, "train.batch_size": 2048, "train.accumulate": 16, "ensemble.seed": SEEDS},
         )
