@@ -51,12 +51,12 @@ class Member:
 
     Attributes:
       settings: the fields of its configuration in which it differs from the other members.
-      task: that it was trained on.
+      task: that it was trained on, or the mixture; of several prompts that share a part the task that it is for.
       length: in virtual tokens.
       status: how its training ended.
       steps: optimizer steps that changed it.
       best: where its best prompt is from.
-      validation: metrics of the best prompt.
+      validation: metrics of the best prompt, of a mixture their mean and TASK/METRIC.
     """
 
     settings: dict[str, Any]

@@ -182,7 +182,7 @@ BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", 
 def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tasks):
     """The loss of the first step, by hand from the rows' tasks as their texts tell them."""
     run = changed(changed(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
-    setup, _ = train(run, tasks=tasks)
+    setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
     batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
     prompts = setup.prompts(setup.trainable(setup.states))
@@ -197,6 +197,11 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
         count += mask.sum()
     (logged,) = (line["train/loss"] for line in read_log(run.folder) if "train/loss" in line)
     assert logged == pytest.approx(float(losses) / count, rel=1e-4)
+
+    # What is said of a single member.
+    text = finish(run, setup, progress)
+    assert text.count("best prompt") == (1 if per_task is None else 2) and "b_v001, test, 6 examples" in text
+    assert "Test on kind_b_v001" in (run.folder / "report.html").read_text()
 
 
 def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
