@@ -91,8 +91,9 @@ def load_examples(
         if task_format is None:
             raise DataError(f"the task {task.name!r} has metrics of its own, and none can be chosen by name")
         task_format = dataclasses.replace(task_format, metrics=tuple(metric_names))
+    as_texts = _gives_texts(task)
     if before:
-        if task_format is None:
+        if task_format is None or not as_texts:
             raise DataError(f"the task {task.name!r} makes its tokens itself: nothing can be put before its inputs")
         task_format = dataclasses.replace(task_format, template=before + task_format.template)
     if split not in task.splits:
@@ -102,7 +103,7 @@ def load_examples(
     rows = list(_rows(task, tokenizer, split, {"inputs": input_length, "targets": target_length}, seed))
     if before:
         rows = [{**row, "inputs": before.encode() + row["inputs"]} for row in rows]
-    grouped = task_format is not None and bool(task_format.compared) and split != "train"
+    grouped = as_texts and task_format is not None and bool(task_format.compared) and split != "train"
     if grouped:
         rows = _by_input(rows)
     notes = tuple(row["note"].decode("utf-8") for row in rows if task_format is not None and "note" in row)
@@ -125,7 +126,7 @@ def load_examples(
         input_texts=_texts(rows, "inputs", tokenizer),
         target_texts=_texts(rows, "targets", tokenizer),
         truncated={"inputs": inputs_cut, "targets": targets_cut},
-        format=task_format,
+        format=task_format if as_texts else None,  # UNLABELLED is a text like others in what is no answer
         metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _metric_fns(task),
         postprocess=postprocess,
         rows=tuple(rows) if postprocess else (),
@@ -141,7 +142,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """What a task gives for each example, in the source's order, lazily.
 
-    Tasks that have a format give `inputs` and `targets` as texts, which are tokenised without TensorFlow: calling
+    Tasks of `add_task` give `inputs` and `targets` as texts, which are tokenised without TensorFlow: calling
     Python from its pipelines takes twenty times as long as SentencePiece does. Other tasks run as they are, but step
     by step: seqio's `Task.get_dataset` passes its seed to sources that take none, and without a seed, preprocessors
     that draw random numbers would give something else each time. They are told the lengths if one of them cannot do
@@ -151,20 +152,25 @@ def _rows(
         for inputs, targets in task.examples(split):
             yield {"inputs": inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
         return
-    has_format = hasattr(task, "task_format")
-    if has_format:
-        task = task.replace(preprocessors=task.preprocessors[: -len(tokenisation())])
-    else:
-        task = bind(task, tokenizer)
+    as_texts = _gives_texts(task)
+    task = task.replace(preprocessors=task.preprocessors[: -len(tokenisation())]) if as_texts else bind(task, tokenizer)
     told = lengths if any(map(_needs_lengths, task.preprocessors)) else None
     dataset = task.source.get_dataset(split=split, shuffle=False)
     dataset = task.preprocess_precache(dataset, seed=seed)
     dataset = task.preprocess_postcache(dataset, sequence_length=told, seed=seed)
-    if has_format:
+    if as_texts:
         for block in dataset.batch(1024).as_numpy_iterator():
             yield from (dict(zip(block, row, strict=True)) for row in zip(*block.values(), strict=True))
     else:
         yield from dataset.as_numpy_iterator()
+
+
+def _gives_texts(task: Any) -> bool:
+    """Whether a task leaves the tokens to the model: a FileTask, or one of `add_task`."""
+    if isinstance(task, FileTask):
+        return True
+    last = tokenisation()
+    return hasattr(task, "task_format") and list(task.preprocessors[-len(last) :]) == last
 
 
 def _needs_lengths(preprocessor: Any) -> bool:

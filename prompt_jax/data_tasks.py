@@ -242,7 +242,7 @@ def _text_task(
         output_features=dict.fromkeys(FEATURES, placeholder),
         preprocessors=[*preprocessors, *tokenisation()],
         postprocess_fn=postprocess,
-        metric_fns=metrics.metric_fns(task_format),
+        metric_fns=[function for function in metrics.metric_fns(task_format) if function is not metrics.log_likelihood],
     )
     task.task_format = task_format
     return task

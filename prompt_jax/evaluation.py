@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from prompt_jax.batches import eval_batches, length_buckets
 from prompt_jax.config import Decoding
@@ -43,7 +43,7 @@ class Evaluation:
     Attributes:
       scores: the task's metrics on the generated answers and, for a task with labels, the same metrics with the
         most probable label as the answer, under `rank/`. In the units of `prompt_jax.metrics`.
-      predictions: the generated answers.
+      predictions: the generated answers; empty where `log_likelihood` is the only metric.
       label_scores: [N, C] log-probabilities of the labels in nats, or None.
       log_probabilities: [N] of the generated answers, in nats.
     """
@@ -100,7 +100,7 @@ def evaluate_members(
       batch_size: rows a batch.
       rank: whether to rank the labels as well.
       decoding: as for `evaluate`.
-      before_batch: is called before each batch of answers; what it raises ends the evaluation.
+      before_batch: is called before each batch of answers, or of targets; what it raises ends the evaluation.
 
     Returns:
       what `evaluate` gives for each prompt.
@@ -127,18 +127,24 @@ def evaluate_members(
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]
     rows = None if ids is None else ids[owner]
-    numbers = np.array([number for own in each for number in range(len(own))], np.int32)
-    given = answers(
-        model,
-        stacked,
-        inputs,
-        prompt_ids=rows,
-        target_length=target_length,
-        batch_size=batch_size,
-        decoding=decoding,
-        numbers=numbers,
-        before_batch=before_batch,
-    )
+    given, likelihoods = Answers([], np.zeros(0, np.float32)), None
+    if any(own.answered for own in each):
+        given = answers(
+            model,
+            stacked,
+            inputs,
+            prompt_ids=rows,
+            target_length=target_length,
+            batch_size=batch_size,
+            decoding=decoding,
+            numbers=np.array([number for own in each for number in range(len(own))], np.int32),
+            before_batch=before_batch,
+        )
+    if any(own.measured for own in each):
+        targets = [ids for own in each for ids in own.targets]
+        likelihoods = target_scores(
+            model, stacked, inputs, targets, prompt_ids=rows, batch_size=batch_size, before_batch=before_batch
+        )
     labels = [own.format.labels if rank and own.format else () for own in each]
     ranked = own_label_scores(
         model, stacked, inputs, [labels[number] for number in owner], prompt_ids=rows, batch_size=batch_size
@@ -147,7 +153,7 @@ def evaluate_members(
     results, end = [], 0
     for own, own_labels in zip(each, labels, strict=True):
         mine = slice(end, end := end + len(own))
-        scores = dict(own.score(given.texts[mine]))
+        scores = dict(own.score(given.texts[mine], None if likelihoods is None else likelihoods[mine]))
         label_scores = None
         if own_labels:
             label_scores = np.array(ranked[mine])
@@ -264,23 +270,48 @@ def own_label_scores(
         rows = [row for row, own in enumerate(labels) if len(own) == count]
         sets = {tuple(labels[row]): None for row in rows}
         number = {own: i for i, own in enumerate(sets)}
-        targets = _padded_labels(model, list(sets), longest)
-        mine = [inputs[row] for row in rows]
-        check_context(model.config, prompt, max(map(len, mine)), targets[0].shape[2])
-        placed = place(targets, divided(mesh_of(model.params)))
-
-        def run(batch: dict[str, Any], prompt: Prompt | None, placed: Any = placed) -> Any:
-            own = batch.pop("labels")
-            return (compiled_score(model.params, model.config, batch, prompt, *(x[:, own] for x in placed)),)
-
-        per_row = {
-            "labels": np.array([number[tuple(labels[row])] for row in rows]),
-            "prompt_ids": None if prompt_ids is None else prompt_ids[rows],
-        }
-        (scored,) = _each(model, prompt, mine, batch_size, run, per_row)
+        scored = _scored(
+            model,
+            prompt,
+            [inputs[row] for row in rows],
+            _padded([[label_ids(model, label) for label in own] for own in sets], longest),
+            np.array([number[tuple(labels[row])] for row in rows]),
+            prompt_ids=None if prompt_ids is None else prompt_ids[rows],
+            batch_size=batch_size,
+        )
         for row, scores in zip(rows, scored, strict=True):
             results[row] = scores
     return results
+
+
+def target_scores(
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    prompt_ids: np.ndarray | None = None,
+    batch_size: int | Shapes,
+    before_batch: Callable[[], None] | None = None,
+) -> Float[np.ndarray, " N"]:
+    """Log-probability in nats of each target as the answer to its input.
+
+    Args:
+      model, prompt, inputs, prompt_ids, batch_size, before_batch: as for `answers`.
+      targets: token ids of each, with the end token.
+    """
+    sets = {ids.tobytes(): ids for ids in targets}  # members share their targets
+    number = {key: i for i, key in enumerate(sets)}
+    return _scored(
+        model,
+        prompt,
+        inputs,
+        _padded([[ids] for ids in sets.values()]),
+        np.array([number[ids.tobytes()] for ids in targets]),
+        prompt_ids=prompt_ids,
+        batch_size=batch_size,
+        before_batch=before_batch,
+    )[:, 0]
 
 
 def label_ids(model: Model, label: str) -> list[int]:
@@ -288,18 +319,42 @@ def label_ids(model: Model, label: str) -> list[int]:
     return _tokenizer(model).target_ids(label)
 
 
-def _padded_labels(
-    model: Model, sets: Sequence[Sequence[str]], longest: int | None
+def _padded(
+    sets: Sequence[Sequence[Sequence[int] | np.ndarray]], longest: int | None = None
 ) -> tuple[Int[np.ndarray, "C N T"], Bool[np.ndarray, "C N T"]]:
-    """The ids of N sets of C labels each, padded on the right, and which of them count."""
-    ids = [[label_ids(model, label) for label in own] for own in sets]
-    longest = max([longest or 0, *(len(label) for own in ids for label in own)])
+    """The ids of N sets of C answers each, padded on the right, and which of them count."""
+    longest = max([longest or 0, *(len(ids) for own in sets for ids in own)])
     targets = np.zeros((len(sets[0]), len(sets), longest), np.int32)
     mask = np.zeros(targets.shape, bool)
-    for number, own in enumerate(ids):
-        for i, label in enumerate(own):
-            targets[i, number, : len(label)], mask[i, number, : len(label)] = label, True
+    for number, own in enumerate(sets):
+        for i, ids in enumerate(own):
+            targets[i, number, : len(ids)], mask[i, number, : len(ids)] = ids, True
     return targets, mask
+
+
+def _scored(
+    model: Model,
+    prompt: Prompt | None,
+    inputs: Sequence[np.ndarray],
+    targets: tuple[Int[np.ndarray, "C N T"], Bool[np.ndarray, "C N T"]],
+    numbers: Int[np.ndarray, " rows"],
+    *,
+    prompt_ids: np.ndarray | None,
+    batch_size: int | Shapes,
+    before_batch: Callable[[], None] | None = None,
+) -> Float[np.ndarray, "rows C"]:
+    """Log-probability of each answer of the set whose number an input has; `targets` are `_padded`."""
+    check_context(model.config, prompt, max(map(len, inputs)), targets[0].shape[2])
+    placed = place(targets, divided(mesh_of(model.params)))
+
+    def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
+        if before_batch is not None:
+            before_batch()
+        own = batch.pop("targets")
+        return (compiled_score(model.params, model.config, batch, prompt, *(x[:, own] for x in placed)),)
+
+    (scored,) = _each(model, prompt, inputs, batch_size, run, {"targets": numbers, "prompt_ids": prompt_ids})
+    return scored
 
 
 def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.data_files import DataError
-from prompt_jax.metrics import MetricFn, Target, metric_fns
+from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 
@@ -26,8 +26,8 @@ class Examples:
       input_texts: the inputs before tokenisation, whole where `inputs` is cut.
       target_texts: the targets before tokenisation; UNLABELLED where the answer is not known.
       truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
-      format: the task's format; None for a seqio task that has none.
-      metric_fns: the task's metrics, functions of (targets, predictions).
+      format: the task's format; None for a seqio task that has none, or makes its tokens itself.
+      metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
       rows: what the task's pipeline gave for each example; only kept for `postprocess`.
       references: for a task whose metrics compare with references, all target texts of each input, of which
@@ -58,6 +58,16 @@ class Examples:
         return self.target_texts.count(UNLABELLED) if self.format else 0
 
     @property
+    def answered(self) -> bool:
+        """Whether metrics are of answers; otherwise none need be generated."""
+        return any(function is not log_likelihood for function in self.metric_fns)
+
+    @property
+    def measured(self) -> bool:
+        """Whether one of the metrics is the targets' log-likelihood."""
+        return log_likelihood in self.metric_fns
+
+    @property
     def expected(self) -> Sequence[Target]:
         """What metrics compare with: each example's references where there are, or else its target's text."""
         return self.references or self.target_texts
@@ -84,16 +94,17 @@ class Examples:
             metric_fns=tuple(metric_fns(self.format, notes)) if self.format and notes else self.metric_fns,
         )
 
-    def score(self, predictions: Sequence[str]) -> dict[str, float]:
+    def score(self, predictions: Sequence[str], log_probabilities: np.ndarray | None = None) -> dict[str, float]:
         """The task's metrics by name, its first one first, and for a task with labels `invalid` beside them.
 
         Args:
-          predictions: the answer for each example, in their order.
+          predictions: the answer for each example, in their order; none where no metric is of answers.
+          log_probabilities: [N] of the targets, in nats; without them `log_likelihood` is left out.
 
         Raises:
           ValueError: another number of predictions than of examples, or examples without a label.
         """
-        if len(predictions) != len(self):
+        if len(predictions) != len(self) * self.answered:
             raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")
         if self.unlabelled:
             raise DataError(
@@ -101,10 +112,13 @@ class Examples:
                 "they can be predicted, but not scored"
             )
         targets = self._postprocessed(self.expected, is_target=True)
-        answers = self._postprocessed(predictions, is_target=False)
+        answers = self._postprocessed(predictions, is_target=False) if self.answered else []
         scores: dict[str, float] = {}
         for function in self.metric_fns:
-            scores |= _floats(function(targets, answers))
+            if function is not log_likelihood:
+                scores |= _floats(function(targets, answers))
+            elif log_probabilities is not None:
+                scores |= log_likelihood(self.targets, log_probabilities)
         return scores
 
     def _postprocessed(self, texts: Sequence[Target], is_target: bool) -> list[Any]:

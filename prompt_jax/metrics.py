@@ -2,7 +2,7 @@
 
 An answer is compared as it is, without stripping or lower-casing (exact_match apart): a prompt that makes the model
 say "Positive" has not learnt to say "positive". Values are fractions in [0, 1], or in [-1, 1] for correlations, but
-for `UNITS_OF_THEIR_OWN`.
+for `UNITS_OF_THEIR_OWN`. `log_likelihood` is of the targets' tokens, and of no answer.
 """
 
 import functools
@@ -16,13 +16,13 @@ from jaxtyping import Float
 
 from prompt_jax import generation_metrics
 from prompt_jax.generation_metrics import CorpusMetric, mean_of, normalise_answer
-from prompt_jax.task_format import NOTE_METRICS, REFERENCE_METRICS, TaskFormat
+from prompt_jax.task_format import LOG_LIKELIHOOD, NOTE_METRICS, REFERENCE_METRICS, TaskFormat
 
 # A text, or several of which each would be right.
 Target = str | Sequence[str]
 MetricFn = Callable[[Sequence[Target], Sequence[str]], dict[str, float]]
 
-UNITS_OF_THEIR_OWN = ("nist", "cider")
+UNITS_OF_THEIR_OWN = ("nist", "cider", LOG_LIKELIHOOD)
 
 NO_NUMBER = -1.0  # what an answer that is no number counts as where numbers are expected (T5's)
 
@@ -140,6 +140,17 @@ def referent_accuracy(targets: Sequence[str], predictions: Sequence[str], *, not
     return {"referent_accuracy": _mean(right)}
 
 
+def log_likelihood(targets: Sequence[np.ndarray], scores: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """The mean log-probability of the targets' tokens, in nats a token: minus the loss in training.
+
+    Args:
+      targets: token ids of each, the end token included; of several references the first.
+      scores: the log-probability of each target, in nats (`prompt_jax.evaluation.target_scores`).
+    """
+    total = np.asarray(scores, np.float64).sum()
+    return {LOG_LIKELIHOOD: float(total / sum(map(len, targets)))}
+
+
 def benchmark_average(scores: Mapping[str, Mapping[str, float]]) -> float:
     """A benchmark's score, as SuperGLUE and GLUE have it: the mean over tasks of the mean of a task's metrics.
 
@@ -185,7 +196,8 @@ def is_share(name: str) -> bool:
 def metric_fns(task_format: TaskFormat, notes: Sequence[str] = ()) -> list[MetricFn]:
     """The functions of a task's metrics in their order, and `invalid` after them if it has labels.
 
-    Each takes `(targets, predictions)`, which is the signature seqio asks of a task's metrics.
+    Each takes `(targets, predictions)`, which is the signature seqio asks of a task's metrics, but for
+    `log_likelihood`.
 
     Args:
       task_format: the task's.
@@ -203,6 +215,7 @@ def metric_fns(task_format: TaskFormat, notes: Sequence[str] = ()) -> list[Metri
         "group_exact_match": functools.partial(group_exact_match, notes=notes),
         "referent_accuracy": functools.partial(referent_accuracy, notes=notes),
         **{name: functools.partial(corpus_score, name=name) for name in REFERENCE_METRICS},
+        LOG_LIKELIHOOD: log_likelihood,
     }
     chosen = [functions[name] for name in task_format.metrics if notes or name not in NOTE_METRICS]
     return [*chosen, functools.partial(invalid, labels=labels)] if labels else chosen

@@ -26,7 +26,7 @@ from prompt_jax.run_files import (
     read_predictions,
     read_summary,
 )
-from prompt_jax.task_format import REFERENCE_METRICS
+from prompt_jax.task_format import LOG_LIKELIHOOD, REFERENCE_METRICS
 
 __all__ = ["ReportError", "write_report"]
 
@@ -311,7 +311,7 @@ def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...
     if rows and rows[0].label_scores:
         labels = tuple(rows[0].label_scores)
     ensemble, metric, intervals = test.ensemble, test.metric, []
-    compared = metric in REFERENCE_METRICS
+    compared = metric in (*REFERENCE_METRICS, LOG_LIKELIHOOD)
     if ensemble is not None:
         vote, best = ensemble.vote[metric], test.scores[test.members.index(ensemble.best)][metric]
         intervals = [
@@ -416,6 +416,7 @@ _METRICS = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "ter": "TER",
+    "log_likelihood": "log-likelihood, nats a token",
 }
 
 

@@ -145,6 +145,7 @@ class Summary:
       name: of the run.
       model: the base.
       trained_parameters: how many were trained beside it, in all members.
+      stored_parameters: how many their prompts have as they are written, which is without an MLP that made them.
       steps: optimizer steps that were run.
       seconds: wall-clock time of the training.
       examples: by task and split.
@@ -157,6 +158,7 @@ class Summary:
     name: str
     model: Base
     trained_parameters: int
+    stored_parameters: int
     steps: int
     seconds: float
     examples: dict[str, dict[str, int]]

@@ -28,7 +28,10 @@ REFERENCE_METRICS = (
     *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter", "squad_f1"),
 )
 
-METRIC_NAMES = (*ANSWER_METRICS, *REFERENCE_METRICS)
+# Of free text, and of no answer: where it is the only metric, nothing is generated.
+LOG_LIKELIHOOD = "log_likelihood"
+
+METRIC_NAMES = (*ANSWER_METRICS, *REFERENCE_METRICS, LOG_LIKELIHOOD)
 
 MAX_LENGTH = 1 << 16  # tokens
 
@@ -95,7 +98,7 @@ class TaskFormat:
         for metric in ("mean_class_f1", "matthews"):
             if metric in self.metrics and not self.labels:
                 raise FormatError(f"the metric {metric} needs labels")
-        for metric in ("pearson", "spearman", "referent_accuracy"):
+        for metric in ("pearson", "spearman", "referent_accuracy", LOG_LIKELIHOOD):
             if metric in self.metrics and self.labels:
                 raise FormatError(f"the metric {metric} is of free text, and there are the labels {list(self.labels)}")
         for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):

@@ -1,4 +1,4 @@
-"""Text of one's own, for pretraining T5 and for its adaptation to language modelling (Lester et al. 2021, section 3.3).
+"""Text of one's own, for pretraining T5 and for its adaptation to language modelling (Lester et al. 2021, section 2.2).
 
 `span_corruption` is what T5 is pretrained on: 15 % of the tokens are replaced, in spans of 3 on average, by sentinels
 `<extra_id_0>`, `<extra_id_1>`..., and the target has them. `prefix_lm` cuts a text in two at random, of which the first
@@ -6,10 +6,11 @@ part is the input and the second the target; T5 is adapted with it.
 
 Texts are read from the files `train*` and `validation*`, `.txt` with an empty line between documents or `.jsonl` with
 the field `text`, also as `.gz`, in the folder `text` of the one that the environment variable PROMPT_JAX_DATA names.
-All of them are in memory. `data.input_length` and `data.target_length` are the lengths of the examples: 512 and 114 for
-span corruption as in T5, whose target needs no more, and both the same for `prefix_lm`, which cuts texts of so many
-tokens. Span corruption goes on over the ends of documents, `prefix_lm` does not. What is replaced and where is cut is
-drawn once for each piece of text, by `data.subset_seed`.
+All of them are in memory. `data.input_length` and `data.target_length` are the lengths of the examples, by default 512
+and 114 for span corruption as in T5, whose target needs no more, and both 512 for `prefix_lm`, which cuts texts of so
+many tokens and takes two equal lengths. Span corruption goes on over the ends of documents, `prefix_lm` does not. What
+is replaced and where is cut is drawn once for each piece of text, by `data.subset_seed`. The metric is the targets'
+log-likelihood; nothing is generated.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import tensorflow as tf
 from prompt_jax import denoising
 from prompt_jax.data import text_source
 from prompt_jax.data_files import DataError, data_folder, read_documents
+from prompt_jax.task_format import LOG_LIKELIHOOD, TaskFormat
 
 SPLITS = ("train", "validation")
 
@@ -105,8 +107,8 @@ def prefix_lm(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.
     return drawn(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.cut_in_two)
 
 
-for _objective in (span_corruption, prefix_lm):
-    seqio.TaskRegistry.add(
+for _objective, _longest in ((span_corruption, 114), (prefix_lm, 512)):
+    _task = seqio.TaskRegistry.add(
         _objective.__name__,
         source=text_source(documents, SPLITS, ("text",)),
         preprocessors=[_objective, seqio.preprocessors.append_eos],
@@ -114,3 +116,4 @@ for _objective in (span_corruption, prefix_lm):
             ("inputs", "targets"), seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=True)
         ),
     )
+    _task.task_format = TaskFormat("{inputs}", metrics=(LOG_LIKELIHOOD,), input_length=512, target_length=_longest)

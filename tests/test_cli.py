@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, evaluation, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
 from prompt_jax.prompts.files import Base, read_prompt, save_ensemble
 from prompt_jax.task_format import TaskFormat
@@ -78,6 +78,7 @@ def test_train_with_overrides(config, tmp_path, capsys):
     assert summary["examples"] == {"files": {"train": 40, "validation": 12, "test": 10}}
     (test,) = summary["tests"]
     assert test["trained_on"] and test["ensemble"] is None and summary["trained_parameters"] == 6 * 64
+    assert summary["stored_parameters"] == 6 * 64 and "384 of them trained" in err and "384 stored (0.00 MiB)" in err
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 10 and set(lines[0]["label_scores"]) == {"negative", "positive"}
     assert (folder / "report.html").stat().st_size > 10_000
@@ -102,6 +103,30 @@ def test_train_an_ensemble(config, tmp_path, capsys):
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 10 and all(len(line["members"]) == 2 for line in lines)
     assert "Similarity of the members" in (folder / "report.html").read_text()
+
+
+def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, capsys, monkeypatch):
+    """Scored by log-likelihood alone: members beside the base, and no vote; so are several ways of asking the base."""
+    monkeypatch.setattr(evaluation, "compiled_generate", None)
+    options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
+    status, out, err = run(capsys, "train", config, *options)
+    assert status == 0, err
+    shown = table(out, "files, test, 10 examples")
+    assert list(shown) == ["", "base", "member 0 (seed 0)", "member 1 (seed 1)"] and shown[""] == ["log_likelihood"]
+    folder = tmp_path / "runs" / "small"
+    (test,) = json.loads((folder / "summary.json").read_text())["tests"]
+    values = [test["before"], *test["scores"]]
+    assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in shown.items() if name]
+    assert test["ensemble"] is None and (folder / "predictions.jsonl").read_text() == ""
+    page = (folder / "report.html").read_text()
+    assert "log-likelihood, nats a token" in page and "average of 2 members" in page
+
+    files = ("--data", sentiment_files["test"], "--shots-from", sentiment_files["train"], "--template", "{text}")
+    asked = ("--metrics", "log_likelihood", "--shots", "1", "--shot-seeds", "0", "1", "--limit", "4")
+    model = json.loads((folder / "config.json").read_text())["model"]["name"]
+    status, out, err = run(capsys, "evaluate", "--model", model, *files, *asked)
+    assert status == 0, err
+    assert list(table(out, f"{model} alone")) == ["", "1 examples shown, seed 0", "1 examples shown, seed 1"]
 
 
 def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):

@@ -20,6 +20,18 @@ def test_every_config_builds_an_experiment(path):
     assert experiment.name == path.stem
 
 
+def test_the_tasks_of_configs_are_there():
+    from prompt_jax import data
+
+    known = set(data.discover_tasks(ROOT / "tasks"))
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        experiment = configuration.load_experiment(path)
+        trained = {member.data.task for member in configuration.members(experiment)} - {None}
+        named = {name for name in trained if not data.rates_of_mixture(name)} | set(experiment.data.test_tasks)
+        assert named <= known, path
+        assert all("test" in data.find_task(name).splits for name in experiment.data.test_tasks), path
+
+
 @given(
     length=st.integers(1, 1000),
     init_range=st.tuples(st.floats(-9, 9), st.floats(-9, 9)),

@@ -1,8 +1,12 @@
 """Evaluation of several prompts in one flat pass, against each of them alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+import prompt_jax
+from adapters import random_text, random_tokens, whole
 from prompt_jax import Prompt, VirtualTokens, evaluation
 from prompt_jax.evaluation import answers, evaluate, evaluate_members, label_scores, own_label_scores
 from prompt_jax.examples import Examples
@@ -83,6 +87,40 @@ def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
             np.testing.assert_allclose(scores[row], expected, rtol=1e-4)
         else:
             assert scores[row] is None
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monkeypatch):
+    """Nats a target token, by a softmax over the logits of one example without padding; nothing is generated for it."""
+    model = prompt_jax.load_model(str(tiny_folders[family]))
+    own = [None, random_tokens(model, 3), random_tokens(model, 5, seed=1)]
+    inputs = [random_text(model, 1, length, seed=length)[0] for length in (5, 9, 2)]
+    targets = [random_text(model, 1, length, seed=10 + length)[0] for length in (1, 7, 4)]
+    task_format = TaskFormat("{text}", metrics=("log_likelihood",))
+    fns = tuple(metric_fns(task_format))
+    examples = Examples("task", "test", inputs, targets, ["a"] * 3, ["b", "c", "c d"], {}, task_format, fns)
+    expected = []
+    for prompt in own:
+        total = 0.0
+        for source, target in zip(inputs, targets, strict=True):
+            before = np.array([[model.config.start_id, *target[:-1]]], np.int32)
+            batch = whole(source[None]) | {"decoder_inputs": before}
+            logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt), np.float64)[0]
+            total += sum(logits[i, id] - np.log(np.exp(logits[i]).sum()) for i, id in enumerate(target))
+        expected.append(total / 12)
+
+    options = {"target_length": 7, "batch_size": 4}
+    calls = []
+    both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
+    beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
+    for result, value in zip(evaluate_members(model, own, beside, **options), expected, strict=True):
+        assert list(result.scores) == ["bleu", "log_likelihood"] and len(result.predictions) == 3
+        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5)
+    monkeypatch.setattr(evaluation, "compiled_generate", None)
+    results = evaluate_members(model, own, examples, before_batch=lambda: calls.append(1), **options)
+    assert [result.scores["log_likelihood"] for result in results] == pytest.approx(expected, rel=1e-5)
+    assert all(result.predictions == [] and len(result.scores) == 1 for result in results)
+    assert len(calls) == 3, "an evaluation can be left between any two batches"
 
 
 def test_what_does_not_go_together_is_said(tiny, prompts):

@@ -71,6 +71,7 @@ def _summary(members: list[dict[str, Any]], tests: list[dict[str, Any]], **chang
         "name": EVIL,
         "model": {"name": "tiny", "revision": "abc", "fingerprint": "sha256:123", "parameters": 9_999_000},
         "trained_parameters": 1000,
+        "stored_parameters": 2_000_000,
         "steps": 50,
         "seconds": 3725.2,
         "examples": {task: {"train": 100, "validation": 20, "test": 31} for task in sorted(tasks)},
@@ -156,6 +157,7 @@ def test_single_prompt(single):
     for expected in ("12.5% → 70.0%", "25.0% → 75.0%", "83.0%", "1 h 2 min 5 s", "(0.010% of all)", "jax 9.9.9"):
         assert expected in page.words
     assert "A soft prompt of 4 virtual tokens before the input, tuned for movie on" in page.words
+    assert "beside its 9,999,000 (0.010% of all), 2,000,000 stored (7.63 MiB), 50 steps of" in page.words
     assert "accuracy 83.0% 12.5% 70.0% invalid answers 0.0% 50.0% 5.0% accuracy by ranking – 25.0% 75.0%" in page.words
     assert "▁positive 0.88" in page.words and "</td> -0.25" in page.words
     assert "train 100 17 0 validation 20 0 0 test 31 0 0" in page.words  # what was cut
@@ -203,6 +205,13 @@ def test_free_text_answers(tmp_path):
 )
 def test_prefixes_are_called_so(tmp_path, placement, summary, expected):
     assert expected in _page(_write(tmp_path, summary, method="prefix", placement=placement)).words
+
+
+def test_baselines_are_called_so(tmp_path):
+    words = _page(_write(tmp_path, SINGLE, method="full")).words
+    assert "The whole model, tuned for movie starting from tiny : 1,000 trained parameters" in words
+    words = _page(_write(tmp_path, ENSEMBLE, method="adapter")).words
+    assert "Adapters, 3 times, trained together for movie on the frozen model tiny :" in words
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -414,7 +423,7 @@ def test_missing_files(single, name):
         ("config.json", '{"nane": 1}', "unknown field nane"),
         ("summary.json", "{", "no JSON"),
         ("summary.json", "[]", "the whole must be an object"),
-        ("summary.json", '{"name": "x"}', "there is no model, trained_parameters"),
+        ("summary.json", '{"name": "x"}', "there is no model, trained_parameters, stored_parameters"),
         ("predictions.jsonl", '\n{"input": "x"}\n', "predictions.jsonl:2: not a prediction: there is no task"),
         ("predictions.jsonl", "{\n", "predictions.jsonl:1: not a prediction: Expecting"),
         ("metrics.jsonl", '{"step": 1}\n', "a member from 0 to 2 and numbers, not {'step': 1}"),

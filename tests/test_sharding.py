@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adapters import random_text
 from prompt_jax.config import ConfigError, Experiment, MeshConfig, OptimizerConfig, PromptConfig, check
+from prompt_jax.evaluation import target_scores
 from prompt_jax.models import family, gpt2, t5, weights
 from prompt_jax.models.hub import load_model
 from prompt_jax.prompts import applied, method
@@ -90,6 +92,11 @@ def test_the_step_exchanges_activations_alone(found, name):
     np.testing.assert_allclose(step["losses"], step["losses on one"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_targets_have_the_same_probability_on_devices(found, name):
+    np.testing.assert_allclose(found[name]["scores"], found[name]["scores on one"], rtol=1e-5)
+
+
 def on_eight_devices() -> dict:
     found: dict = {}
     for key, mesh in (("too many", MeshConfig(3, -1, 16)), ("heads", MeshConfig(model=8))):
@@ -101,6 +108,10 @@ def on_eight_devices() -> dict:
     for name, folder in BASES.items():
         found[name] = {dtype: loaded(FIXTURES / folder / "base", dtype, mesh) for dtype in weights.DTYPES}
         found[name]["step"] = stepped(FIXTURES / folder / "base")
+        for where, own in (("scores", mesh), ("scores on one", None)):
+            model = load_model(FIXTURES / folder / "base", placement=of_parameters(own))
+            inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
+            found[name][where] = target_scores(model, None, inputs, targets, batch_size=3).tolist()
     return found
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import GREEDY
-from prompt_jax.ensembles.evaluation import RankedVote, labels_of, majority_vote, ranked_vote
+from prompt_jax.ensembles.evaluation import RankedVote, check_rule, labels_of, majority_vote, ranked_vote
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.evaluation import Evaluation, answers, batch_shapes, label_scores
 from prompt_jax.examples import Examples
@@ -68,7 +68,11 @@ def evaluate_early(
       decoding: how answers are generated.
       blocks: how many members are asked at a time; the first are as many as can decide anything, a majority of
         all, and then one at a time if left out.
+
+    Raises:
+      VoteError: a task that is scored by log_likelihood alone.
     """
+    check_rule("majority", examples)
     stacked = stack_prompts(prompts)
     labels = labels_of(examples)
     shape = len(prompts), len(examples)

@@ -112,7 +112,7 @@ def evaluate_ensemble(
       seed: of the bootstrap.
 
     Raises:
-      VoteError: mean-probability for a task without labels.
+      VoteError: mean-probability for a task without labels, or a task that is scored by log_likelihood alone.
     """
     check_rule(vote, examples)
     options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
@@ -154,6 +154,11 @@ def labels_of(examples: Examples) -> tuple[str, ...]:
 
 def check_rule(vote: VoteRule, examples: Examples) -> None:
     """Raises VoteError where the rule cannot be used on these examples."""
+    if not examples.answered:
+        raise VoteError(
+            f"{examples.name} is scored by log_likelihood alone, and there are no answers to vote on; name another "
+            "metric beside it, or score the members without a vote"
+        )
     if vote == "mean-probability" and not labels_of(examples):
         raise VoteError(
             f"{examples.name} has no labels, whose probabilities a vote by mean-probability needs; vote by majority"

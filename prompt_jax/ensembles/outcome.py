@@ -12,8 +12,8 @@ from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
-from prompt_jax.ensembles.tables import Table, ensemble_tables, score_list, score_table
-from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
+from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_list, score_table
+from prompt_jax.evaluation import Evaluation, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.models.hub import Model
 from prompt_jax.whole_file import write_text
@@ -29,7 +29,7 @@ class Outcome:
       scores: all of it as JSON.
       examples: that were answered.
       answers: [E][N] the members' answers, None where one was not asked.
-      vote: of them, or the only prompt's evaluation.
+      vote: of them, or the only prompt's evaluation; the first one's where there are no answers to vote on.
       ranked: their most probable labels and the vote on them; None for a task without labels.
     """
 
@@ -61,7 +61,8 @@ def evaluate_files(
     vote: VoteRule = "majority",
     early_stop: bool = False,
 ) -> Outcome:
-    """Evaluates a single prompt, an ensemble, or with `early_stop` an ensemble's vote alone.
+    """Evaluates a single prompt, an ensemble, or with `early_stop` an ensemble's vote alone. Members whose only metric
+    is log_likelihood do not vote.
 
     Other arguments and errors as for `evaluate_ensemble`.
     """
@@ -70,12 +71,15 @@ def evaluate_files(
     cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
     title = f"{examples.name}, {examples.split}, {len(examples)} examples{cut}"
 
-    if len(members) == 1:
-        result = evaluate(model, prompts[0], examples, **options)
-        shown = [score_list(f"{members[0]}: {title}", result.scores)]
-        tables = [score_table(title, {str(members[0]): result.scores})]
-        scores = _scores(examples, members, [result.scores], None)
-        return Outcome(shown, tables, scores, examples, [result.predictions], result, ranked_alone(examples, result))
+    if len(members) == 1 or (not examples.answered and not early_stop and vote == "majority"):
+        results = evaluate_members(model, prompts, examples, **options)
+        own = [result.scores for result in results]
+        called = [f"member {number}" for number in range(len(members))]
+        names = member_rows(called, member_names(members)) if len(members) > 1 else [str(members[0])]
+        tables = [score_table(title, dict(zip(names, own, strict=True)))]
+        shown = tables if len(members) > 1 else [score_list(f"{members[0]}: {title}", own[0])]
+        scores, ranked = _scores(examples, members, own, None), ranked_alone(examples, results[0])
+        return Outcome(shown, tables, scores, examples, [r.predictions for r in results], results[0], ranked)
 
     if early_stop:
         early = evaluate_early(model, prompts, examples, **options)
@@ -122,9 +126,9 @@ def evaluate_base(
     task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}
     task |= {"truncated": first.truncated, "base": model.name, "ways": own}
     answers: list[Sequence[str | None]] = [result.predictions for result in results]
-    if len(results) == 1:
-        shown = [score_list(f"{title}, {names[0]}", results[0].scores)]
-        tables = [score_table(title, {names[0]: results[0].scores})]
+    if len(results) == 1 or not first.answered:
+        tables = [score_table(title, {name: result.scores for name, result in zip(names, results, strict=True)})]
+        shown = tables if len(results) > 1 else [score_list(f"{title}, {names[0]}", results[0].scores)]
         return Outcome(shown, tables, task, first, answers, results[0], ranked_alone(first, results[0]))
     ensemble = combine(results, first)
     shown = ensemble_tables(ensemble, f"{title}, majority vote", names, labels_of(first))

@@ -66,6 +66,11 @@ def ensemble_tables(
     return tables
 
 
+def member_rows(called: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What the rows of members are called: `member 0 (seed 0)`."""
+    return [f"{number} ({name})" if name else number for number, name in zip(called, names, strict=True)]
+
+
 def score_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     """Scores by name, a metric a column; `-` where a row has no such metric."""
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
@@ -85,11 +90,11 @@ def _scores(
     called: Sequence[str],
     before: Mapping[str, float] | None,
 ) -> Table:
-    members = zip(called, names, result.members, strict=True)
+    members = dict(zip(member_rows(called, names), (own.scores for own in result.members), strict=True))
     return score_table(
         title,
         ({"base": before} if before else {})
-        | {f"{number} ({name})" if name else number: member.scores for number, name, member in members}
+        | members
         | {
             "average": result.average,
             f"best ({called[result.best]})": result.members[result.best].scores,

@@ -408,13 +408,14 @@ _MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every",
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
-    trained = sum(leaf.size for state in setup.states for leaf in jax.tree.leaves(state.trainable))
+    trained, stored = setup.trained_parameters, setup.stored_parameters
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
     if experiment.prompt.method not in configuration.REPLACING_METHODS:
         total += trained
     members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
     share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
-    lines = [f"{experiment.name}: {setup.model.name}, {share}{members}"]
+    size = f"{stored:,} stored ({4 * stored / 2**20:,.2f} MiB)"  # in float32
+    lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
         lines += [f"  member {n}: {configuration.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
     for task, _ in setup.by_task():

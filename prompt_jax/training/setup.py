@@ -121,6 +121,20 @@ class Setup:
                 tasks.setdefault(task, []).append(number)
         return list(tasks.items())
 
+    @property
+    def trained_parameters(self) -> int:
+        """Of all members."""
+        return sum(leaf.size for state in self.states for leaf in jax.tree.leaves(state.trainable))
+
+    @property
+    def stored_parameters(self) -> int:
+        """Of all members' prompts."""
+        prompts = [
+            jax.eval_shape(jax.vmap(lambda own: self.apply(own, None)[1]), state.trainable["prompt"])
+            for state in self.states
+        ]
+        return sum(leaf.size for leaf in jax.tree.leaves(prompts))
+
 
 def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     """Loads base and data, initialises what is trained, and builds the training step.

@@ -12,7 +12,7 @@ import jax
 from prompt_jax.config import Experiment, settings_text
 from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, combine, labels_of, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
-from prompt_jax.ensembles.tables import Table, ensemble_tables
+from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_table
 from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.inspection import inspect, prompt_similarity
@@ -37,11 +37,11 @@ class Test:
     numbers: Sequence[int]  # of the members
     before: Evaluation
     members: Sequence[Evaluation]
-    ensemble: EnsembleEvaluation | None  # of several members
+    ensemble: EnsembleEvaluation | None  # of several members, where there are answers to vote on
 
     @property
     def after(self) -> Evaluation:
-        """The vote's, or the only member's."""
+        """The vote's, or the only member's; the first one's where nothing was answered."""
         return self.members[0] if self.ensemble is None else self.ensemble.vote
 
     @property
@@ -96,7 +96,7 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
         }
         before = evaluate(setup.model, None, examples, **options)
         members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, **options)
-        ensemble = combine(members, examples) if len(members) > 1 else None
+        ensemble = combine(members, examples) if len(members) > 1 and examples.answered else None
         tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
     return tests
 
@@ -138,7 +138,8 @@ def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Se
             "fingerprint": model.fingerprint,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         },
-        "trained_parameters": sum(leaf.size for state in setup.states for leaf in jax.tree.leaves(state.trainable)),
+        "trained_parameters": setup.trained_parameters,
+        "stored_parameters": setup.stored_parameters,
         "steps": progress.step,
         "seconds": progress.seconds,
         "examples": examples,
@@ -174,11 +175,15 @@ def _test_summary(test: Test) -> dict[str, Any]:
 def _text(setup: Setup, test: Test) -> str:
     """What the command line prints of a test."""
     title = f"{test.examples.name}, test, {len(test.examples)} examples"
+    names = [settings_text(setup.stored[number].settings) for number in test.numbers]
+    if test.ensemble is None and len(names) > 1:
+        called = member_rows([f"member {number}" for number in test.numbers], names)
+        own = dict(zip(called, (member.scores for member in test.members), strict=True))
+        return score_table(title, {"base": test.before.scores, **own}).text()
     if test.ensemble is None:
         after = test.after.scores
         rows = [[name, f"{test.before.scores[name]:.4f}", f"{value:.4f}"] for name, value in after.items()]
         return Table(title, [["", "base", "prompt"], *rows]).text()
-    names = [settings_text(setup.stored[number].settings) for number in test.numbers]
     scores, gain, *_ = ensemble_tables(
         test.ensemble,
         f"{title}, {test.ensemble.vote_rule} vote",

@@ -94,6 +94,24 @@ def test_free_text_by_hand():
         combine(result.members, examples, "mean-probability")
 
 
+def test_log_likelihood_is_no_vote(tiny):
+    """It is of the targets: beside other metrics members have it and the vote does not; alone there is no vote."""
+    examples = examples_of(["The cat", "dog"], TaskFormat("{x}", metrics=("log_likelihood", "exact_match")))
+    members = [
+        Evaluation(examples.score(own, np.array(likely)), own, None, np.zeros(2, np.float32))
+        for own, likely in ((["a cat", "bird"], [-1.0, -3.0]), (["bird", "fish"], [-3.0, -5.0]))
+    ]
+    assert members[0].scores == {"log_likelihood": -1.0, "exact_match": 0.5}, "four tokens in all"
+    result = combine(members, examples)
+    assert result.metric == "exact_match" and result.vote.scores == {"exact_match": 0.5}
+    assert result.average == {"log_likelihood": -1.5, "exact_match": 0.25}
+    alone = examples_of(["The cat", "dog"], TaskFormat("{x}", metrics=("log_likelihood",)))
+    with pytest.raises(VoteError, match="task is scored by log_likelihood alone, and there are no answers to vote on"):
+        combine(members, alone)
+    with pytest.raises(VoteError, match="no answers to vote on"):
+        evaluate_early(tiny, [Prompt(), Prompt()], alone, **LENGTHS)
+
+
 def test_the_summary_is_json(labelled):
     examples, members = labelled
     summary = json.loads(json.dumps(combine(members, examples).summary()))

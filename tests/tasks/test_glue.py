@@ -1,11 +1,16 @@
 """GLUE from handwritten rows in TFDS's raw format, as small real TFDS records, without a network."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prompt_jax import data
+from adapters import random_tokens
+from prompt_jax import PromptMetadata, data, load_model, save_prompt
+from prompt_jax.cli import main
+from prompt_jax.prompts.files import Base
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,3 +149,23 @@ def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source,
     for answers in (examples.target_texts, examples.target_texts[::-1], [labels_of(source)[1]] * 2):
         assert examples.score(answers) == own.score([translated[answer] for answer in answers])
     assert examples.score(labels_of(target))["invalid"] == 1.0
+
+
+@pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
+def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tmp_path):
+    """As `configs/qqp.py` and `configs/mrpc.py` say: on the other task's validation split, with the prompt's labels."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "spiece.model").write_bytes(tokenizer.model_proto)
+    model = load_model(str(tmp_path / "model"))
+    base, own = Base(model.name, None, model.fingerprint), data.find_task(f"glue_{source}_v002").task_format
+    said = PromptMetadata(base=base, task=f"glue_{source}_v002", format=own)
+    save_prompt(tmp_path / "best.npz", random_tokens(model, 3), said)
+    other = f"glue_{target}_from_{source}_v002"
+    paths = ["--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(tmp_path / "best.npz"), "--task", other, *paths]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["task"] == other and scores["examples"] == 2
+    assert list(scores["members"][0]["scores"]) == ["f1", "accuracy", "invalid", "rank/f1", "rank/accuracy"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["input"] for row in rows] == [TEMPLATES[target].format(i=i) for i in range(2)]
+    assert [row["target"] for row in rows] == list(rows[0]["label_scores"]) == labels_of(source)

@@ -48,6 +48,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     trained = sum(leaf.size for leaf in jax.tree.leaves(setup.states[0].trainable))
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
     expected = trained / (total + trained * (whole.prompt.method == "adapter"))
+    assert setup.stored_parameters == sum(leaf.size for own in leaves(whole) for leaf in own.values()) == trained
     assert float(share) == pytest.approx(100 * expected, abs=1e-3)
     first, second = leaves(whole)
     start = [flat(variables["prompt"]) for variables in setup.trainable(setup.states)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +61,14 @@ def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_p
     assert list(chosen["test"].score(["a film"])) == ["rouge_l", "chrf"]
     with pytest.raises(FormatError, match="ter is better when lower"):
         load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, {}, tmp_path / "tasks.py")
+
+
+def test_what_is_stored_is_what_is_written(experiment):
+    """Of a prefix without the MLP that makes it, keys and values of every layer and site."""
+    prefix = PromptConfig(method="prefix", length=4, init="normal", mlp_width=8)
+    setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
+    written = jax.tree.leaves(setup.prompts(setup.trainable(setup.states)))
+    assert setup.stored_parameters == sum(leaf.size for leaf in written) != setup.trained_parameters
 
 
 def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
