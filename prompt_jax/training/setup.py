@@ -20,6 +20,7 @@ from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding,
 from prompt_jax.data_files import DataError
 from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
+from prompt_jax.metrics import is_share
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt, unstack_prompts
@@ -357,10 +358,17 @@ def load_tasks(
         return (Task(*load_splits(config, model, limits, tasks)),)
     if config.task_names and len({data.short_name(name) for name in rates}) < len(rates):
         raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
-    return tuple(
+    own = tuple(
         Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
         for name, rate in rates.items()
     )
+    used = {metric for task in own for metric in task.format.metrics}
+    if "ter" in used or len(used) > 1 and not all(map(is_share, used)):
+        raise ConfigError(
+            f"{config.task} has the metrics {', '.join(sorted(used))}: the best is by their mean over all tasks, which "
+            "is of shares, the higher the better, or of one metric; choose with data.metrics"
+        )
+    return own
 
 
 def load_splits(

@@ -99,6 +99,11 @@ def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
     assert examples.format is not None and examples.format.labels == ("negative", "positive")
 
 
+def test_all_domains_are_a_mixture_at_their_sizes(splits):
+    sizes = {f"sentiment_{domain}": float(len(own["train"])) for domain, own in splits.items()}
+    assert data.rates_of_mixture("sentiment") == sizes
+
+
 def test_the_maker_keeps_texts_and_makes_the_same_bytes_again(tmp_path, monkeypatch):
     maker = load_module(ROOT / "tools" / "make_sentiment.py")
     inner = io.BytesIO()

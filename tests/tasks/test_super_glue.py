@@ -300,6 +300,21 @@ def test_the_benchmark_is_the_eight_tasks_of_its_score():
     assert set(module.BENCHMARK) == set(module.FORMATS) - {"axb", "axg"}
 
 
+def test_all_of_it_is_a_mixture_at_the_sizes_of_its_tasks(tokenizer):
+    """Those of the paper's table 7, of ReCoRD all right answers (T5); and the short names are T5's."""
+    sizes = {"boolq": 9427, "cb": 250, "copa": 400, "multirc": 27243, "record": 138854, "rte": 2490, "wic": 5428}
+    expected = {f"super_glue_{name}_v102": size for name, size in (sizes | {"wsc": 259}).items()}
+    assert data.rates_of_mixture("super_glue_v102") == expected
+    assert data.rates_of_mixture("super_glue_with_dpr_v102") == expected | {"dpr_v001_simple": 1322}
+    names = [*sizes, "wsc", "dpr"]
+    assert [data.short_name(task) for task in (*expected, "dpr_v001_simple")] == names
+    options = {"input_length": 64, "target_length": 16, "before": "rte "}
+    named = data.load_examples("super_glue_rte_v102", tokenizer, "validation", **options)
+    assert named.format.template == "rte hypothesis: {hypothesis} premise: {premise}"
+    assert named.input_texts == [f"rte {text}" for text, _ in TEXTS["rte"]]
+    assert [ids.tolist() for ids in named.inputs] == [tokenizer.input_ids(text) for text in named.input_texts]
+
+
 def test_targets_may_begin_with_a_sentinel(tokenizer):
     own, examples = (load(name, "validation", tokenizer) for name in ("boolq", "boolq_v102_sentinel"))
     assert examples.input_texts == own.input_texts

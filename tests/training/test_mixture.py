@@ -41,11 +41,12 @@ for name, labels, metrics, count in (
 ):
     source = text_source(functools.partial(rows, labels=labels, count=count), splits, ("text", "label"))
     add_task(name, source, TaskFormat("{text}", labels, metrics, 64, 10), short_name=name[5:6])
-for name, target in (("texts", "a film"), ("unknown", UNLABELLED)):
+for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELLED)):
     source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
     add_task(name, source, TaskFormat("{source}"), target="target")
 seqio.MixtureRegistry.add("both", [("kind_a_v001", 1), ("kind_b_v001", 3)])
 seqio.MixtureRegistry.add("nested", [("both", 2), ("texts", 0.5)])
+seqio.MixtureRegistry.add("texts_twice", [("texts", 1), ("more_texts", 1)])
 seqio.MixtureRegistry.add("one", [("kind_a_v001", 1)])
 seqio.MixtureRegistry.add("with_unknown", [("kind_a_v001", 1), ("unknown", 1)])
 """
@@ -245,6 +246,7 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
             "per_task is of a mixture .* texts is one",
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
+        ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
         ({"data": {"test_tasks": ("one",)}}, DataError, "'one' is a mixture; .* kind_a_v001"),
         ({"data": {"test_tasks": NAMES[:1]}}, ConfigError, "names kind_a_v001 again"),
         ({"ensemble": {"task": ("both", "texts")}}, ConfigError, "ensemble.task names both, a mixture"),
