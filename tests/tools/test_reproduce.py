@@ -155,7 +155,7 @@ def test_a_row_has_the_members_that_it_names():
         TaskScores("b", 7, False, [3, 0], before, [scores[3], scores[0]], None),
     ]
     base = Base("tiny", None, "sha256:0", 9)
-    summary = Summary("r", base, 9, 9, 1.0, {}, {}, {}, members, tests)
+    summary = Summary("r", base, 9, 9, 9, 1.0, {}, {}, {}, members, tests)
     a, b, validation = ("a", "test", "accuracy"), ("b", "test", "accuracy"), ("a", "validation", "accuracy")
     every = of_training(summary, Row("r"))
     assert every[a] == [0.5, 0.6, 0.7, 0.8] and every[b] == [0.8, 0.5] and every[validation] == [0.1, 0.2, 0.3, 0.4]
