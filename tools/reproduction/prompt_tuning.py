@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .table import Column, Evaluation, Row, Table, Training
+from .table import SENTINEL, Column, Evaluation, Row, Table, Training
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 ADAPTED = {f"T5-{size}": f"google/t5-{size}-lm-adapt" for size in SIZES}
@@ -37,11 +37,12 @@ def sizes(model: str | None, family: dict[str, str] = ADAPTED) -> dict[str, str]
 
 
 def on_super_glue(base: str, task: str, prefix: str, **options: Any) -> Training:
-    """Prompt tuning on a task, the paper's settings, which are the configuration's."""
-    own: dict[str, Any] = {"model.name": base, "data.task": f"super_glue_{task}_v102", "data.target_length": None}
-    own |= {"ensemble.seed": SEEDS}
-    if task.removesuffix("_sentinel") in WORDS and options.get("prompt.init", "labels") == "labels":
-        own |= {"prompt.init": "text", "prompt.init_text": WORDS[task.removesuffix("_sentinel")]}
+    """Prompt tuning on a task, `boolq` or `boolq_sentinel`; the paper's settings, which are the configuration's."""
+    name, sentinel, _ = task.partition(SENTINEL)
+    own: dict[str, Any] = {"model.name": base, "data.task": f"super_glue_{name}_v102{sentinel}"}
+    own |= {"data.target_length": None, "ensemble.seed": SEEDS}
+    if name in WORDS and options.get("prompt.init", "labels") == "labels":
+        own |= {"prompt.init": "text", "prompt.init_text": WORDS[name]}
     return Training(f"{prefix}-{_short(base)}-{task}", "configs/boolq.py", own | options)
 
 
@@ -151,7 +152,7 @@ def lm_adaptation(model: str | None) -> Table:
     rows = []
     kinds = {
         "span corruption": (PRETRAINED, ""),
-        "span corruption, sentinel before targets": (PRETRAINED, "_sentinel"),
+        "span corruption, sentinel before targets": (PRETRAINED, SENTINEL),
         "LM adaptation, 100k steps": (ADAPTED, ""),
     }
     for title, (family, suffix) in kinds.items():

@@ -13,7 +13,7 @@ from typing import Any
 from prompt_jax.errors import UserError
 from prompt_jax.run_files import Summary, read_summary
 
-from .table import Evaluation, Options, Row, Search, Training
+from .table import SENTINEL, Evaluation, Options, Row, Search, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,4 +207,4 @@ def of_evaluation(found: Mapping[str, Any], row: Row) -> Scores:
 
 def _add(scores: Scores, task: str, split: str, own: Sequence[Mapping[str, float]]) -> None:
     for metric in own[0] if own else ():
-        scores.setdefault((task, split, metric), []).extend(each[metric] for each in own)
+        scores.setdefault((task.removesuffix(SENTINEL), split, metric), []).extend(each[metric] for each in own)

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+# A task of this name is the same one with a sentinel before its targets, and has the other's column.
+SENTINEL = "_sentinel"
+
 Options = Mapping[str, Any]  # fields as the command line has them: {"prompt.length": 5}
 
 
