@@ -21,7 +21,8 @@ experiment = Experiment(
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),  # what is trained is float32
     data=DataConfig(task="prefix_lm"),
     prompt=PromptConfig(method="full"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),  # Adafactor, constant; not stated in the paper
+    # T5's Adafactor, constant; not stated in the paper
+    optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
     train=TrainConfig(
         steps=100_000,
         batch_size=128,

@@ -162,6 +162,9 @@ class OptimizerConfig:
     """Gradients of a larger global norm are scaled down to it."""
     decay_rate: float = 0.8
     """Adafactor's exponent of the second moment's decay."""
+    parameter_scale: bool = False
+    """Adafactor: multiply updates by the root mean square of what they are added to, at least 1e-3. T5 is trained and
+    tuned so; prompts are not."""
     decay_offset: int = 0
     """Adafactor: counts steps from here. -1_100_000 reproduces the paper's code, which went on counting from the
     base's checkpoint, so that its updates stayed clipped."""

@@ -12,19 +12,23 @@ that was interrupted goes on. Rows whose data or checkpoints are missing say so 
 
 import dataclasses
 import json
+import math
+import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import parameters
 import tyro
 from reproduction import TABLES
-from reproduction.running import Runner, Scores, StepFailed
-from reproduction.table import Table
-from reproduction.writing import draw, markdown
+from reproduction.running import ROOT, Runner, Scores
+from reproduction.table import Table, short
+from reproduction.writing import draw, markdown, scale
 
 from prompt_jax.errors import UserError
-from prompt_jax.metrics import is_share
 
 PARAMETERS, PARAMETERS_TITLE = "parameters", "Parameters that are trained and stored"
 LENGTHS = (1, 5, 20, 50, 100, 150)
@@ -37,17 +41,19 @@ class Reproduce:
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of tables, or `all`; none prints which there are."""
     model: str | None = None
-    """`demo` is the small edition of a table: other data and less training. Another base (a name or folder) takes the
-    place of the paper's. Left out, the paper's own."""
+    """Another base (a name or folder) in place of the paper's. `demo` is the small edition of a table that has one:
+    other data and less training."""
     quick: bool = False
     """A few steps and examples of everything, to see that it runs; the figures say nothing."""
+    further: str = ""
+    """More options of every training, as in '--mesh.model 8 --train.accumulate 4'."""
     out: Path = Path("reproduction")
-    """Folder of the tables, of `runs/` and `evaluations/`."""
+    """Folder of the tables, of `runs/`, `evaluations/` and `logs/`."""
     data_dir: Path | None = None
     """Folder with E2E and other data (PROMPT_JAX_DATA of tasks/*.py)."""
     supplied: Path | None = None
-    """A JSON file with figures of metrics that are not computed here, as they are to be shown: {ROW: {COLUMN: [one for
-    each prompt]}}."""
+    """For one table: a JSON file with figures of metrics that are not computed here, as they are to be shown, {ROW:
+    {COLUMN: [one for each prompt]}}."""
     into: Path | None = None
     """A Markdown file in which each table takes the place of what stands between `<!-- TABLE -->` and
     `<!-- /TABLE -->`; plots go into a folder `results` beside it."""
@@ -56,94 +62,127 @@ class Reproduce:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 for an error or a row that could not be run."""
+    """Returns the exit status: 0, 1 for an error or a row that could not be run, 130 where it was interrupted."""
     args = tyro.cli(Reproduce, args=argv, prog="reproduce.py", description=Reproduce.__doc__)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _make(args)
     except UserError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"reproduce: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("reproduce: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _make(args: Reproduce) -> int:
+    if args.model is not None and Path(args.model).is_dir():
+        args = dataclasses.replace(args, model=os.path.abspath(args.model))  # as said from here
     if not args.tables:
         for name, make in TABLES.items():
             print(f"{name:24}{make(args.model).title}")
         print(f"{PARAMETERS:24}{PARAMETERS_TITLE}")
         return 0
     known = (*TABLES, PARAMETERS)
-    names = known if args.tables == ("all",) else args.tables
+    names = known if "all" in args.tables else args.tables
     if unknown := set(names) - set(known):
         raise UserError(f"no table is called {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    supplied = _check(args, names)
     complete = True
     for name in names:
-        complete &= _parameters(args) if name == PARAMETERS else _table(name, args)
+        complete &= _parameters(args) if name == PARAMETERS else _table(name, args, supplied)
     return 0 if complete else 1
 
 
-def _table(name: str, args: Reproduce) -> bool:
+def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
+    """What could go wrong after hours of training: refused before. Gives the figures that are supplied."""
+    if args.into is not None:
+        if args.quick:
+            raise UserError("--quick makes figures that say nothing, which --into would put in place of others")
+        for name in names:
+            put(args.into.read_text(), name, "")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.supplied is None:
+        return {}
+    if len(names) != 1 or names[0] == PARAMETERS:
+        raise UserError("--supplied has figures for one table; name one")
+    try:
+        supplied = json.loads(args.supplied.read_text())
+    except ValueError as error:
+        raise UserError(f"--supplied {args.supplied}: no JSON: {error}") from error
+    table = TABLES[names[0]](args.model)
+    supply(table, [{} for _ in table.rows], supplied)
+    return supplied
+
+
+def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     """Makes one table. Returns whether it has all its rows."""
     table = TABLES[name](args.model)
-    runner = Runner(args.out.resolve(), args.quick, args.data_dir, args.dry_run)
+    out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # runs have this working directory
+    runner = Runner(out, args.quick, args.data_dir, args.dry_run, shlex.split(args.further))
     scores: list[Scores] = []
-    missing: dict[str, str] = {}
+    missing: dict[str, list[str]] = {}
     for row in table.rows:
-        try:
-            scores.append(runner.scores(row))
-        except StepFailed as error:
-            print(f"reproduce: {name}, {row.name}: {error}", file=sys.stderr, flush=True)
-            missing[row.name] = str(error)
-            scores.append({})
+        found, wrong = runner.scores(row)
+        scores.append(found)
+        if wrong:
+            missing[row.name] = wrong
+            print(f"reproduce: {name}, {row.name}: {'; '.join(wrong)}", file=sys.stderr, flush=True)
     if args.dry_run:
         print("\n".join(runner.commands))
         return True
-    if args.supplied is not None:
-        supply(table, scores, args.supplied)
+    supply(table, scores, supplied)
     plots = args.out if args.into is None else args.into.parent / "results"
     plots.mkdir(parents=True, exist_ok=True)
-    plot = plots / f"{name}.svg"
+    plot = plots / f"{_stem(name, args)}.svg"
     drawn = draw(table, scores, plot)
     if args.quick:
         table = dataclasses.replace(table, notes=(*table.notes, "Made with --quick: the figures say nothing."))
     shown = str(plot.relative_to(args.out if args.into is None else args.into.parent)) if drawn else None
-    text = markdown(table, scores, missing, shown) + _commands(runner.commands)
-    _write(name, text, args)
+    _write(name, markdown(table, scores, missing, shown) + _commands(runner.commands), args)
     if drawn:
         print(f"wrote {plot}")
     return not missing
 
 
-def supply(table: Table, scores: Sequence[Scores], path: Path) -> None:
-    """Puts the figures of a file among the scores of the rows.
+def _stem(name: str, args: Reproduce) -> str:
+    """The name of a table's files."""
+    model = [] if args.model is None or args.into is not None else [short(args.model)]
+    return "-".join((["quick"] if args.quick else []) + [name] + model)
+
+
+def supply(table: Table, scores: Sequence[Scores], supplied: Any) -> None:
+    """Puts figures that a user has among the scores of the rows.
 
     Raises:
-      UserError: the file is not what it should be, or names what is not in the table.
+      UserError: they are not what they should be, or name what is not in the table.
     """
-    try:
-        supplied = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--supplied {path}: cannot be read: {error}") from error
+    if not isinstance(supplied, dict):
+        raise UserError(f"--supplied: expected {{ROW: {{COLUMN: [FIGURE, ...]}}}}, not {supplied!r}")
     columns = {column.title: column for column in table.columns}
     rows = {row.name: own for row, own in zip(table.rows, scores, strict=True)}
-    if not isinstance(supplied, dict):
-        raise UserError(f"--supplied {path}: expected {{ROW: {{COLUMN: [FIGURE, ...]}}}}, not {supplied!r}")
     for row, figures in supplied.items():
         if row not in rows or not isinstance(figures, dict):
-            raise UserError(f"--supplied {path}: {row!r} is no row with its figures; rows are {', '.join(rows)}")
+            raise UserError(f"--supplied: {row!r} is no row with its figures; rows are {', '.join(rows)}")
         for title, values in figures.items():
             column = columns.get(title)
             if column is None or column.task is None:
-                raise UserError(f"--supplied {path}: no column {title!r} of a metric; there are {', '.join(columns)}")
-            if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-                raise UserError(f"--supplied {path}: {row!r}, {title!r} must be a list of numbers, not {values!r}")
-            scale = 100 if is_share(column.metric) else 1
-            rows[row][column.task, column.split, column.metric] = [value / scale for value in values]
+                raise UserError(f"--supplied: no column {title!r} of a metric; there are {', '.join(columns)}")
+            numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+            if not numbers or not all(map(math.isfinite, values)):
+                raise UserError(f"--supplied: {row!r}, {title!r} must be a list of numbers, not {values!r}")
+            rows[row][column.task, column.split, column.metric] = [value / scale(column) for value in values]
 
 
 def _parameters(args: Reproduce) -> bool:
     """Table 4 of Lester et al. 2021, for which nothing is trained."""
     models = parameters.T5 if args.model is None else (args.model,)
-    command = f"python tools/parameters.py --models {' '.join(models)} --lengths {' '.join(map(str, LENGTHS))}"
+    command = f"python tools/parameters.py --models {shlex.join(models)} --lengths {' '.join(map(str, LENGTHS))}"
     if args.dry_run:
         print(command)
         return True
@@ -159,7 +198,7 @@ def _parameters(args: Reproduce) -> bool:
 def _write(name: str, text: str, args: Reproduce) -> None:
     """Writes and prints a table."""
     if args.into is None:
-        path = args.out / f"{name}.md"
+        path = args.out / f"{_stem(name, args)}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     else:

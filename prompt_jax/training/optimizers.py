@@ -11,8 +11,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """The optimizer of the trainable parameters, for a run of `steps` steps.
 
     With the defaults it is that of Lester et al. 2021: Adafactor with a constant rate of 0.3, decay exponent 0.8,
-    no parameter scaling, and a weight decay of 1e-5 a step that is not multiplied by the rate (T5X and optax agree
-    on that). Updates are clipped to a root mean square of 1 per tensor, T5X's default.
+    no parameter scaling (with which T5 itself is tuned), and a weight decay of 1e-5 a step that is not multiplied by
+    the rate (T5X and optax agree on that). Updates are clipped to a root mean square of 1 per tensor, T5X's default.
 
     Learning rate and weight decay are read from the optimizer's state, where `init` puts them, so that the members of
     an ensemble can differ in them and share one compiled step.
@@ -28,7 +28,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
                 rate,
                 decay_rate=config.decay_rate,
                 decay_offset=config.decay_offset,
-                multiply_by_parameter_scale=False,
+                multiply_by_parameter_scale=config.parameter_scale,
                 weight_decay_rate=weight_decay,
             )
         else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import reproduce
 from reproduction import TABLES
 from reproduction.running import Runner, flags, of_evaluation, of_training
 from reproduction.table import Column, Row, Table, Training
-from reproduction.writing import draw, markdown
+from reproduction.writing import NOT_COMPUTED, draw, markdown
 
 from prompt_jax import cli, config, data
 from prompt_jax.run_files import Base, Best, Member, Summary, TaskScores, read_summary
@@ -22,7 +23,7 @@ def commands(name, model, folder, **options):
     """The words of a table's commands, and whether they are the first that have these options."""
     runner = Runner(folder, dry=True, **options)
     for row in TABLES[name](model).rows:
-        runner.scores(row)
+        assert not runner.scores(row)[1]
     seen = set()
     for command in runner.commands:
         _, *words = shlex.split(command)
@@ -37,7 +38,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
     monkeypatch.chdir(ROOT)  # where configurations and tasks are
     tasks = set(data.discover_tasks())
     table = TABLES[name](model)
-    given, runs = set(), {}
+    given, runs, chosen = set(), {}, {}
     for words, first in commands(name, model, tmp_path):
         verb = words[0]
         flag = "--data.task" if verb == "train" else "--task"
@@ -47,6 +48,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
             if verb == "train":
                 config.check(args.experiment)
                 own = [args.experiment.data.task, *args.experiment.data.test_tasks]
+                chosen |= dict.fromkeys(own, args.experiment.data.metrics)
         parts = {part for task in own for part in data.rates_of_mixture(task) or [task]}
         assert parts <= tasks
         given |= {part.removesuffix("_sentinel") for part in parts}
@@ -54,6 +56,10 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
             run = words[words.index("--name") + 1]
             assert runs.setdefault(run, words) == words, "two runs of one name"
     assert {column.task for column in table.columns} <= {None, *given}
+    for column in table.columns:  # each is computed, but for those that need models
+        if column.task is not None and column.metric not in NOT_COMPUTED and "meteor" not in column.metric:
+            own = chosen.get(column.task) or data.find_task(column.task).task_format.metrics
+            assert column.metric.removeprefix("rank/") in own, column
     titles = [column.title for column in table.columns]
     assert len(set(titles)) == len(titles)
     for row in table.rows:
@@ -61,6 +67,19 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
         assert set(row.paper) <= set(titles)
         assert (row.x is None) == (not table.x) or not row.steps, row.name
     assert len({row.name for row in table.rows}) == len(table.rows)
+
+
+def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
+    runs = {}
+    for model in (None, "demo"):
+        for name in TABLES:
+            for words, _ in commands(name, model, tmp_path):
+                if words[0] == "train":
+                    run = words.pop(words.index("--name") + 1)
+                    assert runs.setdefault(run, words) == words, run
+    again = {}
+    for run, words in runs.items():
+        assert again.setdefault(tuple(words), run) == run, "trained twice"
 
 
 @pytest.mark.parametrize("name", ["ensembles", "e2e", "xsum", "low-data"])
@@ -98,15 +117,19 @@ OURS = {
 
 def test_a_table_by_hand():
     no_average = dataclasses.replace(TABLE, columns=TABLE.columns[1:])
-    text = markdown(no_average, [OURS, {}, {}], {"broken": "no such file"}, "plot.svg")
+    text = markdown(no_average, [OURS, {}, {}], {"broken": ["no such file"]}, "plot.svg")
     # sample standard deviations: 0.2 / sqrt 2 and 2 / sqrt 2
     assert "| ours | 2 | 60.00 ± 14.14 | 90 ± 0.5 | 40.00 ± 14.14 | 7.00 ± 1.41 | 8.8 | not computed |" in text
     assert "| theirs |  |  | 71.8 |  |  |  |  |" in text
-    assert "broken: not run, no such file" in text and "![Two tasks](plot.svg)" in text
+    assert "broken: no such file" in text and "![Two tasks](plot.svg)" in text
     # A benchmark's score: the mean of 40 and 60 for the first seed, and of 60 and 80 for the second.
     both = dataclasses.replace(TABLE, columns=TABLE.columns[:3])
     assert "| ours | 2 | 50.00 ± 14.14 | 60.00" in markdown(both, [OURS, {}, {}], {}, None)
     assert "| ours | 2 |  | 60.00" in markdown(TABLE, [OURS, {}, {}], {}, None), "an average of all, or none"
+    # A member that diverged counts nowhere, and the others' seeds stay together.
+    nan = math.nan
+    some = {("a", "test", "accuracy"): [nan, 0.7, 0.5], ("a", "test", "f1"): [0.3, 0.5, 0.3]}
+    assert "| ours | 3 | 50.00 ± 14.14 | 60.00 ± 14.14 |" in markdown(both, [some, {}, {}], {}, None)
 
 
 def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
@@ -142,9 +165,9 @@ def test_whose_scores_a_row_has():
 def test_a_row_has_the_members_that_it_names():
     """Of a run whose members differ in what rows differ in, and of which the second test is of two of them."""
 
-    def member(init, seed, score):
+    def member(init, seed, score, status="finished"):
         settings = {"prompt.init": init, "train.seed": seed}
-        return Member(settings, "a", 5, "finished", 9, Best("accuracy", score, 9), {"accuracy": score})
+        return Member(settings, "a", 5, status, 9, Best("accuracy", score, 9), {"accuracy": score})
 
     members = [member("vocab", 0, 0.1), member("labels", 0, 0.2), member("vocab", 1, 0.3), member("labels", 1, 0.4)]
     scores = [{"accuracy": value} for value in (0.5, 0.6, 0.7, 0.8)]
@@ -160,8 +183,18 @@ def test_a_row_has_the_members_that_it_names():
     assert every[a] == [0.5, 0.6, 0.7, 0.8] and every[b] == [0.8, 0.5] and every[validation] == [0.1, 0.2, 0.3, 0.4]
     some = of_training(summary, Row("r", where={"prompt.init": "labels"}))
     assert some == {a: [0.6, 0.8], b: [0.8], validation: [0.2, 0.4]}
-    assert of_training(summary, Row("r", of="best")) == {a: [0.8], b: [0.8], validation: [0.4]}
+    assert of_training(summary, Row("r", of="best")) == {a: [0.8], b: [0.8]}
     assert of_training(summary, Row("r", of="base")) == {a: [0.0], b: [0.0]}
+    members[3] = member("labels", 1, 0.4, "diverged")
+    assert of_training(summary, Row("r"))[a][:3] == [0.5, 0.6, 0.7] and math.isnan(of_training(summary, Row("r"))[b][0])
+    mixed = {"mean": 0.3, "a/accuracy": 0.2, "b/f1": 0.4, "b/invalid": 0.0}
+    of_mixture = dataclasses.replace(members[0], task="a_and_b", validation=mixed)
+    scores = of_training(dataclasses.replace(summary, members=[of_mixture], tests=[]), Row("r"))
+    assert {key: value for key, value in scores.items() if key[0] in "ab"} == {
+        ("a", "validation", "accuracy"): [0.2],
+        ("b", "validation", "f1"): [0.4],
+        ("b", "validation", "invalid"): [0.0],
+    }
 
 
 def test_a_table_takes_its_place_in_a_text():
@@ -172,21 +205,20 @@ def test_a_table_takes_its_place_in_a_text():
         reproduce.put(text, "b", "new\n")
 
 
-def test_figures_that_a_user_supplies(tmp_path):
-    table, path = dataclasses.replace(TABLE, columns=TABLE.columns[1:]), tmp_path / "supplied.json"
-    path.write_text(json.dumps({"ours": {"Mover": [50, 52], "A F1": [41, 43]}}))
+def test_figures_that_a_user_supplies():
+    table = dataclasses.replace(TABLE, columns=TABLE.columns[1:])
     scores = [{**OURS}, {}, {}]
-    reproduce.supply(table, scores, path)
-    assert "42.00 ± 1.41 | 7.00 ± 1.41 | 8.8 | 51.00 ± 1.41 |" in markdown(table, scores, {}, None)
+    reproduce.supply(table, scores, {"ours": {"Mover": [0.5, 0.52], "A F1": [41, 43]}})
+    assert "42.00 ± 1.41 | 7.00 ± 1.41 | 8.8 | 0.51 ± 0.01 |" in markdown(table, scores, {}, None)
     for wrong, said in (
         ({"nobody": {}}, "'nobody' is no row with its figures; rows are ours, theirs, broken"),
         ({"ours": {"C": [1]}}, "no column 'C' of a metric; there are A acc, "),
         ({"ours": {"B": ["1"]}}, r"'ours', 'B' must be a list of numbers, not \['1'\]"),
+        ({"ours": {"B": [math.nan]}}, r"must be a list of numbers, not \[nan\]"),
         ([1], "expected {ROW: "),
     ):
-        path.write_text(json.dumps(wrong))
         with pytest.raises(reproduce.UserError, match=said):
-            reproduce.supply(table, scores, path)
+            reproduce.supply(table, scores, wrong)
 
 
 def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys, tmp_path):
@@ -194,14 +226,15 @@ def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys
     monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)
     assert reproduce.main(["two", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error == "reproduce: two, broken: no configuration file configs/none.py\n"
+    assert error == f"reproduce: two, broken: no configuration file {ROOT / 'configs/none.py'}\n"
     assert "| theirs |  |  |  | 71.8 |" in (tmp_path / "two.md").read_text()
     assert reproduce.main(["three"]) == 1
     assert "no table is called 'three'; there are superglue, " in capsys.readouterr().err
 
 
 def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
-    """Domain shift on questions of our own: two methods, three seeds, seven tests. Then again, from what is there."""
+    """Domain shift on questions of our own: two methods, three seeds, seven tests. Then again, from what is there; and
+    after a prompt's configuration has changed, which is refused."""
     for part, names in {"train": ["SQuAD"], "dev": MRQA}.items():
         (tmp_path / "mrqa" / part).mkdir(parents=True)
         for name in names:
@@ -217,19 +250,23 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
     words = ["domain-shift", "--model", str(tiny_folder), "--quick", "--data-dir", str(tmp_path)]
     words += ["--out", str(tmp_path / "out")]
     assert reproduce.main(words) == 0
-    first, text = capsys.readouterr(), (tmp_path / "out" / "domain-shift.md").read_text()
-    assert first.out.count("$ prompt-jax train configs/squad.py --name quick-squad-") == 2 and not first.err
+    (path,) = (tmp_path / "out").glob("quick-domain-shift-model-*.md")
+    first, text = capsys.readouterr(), path.read_text()
+    assert first.out.count("prompt-jax train configs/squad.py --name quick-squad-") == 4 * 2 and not first.err
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| model tuning", "| prompt tuning"))]
     assert [row[1] for row in rows] == ["3", "3"] and all("±" in cell for row in rows for cell in row[2:])
-    summary = read_summary(tmp_path / "out" / "runs" / "quick-squad-prompt-model")
+    (folder,) = (tmp_path / "out" / "runs").glob("quick-squad-prompt-model-*")
+    summary = read_summary(folder)
     scores = of_training(summary, Row("r"))
     assert [len(scores[f"mrqa_{task}", "test", "squad_f1"]) for task in ("race", "drop")] == [3, 3]
     assert len(scores["mrqa_squad", "validation", "squad_f1"]) == 3
     assert "Made with --quick" in text and "prompt-jax train configs/squad.py" in text
-    assert (tmp_path / "out" / "domain-shift.svg").exists()
+    assert path.with_suffix(".svg").exists()
     assert reproduce.main(words) == 0
     again = capsys.readouterr()
-    assert "$ prompt-jax" not in again.out and (tmp_path / "out" / "domain-shift.md").read_text() == text
+    assert "$ prompt-jax" not in again.out and path.read_text() == text
+    assert reproduce.main([*words, "--further", "--optimizer.weight-decay 0.5"]) == 1
+    assert "holds a run with another configuration (changed: optimizer.weight_decay)" in capsys.readouterr().err
 
 
 MRQA = ("SQuAD", "TextbookQA", "BioASQ", "RACE", "RelationExtraction", "DuoRC.ParaphraseRC", "DROP")

@@ -19,7 +19,7 @@ def run(config: OptimizerConfig, start: np.ndarray, gradients: list[np.ndarray])
     return np.asarray(params)
 
 
-def adafactor(start, gradients, rate=0.3, decay_rate=0.8, decay=1e-5, offset=0):
+def adafactor(start, gradients, rate=0.3, decay_rate=0.8, decay=1e-5, offset=0, scaled=False):
     """Shazeer and Stern 2018 as T5X has it, for a matrix too small to be factored."""
     params, second = start.astype(np.float64), np.zeros_like(start, np.float64)
     for step, gradient in enumerate(gradients):
@@ -27,7 +27,8 @@ def adafactor(start, gradients, rate=0.3, decay_rate=0.8, decay=1e-5, offset=0):
         second = keep * second + (1.0 - keep) * (gradient.astype(np.float64) ** 2 + 1e-30)
         update = gradient / np.sqrt(second)
         update /= max(1.0, np.sqrt((update**2).mean()))
-        params = params - rate * update - decay * params  # the decay is not multiplied by the rate
+        size = max(1e-3, np.sqrt((params**2).mean())) if scaled else 1.0
+        params = params - rate * size * update - decay * params  # the decay is not multiplied by the rate
     return params
 
 
@@ -43,6 +44,15 @@ def start():
 
 def test_adafactor_is_the_papers(start, gradients):
     np.testing.assert_allclose(run(OptimizerConfig(), start, gradients), adafactor(start, gradients), rtol=2e-5)
+
+
+def test_updates_relative_to_the_parameters(start, gradients):
+    """T5's own setting; parameters that are next to nothing move by the rate times 1e-3."""
+    config = OptimizerConfig(learning_rate=0.01, parameter_scale=True, weight_decay=0.0)
+    for scale in (10.0, 1e-6):
+        begin = start * np.float32(scale)
+        expected = adafactor(begin, gradients, rate=0.01, decay=0.0, scaled=True)
+        np.testing.assert_allclose(run(config, begin, gradients), expected, rtol=2e-5, atol=1e-9)
 
 
 def test_weight_decay_is_not_scaled_by_the_rate(start):

@@ -1,8 +1,9 @@
 """The tables and curves of Lester, Al-Rfou and Constant 2021 (arXiv 2104.08691v2); curves have no printed numbers."""
 
+import dataclasses
 from typing import Any
 
-from .table import SENTINEL, Column, Evaluation, Row, Table, Training
+from .table import SENTINEL, Column, Evaluation, Row, Table, Training, short
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 ADAPTED = {f"T5-{size}": f"google/t5-{size}-lm-adapt" for size in SIZES}
@@ -25,7 +26,10 @@ AVERAGE = Column("SuperGLUE", None, "", "validation")
 WORDS = {"record": "commonsense reasoning reading comprehension", "wsc": "commonsense pronoun resolution"}
 SEEDS = (0, 1, 2)
 
+# What makes model tuning of a prompt's configuration: configs/model_tuning.py's settings.
 MODEL_TUNING: dict[str, Any] = {"prompt.method": "full", "optimizer.learning_rate": 0.001}
+MODEL_TUNING |= {"optimizer.parameter_scale": True, "optimizer.weight_decay": 0.0}
+MODEL_TUNING |= {"train.batch_size": 128, "train.accumulate": 4}
 
 # Brown et al. 2020, table H.1: SuperGLUE's validation sets, few-shot, which the prompt paper's figure 1 shows.
 GPT3 = {125: 50.2, 350: 56.2, 760: 56.8, 1300: 60.0, 2700: 64.3, 6700: 63.6, 13000: 66.9, 175000: 73.2}
@@ -36,18 +40,31 @@ def sizes(model: str | None, family: dict[str, str] = ADAPTED) -> dict[str, str]
     return family if model is None else {model: model}
 
 
-def on_super_glue(base: str, task: str, prefix: str, **options: Any) -> Training:
+def on_super_glue(base: str, task: str, **options: Any) -> Training:
     """Prompt tuning on a task, `boolq` or `boolq_sentinel`; the paper's settings, which are the configuration's."""
     name, sentinel, _ = task.partition(SENTINEL)
     own: dict[str, Any] = {"model.name": base, "data.task": f"super_glue_{name}_v102{sentinel}"}
     own |= {"data.target_length": None, "ensemble.seed": SEEDS}
     if name in WORDS and options.get("prompt.init", "labels") == "labels":
         own |= {"prompt.init": "text", "prompt.init_text": WORDS[name]}
-    return Training(f"{prefix}-{_short(base)}-{task}", "configs/boolq.py", own | options)
+    # Named by what it is, so that tables share what they have in common.
+    changes = (
+        f"-{name.rpartition('.')[2]}-{len(value) if isinstance(value, tuple) else value}"
+        for name, value in options.items()
+    )
+    return Training(f"prompt-{short(base)}-{task}{''.join(changes)}", "configs/boolq.py", own | options)
 
 
-def each_task(base: str, prefix: str, **options: Any) -> tuple[Training, ...]:
-    return tuple(on_super_glue(base, task, prefix, **options) for task, _ in SUPER_GLUE.values())
+def one_by_one(training: Training) -> tuple[Training, ...]:
+    """A run for each seed: what a full model trains has no room beside that of two others."""
+    return tuple(
+        dataclasses.replace(training, name=f"{training.name}-{seed}", options={**training.options, "train.seed": seed})
+        for seed in SEEDS
+    )
+
+
+def each_task(base: str, **options: Any) -> tuple[Training, ...]:
+    return tuple(on_super_glue(base, task, **options) for task, _ in SUPER_GLUE.values())
 
 
 def columns() -> tuple[Column, ...]:
@@ -66,33 +83,36 @@ def superglue(model: str | None) -> Table:
     rows = []
     for name, base in sizes(model).items():
         x = MILLIONS.get(name)
-        rows.append(Row(f"{name}, prompt tuning", each_task(base, "prompt"), series="prompt tuning", x=x))
+        rows.append(Row(f"{name}, prompt tuning", each_task(base), series="prompt tuning", x=x))
     for name, base in sizes(model, PRETRAINED).items():
         x = MILLIONS.get(name)
         tuned = tuple(
-            Training(
-                f"model-{_short(base)}-{task}",
-                "configs/model_tuning.py",
-                {"model.name": base, "data.task": f"super_glue_{task}_v102", "data.target_length": None}
-                | {"ensemble.seed": SEEDS},
-            )
+            each
             for task, _ in SUPER_GLUE.values()
+            for each in one_by_one(
+                Training(
+                    f"model-{short(base)}-{task}",
+                    "configs/model_tuning.py",
+                    {"model.name": base, "data.task": f"super_glue_{task}_v102", "data.target_length": None},
+                )
+            )
         )
         rows.append(Row(f"{name}, model tuning", tuned, series="model tuning", x=x))
         together = Training(
-            f"model-{_short(base)}-multitask",
+            f"model-{short(base)}-multitask",
             "configs/model_tuning.py",
             {"model.name": base, "data.task": "super_glue_with_dpr_v102", "data.target_length": None}
             # 2**20 tokens a batch, in parts
-            | {"data.task_names": True, "train.batch_size": 2048, "train.accumulate": 16, "ensemble.seed": SEEDS},
+            | {"data.task_names": True, "train.batch_size": 2048, "train.accumulate": 64},
         )
-        rows.append(Row(f"{name}, model tuning, multitask", (together,), series="model tuning, multitask", x=x))
+        title = "model tuning, multitask"
+        rows.append(Row(f"{name}, {title}", one_by_one(together), series=title, x=x))
     for name, base in sizes(model).items():
         asked = tuple(
             Evaluation(
-                f"few-shot-{_short(base)}-{task}",
+                f"few-shot-{short(base)}-{task}",
                 {"model": base, "task": f"super_glue_{task}_v102", "split": "validation", "shots": "fit"}
-                | {"shot_seeds": SEEDS},
+                | {"shot_seeds": SEEDS, "dtype": "bfloat16"},
             )
             for task, _ in SUPER_GLUE.values()
         )
@@ -114,7 +134,12 @@ def superglue(model: str | None) -> Table:
 
 def prompt_length(model: str | None) -> Table:
     rows = [
-        Row(f"{name}, {length}", each_task(base, f"length{length}", **{"prompt.length": length}), series=name, x=length)
+        Row(
+            f"{name}, {length}",
+            each_task(base, **({} if length == 100 else {"prompt.length": length})),
+            series=name,
+            x=length,
+        )
         for name, base in sizes(model).items()
         for length in (1, 5, 20, 100, 150)
     ]
@@ -131,7 +156,7 @@ def initialisation(model: str | None) -> Table:
     rows = [
         Row(
             f"{name}, {title}",
-            each_task(base, f"init-{init}", **{"prompt.init": init}),
+            each_task(base, **({} if init == "labels" else {"prompt.init": init})),
             series=title,
             x=MILLIONS.get(name),
         )
@@ -149,23 +174,23 @@ def initialisation(model: str | None) -> Table:
 
 
 def lm_adaptation(model: str | None) -> Table:
-    rows = []
-    kinds = {
+    kinds: dict[str, tuple[dict[str, str], str]] = {
         "span corruption": (PRETRAINED, ""),
         "span corruption, sentinel before targets": (PRETRAINED, SENTINEL),
         "LM adaptation, 100k steps": (ADAPTED, ""),
     }
+    if model is not None:
+        kinds = {"targets as they are": ({model: model}, ""), "sentinel before targets": ({model: model}, SENTINEL)}
+    rows = []
     for title, (family, suffix) in kinds.items():
-        for name, base in sizes(model, family).items():
-            if model is not None and family is ADAPTED:
-                continue
-            steps = tuple(on_super_glue(base, f"{task}{suffix}", "prompt") for task, _ in SUPER_GLUE.values())
+        for name, base in family.items():
+            steps = tuple(on_super_glue(base, f"{task}{suffix}") for task, _ in SUPER_GLUE.values())
             rows.append(Row(f"{name}, {title}", steps, series=title, x=MILLIONS.get(name)))
     return Table(
         "LM adaptation",
         "Lester et al. 2021, figures 3c and 3d, plots: the longer T5 is adapted to language modelling the better do "
-        "prompts, and without it middle sizes answer with what is no label. configs/lm_adaptation.py makes a base of "
-        "fewer steps, which --model names.",
+        "prompts, and without it middle sizes answer with what is no label. configs/lm_adaptation.py makes bases of "
+        "fewer steps (figure 3d), each of which --model names in a call of its own.",
         columns(),
         tuple(rows),
         x="parameters (millions)" if model is None else "",
@@ -184,16 +209,16 @@ DOMAINS = {
 
 
 def domain_shift(model: str | None) -> Table:
-    base = model or ADAPTED["T5-xxl"]
-    tuned = Training(
-        f"squad-model-{_short(base)}",
-        "configs/squad.py",
-        {"model.name": model or PRETRAINED["T5-xxl"], "ensemble.seed": SEEDS, **MODEL_TUNING},
-    )
-    prompted = Training(
-        f"squad-prompt-{_short(base)}", "configs/squad.py", {"model.name": base, "ensemble.seed": SEEDS}
-    )
-    own = model is None
+    rows = []
+    for number, (method, family) in enumerate({"model tuning": PRETRAINED, "prompt tuning": ADAPTED}.items(), start=1):
+        base = model or family["T5-xxl"]
+        name = f"squad-{method.split()[0]}-{short(base)}"
+        if method == "model tuning":
+            steps = one_by_one(Training(name, "configs/squad.py", {"model.name": base, **MODEL_TUNING}))
+        else:
+            steps = (Training(name, "configs/squad.py", {"model.name": base, "ensemble.seed": SEEDS}),)
+        paper = {title: figures[number] for title, figures in DOMAINS.items()} if model is None else {}
+        rows.append(Row(method, steps, paper=paper))
     return Table(
         "Domain shift: from SQuAD to other domains",
         "Lester et al. 2021, table 1: F1, zero-shot. The table does not say its size; here it is taken to be XXL.",
@@ -201,14 +226,7 @@ def domain_shift(model: str | None) -> Table:
             Column(name, f"mrqa_{task}", "squad_f1", "validation" if task == "squad" else "test")
             for name, (task, *_) in DOMAINS.items()
         ),
-        (
-            Row("model tuning", (tuned,), paper={name: figures[1] for name, figures in DOMAINS.items()} if own else {}),
-            Row(
-                "prompt tuning",
-                (prompted,),
-                paper={name: figures[2] for name, figures in DOMAINS.items()} if own else {},
-            ),
-        ),
+        tuple(rows),
     )
 
 
@@ -222,7 +240,7 @@ def paraphrase(model: str | None) -> Table:
     """Trained on one of two tasks of paraphrase detection and tested on the other."""
     rows, found = [], []
     for source, target in PARAPHRASE:
-        task = f"glue_{target}_from_{source}_v002"
+        task = f"glue_{target}_from_{source}_v200"
         shown = f"{source.upper()} → {target.upper()}"
         found += [
             Column(f"{shown} acc", task, "accuracy", "validation"),
@@ -232,11 +250,12 @@ def paraphrase(model: str | None) -> Table:
         base = model or (PRETRAINED if method == "model tuning" else ADAPTED)["T5-xxl"]
         steps, paper = [], {}
         for (source, target), figures in PARAPHRASE.items():
-            options = {"model.name": base, "ensemble.seed": SEEDS} | (MODEL_TUNING if method == "model tuning" else {})
-            training = Training(f"{source}-{method.split()[0]}-{_short(base)}", f"configs/{source}.py", options)
-            task = f"glue_{target}_from_{source}_v002"
-            name = f"{training.name}-on-{target}"
-            steps.append(Evaluation(name, {"task": task, "split": "validation"}, of=training))
+            options = MODEL_TUNING if method == "model tuning" else {"ensemble.seed": SEEDS}
+            name = f"{source}-{method.split()[0]}-{short(base)}"
+            training = Training(name, f"configs/{source}.py", {"model.name": base, **options})
+            asked = {"task": f"glue_{target}_from_{source}_v200", "split": "validation"}
+            for each in one_by_one(training) if method == "model tuning" else (training,):
+                steps.append(Evaluation(f"{each.name}-on-{target}", asked, of=each))
             shown = f"{source.upper()} → {target.upper()}"
             paper |= dict(zip((f"{shown} acc", f"{shown} F1"), figures[method], strict=True))
         rows.append(Row(method, tuple(steps), paper=paper if model is None else {}))
@@ -267,7 +286,7 @@ TABLE_3 = {  # average, best, vote
 
 def ensembles(model: str | None) -> Table:
     base = model or ADAPTED["T5-xxl"]
-    trained = each_task(base, "five", **{"ensemble.seed": tuple(range(5))})
+    trained = each_task(base, **{"ensemble.seed": tuple(range(5))})
     steps = tuple(
         Evaluation(f"{each.name}-vote", {"task": each.options["data.task"], "split": "validation"}, of=each)
         for each in trained
@@ -283,8 +302,3 @@ def ensembles(model: str | None) -> Table:
             Row("vote", steps, of="vote", paper=paper[2]),
         ),
     )
-
-
-def _short(base: str) -> str:
-    """A model's name as part of a run's."""
-    return base.rstrip("/").rpartition("/")[2].replace(":", "-")

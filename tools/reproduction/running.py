@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax import config as configuration
+from prompt_jax.config import Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.run_files import Summary, read_summary
 
@@ -35,7 +38,7 @@ ASKED_TO_LEAVE = 75  # the exit status of `train` that has saved
 QUICK_LIMIT = 4  # examples that evaluate scores
 SEARCH_TESTS = 16  # a search is decided on validation data; its tests only have to run
 
-# By task, split and metric: a value for each observation.
+# By task, split and metric: a value for each observation; NaN for a member that diverged.
 Scores = dict[tuple[str, str, str], list[float]]
 
 
@@ -48,102 +51,146 @@ class Runner:
     """Where the runs of tables are, and how they are run.
 
     Attributes:
-      out: the folder with `runs/` and `evaluations/`.
+      out: the folder with `runs/`, `evaluations/` and `logs/`.
       quick: whether they are made as short as can be.
       data: the folder that PROMPT_JAX_DATA names to the commands; None leaves it as it is.
       dry: whether commands are only collected.
+      further: options of every training, as words of the command line.
     """
 
     out: Path
     quick: bool = False
     data: Path | None = None
     dry: bool = False
+    further: Sequence[str] = ()
     commands: list[str] = dataclasses.field(default_factory=list)
     _failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def scores(self, row: Row) -> Scores:
-        """The observations of a row, after what is missing for it has been run.
-
-        Raises:
-          StepFailed: a command failed.
-        """
+    def scores(self, row: Row) -> tuple[Scores, list[str]]:
+        """The observations of a row, after what is missing for it has been run; and what went wrong, a line for each
+        command."""
         together: Scores = {}
+        wrong: list[str] = []
         for step in row.steps:
-            found = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
+            try:
+                found = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
+            except UserError as error:
+                wrong.append(str(error))
+                continue
             for key, values in found.items():
                 together.setdefault(key, []).extend(values)
-        return together
+        diverged = {sum(map(math.isnan, values)) for values in together.values()} - {0}
+        if diverged:
+            wrong.append(f"{max(diverged)} diverged and left out")
+        return together, list(dict.fromkeys(wrong))
 
     def _trained(self, training: Training, row: Row) -> Scores:
-        folder = self._train(training)
+        folder, _ = self._train(training)
         return {} if self.dry else of_training(read_summary(folder), row)
 
     def _evaluated(self, evaluation: Evaluation, row: Row) -> Scores:
         folder, options = self.out / "evaluations" / self._name(evaluation.name), dict(evaluation.options)
-        files = [] if evaluation.of is None else [str(self._train(evaluation.of) / "best.npz")]
+        files, state = [], ""
+        if evaluation.of is not None:
+            trained, experiment = self._train(evaluation.of)
+            files = [str(trained / "best.npz")]
+            # A folder has to be named again, and the numbers are those that the prompt was validated in.
+            options = {"model": experiment.model.name, "dtype": experiment.model.dtype, **options}
+            if not self.dry:
+                found = (trained / "best.npz").stat()
+                state = f"{found.st_size} bytes of {found.st_mtime_ns}"
         if self.quick:
             options["limit"] = QUICK_LIMIT
-        words = ["evaluate", *files, *flags(options)]
-        self._run(words, folder, "scores.json")
-        return {} if self.dry else of_evaluation(json.loads((folder / "scores.json").read_text()), row)
+        words = ["evaluate", *files, *flags(options), "--out", str(folder)]
+        self._run(words, folder / "scores.json", evaluation.name, state)
+        if self.dry:
+            return {}
+        try:
+            return of_evaluation(json.loads((folder / "scores.json").read_text()), row)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StepFailed(f"{folder / 'scores.json'} cannot be read ({error}); delete it") from error
 
-    def _train(self, training: Training) -> Path:
+    def _train(self, training: Training) -> tuple[Path, Experiment]:
         options = dict(training.options)
         if training.search is not None:
             options["optimizer.learning_rate"] = self._search(training.search)
-        if self.quick:
-            options |= QUICK
         return self._run_training(training.name, training.config, options)
 
     def _search(self, search: Search) -> float:
         options = {**search.options, "ensemble.seed": (0,), "ensemble.learning_rate": search.rates}
-        options |= {"train.test_examples": SEARCH_TESTS} | (QUICK if self.quick else {})
-        folder = self._run_training(search.name, search.config, options)
+        options |= {"train.test_examples": SEARCH_TESTS}
+        folder, _ = self._run_training(search.name, search.config, options)
         if self.dry:
             return search.rates[0]
-        scores = [member.best.score for member in read_summary(folder).members]
+        members = read_summary(folder).members
+        scores = [-math.inf if member.status == "diverged" else member.best.score for member in members]
         return search.rates[max(range(len(scores)), key=scores.__getitem__)]
 
-    def _run_training(self, name: str, config: str, options: Options) -> Path:
+    def _run_training(self, name: str, config: str, options: Options) -> tuple[Path, Experiment]:
         name = self._name(name)
         folder = self.out / "runs" / name
-        # What has been trained with these very options is taken as it is; otherwise `train` goes on, or says why not.
-        words = ["train", config, "--name", name, *flags(options)]
-        self._run(words, folder, "summary.json", ["--runs", str(folder.parent)])
-        return folder
+        words = [config, "--name", name, "--runs", str(folder.parent), *flags(options | (QUICK if self.quick else {}))]
+        words += self.further
+        experiment = _experiment(ROOT / config, options, self.quick)
+        # What has been trained from the same configuration is taken as it is. Otherwise `train` goes on, or says that
+        # the run is of another one.
+        self._run(["train", *words], folder / "summary.json", name, configuration.to_json(experiment))
+        return folder, experiment
 
-    def _run(self, words: Sequence[str], folder: Path, result: str, place: Sequence[str] | None = None) -> None:
-        """Runs `prompt-jax` with these words, unless the same command has left its result in the folder before."""
-        place = ["--out", str(folder)] if place is None else place
-        command, record = shlex.join(["prompt-jax", *words]), folder / "command.txt"
-        if command not in self.commands:
-            self.commands.append(command)
-        if self.dry or ((folder / result).exists() and record.exists() and record.read_text() == command):
+    def _run(self, words: Sequence[str], result: Path, name: str, state: str) -> None:
+        """Runs `prompt-jax` with these words, unless they have given this result before, of the same state and data."""
+        folder = result.parent
+        shown = shlex.join(["prompt-jax", *words])
+        if self.data is not None:
+            shown = f"PROMPT_JAX_DATA={shlex.quote(str(self.data))} {shown}"
+        if shown not in self.commands:
+            self.commands.append(shown)
+        record, made = folder / "made.txt", f"{shown}\n{state}\n"
+        if self.dry or (result.exists() and record.exists() and record.read_text() == made):
             return
-        if command in self._failed:
-            raise StepFailed(self._failed[command])
-        print(f"$ {command}", flush=True)
-        env = os.environ | ({} if self.data is None else {"PROMPT_JAX_DATA": str(self.data.resolve())})
+        if shown in self._failed:
+            raise StepFailed(self._failed[shown])
+        print(f"$ {shown}", flush=True)
+        data = os.environ.get("PROMPT_JAX_DATA") if self.data is None else str(self.data)
+        env = os.environ | ({} if data is None else {"PROMPT_JAX_DATA": os.path.abspath(data)})
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
-        ended = subprocess.run(
-            [sys.executable, "-m", "prompt_jax.cli", *words, *place],
-            cwd=ROOT,
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if ended.returncode == ASKED_TO_LEAVE:
-            raise UserError("asked to leave; the same command goes on from what is saved")
-        if ended.returncode:
-            lines = [line for line in ended.stderr.splitlines() if line.strip()]
-            self._failed[command] = (
-                lines[-1].removeprefix("prompt-jax: ") if lines else f"it ended with status {ended.returncode}"
-            )
-            raise StepFailed(self._failed[command])
-        record.write_text(command)
+        log = self.out / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        status = _wait(words, env, log)
+        if status == ASKED_TO_LEAVE:
+            raise KeyboardInterrupt
+        if status:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            own = [line for line in lines if line.startswith("prompt-jax: ") and "warning:" not in line] or lines
+            why = own[-1].removeprefix("prompt-jax: ") if own else f"it ended with status {status}"
+            self._failed[shown] = f"{why} ({log} has the rest)"
+            raise StepFailed(self._failed[shown])
+        record.write_text(made)
 
     def _name(self, name: str) -> str:
         return f"quick-{name}" if self.quick else name
+
+
+def _wait(words: Sequence[str], env: Mapping[str, str], log: Path) -> int:
+    """Runs the words to their end and gives the status; what they tell as an error is in the log. Interrupted, they are
+    asked to leave first, so that nothing goes on alone."""
+    with log.open("w") as errors:
+        child = subprocess.Popen([sys.executable, "-m", "prompt_jax.cli", *words], cwd=ROOT, env=env, stderr=errors)
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+
+
+def _experiment(path: Path, options: Options, quick: bool) -> Experiment:
+    """What a configuration with these options trains. Its name and folder are left as they are."""
+    values = json.loads(configuration.to_json(configuration.load_experiment(path)))
+    for name, value in (options | (QUICK if quick else {})).items():
+        part, _, field = name.rpartition(".")
+        (values[part] if part else values)[field] = value
+    return configuration.from_json(json.dumps(values))
 
 
 def flags(options: Options) -> list[str]:
@@ -164,7 +211,12 @@ def flags(options: Options) -> list[str]:
 def of_training(summary: Summary, row: Row) -> Scores:
     """The scores of a run: of its tests, and on validation data those of each member's best step."""
     scores: Scores = {}
+    diverged = [member.status == "diverged" for member in summary.members]
     chosen = [n for n, member in enumerate(summary.members) if row.where.items() <= member.settings.items()]
+
+    def of_member(number: int, own: Mapping[str, float]) -> Mapping[str, float]:
+        return dict.fromkeys(own, math.nan) if diverged[number] else own
+
     for test in summary.tests:
         match row.of:
             case "base":
@@ -174,21 +226,20 @@ def of_training(summary: Summary, row: Row) -> Scores:
             case "best":
                 own = [test.scores[test.members.index(test.best)]]
             case _:
-                own = [each for number, each in zip(test.members, test.scores, strict=True) if number in chosen]
+                pairs = zip(test.members, test.scores, strict=True)
+                own = [of_member(number, each) for number, each in pairs if number in chosen]
         _add(scores, test.task, "test", own)
-    if row.of in ("members", "best"):
-        members = [summary.members[number] for number in chosen]
-        if row.of == "best":
-            members = [max(members, key=lambda member: member.best.score)]
-        for task in summary.tasks:
-            own = [member.validation for member in members if member.task == task]
-            # Members that are trained on a mixture have scores of each of its tasks.
-            if own and "mean" in own[0]:
-                for part in {name.rpartition("/")[0] for name in own[0] if "/" in name}:
-                    of_part = [{n.removeprefix(f"{part}/"): v for n, v in each.items()} for each in own]
-                    _add(scores, part, "validation", of_part)
-            else:
-                _add(scores, task, "validation", own)
+    if row.of != "members":
+        return scores
+    for number in chosen:
+        member = summary.members[number]
+        validation = of_member(number, member.validation)
+        _add(scores, member.task, "validation", [validation])
+        # Members that are trained on a mixture have scores of each of its tasks, under its name.
+        parts = dict.fromkeys(name.partition("/")[0] for name in validation if "/" in name)
+        for part in parts if "mean" in validation else ():
+            own_part = {n.removeprefix(f"{part}/"): v for n, v in validation.items() if n.startswith(f"{part}/")}
+            _add(scores, part, "validation", [own_part])
     return scores
 
 

@@ -1,6 +1,5 @@
 """Small editions of the tables, for two CPU cores: the demo's T5, movie reviews in place of SuperGLUE, and E2E."""
 
-from pathlib import Path
 from typing import Any
 
 from .table import Column, Evaluation, Row, Search, Table, Training
@@ -30,7 +29,8 @@ def trained(method: str, name: str | None = None, config: str = SENTIMENT, **opt
     """A run of a method with the learning rate that is the best of its search on movie reviews."""
     _, own, rates = METHODS[method]
     search = Search(f"sentiment-{method}-rates", SENTIMENT, own, rates)
-    return Training(f"{Path(config).stem}-{name or method}", config, {**own, **options}, search)
+    run = "sentiment" if config == SENTIMENT else "small-e2e"
+    return Training(f"{run}-{name or method}", config, {**own, **options}, search)
 
 
 # What several tables share.

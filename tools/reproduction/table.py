@@ -1,6 +1,8 @@
 """What a table of a paper is made of: columns, and rows with the commands that give their figures."""
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -70,7 +72,7 @@ class Row:
       of: whose figures they are: each member's, or those of an ensemble: its best, its vote; or the base's before.
       where: settings in which the members of a run differ, if the row is of some of them: {"prompt.init": "vocab"}.
       paper: what the paper prints, by the title of a column.
-      series, x: of a plot: the line that it is a point of, and where. Without x the plot is of bars.
+      series, x: of a plot: the line that it is a point of, and where. Without x the plot is of points.
     """
 
     name: str
@@ -91,7 +93,7 @@ class Table:
       source: where the paper has it, and what it says there.
       columns: at least one; the first is plotted.
       rows: at least one.
-      x: what rows differ in, on the plot's axis; rows without x make bars.
+      x: what rows differ in, on the plot's axis; rows without x are points in a line each.
       notes: sentences below the table.
     """
 
@@ -101,3 +103,9 @@ class Table:
     rows: tuple[Row, ...]
     x: str = ""
     notes: tuple[str, ...] = ()
+
+
+def short(base: str) -> str:
+    """A model's name as part of a run's: the last part; of a folder with a sign of where it is."""
+    name = base.rstrip("/").rpartition("/")[2].replace(":", "-")
+    return f"{name}-{hashlib.sha256(base.encode()).hexdigest()[:6]}" if os.path.isdir(base) else name

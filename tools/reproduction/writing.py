@@ -22,20 +22,25 @@ NOT_COMPUTED = ("moverscore", "bertscore", "bleurt")
 
 
 def values(column: Column, table: Table, scores: Scores) -> list[float]:
-    """The observations of a cell, in percent where they are shares; none where there are no scores."""
+    """The observations of a cell, in percent where they are shares, without those that diverged."""
     if column.task is not None:
-        scale = 100 if is_share(column.metric) else 1
-        return [scale * value for value in scores.get((column.task, column.split, column.metric), [])]
+        found = scores.get((column.task, column.split, column.metric), [])
+        return [scale(column) * value for value in found if not math.isnan(value)]
     parts = [part for part in table.columns if part.task is not None]
-    if any((part.task, part.split, part.metric) not in scores for part in parts):
-        return []
+    found = [scores.get((str(part.task), part.split, part.metric), []) for part in parts]
     averages = []
-    for number in range(min(len(scores[str(part.task), part.split, part.metric]) for part in parts)):
+    # The n-th observation of each task is of the n-th seed.
+    for seed in zip(*found, strict=False):
         tasks: dict[str, dict[str, float]] = {}
-        for part in parts:
-            tasks.setdefault(str(part.task), {})[part.metric] = scores[str(part.task), part.split, part.metric][number]
+        for part, value in zip(parts, seed, strict=True):
+            tasks.setdefault(str(part.task), {})[part.metric] = value
         averages.append(100 * benchmark_average(tasks))
-    return averages
+    return [average for average in averages if not math.isnan(average)]
+
+
+def scale(column: Column) -> int:
+    """What a metric's values are multiplied by in a table: shares are in percent, as the papers mostly have them."""
+    return 100 if is_share(column.metric) and column.metric not in NOT_COMPUTED else 1
 
 
 def cell(observed: Sequence[float]) -> str:
@@ -56,13 +61,13 @@ def printed(figure: Printed | None) -> str:
             return f"{figure:g}"
 
 
-def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, str], plot: str | None) -> str:
+def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, Sequence[str]], plot: str | None) -> str:
     """The table: each column of its own figures, beside that of the paper where it prints any.
 
     Args:
       table: what is written.
       scores: of each row.
-      missing: why rows have none, by their names.
+      missing: what is not there of rows, and why, by their names.
       plot: the plot's path, as seen from the text's folder.
     """
     told = [any(column.title in row.paper for row in table.rows) for column in table.columns]
@@ -72,15 +77,15 @@ def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, str],
         alignment += ["--:"] * (1 + paper)
     lines = [f"### {table.title}", "", table.source, "", _line(head), _line(alignment)]
     for row, own in zip(table.rows, scores, strict=True):
-        cells = [row.name, str(max(map(len, own.values()))) if own else ""]
+        cells = [row.name, str(max((len(values(column, table, own)) for column in table.columns), default=0) or "")]
         for column, paper in zip(table.columns, told, strict=True):
             found = values(column, table, own)
-            empty = "not computed" if column.metric in NOT_COMPUTED and own else ""
+            empty = "not computed" if own and column.task is not None else ""
             cells += [cell(found) or empty, printed(row.paper.get(column.title))][: 1 + paper]
         lines.append(_line(cells))
     lines += ["", "Means and sample standard deviations of n prompts; shares are in percent."]
     lines += [f"\n{note}" for note in table.notes]
-    lines += [f"\n{name}: not run, {why}" for name, why in missing.items()]
+    lines += [f"\n{name}: {'; '.join(why)}" for name, why in missing.items()]
     if plot is not None:
         lines += ["", f"![{table.title}]({plot})"]
     return "\n".join(lines) + "\n"
@@ -113,7 +118,7 @@ def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
         _draw_points(axes, series)
     first = columns[0]
     name = first.title if len(columns) == 1 else first.metric
-    unit = f"{name} (%)" if first.task is None or is_share(first.metric) else name
+    unit = f"{name} (%)" if scale(first) == 100 else name
     (axes.set_ylabel if table.x else axes.set_xlabel)(unit)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
