@@ -4,6 +4,7 @@
     python tools/reproduce.py domain-shift                    # the paper's, at its sizes
     python tools/reproduce.py domain-shift --model demo       # its small edition, on two CPU cores
     python tools/reproduce.py domain-shift --model demo --quick --dry-run
+    python tools/reproduce.py domain-shift -- --mesh.data 4 --mesh.model 8
 
 What a table needs is trained and evaluated by commands of `prompt-jax`, with seeds as members of an ensemble; the
 commands stand below the table. What an earlier call, or another table, has left in --out is taken from there, and a run
@@ -36,7 +37,10 @@ LENGTHS = (1, 5, 20, 50, 100, 150)
 
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
-    """Run what a table of the papers needs, and write it as Markdown with the paper's figures, a plot and commands."""
+    """Run what a table of the papers needs, and write it as Markdown with the paper's figures, a plot and commands.
+
+    What comes after ` -- ` are further options of every training, as in `-- --mesh.model 8`.
+    """
 
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of tables, or `all`; none prints which there are."""
@@ -45,8 +49,7 @@ class Reproduce:
     other data and less training."""
     quick: bool = False
     """A few steps and examples of everything, to see that it runs; the figures say nothing."""
-    further: str = ""
-    """More options of every training, as in '--mesh.model 8 --train.accumulate 4'."""
+    further: tyro.conf.Suppress[tuple[str, ...]] = ()
     out: Path = Path("reproduction")
     """Folder of the tables, of `runs/`, `evaluations/` and `logs/`."""
     data_dir: Path | None = None
@@ -63,7 +66,10 @@ class Reproduce:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for an error or a row that could not be run, 130 where it was interrupted."""
-    args = tyro.cli(Reproduce, args=argv, prog="reproduce.py", description=Reproduce.__doc__)
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = tyro.cli(Reproduce, args=words[:end], prog="reproduce.py", description=Reproduce.__doc__)
+    args = dataclasses.replace(args, further=tuple(words[end + 1 :]))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _make(args)
@@ -124,7 +130,7 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     """Makes one table. Returns whether it has all its rows."""
     table = TABLES[name](args.model)
     out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # runs have this working directory
-    runner = Runner(out, args.quick, args.data_dir, args.dry_run, shlex.split(args.further))
+    runner = Runner(out, args.quick, args.data_dir, args.dry_run, args.further)
     scores: list[Scores] = []
     missing: dict[str, list[str]] = {}
     for row in table.rows:

@@ -265,7 +265,7 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
     assert reproduce.main(words) == 0
     again = capsys.readouterr()
     assert "$ prompt-jax" not in again.out and path.read_text() == text
-    assert reproduce.main([*words, "--further", "--optimizer.weight-decay 0.5"]) == 1
+    assert reproduce.main([*words, "--", "--optimizer.weight-decay", "0.5"]) == 1
     assert "holds a run with another configuration (changed: optimizer.weight_decay)" in capsys.readouterr().err
 
 
