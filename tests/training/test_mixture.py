@@ -11,10 +11,15 @@ import pytest
 from experiments import changed, named
 from prompt_jax import evaluation, forward
 from prompt_jax.cli import main
+from prompt_jax.cli.source import Source, read_examples
 from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
 from prompt_jax.data_files import DataError
+from prompt_jax.ensembles.members import Member
+from prompt_jax.errors import UserError
 from prompt_jax.metrics import benchmark_average
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.prompts.files import PromptMetadata, read_prompts
+from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training import loop
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
@@ -41,6 +46,8 @@ for name, labels, metrics, count in (
 ):
     source = text_source(functools.partial(rows, labels=labels, count=count), splits, ("text", "label"))
     add_task(name, source, TaskFormat("{text}", labels, metrics, 64, 10), short_name=name[5:6])
+source = text_source(functools.partial(rows, labels=("bad", "good"), count=8), splits, ("text", "label"))
+add_task("other_v001", source, TaskFormat("film: {text}", ("bad", "good"), input_length=64), short_name="o")
 for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELLED)):
     source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
     add_task(name, source, TaskFormat("{source}"), target="target")
@@ -174,6 +181,37 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
         for (ours, said), (theirs, says) in zip(*(read_prompts(r.folder / file) for r in (run, whole)), strict=True):
             jax.tree.map(np.testing.assert_array_equal, ours, theirs)
             assert said == says
+
+
+@pytest.mark.parametrize(
+    ("trained", "start"),
+    [
+        ([("kind_a_v001", "a {text}")], "o film: "),
+        ([("other_v001", "film: {text}")], "film: "),
+        ([("other_v001", "o film: {text}"), ("kind_b_v001", "b {text}")], "o film: "),
+        ([("both", NAMED_INPUTS), (None, "{text}"), ("other_v001", None)], "o film: "),
+        ([("both", "{inputs}")], "film: "),
+        ([("gone_v001", "gone film: {text}")], "o film: "),
+        ([("gone_v001", "gone {text}")], "film: "),
+        ([("kind_a_v001", "a {text}"), ("kind_b_v001", "{text}")], None),
+    ],
+)
+def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained, start):
+    """With its name where their tasks' names were there, whatever their templates are; and not with both."""
+    members = [
+        Member(Path(f"{n}.npz"), None, Prompt(), PromptMetadata(task=task, format=template and TaskFormat(template)))
+        for n, (task, template) in enumerate(trained)
+    ]
+    source = Source(task="other_v001", tasks=tasks)
+    if start is None:
+        with pytest.raises(UserError, match="0.npz was trained with the names .*, 1.npz without"):
+            read_examples(source, members, tiny)
+        return
+    examples, _ = read_examples(source, members, tiny)
+    assert all(
+        text.startswith(f"{start}{kind} film")
+        for text, kind in zip(examples.input_texts, ("bad", "good") * 3, strict=True)
+    )
 
 
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
