@@ -51,6 +51,10 @@ add_task("other_v001", source, TaskFormat("film: {text}", ("bad", "good"), input
 for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELLED)):
     source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
     add_task(name, source, TaskFormat("{source}"), target="target")
+plain = seqio.TaskRegistry.get("texts")
+seqio.TaskRegistry.add("plain", plain.source, plain.output_features, plain.preprocessors, metric_fns=plain.metric_fns)
+seqio.MixtureRegistry.add("with_plain", [("kind_a_v001", 1), ("plain", 1)])
+seqio.MixtureRegistry.add("by_size", [("texts", seqio.mixing_rate_num_examples), ("more_texts", 1)])
 seqio.MixtureRegistry.add("both", [("kind_a_v001", 1), ("kind_b_v001", 3)])
 seqio.MixtureRegistry.add("nested", [("both", 2), ("texts", 0.5)])
 seqio.MixtureRegistry.add("texts_twice", [("texts", 1), ("more_texts", 1)])
@@ -285,6 +289,12 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
         ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
+        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain has plain, a plain task of seqio"),
+        (
+            {"data": {"task": "by_size"}},
+            DataError,
+            "the mixture 'by_size' has no rate of texts: TypeError: .* num_input_examples",
+        ),
         ({"data": {"test_tasks": ("one",)}}, DataError, "'one' is a mixture; .* kind_a_v001"),
         ({"data": {"test_tasks": NAMES[:1]}}, ConfigError, "names kind_a_v001 again"),
         ({"ensemble": {"task": ("both", "texts")}}, ConfigError, "ensemble.task names both, a mixture"),
