@@ -218,6 +218,31 @@ def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained,
     )
 
 
+def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
+    """And so is in nats where it is shown, and no share."""
+    run = changed(changed(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
+    setup, progress = train(changed(run, "data", task_names=False), tasks=tasks)
+    scores = progress.members[0].best_scores
+    assert list(scores) == ["log_likelihood", "more_texts/log_likelihood", "texts/log_likelihood"]
+    assert progress.members[0].metric == "log_likelihood" and scores["log_likelihood"] < 0
+    text = finish(run, setup, progress)
+    assert f"{scores['log_likelihood']:.4f}" in text and "%" not in text
+    assert f"{100 * scores['log_likelihood']:.2f}" not in (run.folder / "report.html").read_text()
+
+
+def test_messages_say_which_prompts_are_a_members(mixed, tasks, capfd):
+    """The first cannot move and is stopped; parameters of the second overflow."""
+    run = changed(mixed, "train", patience=1)
+    run = changed(run, "optimizer", name="adamw", weight_decay=0.0)
+    run = dataclasses.replace(
+        run, prompt=METHODS["concatenate"], ensemble=EnsembleConfig(seed=(0,), learning_rate=(1e-30, 3e38))
+    )
+    train(run, tasks=tasks)
+    said = capfd.readouterr().err
+    assert "member 0 (prompts 0 and 1 of best.npz): no better mean in 1 evaluations" in said
+    assert "member 1 (prompts 2 and 3 of best.npz): the loss is" in said
+
+
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
 
 
