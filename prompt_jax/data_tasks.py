@@ -155,16 +155,24 @@ def rates_of_mixture(name: str) -> dict[str, float] | None:
     """The names of a mixture's tasks, in alphabetical order, with their rates; None if there is no such mixture.
 
     Raises:
-      DataError: a rate that is not positive.
+      DataError: a rate that is not positive, or a function of rates that fails.
     """
     seqio = import_seqio()
     if name not in seqio.MixtureRegistry.names():
         return None
     mixture = seqio.MixtureRegistry.get(name)
-    rates = {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
-    for task, rate in rates.items():
+    rates: dict[str, float] = {}
+    for task in mixture.tasks:
+        try:
+            rate = rates[task.name] = float(mixture.get_rate(task))
+        except Exception as error:  # the functions are the user's, and some ask what not every source knows
+            raise DataError(
+                f"the mixture {name!r} has no rate of {task.name}: {type(error).__name__}: {error}; expected a number, "
+                "or a function of the task that gives one (seqio.mixing_rate_num_examples needs a source that knows "
+                "its num_input_examples, which text_source does not)"
+            ) from error
         if not 0 < rate < math.inf:
-            raise DataError(f"the mixture {name!r} has {task} at the rate {rate}; expected a positive number")
+            raise DataError(f"the mixture {name!r} has {task.name} at the rate {rate}; expected a positive number")
     return rates
 
 

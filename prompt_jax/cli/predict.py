@@ -68,6 +68,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
     from prompt_jax.ensembles.streams import Line, Voting
     from prompt_jax.prompts.files import check_bases, read_prompts
+    from prompt_jax.prompts.metadata import of_different_tasks
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
@@ -75,14 +76,14 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     members = read_prompts(file)
     model = load_base(file, members[0][1], args.base)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
-    formats = [metadata.format for _, metadata in members]
-    other = next((number for number, own in enumerate(formats) if own != formats[0]), None)
-    if other is not None:
+    if (pair := of_different_tasks([metadata for _, metadata in members])) is not None:
+        a, b = pair
         raise UserError(
-            f"members 0 and {other} of {file} are for different tasks and cannot vote; name a member for each input "
-            f"with --prompts {file}, or write one to a file with prompt-jax export --member"
+            f"members {a} and {b} of {file} are for different tasks and cannot vote; name a member for each input with "
+            f'--prompts NAME={file} (the field "prompt" is then NAME/{a} or NAME/{b}), or write one to a file with '
+            "prompt-jax export --member"
         )
-    task_format = chosen_format(formats[0], args.template, args.labels, None)
+    task_format = chosen_format(members[0][1].format, args.template, args.labels, None)
     texts = _texts(_inputs(args.words[1:], args.input), task_format)
     return (Line(None, text) for text in texts), Voting(
         model, [prompt for prompt, _ in members], task_format, args.decoding

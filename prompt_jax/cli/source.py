@@ -76,10 +76,8 @@ def read_examples(
         if source.task is None and not data.on_this_machine(task):
             raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
         theirs = getattr(task, "task_format", None)
-        if own is not None and theirs is not None:
-            trained_on = data.short_name(first.metadata.task or "")
-            named = own.template in (NAMED_INPUTS, f"{trained_on} {theirs.template}")
-            before = f"{data.short_name(name)} " if named else ""
+        if theirs is not None and _asked_by_name(members, theirs):
+            before = f"{data.short_name(name)} "
         if source.task is None and own is not None and theirs is not None and own.template != before + theirs.template:
             warnings.warn(
                 f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
@@ -99,3 +97,36 @@ def read_examples(
         before=before,
     )
     return examples, lengths.target_length
+
+
+def _asked_by_name(members: Sequence["Member"], asked: TaskFormat) -> bool:
+    """Whether the prompts were trained with the names of tasks before the inputs (`data.task_names`).
+
+    A template tells it beside that of the task which the prompt was trained on or, where that is not known here, of the
+    one that is asked. Prompts that do not say their task, or their template, are taken to fit.
+
+    Raises:
+      UserError: some were, and some were not.
+    """
+    from prompt_jax import data
+
+    known: list[tuple[Member, bool]] = []
+    for member in members:
+        own, task = member.metadata.format, member.metadata.task
+        if own is None or task is None and own.template != NAMED_INPUTS:
+            continue
+        start = f"{data.short_name(task or '')} "
+        theirs = getattr(data.find_task(task), "task_format", None) if task in data.task_names() else None
+        named = own.template in (NAMED_INPUTS, start + (theirs or asked).template)
+        if theirs is not None and not theirs.template.startswith(start):  # whatever it was when it was trained on
+            named = named or own.template.startswith(start)
+        known.append((member, named))
+    for member, named in known[1:]:
+        first, other = known[0]
+        if named != other:
+            with_name, without = (member, first) if named else (first, member)
+            raise UserError(
+                f"{with_name} was trained with the names of tasks before the inputs, {without} without: all members "
+                "are asked in the same words. Evaluate each alone, or say how with --data FILE --template TEXT"
+            )
+    return bool(known) and known[0][1]

@@ -11,7 +11,7 @@ from typing import Any
 from prompt_jax.models.hub import T5X
 from prompt_jax.prompts.card import block, facts, header, quoted
 from prompt_jax.prompts.hub import FILE, HubName
-from prompt_jax.prompts.metadata import PromptMetadata
+from prompt_jax.prompts.metadata import PromptMetadata, of_different_tasks
 from prompt_jax.prompts.peft import CONFIG, TENSORS
 
 # In the cards of repositories, of which others are left alone.
@@ -100,10 +100,22 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
             "It does not say which base it is for: name it with `--model`.",
         ]
     columns = _columns(members)
-    words = "a text" if len(columns) == 1 else json.dumps(dict.fromkeys(columns, "a text"), ensure_ascii=False)
+    row = dict.fromkeys(columns, "a text")
+    words = "a text" if len(columns) == 1 else json.dumps(row, ensure_ascii=False)
+    file = shlex.quote(ours)
+    about = "It answers with the vote of the majority. A member's own answer:"
+    if of_different_tasks([member.metadata for member in members]) is not None:
+        own = name.repository.rpartition("/")[2]
+        words = json.dumps({"prompt": f"{own}/0", **row}, ensure_ascii=False)
+        file = f"--prompts {shlex.quote(f'{own}={ours}')}"
+        about = (
+            f"The members are for different tasks and do not vote: an input names one, `{own}/0` to "
+            f"`{own}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export` with `--member 0` "
+            "writes one to a file. The same in Python:"
+        )
     model = f"--model {_word(base.name, 'NAME')}"
     model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
-    command = f"prompt-jax predict {shlex.quote(ours)} {shlex.quote(words)} {model}"
+    command = f"prompt-jax predict {file} {shlex.quote(words)} {model}"
     of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
     code = [
         "import numpy as np",
@@ -118,8 +130,7 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
         f"tokens = prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens={_length(members)})",
         "print(model.tokenizer.decode(np.asarray(tokens)[0]))",
     ]
-    vote = ["", "It answers with the vote of the majority. A member's own answer:"] if several else []
-    return [*_fenced("bash", [command]), *vote, "", *_fenced("python", code)]
+    return [*_fenced("bash", [command]), *(["", about] if several else []), "", *_fenced("python", code)]
 
 
 def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> list[str]:

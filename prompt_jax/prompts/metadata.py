@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +59,20 @@ class PromptMetadata:
     step: int | None = None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+
+
+def of_different_tasks(members: Sequence[PromptMetadata]) -> tuple[int, int] | None:
+    """The numbers of two members of a file that cannot vote: for other tasks, or asked or answering in another way.
+
+    A member that does not say its task is taken to be for that of the others.
+    """
+    named = next((number for number, member in enumerate(members) if member.task is not None), 0)
+    for number, member in enumerate(members):
+        if member.format != members[0].format:
+            return 0, number
+        if member.task not in (None, members[named].task):
+            return named, number
+    return None
 
 
 def dump(where: str, metadata: PromptMetadata) -> str:

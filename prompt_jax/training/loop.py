@@ -19,7 +19,7 @@ from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate_members
-from prompt_jax.metrics import benchmark_average
+from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
@@ -221,9 +221,8 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
                     run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
 
     for number, loss in diverged:
-        named = f"member {number}: " if len(members) > 1 else ""
         message = (
-            f"step {step}: {named}the loss is {loss} and the update is not finite; training stopped. "
+            f"step {step}: {_named(run, number)}the loss is {loss} and the update is not finite; training stopped. "
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
@@ -232,6 +231,15 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
         run.display.say(message)
     if losses:
         run.display.step(step, sum(losses) / len(losses), options.batch_size * len(losses))
+
+
+def _named(run: Run, number: int) -> str:
+    """What begins a message of a member, if there are several: its number, and those of its prompts if it has more."""
+    if len(run.progress.members) == 1:
+        return ""
+    own = [str(place) for place, stored in enumerate(run.setup.stored) if stored.member == number]
+    prompts = f" (prompts {', '.join(own[:-1])} and {own[-1]} of best.npz)" if len(own) > 1 else ""
+    return f"member {number}{prompts}: "
 
 
 def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) -> tuple[tuple[TrainState, ...], bool]:
@@ -291,11 +299,16 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
 
 
 def _scores(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """A member's scores: those of its task or, of several, their `mean` and then all of them as `TASK/METRIC`."""
+    """A member's scores: those of its task or, of several, their `mean` and then all of them as `TASK/METRIC`.
+
+    The mean of a metric with a unit of its own has that metric's name, by which it is read.
+    """
     if len(by_task) == 1:
         return dict(*by_task.values())
     each = {f"{task}/{name}": value for task, own in by_task.items() for name, value in own.items()}
-    return {"mean": benchmark_average(by_task), **each}
+    # Those are alone if they are there (`load_tasks`).
+    unit = next((name for own in by_task.values() for name in own if not is_share(name)), "mean")
+    return {unit: benchmark_average(by_task), **each}
 
 
 def _show_scores(run: Run, scores: Sequence[float]) -> None:
@@ -317,9 +330,9 @@ def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, .
     stopped = [n for n in run.progress.training if patience is not None and members[n].evaluations_since >= patience]
     for number in stopped:
         members[number].status = "stopped early"
-        named = f"member {number}: " if len(members) > 1 else ""
         run.display.say(
-            f"{named}no better {members[number].metric} in {patience} evaluations; stopped at step {run.progress.step}"
+            f"{_named(run, number)}no better {members[number].metric} in {patience} evaluations; "
+            f"stopped at step {run.progress.step}"
         )
     if not stopped:
         return states

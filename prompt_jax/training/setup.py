@@ -358,6 +358,12 @@ def load_tasks(
         return (Task(*load_splits(config, model, limits, tasks)),)
     if config.task_names and len({data.short_name(name) for name in rates}) < len(rates):
         raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
+    plain = [name for name in rates if getattr(data.find_task(name), "task_format", None) is None]
+    if len(rates) > 1 and plain:
+        raise ConfigError(
+            f"{config.task} has {plain[0]}, a plain task of seqio, whose metrics may have any unit: the best is by "
+            "their mean over all tasks; register it with prompt_jax.data.add_task, or train on it alone"
+        )
     own = tuple(
         Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
         for name, rate in rates.items()

@@ -216,10 +216,16 @@ def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsy
         assert sum(np.exp(list(line["label_scores"].values()))) == pytest.approx(1, abs=1e-4)
 
     prompts, metadata = zip(*read_prompts("vote.npz"), strict=True)
-    other = dataclasses.replace(metadata[0], format=TaskFormat("{review}"))
-    save_ensemble("bank.npz", prompts, [*metadata[:2], other])
-    status, _, err = run(capsys, "predict", "bank.npz", *texts, "--model", tiny_folder)
-    assert status == 1 and "members 0 and 2 of bank.npz are for different tasks and cannot vote" in err
+    own, rest = metadata[0], ("--model", tiny_folder)
+    for others, numbers in (
+        ([own, dataclasses.replace(own, format=TaskFormat("{review}"))], (0, 2)),
+        ([dataclasses.replace(own, task="a"), dataclasses.replace(own, task="b")], (1, 2)),  # of one format
+    ):
+        save_ensemble("bank.npz", prompts, [dataclasses.replace(own, task=None), *others])
+        status, _, err = run(capsys, "predict", "bank.npz", *texts, *rest)
+        assert status == 1 and "members {} and {} of bank.npz are for different tasks and".format(*numbers) in err
+    status, out, err = run(capsys, "predict", "--prompts", "x=bank.npz", '{"prompt": "x/1", "text": "fun"}', *rest)
+    assert status == 0 and out, err
 
 
 def test_a_member_is_exported(mixed_files, capsys):

@@ -692,6 +692,23 @@ def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, c
     assert name != "tokens" or capsys.readouterr().out == shown
 
 
+def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
+    """They do not vote, and the card says what they do: its command answers as its code does."""
+    model = models["t5"]
+    monkeypatch.chdir(Path(model.name).parent)
+    prompts = prompts_of("ensemble", model)
+    save_ensemble(tmp_path / "p.npz", prompts, [dataclasses.replace(said(model), task=task) for task in "aab"])
+    push_prompt(tmp_path / "p.npz", "hub:me/p/in@tries", model)
+    card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
+    _, text, code = parsed(card)
+    assert "vote of the majority" not in text and "an input names one, `p/0` to `p/2`," in text
+    exec(code[0], {})
+    shown = capsys.readouterr().out
+    words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
+    assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hub:me/p/in@tries"]
+    assert main(words[1:]) == 0 and capsys.readouterr().out == shown
+
+
 @pytest.mark.interop
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # Transformers', of what PEFT calls
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")  # GPT-2's, of virtual tokens

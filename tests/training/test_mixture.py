@@ -11,10 +11,15 @@ import pytest
 from experiments import changed, named
 from prompt_jax import evaluation, forward
 from prompt_jax.cli import main
+from prompt_jax.cli.source import Source, read_examples
 from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
 from prompt_jax.data_files import DataError
+from prompt_jax.ensembles.members import Member
+from prompt_jax.errors import UserError
 from prompt_jax.metrics import benchmark_average
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.prompts.files import PromptMetadata, read_prompts
+from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training import loop
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
@@ -41,9 +46,15 @@ for name, labels, metrics, count in (
 ):
     source = text_source(functools.partial(rows, labels=labels, count=count), splits, ("text", "label"))
     add_task(name, source, TaskFormat("{text}", labels, metrics, 64, 10), short_name=name[5:6])
+source = text_source(functools.partial(rows, labels=("bad", "good"), count=8), splits, ("text", "label"))
+add_task("other_v001", source, TaskFormat("film: {text}", ("bad", "good"), input_length=64), short_name="o")
 for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELLED)):
     source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
     add_task(name, source, TaskFormat("{source}"), target="target")
+plain = seqio.TaskRegistry.get("texts")
+seqio.TaskRegistry.add("plain", plain.source, plain.output_features, plain.preprocessors, metric_fns=plain.metric_fns)
+seqio.MixtureRegistry.add("with_plain", [("kind_a_v001", 1), ("plain", 1)])
+seqio.MixtureRegistry.add("by_size", [("texts", seqio.mixing_rate_num_examples), ("more_texts", 1)])
 seqio.MixtureRegistry.add("both", [("kind_a_v001", 1), ("kind_b_v001", 3)])
 seqio.MixtureRegistry.add("nested", [("both", 2), ("texts", 0.5)])
 seqio.MixtureRegistry.add("texts_twice", [("texts", 1), ("more_texts", 1)])
@@ -176,6 +187,62 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
             assert said == says
 
 
+@pytest.mark.parametrize(
+    ("trained", "start"),
+    [
+        ([("kind_a_v001", "a {text}")], "o film: "),
+        ([("other_v001", "film: {text}")], "film: "),
+        ([("other_v001", "o film: {text}"), ("kind_b_v001", "b {text}")], "o film: "),
+        ([("both", NAMED_INPUTS), (None, "{text}"), ("other_v001", None)], "o film: "),
+        ([("both", "{inputs}")], "film: "),
+        ([("gone_v001", "gone film: {text}")], "o film: "),
+        ([("gone_v001", "gone {text}")], "film: "),
+        ([("kind_a_v001", "a {text}"), ("kind_b_v001", "{text}")], None),
+    ],
+)
+def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained, start):
+    """With its name where their tasks' names were there, whatever their templates are; and not with both."""
+    members = [
+        Member(Path(f"{n}.npz"), None, Prompt(), PromptMetadata(task=task, format=template and TaskFormat(template)))
+        for n, (task, template) in enumerate(trained)
+    ]
+    source = Source(task="other_v001", tasks=tasks)
+    if start is None:
+        with pytest.raises(UserError, match="0.npz was trained with the names .*, 1.npz without"):
+            read_examples(source, members, tiny)
+        return
+    examples, _ = read_examples(source, members, tiny)
+    assert all(
+        text.startswith(f"{start}{kind} film")
+        for text, kind in zip(examples.input_texts, ("bad", "good") * 3, strict=True)
+    )
+
+
+def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
+    """And so is in nats where it is shown, and no share."""
+    run = changed(changed(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
+    setup, progress = train(changed(run, "data", task_names=False), tasks=tasks)
+    scores = progress.members[0].best_scores
+    assert list(scores) == ["log_likelihood", "more_texts/log_likelihood", "texts/log_likelihood"]
+    assert progress.members[0].metric == "log_likelihood" and scores["log_likelihood"] < 0
+    text = finish(run, setup, progress)
+    assert f"{scores['log_likelihood']:.4f}" in text and "%" not in text
+    assert f"{100 * scores['log_likelihood']:.2f}" not in (run.folder / "report.html").read_text()
+
+
+def test_messages_say_which_prompts_are_a_members(mixed, tasks, capfd):
+    """The first cannot move and is stopped; parameters of the second overflow."""
+    run = changed(mixed, "train", patience=1)
+    run = changed(run, "optimizer", name="adamw", weight_decay=0.0)
+    run = dataclasses.replace(
+        run, prompt=METHODS["concatenate"], ensemble=EnsembleConfig(seed=(0,), learning_rate=(1e-30, 3e38))
+    )
+    train(run, tasks=tasks)
+    said = capfd.readouterr().err
+    assert "member 0 (prompts 0 and 1 of best.npz): no better mean in 1 evaluations" in said
+    assert "member 1 (prompts 2 and 3 of best.npz): the loss is" in said
+
+
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
 
 
@@ -247,6 +314,12 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
         ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
+        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain has plain, a plain task of seqio"),
+        (
+            {"data": {"task": "by_size"}},
+            DataError,
+            "the mixture 'by_size' has no rate of texts: TypeError: .* num_input_examples",
+        ),
         ({"data": {"test_tasks": ("one",)}}, DataError, "'one' is a mixture; .* kind_a_v001"),
         ({"data": {"test_tasks": NAMES[:1]}}, ConfigError, "names kind_a_v001 again"),
         ({"ensemble": {"task": ("both", "texts")}}, ConfigError, "ensemble.task names both, a mixture"),
