@@ -236,8 +236,8 @@ def of_training(summary: Summary, row: Row) -> Scores:
         validation = of_member(number, member.validation)
         _add(scores, member.task, "validation", [validation])
         # Members that are trained on a mixture have scores of each of its tasks, under its name.
-        parts = dict.fromkeys(name.partition("/")[0] for name in validation if "/" in name)
-        for part in parts if "mean" in validation else ():
+        parts = {name.partition("/")[0] for name in validation if "/" in name}
+        for part in parts - {"rank"}:
             own_part = {n.removeprefix(f"{part}/"): v for n, v in validation.items() if n.startswith(f"{part}/")}
             _add(scores, part, "validation", [own_part])
     return scores
