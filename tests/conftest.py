@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,10 @@ import sentencepieces
 # Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
 install_import_hook("prompt_jax", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts what goes on in its background with interrupts ignored, and so would be what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most tests run the same few programs: they are compiled once, for this process and those that it starts.
 _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
