@@ -72,9 +72,9 @@ def columns() -> tuple[Column, ...]:
     return (
         AVERAGE,
         *(
-            Column(f"{name} {short}", f"super_glue_{task}_v102", metric, "validation")
+            Column(f"{name} {called}", f"super_glue_{task}_v102", metric, "validation")
             for name, (task, metrics) in SUPER_GLUE.items()
-            for short, metric in metrics.items()
+            for called, metric in metrics.items()
         ),
     )
 
