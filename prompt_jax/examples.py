@@ -59,8 +59,8 @@ class Examples:
 
     @property
     def answered(self) -> bool:
-        """Whether metrics are of answers; otherwise none need be generated."""
-        return any(function is not log_likelihood for function in self.metric_fns)
+        """Whether answers are generated: all but for a task whose only metric is the targets' log-likelihood."""
+        return not self.metric_fns or any(function is not log_likelihood for function in self.metric_fns)
 
     @property
     def measured(self) -> bool:

@@ -361,7 +361,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("predict", other, "x", *named), "was trained on elsewhere (sha256:1), not on"),
         (("predict", prompt_file, "x"), "if you trust it, say --model"),
         (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
-        (("evaluate", prompt_file, *named, "--task", "sentiment"), "no task is called 'sentiment'"),
+        (("evaluate", prompt_file, *named, "--task", "films"), "no task is called 'films'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
         (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop are for two prompts or more"),
