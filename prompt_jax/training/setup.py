@@ -17,10 +17,8 @@ from prompt_jax import config as configuration
 from prompt_jax import data
 from prompt_jax.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
 from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment, PromptConfig
-from prompt_jax.data_files import DataError
 from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
-from prompt_jax.metrics import is_share
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt, unstack_prompts
@@ -30,19 +28,7 @@ from prompt_jax.sharding import divided, fetch, make_mesh, of_parameters, place,
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-    """A task that is trained on."""
-
-    examples: Mapping[str, Examples]  # by split
-    format: TaskFormat  # with the lengths that are used
-    rate: float = 1.0  # at which it is drawn, where it is one of several
-
-    @property
-    def name(self) -> str:
-        return self.examples["train"].name
+from prompt_jax.training.tasks import Task, load_tasks, load_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +160,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         )
 
     further_tests = tuple(
-        _load_test(name, experiment.data, model, experiment.train.test_examples, tasks)
+        load_test(name, experiment.data, model, experiment.train.test_examples, tasks)
         for name in experiment.data.test_tasks
     )
     apply = applied(experiment.prompt)
@@ -344,126 +330,6 @@ def _batches(members: Sequence[Member], stacks: Sequence[Sequence[int]], model: 
     number = {key: i for i, key in enumerate(streams)}
     of_member = [number[member.experiment.data, member.experiment.train.seed] for member in members]
     return MemberBatches(list(streams.values()), [[of_member[n] for n in numbers] for numbers in stacks])
-
-
-def load_tasks(
-    config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
-) -> tuple[Task, ...]:
-    """The task of the configuration, or those of the mixture that it names; arguments as for `load_splits`."""
-    rates = None
-    if config.task is not None:
-        data.discover_tasks(tasks)
-        rates = data.rates_of_mixture(config.task)
-    if rates is None:
-        return (Task(*load_splits(config, model, limits, tasks)),)
-    if config.task_names and len({data.short_name(name) for name in rates}) < len(rates):
-        raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
-    plain = [name for name in rates if getattr(data.find_task(name), "task_format", None) is None]
-    if len(rates) > 1 and plain:
-        raise ConfigError(
-            f"{config.task} has {plain[0]}, a plain task of seqio, whose metrics may have any unit: the best is by "
-            "their mean over all tasks; register it with prompt_jax.data.add_task, or train on it alone"
-        )
-    own = tuple(
-        Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
-        for name, rate in rates.items()
-    )
-    used = {metric for task in own for metric in task.format.metrics}
-    if "ter" in used or len(used) > 1 and not all(map(is_share, used)):
-        raise ConfigError(
-            f"{config.task} has the metrics {', '.join(sorted(used))}: the best is by their mean over all tasks, which "
-            "is of shares, the higher the better, or of one metric; choose with data.metrics"
-        )
-    return own
-
-
-def load_splits(
-    config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
-) -> tuple[dict[str, Examples], TaskFormat]:
-    """The splits "train" and "validation", "test" where there is a labelled one, and the format of the task.
-
-    `limits` has how many examples of the latter two are loaded at most.
-    """
-    if config.task is not None:
-        data.discover_tasks(tasks)
-        task = data.find_task(config.task)
-        task_format = getattr(task, "task_format", None)
-    else:
-        files = {"train": config.train, "validation": config.validation, "test": config.test}
-        task_format = TaskFormat(config.template, config.labels, config.metrics or ("accuracy",))
-        share = 0.0 if config.validation else config.validation_share
-        named = {split: path for split, path in files.items() if path is not None}
-        task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
-
-    task_format = _as_configured(task, task_format, config)
-    limits = {**limits, "train": config.train_examples}
-    splits = {}
-    for split in ("train", "validation", "test"):
-        if split == "test" and split not in task.splits:
-            continue
-        seed = config.subset_seed if split == "train" else 0
-        loaded = _load(task, split, task_format, config, model, limits.get(split), seed)
-        if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
-            continue
-        if loaded.unlabelled:
-            raise DataError(f"{loaded.name}, {split}: {loaded.unlabelled} of {len(loaded)} examples have no label")
-        splits[split] = loaded
-    return splits, task_format
-
-
-def _load_test(
-    name: str, config: DataConfig, model: Model, limit: int | None, tasks: Path | None
-) -> tuple[Examples, TaskFormat]:
-    """The test split of a task that is only tested on."""
-    data.discover_tasks(tasks)
-    task = data.find_task(name)
-    if "test" not in task.splits:
-        raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
-    task_format = _as_configured(task, getattr(task, "task_format", None), config)
-    loaded = _load(task, "test", task_format, config, model, limit)
-    if loaded.unlabelled:
-        raise DataError(f"data.test_tasks: the test split of {name} has no labels")
-    return loaded, task_format
-
-
-def _before(task: Any, config: DataConfig) -> str:
-    """What comes before a task's inputs."""
-    return f"{data.short_name(task.name)} " if config.task_names else ""
-
-
-def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
-    """A task's format with what the configuration has instead: its lengths and metrics, and what comes before."""
-    task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
-    return dataclasses.replace(
-        task_format,
-        template=_before(task, config) + task_format.template,
-        input_length=config.input_length or task_format.input_length,
-        target_length=config.target_length or task_format.target_length,
-        metrics=config.metrics or task_format.metrics,
-    )
-
-
-def _load(
-    task: Any,
-    split: str,
-    task_format: TaskFormat,
-    config: DataConfig,
-    model: Model,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Examples:
-    assert model.tokenizer is not None  # prepare
-    return data.load_examples(
-        task,
-        model.tokenizer,
-        split,
-        input_length=task_format.input_length,
-        target_length=task_format.target_length,
-        limit=limit,
-        seed=seed,
-        metric_names=config.metrics,
-        before=_before(task, config),
-    )
 
 
 def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) -> PromptMetadata:

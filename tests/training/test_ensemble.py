@@ -388,7 +388,7 @@ def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypat
 
 def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment, monkeypatch):
     loaded = []
-    module = sys.modules["prompt_jax.training.setup"]
+    module = sys.modules["prompt_jax.training.tasks"]
     real = module.load_splits
     monkeypatch.setattr(module, "load_splits", lambda *args: loaded.append(1) or real(*args))
     setup = loop.prepare(ensemble(experiment, seed=(0,), learning_rate=(0.1, 0.2, 0.3)))

@@ -11,7 +11,8 @@ from prompt_jax import config as configuration
 from prompt_jax.config import DataConfig, EnsembleConfig, PromptConfig
 from prompt_jax.prompts.files import Base
 from prompt_jax.task_format import FormatError
-from prompt_jax.training.setup import load_splits, metadata, prepare
+from prompt_jax.training.setup import metadata, prepare
+from prompt_jax.training.tasks import load_splits
 
 
 @pytest.fixture
