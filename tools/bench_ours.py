@@ -9,6 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import prompt_jax
 from bench_shared import (
     DECODED,
     GENERATIONS,
@@ -22,8 +24,6 @@ from bench_shared import (
     reviews,
     timed,
 )
-
-import prompt_jax
 from prompt_jax.batches import TrainBatches, length_buckets
 from prompt_jax.config import DataConfig, Decoding, OptimizerConfig, PromptConfig
 from prompt_jax.decoding import compiled_generate

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from bench_shared import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
 from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
+
+from bench_shared import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
 
 
 def single(case: str) -> Row:

@@ -42,9 +42,9 @@ def processes() -> dict[str, Row]:
 
 def checkpoint() -> dict[str, Row]:
     """Bytes of a checkpoint, and seconds of a step without and with a save after it, by the number of members."""
-    import bench_ours
     import jax
 
+    import bench_ours
     from prompt_jax.training.checkpoints import Checkpoints
 
     shape, base = SHAPES["checkpoint"], bench_ours.random_base()

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from bench_shared import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
 
+from bench_shared import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
 from prompt_jax import evaluation, metrics
 from prompt_jax.config import PromptConfig
 from prompt_jax.ensembles.early_stop import evaluate_early

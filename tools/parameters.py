@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import tyro
-from planner.programs import base_config, start_of
 
+from planner.programs import base_config, start_of
 from prompt_jax.config import REPLACING_METHODS, ConfigError, DataConfig, Experiment, ModelConfig, PromptConfig
 from prompt_jax.errors import UserError
 from prompt_jax.models import family

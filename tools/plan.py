@@ -23,10 +23,10 @@ from typing import Annotated, Any
 
 import jax
 import tyro
+
 from planner.chips import GIB, Topology, TopologyError, topology
 from planner.estimate import Estimate, TooLarge, estimate
 from planner.programs import base_config, lengths, programs
-
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, MeshConfig, ModelConfig
 from prompt_jax.errors import UserError

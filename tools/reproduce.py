@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import parameters
 import tyro
+
+import parameters
+from prompt_jax.errors import UserError
 from reproduction import TABLES
 from reproduction.running import ROOT, Runner, Scores
 from reproduction.table import Table, short
 from reproduction.writing import draw, markdown, scale
-
-from prompt_jax.errors import UserError
 
 PARAMETERS, PARAMETERS_TITLE = "parameters", "Parameters that are trained and stored"
 LENGTHS = (1, 5, 20, 50, 100, 150)
@@ -112,7 +112,8 @@ def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
             raise UserError("--quick makes figures that say nothing, which --into would put in place of others")
         for name in names:
             put(args.into.read_text(), name, "")
-    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        args.out.mkdir(parents=True, exist_ok=True)
     if args.supplied is None:
         return {}
     if len(names) != 1 or names[0] == PARAMETERS:

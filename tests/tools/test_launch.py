@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from launcher import jobs
 from launcher.commands import Command, LaunchError, SecretFile, TextFile
 from launcher.restarts import Restarts, exit_status
-
 from launching import AWKWARD
 
 TPU = ("--zone", "us-west4-a", "--accelerator", "v5litepod-16", "--runs", "gs://bucket/runs")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher import jobs, tpu_vm
 
+from launcher import jobs, tpu_vm
 from launching import AWKWARD, Checkout, wait_for
 
 STAND_INS = Path(__file__).parent / "stand_ins"

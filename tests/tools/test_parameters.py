@@ -1,8 +1,8 @@
 """Counts of parameters, against those that the papers print."""
 
-import parameters
 import pytest
 
+import parameters
 from prompt_jax.config import PromptConfig
 
 

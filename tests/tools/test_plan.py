@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+
 from planner import chips, estimate
 from planner.flops import matmul_flops
 from planner.programs import PUBLISHED, base_config, programs
-
 from prompt_jax import evaluation
 from prompt_jax.config import (
     ConfigError,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from planner import hlo
 
 # A loop of 8 over stacked weights that are sliced in a fusion, as XLA writes scans for TPUs, with one of unknown

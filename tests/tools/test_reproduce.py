@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+
 import reproduce
+from prompt_jax import cli, config, data
+from prompt_jax.run_files import Base, Best, Member, Summary, TaskScores, read_summary
 from reproduction import TABLES
 from reproduction.running import Runner, flags, of_evaluation, of_training
 from reproduction.table import Column, Row, Table, Training
 from reproduction.writing import NOT_COMPUTED, draw, markdown
-
-from prompt_jax import cli, config, data
-from prompt_jax.run_files import Base, Best, Member, Summary, TaskScores, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,7 +185,6 @@ def test_a_row_has_the_members_that_it_names():
     some = of_training(summary, Row("r", where={"prompt.init": "labels"}))
     assert some == {a: [0.6, 0.8], b: [0.8], validation: [0.2, 0.4]}
     assert of_training(summary, Row("r", of="best")) == {a: [0.8], b: [0.8]}
-    assert of_training(summary, Row("r", of="base")) == {a: [0.0], b: [0.0]}
     members[3] = member("labels", 1, 0.4, "diverged")
     assert of_training(summary, Row("r"))[a][:3] == [0.5, 0.6, 0.7] and math.isnan(of_training(summary, Row("r"))[b][0])
     mixed = {"mean": 0.3, "a/accuracy": 0.2, "b/f1": 0.4, "b/invalid": 0.0}
@@ -270,3 +270,29 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
 
 
 MRQA = ("SQuAD", "TextbookQA", "BioASQ", "RACE", "RelationExtraction", "DuoRC.ParaphraseRC", "DROP")
+
+
+SMALL = ("superglue", "domain-shift", "prompt-length", "initialisation", "ensembles", "low-data", "e2e")
+
+
+def test_the_results_are_of_these_tables():
+    """Each table of RESULTS.md has the rows, columns and commands that its definition gives, and its plot."""
+    text = (ROOT / "RESULTS.md").read_text()
+    sections = dict(re.findall(r"<!-- ([a-z0-9-]+) -->\n(.*?)<!-- /\1 -->", text, re.DOTALL))
+    assert set(sections) == {*SMALL, reproduce.PARAMETERS}
+    for name in SMALL:
+        table, section = TABLES[name]("demo"), sections[name]
+        runner = Runner(Path("reproduction"), data=Path("data"), dry=True)
+        for row in table.rows:
+            runner.scores(row)
+        own = re.findall(r"^    (PROMPT_JAX_DATA.*)$", section, re.MULTILINE)
+        assert [_of_any_rate(command) for command in own] == [_of_any_rate(command) for command in runner.commands]
+        assert f"### {table.title}\n\n{table.source}\n" in section
+        rows = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if line.startswith("| ")]
+        assert rows[2:] == [row.name for row in table.rows]
+        assert (ROOT / "results" / f"{name}.svg").exists() == (f"(results/{name}.svg)" in section)
+
+
+def _of_any_rate(command):
+    """A command without the learning rate that a search has found."""
+    return re.sub(r"--optimizer.learning-rate \S+", "", command)

@@ -219,8 +219,6 @@ def of_training(summary: Summary, row: Row) -> Scores:
 
     for test in summary.tests:
         match row.of:
-            case "base":
-                own = [test.before]
             case "vote" if test.ensemble is not None:
                 own = [test.ensemble.vote]
             case "best":

@@ -69,7 +69,7 @@ class Row:
     Attributes:
       name: what it is of.
       steps: commands that give its observations; without any the row has the paper's figures alone.
-      of: whose figures they are: each member's, or those of an ensemble: its best, its vote; or the base's before.
+      of: whose figures they are: each member's, or those of an ensemble: its best, its vote.
       where: settings in which the members of a run differ, if the row is of some of them: {"prompt.init": "vocab"}.
       paper: what the paper prints, by the title of a column.
       series, x: of a plot: the line that it is a point of, and where. Without x the plot is of points.
@@ -77,7 +77,7 @@ class Row:
 
     name: str
     steps: tuple[Training | Evaluation, ...] = ()
-    of: Literal["members", "best", "vote", "base"] = "members"
+    of: Literal["members", "best", "vote"] = "members"
     where: Options = dataclasses.field(default_factory=dict)
     paper: Mapping[str, Printed] = dataclasses.field(default_factory=dict)
     series: str = ""
