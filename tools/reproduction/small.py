@@ -156,7 +156,7 @@ def e2e() -> Table:
     runs = {method: trained(method, config=E2E) for method in METHODS}
     return Table(
         "E2E: prefixes and what they are compared with",
-        "In place of table 2 of Li and Liang 2021: 100 steps of 8 examples, the learning rates of the search on movie "
+        "In place of table 2 of Li and Liang 2021: 60 steps of 8 examples, the learning rates of the search on movie "
         "reviews; 64 of the 630 test tables, greedy answers. It compares how fast methods learn rather than how far.",
         tuple(Column(title, "e2e", metric) for title, metric in metrics.items()),
         (
