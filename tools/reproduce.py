@@ -8,7 +8,8 @@
 
 What a table needs is trained and evaluated by commands of `prompt-jax`, with seeds as members of an ensemble; the
 commands stand below the table. What an earlier call, or another table, has left in --out is taken from there, and a run
-that was interrupted goes on. Rows whose data or checkpoints are missing say so in a line, and the others are made.
+that was interrupted goes on. Several calls may go side by side: one waits for a run that another is making. Rows whose
+data or checkpoints are missing say so in a line, and the others are made.
 """
 
 import dataclasses

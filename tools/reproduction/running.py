@@ -1,13 +1,15 @@
 """Runs the commands of a table, or takes what they have left before, and reads the scores from it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,42 +148,63 @@ class Runner:
         if shown not in self.commands:
             self.commands.append(shown)
         record, made = folder / "made.txt", f"{shown}\n{state}\n"
-        if self.dry or (result.exists() and record.exists() and record.read_text() == made):
+        if self.dry:
             return
         if shown in self._failed:
             raise StepFailed(self._failed[shown])
-        print(f"$ {shown}", flush=True)
-        data = os.environ.get("PROMPT_JAX_DATA") if self.data is None else str(self.data)
-        env = os.environ | ({} if data is None else {"PROMPT_JAX_DATA": os.path.abspath(data)})
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
         log = self.out / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        status = _wait(words, env, log)
-        if status == ASKED_TO_LEAVE:
-            raise KeyboardInterrupt
-        if status:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            own = [line for line in lines if line.startswith("prompt-jax: ") and "warning:" not in line] or lines
-            why = own[-1].removeprefix("prompt-jax: ") if own else f"it ended with status {status}"
-            self._failed[shown] = f"{why} ({log} has the rest)"
-            raise StepFailed(self._failed[shown])
-        record.write_text(made)
+        with _alone(log.with_suffix(".lock")) as lock:
+            if result.exists() and record.exists() and record.read_text() == made:
+                return
+            print(f"$ {shown}", flush=True)
+            data = os.environ.get("PROMPT_JAX_DATA") if self.data is None else str(self.data)
+            env = os.environ | ({} if data is None else {"PROMPT_JAX_DATA": os.path.abspath(data)})
+            env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+            status = _wait(words, env, log, lock)
+            if status == ASKED_TO_LEAVE:
+                raise KeyboardInterrupt
+            if status:
+                self._failed[shown] = f"{_why(log, status)} ({log} has the rest)"
+                raise StepFailed(self._failed[shown])
+            record.write_text(made)
 
     def _name(self, name: str) -> str:
         return f"quick-{name}" if self.quick else name
 
 
-def _wait(words: Sequence[str], env: Mapping[str, str], log: Path) -> int:
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """Holds a lock on a file, whose descriptor it gives; waits while another process has it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process, which makes {path.stem}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _wait(words: Sequence[str], env: Mapping[str, str], log: Path, lock: int) -> int:
     """Runs the words to their end and gives the status; what they tell as an error is in the log. Interrupted, they are
-    asked to leave first, so that nothing goes on alone."""
+    asked to leave first, so that nothing goes on alone; should this process be killed, they have the lock until their
+    end."""
+    command = [sys.executable, "-m", "prompt_jax.cli", *words]
     with log.open("w") as errors:
-        child = subprocess.Popen([sys.executable, "-m", "prompt_jax.cli", *words], cwd=ROOT, env=env, stderr=errors)
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=errors, pass_fds=(lock,))
         try:
             return child.wait()
         except BaseException:
             child.terminate()
             child.wait()
             raise
+
+
+def _why(log: Path, status: int) -> str:
+    """The line in which a command that failed says why."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("prompt-jax: ") and "warning:" not in line] or lines
+    return own[-1].removeprefix("prompt-jax: ") if own else f"it ended with status {status}"
 
 
 def _experiment(path: Path, options: Options, quick: bool) -> Experiment:
