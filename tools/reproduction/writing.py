@@ -139,20 +139,25 @@ class Series(NamedTuple):
 
 
 def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
-    for number, name in enumerate(dict.fromkeys(row.series for row in table.rows)):
+    places = sorted({row.x for row in table.rows if row.x is not None})
+    low, high = places[0], places[-1]
+    logarithmic = low > 0 and high / low >= 10
+    names = list(dict.fromkeys(row.series for row in table.rows))
+    for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]
         of_line = [(row.x, each) for row, each in zip(table.rows, drawn, strict=True) if row.series == name]
         own = [(x, each.own[0]) for x, each in of_line if each.own[0]]
         if own:
-            places, means = [x for x, _ in own], [statistics.mean(each) for _, each in own]
+            aside = 0.01 * (number - (len(names) - 1) / 2)  # of the axis, so that deviations do not lie on each other
+            at = [x * (high / low) ** aside if logarithmic else x + (high - low) * aside for x, _ in own]
+            means = [statistics.mean(each) for _, each in own]
             deviations = [_deviation(each) for _, each in own]
-            axes.errorbar(places, means, deviations, color=colour, marker="o", capsize=3, label=name)
+            axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=name)
         paper = [(x, _mean(each.paper[0])) for x, each in of_line if each.paper[0] is not None]
         if paper:
             axes.plot(*zip(*paper, strict=True), color=colour, linestyle=":", label=f"{name}, paper", **PAPER)
     axes.set_xlabel(table.x)
-    places = sorted({row.x for row in table.rows if row.x is not None})
-    if places[0] > 0 and places[-1] / places[0] > 20:
+    if logarithmic:
         axes.set_xscale("log")
     if len(places) <= 8:
         axes.set_xticks(places, [f"{place:,g}" for place in places])
