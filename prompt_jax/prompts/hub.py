@@ -19,8 +19,8 @@ from typing import Any
 
 from prompt_jax.errors import UserError
 from prompt_jax.models.hub import hub_errors, hub_reason
-from prompt_jax.prompts.metadata import PromptFormatError
-from prompt_jax.prompts.peft import CONFIG, MAX_MEMBERS, MEMBER, PICKLE, TENSORS
+from prompt_jax.prompts.metadata import MAX_MEMBERS, PromptFormatError
+from prompt_jax.prompts.peft import CONFIG, MEMBER, PICKLE, TENSORS
 
 FILE = "prompt.npz"  # as `prompt_jax.prompts.push` names it
 MAX_SIZE = 4 << 30  # bytes of a prompt's files; prefixes of T5-XXL at all sites have 236 MB for 100 slots

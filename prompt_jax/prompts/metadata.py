@@ -4,15 +4,18 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from prompt_jax.errors import UserError
 from prompt_jax.models.checkpoint_files import unique_names
+from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 
 FORMAT_VERSION = 1
+MAX_MEMBERS = 4096  # of an ensemble
 
 Setting = str | int | float | None | list[Any]  # a JSON value that is no object, and no list of lists
 _NO_SETTING = "no text, finite number, true, false, null or list of these"
@@ -59,6 +62,14 @@ class PromptMetadata:
     step: int | None = None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+
+
+Member = tuple[Prompt, PromptMetadata]
+
+
+def member_name(path: str | Path, number: int) -> str:
+    """What messages call a member of an ensemble file."""
+    return f"{path}, member {number}"
 
 
 def of_different_tasks(members: Sequence[PromptMetadata]) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ from prompt_jax.models.checkpoint_files import unique_names
 from prompt_jax.models.hub import T5X, Model
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
 from prompt_jax.prompts import card
-from prompt_jax.prompts.metadata import PromptFormatError, PromptMetadata
+from prompt_jax.prompts.metadata import MAX_MEMBERS, Member, PromptFormatError, PromptMetadata
 from prompt_jax.whole_file import write_whole
 
 VERSION = "0.21.2"  # of the PEFT that writes adapters as they are written here
@@ -49,11 +49,8 @@ _SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
 _DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 MEMBER = re.compile(r"member_(0|[1-9][0-9]{0,3})", re.ASCII)
-MAX_MEMBERS = 4096
 _MAX_JSON = 1 << 20  # bytes; PEFT's own has under a thousand
 _MAX_NUMBER = 1 << 30
-
-Member = tuple[Prompt, PromptMetadata]
 
 
 # --------------------------------------------------------------------------------------------------------------
