@@ -58,12 +58,12 @@ def test_a_configuration_keeps_the_address(runs, tmp_path):
 def test_the_command_line_keeps_the_address(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(configuration.to_json(Experiment()))
-    parsed = cli._parse("train", [str(config), "--runs", "gs://b/runs"])
+    parsed = cli.parse("train", [str(config), "--runs", "gs://b/runs"])
     assert isinstance(parsed.experiment.runs, BucketPath) and str(parsed.experiment.runs) == "gs://b/runs"
     config.write_text(configuration.to_json(dataclasses.replace(Experiment(), runs=as_path("gs://b/runs"))))
-    assert str(cli._parse("train", [str(config)]).experiment.runs) == "gs://b/runs"
-    assert type(cli._parse("train", [str(config), "--runs", "runs"]).experiment.runs) is type(Path())
-    parsed = cli._parse("evaluate", ["gs://b/best.npz", "p.npz", "--out", "gs://b/out"])
+    assert str(cli.parse("train", [str(config)]).experiment.runs) == "gs://b/runs"
+    assert type(cli.parse("train", [str(config), "--runs", "runs"]).experiment.runs) is type(Path())
+    parsed = cli.parse("evaluate", ["gs://b/best.npz", "p.npz", "--out", "gs://b/out"])
     assert [str(path) for path in (*parsed.files, parsed.out)] == ["gs://b/best.npz", "p.npz", "gs://b/out"]
 
 

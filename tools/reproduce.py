@@ -26,8 +26,9 @@ from typing import Any
 import tyro
 
 import parameters
+from prompt_jax import cli
 from prompt_jax.errors import UserError
-from reproduction import TABLES
+from reproduction import SMALL, TABLES
 from reproduction.running import ROOT, Runner, Scores
 from reproduction.table import Table, short
 from reproduction.writing import draw, markdown, scale
@@ -46,8 +47,8 @@ class Reproduce:
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of tables, or `all`; none prints which there are."""
     model: str | None = None
-    """Another base (a name or folder) in place of the paper's. `demo` is the small edition of a table that has one:
-    other data and less training."""
+    """Another base (a name or folder) in place of the paper's. `demo` is the small edition of a table that has one,
+    with other data and less training; `all` is then those."""
     quick: bool = False
     """A few steps and examples of everything, to see that it runs; the figures say nothing."""
     further: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -77,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
+    except UnicodeDecodeError as error:
+        print(f"reproduce: --into {args.into}: no text in UTF-8: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"reproduce: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
@@ -90,13 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(args: Reproduce) -> int:
     if args.model is not None and Path(args.model).is_dir():
         args = dataclasses.replace(args, model=os.path.abspath(args.model))  # as said from here
+    known = (*(SMALL if args.model == "demo" else TABLES), PARAMETERS)
     if not args.tables:
-        for name, make in TABLES.items():
-            print(f"{name:24}{make(args.model).title}")
-        print(f"{PARAMETERS:24}{PARAMETERS_TITLE}")
+        for name in known:
+            print(f"{name:24}{PARAMETERS_TITLE if name == PARAMETERS else TABLES[name](args.model).title}")
         return 0
-    known = (*TABLES, PARAMETERS)
     names = known if "all" in args.tables else args.tables
+    known = (*TABLES, PARAMETERS)
     if unknown := set(names) - set(known):
         raise UserError(f"no table is called {sorted(unknown)[0]!r}; there are {', '.join(known)}")
     supplied = _check(args, names)
@@ -108,6 +112,8 @@ def _make(args: Reproduce) -> int:
 
 def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
     """What could go wrong after hours of training: refused before. Gives the figures that are supplied."""
+    if args.further and not args.dry_run:
+        cli.parse("train", [str(ROOT / "configs" / "demo.py"), *args.further])  # which leaves, and says which is none
     if args.into is not None:
         if args.quick:
             raise UserError("--quick makes figures that say nothing, which --into would put in place of others")
@@ -131,6 +137,10 @@ def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
 def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     """Makes one table. Returns whether it has all its rows."""
     table = TABLES[name](args.model)
+    if args.model == "demo" and name not in SMALL:
+        print(f"reproduce: {name} has no small edition: this is the paper's amount of training", file=sys.stderr)
+    if args.model is not None and not (args.model == "demo" and name in SMALL):
+        table = dataclasses.replace(table, title=f"{table.title}, with {args.model}")
     out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # runs have this working directory
     runner = Runner(out, args.quick, args.data_dir, args.dry_run, args.further)
     scores: list[Scores] = []
@@ -145,12 +155,20 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
         print("\n".join(runner.commands))
         return True
     supply(table, scores, supplied)
+    if missing and args.into is not None:
+        print(f"reproduce: {args.into} keeps its table {name}, since this one lacks rows", file=sys.stderr)
+        args = dataclasses.replace(args, into=None)
     plots = args.out if args.into is None else args.into.parent / "results"
     plots.mkdir(parents=True, exist_ok=True)
     plot = plots / f"{_stem(name, args)}.svg"
     drawn = draw(table, scores, plot)
+    notes = [*table.notes]
+    if runner.gains:
+        gains = "\n".join(f"- {gain}" for gain in dict.fromkeys(runner.gains))
+        notes.append(f"What the vote gains, with 95 % bootstrap intervals over the test's examples:\n\n{gains}")
     if args.quick:
-        table = dataclasses.replace(table, notes=(*table.notes, "Made with --quick: the figures say nothing."))
+        notes.append("Made with --quick: the figures say nothing.")
+    table = dataclasses.replace(table, notes=tuple(notes))
     shown = str(plot.relative_to(args.out if args.into is None else args.into.parent)) if drawn else None
     _write(name, markdown(table, scores, missing, shown) + _commands(runner.commands), args)
     if drawn:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return say(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
     try:
-        args = _parse(verb, rest)
+        args = parse(verb, rest)
         _prepare_jax()
         return VERBS[verb][1](args)
     except UserError as error:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
-def _parse(verb: str, rest: list[str]) -> Any:
+def parse(verb: str, rest: list[str]) -> Any:
     kind = VERBS[verb][0]
     default = None
     if kind is train.Train:

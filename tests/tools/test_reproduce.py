@@ -14,10 +14,10 @@ import pytest
 import parameters
 import reproduce
 from prompt_jax import cli, config, data
-from prompt_jax.run_files import Base, Best, Member, Summary, TaskScores, read_summary
-from reproduction import TABLES, running
-from reproduction.running import Runner, flags, of_evaluation, of_training
-from reproduction.table import Column, Row, Table, Training
+from prompt_jax.run_files import Base, Best, Ensemble, Member, Summary, TaskScores, read_summary
+from reproduction import SMALL, TABLES, running
+from reproduction.running import Runner, flags, gain, of_evaluation, of_training
+from reproduction.table import Column, Evaluation, Row, Table, Templates, Training
 from reproduction.writing import NOT_COMPUTED, draw, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
         flag = "--data.task" if verb == "train" else "--task"
         own = [words[words.index(flag) + 1]] if flag in words else []
         if first:  # the command line is slow to read
-            args = cli._parse(verb, words[1:])
+            args = cli.parse(verb, words[1:])
             if verb == "train":
                 config.check(args.experiment)
                 own = [args.experiment.data.task, *args.experiment.data.test_tasks]
@@ -84,6 +84,19 @@ def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
     again = {}
     for run, words in runs.items():
         assert again.setdefault(tuple(words), run) == run, "trained twice"
+    # Nor does another's run say a configuration's own values again.
+    trainings = {
+        step.name: step
+        for name in TABLES
+        for row in TABLES[name](None).rows
+        for step in row.steps
+        if isinstance(step, Training)
+    }
+    experiments = {}
+    for run, training in trainings.items():
+        experiment = running._experiment(ROOT / training.config, training.options, quick=False)
+        alike = config.to_json(dataclasses.replace(experiment, name=""))
+        assert experiments.setdefault(alike, run) == run, "trained twice"
 
 
 @pytest.mark.parametrize("name", ["ensembles", "e2e", "xsum", "low-data"])
@@ -91,7 +104,7 @@ def test_quick_options_go_with_the_configurations(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for words, first in commands(name, None, tmp_path, quick=True):
         if words[0] == "train" and first:
-            experiment = cli._parse("train", words[1:]).experiment
+            experiment = cli.parse("train", words[1:]).experiment
             config.check(experiment)
             assert experiment.name.startswith("quick-") and experiment.train.steps == 2
 
@@ -148,6 +161,38 @@ def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
         assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
     assert not draw(dataclasses.replace(TABLE, rows=TABLE.rows[2:]), [{}], tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_what_a_vote_gains():
+    ensemble = Ensemble(
+        "majority", {"accuracy": 0.9}, {"accuracy": 0.85}, 1, 1.0, [], {"best": (-0.02, 0.03), "average": (0.01, 0.09)}
+    )
+    assert gain("a", ensemble, {"accuracy": 0.89}) == (
+        "a, accuracy: +5.00 (+1.00 to +9.00) over the average, +1.00 (-2.00 to +3.00) over the best"
+    )
+    bleu = dataclasses.replace(ensemble, vote={"nist": 0.9}, average={"nist": 0.85})
+    assert "nist: +0.05 (+0.01 to +0.09) over the average" in gain("a", bleu, {"nist": 0.89})
+
+
+def test_the_base_is_asked_in_the_words_that_are_best_on_validation_data(tmp_path, monkeypatch):
+    scores, asked = {"a {input}": 0.4, "b {input}": 0.7, "c {input}": 0.6}, []
+
+    def make(words, *_):
+        words = list(words)
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        asked.append((options["--design"], options.get("--split", "test"), options["--shots"]))
+        found = {"task": options["--task"], "split": asked[-1][1]}
+        ways = [{"scores": {"rank/accuracy": scores[options["--design"]]}}]
+        Path(options["--out"]).mkdir(parents=True)
+        (Path(options["--out"]) / "scores.json").write_text(json.dumps(found | {"ways": ways}))
+        return 0
+
+    monkeypatch.setattr(running, "_wait", make)
+    search = Templates("t", {"task": "a"}, tuple(scores), "rank/accuracy")
+    step = Evaluation("asked", {"task": "a", "shots": 3}, search=search)
+    found, wrong = Runner(tmp_path).scores(Row("r", (step,)))
+    assert found == {("a", "test", "rank/accuracy"): [0.7]} and not wrong
+    assert asked == [*((design, "validation", "0") for design in scores), ("b {input}", "test", "3")]
 
 
 def test_options_as_words():
@@ -252,6 +297,34 @@ def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys
     assert "no table is called 'three'; there are superglue, " in capsys.readouterr().err
 
 
+def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, capsys, tmp_path):
+    broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
+    monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)
+    results = tmp_path / "R.md"
+    results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
+    assert reproduce.main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
+    assert results.read_text() == "<!-- two -->\nthere\n<!-- /two -->\n"
+    assert f"{results} keeps its table two, since this one lacks rows" in capsys.readouterr().err
+    assert "| theirs |" in (tmp_path / "out" / "two.md").read_text()
+    results.write_bytes(b"\xff")
+    assert reproduce.main(["two", "--into", str(results)]) == 1
+    assert f"--into {results}: no text in UTF-8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
+    assert "Unrecognized options: --bogus" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_reason_is_told_once(tmp_path, monkeypatch):
+    def fail(words, env, log, lock):
+        log.write_text("prompt-jax: no such model\n")
+        return 1
+
+    monkeypatch.setattr(running, "_wait", fail)
+    steps = tuple(Training(f"run-{seed}", "configs/demo.py", {"train.seed": seed}) for seed in range(3))
+    _, wrong = Runner(tmp_path).scores(Row("r", steps))
+    assert wrong == [f"no such model ({tmp_path / 'logs' / 'run-0.txt'} has the rest)"]
+
+
 def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
     """Domain shift on questions of our own: two methods, three seeds, seven tests. Then again, from what is there; and
     after a prompt's configuration has changed, which is refused."""
@@ -292,9 +365,6 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, capsys):
 MRQA = ("SQuAD", "TextbookQA", "BioASQ", "RACE", "RelationExtraction", "DuoRC.ParaphraseRC", "DROP")
 
 
-SMALL = ("superglue", "domain-shift", "prompt-length", "initialisation", "ensembles", "low-data", "e2e")
-
-
 def test_the_results_are_of_these_tables():
     """Each table of RESULTS.md has the rows, columns and commands that its definition gives, and its plot; and what is
     counted rather than run is what is counted now."""
@@ -303,13 +373,11 @@ def test_the_results_are_of_these_tables():
     assert set(sections) == {*SMALL, reproduce.PARAMETERS}
     for name in SMALL:
         table, section = TABLES[name]("demo"), sections[name]
-        if not section:  # not run yet
-            continue
         runner = Runner(Path("reproduction"), data=Path("data"), dry=True)
         for row in table.rows:
             runner.scores(row)
         own = re.findall(r"^    (PROMPT_JAX_DATA.*)$", section, re.MULTILINE)
-        assert [_of_any_rate(command) for command in own] == [_of_any_rate(command) for command in runner.commands]
+        assert [_of_any_search(command) for command in own] == [_of_any_search(command) for command in runner.commands]
         assert f"### {table.title}\n\n{table.source}\n" in section
         head, _, *rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
         assert head == ["n", *(column.title for column in table.columns)]
@@ -319,6 +387,7 @@ def test_the_results_are_of_these_tables():
     assert "\n".join(counted) in sections[reproduce.PARAMETERS]
 
 
-def _of_any_rate(command):
-    """A command without the learning rate that a search has found."""
-    return re.sub(r"--optimizer.learning-rate \S+", "", command)
+def _of_any_search(command):
+    """A command without the learning rate that a search has found, or the words to ask the base in."""
+    found = r"--optimizer.learning-rate \S+" + ("" if "--split validation" in command else r"|--design '[^']+'")
+    return re.sub(found, "", command)

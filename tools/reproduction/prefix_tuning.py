@@ -78,11 +78,14 @@ def e2e(model: str | None) -> Table:
     )
 
 
+_WEBNLG = {"BLEU": "multi_bleu", "METEOR": "meteor", "TER": "ter"}  # DART's too
+WEBNLG_METRICS = {"data.metrics": tuple(m for m in _WEBNLG.values() if m != "meteor" or shutil.which("java"))}
+
+
 def webnlg(model: str | None) -> Table:
     parts = {"seen": "webnlg_seen", "unseen": "webnlg_unseen", "all": "webnlg"}
-    metrics = {"BLEU": "multi_bleu", "METEOR": "meteor", "TER": "ter"}
     columns = tuple(
-        Column(f"{part} {title}", task, metric) for title, metric in metrics.items() for part, task in parts.items()
+        Column(f"{part} {title}", task, metric) for title, metric in _WEBNLG.items() for part, task in parts.items()
     )
     rows = {
         "fine-tuning": ("webnlg", "64.7 26.7 45.7 46 30 38 33 78 54", FULL | _tuned(1e-5, 10, 6)),
@@ -100,22 +103,20 @@ def webnlg(model: str | None) -> Table:
             ),
             "prefix, GPT-2 large": ("webnlg_large", "63.4 47.7 56.3 45 39 42 34 48 40", {}),
         }
-    chosen = {"data.metrics": tuple(m for m in metrics.values() if m != "meteor" or shutil.which("java"))}
     return Table(
         "WebNLG: seen categories, unseen ones, and all",
         "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent.",
         columns,
         tuple(
-            _row(name, config, model, tuple(map(float, paper.split())), columns, options | chosen)
+            _row(name, config, model, tuple(map(float, paper.split())), columns, options | WEBNLG_METRICS)
             for name, (config, paper, options) in rows.items()
         ),
     )
 
 
 def dart(model: str | None) -> Table:
-    metrics = {"BLEU": "multi_bleu", "METEOR": "meteor", "TER": "ter"}
     weighted = {"MoverScore": "moverscore", "BERTScore": "bertscore", "BLEURT": "bleurt"}
-    columns = tuple(Column(title, "dart", metric) for title, metric in (metrics | weighted).items())
+    columns = tuple(Column(title, "dart", metric) for title, metric in (_WEBNLG | weighted).items())
     rows = {
         "fine-tuning": ("dart", "46.2 39 46 .50 .94 .39", FULL | _tuned(1e-5, 10, 6)),
         "top 2 layers": ("dart", "41.0 34 56 .43 .93 .21", TOP_2 | _tuned(5e-5, 5, 5)),
@@ -128,7 +129,6 @@ def dart(model: str | None) -> Table:
             "fine-tuning, GPT-2 large": ("dart_large", "47.0 39 46 .51 .94 .40", FULL | _tuned(1e-5, 10, 6)),
             "prefix, GPT-2 large": ("dart_large", "46.7 39 45 .51 .94 .40", {}),
         }
-    chosen = {"data.metrics": tuple(m for m in metrics.values() if m != "meteor" or shutil.which("java"))}
     return Table(
         "DART: prefixes and what they are compared with",
         "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent. "
@@ -136,7 +136,7 @@ def dart(model: str | None) -> Table:
         "--supplied takes what they give.",
         columns,
         tuple(
-            _row(name, config, model, tuple(map(float, paper.split())), columns, options | chosen)
+            _row(name, config, model, tuple(map(float, paper.split())), columns, options | WEBNLG_METRICS)
             for name, (config, paper, options) in rows.items()
         ),
     )
@@ -185,29 +185,33 @@ def xsum_extrapolation(model: str | None) -> Table:
 
 
 def prefix_length_xsum(model: str | None) -> Table:
-    lengths = (1, 10, 20, 50, 80, 100, 200, 300)
+    # By length: what it is beside the configuration's 100, which is a row of table 3.
+    runs = {n: ({"prompt.length": n}, f"length {n}") for n in (1, 10, 20, 50, 80, 100, 200, 300)}
+    runs[100] = ({}, "prefix, 2 %")
     columns = Column("ROUGE-2", "xsum", "rouge_2"), Column("ROUGE-L", "xsum", "rouge_l")
     return Table(
         "Prefix length on XSum",
         "Li and Liang 2021, figure 4, a plot: ROUGE-2 peaks at a length of 200, at about 21.",
         columns,
         tuple(
-            _row(f"{n}", "xsum", model, options={"prompt.length": n}, run=f"length {n}", series="prefix", x=n)
-            for n in lengths
+            _row(f"{n}", "xsum", model, options=options, run=run, series="prefix", x=n)
+            for n, (options, run) in runs.items()
         ),
         x="prefix length",
     )
 
 
 def prefix_length_dart(model: str | None) -> Table:
-    lengths = (1, 5, 10, 20, 40)
+    # By length: what it is beside the configuration's 10, which is a row of table 2.
+    runs = {n: ({"prompt.length": n}, f"length {n}") for n in (1, 5, 10, 20, 40)}
+    runs[10] = ({}, "prefix")
     return Table(
         "Prefix length on DART",
         "Li and Liang 2021, figure 4, a plot: BLEU peaks at a length of 10.",
         (Column("BLEU", "dart", "multi_bleu"),),
         tuple(
-            _row(f"{n}", "dart", model, options={"prompt.length": n}, run=f"length {n}", series="prefix", x=n)
-            for n in lengths
+            _row(f"{n}", "dart", model, options=options | WEBNLG_METRICS, run=run, series="prefix", x=n)
+            for n, (options, run) in runs.items()
         ),
         x="prefix length",
     )

@@ -16,9 +16,10 @@ from typing import Any
 from prompt_jax import config as configuration
 from prompt_jax.config import Experiment
 from prompt_jax.errors import UserError
-from prompt_jax.run_files import Summary, read_summary
+from prompt_jax.metrics import is_share
+from prompt_jax.run_files import Ensemble, Summary, read_summary
 
-from .table import SENTINEL, Evaluation, Options, Row, Search, Training
+from .table import SENTINEL, Evaluation, Options, Row, Search, Templates, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,11 @@ Scores = dict[tuple[str, str, str], list[float]]
 
 
 class StepFailed(UserError, RuntimeError):
-    """A command that did not come to its end; the message is its own last line."""
+    """A command that did not come to its end; the message is its own last line, and the log has the rest."""
+
+    def __init__(self, reason: str, log: Path | None = None):
+        super().__init__(reason)
+        self.log = log
 
 
 @dataclasses.dataclass
@@ -66,33 +71,44 @@ class Runner:
     dry: bool = False
     further: Sequence[str] = ()
     commands: list[str] = dataclasses.field(default_factory=list)
-    _failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    gains: list[str] = dataclasses.field(default_factory=list)
+    """What the votes of rows gain, a line for each test."""
+    _failed: dict[str, StepFailed] = dataclasses.field(default_factory=dict)
 
     def scores(self, row: Row) -> tuple[Scores, list[str]]:
         """The observations of a row, after what is missing for it has been run; and what went wrong, a line for each
-        command."""
+        reason."""
         together: Scores = {}
-        wrong: list[str] = []
+        wrong: dict[str, Path | None] = {}
         for step in row.steps:
             try:
                 found = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
             except UserError as error:
-                wrong.append(str(error))
+                wrong.setdefault(str(error), getattr(error, "log", None))
                 continue
             for key, values in found.items():
                 together.setdefault(key, []).extend(values)
         diverged = {sum(map(math.isnan, values)) for values in together.values()} - {0}
         if diverged:
-            wrong.append(f"{max(diverged)} diverged and left out")
-        return together, list(dict.fromkeys(wrong))
+            wrong[f"{max(diverged)} diverged and left out"] = None
+        return together, [reason if log is None else f"{reason} ({log} has the rest)" for reason, log in wrong.items()]
 
     def _trained(self, training: Training, row: Row) -> Scores:
         folder, _ = self._train(training)
-        return {} if self.dry else of_training(read_summary(folder), row)
+        if self.dry:
+            return {}
+        summary = read_summary(folder)
+        if row.of == "vote":
+            for test in summary.tests:
+                if test.ensemble is not None:
+                    self.gains.append(gain(test.task, test.ensemble, test.scores[test.members.index(test.best)]))
+        return of_training(summary, row)
 
     def _evaluated(self, evaluation: Evaluation, row: Row) -> Scores:
         folder, options = self.out / "evaluations" / self._name(evaluation.name), dict(evaluation.options)
         files, state = [], ""
+        if evaluation.search is not None:
+            options["design"] = self._design(evaluation.search)
         if evaluation.of is not None:
             trained, experiment = self._train(evaluation.of)
             files = [str(trained / "best.npz")]
@@ -108,7 +124,11 @@ class Runner:
         if self.dry:
             return {}
         try:
-            return of_evaluation(json.loads((folder / "scores.json").read_text()), row)
+            found = json.loads((folder / "scores.json").read_text())
+            if row.of == "vote" and found["ensemble"] is not None:
+                ensemble = Ensemble(**found["ensemble"])
+                self.gains.append(gain(found["task"], ensemble, found["members"][ensemble.best]["scores"]))
+            return of_evaluation(found, row)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StepFailed(f"{folder / 'scores.json'} cannot be read ({error}); delete it") from error
 
@@ -128,6 +148,14 @@ class Runner:
         scores = [-math.inf if member.status == "diverged" else member.best.score for member in members]
         return search.rates[max(range(len(scores)), key=scores.__getitem__)]
 
+    def _design(self, search: Templates) -> str:
+        scores = []
+        for number, design in enumerate(search.designs):
+            options = {**search.options, "split": "validation", "design": design, "shots": 0, "shot_seeds": (0,)}
+            found = self._evaluated(Evaluation(f"{search.name}-{number}", options), Row(design))
+            scores += found.get((search.options["task"], "validation", search.metric), [])
+        return search.designs[0] if self.dry else search.designs[max(range(len(scores)), key=scores.__getitem__)]
+
     def _run_training(self, name: str, config: str, options: Options) -> tuple[Path, Experiment]:
         name = self._name(name)
         folder = self.out / "runs" / name
@@ -137,7 +165,8 @@ class Runner:
         # What has been trained from the same configuration is taken as it is. Otherwise `train` goes on, or says that
         # the run is of another one.
         self._run(["train", *words], folder / "summary.json", name, configuration.to_json(experiment))
-        return folder, experiment
+        # What it was trained from has the further options too.
+        return folder, experiment if self.dry else configuration.load_experiment(folder / "config.json")
 
     def _run(self, words: Sequence[str], result: Path, name: str, state: str) -> None:
         """Runs `prompt-jax` with these words, unless they have given this result before, of the same state and data."""
@@ -151,7 +180,7 @@ class Runner:
         if self.dry:
             return
         if shown in self._failed:
-            raise StepFailed(self._failed[shown])
+            raise self._failed[shown]
         log = self.out / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with _alone(log.with_suffix(".lock")) as lock:
@@ -165,8 +194,8 @@ class Runner:
             if status == ASKED_TO_LEAVE:
                 raise KeyboardInterrupt
             if status:
-                self._failed[shown] = f"{_why(log, status)} ({log} has the rest)"
-                raise StepFailed(self._failed[shown])
+                self._failed[shown] = StepFailed(_why(log, status), log)
+                raise self._failed[shown]
             record.write_text(made)
 
     def _name(self, name: str) -> str:
@@ -262,6 +291,17 @@ def of_training(summary: Summary, row: Row) -> Scores:
             own_part = {n.removeprefix(f"{part}/"): v for n, v in validation.items() if n.startswith(f"{part}/")}
             _add(scores, part, "validation", [own_part])
     return scores
+
+
+def gain(task: str, ensemble: Ensemble, best: Mapping[str, float]) -> str:
+    """By how much a vote is better than the members' average and than the best of them, by its first metric."""
+    metric = next(iter(ensemble.vote))
+    points = 100 if is_share(metric) else 1
+    against = []
+    for other, score in {"average": ensemble.average[metric], "best": best[metric]}.items():
+        low, high = (points * each for each in ensemble.intervals[other])  # type: ignore[index]
+        against.append(f"{points * (ensemble.vote[metric] - score):+.2f} ({low:+.2f} to {high:+.2f}) over the {other}")
+    return f"{task}, {metric}: {', '.join(against)}"
 
 
 def of_evaluation(found: Mapping[str, Any], row: Row) -> Scores:

@@ -23,6 +23,16 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
+class Templates:
+    """Ways to ask the base in words, of which the best on validation data, without examples, is taken."""
+
+    name: str
+    options: Options
+    designs: tuple[str, ...]
+    metric: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
     """A run of `prompt-jax train`, whose members are the observations of a row."""
 
@@ -39,6 +49,7 @@ class Evaluation:
     name: str
     options: Options
     of: Training | None = None
+    search: Templates | None = None  # of the words that the base is asked in; None is the options'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Table:
       columns: at least one; the first is plotted.
       rows: at least one.
       x: what rows differ in, on the plot's axis; rows without x are points in a line each.
+      plotted: what the plot shows, on its other axis; else the column's title.
       notes: sentences below the table.
     """
 
@@ -102,6 +114,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     x: str = ""
+    plotted: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -83,7 +83,7 @@ def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, Seque
             empty = "not computed" if own and column.task is not None else ""
             cells += [cell(found) or empty, printed(row.paper.get(column.title))][: 1 + paper]
         lines.append(_line(cells))
-    lines += ["", "Means and sample standard deviations of n prompts; shares are in percent."]
+    lines += ["", "Mean ± sample standard deviation of n observations; shares are in percent."]
     lines += [f"\n{note}" for note in table.notes]
     lines += [f"\n{name}: {'; '.join(why)}" for name, why in missing.items()]
     if plot is not None:
@@ -117,9 +117,10 @@ def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
     else:
         _draw_points(axes, series)
     first = columns[0]
-    name = first.title if len(columns) == 1 else first.metric
+    name = table.plotted or (first.title if len(columns) == 1 else first.metric)
     unit = f"{name} (%)" if scale(first) == 100 else name
-    (axes.set_ylabel if table.x else axes.set_xlabel)(unit)
+    several = any(len(each) > 1 for row in own for each in row)
+    (axes.set_ylabel if table.x else axes.set_xlabel)(f"{unit}, mean ± std." if several else unit)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(handles, labels, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
