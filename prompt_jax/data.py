@@ -22,6 +22,7 @@ from prompt_jax.data_tasks import (
     on_this_machine,
     rates_of_mixture,
     short_name,
+    source_rows,
     task_names,
     text_source,
     tokenisation,
@@ -155,7 +156,7 @@ def _rows(
     as_texts = _gives_texts(task)
     task = task.replace(preprocessors=task.preprocessors[: -len(tokenisation())]) if as_texts else bind(task, tokenizer)
     told = lengths if any(map(_needs_lengths, task.preprocessors)) else None
-    dataset = task.source.get_dataset(split=split, shuffle=False)
+    dataset = source_rows(task, split)
     dataset = task.preprocess_precache(dataset, seed=seed)
     dataset = task.preprocess_postcache(dataset, sequence_length=told, seed=seed)
     if as_texts:

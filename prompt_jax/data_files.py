@@ -27,6 +27,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.paths import as_path
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
+_KINDS = (".jsonl", ".csv", ".tsv")
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
@@ -34,11 +35,13 @@ class DataError(UserError, ValueError):
     """Something is wrong with the data a user named; the message says what, where, and what was expected."""
 
 
-def file_kind(path: Path) -> str:
-    """`".jsonl"`, `".csv"` or `".tsv"`, from the name of the file without a final `.gz`."""
+def file_kind(path: Path, kinds: Sequence[str] = _KINDS) -> str:
+    """One of the kinds, such as `".jsonl"`, from the name of the file without a final `.gz`."""
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in (".jsonl", ".csv", ".tsv"):
-        raise DataError(f"{path}: expected a file named .jsonl, .csv or .tsv, with or without .gz after it")
+    if suffix not in kinds:
+        raise DataError(
+            f"{path}: expected a file named {', '.join(kinds[:-1])} or {kinds[-1]}, with or without .gz after it"
+        )
     return suffix
 
 
@@ -64,8 +67,8 @@ def read_documents(path: Path) -> Iterator[str]:
     Raises:
       DataError: as read_rows, or a text file without a word.
     """
-    if Path(path.name.removesuffix(".gz")).suffix.lower() != ".txt":
-        yield from (_text(row, "text", f"{path}:{line}") for line, row in read_rows(path))
+    if file_kind(path, (".txt", *_KINDS)) != ".txt":
+        yield from (text_of(row, "text", f"{path}:{line}") for line, row in read_rows(path))
         return
     found = False
     for blank, lines in itertools.groupby(_lines(path), lambda line: not line.strip()):
@@ -103,7 +106,26 @@ def render(row: Mapping[str, Any], task_format: TaskFormat, where: str) -> str:
     Raises:
       DataError: a column of the template is missing, or its value is no text.
     """
-    return task_format.render({column: _text(row, column, where) for column in task_format.columns})
+    return task_format.render({column: text_of(row, column, where) for column in task_format.columns})
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
+    """A column of a row as text; `where` it is from is named in errors.
+
+    Raises:
+      DataError: there is none, or it holds neither text nor a number or boolean.
+    """
+    if column not in row:
+        _fail(where, f"no column {column!r}", f"it among {', '.join(map(repr, row)) or 'no columns'}")
+    value = row[column]
+    if not isinstance(value, (str, int, float)):
+        _fail(where, f"column {column!r} holds {json.dumps(value)[:40]}", "text, a number or a boolean")
+    text = str(value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        _fail(where, f"column {column!r} holds half of a surrogate pair", "text that UTF-8 can write")
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,22 +305,8 @@ def _row(header: Sequence[str], cells: Sequence[str], where: str, hint: str) -> 
     return dict(zip(header, cells, strict=True))
 
 
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        _fail(where, f"no column {column!r}", f"it among {', '.join(map(repr, row)) or 'no columns'}")
-    value = row[column]
-    if not isinstance(value, (str, int, float)):
-        _fail(where, f"column {column!r} holds {json.dumps(value)[:40]}", "text, a number or a boolean")
-    text = str(value)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        _fail(where, f"column {column!r} holds half of a surrogate pair", "text that UTF-8 can write")
-    return text
-
-
 def _answer(row: Mapping[str, Any], column: str, labels: Sequence[str], where: str) -> str:
-    text = _text(row, column, where)
+    text = text_of(row, column, where)
     if not labels or text in labels:
         return text
     numbered = not any(_INTEGER.fullmatch(label) for label in labels)

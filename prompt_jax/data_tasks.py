@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prompt_jax import metrics
 from prompt_jax.data_files import DataError, FileTask
@@ -190,10 +191,68 @@ def short_name(name: str) -> str:
 
 def on_this_machine(task: Any) -> bool:
     """Whether a task can be loaded without a download: whether TFDS has prepared its data, if they are from there."""
+    builder = _tfds_builder(task)
+    return builder is None or builder.data_path.exists()
+
+
+def source_rows(task: Any, split: str) -> Any:
+    """The tf.data.Dataset of a split of a seqio.Task's source, in its order. TFDS's data are downloaded if need be.
+
+    Raises:
+      DataError: they cannot be; names the data set, the folder where they are looked for, and the reason.
+    """
+    if on_this_machine(task):
+        return task.source.get_dataset(split=split, shuffle=False)
+    builder = _tfds_builder(task)
+    try:
+        _check_reachable(builder)
+        return task.source.get_dataset(split=split, shuffle=False)
+    except Exception as error:  # of requests, TFDS and the data set's own code
+        raise DataError(
+            f"the data of {task.name}, TFDS's {task.source.tfds_dataset.name}, are not in {builder.data_dir_root} "
+            f"(set TFDS_DATA_DIR if they are elsewhere), and cannot be downloaded: {_reason(error)}"
+        ) from error
+
+
+def _tfds_builder(task: Any) -> Any:
+    """What TFDS prepares a task's data with; None if they are from elsewhere, or each split from another data set."""
     seqio = import_seqio()
     if not isinstance(task, seqio.Task) or not isinstance(task.source, seqio.TfdsDataSource):
-        return True
-    return task.source.tfds_dataset.builder.data_path.exists()
+        return None
+    loader = task.source.tfds_dataset
+    return loader.builder if loader.tfds_splits is None else None
+
+
+def _check_reachable(builder: Any) -> None:
+    """Asks a data set's hosts once whether they are there, as TFDS goes on for minutes where there is no network.
+
+    One that answers, whatever it says, will do, and so will a file that was downloaded before: TFDS is to try then.
+
+    Raises:
+      requests.ConnectionError: no host can be reached.
+    """
+    import requests  # which TFDS downloads with
+
+    urls = [url for url in builder.url_infos or () if url.startswith("http")]
+    noted = "".join(path.read_text() for path in builder.data_dir_root.glob("downloads/*.INFO"))  # of each download
+    if any(url in noted for url in urls):
+        return
+    failure = None
+    for url in {urlsplit(url).netloc: url for url in urls}.values():
+        try:
+            requests.head(url, timeout=(10, None))  # seconds to connect, and as long as TFDS would wait for an answer
+            return
+        except requests.ConnectionError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _reason(error: BaseException) -> str:
+    """What an error goes back to, in a line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def import_seqio() -> Any:

@@ -65,8 +65,8 @@ def bind(task: Any, tokenizer: Tokenizer) -> Any:
             )
     if not isinstance(tokenizer, SentencePieces):
         raise DataError(
-            f"the task {task.name!r} makes its tokens itself, and this model has others around source and target; "
-            "register it with prompt_jax.data.add_task, which leaves the tokens to the model"
+            f"the task {task.name!r} makes its tokens itself, as T5 has them, and this model has others around source "
+            "and target; expected a T5, or a task that leaves the tokens to the model (prompt_jax.data.add_task)"
         )
     vocabulary = _vocabulary(tokenizer)
     bound = {name: dataclasses.replace(features[name], vocabulary=vocabulary) for name in FEATURES}

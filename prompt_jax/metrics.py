@@ -121,23 +121,19 @@ def referent_accuracy(targets: Sequence[str], predictions: Sequence[str], *, not
 
     WSC as T5 has it (`wsc_simple`): the model names what a pronoun stands for, and the question is whether it stands
     for the target. It is named where one text's words are among the other's, but for case and determiners; not where
-    only one of them has an apostrophe ("Bob", "Bob's hat"), nor where one has no words.
+    only one of them has an apostrophe ("Bob", "Bob's hat"). An answer of determiners alone, or of nothing, is wrong.
     """
     _check(targets, predictions)
 
-    def named(target: str, prediction: str) -> bool:
-        own, other = (
-            {word for word in text.lower().split() if word not in _DETERMINERS} for text in (target, prediction)
-        )
-        if not own or not other or ("'" in " ".join(own)) != ("'" in " ".join(other)):
-            return False
-        return own <= other or other <= own
+    def words(text: str) -> set[str]:
+        return set(text.lower().split()) - _DETERMINERS
 
-    right = [
-        str(named(target, prediction)) == note
-        for target, prediction, note in zip(targets, predictions, notes, strict=True)
-    ]
-    return {"referent_accuracy": _mean(right)}
+    def right(target: str, prediction: str, note: str) -> bool:
+        own, other = words(target), words(prediction)
+        alike = bool(own) and ("'" in " ".join(own)) == ("'" in " ".join(other))
+        return bool(other) and str(alike and (own <= other or other <= own)) == note
+
+    return {"referent_accuracy": _mean([right(*each) for each in zip(targets, predictions, notes, strict=True)])}
 
 
 def log_likelihood(targets: Sequence[np.ndarray], scores: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -13,6 +13,7 @@ a passage count; the paper's script for MRQA's files takes the first one of each
 """
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax.data import add_task, text_source
-from prompt_jax.data_files import DataError, data_folder, read_rows
+from prompt_jax.data_files import DataError, data_folder, read_rows, text_of
 from prompt_jax.task_format import TaskFormat
 
 FILES = {  # in TFDS's spelling, and in the release's
@@ -44,15 +45,19 @@ def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
     for line, row in read_rows(path):
         if "header" in row:  # the first line
             continue
+        where = f"{path}:{line}"
         try:
             for question in row["qas"]:
-                answers = list(dict.fromkeys(question["answers"]))
+                answers, number = question["answers"], text_of(question, "qid", where)
+                if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+                    found = json.dumps(answers)[:40]
+                    raise DataError(f"{where}: the question {number} has the answers {found}; expected a list of texts")
                 if not answers:
-                    raise DataError(f"{path}:{line}: the question {question['qid']} has no answer; expected some")
-                for answer in answers[:1] if split == "train" else answers:
-                    yield question["question"], row["context"], answer, question["qid"]
+                    raise DataError(f"{where}: the question {number} has no answer; expected some")
+                for answer in answers[:1] if split == "train" else dict.fromkeys(answers):
+                    yield text_of(question, "question", where), text_of(row, "context", where), answer, number
         except (KeyError, TypeError) as error:
-            raise DataError(f"{path}:{line}: not MRQA's JSON ({type(error).__name__}: {error})") from error
+            raise DataError(f"{where}: not MRQA's JSON ({type(error).__name__}: {error})") from error
 
 
 def find_file(part: str, name: str) -> Path:

@@ -96,6 +96,11 @@ def read_examples(
         metric_names=metrics or (),
         before=before,
     )
+    if examples.unlabelled and source.data is None and source.split == "test" and "validation" in task.splits:
+        raise UserError(
+            f"{examples.name}, test: {examples.unlabelled} of {len(examples)} examples have no label, or no answer, as "
+            "benchmarks keep those to themselves; give --split validation"
+        )
     return examples, lengths.target_length
 
 

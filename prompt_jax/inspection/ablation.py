@@ -63,7 +63,7 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
     if examples.unlabelled:
         raise UserError(
             f"{examples.name}, {examples.split}: {examples.unlabelled} of {len(examples)} examples have no label, and "
-            "so no loss; take a split that has them (--split)"
+            "so no loss; expected examples that have one"
         )
     if not prompt.parts:
         raise UserError("what changes the base itself has no virtual tokens or prefix of which one could be left out")

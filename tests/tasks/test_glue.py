@@ -151,15 +151,21 @@ def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source,
     assert examples.score(labels_of(target))["invalid"] == 1.0
 
 
+def prompt_of(task, tokenizer, tiny_folder, folder):
+    """A model, and `best.npz` in the folder, a prompt of it for a task."""
+    shutil.copytree(tiny_folder, folder / "model")
+    (folder / "model" / "spiece.model").write_bytes(tokenizer.model_proto)
+    model = load_model(str(folder / "model"))
+    base = Base(model.name, None, model.fingerprint)
+    said = PromptMetadata(base=base, task=task, format=data.find_task(task).task_format)
+    save_prompt(folder / "best.npz", random_tokens(model, 3), said)
+    return model
+
+
 @pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
 def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tmp_path):
     """As `configs/qqp.py` and `configs/mrpc.py` say: on the other task's validation split, with the prompt's labels."""
-    shutil.copytree(tiny_folder, tmp_path / "model")
-    (tmp_path / "model" / "spiece.model").write_bytes(tokenizer.model_proto)
-    model = load_model(str(tmp_path / "model"))
-    base, own = Base(model.name, None, model.fingerprint), data.find_task(f"glue_{source}_v002").task_format
-    said = PromptMetadata(base=base, task=f"glue_{source}_v002", format=own)
-    save_prompt(tmp_path / "best.npz", random_tokens(model, 3), said)
+    model = prompt_of(f"glue_{source}_v002", tokenizer, tiny_folder, tmp_path)
     other = f"glue_{target}_from_{source}_v002"
     paths = ["--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py"), "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(tmp_path / "best.npz"), "--task", other, *paths]) == 0
@@ -169,3 +175,19 @@ def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tm
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [row["input"] for row in rows] == [TEMPLATES[target].format(i=i) for i in range(2)]
     assert [row["target"] for row in rows] == list(rows[0]["label_scores"]) == labels_of(source)
+
+
+def test_the_split_with_answers_is_named(tokenizer, tiny_folder, tmp_path, capsys):
+    """A benchmark's test split, which is what is evaluated on by default, has none."""
+    model = prompt_of("glue_rte_v002", tokenizer, tiny_folder, tmp_path)
+    argv = ["evaluate", str(tmp_path / "best.npz"), "--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py")]
+    assert main(argv) == 1
+    found = "glue_rte_v002, test: 1 of 1 examples have no label, or no answer"
+    assert f"{found}, as benchmarks keep those to themselves; give --split validation\n" in capsys.readouterr().err
+    assert main([*argv, "--split", "validation"]) == 0
+    (tmp_path / "own.jsonl").write_text(json.dumps({"sentence1": "A", "sentence2": "B", "label": -1}))
+    assert main([*argv, "--data", str(tmp_path / "own.jsonl")]) == 1
+    assert "own.jsonl, test: 1 of 1 examples have no label" in (err := capsys.readouterr().err) and "--split" not in err
+    # The diagnostic set has no other split.
+    assert main([*argv, "--task", "glue_ax_v002"]) == 1
+    assert "3 of 3 examples have no label" in (err := capsys.readouterr().err) and "--split" not in err

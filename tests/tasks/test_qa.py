@@ -98,6 +98,22 @@ def test_answers_are_scored_as_squad_does(folder, tokenizer):
     [
         (['{"header": {}}', '{"context": "a"}'], r"RACE.jsonl:2: not MRQA's JSON \(KeyError: 'qas'\)"),
         (['{"context": "a", "qas": [{"qid": "q", "answers": []}]}'], "RACE.jsonl:1: the question q has no answer"),
+        (
+            ['{"context": "a", "qas": [{"qid": "q", "question": "b", "answers": "yes"}]}'],
+            'RACE.jsonl:1: the question q has the answers "yes"; expected a list of texts',
+        ),
+        (
+            ['{"context": "a", "qas": [{"qid": "q", "question": "b", "answers": ["c", 3]}]}'],
+            r'RACE.jsonl:1: the question q has the answers \["c", 3\]; expected a list of texts',
+        ),
+        (
+            ['{"context": "a", "qas": [{"qid": "q", "question": null, "answers": ["c"]}]}'],
+            "RACE.jsonl:1: column 'question' holds null; expected text",
+        ),
+        (
+            ['{"context": "a", "qas": [{"question": "b", "answers": ["c"]}]}'],
+            "RACE.jsonl:1: no column 'qid'; expected it among 'question', 'answers'",
+        ),
         (['{"context": "a", "qas": [7]}'], r"RACE.jsonl:1: not MRQA's JSON \(TypeError"),
         (["{"], "RACE.jsonl:1: broken JSON"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sentencepieces
-from prompt_jax import data, denoising
+from prompt_jax import data, denoising, load_model
 from prompt_jax.batches import TrainBatches
 from prompt_jax.data import DataError
 from prompt_jax.data_files import read_documents
@@ -67,7 +67,7 @@ def test_documents_are_parted_by_empty_lines(folder, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a\n\xff\n")
     with pytest.raises(DataError, match=r"a.txt:2: not UTF-8"):
         list(read_documents(tmp_path / "a.txt"))
-    with pytest.raises(DataError, match=r"a.md: expected a file named .jsonl"):
+    with pytest.raises(DataError, match=r"a.md: expected a file named .txt, .jsonl, .csv or .tsv, with or without .gz"):
         list(read_documents(tmp_path / "a.md"))
 
 
@@ -126,6 +126,21 @@ def test_what_is_drawn_is_what_the_seed_says(folder, tokenizer, name):
 def test_lengths_that_cannot_be_are_refused(folder, tokenizer, name, lengths, message):
     with pytest.raises(DataError, match=message):
         load(name, tokenizer, input_length=lengths[0], target_length=lengths[1])
+
+
+@pytest.mark.parametrize("name", ["span_corruption", "prefix_lm"])
+def test_models_other_than_t5_are_refused(folder, tiny_folders, name):
+    for family in ("gpt2", "bart"):
+        tokenizer = load_model(str(tiny_folders[family])).tokenizer
+        with pytest.raises(DataError, match=f"the task '{name}' makes its tokens itself, as T5 .*; expected a T5, or"):
+            load(name, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["md", "folder"])
+def test_files_of_another_kind_are_refused(folder, tokenizer, kind):
+    (folder / "train-0").mkdir() if kind == "folder" else (folder / "train.md").write_text("x")
+    with pytest.raises(DataError, match=r"train\S+: expected a file named .txt, .jsonl, .csv or .tsv, with or"):
+        load("prefix_lm", tokenizer)
 
 
 def test_files_that_are_not_there_are_named(folder, tokenizer, monkeypatch):

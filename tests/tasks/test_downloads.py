@@ -1,0 +1,91 @@
+"""Data sets of TFDS that are not on this machine, where nothing can be downloaded either."""
+
+import json
+import re
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from prompt_jax.data import DataError
+from prompt_jax.data_tasks import source_rows
+
+NO_NAME = r"\[Errno -3\] no such name"
+
+
+class Network:
+    """Of which nothing can be downloaded: hosts are not found, and those of `up` answer questions alone."""
+
+    def __init__(self):
+        self.up = set()
+        self.asked = []  # (method, host)
+
+    def request(self, method, url, **options):
+        host = urlsplit(url).netloc
+        self.asked.append((method.upper(), host))
+        if method.upper() == "HEAD" and host in self.up:
+            return requests.Response()
+        try:
+            raise socket.gaierror(-3, "no such name")
+        except socket.gaierror as error:
+            raise requests.ConnectionError("Max retries exceeded") from error
+
+
+@pytest.fixture
+def network(monkeypatch):
+    network = Network()
+    monkeypatch.setattr(requests.Session, "request", lambda _, *args, **options: network.request(*args, **options))
+    return network
+
+
+def check_error(name, folder, reason):
+    import seqio
+
+    source = seqio.TfdsDataSource(name, tfds_data_dir=str(folder), splits=("validation",))
+    message = f"the data of t, TFDS's {name}, are not in {folder} "
+    with pytest.raises(DataError, match=f"^{re.escape(message)}.* and cannot be downloaded: {reason}$"):
+        source_rows(seqio.Task("t", source, output_features={}), "validation")
+
+
+def test_hosts_that_are_out_of_reach_are_asked_once(network, tmp_path):
+    """TFDS asks ten times more, for minutes, with a warning each time and progress bars."""
+    check_error("glue/cola:2.0.0", tmp_path, NO_NAME)
+    hosts = [host for method, host in network.asked if method == "HEAD"]
+    assert len(hosts) == len(network.asked) == len(set(hosts)) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_host_answers_tfds_downloads(network, tmp_path):
+    network.up = {"dl.fbaipublicfiles.com"}
+    check_error("super_glue/boolq:1.0.2", tmp_path, NO_NAME)
+    assert network.asked == [("HEAD", "dl.fbaipublicfiles.com"), ("GET", "dl.fbaipublicfiles.com")]
+    check_error("glue/cola:1.0.0", tmp_path, "The version .* is too old for this version of TFDS .*")
+
+
+def test_what_was_downloaded_before_is_for_tfds_to_prepare(network, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    url = "https://dl.fbaipublicfiles.com/glue/superglue/data/v2/BoolQ.zip"
+    (tmp_path / "downloads" / "BoolQ.zip.INFO").write_text(json.dumps({"urls": [url]}))
+    check_error("super_glue/boolq:1.0.2", tmp_path, NO_NAME)
+    assert network.asked == [("GET", "dl.fbaipublicfiles.com")]
+
+
+def test_what_the_data_sets_own_code_raises_is_told(network, tmp_path):
+    import tensorflow_datasets as tfds
+
+    class OutOfReach(tfds.core.GeneratorBasedBuilder):
+        """Asks addresses that TFDS has no list of."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+
+        def _split_generators(self, dl_manager):
+            raise requests.ConnectionError("no route")
+
+        def _generate_examples(self): ...
+
+    check_error("out_of_reach:1.0.0", tmp_path, "no route")
+    assert network.asked == []
