@@ -160,12 +160,12 @@ def test_asked_to_leave_and_killed(experiment, processes):
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
 def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
     """Both end, soon, and the checkpoints before it are used."""
-    options = {"steps": 3000, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 1000}
+    options = {"steps": 3000, "checkpoint_every": 5, "eval_every": 10_000, "log_every": 1000}
     experiment = changed(changed(experiment, "train", **options), "prompt", length=100)
     experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
     started = distributed.start(experiment, 2)
     end = time.monotonic() + 200
-    while not (experiment.folder / "checkpoints" / "20").exists():
+    while not (experiment.folder / "checkpoints" / "5").exists():
         assert time.monotonic() < end, distributed.output(experiment).read_text()
         time.sleep(0.05)
     resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
