@@ -63,8 +63,8 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     """Possible answers in the order of their numbers, for files."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best. Left out, the task's
-    own, and accuracy for files."""
+    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best, or their mean
+    (train.best_by). Left out, the task's own, and accuracy for files."""
     train_examples: int | None = None
     """Train on so many examples, of a mixture of each task, drawn at random; None is all. What is drawn for less is
     part of what is for more."""
@@ -203,6 +203,10 @@ class TrainConfig:
     """At most so many examples of each test split, likewise; None is all."""
     eval_batch_size: int = 64
     """Examples a batch in evaluation."""
+    best_by: Literal["first", "mean"] = "first"
+    """What decides which prompt is the best, and when patience ends: the task's first metric, or the mean of those that
+    are shares, the higher the better (the prompt paper's choice, where a task has several). Of a mixture it is always
+    the mean over its tasks."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a better one."""
     checkpoint_every: int = 500
