@@ -135,7 +135,8 @@ class PromptConfig:
     """Whether learned positions of the text are counted on from a prefix before it. For BART: PEFT shifts them, the
     prefix paper's code does not."""
     layers: int = 2
-    """Of `last_layers`: how many."""
+    """Of `last_layers`: how many blocks. The prefix paper's code trains the final norm and, beside two blocks, the tied
+    embedding as well."""
     adapter: Literal["houlsby", "lin"] = "houlsby"
     """Adapters after each sublayer (Houlsby et al. 2019), or one with a norm after each layer (Lin et al. 2020)."""
     adapter_width: int = 64

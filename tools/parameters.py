@@ -104,7 +104,7 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
 
 
 def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
-    """The parameters of a model, those that a method trains, and those that it stores for a task; None is no method."""
+    """The parameters of a model, those that a method trains, and those that it stores for a task; None trains none."""
     config = base_config(name)
     base = abstract(family(config).parameters(config), "float32")
     if prompt is None:
