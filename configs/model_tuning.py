@@ -14,5 +14,5 @@ experiment = Experiment(
     data=DataConfig(task="super_glue_boolq_v102", input_length=512, target_length=8),
     prompt=PromptConfig(method="full"),
     optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
-    train=TrainConfig(batch_size=2**16 // 512, accumulate=4, dropout_rate=0.1),
+    train=TrainConfig(batch_size=2**16 // 512, accumulate=4, dropout_rate=0.1, best_by="mean"),
 )

@@ -14,5 +14,5 @@ experiment = Experiment(
     name="mrpc",
     model=ModelConfig(name="google/t5-large-lm-adapt", dtype="bfloat16"),
     data=DataConfig(task="glue_mrpc_v200"),
-    train=TrainConfig(dropout_rate=0.1),
+    train=TrainConfig(dropout_rate=0.1, best_by="mean"),
 )

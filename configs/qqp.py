@@ -14,5 +14,5 @@ experiment = Experiment(
     name="qqp",
     model=ModelConfig(name="google/t5-large-lm-adapt", dtype="bfloat16"),
     data=DataConfig(task="glue_qqp_v200"),
-    train=TrainConfig(dropout_rate=0.1, eval_every=2500),  # validation has 40,430 pairs
+    train=TrainConfig(dropout_rate=0.1, best_by="mean", eval_every=2500),  # validation has 40,430 pairs
 )

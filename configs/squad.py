@@ -22,5 +22,5 @@ experiment = Experiment(
         ),
     ),
     prompt=PromptConfig(init="vocab"),  # answers are no labels that tokens could start from
-    train=TrainConfig(dropout_rate=0.1, eval_every=2500),  # validation has more than 10,000 questions
+    train=TrainConfig(dropout_rate=0.1, best_by="mean", eval_every=2500),  # validation has more than 10,000 questions
 )

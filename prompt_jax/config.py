@@ -63,8 +63,8 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     """Possible answers in the order of their numbers, for files."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best. Left out, the task's
-    own, and accuracy for files."""
+    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best, or their mean
+    (train.best_by). Left out, the task's own, and accuracy for files."""
     train_examples: int | None = None
     """Train on so many examples, of a mixture of each task, drawn at random; None is all. What is drawn for less is
     part of what is for more."""
@@ -135,7 +135,8 @@ class PromptConfig:
     """Whether learned positions of the text are counted on from a prefix before it. For BART: PEFT shifts them, the
     prefix paper's code does not."""
     layers: int = 2
-    """Of `last_layers`: how many."""
+    """Of `last_layers`: how many blocks. The prefix paper's code trains the final norm and, beside two blocks, the tied
+    embedding as well."""
     adapter: Literal["houlsby", "lin"] = "houlsby"
     """Adapters after each sublayer (Houlsby et al. 2019), or one with a norm after each layer (Lin et al. 2020)."""
     adapter_width: int = 64
@@ -203,6 +204,10 @@ class TrainConfig:
     """At most so many examples of each test split, likewise; None is all."""
     eval_batch_size: int = 64
     """Examples a batch in evaluation."""
+    best_by: Literal["first", "mean"] = "first"
+    """What decides which prompt is the best, and when patience ends: the task's first metric, or the mean of those that
+    are shares, the higher the better (the prompt paper's choice, where a task has several). Of a mixture it is always
+    the mean over its tasks."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a better one."""
     checkpoint_every: int = 500
@@ -401,6 +406,9 @@ def check(experiment: Experiment) -> None:
     alone = members(experiment)
     if experiment.ensemble.group is not None and experiment.ensemble.group < 1:
         raise ConfigError(f"ensemble.group must be positive, not {experiment.ensemble.group}")
+    for name, (part, _) in _LISTS.items():
+        if part == "prompt" and getattr(experiment.ensemble, name):
+            _check_method(f"ensemble.{name}", PROMPT_METHODS, experiment.prompt.method)
     mesh = dataclasses.asdict(experiment.mesh)
     for field, size in mesh.items():
         if size < 1 and size != -1:
@@ -424,10 +432,18 @@ REPLACING_METHODS = ("last_layers", "full")
 # The methods that an option is for alone.
 _METHODS_OF = {
     **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
+    **dict.fromkeys(("init_text", "init_file", "init_member"), PROMPT_METHODS),
     **dict.fromkeys(("adapter", "adapter_width", "adapter_share"), ("adapter",)),
     **dict.fromkeys(("per_task", "task_length"), ("soft_prompt",)),
     "layers": ("last_layers",),
 }
+
+
+def _check_method(option: str, methods: tuple[str, ...], method: str) -> None:
+    """Refuses an option that is given for a method that it is not of."""
+    if method not in methods:
+        which = " or ".join(map(repr, methods))
+        raise ConfigError(f"{option} is of prompt.method {which}, and it is {method!r}; leave it out")
 
 
 def _check_alone(experiment: Experiment) -> None:
@@ -503,13 +519,18 @@ def _check_alone(experiment: Experiment) -> None:
         raise ConfigError(f"prompt.sites names {prompt.sites} with one of them twice")
     if prompt.mlp_layers != 1 and prompt.mlp_width is None:
         raise ConfigError("prompt.mlp_layers is of the MLP that prompt.mlp_width asks for; give both, or neither")
+    if prompt.init in ("text", "file"):
+        _check_method(f"prompt.init {prompt.init!r}", PROMPT_METHODS, prompt.method)
     for option in dataclasses.fields(PromptConfig):
-        methods = _METHODS_OF.get(option.name, (prompt.method,))
-        if getattr(prompt, option.name) != option.default and prompt.method not in methods:
-            which = " or ".join(map(repr, methods))
-            raise ConfigError(
-                f"prompt.{option.name} is of prompt.method {which}, and it is {prompt.method!r}; leave it out"
-            )
+        if getattr(prompt, option.name) != option.default:
+            _check_method(f"prompt.{option.name}", _METHODS_OF.get(option.name, (prompt.method,)), prompt.method)
+    if prompt.adapter_share is not None and not prompt.adapter_share < 1:
+        raise ConfigError(f"prompt.adapter_share must be below 1, not {prompt.adapter_share}")
+    if prompt.adapter_share is not None and prompt.adapter_width != PromptConfig.adapter_width:
+        raise ConfigError(
+            f"prompt.adapter_share is {prompt.adapter_share} and prompt.adapter_width is {prompt.adapter_width}: give "
+            "one of them"
+        )
     if prompt.method == "prefix" and prompt.init in ("vocab", "labels"):
         raise ConfigError(
             f"prompt.init {prompt.init!r} is of virtual tokens; a prefix takes uniform, normal, zero, text or file"

@@ -18,7 +18,7 @@ from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.training.logs import read_log
 
-Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the task's first metric comes first
+Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first is what the best is chosen by
 Status = Literal["finished", "stopped early", "diverged"]
 
 
@@ -38,7 +38,7 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation on a validation split, by the task's first metric."""
+    """The best evaluation on a validation split, by the task's first metric or a mean (`train.best_by`)."""
 
     metric: str
     score: float
@@ -56,7 +56,7 @@ class Member:
       status: how its training ended.
       steps: optimizer steps that changed it.
       best: where its best prompt is from.
-      validation: metrics of the best prompt, of a mixture their mean and TASK/METRIC.
+      validation: metrics of the best prompt, after the mean if that chose it; of a mixture as TASK/METRIC.
     """
 
     settings: dict[str, Any]

@@ -233,6 +233,23 @@ def test_evaluate_by_mean_probability(ensemble_file, sentiment_files, tiny_folde
     assert "member 1 (seed 8)" in shown and shown["vote"][:2] == ["-", "-"] and float(shown["vote"][2]) > 0
 
 
+def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment_files, tiny_folder, capsys):
+    own = ("--model", tiny_folder, "--data", sentiment_files["test"])
+    both = table(run(capsys, "evaluate", ensemble_file, *own)[1], "test.jsonl")
+    for number, seed in enumerate((7, 8)):
+        status, out, err = run(capsys, "evaluate", ensemble_file, "--member", number, *own)
+        assert status == 0, err
+        shown = [line.split() for line in out.splitlines()[1:]]
+        assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
+    for files, number, message in (
+        ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
+        ([ensemble_file, prompt_file], 0, "--member is the number of a prompt in one file; there are 2"),
+        ([], 0, "--member is the number of a prompt in a file, and no file is named"),
+    ):
+        status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)
+        assert status == 1 and message in err
+
+
 def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
     prompt, metadata = read_prompt(prompt_file)
     task_format = metadata.format
@@ -257,6 +274,8 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     assert f"{prompt_file} answers with the labels negative, positive" in said and "labels bad, good" in said
     said = message(other(task="movies"))
     assert f"{prompt_file} was trained on files (the labels negative, positive)" in said and "--task NAME" in said
+    said = message(other(task="movies", format=dataclasses.replace(task_format, labels=("bad", "good"))))
+    assert "other.npz was trained on movies (the labels bad, good): for different tasks. Evaluate each alone" in said
     said = message(other(format=dataclasses.replace(task_format, template="review: {text}")), *own)
     assert "template '{text}'" in said and "template 'review: {text}'" in said and "--template TEXT" in said
     after = dataclasses.replace(prompt, encoder_tokens=dataclasses.replace(prompt.encoder_tokens, placement="after"))

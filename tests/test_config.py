@@ -72,6 +72,25 @@ def test_a_bucket_is_no_folder():
         ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
         ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
+        (
+            "prompt",
+            {"method": "full", "init": "file", "init_file": Path("a.npz")},
+            "prompt.init 'file' is of prompt.method",
+        ),
+        ("prompt", {"method": "adapter", "init": "text", "init_text": "a"}, "prompt.init 'text' is of prompt.method"),
+        ("prompt", {"method": "full", "init_file": Path("a.npz")}, "init_file is of .* 'soft_prompt' or 'prefix', and"),
+        (
+            "prompt",
+            {"method": "last_layers", "init_text": "a"},
+            "prompt.init_text is of prompt.method 'soft_prompt' or",
+        ),
+        ("prompt", {"method": "last_layers", "init_member": 0}, "prompt.init_member is of .* and it is 'last_layers'"),
+        ("prompt", {"method": "adapter", "adapter_share": 1.0}, "prompt.adapter_share must be below 1, not 1.0"),
+        (
+            "prompt",
+            {"method": "adapter", "adapter_share": 0.03, "adapter_width": 7},
+            "adapter_share is 0.03 and prompt.adapter_width is 7: give one of them",
+        ),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
         ("data", {"train_examples": 0}, "data.train_examples must be positive, not 0"),
@@ -161,6 +180,16 @@ def test_a_member_that_cannot_be_is_named():
     experiment = Experiment(data=DataConfig(task="t"), ensemble=EnsembleConfig(init=("vocab", "text")))
     with pytest.raises(ConfigError, match=r"needs prompt.init_text \(member 1\)"):
         configuration.check(experiment)
+
+
+@pytest.mark.parametrize("method", ("adapter", "last_layers", "full"))
+@pytest.mark.parametrize("lists", ({"length": (3, 4)}, {"init": ("vocab",)}, {"init_member": (0, 1)}))
+def test_lists_of_prompts_are_for_nothing_else(method, lists):
+    """A prompt's own length and initialisation may stay in a configuration with another method on top."""
+    experiment = Experiment(data=DataConfig(task="t"), prompt=PromptConfig(method=method, length=3, init="vocab"))
+    configuration.check(experiment)
+    with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} is of .* 'prefix', and it is '{method}'; leave it"):
+        configuration.check(dataclasses.replace(experiment, ensemble=EnsembleConfig(**lists)))
 
 
 def test_an_ensemble_survives_json():

@@ -4,6 +4,7 @@
     python tools/parameters.py --models demo openai-community/gpt2-medium
 
 Nothing is loaded or trained: the models are folders with a config.json, or published ones whose shapes are known here.
+Of multitask prompts what is trained is of all tasks together, and what is stored, and beside the base in all, of one.
 """
 
 import dataclasses
@@ -15,7 +16,15 @@ import jax
 import tyro
 
 from planner.programs import base_config, start_of
-from prompt_jax.config import REPLACING_METHODS, ConfigError, DataConfig, Experiment, ModelConfig, PromptConfig
+from prompt_jax.config import (
+    PROMPT_METHODS,
+    REPLACING_METHODS,
+    ConfigError,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    PromptConfig,
+)
 from prompt_jax.errors import UserError
 from prompt_jax.models import family
 from prompt_jax.models.weights import abstract
@@ -31,14 +40,19 @@ PAPER = {
     T5[3]: (2_849_961_984, 0.00718),
     T5[4]: (11_135_741_952, 0.00368),
 }
+TASKS = 8  # of multitask prompts: SuperGLUE's
 METHODS = {
     "soft prompt": PromptConfig(),
+    f"multitask (add), {TASKS} tasks": PromptConfig(per_task="add"),
+    f"multitask (concatenate), {TASKS} tasks": PromptConfig(per_task="concatenate"),
+    f"multitask (project), {TASKS} tasks": PromptConfig(per_task="project"),
     "prefix": PromptConfig(method="prefix", init="uniform"),
     "prefix with MLP": PromptConfig(method="prefix", init="uniform", mlp_width=512),
     "adapters (Houlsby)": PromptConfig(method="adapter"),
     "adapters (Lin)": PromptConfig(method="adapter", adapter="lin"),
     "last two layers": PromptConfig(method="last_layers"),
     "full model": PromptConfig(method="full"),
+    "prompt design": None,
 }
 
 
@@ -49,7 +63,8 @@ class Parameters:
     models: tuple[str, ...] = T5
     """Folders with a config.json, or published models: T5 1.1, LM-adapted and Flan, GPT-2, BART."""
     lengths: tuple[int, ...] = (100,)
-    """Of soft prompts, and the last one of prefixes too. The paper has 1, 5, 20, 50, 100 and 150."""
+    """Of soft prompts, and the last one of multitask prompts and prefixes too. The paper has 1, 5, 20, 50, 100 and
+    150."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,18 +85,17 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
         raise ConfigError(f"--lengths must be positive, not {' '.join(map(str, lengths)) or 'none'}")
     yield "| model | method | trained | in all | share | stored for a task, MiB | paper: in all | paper: share |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
-    methods = {
-        f"soft prompt, {length}": dataclasses.replace(METHODS["soft prompt"], length=length) for length in lengths
-    }
+    methods: dict[str, PromptConfig | None] = {}
     for what, prompt in METHODS.items():
-        if prompt.method == "prefix":
-            methods[f"{what}, {lengths[-1]}"] = dataclasses.replace(prompt, length=lengths[-1])
-        elif prompt.method != "soft_prompt":
+        if prompt is None or prompt.method not in PROMPT_METHODS:
             methods[what] = prompt
+            continue
+        for length in lengths if what == "soft prompt" else lengths[-1:]:
+            methods[f"{what}, {length}"] = dataclasses.replace(prompt, length=length)
     for name in models:
         for number, (what, prompt) in enumerate(methods.items()):
             base, trained, stored = counts(name, prompt)
-            total = base + stored * (prompt.method not in REPLACING_METHODS)
+            total = base if prompt is not None and prompt.method in REPLACING_METHODS else base + stored
             printed = ("", "")
             if what == "soft prompt, 100" and name in PAPER:
                 printed = f"{PAPER[name][0]:,}", f"{PAPER[name][1]:.5f} %"
@@ -89,14 +103,16 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
             yield f"| {' | '.join((name if number == 0 else '', what, *shown, *printed))} |"
 
 
-def counts(name: str, prompt: PromptConfig) -> tuple[int, int, int]:
-    """The parameters of a model, those that a method trains, and those that it stores for a task."""
+def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
+    """The parameters of a model, those that a method trains, and those that it stores for a task; None trains none."""
     config = base_config(name)
     base = abstract(family(config).parameters(config), "float32")
+    if prompt is None:
+        return size(base), 0, 0
     member = Experiment(model=ModelConfig(name), data=DataConfig(task="any"), prompt=prompt)
-    trainable = start_of(member, config, base).trainable["prompt"]
+    trainable = start_of(member, config, base, TASKS).trainable["prompt"]
     _, stored = jax.eval_shape(applied(prompt), trainable, base)
-    return size(base), size(trainable), size(stored)
+    return size(base), size(trainable), size(stored) // (TASKS if prompt.per_task else 1)
 
 
 def size(tree: Any) -> int:

@@ -79,6 +79,13 @@ def chosen_format(
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
+def check_member(number: int | None, file: Path, count: int) -> None:
+    """That a file of so many prompts has the one that --member names."""
+    if number is not None and not 0 <= number < count:
+        has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
+        raise UserError(f"--member {number}: {file} has {has}")
+
+
 def check_positive(**options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < 1:

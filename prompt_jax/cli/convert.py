@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, load_base
+from prompt_jax.cli.common import Base, check_base, check_member, load_base
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def export(args: Export) -> int:
     members = read_prompts(args.file)
     count = len(members)
     model = None
-    if args.member is not None and not 0 <= args.member < count:
-        has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
-        raise UserError(f"--member {args.member}: {args.file} has {has}")
+    check_member(args.member, args.file, count)
     if args.format == "model":
         return _whole_model(args, members)
     if args.as_ == "prefix":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, harmless, load_base
+from prompt_jax.cli.common import Base, check_base, check_member, check_positive, harmless, load_base
 from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.config import Decoding
 from prompt_jax.errors import UserError
@@ -45,6 +45,8 @@ class Evaluate:
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Prompt files; of an ensemble's file all members count, in their order."""
+    member: int | None = None
+    """Only this prompt of an ensemble's file, numbered from 0."""
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     source: Annotated[Source, tyro.conf.arg(name="")] = Source()
     metrics: tuple[str, ...] | None = None
@@ -76,6 +78,11 @@ def run(args: Evaluate) -> int:
     check_positive(batch_size=args.batch_size, limit=args.source.limit)
     check_distinct(args.files)
     members = read_members(args.files)
+    if args.member is not None:
+        if len(args.files) > 1:
+            raise UserError(f"--member is the number of a prompt in one file; there are {len(args.files)}")
+        check_member(args.member, args.files[0], len(members))
+        members = members[args.member : args.member + 1]
     _check_together(args, members)
     first = next((member for member in members if member.metadata.base is not None), members[0])
     model = load_base(first.path, first.metadata, args.base)
@@ -113,6 +120,8 @@ def _base_alone(args: Evaluate) -> int:
         raise UserError(f"what {args.base.model} is asked is a task or a file: give --task NAME or --data FILE")
     if args.early_stop or args.vote != "majority":
         raise UserError("--vote and --early-stop are for prompts; the base's ways of being asked vote by majority")
+    if args.member is not None:
+        raise UserError("--member is the number of a prompt in a file, and no file is named")
     check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=how.shot_length)
     check_source(source, metrics=args.metrics)
     if (how.shots != 0 and source.data is not None) != (how.shots_from is not None):

@@ -68,6 +68,11 @@ def read_examples(
         if name is None:
             raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
         data.discover_tasks(source.tasks)
+        if source.task is None and (rates := data.rates_of_mixture(name)) is not None:
+            raise UserError(
+                f"{path} was trained on {name}, a mixture; say with --task which of its tasks is asked: "
+                f"{', '.join(rates)}"
+            )
         if source.task is None and name not in data.task_names():
             raise UserError(
                 f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"

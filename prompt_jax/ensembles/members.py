@@ -11,9 +11,6 @@ from prompt_jax.errors import UserError
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompts.files import PromptMetadata, member_name, read_prompts
 
-# How to do so where both are in one file.
-_LEAVE_OUT = "leave one of them out (`prompt-jax export FILE DEST --member NUMBER` takes one from an ensemble's file)"
-
 
 class MemberError(UserError, ValueError):
     """Prompts that do not belong in one ensemble; the message names two of them, and what would be right."""
@@ -100,15 +97,19 @@ def check_one_task(members: Sequence[Member], *, task_given: bool, template_give
     """
     formats = [member.metadata.format for member in members]
     labels = [format and frozenset(format.labels) for format in formats]
+    if not task_given and (pair := _different([member.metadata.task for member in members])):
+        a, b = (f"{members[i]} was trained on {members[i].metadata.task} ({_answers(members[i])})" for i in pair)
+        raise MemberError(
+            f"{a}; {b}: for different tasks. Evaluate each alone (of an ensemble's file with --member NUMBER), or say "
+            "what to evaluate all of them on with --task NAME or --data FILE"
+        )
     if not labels_given and (pair := _different(labels)):
         a, b = (f"{members[i]} answers with {_answers(members[i])}" for i in pair)
         raise MemberError(
             f"{a}; {b}: members of one vote need the same labels. Say what to vote on with --data FILE --labels "
-            f"LABEL..., or {_LEAVE_OUT}"
+            "LABEL..., or leave one of them out (`prompt-jax export FILE DEST --member NUMBER` takes one from an "
+            "ensemble's file)"
         )
-    if not task_given and (pair := _different([member.metadata.task for member in members])):
-        a, b = (f"{members[i]} was trained on {members[i].metadata.task} ({_answers(members[i])})" for i in pair)
-        raise MemberError(f"{a}; {b}: say what to evaluate them on with --task NAME or --data FILE, or {_LEAVE_OUT}")
     templates = [format and format.template for format in formats]
     if not template_given and (pair := _different(templates)):
         a, b = (f"{members[i]} was trained with the template {templates[i]!r}" for i in pair)

@@ -1,6 +1,8 @@
 """Tuning of the base itself: all of it (Lester et al. 2021, model tuning), or its last layers (Li and Liang 2021).
 
-Copies of the leaves are trained, in float32 whatever the base's type is; the base stays as it is.
+Copies of the leaves are trained, in float32 whatever the base's type is; the base stays as it is. The last layers are
+those blocks alone: Li and Liang's code, with k of 2, also trains the final norm and the embedding that is tied to the
+output.
 """
 
 from collections.abc import Sequence

@@ -24,6 +24,7 @@ from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
 from prompt_jax.sharding import fetch
+from prompt_jax.task_format import METRIC_NAMES
 from prompt_jax.training.checkpoints import Checkpoints, SaveError
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
@@ -47,7 +48,7 @@ class Standing:
 
     status: Literal["training", "stopped early", "diverged"] = "training"
     steps: int = 0  # that moved it
-    metric: str = ""  # the task's first, or the mean of several tasks
+    metric: str = ""  # what decides: the task's first, or a mean
     score: float = -math.inf  # the best on the validation split
     best_step: int = -1
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -245,7 +246,7 @@ def _named(run: Run, number: int) -> str:
 def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) -> tuple[tuple[TrainState, ...], bool]:
     """Scores the members that are trained on their validation splits, keeps their best, and stops whom it is time to.
 
-    The best is by the task's first metric, or the mean over a mixture's tasks; of equals the one trained longer.
+    The best is by the first of its scores (`_scores`); of equals the one trained longer.
 
     Returns:
       The states, and whether it is time to leave instead: then nothing has changed.
@@ -277,7 +278,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
 
     progress.evaluation_due = False
     improved = False
-    results = {number: _scores(by_task) for number, by_task in own.items()}
+    results = {number: _scores(by_task, run.experiment.train.best_by) for number, by_task in own.items()}
     for number, scores in results.items():
         values = {f"validation/{name}": value for name, value in scores.items()}
         with _saving(run):
@@ -298,13 +299,17 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
     return _stop_early(run, states), False
 
 
-def _scores(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """A member's scores: those of its task or, of several, their `mean` and then all of them as `TASK/METRIC`.
+def _scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal["first", "mean"]) -> dict[str, float]:
+    """A member's scores, of which the first decides: those of its task or, of several, all of them as `TASK/METRIC`.
 
-    The mean of a metric with a unit of its own has that metric's name, by which it is read.
+    Before them comes the `mean` of several tasks, or that of several metrics if the best is by it. The mean of a metric
+    with a unit of its own has that metric's name, by which it is read.
     """
     if len(by_task) == 1:
-        return dict(*by_task.values())
+        (scores,) = by_task.values()
+        shares = [scores[name] for name in METRIC_NAMES if name in scores and is_share(name) and name != "ter"]
+        mean = {"mean": sum(shares) / len(shares)} if best_by == "mean" and len(shares) > 1 else {}
+        return {**mean, **scores}
     each = {f"{task}/{name}": value for task, own in by_task.items() for name, value in own.items()}
     # Those are alone if they are there (`load_tasks`).
     unit = next((name for own in by_task.values() for name in own if not is_share(name)), "mean")

@@ -27,13 +27,32 @@ def test_a_prefix_is_stored_without_its_mlp():
     assert with_mlp == 10 * 1024 + 1024 * 512 + 512 + 512 * 48 * 1024 + 48 * 1024
 
 
+def test_multitask_prompts_are_trained_for_all_tasks_and_stored_for_each():
+    length, width, tasks = 10, 512, parameters.TASKS
+    for kind, own, stored_length in (
+        ("add", length * width, length),
+        ("concatenate", 4 * width, length + 4),
+        ("project", width * width + width, length),
+    ):
+        task_length = 4 if kind == "concatenate" else None
+        prompt = PromptConfig(length=length, per_task=kind, task_length=task_length)
+        _, trained, stored = parameters.counts("demo", prompt)
+        assert tasks == 8 and trained == length * width + tasks * own and stored == stored_length * width
+
+
+def test_prompt_design_trains_and_stores_nothing(capsys):
+    assert parameters.counts("demo", None) == (76_961_152, 0, 0)
+    assert parameters.main(["--models", "demo"]) == 0
+    assert "|  | prompt design | 0 | 76,961,152 | 0.00000 % | 0.00 |  |  |" in capsys.readouterr().out.splitlines()
+
+
 def test_a_full_model_is_stored_whole(capsys):
     assert parameters.counts("demo", PromptConfig(method="full")) == (76_961_152,) * 3
     assert parameters.main(["--models", "demo", "--lengths", "1", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(parameters.METHODS) + 1
     assert "| soft prompt, 1 | 512 | 76,961,664 |" in lines[2] and "| soft prompt, 5 | 2,560 |" in lines[3]
-    assert "| prefix, 5 | " in lines[4]
+    assert "| multitask (add), 8 tasks, 5 | " in lines[4] and "| prefix, 5 | " in lines[7]
     assert parameters.main(["--lengths", "0"]) == 1
     assert "--lengths must be positive, not 0" in capsys.readouterr().err
     assert parameters.main(["--models", "nowhere"]) == 1

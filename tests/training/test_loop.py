@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import shutil
 import warnings
 
@@ -14,10 +15,13 @@ from experiments import changed, named
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.data_files import DataError
+from prompt_jax.evaluation import Evaluation
 from prompt_jax.prompts.files import read_prompt
+from prompt_jax.run_files import read_summary
 from prompt_jax.training import loop
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
+from prompt_jax.training.summary import finish
 
 
 @pytest.fixture
@@ -184,6 +188,43 @@ def test_early_stopping(experiment, capfd):
     before = (still.folder / "last.npz").read_bytes()
     train(still)  # which is at its end
     assert (still.folder / "last.npz").read_bytes() == before
+
+
+def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch):
+    """So is the end of patience, and what files and pages say."""
+    run = changed(changed(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
+    found = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
+    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # of which a mean says nothing
+    for by, metric, score, step, status in (
+        ("first", "f1", 0.9, 3, "stopped early"),
+        ("mean", "mean", 0.65, 6, "training"),
+    ):
+        run = changed(named(run, by), "train", best_by=by)
+        results = [[Evaluation(scores | others, [], None, np.zeros(0))] for scores in found]
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate_members", lambda *_, results=results, **__: results.pop(0))
+            setup, progress = train(run)
+        (member,) = progress.members
+        assert (member.metric, member.best_step, member.status) == (metric, step, status)
+        assert member.score == pytest.approx(score)
+        assert f"step {step}, validation {metric} {score:.4f}" in finish(run, setup, progress)
+        (written,) = read_summary(run.folder).members
+        assert written.best.metric == next(iter(written.validation)) == metric
+        assert f"Validation {metric.replace('f', 'F')}" in (run.folder / "report.html").read_text()
+    with pytest.raises(ConfigError, match=r"changed: train.best_by"):
+        train(changed(run, "train", best_by="first"))
+
+
+def test_the_mean_of_one_metric_is_that_metric(experiment):
+    """And what was written when there was no choice goes on by the first one."""
+    run = changed(experiment, "train", steps=3)
+    first, mean = (changed(named(run, by), "train", best_by=by) for by in ("first", "mean"))
+    assert train(first)[1].members == train(mean)[1].members
+    assert (first.folder / "best.npz").read_bytes() == (mean.folder / "best.npz").read_bytes()
+    written = json.loads((first.folder / "config.json").read_text())
+    del written["train"]["best_by"]
+    (first.folder / "config.json").write_text(json.dumps(written))
+    train(first)
 
 
 def test_another_configuration_needs_another_name(experiment):

@@ -218,6 +218,14 @@ def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained,
     )
 
 
+def test_of_a_mixture_one_task_is_asked(tiny, tasks):
+    member = Member(Path("0.npz"), None, Prompt(), PromptMetadata(task="both", format=TaskFormat(NAMED_INPUTS)))
+    with pytest.raises(
+        UserError, match="0.npz was trained on both, a mixture; .* --task .*: kind_a_v001, kind_b_v001$"
+    ):
+        read_examples(Source(tasks=tasks), [member], tiny)
+
+
 def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
     """And so is in nats where it is shown, and no share."""
     run = changed(changed(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)

@@ -163,14 +163,15 @@ def _train(
     return Program(name, lower, _order(mesh, devices), matmul_flops(traced("none").jaxpr), 1)
 
 
-def start_of(member: Experiment, config: Config, base: Any) -> TrainState:
-    """A member's state before the first step."""
+def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = None) -> TrainState:
+    """A member's state before the first step; `tasks` is how many have a prompt of their own, with prompt.per_task."""
     # The values, which this one has and others take a tokenizer or a file for, do not matter.
     prompt = dataclasses.replace(member.prompt, init="uniform")
+    count = {"tasks": tasks} if prompt.per_task else {}
 
     def start(key: jax.Array, base: Any) -> TrainState:
         model = Model(member.model.name, None, base, config, None, "")
-        trainable = {"base": None, "prompt": method(prompt).init(key, prompt, model, ())}
+        trainable = {"base": None, "prompt": method(prompt).init(key, prompt, model, (), **count)}
         return TrainState.create(trainable, frozen_base(make_optimizer(member.optimizer, member.train.steps)))
 
     return jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), base)
