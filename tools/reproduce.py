@@ -214,7 +214,7 @@ def _parameters(args: Reproduce) -> bool:
         return True
     source = (
         "Lester et al. 2021, table 4, whose share of T5 large is a slip: 102,400 of 783,252,480 are 0.01307 %. What is "
-        "stored is in float32; the MLP of a prefix is not."
+        "stored is in float32; the MLP of a prefix is not. What multitask prompts train is for 8 tasks together."
     )
     lines = "\n".join(parameters.table(models, LENGTHS))
     _write(PARAMETERS, f"### {PARAMETERS_TITLE}\n\n{source}\n\n{lines}\n{_commands([command])}", args)
