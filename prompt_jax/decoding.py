@@ -54,7 +54,8 @@ def generate(
 
     Args:
       params, config, prompt: as for `forward`.
-      batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B].
+      batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B]. Of a causal model
+        `start_ids` [B] are read in place of the start token: the last token of a text that is to be continued.
       max_new_tokens: N, the most tokens a row gets.
       decoding: beam search or sampling instead, and what may be generated.
       key: for sampling, which needs one. What a row draws depends on its number, and not on the other rows.
@@ -296,10 +297,10 @@ def compiled_score(
     params, prompt = tuned(params, prompt)
     model = family(config)
     encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
+    start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets.dtype)[:, None]
 
     def one(target_and_mask):
         target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
-        start = jnp.full((rows, 1), config.start_id, target.dtype)
         shifted = batch | {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
         logits = model.decode(params, config, encoded, shifted, prompt)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]

@@ -107,11 +107,13 @@ def evaluate_members(
 
     Raises:
       PromptStackError: prompts that do not go together.
-      ValueError: another number of lists of examples than of prompts.
+      ValueError: another number of lists of examples than of prompts, or only some of them `continued`.
     """
     each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
     if not prompts or len(each) != len(prompts):
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
+    if len({own.continued for own in each}) > 1:
+        raise ValueError("expected texts to be continued for all prompts, or for none")
     if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
         alone = functools.partial(
             evaluate_members,
@@ -126,29 +128,27 @@ def evaluate_members(
     stacked, ids = together(prompts)
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]
-    rows = None if ids is None else ids[owner]
+    rows: Any = {"prompt_ids": None if ids is None else ids[owner], "start_ids": None, "batch_size": batch_size}
+    if each[0].continued:
+        rows["start_ids"] = np.array([row[-1] for row in inputs])
+        inputs = [row[:-1] for row in inputs]
     given, likelihoods = Answers([], np.zeros(0, np.float32)), None
     if any(own.answered for own in each):
         given = answers(
             model,
             stacked,
             inputs,
-            prompt_ids=rows,
             target_length=target_length,
-            batch_size=batch_size,
             decoding=decoding,
             numbers=np.array([number for own in each for number in range(len(own))], np.int32),
             before_batch=before_batch,
+            **rows,
         )
     if any(own.measured for own in each):
         targets = [ids for own in each for ids in own.targets]
-        likelihoods = target_scores(
-            model, stacked, inputs, targets, prompt_ids=rows, batch_size=batch_size, before_batch=before_batch
-        )
+        likelihoods = target_scores(model, stacked, inputs, targets, before_batch=before_batch, **rows)
     labels = [own.format.labels if rank and own.format else () for own in each]
-    ranked = own_label_scores(
-        model, stacked, inputs, [labels[number] for number in owner], prompt_ids=rows, batch_size=batch_size
-    )
+    ranked = own_label_scores(model, stacked, inputs, [labels[number] for number in owner], **rows)
 
     results, end = [], 0
     for own, own_labels in zip(each, labels, strict=True):
@@ -179,6 +179,7 @@ def answers(
     inputs: Sequence[np.ndarray],
     *,
     prompt_ids: np.ndarray | None = None,
+    start_ids: np.ndarray | None = None,
     target_length: int | Sequence[int],
     batch_size: int | Shapes,
     longest: int | None = None,
@@ -193,6 +194,8 @@ def answers(
       prompt: that of all inputs, a stacked one, or None.
       inputs: token ids of each, with the end token.
       prompt_ids: [rows] of a stacked prompt: which of them each input has, -1 for none.
+      start_ids: [rows] of a causal model whose texts are to be continued: the last token of each, which stands after
+        its input in place of the start token. An answer is the rest of its line then.
       target_length: the most tokens of an answer; a number for all, or one for each.
       batch_size: inputs a batch; or the `batch_shapes` of more inputs than these, which were compiled for those.
       longest: at least the most tokens of any row, those of later calls included: what is compiled is compiled for it.
@@ -210,6 +213,9 @@ def answers(
 
     # The seed is in the key: nothing is compiled anew for another one.
     how = dataclasses.replace(decoding, seed=0)
+    tokenizer, config = _tokenizer(model), model.config
+    if start_ids is not None:  # a line ends with its break, as an answer does with the end token
+        config = dataclasses.replace(config, eos_id=[*tokenizer.encode("\n"), config.eos_id][0])
     key = place(jax.random.key(decoding.seed), divided(mesh_of(model.params))) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
@@ -217,16 +223,19 @@ def answers(
             before_batch()
         own, number = batch.pop("lengths"), batch.pop("number")
         keys = None if key is None else row_keys(key, number)
-        return compiled_generate(model.params, model.config, batch, prompt, longest, own, how, keys)
+        return compiled_generate(model.params, config, batch, prompt, longest, own, how, keys)
 
     per_row = {
         "lengths": lengths,
         "number": np.arange(len(inputs)) if numbers is None else numbers,
         "prompt_ids": prompt_ids,
+        "start_ids": start_ids,
     }
     tokens, log_probabilities = _each(model, prompt, inputs, batch_size, run, per_row)
-    decode = _tokenizer(model).decode
-    return Answers([decode(row.tolist()) for row in tokens], log_probabilities)
+    texts = [tokenizer.decode(row.tolist()) for row in tokens]
+    if start_ids is not None:
+        texts = [text.partition("\n")[0] for text in texts]
+    return Answers(texts, log_probabilities)
 
 
 def label_scores(
@@ -253,6 +262,7 @@ def own_label_scores(
     labels: Sequence[Sequence[str]],
     *,
     prompt_ids: np.ndarray | None = None,
+    start_ids: np.ndarray | None = None,
     batch_size: int | Shapes,
     longest: int | None = None,
 ) -> list[np.ndarray | None]:
@@ -262,10 +272,12 @@ def own_label_scores(
 
     Args:
       model, prompt, inputs, prompt_ids, batch_size: as for `answers`.
+      start_ids: as for `answers`; labels are scored without their end tokens then.
       labels: of each input.
       longest: at least the most tokens of any label, as for `answers`.
     """
     results: list[np.ndarray | None] = [None] * len(inputs)
+    end = None if start_ids is None else -1
     for count in {len(own): None for own in labels if own}:
         rows = [row for row, own in enumerate(labels) if len(own) == count]
         sets = {tuple(labels[row]): None for row in rows}
@@ -274,9 +286,10 @@ def own_label_scores(
             model,
             prompt,
             [inputs[row] for row in rows],
-            _padded([[label_ids(model, label) for label in own] for own in sets], longest),
+            _padded([[label_ids(model, label)[:end] for label in own] for own in sets], longest),
             np.array([number[tuple(labels[row])] for row in rows]),
             prompt_ids=None if prompt_ids is None else prompt_ids[rows],
+            start_ids=None if start_ids is None else start_ids[rows],
             batch_size=batch_size,
         )
         for row, scores in zip(rows, scored, strict=True):
@@ -291,14 +304,15 @@ def target_scores(
     targets: Sequence[np.ndarray],
     *,
     prompt_ids: np.ndarray | None = None,
+    start_ids: np.ndarray | None = None,
     batch_size: int | Shapes,
     before_batch: Callable[[], None] | None = None,
 ) -> Float[np.ndarray, " N"]:
     """Log-probability in nats of each target as the answer to its input.
 
     Args:
-      model, prompt, inputs, prompt_ids, batch_size, before_batch: as for `answers`.
-      targets: token ids of each, with the end token.
+      model, prompt, inputs, prompt_ids, start_ids, batch_size, before_batch: as for `answers`.
+      targets: token ids of each, with the end token where there is one.
     """
     sets = {ids.tobytes(): ids for ids in targets}  # members share their targets
     number = {key: i for i, key in enumerate(sets)}
@@ -309,6 +323,7 @@ def target_scores(
         _padded([[ids] for ids in sets.values()]),
         np.array([number[ids.tobytes()] for ids in targets]),
         prompt_ids=prompt_ids,
+        start_ids=start_ids,
         batch_size=batch_size,
         before_batch=before_batch,
     )[:, 0]
@@ -340,6 +355,7 @@ def _scored(
     numbers: Int[np.ndarray, " rows"],
     *,
     prompt_ids: np.ndarray | None,
+    start_ids: np.ndarray | None,
     batch_size: int | Shapes,
     before_batch: Callable[[], None] | None = None,
 ) -> Float[np.ndarray, "rows C"]:
@@ -353,7 +369,8 @@ def _scored(
         own = batch.pop("targets")
         return (compiled_score(model.params, model.config, batch, prompt, *(x[:, own] for x in placed)),)
 
-    (scored,) = _each(model, prompt, inputs, batch_size, run, {"targets": numbers, "prompt_ids": prompt_ids})
+    per_row = {"targets": numbers, "prompt_ids": prompt_ids, "start_ids": start_ids}
+    (scored,) = _each(model, prompt, inputs, batch_size, run, per_row)
     return scored
 
 

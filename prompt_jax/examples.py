@@ -33,6 +33,8 @@ class Examples:
       references: for a task whose metrics compare with references, all target texts of each input, of which
         `target_texts` and `targets` have the first; empty for other tasks, and for training, where each is an example.
       notes: what metrics are told of each example beside its answer (`task_format.NOTE_METRICS`); may be empty.
+      continued: whether an answer is the rest of the input's line, without a start token before it and an end token
+        after: how a causal model is asked in words. Targets have no end token then.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Examples:
     rows: tuple[dict[str, Any], ...] = ()
     references: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    continued: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 
 
 def train(sentences: Iterable[str], entries: int, special: list[str]) -> str:
-    """The content of a tokenizer.json; the special tokens have the first ids."""
+    """The content of a tokenizer.json; the special tokens have the first ids, and a line break (Ċ) has one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries, special_tokens=special, initial_alphabet=["Ċ"], show_progress=False
+    )
     tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer.to_str()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ from prompt_jax.errors import UserError
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import Member
     from prompt_jax.ensembles.outcome import Outcome
+    from prompt_jax.examples import Examples
+    from prompt_jax.models.hub import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,15 @@ class Shots:
     """How many examples of the training split are shown before each input; `fit` is as many as there is room for."""
     shot_seeds: tuple[int, ...] = (0,)
     """Of the examples that are drawn; several are evaluated each, and vote."""
-    shot_length: int = 512
-    """The most tokens of an input with its examples."""
+    shot_text: str | None = None
+    """How an example is written, {input} being what --design makes of its input and {target} its answer. Left out,
+    "{input} {target}." for an encoder, and "{input} {target}" on a line for a causal model."""
+    shot_length: int | None = None
+    """The most tokens of an input with its examples; left out, what the model has positions for beside the answer, and
+    512 for T5."""
     shots_from: Path | None = None
-    """For --data: a file of the same kind that examples are drawn from."""
+    """A file that examples are drawn from, with the columns of --data or those that the task reads, and --target; left
+    out, the task's own training split."""
     shots_as_drawn: bool = False
     """Draw examples whatever their labels are; otherwise labels come in turn."""
 
@@ -124,7 +131,9 @@ def _base_alone(args: Evaluate) -> int:
         raise UserError("--member is the number of a prompt in a file, and no file is named")
     check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=how.shot_length)
     check_source(source, metrics=args.metrics)
-    if (how.shots != 0 and source.data is not None) != (how.shots_from is not None):
+    if how.shots == 0 and how.shots_from is not None:
+        raise UserError(f"--shots-from {how.shots_from} is what examples are drawn from: say how many with --shots")
+    if how.shots != 0 and how.shots_from is None and source.data is not None:
         raise UserError("--shots of --data are drawn from --shots-from, a file of the same kind; a task has its own")
     if not how.shot_seeds or min(how.shot_seeds) < 0 or len(set(how.shot_seeds)) < len(how.shot_seeds):
         given = " ".join(map(str, how.shot_seeds)) or "none"
@@ -134,18 +143,18 @@ def _base_alone(args: Evaluate) -> int:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
     nobody = [Member(Path(model.name), None, Prompt(), PromptMetadata())]
     examples, target_length = read_examples(source, nobody, model, args.metrics)
-    training = None
-    if how.shots != 0:
-        pool = dataclasses.replace(source, split="train", data=how.shots_from, limit=None)
-        training, _ = read_examples(pool, nobody, model, args.metrics)
+    training = None if how.shots == 0 else _pool(source, how.shots_from, examples, nobody, model)
     design = Design(
         how.design,
         None if how.shots == "fit" else how.shots,
         balanced=not how.shots_as_drawn,
+        demonstration=how.shot_text,
         length=how.shot_length,
     )
     seeds = how.shot_seeds if how.shots != 0 else (0,)
-    made = [designed(examples, design, model, training, seed) for seed in seeds]
+    made = [designed(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
+    if len(seeds) > 1 and not any(shown for _, shown in made):
+        raise UserError("no example has room before any input, so that all --shot-seeds ask alike: raise --shot-length")
     names = [
         f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
         for seed, (_, shown) in zip(seeds, made, strict=True)
@@ -159,6 +168,28 @@ def _base_alone(args: Evaluate) -> int:
         decoding=args.decoding,
     )
     return _show(args, outcome)
+
+
+def _pool(
+    source: Source, file: Path | None, asked: "Examples", nobody: Sequence["Member"], model: "Model"
+) -> "Examples":
+    """What examples are drawn from: the training split of the task that is asked, or a file."""
+    from prompt_jax import data
+
+    if file is None:
+        assert source.task is not None
+        if "train" not in (splits := data.find_task(source.task).splits):
+            there = ", ".join(splits)
+            raise UserError(
+                f"{source.task} has no split 'train' for --shots, but {there}; give a file with --shots-from"
+            )
+        return read_examples(dataclasses.replace(source, split="train", limit=None), nobody, model)[0]
+    if asked.format is None:
+        raise UserError(f"{asked.name} makes its tokens itself, and cannot be shown examples of --shots-from {file}")
+    own = dataclasses.replace(asked.format, metrics=("accuracy",))  # others may need more than a file has
+    task = data.file_task(file.name, {"train": file}, own, target=source.target)
+    tokenizer: Any = model.tokenizer
+    return data.load_examples(task, tokenizer, "train", input_length=own.input_length, target_length=own.target_length)
 
 
 def _show(args: Evaluate, outcome: "Outcome") -> int:

@@ -256,11 +256,8 @@ def activations(
 def prefill(
     params: Params, config: GPT2Config, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
 ) -> tuple[Int[Array, "B G"], Cache]:
-    """Reads the source; gives the start tokens, and a cache with room for `capacity` tokens.
-
-    `start_ids` [B] in the batch are read in place of the start token: the last token of a text that is to be
-    continued.
-    """
+    """Reads the source; gives the start tokens (`start_ids` of the batch, if it has any), and a cache with room for
+    `capacity` tokens."""
     rows = len(batch["inputs"])
     encoded = encode(params, config, batch, prompt)
     cache = empty_cache(
