@@ -223,6 +223,10 @@ def _tfds_builder(task: Any) -> Any:
     return loader.builder if loader.tfds_splits is None else None
 
 
+# Where TFDS looks first, for what its authors have prepared.
+_PREPARED = "https://storage.googleapis.com/tfds-data"
+
+
 def _check_reachable(builder: Any) -> None:
     """Asks a data set's hosts once whether they are there, as TFDS goes on for minutes where there is no network.
 
@@ -238,7 +242,8 @@ def _check_reachable(builder: Any) -> None:
     if any(url in noted for url in urls):
         return
     failure = None
-    for url in {urlsplit(url).netloc: url for url in urls}.values():
+    hosts = {urlsplit(url).netloc: url for url in (*urls, _PREPARED)} if urls else {}
+    for url in hosts.values():
         try:
             requests.head(url, timeout=(10, None))  # seconds to connect, and as long as TFDS would wait for an answer
             return
