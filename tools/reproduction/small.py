@@ -112,7 +112,7 @@ def domain_shift() -> Table:
 def prompt_length() -> Table:
     rows = [
         Row(
-            f"{length} tokens",
+            f"{length} token{'s' * (length > 1)}",
             (FIVE if length == 20 else trained("prompt", f"length-{length}", **{"prompt.length": length}),),
             series="prompt",
             x=length,
