@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -36,6 +37,10 @@ _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# How long an example takes is the machine's affair, and whatever else runs on it.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

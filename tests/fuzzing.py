@@ -6,6 +6,5 @@ from hypothesis import HealthCheck, settings
 
 FUZZ = settings(
     max_examples=int(os.environ.get("PROMPT_JAX_FUZZ", 150)),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

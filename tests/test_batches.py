@@ -48,7 +48,7 @@ def padding(lengths, buckets):
 
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=40)
-SMALL = settings(max_examples=50, deadline=None)
+SMALL = settings(max_examples=50)
 
 
 @SMALL

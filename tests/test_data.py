@@ -21,7 +21,7 @@ from prompt_jax.data_files import data_folder, file_task, normalise_text, read_r
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
-SMALL = settings(max_examples=50, deadline=None)
+SMALL = settings(max_examples=50)
 LABELS = ("bad", "good")
 REVIEW = TaskFormat("review: {text}", LABELS, input_length=64, target_length=16)
 SENTENCES = ["review: this film is good", "that one was bad: 0 1 2 3", "abcdefghijklmnopqrstuvwxyz <>unk"]

@@ -37,7 +37,7 @@ def test_an_input_that_holds_nothing_is_refused():
         denoising.text_length(2)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(length=st.integers(2, 300), seed=st.integers(0, 2**32))
 def test_masks_have_their_share_in_spans(length, seed):
     mask = denoising.span_mask(length, random(seed))
@@ -73,7 +73,7 @@ def test_the_papers_example():
     assert " ".join(names[i] for i in targets.tolist()) == "<X> for inviting <Y> last <Z>"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 50), min_size=2, max_size=120), seed=st.integers(0, 2**32))
 def test_input_and_target_together_are_the_text(ids, seed):
     ids = np.array(ids, np.int32)

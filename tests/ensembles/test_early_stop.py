@@ -36,7 +36,7 @@ class Asked:
         return self.seen
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ensembles())
 def test_votes_on_labels_are_those_of_all_members(ensemble):
     votes, scores, blocks = ensemble
@@ -45,7 +45,7 @@ def test_votes_on_labels_are_those_of_all_members(ensemble):
     np.testing.assert_array_equal(majority(early, known), majority(votes, scores))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ensembles())
 def test_votes_on_texts_are_those_of_all_members(ensemble):
     numbers, scores, blocks = ensemble

@@ -81,7 +81,7 @@ def by_hand(votes, scores):
 quarters = st.integers(-12, 0).map(lambda number: number / 4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), st.integers(1, 7), st.integers(0, 6), st.integers(1, 4))
 def test_the_rule_for_all_examples_is_that_for_each(data, members, count, classes):
     votes = data.draw(hnp.arrays(np.int64, (members, count), elements=st.integers(0, classes - 1)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -298,7 +298,6 @@ def prompts_of_one_width(draw) -> list[Prompt]:
     return prompts
 
 
-@settings(deadline=None)
 @given(prompts_of_one_width())
 def test_stacking_is_undone_exactly(prompts):
     stacked = stack_prompts(prompts)

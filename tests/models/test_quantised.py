@@ -74,7 +74,7 @@ def test_values_are_qwixs(shape, inputs, dtype):
     assert_close(project(equation, jnp.asarray(x), found), qwix.einsum(equation, jnp.asarray(x), expected))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(1e-6, 1e6))
 def test_no_error_is_larger_than_half_a_step(seed, rows, size):
     matrix = size * np.random.default_rng(seed).standard_cauchy((rows, 4)).astype(np.float32)

@@ -56,7 +56,7 @@ def with_examples(test):
     return test
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @with_examples
 @given(TEXTS)
 def test_ids_are_seqios(both, text):
@@ -66,7 +66,7 @@ def test_ids_are_seqios(both, text):
     assert ours.decode(ids) == seqio_s.decode(ids)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_decoding_is_seqios(both, data):
     """Of any ids, with end tokens, padding and ids that have no piece."""

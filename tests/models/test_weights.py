@@ -163,7 +163,7 @@ def whole(request, tmp_path_factory) -> tuple[str, bytes, Path]:
     return request.param, encoded(request.param, arrays, folder).read_bytes(), folder / "changed"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_truncated_files(whole, data):
     form, content, file = whole
@@ -172,7 +172,7 @@ def test_truncated_files(whole, data):
         contents(form, file)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_altered_files(whole, data):
     """Any change is either noticed or gives another file that can be read."""
@@ -218,7 +218,7 @@ class TestPyTorch:
         with pytest.raises(CheckpointError, match=message), open_torch(tmp_path / "f"):
             pass
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.floats(0, 0.999))
     def test_truncated_files(self, tmp_path_factory, share):
         torch = pytest.importorskip("torch")
