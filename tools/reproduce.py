@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(args: Reproduce) -> int:
     if args.model is not None and Path(args.model).is_dir():
         args = dataclasses.replace(args, model=os.path.abspath(args.model))  # as said from here
+    if args.data_dir is not None and Path.cwd() != ROOT:  # which commands are started in
+        args = dataclasses.replace(args, data_dir=Path(os.path.abspath(args.data_dir)))
     known = (*(SMALL if args.model == "demo" else TABLES), PARAMETERS)
     if not args.tables:
         for name in known:
@@ -112,7 +114,9 @@ def _make(args: Reproduce) -> int:
 
 def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
     """What could go wrong after hours of training: refused before. Gives the figures that are supplied."""
-    if args.further and not args.dry_run:
+    if own := {"--name", "--runs"} & {word.partition("=")[0] for word in args.further}:
+        raise UserError(f"{min(own)} is what each run has of its own here; --out is the folder of all of them")
+    if args.further:
         cli.parse("train", [str(ROOT / "configs" / "demo.py"), *args.further])  # which leaves, and says which is none
     if args.into is not None:
         if args.quick:

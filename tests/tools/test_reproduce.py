@@ -312,6 +312,17 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
     with pytest.raises(SystemExit):
         reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
     assert "Unrecognized options: --bogus" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--name=x"]) == 1
+    assert "--name is what each run has of its own here" in capsys.readouterr().err
+
+
+def test_commands_name_data_as_seen_from_where_they_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
+    assert f"PROMPT_JAX_DATA={tmp_path / 'data'} prompt-jax" in capsys.readouterr().out
+    monkeypatch.chdir(ROOT)
+    assert reproduce.main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
+    assert "PROMPT_JAX_DATA=data prompt-jax" in capsys.readouterr().out
 
 
 def test_a_reason_is_told_once(tmp_path, monkeypatch):
