@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, PromptConfig, TrainConfig
+from prompt_jax.config_checks import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_builds_an_experiment(path):
     experiment = configuration.load_experiment(path)
-    configuration.check(experiment)
+    check(experiment)
     assert experiment.name == path.stem
 
 
@@ -59,7 +60,7 @@ def test_what_is_no_configuration_is_said(text, message):
 
 def test_a_bucket_is_no_folder():
     with pytest.raises(ConfigError, match="runs: s3:/bucket/runs: expected a folder, or gs://BUCKET/..."):
-        configuration.check(configuration.Experiment(runs=Path("s3://bucket/runs")))
+        check(configuration.Experiment(runs=Path("s3://bucket/runs")))
 
 
 @pytest.mark.parametrize(
@@ -105,13 +106,13 @@ def test_impossible_values_are_refused(part, values, message):
     experiment = Experiment(data=DataConfig(task="t"))
     with pytest.raises(ConfigError, match=message):
         changed = dataclasses.replace(getattr(experiment, part), **values)
-        configuration.check(dataclasses.replace(experiment, **{part: changed}))
+        check(dataclasses.replace(experiment, **{part: changed}))
 
 
 @pytest.mark.parametrize("name", ("", "..", ".", "a/b", "/tmp"))
 def test_a_runs_name_is_no_path(name):
     with pytest.raises(ConfigError, match="a folder's name without a path"):
-        configuration.check(Experiment(name=name, data=DataConfig(task="t")))
+        check(Experiment(name=name, data=DataConfig(task="t")))
 
 
 def test_files_that_fail_are_named(tmp_path):
@@ -179,7 +180,7 @@ def test_without_a_size_there_are_as_many_as_values():
 def test_a_member_that_cannot_be_is_named():
     experiment = Experiment(data=DataConfig(task="t"), ensemble=EnsembleConfig(init=("vocab", "text")))
     with pytest.raises(ConfigError, match=r"needs prompt.init_text \(member 1\)"):
-        configuration.check(experiment)
+        check(experiment)
 
 
 @pytest.mark.parametrize("method", ("adapter", "last_layers", "full"))
@@ -187,9 +188,9 @@ def test_a_member_that_cannot_be_is_named():
 def test_lists_of_prompts_are_for_nothing_else(method, lists):
     """A prompt's own length and initialisation may stay in a configuration with another method on top."""
     experiment = Experiment(data=DataConfig(task="t"), prompt=PromptConfig(method=method, length=3, init="vocab"))
-    configuration.check(experiment)
+    check(experiment)
     with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} is of .* 'prefix', and it is '{method}'; leave it"):
-        configuration.check(dataclasses.replace(experiment, ensemble=EnsembleConfig(**lists)))
+        check(dataclasses.replace(experiment, ensemble=EnsembleConfig(**lists)))
 
 
 def test_an_ensemble_survives_json():

@@ -29,7 +29,7 @@ UNNEEDED = {
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
     {"errors", "paths", "task_format", "whole_file"},
-    {"config", "meteor", "generation_metrics", "metrics", "data_files"},
+    {"config", "config_checks", "meteor", "generation_metrics", "metrics", "data_files"},
     {"models"},
     {"processes", "sharding"},
     {"prompts"},

@@ -13,6 +13,7 @@ import pytest
 from prompt_jax import cli, paths
 from prompt_jax import config as configuration
 from prompt_jax.config import DataConfig, Experiment
+from prompt_jax.config_checks import check
 from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.paths import BucketPath, as_path
 
@@ -42,7 +43,7 @@ def test_what_is_no_bucket_of_ours_is_said(text):
 @pytest.mark.parametrize("runs", [as_path("gs://b/runs"), Path("gs://b/runs")])
 def test_a_configuration_keeps_the_address(runs, tmp_path):
     experiment = Experiment(name="demo", runs=runs, data=DataConfig(task="sentiment"))
-    configuration.check(experiment)
+    check(experiment)
     assert str(experiment.folder) == "gs://b/runs/demo"
     read = configuration.from_json(configuration.to_json(experiment))
     assert json.loads(configuration.to_json(read))["runs"] == "gs://b/runs" and read.folder == experiment.folder

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from adapters import random_text
-from prompt_jax.config import ConfigError, Experiment, MeshConfig, OptimizerConfig, PromptConfig, check
+from prompt_jax.config import ConfigError, Experiment, MeshConfig, OptimizerConfig, PromptConfig
+from prompt_jax.config_checks import check
 from prompt_jax.evaluation import target_scores
 from prompt_jax.models import family, gpt2, t5, weights
 from prompt_jax.models.hub import load_model

@@ -78,7 +78,7 @@ def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
       PromptFormatError: not a prompt file, or a prompt of other sizes than the model's.
     """
     path, number = config.init_file, config.init_member
-    assert path is not None  # config.check
+    assert path is not None  # config_checks.check
     members = files.read_prompts(path)
     if number is None and len(members) > 1:
         raise ConfigError(

@@ -17,6 +17,7 @@ import numpy as np
 from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.config_checks import check
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
@@ -96,7 +97,7 @@ def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool 
       ConfigError: an impossible configuration, or a run of this name with another one.
       Diverged: no member's loss is finite any more.
     """
-    configuration.check(experiment)
+    check(experiment)
     _check_folder(experiment, overwrite)
     setup = prepare(experiment, tasks)
     wait_for_all("checked")

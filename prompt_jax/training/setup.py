@@ -127,7 +127,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     """Loads base and data, initialises what is trained, and builds the training step.
 
     Args:
-      experiment: checked by `config.check`.
+      experiment: checked by `config_checks.check`.
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
 
     Raises:

@@ -11,7 +11,8 @@ import pytest
 import prompt_jax
 from adapters import assert_close, random_text, whole
 from prompt_jax import Prompt, PromptFormatError, load_prompt, save_ensemble, save_prompt
-from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig, check
+from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig
+from prompt_jax.config_checks import check
 from prompt_jax.models.hub import Model
 from prompt_jax.models.layers import depth
 from prompt_jax.models.prompt import PromptStackError, stack_prompts

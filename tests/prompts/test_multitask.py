@@ -9,7 +9,8 @@ import pytest
 
 from adapters import assert_close, random_text, whole
 from prompt_jax import forward
-from prompt_jax.config import ConfigError, Experiment, PromptConfig, check
+from prompt_jax.config import ConfigError, Experiment, PromptConfig
+from prompt_jax.config_checks import check
 from prompt_jax.models.prompt import unstack_prompts
 from prompt_jax.prompts import applied, method
 

@@ -26,7 +26,8 @@ from adapters import PREFIXES, PROMPTS, assert_close, forward_batch, peft_prompt
 from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, paths, save_ensemble, save_prompt
 from prompt_jax.cli import main
-from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig, check
+from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig
+from prompt_jax.config_checks import check
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import PromptStackError, stack_prompts, unstack_prompts

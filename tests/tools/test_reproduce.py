@@ -14,6 +14,7 @@ import pytest
 import parameters
 import reproduce
 from prompt_jax import cli, config, data
+from prompt_jax.config_checks import check
 from prompt_jax.run_files import Base, Best, Ensemble, Member, Summary, TaskScores, read_summary
 from reproduction import SMALL, TABLES, running
 from reproduction.running import Runner, flags, gain, of_evaluation, of_training
@@ -50,7 +51,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
         if first:  # the command line is slow to read
             args = cli.parse(verb, words[1:])
             if verb == "train":
-                config.check(args.experiment)
+                check(args.experiment)
                 own = [args.experiment.data.task, *args.experiment.data.test_tasks]
                 chosen |= dict.fromkeys(own, args.experiment.data.metrics)
         parts = {part for task in own for part in data.rates_of_mixture(task) or [task]}
@@ -105,7 +106,7 @@ def test_quick_options_go_with_the_configurations(name, monkeypatch, tmp_path):
     for words, first in commands(name, None, tmp_path, quick=True):
         if words[0] == "train" and first:
             experiment = cli.parse("train", words[1:]).experiment
-            config.check(experiment)
+            check(experiment)
             assert experiment.name.startswith("quick-") and experiment.train.steps == 2
 
 

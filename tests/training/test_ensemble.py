@@ -24,6 +24,7 @@ from prompt_jax.config import (
     OptimizerConfig,
     PromptConfig,
 )
+from prompt_jax.config_checks import check
 from prompt_jax.models import t5
 from prompt_jax.prompts import applied
 from prompt_jax.prompts.files import read_prompts
@@ -407,7 +408,7 @@ def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment
 )
 def test_impossible_ensembles_are_refused(experiment, change, message):
     with pytest.raises(ConfigError, match=message):
-        configuration.check(ensemble(experiment, **change))
+        check(ensemble(experiment, **change))
 
 
 def test_more_devices_than_there_are(experiment):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from planner.flops import matmul_flops
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.config_checks import check
 from prompt_jax.decoding import compiled_generate
 from prompt_jax.models import Config, check_context, family
 from prompt_jax.models.config_files import model_config, read_config
@@ -76,7 +77,7 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     Raises:
       ConfigError: what a run of this experiment on such devices would raise, or a base that is not known.
     """
-    configuration.check(experiment)
+    check(experiment)
     if experiment.prompt.per_task:
         raise ConfigError("a plan loads no data, and prompt.per_task depends on the number of tasks; leave it out")
     alone = configuration.members(experiment)
