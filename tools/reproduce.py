@@ -96,12 +96,12 @@ def _make(args: Reproduce) -> int:
         args = dataclasses.replace(args, model=os.path.abspath(args.model))  # as said from here
     if args.data_dir is not None and Path.cwd() != ROOT:  # which commands are started in
         args = dataclasses.replace(args, data_dir=Path(os.path.abspath(args.data_dir)))
-    known = (*(SMALL if args.model == "demo" else TABLES), PARAMETERS)
+    every = (*(SMALL if args.model == "demo" else TABLES), PARAMETERS)
     if not args.tables:
-        for name in known:
+        for name in every:
             print(f"{name:24}{PARAMETERS_TITLE if name == PARAMETERS else TABLES[name](args.model).title}")
         return 0
-    names = known if "all" in args.tables else args.tables
+    names = every if "all" in args.tables else args.tables
     known = (*TABLES, PARAMETERS)
     if unknown := set(names) - set(known):
         raise UserError(f"no table is called {sorted(unknown)[0]!r}; there are {', '.join(known)}")
@@ -159,8 +159,8 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
         print("\n".join(runner.commands))
         return True
     supply(table, scores, supplied)
-    if missing and args.into is not None:
-        print(f"reproduce: {args.into} keeps its table {name}, since this one lacks rows", file=sys.stderr)
+    if not runner.complete and args.into is not None:
+        print(f"reproduce: {args.into} keeps its table {name}, since not all of this one could be run", file=sys.stderr)
         args = dataclasses.replace(args, into=None)
     plots = args.out if args.into is None else args.into.parent / "results"
     plots.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(verb: str, rest: list[str]) -> Any:
+    """The arguments of a verb, of its class in VERBS. Leaves the program, saying why, where they are none."""
     kind = VERBS[verb][0]
     default = None
     if kind is train.Train:

@@ -305,11 +305,17 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
     assert reproduce.main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
     assert results.read_text() == "<!-- two -->\nthere\n<!-- /two -->\n"
-    assert f"{results} keeps its table two, since this one lacks rows" in capsys.readouterr().err
+    assert f"{results} keeps its table two, since not all of this one could be run" in capsys.readouterr().err
     assert "| theirs |" in (tmp_path / "out" / "two.md").read_text()
     results.write_bytes(b"\xff")
     assert reproduce.main(["two", "--into", str(results)]) == 1
     assert f"--into {results}: no text in UTF-8" in capsys.readouterr().err
+    # One that is whole, but for a member that diverged, takes its place.
+    results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
+    diverged = {("a", "test", "accuracy"): [0.5, math.nan]}
+    monkeypatch.setattr(Runner, "_trained", lambda *_: diverged)
+    assert reproduce.main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
+    assert "| broken | 1 |  | 50.00 |" in (text := results.read_text()) and "broken: 1 diverged and left out" in text
     with pytest.raises(SystemExit):
         reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
     assert "Unrecognized options: --bogus" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -73,6 +73,8 @@ class Runner:
     commands: list[str] = dataclasses.field(default_factory=list)
     gains: list[str] = dataclasses.field(default_factory=list)
     """What the votes of rows gain, a line for each test."""
+    complete: bool = True
+    """Whether all that rows asked for came to its end. A member that diverged did."""
     _failed: dict[str, StepFailed] = dataclasses.field(default_factory=dict)
 
     def scores(self, row: Row) -> tuple[Scores, list[str]]:
@@ -84,6 +86,7 @@ class Runner:
             try:
                 found = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
             except UserError as error:
+                self.complete = False
                 wrong.setdefault(str(error), getattr(error, "log", None))
                 continue
             for key, values in found.items():
