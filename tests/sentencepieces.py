@@ -1,7 +1,10 @@
 """Small SentencePiece models, with T5's ids of pad, end and unknown."""
 
+import base64
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
@@ -22,3 +25,25 @@ def train(sentences: Sequence[str], vocab_size: int) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def of_unigram(pieces: Sequence[tuple[str, float]], tokenizer_json: Path) -> bytes:
+    """The ModelProto that a tokenizer.json of T5's kind was made from: its pieces, and the normalizer of the file."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+    kinds = ModelProto.SentencePiece
+    special = {"<pad>": kinds.CONTROL, "</s>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}
+    model = ModelProto()
+    for piece, score in pieces:
+        model.pieces.add(piece=piece, score=score, type=special.get(piece, kinds.NORMAL))
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type, trainer.vocab_size = TrainerSpec.UNIGRAM, len(pieces)
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
+    trainer.pad_piece = "<pad>"
+    content = json.loads(tokenizer_json.read_text())["normalizer"]
+    charsmap = next(
+        step["precompiled_charsmap"] for step in content.get("normalizers", [content]) if step["type"] == "Precompiled"
+    )
+    normalizer.name, normalizer.precompiled_charsmap = "nmt_nfkc", base64.b64decode(charsmap)
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = normalizer.escape_whitespaces = True
+    return model.SerializeToString()

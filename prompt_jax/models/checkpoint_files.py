@@ -45,10 +45,9 @@ _DTYPES = {
 }
 
 
-def brief(error: BaseException | str, most: int = 200) -> str:
-    """The first line of what an error says, and no more than so many characters of it."""
-    lines = str(error).strip().splitlines()
-    line = lines[0] if lines else type(error).__name__
+def brief(error: BaseException | str, most: int = 300) -> str:
+    """What an error says, in one line of no more than so many characters."""
+    line = " ".join(str(error)[: 10 * most].split()) or type(error).__name__
     return line if len(line) <= most else f"{line[:most]}..."
 
 
@@ -66,13 +65,15 @@ def read_json(file: Path) -> Any:
 
 
 def check_text_file(file: Path) -> None:
-    """Raises a CheckpointError unless a file is one that can be read whole: no device or pipe, and not too large."""
+    """Raises a CheckpointError unless a file can be read whole: no device or pipe, not empty, and not too large."""
     try:
         status = file.stat()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {brief(error.strerror or error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{file} is not a regular file")
+    if status.st_size == 0:
+        raise CheckpointError(f"{file} is empty")
     if status.st_size > _LARGEST_TEXT:
         raise CheckpointError(f"{file} has {status.st_size} bytes; at most {_LARGEST_TEXT} are read")
 

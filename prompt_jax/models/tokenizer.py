@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 from prompt_jax.control_tokens import keep_marks_of, mark
-from prompt_jax.models.checkpoint_files import CheckpointError, brief
+from prompt_jax.models.checkpoint_files import CheckpointError, brief, check_text_file
 
 # The files of a tokenizer; a model on the Hub has some of them.
 TOKENIZER_FILES = (
@@ -132,7 +132,7 @@ class Tokenizer:
     def _control(self) -> frozenset[str]:
         """The control tokens: those that Transformers calls special."""
         added = self.transformers.added_tokens_decoder.values()
-        return frozenset(str(token) for token in added if token.special)
+        return frozenset([*self.transformers.all_special_tokens, *(str(token) for token in added if token.special)])
 
     @functools.cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -197,7 +197,9 @@ def load_tokenizer(
     Raises:
       CheckpointError: there is one that cannot be used.
     """
-    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
+    for name in present:
+        check_text_file(folder / name)
     if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json"} & set(present):
         return None
     with reading(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
