@@ -5,6 +5,10 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prompt_jax.models.tokenizer import Tokenizer
 
 
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
@@ -25,6 +29,22 @@ def train(sentences: Sequence[str], vocab_size: int) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def tokenizer(folder: Path, sentences: Sequence[str], vocab_size: int, sentinels: int) -> "Tokenizer":
+    """A tokenizer of T5's kind, with so many `<extra_id_N>`; its model file is `spiece.model` in the folder."""
+    from prompt_jax.models.tokenizer import load_tokenizer, t5_configuration
+
+    (folder / "spiece.model").write_bytes(train(sentences, vocab_size))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": sentinels}))
+    loaded = load_tokenizer(folder, t5_configuration(), eos_id=1, pad_id=0, rows=1000)
+    assert loaded is not None
+    return loaded
+
+
+def model_file(tokenizer: "Tokenizer") -> Path:
+    """The SentencePiece model that a tokenizer was loaded from."""
+    return Path(tokenizer.transformers.vocab_file)
 
 
 def of_unigram(pieces: Sequence[tuple[str, float]], tokenizer_json: Path) -> bytes:
