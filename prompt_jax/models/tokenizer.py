@@ -9,9 +9,7 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
@@ -220,7 +218,7 @@ def load_tokenizer(
         known = tokenizer.piece(eos_id)
     if known.startswith("<unused_"):
         raise CheckpointError(
-            f"{folder}: the tokenizer has no token {eos_id}, which config.json names as the end token"
+            f"{folder}: the tokenizer has no token {eos_id}, which the model's configuration names as the end"
         )
     return tokenizer
 
@@ -236,34 +234,26 @@ def t5_configuration() -> Any:
 @contextlib.contextmanager
 def reading(failure: str) -> Iterator[None]:
     """Runs a reader of Transformers: without its log, and with one error for all that damaged files make it raise."""
-    try:
-        with _quiet():
+    with _quiet():
+        import transformers  # noqa: F401  # whose own failure is no fault of the files
+
+        try:
             yield
-    except CheckpointError:
-        raise
-    # Panics of the tokenizers' Rust code are not of the class Exception.
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        except CheckpointError:
             raise
-        raise CheckpointError(f"{failure}: {brief(error)}") from error
+        # Panics of the tokenizers' Rust code are not of the class Exception.
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
+            raise CheckpointError(f"{failure}: {brief(error)}") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers logs advice, also when it is imported, and whatever it tries with a damaged file."""
-    if "transformers" not in sys.modules:
-        before = os.environ.get("TRANSFORMERS_VERBOSITY")
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-        try:
-            import transformers  # noqa: F401
-        finally:
-            os.environ.pop("TRANSFORMERS_VERBOSITY")
-            if before is not None:
-                os.environ["TRANSFORMERS_VERBOSITY"] = before
-    log = logging.getLogger("transformers")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    """Transformers logs advice, also when it is imported, and what it tries with a damaged file."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)

@@ -54,7 +54,7 @@ def test_converted_once_and_then_without_onnx(demo_model_folder, monkeypatch):
     assert sorted(path.name for path in demo_model_folder.iterdir()) == [
         "config.json",
         "model.safetensors",
-        "spiece.model",
+        "tokenizer.json",
     ]
 
 
