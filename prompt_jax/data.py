@@ -240,6 +240,11 @@ def _tokens(
                 f"the task {task!r} gives {feature} of type {ids.dtype} and shape {ids.shape}; expected token ids "
                 "[T] (its preprocessors should end with seqio.preprocessors.tokenize and append_eos)"
             )
+        if outside := ids[(ids < 0) | (ids >= tokenizer.rows)].tolist():
+            raise DataError(
+                f"the task {task!r} gives {feature} with the token id {outside[0]}; expected ids from 0 to "
+                f"{tokenizer.rows - 1}, the rows of the model's embedding table"
+            )
         result.append(cut(ids, length, tokenizer.eos_id))
         longer += len(ids) > length
     return result, longer

@@ -19,7 +19,8 @@ class Tokenizer(Protocol):
     Attributes:
       eos_id: the id of the end token, which `encode` does not add.
       pad_id: the id of padding.
-      vocab_size: one more than the highest id.
+      vocab_size: one more than the highest id of a token.
+      rows: of the model's embedding table; ids must be below.
       unigram: the pieces and scores of a SentencePiece Unigram model; None for another model.
     """
 
@@ -29,6 +30,8 @@ class Tokenizer(Protocol):
     def pad_id(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
     @property
     def unigram(self) -> list[tuple[str, float]] | None: ...
     def marked(self, template: str) -> str: ...

@@ -1,6 +1,7 @@
 """Files, tasks and examples: nothing is lost, changed or guessed on the way from a row to token ids."""
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import functools
@@ -18,6 +19,8 @@ import sentencepieces
 from prompt_jax import data
 from prompt_jax.data import DataError
 from prompt_jax.data_files import data_folder, file_task, normalise_text, read_rows, text_fraction
+from prompt_jax.errors import UserError
+from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 SMALL = settings(max_examples=50)
@@ -380,6 +383,38 @@ def plain_task(vocabulary, texts=("this film", "good"), **options):
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         **options,
     )
+
+
+@pytest.mark.parametrize("index", (1000, -1))
+def test_ids_that_the_model_has_no_row_for_are_an_error(tokenizer, index):
+    """JAX clamps them. Here of a task that makes its tokens itself; of texts the tokenizer says so."""
+    import seqio
+
+    task = plain_task(seqio.PassThroughVocabulary(size=0))
+
+    def beyond(dataset):
+        return dataset.map(lambda row: {**row, "targets": [index]})
+
+    with pytest.raises(
+        DataError, match=f"gives targets with the token id {index}; expected ids from 0 to 999, the rows"
+    ):
+        load(task.replace(preprocessors=[*task.preprocessors, beyond]), tokenizer)
+
+
+def test_a_label_that_the_model_has_no_row_for_is_an_error(tmp_path, tokenizer):
+    """A token that was added to the tokenizer, and not to the model, would be trained to accuracy 0."""
+    saved = copy.deepcopy(tokenizer.transformers)
+    saved.add_tokens(["wonderful"])
+    small = Tokenizer(saved, eos_id=1, end_ids=(), pad_id=0, rows=len(saved) - 1)
+    task = file_task(
+        "files",
+        {"train": write(tmp_path / "x.jsonl", '{"text": "a", "label": "wonderful"}')},
+        TaskFormat("{text}", ("wonderful", "bad")),
+    )
+    with pytest.raises(
+        UserError, match=f"the token 'wonderful' with the id {len(saved) - 1}, .* has {len(saved) - 1} rows"
+    ):
+        load(task, small)
 
 
 def test_a_plain_seqio_task_is_scored_by_equality(tokenizer):

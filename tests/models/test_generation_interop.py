@@ -95,7 +95,9 @@ def folder(request, fixtures, tmp_path_factory):
     mask = np.arange(9)[None] < np.array([9, 5, 7, 3, 9, 8, 6, 4])[:, None]
     text = np.random.default_rng(0).integers(10, 30, (8, 9)).astype(np.int32)  # few kinds, so that n-grams come again
     batch = whole(text) | ({} if request.param == "gpt2" else {"inputs_mask": mask})
-    return SimpleNamespace(path=copy, batch=batch, causal=request.param == "gpt2", plain=None)
+    return SimpleNamespace(
+        path=copy, batch=batch, causal=request.param == "gpt2", both=request.param != "bart", plain=None
+    )
 
 
 def both(folder, settings, prefix="", most=NEW, **options):
@@ -142,9 +144,14 @@ def until_end(tokens, ends):
     return rows
 
 
+@pytest.mark.parametrize("beams", (1, 3))
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_tokens_are_transformers(folder, setting):
+def test_tokens_are_transformers(folder, setting, beams):
     settings = SETTINGS[setting]
+    if beams > 1:
+        if "num_beams" in settings or not folder.both:
+            pytest.skip("done already")
+        settings = settings | {"num_beams": beams}
     if folder.causal and "forced_bos_token_id" in settings:
         pytest.skip("of models with an encoder")
     most = None if {"max_length", "max_new_tokens"} & set(settings) else NEW
@@ -152,6 +159,8 @@ def test_tokens_are_transformers(folder, setting):
         settings = settings | {name: settings[name] + 9}
     theirs, ours = both(folder, settings, most=most)
     assert ours == theirs
+    if beams > 1:
+        return
     if folder.plain is None:
         folder.plain = theirs
         assert setting == "none" and len({len(row) for row in theirs}) > 1, "rows end at different lengths"
