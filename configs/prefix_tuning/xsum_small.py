@@ -21,6 +21,6 @@ experiment = Experiment(
         eval_every=2000,
         eval_examples=300,
     ),
-    # early_stopping is from facebook/bart-large's generation config (xsum.py).
-    decoding=Decoding(beams=6, early_stopping="true", length_penalty=0.8, min_new_tokens=10),
+    # early_stopping and no_repeat_ngram are from facebook/bart-large's generation config (xsum.py).
+    decoding=Decoding(beams=6, early_stopping="true", length_penalty=0.8, min_new_tokens=10, no_repeat_ngram=3),
 )

@@ -86,7 +86,7 @@ def token_ids(model: Model, text: str) -> list[int]:
     """
     if model.tokenizer is None:
         raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
-    ids = model.tokenizer.encode(text)
+    ids = model.tokenizer.encode(model.tokenizer.marked(text))
     if not ids:
         raise ConfigError(f"the text {text!r} has no tokens to initialize a prompt from")
     return ids

@@ -74,18 +74,6 @@ def _tokens(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Seque
             return _from_file(config, model)
 
 
-<<<<<<< HEAD
-def _pieces(model: Model, text: str) -> list[int]:
-    if model.tokenizer is None:
-        raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
-    pieces = model.tokenizer.encode(model.tokenizer.marked(text))
-    if not pieces:
-        raise ConfigError(f"the text {text!r} has no pieces to initialise a prompt from")
-    return pieces
-
-
-=======
->>>>>>> metrics
 def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:
     parts = initializers.prompt_of_file(config, model).parts
     if list(parts) != ["encoder_tokens"]:

@@ -119,7 +119,9 @@ def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
     for name in ("xsum", "xsum-extrapolation"):
         for row, own in experiments(name):
             assert (own.train.dropout_rate, own.train.loss) == (0.1, "token"), row
-            assert own.decoding == Decoding(6, early_stopping="true", length_penalty=0.8, min_new_tokens=10)
+            assert own.decoding == Decoding(
+                6, early_stopping="true", length_penalty=0.8, min_new_tokens=10, no_repeat_ngram=3
+            )
 
 
 @pytest.mark.parametrize("name", ["low-data", "low-data-initialisation"])
