@@ -1,112 +1,152 @@
-"""Attention and dropout, shared by the model families. Shapes: see `prompt_jax.models`."""
+"""Attention and dropout, shared by all model families. Shapes: see `prompt_jax.models`."""
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-# Added to the score of a masked key. Large enough that its weight is exactly zero, and finite, so that a row
-# with no key at all (padding that fills a batch) gives numbers and not NaN.
+from prompt_jax.models.quantized import Weights, weighted_einsum
+
+# Added to the score of a masked key. Large enough that its weight is exactly zero, and finite, so that a row without
+# any key (padding that fills a batch) gives numbers and not NaN.
 MASKED = -1e9
 
 
-class Part(NamedTuple):
+class KeyValues(NamedTuple):
     """Some of the keys and values that queries attend to."""
 
-    k: Float[Array, "..."]  # [S, H, K] for the whole batch, or [B, S, H, K] for a row
+    k: Float[Array, "..."]  # [S, G, K] for the whole batch, or [B, S, G, K]
     v: Float[Array, "..."]  # as k
-    bias: Float[Array, "#B #H #T S"] | None = None  # what is added to the scores
-    heads_first: bool = False  # H before S in keys and values
+    bias: Float[Array, "#B #H #T S"] | None = None  # added to the scores
+    heads_first: bool = False  # G before S in k and v
+
+
+Scores = Float[Array, "B H T _"]
+WeightedSum = Callable[[Float[Array, "B H T _"]], Float[Array, "B H T _"]]  # of values, from attention weights
 
 
 def attend(
-    q: Float[Array, "B T H K"], *parts: Part, dropout_rate: float = 0.0, key: PRNGKeyArray | None = None
+    q: Float[Array, "B T H K"],
+    *key_values: KeyValues,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T H K"]:
-    """softmax(q k + bias) v with one softmax over the keys of all parts; q comes already scaled."""
-    scored = [part_scores(q, part) for part in parts]
-    return functools.reduce(jnp.add, weighted_sums(*zip(*scored, strict=True), dropout_rate=dropout_rate, key=key))
+    """Return softmax(q k + bias) v, with one softmax over all keys.
+
+    Args:
+      q: queries, already scaled. Query head h attends to key-value head h // (H / G).
+      key_values: the keys and values.
+      dropout_rate: of the attention weights, if a key is given.
+    """
+    scores = [attention_scores(q, each) for each in key_values]
+    sums = [functools.partial(_weighted_sum, each) for each in key_values]
+    results = weighted_sums(scores, sums, dropout_rate=dropout_rate, key=key)
+    return functools.reduce(jnp.add, results).astype(key_values[0].v.dtype)
 
 
-def part_scores(q: Float[Array, "B T H K"], part: Part) -> tuple[Float[Array, "B H T S"], tuple[Array, str]]:
-    """The scores of one part with its bias, and what `weighted_sums` needs besides."""
-    axes = ("b" if part.k.ndim == 4 else "") + ("hsk" if part.heads_first else "shk")
-    scores = jnp.einsum(f"bthk,{axes}->bhts", q, part.k, preferred_element_type=jnp.float32)
-    return scores if part.bias is None else scores + part.bias, (part.v, f"bhts,{axes}->bhtk")
+def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues) -> Scores:
+    """Return the scores of one block of keys, float32, bias included."""
+    rows = "b" if key_values.k.ndim == 4 else ""
+    axes = f"{rows}gsk" if key_values.heads_first else f"{rows}sgk"
+    groups = key_values.k.shape[-3 if key_values.heads_first else -2]
+    batch, length, heads, width = q.shape
+    grouped = q.reshape(batch, length, groups, heads // groups, width)
+    scores = jnp.einsum(f"btgrk,{axes}->bgrts", grouped, key_values.k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, scores.shape[-1])
+    return scores if key_values.bias is None else scores + key_values.bias
+
+
+def _weighted_sum(key_values: KeyValues, weights: Scores) -> Float[Array, "B H T K"]:
+    rows = "b" if key_values.v.ndim == 4 else ""
+    axes = f"{rows}gsk" if key_values.heads_first else f"{rows}sgk"
+    groups = key_values.v.shape[-3 if key_values.heads_first else -2]
+    batch, heads, length, keys = weights.shape
+    grouped = weights.reshape(batch, groups, heads // groups, length, keys).astype(key_values.v.dtype)
+    mixed = jnp.einsum(f"bgrts,{axes}->bgrtk", grouped, key_values.v)
+    return mixed.reshape(batch, heads, length, mixed.shape[-1])
 
 
 def weighted_sums(
-    scores: Sequence[Float[Array, "B H T _"]],
-    sums: Sequence[tuple[Float[Array, "..."], str]],
+    scores: Sequence[Scores],
+    sums: Sequence[WeightedSum],
     *,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> list[Float[Array, "B T H _"]]:
-    """Sums of values with weights that are one softmax over all scores together; float32 inside.
+    """Return one weighted sum of values for each block of scores; the weights are one softmax over all scores.
 
     Args:
-      scores: of each part.
-      sums: each part's values, and how they are contracted with its weights, to [B, H, T, _].
+      scores: of each block of keys.
+      sums: how each block's values are summed, given the weights.
       dropout_rate: of the weights, if a key is given.
-      key: the first part drops what it would drop alone.
 
-    A sum is divided by the normaliser afterwards and not its weights before: of the two largest arrays in the model,
-    [B, H, T, S], only one is then kept for the backward pass.
+    The sums are divided by the softmax's denominator, and not the weights. So only one of the two largest arrays of
+    the model, [B, H, T, S], is kept for the backward pass.
     """
     largest = functools.reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - jax.lax.stop_gradient(largest)) for score in scores]
     total = functools.reduce(jnp.add, [weight.sum(axis=-1, keepdims=True) for weight in weights])  # [B, H, T, 1]
 
     results = []
-    for number, (weight, (values, contraction)) in enumerate(zip(weights, sums, strict=True)):
-        own_key = key if number == 0 or key is None else jax.random.fold_in(key, number)
-        kept = keep_mask(weight.shape, dropout_rate, own_key)
+    for number, (weight, weighted_sum) in enumerate(zip(weights, sums, strict=True)):
+        kept = keep_mask(weight.shape, dropout_rate, None if key is None else jax.random.fold_in(key, number))
 
         # Recomputed in the backward pass from weights and mask, which are kept anyway.
         @jax.checkpoint
-        def contract(weight, kept, values, contraction=contraction):
-            return jnp.einsum(contraction, drop(weight, kept, dropout_rate).astype(values.dtype), values)
+        def contract(weight, kept, weighted_sum=weighted_sum):
+            return weighted_sum(drop(weight, kept, dropout_rate))
 
-        mixed = contract(weight, kept, values) / total
-        results.append(mixed.swapaxes(1, 2).astype(values.dtype))
+        results.append((contract(weight, kept) / total).swapaxes(1, 2))
     return results
 
 
+def attend_projected(
+    q: Float[Array, "B T H K"],
+    x: Float[Array, "B S D"],
+    w_k: Float[Weights, "D H K"],
+    w_v: Float[Weights, "D H K"],
+    bias: Float[Array, "B 1 1 S"],
+    key_values: Sequence[KeyValues],
+    *,
+    dropout_rate: float,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "B T H K"]:
+    """Return attention over the keys and values that x is projected to, and over more of them.
+
+    The projections move to the side of the queries: (q W_k) x instead of q (x W_k). If there are fewer queries than a
+    head is wide, as for labels, this takes fewer operations, and keeps no keys and values for the backward pass.
+    """
+    moved = weighted_einsum("bthk,dhk->bthd", q, w_k)
+    scores = jnp.einsum("bthd,bsd->bhts", moved, x, preferred_element_type=jnp.float32) + bias
+
+    def weighted_sum(weights: Scores) -> Float[Array, "B H T D"]:
+        return jnp.einsum("bhts,bsd->bhtd", weights.astype(x.dtype), x)
+
+    scored = [scores, *(attention_scores(q, each) for each in key_values)]
+    sums = [weighted_sum, *(functools.partial(_weighted_sum, each) for each in key_values)]
+    mixed, *others = weighted_sums(scored, sums, dropout_rate=dropout_rate, key=key)
+    mixed = weighted_einsum("bthd,dhk->bthk", mixed.astype(x.dtype), w_v)
+    return functools.reduce(jnp.add, [mixed, *others]).astype(x.dtype)
+
+
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
-    """What `attend` adds to the scores so that only keys with a true mask are seen."""
+    """Return the bias that hides keys whose mask is false."""
     return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
-    """Zeroes each element with probability `rate` and scales the others up; the identity without a key."""
+    """Zero each element with probability `rate` and scale up the others; without a key, return x."""
     return drop(x, keep_mask(x.shape, rate, key), rate)
 
 
 def keep_mask(shape: tuple[int, ...], rate: float, key: PRNGKeyArray | None) -> Bool[Array, "..."] | None:
-    """True with probability 1 - rate; None where nothing is dropped.
-
-    An element's value depends on its place alone, not on the lengths of the last two axes: padding on the right
-    changes nothing for what is there. `jax.random` has no such bits, so its generator, Threefry, is called on counters
-    of our own. One call gives 64 bits, which are shared by two elements in each of two rows; the rate is thereby a
-    multiple of 2**-16.
-    """
-    if key is None or rate == 0.0:
-        return None
-    *leading, length, width = shape
-    counters = math.prod(leading), -(-length // 2), -(-width // 2)
-    first, second, third = (jax.lax.broadcasted_iota(jnp.uint32, counters, axis) for axis in range(3))
-    seed = jax.random.bits(key, (2,), jnp.uint32)  # whatever the implementation of the key
-    words = jnp.stack(threefry2x32_p.bind(seed[0], seed[1], first, second << 16 | third), axis=2)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(counters[0], 2 * counters[1], 2 * counters[2])
-    return (halves[:, :length, :width] >= round(rate * 2**16)).reshape(shape)
+    """Return a mask that is true with probability 1 - rate; None if nothing is dropped."""
+    return None if key is None or rate == 0.0 else jax.random.bernoulli(key, 1.0 - rate, shape)
 
 
 def drop(x: Array, kept: Bool[Array, "..."] | None, rate: float) -> Array:
-    """Zeroes what is not kept, and scales the rest up by the exact rate of `keep_mask`."""
-    if kept is None:
-        return x
-    return jnp.where(kept, x / (1.0 - round(rate * 2**16) / 2**16), 0.0).astype(x.dtype)
+    """Zero the elements whose mask is false and scale up the others."""
+    return x if kept is None else jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""What a decoder keeps between one generated token and the next, for `prompt_jax.decoding`.
+"""The keys and values that a decoder keeps between one generated token and the next.
 
-Shapes: see `prompt_jax.models`. Keys and values are held heads first, the order in which attention multiplies them:
-in any other they would be copied into it for each token.
+Shapes: see `prompt_jax.models`. Keys and values are stored heads first, the order in which attention multiplies them.
+In any other order they would be copied for each token.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,50 +12,52 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_jax.models.attention import MASKED, Part
-from prompt_jax.models.inputs import Past
+from prompt_jax.models.attention import MASKED, KeyValues
+from prompt_jax.models.inputs import PastKeyValues
 from prompt_jax.models.layers import Params, depth
 
 
 class Cache(NamedTuple):
-    """Keys and values, those of a row's beams side by side: a beam sees its own tokens and those of the beams that it
-    comes from, wherever they are, so that nothing moves when beams change their order.
+    """Keys and values of generated tokens and of what precedes them.
+
+    The tokens of a row's beams stand side by side. A beam sees its own tokens and those of the beams it continues, so
+    nothing moves when beams change their order.
 
     Attributes:
       length: tokens so far, the start token included.
-      position: of the start token, where positions are learnt.
-      visible: which tokens each of the G beams sees: of token n of beam g at n * G + g.
-      own: for each stack of layers keys and values of the generated tokens.
-      past: for each stack keys and values of each of `seen`: [L, H, S, K] once for all, [L, B, H, S, K] once a row,
-        [L, N, H, S, K] of N prompts; None where there is nothing.
-      seen: what is read before the generated tokens, such as a prefix. Its `layers` are in `past`.
+      position: of the start token, for learned or rotary positions.
+      visible: which tokens each beam sees; token n of beam g is at n * beams + g.
+      generated: for each stack of layers, keys and values of the generated tokens.
+      past: for each stack, keys and values of each item of `seen`: [L, G, S, K] for all rows, [L, B, G, S, K] for each
+        row, [L, N, G, S, K] of N prompts; None where there are none.
+      seen: what precedes the generated tokens, such as a prefix. Its `layers` are in `past`.
     """
 
     length: Int[Array, ""]
     position: Int[Array, "#B"]
-    visible: Bool[Array, "B G N*G"]
-    own: tuple[tuple[Float[Array, "L B H N*G K"], Float[Array, "L B H N*G K"]], ...]
+    visible: Bool[Array, "B beams slots"]
+    generated: tuple[tuple[Float[Array, "L B G slots K"], Float[Array, "L B G slots K"]], ...]
     past: tuple[tuple[Any, ...], ...]
-    seen: tuple[Past, ...]
+    seen: tuple[PastKeyValues, ...]
 
     @property
     def capacity(self) -> int:
-        """N, the tokens that there is room for."""
+        """The number of tokens that fit."""
         return self.visible.shape[2] // self.visible.shape[1]
 
     def past_length(self, number: int) -> int:
-        """Slots of one of `seen`, used or not."""
+        """Return the slots of one item of `seen`, used or not."""
         keys_values = self.past[0][number]
         return 0 if keys_values is None else keys_values[0].shape[-2]
 
-    def continued(self, parent: Int[Array, "B G"]) -> "Cache":
-        """Each beam goes on from one of those before."""
+    def reordered(self, parent: Int[Array, "B beams"]) -> "Cache":
+        """Return the cache after each beam continues the beam `parent`."""
         return self._replace(visible=jnp.take_along_axis(self.visible, parent[:, :, None], axis=1))
 
 
 def empty_cache(
     stacks: tuple[Params, ...],
-    seen: Sequence[Past],
+    seen: Sequence[PastKeyValues],
     *,
     rows: int,
     beams: int,
@@ -65,28 +67,29 @@ def empty_cache(
     dtype: Any,
     position: Int[Any, "#B"] | None = None,
 ) -> Cache:
-    """A cache without generated tokens, for a decoder of these layers.
+    """Return a cache without generated tokens.
 
     Args:
       stacks: the decoder's layers.
-      seen: what each of them reads before the generated tokens.
-      rows, beams, capacity, heads, width: B, G, N, H, K.
+      seen: what each layer reads before the generated tokens.
+      rows, beams, capacity: sizes.
+      heads, width: key-value heads and their width.
       dtype: of the generated tokens' keys and values.
-      position: of the start token, where positions are learnt.
+      position: of the start token; 0 if left out.
     """
     heads_first = [None if p.layers is None else tuple(x.swapaxes(-3, -2) for x in p.layers) for p in seen]
-    own, past, first = [], [], 0
+    generated, past, first = [], [], 0
     for stack in stacks:
         last = first + depth(stack)
         empty = jnp.zeros((depth(stack), rows, heads, capacity * beams, width), dtype)
-        own.append((empty, empty))
+        generated.append((empty, empty))
         past.append(tuple(jax.tree.map(lambda x: x[first:last], heads_first)))  # noqa: B023
         first = last
     return Cache(
         length=jnp.zeros((), jnp.int32),
         position=jnp.zeros(1, jnp.int32) if position is None else position,
         visible=jnp.zeros((rows, beams, capacity * beams), bool),
-        own=tuple(own),
+        generated=tuple(generated),
         past=tuple(past),
         seen=tuple(each._replace(layers=None) for each in seen),
     )
@@ -94,17 +97,17 @@ def empty_cache(
 
 def decode_layers(
     layer: Callable,
-    x: Float[Array, "B G D"],
+    x: Float[Array, "B beams D"],
     stacks: tuple[Params, ...],
     cache: Cache,
-) -> tuple[Float[Array, "B G D"], Cache]:
-    """One token of each beam through all layers.
+) -> tuple[Float[Array, "B beams D"], Cache]:
+    """Run one token of each beam through all layers.
 
     Args:
-      layer: `layer(x, weights, append, past) -> (x, own)`. `append(k, v, bias)` takes the token's key and value
-        [B, G, H, K], and what the distances of the generated tokens' keys add to scores, [1, H, 1, N]; it gives `own`,
-        to be returned, and the part that all generated tokens are for attention. `past(number, bias)` gives the parts
-        of one of `cache.seen`.
+      layer: `layer(x, weights, append, past) -> (x, kept)`. `append(k, v, bias)` takes the token's key and value
+        [B, beams, G, K], and a bias [1, H, 1, capacity] for the generated tokens. It returns `kept`, which the layer
+        returns, and the KeyValues of all generated tokens. `past(number, bias)` returns the KeyValues of one item of
+        `cache.seen`.
       x: the embedded token.
       stacks: the decoder's layers.
       cache: of the tokens before it.
@@ -113,30 +116,30 @@ def decode_layers(
     slot = cache.length * beams  # of the first beam's token
     itself = np.arange(cache.visible.shape[2])[None] == slot + np.arange(beams)[:, None]
     visible = cache.visible | itself[None]
-    own_bias = jnp.where(visible, 0.0, MASKED)[:, None]
+    visible_bias = jnp.where(visible, 0.0, MASKED)[:, None]
 
     kept = []
-    for stack, own, past in zip(stacks, cache.own, cache.past, strict=True):
+    for stack, generated, past in zip(stacks, cache.generated, cache.past, strict=True):
 
         def body(carry, scanned):
-            x, own = carry
+            x, generated = carry
             weights, before, index = scanned
 
             def append(k, v, bias=None):
-                # The whole cache is carried and written in place: as scanned input and output it would be copied.
+                # The cache is carried and written in place: as scanned input and output it would be copied.
                 place = index, 0, 0, slot, 0
                 written = tuple(
                     jax.lax.dynamic_update_slice(whole, token.swapaxes(1, 2)[None], place)
-                    for whole, token in zip(own, (k, v), strict=True)
+                    for whole, token in zip(generated, (k, v), strict=True)
                 )
-                scores = own_bias if bias is None else own_bias + jnp.repeat(bias, beams, axis=3)
-                return written, Part(written[0][index], written[1][index], scores, heads_first=True)
+                scores = visible_bias if bias is None else visible_bias + jnp.repeat(bias, beams, axis=3)
+                return written, KeyValues(written[0][index], written[1][index], scores, heads_first=True)
 
-            def parts(number, bias=None):
-                return cache.seen[number].parts(before[number], x.dtype, bias, heads_first=True)
+            def past_key_values(number, bias=None):
+                return cache.seen[number].key_values(before[number], x.dtype, bias, heads_first=True)
 
-            return layer(x, weights, append, parts), None
+            return layer(x, weights, append, past_key_values), None
 
-        (x, own), _ = jax.lax.scan(body, (x, own), (stack, past, jnp.arange(depth(stack))))
-        kept.append(own)
-    return x, cache._replace(length=cache.length + 1, visible=visible, own=tuple(kept))
+        (x, generated), _ = jax.lax.scan(body, (x, generated), (stack, past, jnp.arange(depth(stack))))
+        kept.append(generated)
+    return x, cache._replace(length=cache.length + 1, visible=visible, generated=tuple(kept))

@@ -4,13 +4,18 @@ from typing import NamedTuple
 
 
 class Parameter(NamedTuple):
-    """One leaf of the parameters: where it is here, in a checkpoint, and on a mesh.
+    """One leaf of the parameters: its place here, in a checkpoint, and on a mesh.
 
-    `path` leads to it in the nested dict; a stacked leaf holds `layers` arrays of `shape`. `name` is Hugging Face's,
-    with `{layer}`; `transposed` says that the checkpoint has it as a PyTorch linear layer, [out, in], to be
-    transposed and then reshaped to `shape`; `stored` is its shape there, where that does not follow from these; `third`
-    says which third of that it is, of queries, keys and values in one tensor. `axes` are the logical names of `shape`'s
-    axes.
+    Attributes:
+      path: in the nested dict; a stacked leaf holds `layers` arrays of `shape`.
+      name: Hugging Face's name, with `{layer}`.
+      shape: of one layer.
+      axes: the logical names of the shape's axes.
+      transposed: whether the checkpoint stores it as a PyTorch linear layer, [out, in]. Reading transposes it and then
+        reshapes it to `shape`.
+      layers: the number of layers, or None.
+      stored: the shape in the checkpoint, if it does not follow from the above.
+      third: which third of the stored tensor it is, if queries, keys and values are one tensor.
     """
 
     path: str
@@ -21,3 +26,9 @@ class Parameter(NamedTuple):
     layers: int | None = None
     stored: tuple[int, ...] | None = None
     third: int | None = None
+
+
+def layer_norm_parameters(path: str, name: str, width: int, layers: int | None = None) -> list[Parameter]:
+    """Return the scale and bias of a layer norm."""
+    scale = Parameter(f"{path}/scale", f"{name}.weight", (width,), ("embed",), layers=layers)
+    return [scale, scale._replace(path=f"{path}/bias", name=f"{name}.bias")]

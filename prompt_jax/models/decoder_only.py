@@ -1,0 +1,343 @@
+"""The skeleton of a decoder-only model: all that a family such as GPT-2 or Llama does not need to say itself.
+
+A family provides `parameters, embed, begin, layer, logits` (`Family`). The skeleton makes from them the forward pass,
+prefill and decoding, the activations for prefixes, and the conversion of virtual tokens to a prefix. Each layer is
+written once: it receives `attend(q, k, v, key) -> (mixed, kept)`, which attends to these keys and the prefix in teacher
+forcing, and appends to the cache in decoding.
+
+A text may be split into source and target, as in Li and Liang (2021): `encode` reads the source and keeps its keys and
+values, `decode` reads the start token and the target after it. Together they are the model reading one text, but only
+the target's logits are computed, and batches look like those of encoder-decoders.
+
+Nothing in a prompt before the text depends on the text. So virtual tokens become the prefix that they amount to
+(`as_prefix`): its keys and values are computed once for the whole batch, and every row attends to the same ones.
+
+Positions are counted over real tokens, so padding on any side changes nothing. Shapes: see `prompt_jax.models`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from prompt_jax.models.attention import MASKED, KeyValues, attend
+from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.inputs import PastKeyValues, gather_positions, prefix_kv, real_first
+from prompt_jax.models.layers import Params, apply_adapter, run_layers, split_key
+from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
+
+Batch = Mapping[str, Any]
+KeysAndValues = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
+
+
+class Family(Protocol):
+    """What a file such as `gpt2.py` provides. `config` has `vocab_size, layers, kv_heads, d_kv, dropout_rate, remat`."""
+
+    NAME: str
+    KEYS_PER_LAYER: int
+
+    def parameters(self, config: Any) -> list[Parameter]:
+        """Return every parameter of a model, with its name in a checkpoint."""
+
+    def embed(self, params: Params, ids: Int[Array, "B T"], config: Any) -> Float[Array, "B T D"]:
+        """Embed tokens, without positions. Virtual tokens stand in this space."""
+
+    def begin(
+        self, params: Params, x: Float[Array, "B T D"], positions: Int[Array, "#B #T"], config: Any, key: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Return the input of the first layer, and what all layers share, such as rotary angles."""
+
+    def layer(
+        self, x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, config: Any, keys: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Return the layer's output, and `kept` of its call `mixed, kept = attend(q, k, v, key)`. q is scaled."""
+
+    def logits(self, params: Params, x: Float[Array, "B T D"], config: Any) -> Float[Array, "B T V"]:
+        """Return the logits, float32."""
+
+
+class Encoded(NamedTuple):
+    """What the target is read after: a prefix, the source, an infix."""
+
+    past: tuple[PastKeyValues, ...]
+    position: Int[Array, "#B"]  # of the start token
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnly:
+    """A decoder-only model of a family, as functions of parameters and configuration."""
+
+    family: Any
+    causal: bool = dataclasses.field(default=True, init=False)
+
+    @property
+    def name(self) -> str:
+        return self.family.NAME
+
+    def parameters(self, config: Any) -> list[Parameter]:
+        """Return every parameter of a model."""
+        return self.family.parameters(config)
+
+    def sites(self, config: Any) -> dict[Site, tuple[int, int, int]]:
+        """Return the attention sites that take a prefix, with their layers, key-value heads and head width."""
+        return {"decoder_self": (config.layers, config.kv_heads, config.d_kv)}
+
+    def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
+        """Return how many positions texts of these lengths take; the start token is one of the target's."""
+        slots = sum(part.slots for part in (prompt or Prompt()).parts.values())
+        return {"prompt, source and target": source + target + slots}
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Teacher forcing
+
+    def forward(
+        self,
+        params: Params,
+        config: Any,
+        batch: Batch,
+        prompt: Prompt | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Return the logits of the target's positions, or of all positions if the text is not split.
+
+        Args:
+          params: the frozen base.
+          config: its architecture.
+          batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool; `decoder_inputs` [B, T] int32 (the start token,
+            then the target without its last token) and, if these are not padded on the right only, `decoder_mask`
+            [B, T]. Without `decoder_inputs` the inputs are one text, [B, T]. A stacked prompt needs `prompt_ids` [B].
+          prompt: what is added to the base; None is the base model.
+          key: turns dropout on.
+
+        Returns:
+          float32; masked positions have no meaning.
+        """
+        keys = split_key(key, 2)
+        if "decoder_inputs" in batch:
+            encoded = self.encode(params, config, batch, prompt, key=keys[0])
+            return self.decode(params, config, encoded, batch, prompt, key=keys[1])
+        before, between = self._prefixes(params, config, batch, prompt, keys[0])
+        if between.layers is not None:
+            raise PromptPartError("an infix stands between source and target; give the target as `decoder_inputs`")
+        text = {"decoder_inputs": batch["inputs"], "decoder_mask": batch["inputs_mask"]}
+        return self.decode(params, config, Encoded((before,), before.used_slots), text, prompt, key=keys[1])
+
+    def encode(
+        self,
+        params: Params,
+        config: Any,
+        batch: Batch,
+        prompt: Prompt | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Encoded:
+        """Read the source after the prompt. Arguments as for `forward`."""
+        keys = split_key(key, 2)
+        before, between = self._prefixes(params, config, batch, prompt, keys[0])
+        order = real_first(batch["inputs_mask"])
+        ids = gather_positions(batch["inputs"], order)
+        mask = gather_positions(batch["inputs_mask"], order).astype(bool)
+        first = before.used_slots
+        x = self.family.embed(params, ids, config)
+        positions = first[:, None] + np.arange(ids.shape[1])[None]
+        _, source = self._run(params, config, x, positions, (before,), key=keys[1])
+        position = first + mask.sum(axis=1, dtype=jnp.int32) + between.used_slots
+        return Encoded((before, PastKeyValues(source, used=mask), between), position)
+
+    def decode(
+        self,
+        params: Params,
+        config: Any,
+        encoded: Encoded,
+        batch: Batch,
+        prompt: Prompt | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Read the target after what is encoded, and return its logits. Arguments as for `forward`."""
+        ids, order = jnp.asarray(batch["decoder_inputs"]), None
+        if batch.get("decoder_mask") is not None:
+            order = real_first(batch["decoder_mask"])
+            ids = gather_positions(ids, order)
+        positions = encoded.position[:, None] + np.arange(ids.shape[1])[None]
+        x = self.family.embed(params, ids, config)
+        x, _ = self._run(params, config, x, positions, encoded.past, key=key)
+        if order is not None:
+            x = gather_positions(x, jnp.argsort(order, axis=1))
+        return self.family.logits(params, x, config)
+
+    def activations(
+        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None = None
+    ) -> dict[Site, KeysAndValues]:
+        """Return the keys and values of a text at each attention site: the prefix that these tokens amount to.
+
+        Args:
+          params, config, prompt: as for `forward`.
+          batch: `inputs` and `inputs_mask`. Real positions come first in each row of the result.
+        """
+        source = self.encode(params, config, batch, prompt).past[1].layers
+        assert source is not None
+        return {"decoder_self": source}
+
+    def _run(
+        self,
+        params: Params,
+        config: Any,
+        x: Float[Array, "B T D"],
+        positions: Int[Any, "#B T"],
+        past: Sequence[PastKeyValues],
+        *,
+        used: Any = None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
+        """Run embedded tokens through all layers, each token after those before it and after all of the past.
+
+        `used` [B, T] says which tokens others may see.
+
+        Returns:
+          the last layer's output, and the tokens' keys and values.
+        """
+        places = np.arange(x.shape[1])
+        bias = jnp.asarray(np.where(places[None, :] <= places[:, None], 0.0, MASKED)[None, None], jnp.float32)
+        if used is not None:
+            bias = bias + jnp.where(used, 0.0, MASKED)[:, None, None, :]
+        keys = split_key(key, 2)
+        x, shared = self.family.begin(params, x, positions, config, keys[0])
+
+        def layer(x, weights, extra, keys):
+            before = [kv for each, kept in zip(past, extra, strict=True) for kv in each.key_values(kept, x.dtype)]
+
+            def attend_here(q, k, v, key=None):
+                mixed = attend(q, KeyValues(k, v, bias), *before, dropout_rate=config.dropout_rate, key=key)
+                return mixed, (k, v)
+
+            x, kept = self.family.layer(x, weights, shared, attend_here, config, keys)
+            return apply_adapter(x, weights), kept
+
+        extra = tuple(each.layers for each in past)
+        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.family.KEYS_PER_LAYER}
+        return run_layers(layer, x, params["layers"], extra, **options)
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Prompts
+
+    def as_prefix(self, params: Params, config: Any, prompt: Prompt, *, key: PRNGKeyArray | None = None) -> Prompt:
+        """Return the same prompt with the keys and values of its virtual tokens in their place; logits are equal.
+
+        Args:
+          params, config: the frozen base, which the result depends on.
+          prompt: a single or a stacked one.
+          key: turns dropout on.
+
+        Raises:
+          PromptPartError: virtual tokens after the input, which depend on it.
+        """
+        check_parts(prompt, ("encoder_tokens", "decoder_self"), self.name)
+        tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
+        if prefix is not None and not prefix.shift_positions:
+            raise PromptPartError(
+                f"{self.name} always counts positions on from a prefix; shift_positions=False is for BART"
+            )
+        if tokens is None:
+            return prompt
+        if tokens.placement == "after":
+            raise PromptPartError(
+                f"virtual tokens after the input depend on it, and {self.name} has no place for them; use an infix"
+            )
+        if prefix is not None and prefix.placement == "after":
+            raise PromptPartError("virtual tokens go together with a prefix before them, and not with an infix")
+        stacked = prompt.stacked is not None
+        each: Any = prompt if stacked else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)
+        tokens, prefix = each.encoder_tokens, each.decoder_self  # [N, ...]
+        x = jnp.asarray(tokens.embeddings).astype(params["embedding"].dtype)
+        rows, slots = x.shape[:2]
+        used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
+        past = prefix_kv(prefix, jnp.arange(rows))
+        places = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
+        positions = past.used_slots[:, None] + places
+        _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
+        made = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, G, K]
+        if prefix is not None:
+            made = _concatenated(prefix, made)
+        result = Prompt(decoder_self=made)
+        return result if stacked else jax.tree.map(lambda leaf: leaf[0], result)
+
+    def _prefixes(
+        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, key: PRNGKeyArray | None
+    ) -> tuple[PastKeyValues, PastKeyValues]:
+        """Return what stands before the text, and what stands between source and target."""
+        ids = batch.get("prompt_ids")
+        check_prompt_ids(prompt, ids, len(batch["inputs"]))
+        prefix = None if prompt is None else self.as_prefix(params, config, prompt, key=key).decoder_self
+        if prefix is not None and prefix.placement == "after":
+            return PastKeyValues(None), prefix_kv(prefix, ids)
+        return prefix_kv(prefix, ids), PastKeyValues(None)
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Decoding, one token at a time
+
+    def prefill(
+        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
+    ) -> tuple[Int[Array, "B beams"], Cache]:
+        """Read the source, and return the start tokens (the batch's `start_ids`, if it has any) and a cache.
+
+        `capacity` is the number of tokens that can be generated.
+        """
+        rows = len(batch["inputs"])
+        encoded = self.encode(params, config, batch, prompt)
+        cache = empty_cache(
+            params["layers"],
+            encoded.past,
+            rows=rows,
+            beams=beams,
+            capacity=capacity,
+            heads=config.kv_heads,
+            width=config.d_kv,
+            dtype=params["embedding"].dtype,
+            position=encoded.position,
+        )
+        start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id, np.int32)))
+        return jnp.broadcast_to(start[:, None], (rows, beams)), cache
+
+    def decode_step(
+        self, params: Params, config: Any, tokens: Int[Array, "B beams"], cache: Cache
+    ) -> tuple[Float[Array, "B beams V"], Cache]:
+        """Append one token to each beam of each row, and return the logits of the next."""
+        positions = (cache.position + cache.length)[:, None]
+        x = self.family.embed(params, tokens, config)
+        x, shared = self.family.begin(params, x, positions, config, None)
+
+        def layer(x, weights, append, past):
+            def attend_here(q, k, v, key=None):
+                kept, generated = append(k, v)
+                before = [kv for number in range(len(cache.seen)) for kv in past(number)]
+                return attend(q, generated, *before), kept
+
+            keys = split_key(None, self.family.KEYS_PER_LAYER)
+            x, kept = self.family.layer(x, weights, shared, attend_here, config, keys)
+            return apply_adapter(x, weights), kept
+
+        x, cache = decode_layers(layer, x, params["layers"], cache)
+        return self.family.logits(params, x, config), cache
+
+
+def _concatenated(first: Any, second: Prefix) -> Prefix:
+    """Return two prefixes [N, L, P, G, K] as one, the second after the first."""
+    keys, values = (
+        jnp.concatenate([jnp.asarray(a).astype(b.dtype), b], axis=2)
+        for a, b in ((first.keys, second.keys), (first.values, second.values))
+    )
+    if first.mask is None and second.mask is None:
+        return first.replace(keys=keys, values=values)
+    rows = len(keys)
+    masks = [
+        jnp.ones((rows, prefix.keys.shape[2]), bool) if prefix.mask is None else jnp.asarray(prefix.mask, bool)
+        for prefix in (first, second)
+    ]
+    return first.replace(keys=keys, values=values, mask=jnp.concatenate(masks, axis=1))
