@@ -151,7 +151,7 @@ def _limits(
         return MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens, lengths
     if own.max_new_tokens is not None:
         return own.max_new_tokens, None
-    if not family(config).CAUSAL:
+    if not family(config).causal:
         return max(own.max_length - 1, 1), None
     read = np.asarray(jax.device_get(batch["inputs_mask"])).sum(axis=1) + 1  # with the start token
     rest = np.maximum(own.max_length - read, 1).astype(np.int32)
@@ -292,7 +292,7 @@ def compiled_beam_search(
 
     def step(carry):
         position, running, *others, cache = carry
-        logits, cache = model.decode_step(params, config, running.last, cache.continued(running.parent))
+        logits, cache = model.decode_step(params, config, running.last, cache.reordered(running.parent))
         return position + 1, *append(position, logits, running, *others), cache
 
     logits, cache = model.decode_step(params, config, start, cache)
@@ -322,7 +322,7 @@ def compiled_score(
     targets_mask: Bool[Array, "C *B T"],
 ) -> Float[Array, "B C"]:
     params, prompt = tuned(params, prompt)
-    model = family(config)
+    model: Any = family(config)
     encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
     start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets.dtype)[:, None]
 

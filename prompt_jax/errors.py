@@ -7,5 +7,9 @@ class UserError(Exception):
     exit_status = 1
 
 
+class CheckpointError(UserError, ValueError):
+    """A model that cannot be loaded: what is wrong, where, and what would be right."""
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is needed; the message says how to install it."""

@@ -85,7 +85,7 @@ def given_tokens(config: Any, batch: dict[str, Any], start: Int[Array, "B"], lim
         return jnp.where(jnp.take_along_axis(mask, order, 1), jnp.take_along_axis(ids, order, 1), NO_TOKEN)
 
     before, length = start[:, None], jnp.ones_like(start)
-    if family(config).CAUSAL:
+    if family(config).causal:
         before = jnp.concatenate([ordered(mask), before], axis=1)
         length = mask.sum(axis=1, dtype=length.dtype) + 1
     return Given(before, length, ordered(~mask), limits)

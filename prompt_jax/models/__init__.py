@@ -1,19 +1,17 @@
 """Frozen language models as pure functions of their parameters.
 
-Shapes are written with these letters everywhere in the project:
+These letters name the axes of shapes everywhere in the project:
 
     B batch        S source tokens   T target (or any) tokens   P prompt length
-    L layers       D model width     H heads                    K head width
+    L layers       D model width     H heads                    G key-value heads   K head width
     F feed-forward V vocabulary      E ensemble members         C label classes
-    N prompts in a stack, or new tokens                         G beams
+    N prompts in a stack, or new tokens
 
-A family is a module of functions with one signature: `forward`, `encode` and `decode`, `prefill` and `decode_step` for
-generation, `activations` and `sites` for prefixes, `parameters`, the table of its weights, and a configuration class.
-`family` finds it by the configuration.
+A family of models is one file and one line in `FAMILIES`. The file has the family's configuration, how Hugging Face
+writes it, its table of parameters, and its layer. `decoder_only` and `encoder_decoder` make the rest.
 """
 
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,19 +20,28 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.errors import UserError
 from prompt_jax.models import bart, gpt2, t5
+from prompt_jax.models.decoder_only import DecoderOnly
+from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 from prompt_jax.models.tuned import tuned
 
 Config = t5.T5Config | gpt2.GPT2Config | bart.BartConfig
+Family = DecoderOnly | EncoderDecoder
+
+FAMILIES: dict[type, Family] = {
+    t5.T5Config: EncoderDecoder(t5),
+    gpt2.GPT2Config: DecoderOnly(gpt2),
+    bart.BartConfig: EncoderDecoder(bart),
+}
 
 
 class ContextError(UserError, ValueError):
     """A text that is longer, with its prompt, than the model has positions; the message gives both numbers."""
 
 
-def family(config: Any) -> ModuleType:
-    """The module that computes models of this configuration."""
-    return {t5.T5Config: t5, gpt2.GPT2Config: gpt2, bart.BartConfig: bart}[type(config)]
+def family(config: Any) -> Family:
+    """Return the functions that compute models of this configuration."""
+    return FAMILIES[type(config)]
 
 
 def forward(
@@ -81,7 +88,7 @@ def _forward(
 
 def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> None:
     """Raises ContextError unless source and target of so many tokens have positions, with the prompt."""
-    if isinstance(config, t5.T5Config):  # its positions are relative
+    if not hasattr(config, "positions"):  # they are relative
         return
     for what, needed in family(config).positions_needed(prompt, source, target).items():
         if needed > config.positions:

@@ -125,8 +125,8 @@ def attend_projected(
     def weighted_sum(weights: Scores) -> Float[Array, "B H T D"]:
         return jnp.einsum("bhts,bsd->bhtd", weights.astype(x.dtype), x)
 
-    scored = [scores, *(attention_scores(q, each) for each in key_values)]
-    sums = [weighted_sum, *(functools.partial(_weighted_sum, each) for each in key_values)]
+    scored: list[Scores] = [scores, *(attention_scores(q, each) for each in key_values)]
+    sums: list[WeightedSum] = [weighted_sum, *(functools.partial(_weighted_sum, each) for each in key_values)]
     mixed, *others = weighted_sums(scored, sums, dropout_rate=dropout_rate, key=key)
     mixed = weighted_einsum("bthd,dhk->bthk", mixed.astype(x.dtype), w_v)
     return functools.reduce(jnp.add, [mixed, *others]).astype(x.dtype)

@@ -19,21 +19,17 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from prompt_jax.errors import MissingPackage, UserError
+from prompt_jax.errors import CheckpointError, MissingPackage
 
 
-class CheckpointError(UserError, ValueError):
-    """A model that cannot be loaded: what is wrong, where, and what would be right."""
-
-
-class Stored(NamedTuple):
+class TensorInFile(NamedTuple):
     """A tensor in a file, in PyTorch's orientation. `read` opens it anew each time; what is used of it is read."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
-Tensors = dict[str, Stored]
+Tensors = dict[str, TensorInFile]
 
 _LARGEST_TEXT = 1 << 28  # bytes of a JSON file or a tokenizer's file; the largest known has a tenth of it
 
@@ -120,7 +116,7 @@ def open_safetensors(file: Path) -> Iterator[Tensors]:
     for name, entry in header.items():
         dtype = names.get(entry["dtype"], entry["dtype"])
         shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        tensors[name] = Stored(shape, functools.partial(_read_shaped, file, name, dtype, shape, offset))
+        tensors[name] = TensorInFile(shape, functools.partial(_read_shaped, file, name, dtype, shape, offset))
     yield tensors
 
 
@@ -156,7 +152,7 @@ def open_torch(file: Path) -> Iterator[Tensors]:
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{file}: {name} is a {type(tensor).__name__}, not a tensor")
-        tensors[name] = Stored(tuple(tensor.shape), functools.partial(_numpy, tensor, name, file))
+        tensors[name] = TensorInFile(tuple(tensor.shape), functools.partial(_numpy, tensor, name, file))
     yield tensors
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_jax.models.attention import MASKED, KeyValues, attend
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.inputs import PastKeyValues, gather_positions, prefix_kv, real_first
 from prompt_jax.models.layers import Params, apply_adapter, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
@@ -36,9 +37,10 @@ KeysAndValues = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
 
 
 class Family(Protocol):
-    """What a file such as `gpt2.py` provides. `config` has `vocab_size, layers, kv_heads, d_kv, dropout_rate, remat`."""
+    """What a file such as `gpt2.py` provides. `config` has `layers, kv_heads, d_kv, dropout_rate` and `remat`."""
 
     NAME: str
+    HUGGING_FACE: HuggingFace
     KEYS_PER_LAYER: int
 
     def parameters(self, config: Any) -> list[Parameter]:
@@ -72,16 +74,20 @@ class Encoded(NamedTuple):
 class DecoderOnly:
     """A decoder-only model of a family, as functions of parameters and configuration."""
 
-    family: Any
+    module: Any  # see Family
     causal: bool = dataclasses.field(default=True, init=False)
 
     @property
     def name(self) -> str:
-        return self.family.NAME
+        return self.module.NAME
+
+    @property
+    def hugging_face(self) -> HuggingFace:
+        return self.module.HUGGING_FACE
 
     def parameters(self, config: Any) -> list[Parameter]:
         """Return every parameter of a model."""
-        return self.family.parameters(config)
+        return self.module.parameters(config)
 
     def sites(self, config: Any) -> dict[Site, tuple[int, int, int]]:
         """Return the attention sites that take a prefix, with their layers, key-value heads and head width."""
@@ -144,7 +150,7 @@ class DecoderOnly:
         ids = gather_positions(batch["inputs"], order)
         mask = gather_positions(batch["inputs_mask"], order).astype(bool)
         first = before.used_slots
-        x = self.family.embed(params, ids, config)
+        x = self.module.embed(params, ids, config)
         positions = first[:, None] + np.arange(ids.shape[1])[None]
         _, source = self._run(params, config, x, positions, (before,), key=keys[1])
         position = first + mask.sum(axis=1, dtype=jnp.int32) + between.used_slots
@@ -166,11 +172,11 @@ class DecoderOnly:
             order = real_first(batch["decoder_mask"])
             ids = gather_positions(ids, order)
         positions = encoded.position[:, None] + np.arange(ids.shape[1])[None]
-        x = self.family.embed(params, ids, config)
+        x = self.module.embed(params, ids, config)
         x, _ = self._run(params, config, x, positions, encoded.past, key=key)
         if order is not None:
             x = gather_positions(x, jnp.argsort(order, axis=1))
-        return self.family.logits(params, x, config)
+        return self.module.logits(params, x, config)
 
     def activations(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None = None
@@ -208,7 +214,7 @@ class DecoderOnly:
         if used is not None:
             bias = bias + jnp.where(used, 0.0, MASKED)[:, None, None, :]
         keys = split_key(key, 2)
-        x, shared = self.family.begin(params, x, positions, config, keys[0])
+        x, shared = self.module.begin(params, x, positions, config, keys[0])
 
         def layer(x, weights, extra, keys):
             before = [kv for each, kept in zip(past, extra, strict=True) for kv in each.key_values(kept, x.dtype)]
@@ -217,11 +223,11 @@ class DecoderOnly:
                 mixed = attend(q, KeyValues(k, v, bias), *before, dropout_rate=config.dropout_rate, key=key)
                 return mixed, (k, v)
 
-            x, kept = self.family.layer(x, weights, shared, attend_here, config, keys)
+            x, kept = self.module.layer(x, weights, shared, attend_here, config, keys)
             return apply_adapter(x, weights), kept
 
         extra = tuple(each.layers for each in past)
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.family.KEYS_PER_LAYER}
+        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.KEYS_PER_LAYER}
         return run_layers(layer, x, params["layers"], extra, **options)
 
     # ----------------------------------------------------------------------------------------------------------
@@ -310,8 +316,8 @@ class DecoderOnly:
     ) -> tuple[Float[Array, "B beams V"], Cache]:
         """Append one token to each beam of each row, and return the logits of the next."""
         positions = (cache.position + cache.length)[:, None]
-        x = self.family.embed(params, tokens, config)
-        x, shared = self.family.begin(params, x, positions, config, None)
+        x = self.module.embed(params, tokens, config)
+        x, shared = self.module.begin(params, x, positions, config, None)
 
         def layer(x, weights, append, past):
             def attend_here(q, k, v, key=None):
@@ -319,12 +325,12 @@ class DecoderOnly:
                 before = [kv for number in range(len(cache.seen)) for kv in past(number)]
                 return attend(q, generated, *before), kept
 
-            keys = split_key(None, self.family.KEYS_PER_LAYER)
-            x, kept = self.family.layer(x, weights, shared, attend_here, config, keys)
+            keys = split_key(None, self.module.KEYS_PER_LAYER)
+            x, kept = self.module.layer(x, weights, shared, attend_here, config, keys)
             return apply_adapter(x, weights), kept
 
         x, cache = decode_layers(layer, x, params["layers"], cache)
-        return self.family.logits(params, x, config), cache
+        return self.module.logits(params, x, config), cache
 
 
 def _concatenated(first: Any, second: Prefix) -> Prefix:

@@ -1,10 +1,10 @@
 """The skeleton of an encoder-decoder model: all that a family such as T5 or BART does not need to say itself.
 
 A family provides `parameters, embed, begin, encoder_layer, decoder_layer, end, logits` and the projections of
-cross-attention (`Family`). The skeleton makes from them the forward pass, prefill and decoding, and the activations for
-prefixes. Each layer is written once. Its argument `attend(q, k, v, weights, key) -> (mixed, kept)` attends to these keys
-and the prefix in teacher forcing, and appends to the cache in decoding; `attend_cross(q, weights, key) -> mixed` attends
-to the encoder's output.
+cross-attention (`Family`). The skeleton makes from them the forward pass, prefill and decoding, and the activations
+for prefixes. Each layer is written once. It receives `attend(q, k, v, key) -> (mixed, kept)`, which attends to these
+keys and the prefix in teacher forcing, and appends to the cache in decoding; and `attend_cross(q, weights, key) ->
+mixed`, which attends to the encoder's output.
 
 Positions are counted over real tokens, so padding on any side changes nothing. The order of positions is: prefix,
 virtual tokens, text. Shapes: see `prompt_jax.models`.
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.models.attention import MASKED, KeyValues, attend, mask_bias
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.inputs import PastKeyValues, gather_positions, prefix_kv, real_first, virtual_tokens
 from prompt_jax.models.layers import Params, apply_adapter, join_stacks, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
@@ -36,6 +37,7 @@ class Family(Protocol):
     """What a file such as `t5.py` provides. `config` has `dropout_rate` and `remat`; `side` is encoder or decoder."""
 
     NAME: str
+    HUGGING_FACE: HuggingFace
     ENCODER_KEYS: int
     DECODER_KEYS: int
 
@@ -111,21 +113,25 @@ _CROSS, _SELF_PREFIX, _CROSS_PREFIX = range(3)  # the items of the cache's `seen
 class EncoderDecoder:
     """An encoder-decoder model of a family, as functions of parameters and configuration."""
 
-    family: Any
+    module: Any  # see Family
     causal: bool = dataclasses.field(default=False, init=False)
 
     @property
     def name(self) -> str:
-        return self.family.NAME
+        return self.module.NAME
+
+    @property
+    def hugging_face(self) -> HuggingFace:
+        return self.module.HUGGING_FACE
 
     def parameters(self, config: Any) -> list[Parameter]:
         """Return every parameter of a model."""
-        return self.family.parameters(config)
+        return self.module.parameters(config)
 
     def sites(self, config: Any) -> dict[Site, tuple[int, int, int]]:
         """Return the attention sites that take a prefix, with their layers, key-value heads and head width."""
-        decoder = self.family.shape(config, "decoder")
-        return {"encoder_self": self.family.shape(config, "encoder"), "decoder_self": decoder, "decoder_cross": decoder}
+        decoder = self.module.shape(config, "decoder")
+        return {"encoder_self": self.module.shape(config, "encoder"), "decoder_self": decoder, "decoder_cross": decoder}
 
     def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
         """Return how many positions texts of these lengths take; the start token is one of the target's."""
@@ -225,7 +231,7 @@ class EncoderDecoder:
         # positions serves the whole batch. Nothing moves back: cross-attention has no positions.
         order = real_first(batch["inputs_mask"])
         ids, mask = (gather_positions(batch[name], order) for name in ("inputs", "inputs_mask"))
-        x, mask = self.family.embed(params, ids, config), mask.astype(bool)
+        x, mask = self.module.embed(params, ids, config), mask.astype(bool)
         prefix = prefix_kv(prompt.encoder_self, prompt_ids)
         if (tokens := prompt.encoder_tokens) is not None:
             after = tokens.placement == "after"
@@ -237,18 +243,18 @@ class EncoderDecoder:
                 x, mask = gather_positions(x, order), gather_positions(mask, order)
 
         side, keys, places = params["encoder"], split_key(key, 3), np.arange(x.shape[1])
-        biases = self.family.biases(side, config, places, mask_bias(mask), prefix.length, bidirectional=True)
+        biases = self.module.biases(side, config, places, mask_bias(mask), prefix.length, bidirectional=True)
         positions = _offset(prefix, prompt.encoder_self)[:, None] + places[None]
 
         def layer(x, weights, extra, keys):
             attend_here = self._teacher_forced(biases(weights), prefix, extra, config)
-            x, kept = self.family.encoder_layer(x, weights, attend_here, config, keys)
+            x, kept = self.module.encoder_layer(x, weights, attend_here, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
-        x = self.family.begin(side, x, positions, config, keys[0])
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.family.ENCODER_KEYS}
+        x = self.module.begin(side, x, positions, config, keys[0])
+        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.ENCODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], prefix.layers, **options)
-        return Encoded(self.family.end(side, x, config, keys[2]), mask), captured
+        return Encoded(self.module.end(side, x, config, keys[2]), mask), captured
 
     def _decode(
         self,
@@ -271,7 +277,7 @@ class EncoderDecoder:
 
         side, keys, places = params["decoder"], split_key(key, 3), np.arange(ids.shape[1])
         causal = np.where(places[None, :] <= places[:, None], 0.0, MASKED).astype(np.float32)[None, None]
-        biases = self.family.biases(side, config, places, causal, prefix.length, bidirectional=False)
+        biases = self.module.biases(side, config, places, causal, prefix.length, bidirectional=False)
         cross_bias = mask_bias(encoded.mask)
         positions = _offset(prefix, prompt.decoder_self)[:, None] + places[None]
 
@@ -280,19 +286,19 @@ class EncoderDecoder:
             before = cross_prefix.key_values(extra[1], x.dtype)
 
             def attend_cross(q, weights, key=None):
-                return self.family.attend_encoded(q, encoded.output, weights, cross_bias, before, config, key)
+                return self.module.attend_encoded(q, encoded.output, weights, cross_bias, before, config, key)
 
-            x, kept = self.family.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
+            x, kept = self.module.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
-        x = self.family.begin(side, self.family.embed(params, ids, config), positions, config, keys[0])
+        x = self.module.begin(side, self.module.embed(params, ids, config), positions, config, keys[0])
         extra = prefix.layers, cross_prefix.layers
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.family.DECODER_KEYS}
+        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.DECODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], extra, **options)
-        x = self.family.end(side, x, config, keys[2])
+        x = self.module.end(side, x, config, keys[2])
         if order is not None:
             x = gather_positions(x, jnp.argsort(order, axis=1))
-        return self.family.logits(params, x, config), captured
+        return self.module.logits(params, x, config), captured
 
     def _teacher_forced(
         self, biases: tuple[Any, Any], prefix: PastKeyValues, layer: Any, config: Any
@@ -314,7 +320,7 @@ class EncoderDecoder:
     ) -> tuple[Int[Array, "B beams"], Cache]:
         """Read the input, and return the start tokens and a cache for `capacity` generated tokens."""
         encoded, prompt_ids = self.encode(params, config, batch, prompt), batch.get("prompt_ids")
-        prompt, (_, heads, width) = prompt or Prompt(), self.family.shape(config, "decoder")
+        prompt, (_, heads, width) = prompt or Prompt(), self.module.shape(config, "decoder")
         prefix = prefix_kv(prompt.decoder_self, prompt_ids)
         cross = PastKeyValues(self._cross_keys(params, encoded), used=encoded.mask)
         cache = empty_cache(
@@ -336,7 +342,7 @@ class EncoderDecoder:
         """Append one token to each beam of each row, and return the logits of the next."""
         side, places = params["decoder"], np.arange(cache.capacity)
         prefix = cache.past_length(_SELF_PREFIX)
-        biases = self.family.biases(side, config, places, None, prefix, bidirectional=False, row=cache.length)
+        biases = self.module.biases(side, config, places, None, prefix, bidirectional=False, row=cache.length)
 
         def layer(x, weights, append, past):
             text, before = biases(weights)
@@ -348,19 +354,19 @@ class EncoderDecoder:
             def attend_cross(q, weights, key=None):
                 return attend(q, *past(_CROSS), *past(_CROSS_PREFIX))
 
-            keys = split_key(None, self.family.DECODER_KEYS)
-            x, kept = self.family.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
+            keys = split_key(None, self.module.DECODER_KEYS)
+            x, kept = self.module.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
             return apply_adapter(x, weights), kept
 
         positions = (cache.position + cache.length)[:, None]
-        x = self.family.begin(side, self.family.embed(params, tokens, config), positions, config, None)
+        x = self.module.begin(side, self.module.embed(params, tokens, config), positions, config, None)
         x, cache = decode_layers(layer, x, side["layers"], cache)
-        return self.family.logits(params, self.family.end(side, x, config, None), config), cache
+        return self.module.logits(params, self.module.end(side, x, config, None), config), cache
 
     def _cross_keys(self, params: Params, encoded: Encoded) -> KeysAndValues:
         """Return the decoder's keys and values of the encoder's output, in all layers."""
         cross = join_stacks(params["decoder"]["layers"])["cross"]
-        return jax.lax.map(lambda layer: self.family.cross_keys(encoded.output, layer), cross)
+        return jax.lax.map(lambda layer: self.module.cross_keys(encoded.output, layer), cross)
 
 
 def _offset(prefix_key_values: PastKeyValues, prefix: Prefix | None) -> Int[Array, "#B"]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype, read_array
+from prompt_jax.models.checkpoint_files import CheckpointError, TensorInFile, Tensors, float_dtype, read_array
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def open_flax(file: Path) -> Iterator[Tensors]:
         if leaf != "kernel":
             tensors[name] = array.stored(file)
         elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
-            tensors[name] = Stored(array.shape[::-1], functools.partial(_read_transposed, array, file))
+            tensors[name] = TensorInFile(array.shape[::-1], functools.partial(_read_transposed, array, file))
         else:
             raise CheckpointError(f"{file}: {path} has shape {list(array.shape)}; a kernel has two axes")
     yield tensors
@@ -78,8 +78,8 @@ class FlaxArray(NamedTuple):
         flat = [read_array(file, self.dtype, count, offset) for offset, count in self.pieces]
         return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
 
-    def stored(self, file: Path) -> Stored:
-        return Stored(self.shape, functools.partial(self.read, file))
+    def stored(self, file: Path) -> TensorInFile:
+        return TensorInFile(self.shape, functools.partial(self.read, file))
 
 
 _CHUNKED = "__msgpack_chunked_array__"

@@ -96,7 +96,7 @@ def parameters(config: GPT2Config) -> list[Parameter]:
     ]
     for third, name in enumerate("qkv"):
         qkv: Any = {"layers": depth, "third": third}
-        axes = ("embed", "heads", "kv")
+        axes: tuple[str, ...] = ("embed", "heads", "kv")
         table.append(Parameter(f"{at}/self/{name}", f"{attention}.weight", (d, h, k), axes, stored=(d, 3 * d), **qkv))
         table.append(Parameter(f"{at}/self/{name}_bias", f"{attention}.bias", (h, k), axes[1:], stored=(3 * d,), **qkv))
     rest: list[tuple[str, str, tuple[int, ...], tuple[str, ...], tuple[int, ...] | None]] = [

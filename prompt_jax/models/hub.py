@@ -51,7 +51,7 @@ def load_model(
         A folder that is called "demo" is "./demo". "t5x:FOLDER" is a checkpoint of T5X
         (`prompt_jax.models.t5x`), in which a tokenizer, where one is needed, is put as `spiece.model`.
       dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for matrices of 8 bits in the
-        layers (`prompt_jax.models.quantised`) and bfloat16 for all else, the activations included.
+        layers (`prompt_jax.models.quantized`) and bfloat16 for all else, the activations included.
       revision: a branch, tag or commit on the hub.
       local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
       placement: where parameters go: None for the default device, a sharding for all, or a function from a row of

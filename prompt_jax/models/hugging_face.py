@@ -6,11 +6,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from prompt_jax.errors import UserError
-
-
-class CheckpointError(UserError, ValueError):
-    """A model that cannot be loaded: what is wrong, where, and what would be right."""
+from prompt_jax.errors import CheckpointError
 
 
 class Values:
@@ -76,6 +72,7 @@ class HuggingFace:
       prefix: that names of tensors have in files of a model with a language modeling head.
       unused: a pattern of tensors that no model needs.
       copies: for a tensor, the names that copies of it may have.
+      output: the output weights and the embedding table, which are equal or the same tensor if the output is tied.
       optional: shapes of tensors that files may lack; they are zero then.
     """
 
@@ -91,6 +88,7 @@ class HuggingFace:
     prefix: str = ""
     unused: str | None = None
     copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    output: tuple[str, str] | None = None
     optional: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
 
     def config(self, kind: type, values: Values, *, tied_output: bool, causal: bool) -> Any:

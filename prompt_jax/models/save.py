@@ -11,15 +11,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
-from prompt_jax.models import Config, family
-from prompt_jax.models.bart import BartConfig
+from prompt_jax.models import family
 from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.generation import generation_config
-from prompt_jax.models.gpt2 import GPT2Config
 from prompt_jax.models.hub import Model
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.quantised import Quantised
-from prompt_jax.models.t5 import T5Config
+from prompt_jax.models.quantized import Quantized
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.models.tuned import flat
 from prompt_jax.models.weights import stored_shape
@@ -36,11 +33,12 @@ def save_model(folder: Path, model: Model) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; a model is written into a folder that is new or empty")
-    config, leaves = _config(model.config), flat(model.params)
-    if any(isinstance(leaf, Quantised) for leaf in leaves.values()):
+    model_family = family(model.config)
+    config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
+    if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
         raise CheckpointError(f"{model.name} was loaded in int8, which has no layout of its own; load it in float32")
     tensors: dict[str, list[np.ndarray]] = {}
-    for parameter in family(model.config).parameters(model.config):
+    for parameter in model_family.parameters(model.config):
         for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):
             tensors.setdefault(name, []).append(tensor)
     whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
@@ -75,66 +73,3 @@ def _tensors(parameter: Parameter, leaf: np.ndarray) -> Iterator[tuple[str, np.n
         tensor = leaf if parameter.layers is None else leaf[layer]
         tensor = tensor.reshape(shape[::-1]).T if parameter.transposed else tensor.reshape(shape)
         yield parameter.name.format(layer=layer), tensor
-
-
-def _config(config: Config) -> dict[str, Any]:
-    """The content of config.json."""
-    special = {"pad_token_id": config.pad_id, "eos_token_id": config.eos_id}
-    match config:
-        case T5Config(relative_per_layer=False):
-            activation = {"relu": "relu", "gelu": "gelu_new"}[config.activation]
-            return {
-                "model_type": "t5",
-                "architectures": ["T5ForConditionalGeneration"],
-                "vocab_size": config.vocab_size,
-                "d_model": config.d_model,
-                "d_kv": config.d_kv,
-                "d_ff": config.d_ff,
-                "num_layers": config.encoder_layers,
-                "num_decoder_layers": config.decoder_layers,
-                "num_heads": config.num_heads,
-                "feed_forward_proj": f"gated-{activation}".replace("_new", "") if config.gated else activation,
-                "tie_word_embeddings": config.scale_output,
-                "relative_attention_num_buckets": config.relative_buckets,
-                "relative_attention_max_distance": config.relative_max_distance,
-                "layer_norm_epsilon": config.norm_epsilon,
-                "dropout_rate": config.dropout_rate,
-                "decoder_start_token_id": config.start_id,
-                **special,
-            }
-        case GPT2Config():
-            return {
-                "model_type": "gpt2",
-                "architectures": ["GPT2LMHeadModel"],
-                "vocab_size": config.vocab_size,
-                "n_positions": config.positions,
-                "n_embd": config.d_model,
-                "n_inner": config.d_ff,
-                "n_head": config.num_heads,
-                "n_layer": config.layers,
-                "layer_norm_epsilon": config.norm_epsilon,
-                "resid_pdrop": config.dropout_rate,
-                "bos_token_id": config.eos_id,
-                **special,
-            }
-        case BartConfig():
-            return {
-                "model_type": "bart",
-                "architectures": ["BartForConditionalGeneration"],
-                "vocab_size": config.vocab_size,
-                "max_position_embeddings": config.positions,
-                "d_model": config.d_model,
-                "encoder_layers": config.encoder_layers,
-                "encoder_attention_heads": config.encoder_heads,
-                "encoder_ffn_dim": config.encoder_d_ff,
-                "decoder_layers": config.decoder_layers,
-                "decoder_attention_heads": config.decoder_heads,
-                "decoder_ffn_dim": config.decoder_d_ff,
-                "activation_function": config.activation,
-                "scale_embedding": config.scale_embedding,
-                "dropout": config.dropout_rate,
-                "bos_token_id": config.bos_id,
-                "decoder_start_token_id": config.start_id,
-                **special,
-            }
-    raise CheckpointError("relative positions in each layer are of T5X's models; Transformers' T5 has none")

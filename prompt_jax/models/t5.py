@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_jax.config import Remat
+from prompt_jax.errors import CheckpointError
 from prompt_jax.models.attention import KeyValues, attend, attend_projected, dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation import GenerationSettings
@@ -50,7 +51,7 @@ def _read(values: Values, tied_output: bool) -> dict[str, Any]:
 
 def _write(config: "T5Config") -> dict[str, Any]:
     if config.relative_per_layer:
-        raise ValueError("relative positions in each layer exist in T5X only; Transformers' T5 has none")
+        raise CheckpointError("relative positions in each layer exist in T5X only; Transformers' T5 has none")
     activation = {"relu": "relu", "gelu": "gelu_new"}[config.activation]
     return {
         "feed_forward_proj": f"gated-{activation}".replace("_new", "") if config.gated else activation,
@@ -239,7 +240,7 @@ def biases(
     side: Params, config: T5Config, places: np.ndarray, mask: Any, prefix: int, bidirectional: bool, row: Any = None
 ) -> Biases:
     """Return the relative positions' biases. A side with one table computes them once for all layers."""
-    options = {"buckets": config.relative_buckets, "max_distance": config.relative_max_distance}
+    options: Any = {"buckets": config.relative_buckets, "max_distance": config.relative_max_distance}
     bucket = functools.partial(relative_buckets, bidirectional=bidirectional, **options)
     of_table = relative_biases(bucket, places, mask, prefix, row)
     if config.relative_per_layer:

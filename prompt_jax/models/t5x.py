@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_jax.models.checkpoint_files import CheckpointError, Stored, Tensors, float_dtype, unique_names
+from prompt_jax.models.checkpoint_files import CheckpointError, TensorInFile, Tensors, float_dtype, unique_names
 from prompt_jax.models.flax_msgpack import FlaxArray, flax_part
 from prompt_jax.models.t5 import T5Config
 from prompt_jax.paths import BucketPath
@@ -121,8 +121,8 @@ def read_prompt(folder: Path) -> np.ndarray:
 
 
 def _layers(
-    path: str, stored: Stored, folder: Path, whole: Callable[[Stored], np.ndarray]
-) -> Iterator[tuple[str, Stored]]:
+    path: str, stored: TensorInFile, folder: Path, whole: Callable[[TensorInFile], np.ndarray]
+) -> Iterator[tuple[str, TensorInFile]]:
     """An array as tensors under Hugging Face's names, one for each layer that it has. An unknown one keeps its name."""
     if match := _LAYER.fullmatch(path):
         side, number, rest = match.groups()
@@ -137,7 +137,7 @@ def _layers(
                 )
             shape = stored.shape[:1] + stored.shape[2:]
             for layer in range(stored.shape[1]):
-                own = Stored(shape, functools.partial(_one_layer, whole, stored, layer))
+                own = TensorInFile(shape, functools.partial(_one_layer, whole, stored, layer))
                 yield f"{side}.block.{layer}.{name}.weight", _turned(rest, own)
     elif path in _MODEL:
         yield f"{_MODEL[path]}.weight", _turned(path, stored) if path != "token_embedder/embedding" else stored
@@ -145,7 +145,7 @@ def _layers(
         yield path, stored
 
 
-def _one_layer(whole: Callable[[Stored], np.ndarray], stored: Stored, layer: int) -> np.ndarray:
+def _one_layer(whole: Callable[[TensorInFile], np.ndarray], stored: TensorInFile, layer: int) -> np.ndarray:
     return whole(stored)[:, layer]
 
 
@@ -166,16 +166,16 @@ def _in_layer(side: str, path: str) -> str | None:
     return f"{last}.layer_norm" if path == "pre_mlp_layer_norm/scale" else None
 
 
-def _turned(path: str, stored: Stored) -> Stored:
+def _turned(path: str, stored: TensorInFile) -> TensorInFile:
     """An array in PyTorch's orientation: a kernel as [out, in], with heads and their width in one axis."""
     shape = stored.shape
     if len(shape) == 3:  # [D, H, K], or of what comes out of attention [H, K, D]
         merged = (shape[0] * shape[1], shape[2]) if path.endswith("out/kernel") else (shape[0], shape[1] * shape[2])
-        return Stored(merged[::-1], functools.partial(_read_turned, stored, merged))
-    return Stored(shape[::-1], functools.partial(_read_turned, stored, shape))
+        return TensorInFile(merged[::-1], functools.partial(_read_turned, stored, merged))
+    return TensorInFile(shape[::-1], functools.partial(_read_turned, stored, shape))
 
 
-def _read_turned(stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
+def _read_turned(stored: TensorInFile, shape: tuple[int, ...]) -> np.ndarray:
     return stored.read().reshape(shape).T
 
 
@@ -238,7 +238,7 @@ def _alike(tensors: Tensors, name: str, layers: int) -> bool:
 # Files
 
 
-def _arrays(folder: Path) -> tuple[dict[str, Stored], set[str]]:
+def _arrays(folder: Path) -> tuple[dict[str, TensorInFile], set[str]]:
     """The model's arrays, by their paths, and the paths of those whose folders are missing."""
     if isinstance(folder, BucketPath) or str(folder).startswith("gs:"):
         raise CheckpointError(
@@ -259,7 +259,7 @@ def _arrays(folder: Path) -> tuple[dict[str, Stored], set[str]]:
     # In the place of an array that has a folder there is what TensorStore takes to open it.
     inside, elsewhere = flax_part(file, ("optimizer", "target"), "driver")
     arrays = {
-        path: Stored(array.shape, functools.partial(_inside, array, file, path)) for path, array in inside.items()
+        path: TensorInFile(array.shape, functools.partial(_inside, array, file, path)) for path, array in inside.items()
     }
     elsewhere = {path for path in elsewhere if not path.endswith("/kvstore")}
     for own in sorted(folder.iterdir()):
@@ -283,7 +283,7 @@ def _finite(array: np.ndarray, where: str) -> np.ndarray:
     return array
 
 
-def _zarr(folder: Path) -> Stored:
+def _zarr(folder: Path) -> TensorInFile:
     """An array of zarr, version 2, in floats, uncompressed or by gzip, as T5X writes it."""
     file = folder / ".zarray"
     if folder.is_symlink() or file.is_symlink():
@@ -314,7 +314,7 @@ def _zarr(folder: Path) -> Stored:
         raise CheckpointError(f"{file}: dtype {stored!r:.80}; weights are <f2, <f4, <f8 or bfloat16")
     dtype = float_dtype(stored if stored == "bfloat16" else np.dtype(stored).name, folder.name, file)
     _check_bytes(folder, shape, chunks, dtype, compressed)
-    return Stored(shape, functools.partial(_read_zarr, folder, shape, chunks, dtype, compressed))
+    return TensorInFile(shape, functools.partial(_read_zarr, folder, shape, chunks, dtype, compressed))
 
 
 def _sizes(file: Path, said: dict[str, Any], name: str) -> tuple[int, ...]:

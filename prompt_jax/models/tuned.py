@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_jax.models.layers import Params, depth, only_stack
+from prompt_jax.models.layers import Params, depth, join_stacks, split_layers
 from prompt_jax.models.prompt import Prompt
 
 LAST_LAYERS = "last_layers"
@@ -47,7 +47,7 @@ def whole_model(params: Params, prompt: Prompt) -> Params:
 
     def joined(node: Any) -> Any:
         if isinstance(node, tuple):
-            return (only_stack(node),)
+            return (join_stacks(node),)
         return {name: joined(child) for name, child in node.items()} if isinstance(node, dict) else node
 
     return joined(changed(params, prompt.base))
@@ -61,7 +61,7 @@ def _changed(node: Any, leaves: Any) -> Any:
     result = dict(node or {})
     for name, own in leaves.items():
         if name == LAST_LAYERS:
-            lower, upper = divided(result["layers"], depth(own))
+            lower, upper = split_layers(result["layers"], depth(own))
             result["layers"] = (*lower, _changed(upper, own))
         else:
             result[name] = _changed(result.get(name), own)
@@ -108,13 +108,3 @@ def flat(node: Any) -> dict[str, Any]:
         return {"": node}
     pairs = children.items() if isinstance(children, Mapping) else children
     return {f"{name}/{path}".rstrip("/"): leaf for name, child in pairs for path, leaf in flat(child).items()}
-
-
-def divided(stacks: tuple[Params, ...], count: int) -> tuple[tuple[Params, ...], Params]:
-    """The stacks below the last `count` layers, and these as a stack."""
-    *lower, last = stacks
-    rest = depth(last) - count
-    if rest > 0:
-        lower.append(jax.tree.map(lambda leaf: leaf[:rest], last))
-        last = jax.tree.map(lambda leaf: leaf[rest:], last)
-    return tuple(lower), last

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prompt_jax.models.checkpoint_files import (
     CheckpointError,
-    Stored,
+    TensorInFile,
     Tensors,
     brief,
     open_safetensors,
@@ -27,7 +27,7 @@ from prompt_jax.models.checkpoint_files import (
 from prompt_jax.models.fingerprint import Samples, sample
 from prompt_jax.models.flax_msgpack import open_flax
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.quantised import Quantised, quantise
+from prompt_jax.models.quantized import Quantized, quantize
 
 # Where leaves go: the default device, one sharding for all, or one for each row of the table.
 Placement = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
@@ -141,7 +141,7 @@ def abstract(table: list[Parameter], dtype: str, placement: Placement = None) ->
     return _nested({parameter.path: leaf(parameter) for parameter in table})
 
 
-def check(table: list[Parameter], tensors: Mapping[str, Stored], source: str) -> None:
+def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: str) -> None:
     """Raises a `CheckpointError` unless the tensors are exactly those of the table."""
     layers = max((parameter.layers or 0 for parameter in table), default=0)
     if layers > len(tensors):  # or as many names would be made as a damaged config.json asks for
@@ -198,7 +198,7 @@ def _ours(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
     return (tensor.T if parameter.transposed else tensor).reshape(parameter.shape)
 
 
-def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantised:
+def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized:
     """Shape and dtype of a leaf.
 
     With "int8" the layers' matrices are quantised. The tables of words are not: prompts are made of embeddings and
@@ -210,10 +210,10 @@ def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantised
         return jax.ShapeDtypeStruct(shape, DTYPES[dtype])
     inputs = 1 + _input_axes(parameter)  # with the layers'
     scale = shape[0], *[1] * (inputs - 1), *shape[inputs:]
-    return Quantised(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
+    return Quantized(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
 
 
-def _placed(parameter: Parameter, tensors: Tensors, dtype: str, placement: Placement) -> jax.Array | Quantised:
+def _placed(parameter: Parameter, tensors: Tensors, dtype: str, placement: Placement) -> jax.Array | Quantized:
     """A leaf on the devices; each process reads the parts of its own."""
     shape, sharding = _shape(parameter, dtype), _sharding(parameter, placement)
     index: Any
@@ -234,24 +234,24 @@ def _placed(parameter: Parameter, tensors: Tensors, dtype: str, placement: Place
     )
 
 
-def _part(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantised:
+def _part(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantized:
     """The part of a leaf at an index of its axes."""
     names = _names(parameter)
     if parameter.layers is None:
         return np.array(_ours(parameter, tensors[names[0]].read())[index], DTYPES[dtype])
     own, within = names[index[0]], index[1:]
     layers = (_ours(parameter, tensors[name].read()) for name in own)
-    if isinstance(_shape(parameter, dtype), Quantised):
+    if isinstance(_shape(parameter, dtype), Quantized):
         # An output's scale is of all its weights.
         inputs = _input_axes(parameter)
         outputs = (slice(None),) * inputs + within[inputs:]
-        return _stacked(len(own), (_inputs(quantise(layer[outputs], inputs), within[:inputs]) for layer in layers))
+        return _stacked(len(own), (_inputs(quantize(layer[outputs], inputs), within[:inputs]) for layer in layers))
     return _stacked(len(own), (layer[within].astype(DTYPES[dtype], copy=False) for layer in layers))
 
 
-def _inputs(matrix: Quantised, index: tuple[slice, ...]) -> Quantised:
+def _inputs(matrix: Quantized, index: tuple[slice, ...]) -> Quantized:
     """Some inputs of a matrix, whose scale is the same for all of them."""
-    return Quantised(matrix.values[index], matrix.scale)
+    return Quantized(matrix.values[index], matrix.scale)
 
 
 def _stacked(count: int, layers: Iterator[Any]) -> Any:

@@ -14,10 +14,10 @@ from jaxtyping import PRNGKeyArray
 
 from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models.hub import Model
-from prompt_jax.models.layers import depth
+from prompt_jax.models.layers import depth, split_layers
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.models.quantised import Quantised
-from prompt_jax.models.tuned import LAST_LAYERS, divided
+from prompt_jax.models.quantized import Quantized
+from prompt_jax.models.tuned import LAST_LAYERS
 
 Trainable = dict[str, Any]
 
@@ -29,7 +29,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
       ConfigError: a base of 8-bit integers, which cannot be trained, or of fewer layers.
     """
     del key, labels
-    if any(isinstance(leaf, Quantised) for leaf in jax.tree.leaves(model.params, is_leaf=_is_quantised)):
+    if any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(model.params, is_leaf=_is_quantized)):
         raise ConfigError(f"prompt.method {config.method!r} trains the base itself, which model.dtype int8 rules out")
     if config.method == "full":
         return _copied(model.params)
@@ -38,7 +38,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
     there = sum(map(depth, holder["layers"]))
     if config.layers > there:
         raise ConfigError(f"prompt.layers is {config.layers}, and {model.name} has {there}")
-    _, last = divided(holder["layers"], config.layers)
+    _, last = split_layers(holder["layers"], config.layers)
     trainable = {LAST_LAYERS: _copied(last)}
     return {name: trainable} if name else trainable
 
@@ -59,5 +59,5 @@ def _copied(node: Any) -> Any:
     return jnp.array(node, jnp.float32)
 
 
-def _is_quantised(node: Any) -> bool:
-    return isinstance(node, Quantised)
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, Quantized)

@@ -13,7 +13,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -216,7 +216,7 @@ def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
         raise PromptFormatError(
             f"{path}: its virtual tokens have width {tokens.embeddings.shape[1]}; {model.name} has {width}"
         )
-    there = family(model.config).sites(model.config)
+    there: Any = family(model.config).sites(model.config)
     for site, part in prompt.parts.items():
         if isinstance(part, Prefix) and site not in there:
             raise PromptFormatError(f"{path}: it has a prefix of {site}; {model.name} has {' and '.join(there)}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from prompt_jax.models import weights
-from prompt_jax.models.checkpoint_files import CheckpointError, Stored, open_safetensors, open_torch
+from prompt_jax.models.checkpoint_files import CheckpointError, TensorInFile, open_safetensors, open_torch
 from prompt_jax.models.flax_msgpack import open_flax
 from prompt_jax.models.t5 import T5Config, parameters
 from prompt_jax.sharding import of_parameters
@@ -343,14 +343,16 @@ def test_tensors_are_read_one_at_a_time(synthetic):
     def reader(name: str) -> Callable[[], np.ndarray]:
         return lambda: names.append(name) or tensors[name]
 
-    weights.assemble(table, {name: Stored(tensors[name].shape, reader(name)) for name in reversed(tensors)}, "float32")
+    weights.assemble(
+        table, {name: TensorInFile(tensors[name].shape, reader(name)) for name in reversed(tensors)}, "float32"
+    )
     assert names == 2 * list(tensors)
 
 
 @pytest.mark.parametrize("dtype", weights.DTYPES)
 def test_abstract_parameters_have_the_shapes_of_real_ones(dtype, synthetic):
     table, tensors = synthetic
-    stored = {name: Stored(tensors[name].shape, lambda name=name: tensors[name]) for name in tensors}
+    stored = {name: TensorInFile(tensors[name].shape, lambda name=name: tensors[name]) for name in tensors}
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params, _ = weights.assemble(table, stored, dtype, device)
     shapes = weights.abstract(table, dtype, device)

@@ -18,16 +18,16 @@ from prompt_jax.config import Decoding
 from prompt_jax.decoding import compiled_generate
 from prompt_jax.models import family, weights
 from prompt_jax.models.bart import BartConfig
-from prompt_jax.models.checkpoint_files import Stored
+from prompt_jax.models.checkpoint_files import TensorInFile
 from prompt_jax.models.gpt2 import GPT2Config
-from prompt_jax.models.quantised import Quantised, project, quantise
+from prompt_jax.models.quantized import Quantized, weighted_einsum, quantize
 from prompt_jax.models.t5 import T5Config
 
 BASES = ("t5_v11", "gpt2", "bart")
 
 
 def is_quantised(leaf: Any) -> bool:
-    return isinstance(leaf, Quantised)
+    return isinstance(leaf, Quantized)
 
 
 def dequantised(params: Any) -> Any:
@@ -40,7 +40,7 @@ def dequantised(params: Any) -> Any:
 
 
 def in_float32(params: Any) -> Any:
-    """Quantised matrices as they are, all else and thereby the activations in float32."""
+    """Quantized matrices as they are, all else and thereby the activations in float32."""
     return jax.tree.map(
         lambda leaf: leaf if is_quantised(leaf) else leaf.astype(jnp.float32), params, is_leaf=is_quantised
     )
@@ -59,7 +59,7 @@ def model(request, fixtures):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_values_are_qwixs(shape, inputs, dtype):
     matrix = np.random.default_rng(0).normal(size=shape).astype(dtype)
-    found, outputs = quantise(matrix, inputs), range(inputs, len(shape))
+    found, outputs = quantize(matrix, inputs), range(inputs, len(shape))
     # Its largest value would be 127.5, and be cut to 127.
     method = f"absmax,{127.5 / 127}"
     exact = jnp.asarray(matrix, jnp.float32)
@@ -71,7 +71,7 @@ def test_values_are_qwixs(shape, inputs, dtype):
     x = np.random.default_rng(1).normal(size=(3, *shape[:inputs])).astype(np.float32)
     axes = "abcd"[: len(shape)]
     equation = f"x{axes[:inputs]},{axes}->x{axes[inputs:]}"
-    assert_close(project(equation, jnp.asarray(x), found), qwix.einsum(equation, jnp.asarray(x), expected))
+    assert_close(weighted_einsum(equation, jnp.asarray(x), found), qwix.einsum(equation, jnp.asarray(x), expected))
 
 
 @settings(max_examples=100)
@@ -79,23 +79,23 @@ def test_values_are_qwixs(shape, inputs, dtype):
 def test_no_error_is_larger_than_half_a_step(seed, rows, size):
     matrix = size * np.random.default_rng(seed).standard_cauchy((rows, 4)).astype(np.float32)
     matrix[:, 0] = 0
-    found = quantise(matrix, 1)
+    found = quantize(matrix, 1)
     assert found.scale.shape == (1, 4) and not found.values[:, 0].any()
     error = np.abs(found.values * found.scale.astype(np.float64) - matrix)
     assert (error <= found.scale * 0.50001).all()
 
 
 def test_the_dtype_of_the_result_is_that_of_the_activations():
-    matrix = quantise(np.ones((3, 2), np.float32), 1)
+    matrix = quantize(np.ones((3, 2), np.float32), 1)
     for dtype in (jnp.bfloat16, jnp.float32):
-        assert project("td,df->tf", jnp.ones((1, 3), dtype), matrix).dtype == dtype
+        assert weighted_einsum("td,df->tf", jnp.ones((1, 3), dtype), matrix).dtype == dtype
 
 
 # --------------------------------------------------------------------------------------------------------------
 # A model
 
 
-def test_what_is_quantised(model):
+def test_what_is_quantized(model):
     """The layers' matrices, each layer of each as it is alone; the rest is as with bfloat16."""
     expected = {"self/q", "self/k", "self/v", "self/o", "mlp/up", "mlp/down"}
     if not isinstance(model.config, GPT2Config):
@@ -119,7 +119,7 @@ def test_what_is_quantised(model):
         inputs = 2 if name.endswith("/o") else 1
         assert leaf.values.dtype == jnp.int8 and leaf.scale.dtype == jnp.float32 and leaf.shape == exact.shape
         for layer in range(len(exact)):
-            one = quantise(np.asarray(exact[layer]), inputs)
+            one = quantize(np.asarray(exact[layer]), inputs)
             np.testing.assert_array_equal(leaf.values[layer], one.values)
             np.testing.assert_array_equal(leaf.scale[layer], one.scale)
     assert found == expected
@@ -186,7 +186,7 @@ def test_no_float_copy_of_the_base(name):
     """The memory of a gradient, and of generation, is less than a quarter of the weights in float32."""
     config, table = LARGE[name], family(LARGE[name]).parameters(LARGE[name])
     tensors = {
-        stored: Stored(weights.stored_shape(row), lambda row=row: np.ones(weights.stored_shape(row), np.float32))
+        stored: TensorInFile(weights.stored_shape(row), lambda row=row: np.ones(weights.stored_shape(row), np.float32))
         for row in table
         for stored in weights._names(row)
     }
