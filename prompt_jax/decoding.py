@@ -29,7 +29,8 @@ class Generated(NamedTuple):
     """What was generated: new tokens alone, without start token or input; after a row's end token the pad id."""
 
     tokens: Int[Array, "B N"]  # int32
-    log_probability: Float[Array, "B"]  # float32, nats: of the row's tokens, its end token included
+    # float32, nats: of the row's tokens, its end token included; NaN if one of its logits was not finite
+    log_probability: Float[Array, "B"]
 
 
 class Hypotheses(NamedTuple):
@@ -124,6 +125,8 @@ def score(
 ) -> Float[Array, "B C"]:
     """Log-probability, in nats, of each of C given targets for each row. The input is encoded once for all of them.
 
+    It is NaN where a logit at one of the target's tokens is not finite.
+
     Args:
       params, config, batch, prompt: as for `generate`.
       targets: token ids with the end token, padded on the right.
@@ -172,7 +175,7 @@ def compiled_generate(
 
     def append(position, logits, so_far, done):
         """Each row's next token, and which rows have ended with it."""
-        log_probabilities = _permitted(jax.nn.log_softmax(logits), position, config, decoding)
+        log_probabilities = _permitted(_log_softmax(logits), position, config, decoding)
         if decoding.temperature:
             if keys is None:
                 raise ConfigError(f"decoding.temperature is {decoding.temperature}, and drawing tokens needs a `key`")
@@ -232,7 +235,7 @@ def compiled_beam_search(
         """One more token. `ended` [B, G] says which of the found are hypotheses, `done` [B] which rows can improve no
         more."""
         vocabulary = logits.shape[-1]
-        sums = _permitted(jax.nn.log_softmax(logits), position, config, decoding) + running.log_probability[..., None]
+        sums = _permitted(_log_softmax(logits), position, config, decoding) + running.log_probability[..., None]
         # Each beam has one end token, so that among twice as many candidates there are enough that go on.
         best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), 2 * beams)
         parent, token = index // vocabulary, index % vocabulary
@@ -303,7 +306,7 @@ def compiled_score(
         target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
         shifted = batch | {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
         logits = model.decode(params, config, encoded, shifted, prompt)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(_log_softmax(logits), target[..., None], axis=-1)[..., 0]
         return jnp.where(mask, chosen, 0.0).sum(axis=1)
 
     return jax.lax.map(one, (targets, targets_mask)).T
@@ -327,6 +330,12 @@ def draw_weights(log_probabilities: Float[Array, "B V"], decoding: Decoding) -> 
         edge = jnp.where(more_probable < decoding.top_p, descending, jnp.inf).min(axis=1, keepdims=True)
         weights = jnp.where(weights < edge, -jnp.inf, weights)
     return weights
+
+
+def _log_softmax(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+    """Log-probabilities of tokens; NaN for all of them where a logit is not finite, which results keep."""
+    finite = jnp.isfinite(logits).all(axis=-1, keepdims=True)
+    return jnp.where(finite, jax.nn.log_softmax(logits), jnp.nan)
 
 
 def _permitted(

@@ -250,7 +250,7 @@ def test_the_card_says_what_a_user_needs(tmp_path):
         '- "base_model:adapter:google/some-base"\n---\n\n# '
     )
     assert '\n    template: "review: {text}\\n---"\n    labels: ["negative", "positive"]\n' in card
-    assert card.endswith("\n### Framework versions\n\n- PEFT 0.21.2\n")
+    assert card.endswith("\n### Framework versions\n\n- PEFT 0.21.2\n- Transformers 5.23.0\n")
 
 
 def test_an_ensemble_is_a_folder_of_adapters(model, adapters, tmp_path):
