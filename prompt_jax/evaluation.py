@@ -402,7 +402,7 @@ def check_finite(
         named = sorted({int(number) for number in prompt_ids[wrong]})
         which = " with " + ", ".join("no prompt" if number < 0 else f"prompt {number}" for number in named)
     weights = [
-        f"{jax.tree_util.keystr(path, simple=True, separator='/')} ({count} values)"
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} ({count} value{'s' * (count > 1)})"
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and (count := int((~jnp.isfinite(leaf)).sum()))
     ]
