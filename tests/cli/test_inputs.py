@@ -1,5 +1,6 @@
 """The same text has the same ids, and the same answer, whichever way it comes in."""
 
+import ast
 import csv
 import gzip
 import io
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import prompt_jax
 from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, data, evaluation, save_prompt
+from prompt_jax.cli.common import harmless
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data_files import file_task
 from prompt_jax.data_lines import DataError
@@ -269,3 +271,19 @@ def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatc
         terminal.flush()
         shown = screen.read(4096).decode()
     assert shown == r"\x1b]0;pwn\x07 a b\x9b2J \u202e c\x7f 🙂 é" + "\r\n"
+
+
+def test_what_a_terminal_is_not_to_obey():
+    """Control and format characters and line separators; spaces, and joiners of emoji and of Persian, are text."""
+    evil = "\x1b[2J\r\t\x00\x9b1A\x7f\u202e\u2066\u2028\u2029\ufeff\u00ad\ud800\U000e0001"
+    assert harmless(evil) == evil.encode("unicode_escape").decode()
+    text = "a\nb\u00a0\u3000é 👨‍👩‍👧 می‌خواهم ▁<extra_id_0>"
+    assert harmless(text) == text
+
+
+def test_no_verb_prints_what_is_not_escaped():
+    """`show` and `say` escape, and `predict` decides."""
+    for path in Path(prompt_jax.cli.__file__).parent.glob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        prints = sum(isinstance(called, ast.Name) and called.id == "print" for called in calls)
+        assert prints == {"common.py": 2, "predict.py": 1, "__init__.py": 1}.get(path.name, 0), path
