@@ -36,7 +36,7 @@ class DataError(UserError, ValueError):
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file with their ends, lazily and in order.
+    """Yield the lines of a file with their ends, lazily and in order.
 
     Raises:
       DataError: the file cannot be read, is not text, or has a line that is too long; names file and line.
@@ -50,7 +50,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def stream_lines(stream: Any, name: str) -> Iterator[str]:
-    """`read_lines` of an open binary stream, which stays open; `name` is what errors call it."""
+    """Yield the lines of a binary stream, as `read_lines`. It stays open, and errors call it by `name`."""
     number = 0
     stream = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
     encoding = "utf-8"
@@ -71,26 +71,28 @@ def stream_lines(stream: Any, name: str) -> Iterator[str]:
 
 
 def without_end(line: str) -> str:
-    """The text of a line."""
+    """Return the text of a line."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
 def is_text(text: str) -> bool:
-    """Whether UTF-8 can write a text: false for half of a surrogate pair, and for arguments that were not UTF-8."""
+    """Return whether UTF-8 can write a text. It cannot write half of a surrogate pair, which Python's arguments have in
+    the place of bytes that are not UTF-8."""
     return text.isascii() or _UNDECODED.search(text) is None
 
 
 def fail(where: str, found: str, expected: str) -> NoReturn:
-    """Raises DataError with the three parts of every message."""
+    """Raise DataError with the three parts of a message."""
     raise DataError(f"{where}: {found}; expected {expected}")
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """A text of the data for an error message: quoted, with escapes, and shortened."""
+    """Return a text of the data for an error message: in quotation marks, with escapes, and shortened."""
     return repr(text if len(text) <= limit else f"{text[:limit]}…")
 
 
 def _encoding(start: bytes, name: str) -> str:
+    """Return the encoding of a stream that begins with these bytes."""
     for mark, encoding in _ENCODINGS.items():
         if start.startswith(mark):
             if encoding is None:

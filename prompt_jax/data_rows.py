@@ -24,7 +24,7 @@ KINDS = (".jsonl", ".csv", ".tsv")
 # A quoted cell of a TSV file, without line breaks.
 _QUOTED = re.compile(r'(?:^|\t)("(?:[^"\t]|"")*+")(?=[\t\r\n]|$)')
 
-# What makes programs quote a cell of a TSV file: Python's csv module and pandas; Excel.
+# The characters for which programs quote a cell of a TSV file: Python's csv module and pandas; Excel.
 _SPECIAL = (frozenset('\t\r\n"'), frozenset('\t\r\n",'))
 
 
@@ -70,17 +70,19 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _with_header(path, _quoted_records(path, ","))
+    return _with_header(path, _quoted_records(path, ","), "")
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    line = _first_text_quote(path)
-    records = _quoted_records(path, "\t") if line is None else _plain_records(path, line)
-    return _with_header(path, records)
+    hint, line = "; a cell with a tab or a line break has to be quoted", _first_text_quote(path)
+    if line is None:
+        return _with_header(path, _quoted_records(path, "\t"), hint)
+    hint += f", and line {line} shows that quotation marks are text in this file"
+    return _with_header(path, _plain_records(path, line), hint)
 
 
-def _with_header(path: Path, records: Iterator["_Record"]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Name the cells of records by the first of them."""
+def _with_header(path: Path, records: Iterator["_Record"], hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the records after the first one, which names their cells; `hint` ends errors about their number."""
     header = None
     for line, text, cells in records:
         where = f"{path}:{line}"
@@ -90,11 +92,8 @@ def _with_header(path: Path, records: Iterator["_Record"]) -> Iterator[tuple[int
             header = _header(cells, text, where)
             continue
         if len(cells) != len(header):
-            fail(where, f"{len(cells)} cells", f"{len(header)} ({_some(header)}){_HINTS[file_kind(path)]}")
+            fail(where, f"{len(cells)} cells", f"{len(header)} ({_some(header)}){hint}")
         yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
-
-
-_HINTS = {".csv": "", ".tsv": "; a cell with a tab or a line break has to be quoted"}
 
 
 def _header(cells: Sequence[str], text: str, where: str) -> Sequence[str]:
@@ -111,7 +110,10 @@ _NAMES = {",": ", or the name .csv", "\t": ", or the name .tsv", ";": ""}
 
 
 def _check_separator(line: str, separator: str, where: str) -> None:
-    """Refuse a header line that has other separators alone; quotation marks may keep it from being parsed."""
+    """Raise DataError if a header line has another separator and not this one.
+
+    It looks at the line before it is parsed, since cells in quotation marks with another separator are broken CSV.
+    """
     if separator in line:
         return
     wanted = _SEPARATORS[separator]
@@ -121,7 +123,7 @@ def _check_separator(line: str, separator: str, where: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Records: the line that one begins on, its text, and its cells, of which a blank line has none
+# Records: the line on which a record begins, its text, and its cells. A blank line has no cells
 
 _Record = tuple[int, str, list[str]]
 
@@ -167,7 +169,7 @@ def _quoted_records(path: Path, separator: str) -> Iterator[_Record]:
 
 
 def _plain_records(path: Path, text_quote: int) -> Iterator[_Record]:
-    """The records of a TSV file in which quotation marks are text, as the line `text_quote` shows."""
+    """Yield the records of a TSV file in which quotation marks are text, as the line `text_quote` shows."""
     warned = False
     for number, line in enumerate(read_lines(path), 1):
         if number == 1:
@@ -190,10 +192,10 @@ def _doubled(line: str) -> str | None:
 
 
 def _first_text_quote(path: Path) -> int | None:
-    """Return the first line of a TSV file that shows its quotation marks to be text; None if its cells are quoted.
+    """Return the first line that shows quotation marks to be text in a TSV file; None if cells are quoted.
 
-    They are quoted if one program would have quoted exactly the cells that are: all of them, which a quoted header
-    shows, or those with a special character (`_SPECIAL`). Empty cells may be quoted or not.
+    Cells are quoted if the header is, or if one program (`_SPECIAL`) would have quoted exactly the cells that are
+    quoted. Programs differ on empty cells.
     """
     header: Sequence[str] | None = None
     programs, all_quoted = list(_SPECIAL), False
@@ -204,10 +206,10 @@ def _first_text_quote(path: Path) -> int | None:
             quoted = _quoted_cells(text, cells)
             if header is None:
                 header, all_quoted = cells, all(quoted)
-            if len(cells) != len(header):
+            if '"' in text and len(cells) != len(header):
                 return line
             if not all_quoted:
-                programs = [special for special in programs if _would_quote(special, cells, quoted)]
+                programs = [special for special in programs if _quotes_exactly(special, cells, quoted)]
                 if not programs:
                     return line
     except _BrokenQuotes as error:
@@ -215,8 +217,9 @@ def _first_text_quote(path: Path) -> int | None:
     return None
 
 
-def _would_quote(special: frozenset[str], cells: Sequence[str], quoted: Sequence[bool]) -> bool:
-    return all(not cell or own != special.isdisjoint(cell) for cell, own in zip(cells, quoted, strict=True))
+def _quotes_exactly(special: frozenset[str], cells: Sequence[str], quoted: Sequence[bool]) -> bool:
+    """Return whether the quoted cells are those with a special character; empty cells do not count."""
+    return all(not cell or is_quoted != special.isdisjoint(cell) for cell, is_quoted in zip(cells, quoted, strict=True))
 
 
 def _quoted_cells(text: str, cells: Sequence[str]) -> list[bool]:
@@ -231,6 +234,6 @@ def _quoted_cells(text: str, cells: Sequence[str]) -> list[bool]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Some of the names of columns, for an error message."""
+    """Return the names of columns, or some of them, for an error message."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(f"{name:.40}" for name in names[:10]) + more

@@ -153,6 +153,7 @@ def test_csv_rows_are_numbered_by_the_line_they_begin_on(tmp_path):
         ("x.csv", '"text";"label"\n"a";"good"\n', "x.csv:1: a header line with semicolons and no commas"),
         ("x.csv", "text\tlabel\na\tgood\n", "x.csv:1: .* with tabs and no commas; expected commas, or the name .tsv"),
         ("x.tsv", "text,label\na,good\n", "x.tsv:1: .* with commas and no tabs; expected tabs, or the name .csv"),
+        ("x.tsv", 'text\tlabel\n"a ""b"" c"\tgood\nd\n', "x.tsv:3: 1 cells; expected 2"),
         ("x.csv", "text,label\r\ra,good\rb\r", r"x.csv:4: 1 cells; expected 2 \(text, label\)"),
         ("x.csv", "", "x.csv: no rows; expected at least one after a header line"),
         ("x.csv", "text,label\n", "x.csv: no rows"),

@@ -231,6 +231,28 @@ def test_any_tsv_file_is_read_or_refused(tmp_path, content):
         assert rows == expected
 
 
+# ---- templates
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=8)
+pieces = st.text(st.characters(codec="utf-8", exclude_characters="{}"), max_size=8)
+
+
+@FUZZ
+@given(
+    columns=st.lists(names, min_size=1, max_size=4), between=st.lists(pieces, min_size=5, max_size=5), data=st.data()
+)
+def test_a_column_may_have_any_name_without_braces(columns, between, data):
+    """`#1 String`, `my-text`, `a.b`; and what a cell holds is not looked through for columns."""
+    row = {name: data.draw(st.text(max_size=8) | st.sampled_from(["{text}", "\\1", "{0}"])) for name in columns}
+    template = between[0] + "".join(f"{{{name}}}{fixed}" for name, fixed in zip(columns, between[1:], strict=False))
+    task_format = TaskFormat(template)
+    assert task_format.columns == tuple(dict.fromkeys(columns))
+    expected = between[0] + "".join(row[name] + fixed for name, fixed in zip(columns, between[1:], strict=False))
+    assert task_format.render(row) == expected
+    assert task_format.segments[::2] == (*between[: len(columns) + 1],) and task_format.segments[1::2] == (*columns,)
+
+
 # ---- tasks over files
 
 
