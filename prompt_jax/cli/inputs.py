@@ -26,31 +26,26 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
     """
     if words and file is not None:
         raise UserError(f"the inputs are arguments or lines of --input {file}; give one of them")
+    if words:
+        for number, word in enumerate(words, 1):
+            if not is_text(word):
+                raise UserError(f"input {number}: the argument {word!r:.60} is not text; expected UTF-8")
+            yield f"input {number}", word
+        return
     if file is not None and file.name.lower().removesuffix(".gz").endswith(KINDS):
         yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
         return
-    name, number = "an argument", 0
-    if words:
-        lines: Iterable[str] = _arguments(words)
-    elif file is not None:
-        name, lines = str(file), map(without_end, read_lines(file))
-    else:
-        name, lines = "standard input", map(without_end, stream_lines(_standard_input(), "standard input"))
+    name = "standard input" if file is None else str(file)
+    lines = stream_lines(_standard_input(), name) if file is None else read_lines(file)
+    number = 0
     for number, line in enumerate(lines, 1):
-        yield f"input {number}" if words else f"{name}:{number}", line
+        yield f"{name}:{number}", without_end(line)
     if not number:
         raise DataError(f"{name}: no input; expected a text on each line")
 
 
-def _arguments(words: Sequence[str]) -> Iterator[str]:
-    for number, word in enumerate(words, 1):
-        if not is_text(word):
-            raise UserError(f"input {number}: the argument {word!r:.60} is not text; expected UTF-8")
-        yield word
-
-
 def _standard_input() -> Any:
-    """Standard input in bytes, whatever the locale takes them for. Programs may put a text stream in its place."""
+    """Return standard input in bytes, which do not depend on the locale. Programs may replace it by a text stream."""
     return sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode("utf-8"))
 
 
@@ -65,10 +60,10 @@ def input_texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> I
 
 
 def as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
-    """Return a row unchanged, and a text as the JSON object that it has to be: what is `wanted` in the message.
+    """Return a row unchanged, and a text as the JSON object that it has to be.
 
     Raises:
-      UserError: it is another text.
+      UserError: it is another text; the message says what is `wanted`.
     """
     if not isinstance(line, str):
         return line
