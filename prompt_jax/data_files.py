@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prompt_jax.data_lines import DataError, fail, is_text, read_lines, shown, without_end
 from prompt_jax.data_rows import KINDS, file_kind, read_rows
 from prompt_jax.paths import as_path
@@ -125,6 +123,8 @@ class FileTask:
           DataError: as read_examples, or a held-out share that leaves a split empty.
         """
         if limit is not None and limit < (count := sum(1 for _ in self.examples(split))):
+            import numpy as np  # here, so that `--help` does without
+
             # As `prompt_jax.data` draws from rows in memory.
             kept = set(np.random.default_rng(seed).permutation(count)[:limit].tolist())
             yield from (row for number, row in enumerate(self.examples(split)) if number in kept)
