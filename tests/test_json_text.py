@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
 from prompt_jax.json_text import json_text
+from prompt_jax.prompts.files import read_prompt
 from prompt_jax.training.logs import Log, read_log
 
 
@@ -30,6 +32,12 @@ def test_a_runs_log_has_no_nan_and_is_read_back_with_it(tmp_path):
     assert [json.loads(line, parse_constant=refuse)["train/grad_norm"] for line in lines] == [None, None]
     for line in read_log(tmp_path):
         assert math.isnan(line["train/grad_norm"]) and line["train/loss"] == 0.5
+
+
+def test_a_prompt_file_leaves_out_scores_that_are_not_finite(tmp_path):
+    metadata = PromptMetadata(scores={"accuracy": 0.5, "own": math.nan, "other": math.inf})
+    save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(np.ones((2, 4), np.float32))), metadata)
+    assert read_prompt(tmp_path / "p.npz")[1].scores == {"accuracy": 0.5}
 
 
 @pytest.mark.parametrize("score", [math.nan, -math.inf])

@@ -35,6 +35,10 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
     if file is not None and file.name.lower().removesuffix(".gz").endswith(KINDS):
         yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
         return
+    if file is not None and file.suffix.lower() == ".json":
+        raise DataError(
+            f"{file}: expected a file named .jsonl with one JSON object a line, or .txt with one text a line"
+        )
     name = "standard input" if file is None else str(file)
     lines = stream_lines(_standard_input(), name) if file is None else read_lines(file)
     number = 0
@@ -46,6 +50,8 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
 
 def _standard_input() -> Any:
     """Return standard input in bytes, which do not depend on the locale. Programs may replace it by a text stream."""
+    if sys.stdin is None:  # closed
+        return io.BytesIO()
     return sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode("utf-8"))
 
 

@@ -217,7 +217,10 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
     assert f"{path}:2: not UTF-8 (byte 0xef at character 3 of the line); expected UTF-8" in message("--input", path)
     assert "the inputs are arguments or lines of --input" in message("a text", "--input", path)
     assert "input 2: the argument 'na\\udcefve' is not text" in message("a", "na\udcefve")
-    assert "none.txt" in message("--input", tmp_path / "none.txt")
+    assert "none.txt: cannot be read: No such file" in message("--input", tmp_path / "none.txt")
+    assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.json", '[{"text": "a"}]', "utf-8"))
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input: no input" in run(*argv)[2]
 
 
 def test_bytes_that_are_no_utf8_end_a_real_process_with_a_message(prompts, tiny_folders):
