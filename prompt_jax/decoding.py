@@ -334,7 +334,7 @@ def draw_weights(log_probabilities: Float[Array, "B V"], decoding: Decoding) -> 
 
 def _log_softmax(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
     """Log-probabilities of tokens; NaN for all of them where a logit is not finite, which results keep."""
-    finite = jnp.isfinite(logits).all(axis=-1, keepdims=True)
+    finite = jnp.isfinite(jnp.abs(logits).max(axis=-1, keepdims=True))  # in one pass, without a mask of all logits
     return jnp.where(finite, jax.nn.log_softmax(logits), jnp.nan)
 
 

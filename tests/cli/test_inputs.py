@@ -89,9 +89,9 @@ def write(folder: Path, name: str, content: str, encoding: str) -> Path:
     return folder / name
 
 
-def read_texts(path: Path, task_format: TaskFormat = FORMAT) -> list[str]:
+def read_texts(path: Path) -> list[str]:
     """The texts that `predict` takes from a file, without the first row of PLAIN_TSV."""
-    return list(input_texts(read_inputs((), path), task_format))[path.name == "plain.tsv" :]
+    return list(input_texts(read_inputs((), path), FORMAT))[path.name == "plain.tsv" :]
 
 
 SNIPPETS = ('"', '""', "\t", ",", ";", " ", "  ", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\0", "\ufeff")
