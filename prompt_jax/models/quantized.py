@@ -44,13 +44,17 @@ Weights = Array | Quantized
 def quantize(matrix: np.ndarray, inputs: int) -> Quantized:
     """Quantize a matrix on the host; its first `inputs` axes are contracted with the activations.
 
-    The largest weight of an output becomes 127 or -127. Needs memory for two float32 copies.
+    The largest weight of an output becomes 127 or -127. If a weight is not finite, the scale of its output is not
+    finite either, and neither is any product with it. Needs memory for two float32 copies.
     """
     axes = tuple(range(inputs))
     matrix = matrix.astype(np.float32, copy=False)
     largest = np.maximum(matrix.max(axes, keepdims=True), -matrix.min(axes, keepdims=True))
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
-    values = matrix / scale
+    scale = np.where(largest == 0, np.float32(1), largest / np.float32(127))
+    with np.errstate(invalid="ignore"):
+        values = matrix / scale
+    if not (finite := np.isfinite(scale)).all():
+        values = np.where(finite, values, np.float32(0))
     return Quantized(np.rint(values, out=values).astype(np.int8), scale)
 
 
