@@ -20,7 +20,7 @@ from prompt_jax.models import family, weights
 from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.checkpoint_files import TensorInFile
 from prompt_jax.models.gpt2 import GPT2Config
-from prompt_jax.models.quantized import Quantized, weighted_einsum, quantize
+from prompt_jax.models.quantized import Quantized, quantize, weighted_einsum
 from prompt_jax.models.t5 import T5Config
 
 BASES = ("t5_v11", "gpt2", "bart")
