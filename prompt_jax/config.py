@@ -193,7 +193,8 @@ class TrainConfig:
     seed: int = 0
     """Of initialisation, data order and dropout."""
     dropout_rate: float = 0.0
-    """Dropout in the base while training. The paper does not state it; its code's value is 0.1."""
+    """Dropout in the base while training. The paper does not state it; its code's value is 0.1. The masks depend on a
+    batch's shape, so a row has other masks in another length bucket."""
     loss: Literal["token", "sentence"] = "token"
     """The loss of a batch: the mean over its target tokens, or the mean over its examples of their tokens' sum, as in
     the prefix paper's code."""

@@ -117,12 +117,12 @@ def _check_alone(experiment: Experiment) -> None:
             f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "
             f"in {train.accumulate} equal parts"
         )
-    if not 0 <= train.dropout_rate < 1 or train.dropout_rate and not 1 <= round(train.dropout_rate * 2**16) < 2**16:
-        raise ConfigError(f"train.dropout_rate must be in [0, 1), a multiple of 2**-16, not {train.dropout_rate}")
+    if not 0 <= train.dropout_rate < 1:
+        raise ConfigError(f"train.dropout_rate must be in [0, 1), not {train.dropout_rate}")
     if train.seed >= 2**63:
         raise ConfigError(f"the seed must be below 2**63, and is {train.seed}")
-    if not 0 <= prompt.dropout < 1 or prompt.dropout and not 1 <= round(prompt.dropout * 2**16) < 2**16:
-        raise ConfigError(f"prompt.dropout must be in [0, 1), a multiple of 2**-16, not {prompt.dropout}")
+    if not 0 <= prompt.dropout < 1:
+        raise ConfigError(f"prompt.dropout must be in [0, 1), not {prompt.dropout}")
     if prompt.mlp_layers not in (1, 2):
         raise ConfigError(f"prompt.mlp_layers must be 1 or 2, not {prompt.mlp_layers}")
     if len(set(prompt.sites)) != len(prompt.sites):

@@ -55,12 +55,14 @@ def generate(
     decoding: Decoding = FROM_CHECKPOINT,
     key: PRNGKeyArray | None = None,
 ) -> Int[Array, "B N"]:
-    """The answer to each row, by the checkpoint's generation settings unless `decoding` says otherwise.
+    """Return the answer to each row, by the checkpoint's generation settings unless `decoding` says otherwise.
+
+    A causal model continues the inputs. If its prompt was trained on a task, end them with the separator that the task
+    has between source and target (`Tokenizer.separator`). An infix stands before the last token of the inputs.
 
     Args:
       params, config, prompt: as for `forward`.
-      batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B]. Of a causal model
-        `start_ids` [B] are read in place of the start token: the last token of a text that is to be continued.
+      batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B].
       max_new_tokens: N, the most tokens a row gets; left out, the checkpoint's, or MAX_NEW_TOKENS.
       decoding: beams or sampling, and what may be generated.
       key: for sampling, which needs one. What a row draws depends on its number, and not on the other rows.
@@ -96,6 +98,7 @@ def generate_scored(
       params, config, batch, prompt, max_new_tokens, decoding, key: as for `generate`.
       lengths: the most tokens of each row, where they differ: from 1 to `max_new_tokens`.
     """
+    batch = _split_last(config, batch)
     most, lengths = _limits(config, batch, max_new_tokens, lengths)
     _check(config, batch, prompt, most)
     keys = None if key is None else row_keys(key, np.arange(len(batch["inputs"])))
@@ -116,6 +119,7 @@ def beam_search(
 
     Arguments and errors as for `generate_scored`.
     """
+    batch = _split_last(config, batch)
     most, lengths = _limits(config, batch, max_new_tokens, lengths)
     _check(config, batch, prompt, most)
     return compiled_beam_search(params, config, batch, prompt, most, lengths, decoding)
@@ -129,9 +133,10 @@ def score(
     targets: Int[HostOrDevice, "C T"],
     targets_mask: Bool[HostOrDevice, "C T"],
 ) -> Float[Array, "B C"]:
-    """Log-probability, in nats, of each of C given targets for each row. The input is encoded once for all of them.
+    """Return the log-probability, in nats, of each of C given targets for each row.
 
-    It is NaN where a logit at one of the target's tokens is not finite.
+    The input is encoded once for all of them. A causal model's targets continue the inputs, as in `generate`. The
+    result is NaN where a logit at one of the target's tokens is not finite.
 
     Args:
       params, config, batch, prompt: as for `generate`.
@@ -141,8 +146,25 @@ def score(
     Raises:
       PromptStackError, PromptPartError, ContextError: as `forward`.
     """
+    batch = _split_last(config, batch)
     _check(config, batch, prompt, targets.shape[1])
     return compiled_score(params, config, batch, prompt, targets, targets_mask)
+
+
+def _split_last(config: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the batch as the compiled functions take it.
+
+    They read a causal model's text in two parts: the source, and a first target token `start_ids` [B]. This is the last
+    token of the inputs; for an empty text it is the model's start token.
+    """
+    if not family(config).causal:
+        return batch
+    ids, mask = jnp.asarray(batch["inputs"]), jnp.asarray(batch["inputs_mask"], bool)
+    places = np.arange(ids.shape[1])[None]
+    last = jnp.where(mask, places, -1).max(axis=1, keepdims=True)
+    start = jnp.take_along_axis(ids, jnp.maximum(last, 0), axis=1)
+    start = jnp.where(last < 0, config.start_id, start)[:, 0].astype(jnp.int32)
+    return {**batch, "inputs_mask": mask & (places != last), "start_ids": start}
 
 
 def _limits(
@@ -168,7 +190,9 @@ def _check(config: Any, batch: dict[str, Any], prompt: Prompt | None, target: in
 
 
 # --------------------------------------------------------------------------------------------------------------
-# The compiled functions, for callers that have checked their prompt ids: to read them back is to wait for the device
+# The compiled functions, for callers that have checked their prompt ids: to read them back is to wait for the device.
+# Where texts are continued, batches have `start_ids` (`_split_last`). Without them a causal model's target follows
+# `config.start_id`, the separator of tasks.
 
 
 @jax.jit

@@ -46,11 +46,11 @@ class SmallConfig:
 
 class SmallCache(NamedTuple):
     length: jax.Array
-    own: jax.Array  # [B, G, N], the tokens so far
+    generated: jax.Array  # [B, G, N], the tokens so far
     rows: jax.Array  # [B, V]
 
-    def continued(self, parent):
-        return self._replace(own=jnp.take_along_axis(self.own, parent[:, :, None], axis=1))
+    def reordered(self, parent):
+        return self._replace(generated=jnp.take_along_axis(self.generated, parent[:, :, None], axis=1))
 
 
 STEPS: list[int] = []  # one entry for each time that the model runs
@@ -64,11 +64,11 @@ def small_prefill(params, config, batch, prompt, capacity, beams=1):
 
 def small_step(params, config, tokens, cache):
     jax.debug.callback(lambda length: STEPS.append(int(length)), cache.length)
-    own = cache.own.at[:, :, cache.length].set(tokens)
-    slots = np.arange(own.shape[-1])
-    each = params["history"][cache.length][slots[None, None], own]  # [B, G, N, V]
+    generated = cache.generated.at[:, :, cache.length].set(tokens)
+    slots = np.arange(generated.shape[-1])
+    each = params["history"][cache.length][slots[None, None], generated]  # [B, G, N, V]
     logits = jnp.where((slots <= cache.length)[None, None, :, None], each, 0.0).sum(axis=2) + cache.rows[:, None]
-    return logits, SmallCache(cache.length + 1, own, cache.rows)
+    return logits, SmallCache(cache.length + 1, generated, cache.rows)
 
 
 LENGTH, ROWS = 6, 16
@@ -77,7 +77,7 @@ LENGTH, ROWS = 6, 16
 @pytest.fixture
 def small(monkeypatch):
     """Its parameters; `compiled_generate` and `compiled_beam_search` run it where the config is a SmallConfig."""
-    family = SimpleNamespace(prefill=small_prefill, decode_step=small_step, CAUSAL=False)
+    family = SimpleNamespace(prefill=small_prefill, decode_step=small_step, causal=False)
     for module in (prompt_jax.decoding, logits_rules):
         monkeypatch.setattr(module, "family", lambda config: family)
     rng = np.random.default_rng(0)
@@ -400,14 +400,6 @@ def model(fixtures):
     return prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
 
 
-def continued(batch):
-    """For a causal model: the text without its last token, and that token as the first that is read."""
-    last = batch["inputs"].shape[1] - 1 - np.argmax(batch["inputs_mask"][:, ::-1], axis=1)
-    rows, mask = np.arange(len(last)), batch["inputs_mask"].copy()
-    mask[rows, last] = False
-    return {**batch, "inputs_mask": mask, "start_ids": batch["inputs"][rows, last]}
-
-
 @pytest.mark.parametrize("name", ("base", *PROMPTS, *PREFIXES))
 @pytest.mark.parametrize("family", ("t5_v11", "gpt2", "bart"))
 def test_beam_search_equals_peft(fixtures, family, name):
@@ -421,7 +413,6 @@ def test_beam_search_equals_peft(fixtures, family, name):
     rows = np.ones(len(batch["inputs"]), bool)
     if family == "gpt2":
         rows = batch["inputs_mask"].all(axis=1) if name in PROMPTS else rows
-        batch = continued(batch)
     found = beam_search(base.params, base.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
     assert rows.any()
     np.testing.assert_array_equal(found.tokens[rows, 0], reference[f"{name}/beam5"][rows, -12:])

@@ -133,8 +133,6 @@ def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Promp
     training = Training(base, shape)
     _, prompt = applied(training.options)(training.state(0).trainable["prompt"], None)
     batch = {name: value for name, value in random_batch(shape).items() if name.startswith("inputs")}
-    if shape.model == "gpt2":  # a text that is continued
-        batch = {"start_ids": batch["inputs"][:, -1]} | {name: value[:, :-1] for name, value in batch.items()}
     return batch, prompt
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -136,8 +136,8 @@ def _as_prefixes(
     from prompt_jax.models import family
 
     model = load_base(args.file, members[0][1], args.base)
-    as_prefix = getattr(family(model.config), "as_prefix", None)
-    if as_prefix is None:
+    model_family: Any = family(model.config)
+    if not model_family.causal:
         raise UserError(
             f"{model.name} is no causal model: what its encoder makes of virtual tokens depends on the input and is no "
             "prefix"
@@ -147,5 +147,6 @@ def _as_prefixes(
         check_base(args.file, prompt, metadata, model, args.base)
         if prompt.base:
             raise UserError(f"{args.file} changes the base itself, which is no prefix")
-        made.append((as_prefix(model.params, model.config, prompt), dataclasses.replace(metadata, method="prefix")))
+        prefix = model_family.as_prefix(model.params, model.config, prompt)
+        made.append((prefix, dataclasses.replace(metadata, method="prefix")))
     return made

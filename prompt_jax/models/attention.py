@@ -138,7 +138,11 @@ def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
-    """Zero each element with probability `rate` and scale up the others; without a key, return x."""
+    """Zero each element with probability `rate` and scale up the others; without a key, return x.
+
+    `jax.random.bernoulli` draws the mask for the shape of x. So with one key, a row that is padded to another length
+    (another length bucket, or an ensemble member beside longer ones) has another mask.
+    """
     return drop(x, keep_mask(x.shape, rate, key), rate)
 
 

@@ -18,15 +18,7 @@ from prompt_jax.models.attention import KeyValues, attend, dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.layers import (
-    Params,
-    apply_adapter,
-    layer_norm,
-    merge_heads,
-    project_down,
-    project_heads,
-    project_up,
-)
+from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
 from prompt_jax.models.parameter import Parameter, layer_norm_parameters
 
 NAME = "BART"
@@ -214,12 +206,7 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: An
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }[config.activation]
-    hidden = project_up(x, weights["up"])
-    # Keeps the product for the backward pass, and recomputes the activation.
-    hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
-    hidden = dropout(hidden, config.dropout_rate, keys[0])
-    out = project_down(hidden, weights["down"]) + weights["down_bias"][None, None]
-    return _add(x, out, weights, config, keys[1])
+    return _add(x, feed_forward(x, weights, activate, config.dropout_rate, keys[0]), weights, config, keys[1])
 
 
 def _add(x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Params, config: BartConfig, key: Any) -> Array:

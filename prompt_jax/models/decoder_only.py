@@ -291,9 +291,9 @@ class DecoderOnly:
     def prefill(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
     ) -> tuple[Int[Array, "B beams"], Cache]:
-        """Read the source, and return the start tokens (the batch's `start_ids`, if it has any) and a cache.
+        """Read the source, and return the start tokens and a cache for `capacity` generated tokens.
 
-        `capacity` is the number of tokens that can be generated.
+        The start tokens are the batch's `start_ids` [B], or else the separator of tasks, `config.start_id`.
         """
         rows = len(batch["inputs"])
         encoded = self.encode(params, config, batch, prompt)

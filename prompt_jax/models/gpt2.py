@@ -11,15 +11,7 @@ from prompt_jax.config import Remat
 from prompt_jax.models.attention import dropout
 from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.layers import (
-    Params,
-    apply_adapter,
-    layer_norm,
-    merge_heads,
-    project_down,
-    project_heads,
-    project_up,
-)
+from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
 from prompt_jax.models.parameter import Parameter, layer_norm_parameters
 
 NAME = "GPT-2"
@@ -84,31 +76,26 @@ class GPT2Config:
 def parameters(config: GPT2Config) -> list[Parameter]:
     """Return every parameter. Hugging Face's `Conv1D` stores [in, out]."""
     d, h, k, f, depth = config.d_model, config.num_heads, config.d_kv, config.d_ff, config.layers
+    attention, mlp, block = "layers/0/self", "layers/0/mlp", "h.{layer}"
     table = [
         Parameter("embedding", "wte.weight", (config.vocab_size, d), ("vocab", "embed")),
         Parameter("positions", "wpe.weight", (config.positions, d), ("positions", "embed")),
         *layer_norm_parameters("final_norm", "ln_f", d),
+        *layer_norm_parameters(f"{attention}/norm", f"{block}.ln_1", d, depth),
+        *layer_norm_parameters(f"{mlp}/norm", f"{block}.ln_2", d, depth),
+        Parameter(f"{attention}/o_bias", f"{block}.attn.c_proj.bias", (d,), ("embed",), layers=depth),
+        Parameter(f"{mlp}/up", f"{block}.mlp.c_fc.weight", (d, f), ("embed", "mlp"), layers=depth),
+        Parameter(f"{mlp}/up_bias", f"{block}.mlp.c_fc.bias", (f,), ("mlp",), layers=depth),
+        Parameter(f"{mlp}/down", f"{block}.mlp.c_proj.weight", (f, d), ("mlp", "embed"), layers=depth),
+        Parameter(f"{mlp}/down_bias", f"{block}.mlp.c_proj.bias", (d,), ("embed",), layers=depth),
     ]
-    at, block, attention = "layers/0", "h.{layer}", "h.{layer}.attn.c_attn"
-    table += [
-        *layer_norm_parameters(f"{at}/self/norm", f"{block}.ln_1", d, depth),
-        *layer_norm_parameters(f"{at}/mlp/norm", f"{block}.ln_2", d, depth),
-    ]
-    for third, name in enumerate("qkv"):
-        qkv: Any = {"layers": depth, "third": third}
-        axes: tuple[str, ...] = ("embed", "heads", "kv")
-        table.append(Parameter(f"{at}/self/{name}", f"{attention}.weight", (d, h, k), axes, stored=(d, 3 * d), **qkv))
-        table.append(Parameter(f"{at}/self/{name}_bias", f"{attention}.bias", (h, k), axes[1:], stored=(3 * d,), **qkv))
-    rest: list[tuple[str, str, tuple[int, ...], tuple[str, ...], tuple[int, ...] | None]] = [
-        ("self/o", "attn.c_proj.weight", (h, k, d), ("heads", "kv", "embed"), (d, d)),
-        ("self/o_bias", "attn.c_proj.bias", (d,), ("embed",), None),
-        ("mlp/up", "mlp.c_fc.weight", (d, f), ("embed", "mlp"), None),
-        ("mlp/up_bias", "mlp.c_fc.bias", (f,), ("mlp",), None),
-        ("mlp/down", "mlp.c_proj.weight", (f, d), ("mlp", "embed"), None),
-        ("mlp/down_bias", "mlp.c_proj.bias", (d,), ("embed",), None),
-    ]
-    for path, name, shape, axes, stored in rest:
-        table.append(Parameter(f"{at}/{path}", f"{block}.{name}", shape, axes, layers=depth, stored=stored))
+    name, axes = f"{block}.attn.c_attn", ("embed", "heads", "kv")
+    output = Parameter(f"{attention}/o", f"{block}.attn.c_proj.weight", (h, k, d), (*axes[1:], "embed"), layers=depth)
+    table.append(output._replace(stored=(d, d)))
+    for third, letter in enumerate("qkv"):
+        weight = Parameter(f"{attention}/{letter}", f"{name}.weight", (d, h, k), axes, layers=depth, third=third)
+        bias = Parameter(f"{attention}/{letter}_bias", f"{name}.bias", (h, k), axes[1:], layers=depth, third=third)
+        table += [weight._replace(stored=(d, 3 * d)), bias._replace(stored=(3 * d,))]
     return table
 
 
@@ -134,10 +121,7 @@ def layer(x: Float[Array, "B T D"], weights: Params, shared: None, attend: Any, 
     mixed = merge_heads(mixed, attention["o"]) + attention["o_bias"][None, None]
     x = x + apply_adapter(dropout(mixed, config.dropout_rate, keys[1]), attention)
 
-    hidden = project_up(layer_norm(x, mlp["norm"], config.norm_epsilon), mlp["up"])
-    # Keeps the product for the backward pass, and recomputes the activation.
-    hidden = jax.checkpoint(lambda h, bias: jax.nn.gelu(h + bias[None, None]))(hidden, mlp["up_bias"])
-    out = project_down(hidden, mlp["down"]) + mlp["down_bias"][None, None]
+    out = feed_forward(layer_norm(x, mlp["norm"], config.norm_epsilon), mlp, jax.nn.gelu)
     return x + apply_adapter(dropout(out, config.dropout_rate, keys[2]), mlp), kept
 
 

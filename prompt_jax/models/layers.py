@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config import Remat
+from prompt_jax.models.attention import dropout
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
 Params = dict[str, Any]
@@ -105,6 +106,20 @@ def project_up(x: Float[Array, "B T D"], weights: Float[Weights, "D F"]) -> Floa
 def project_down(x: Float[Array, "B T F"], weights: Float[Weights, "F D"]) -> Float[Array, "B T D"]:
     """Apply the last projection of a feed-forward sublayer."""
     return weighted_einsum("btf,fd->btd", x, weights)
+
+
+def feed_forward(
+    x: Float[Array, "B T D"],
+    weights: Params,
+    activate: Callable,
+    dropout_rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "B T D"]:
+    """Apply a feed-forward sublayer with biases, with dropout between its two projections."""
+    hidden = project_up(x, weights["up"])
+    # Keeps the product for the backward pass, and recomputes the activation.
+    hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
+    return project_down(dropout(hidden, dropout_rate, key), weights["down"]) + weights["down_bias"][None, None]
 
 
 def apply_adapter(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T D"]:

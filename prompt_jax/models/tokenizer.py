@@ -62,7 +62,7 @@ class Tokenizer:
         return ids
 
     def input_ids(self, text: str) -> list[int]:
-        """A source's ids, as the model reads them."""
+        """Return a source's ids, as the model reads them, without the separator."""
         if self.causal:
             return self.encode(f" {text}")
         before, after = self._around
@@ -100,6 +100,11 @@ class Tokenizer:
     def start(self) -> tuple[int, ...]:
         """The tokens before a text, such as BART's `<s>`."""
         return () if self.causal else self._around[0]
+
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """The tokens that tasks put between source and target: a causal model's end token, as in Li and Liang."""
+        return (self.eos_id,) if self.causal else ()
 
     @functools.cached_property
     def vocab_size(self) -> int:

@@ -117,6 +117,9 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
     model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
     command = f"prompt-jax predict {file} {shlex.quote(words)} {model}"
     of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
+    ids = f"model.tokenizer.input_ids({_text(members)})"
+    if base.causal is not False:  # it may be a causal model
+        ids = f"[*{ids}, *model.tokenizer.separator]"
     code = [
         "import numpy as np",
         "import prompt_jax",
@@ -124,7 +127,7 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
         f"model = prompt_jax.load_model({of_base})",
         f"prompt = prompt_jax.load_prompt({quoted(ours)}, model)",
         "",
-        f"ids = model.tokenizer.input_ids({_text(members)})",
+        f"ids = {ids}",
         'batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}',
         *([f'batch["prompt_ids"] = np.array([0], np.int32)  # of {len(members)} members'] if several else []),
         f"tokens = prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens={_length(members)})",
@@ -145,7 +148,7 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     where += f", subfolder={quoted(folder)}" if folder else ""
     where += f", revision={quoted(name.revision)}" if name.revision else ""
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
-    if base.causal:  # as `BytePairTokenizer.input_ids` and `gpt2.decode` have it
+    if base.causal:  # as `Tokenizer.input_ids` and `Tokenizer.separator` have it
         imports = ["import torch", *imports]
         inputs = [
             f"ids = [*tokenizer({_text(members, start=' ')}).input_ids, base.config.eos_token_id]  # then the answer",

@@ -31,7 +31,6 @@ import ml_dtypes
 import numpy as np
 
 from prompt_jax.models import family
-from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.checkpoint_files import unique_names
 from prompt_jax.models.hub import T5X, Model
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
@@ -302,8 +301,8 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
     from safetensors.numpy import save
 
     _check_is_of_peft(where, prompt, model)
-    sites = family(model.config).sites(model.config)
-    causal = set(sites) == {"decoder_self"}
+    model_family = family(model.config)
+    sites, causal = model_family.sites(model.config), model_family.causal
     task = "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM"
     prefix = prompt.decoder_self is not None
     layers, heads, width = sites["decoder_self" if prefix or causal else "encoder_self"]
@@ -340,8 +339,8 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         "revision": model.revision,
         "task_type": task,
     }
-    # PEFT gives this tag to models of Transformers in whose classes `model` is the body: of ours, BART's.
-    tags = ["transformers"] if isinstance(model.config, BartConfig) else []
+    # PEFT gives this tag to models of Transformers in whose classes `model` is the body, such as BART's.
+    tags = ["transformers"] if model_family.hugging_face.prefix == "model." else []
     return {
         TENSORS: save({_NAME: np.ascontiguousarray(array, np.float32)}, metadata={"format": "pt"}),
         CARD: _card(config, tags, metadata).encode("utf-8"),
@@ -371,10 +370,11 @@ def _check_is_of_peft(where: str, prompt: Prompt, model: Model) -> None:
             f"{where}: the prompt stands {part.placement} the input, and PEFT puts it before. Train with "
             "prompt.placement 'before', or keep it as .npz"
         )
-    if isinstance(part, Prefix) and isinstance(model.config, BartConfig) and not part.shift_positions:
+    learned = hasattr(model.config, "positions")  # relative positions are always counted on
+    if isinstance(part, Prefix) and learned and not part.shift_positions:
         raise PromptFormatError(
-            f"{where}: PEFT counts BART's positions on from a prefix, and this one is not counted. Train with "
-            "prompt.shift_positions true, or keep the prompt as .npz"
+            f"{where}: PEFT counts {family(model.config).name}'s positions on from a prefix, and this one is not "
+            "counted. Train with prompt.shift_positions true, or keep the prompt as .npz"
         )
 
 

@@ -82,13 +82,14 @@ def apply(
 
 def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, int, int]]:
     """The sites that are trained, with the layers that have a prefix of their own, heads and width of a head."""
-    there = family(model.config).sites(model.config)
+    model_family = family(model.config)
+    there = model_family.sites(model.config)
     for site in config.sites:
         if site not in there:
             raise ConfigError(f"prompt.sites: {model.name} has {' and '.join(there)}, not {site}")
-    if config.placement == "after" and set(there) != {"decoder_self"}:
+    if config.placement == "after" and not model_family.causal:
         raise ConfigError("prompt.placement 'after', an infix, is for causal models; an encoder-decoder takes 'before'")
-    if not config.shift_positions and set(there) == {"decoder_self"}:
+    if not config.shift_positions and model_family.causal:
         raise ConfigError(
             "prompt.shift_positions false is of BART; a causal model's positions are counted on from a prefix"
         )
@@ -96,7 +97,7 @@ def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, in
     if not config.tie_layers:
         return chosen
     layers, heads, width = there["decoder_self"]
-    if set(there) == {"decoder_self"} or layers % 2:
+    if model_family.causal or layers % 2:
         which = f"the decoder of {model.name} has {layers} layers" if layers % 2 else f"{model.name} is a causal model"
         raise ConfigError(f"prompt.tie_layers: {which}, of which PEFT gives each a prefix of its own; leave it out")
     return {"decoder_self": (layers // 2, heads, width)}

@@ -132,8 +132,7 @@ def _public(base: _Named) -> _Named:
 
 def _base(members: Sequence[Member], model: Model | None) -> CardBase | None:
     if model is not None:
-        causal = set(family(model.config).sites(model.config)) == {"decoder_self"}
-        return CardBase(model.name, model.revision, causal)
+        return CardBase(model.name, model.revision, family(model.config).causal)
     known = next((metadata.base for _, metadata in members if metadata.base is not None), None)
     return None if known is None else CardBase(known.name, known.revision, None)
 

@@ -20,7 +20,7 @@ from adapters import (
 from prompt_jax import Prompt
 from prompt_jax.config import Decoding
 from prompt_jax.decoding import beam_search
-from prompt_jax.models import ContextError, bart
+from prompt_jax.models import ContextError, family
 from prompt_jax.models.prompt import Prefix, PromptPartError
 
 VARIANTS = ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES)
@@ -81,7 +81,7 @@ def test_a_prefix_of_real_tokens_is_these_tokens(model):
     text, target = random_text(model, 1, 9), random_text(model, 1, 7, seed=1)
     config, params = model.config, model.params
     expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
-    kept = bart.activations(params, config, whole(text) | {"decoder_inputs": target})
+    kept = family(config).activations(params, config, whole(text) | {"decoder_inputs": target})
 
     def prefix(site, slots):
         return Prefix(*(leaf[:, 0, :slots] for leaf in kept[site]))

@@ -204,9 +204,9 @@ def test_a_causal_models_lengths_count_its_text(fixtures):
     batch["inputs_mask"][1, :4] = False
     config = dataclasses.replace(model.config, generation=GenerationSettings(max_length=10, min_length=9))
     tokens = np.asarray(prompt_jax.generate(model.params, config, batch))
-    assert tokens.shape == (2, 7)  # 10, less the start token and two of text
-    assert (tokens[0, 3:] == config.pad_id).all() and not (tokens[0, :2] == config.eos_id).any()
-    assert not (tokens[1, :6] == config.eos_id).any()
+    assert tokens.shape == (2, 8)  # 10, less two of text
+    assert (tokens[0, 4:] == config.pad_id).all() and not (tokens[0, :3] == config.eos_id).any()
+    assert not (tokens[1, :7] == config.eos_id).any()
 
 
 def test_rules_do_not_depend_on_padding(fixtures):

@@ -126,11 +126,7 @@ def both(folder, settings, prefix="", most=NEW, **options):
         )
     start = ids.shape[1] if folder.causal else 1
     tokens = found.sequences[:, start:].numpy()
-    batch = dict(folder.batch)
-    if folder.causal:  # the last token of the text is the first that is read
-        batch |= {"start_ids": batch["inputs"][:, -1], "inputs": batch["inputs"][:, :-1]}
-        batch["inputs_mask"] = batch["inputs_mask"][:, :-1]
-    own = prompt_jax.generate(ours.params, ours.config, batch, max_new_tokens=most)
+    own = prompt_jax.generate(ours.params, ours.config, folder.batch, max_new_tokens=most)
     ends = settings.get("eos_token_id", END)
     ends = ends if isinstance(ends, list) else [ends]
     return until_end(tokens, ends), until_end(np.asarray(own), ends)

@@ -20,8 +20,8 @@ from adapters import (
 )
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import beam_search, score
-from prompt_jax.models import ContextError, gpt2
+from prompt_jax.decoding import beam_search, compiled_generate, compiled_score, score
+from prompt_jax.models import ContextError, family
 from prompt_jax.models.prompt import Prefix, PromptPartError
 
 
@@ -39,14 +39,6 @@ def adapter(fixtures, variant: str) -> Prompt | None:
     return None if variant == "base" else peft_prompt(fixtures / "gpt2" / variant)
 
 
-def continued(batch) -> dict[str, np.ndarray]:
-    """For generation: the text without its last token, and that token as the first that is read."""
-    last = batch["inputs"].shape[1] - 1 - np.argmax(batch["inputs_mask"][:, ::-1], axis=1)
-    mask = batch["inputs_mask"].copy()
-    mask[np.arange(len(mask)), last] = False
-    return {**batch, "inputs_mask": mask, "start_ids": batch["inputs"][np.arange(len(mask)), last]}
-
-
 @pytest.mark.parametrize("variant", ("base", *PROMPTS, *PREFIXES))
 def test_logits_equal_peft(model, fixtures, reference, variant):
     batch = forward_batch(reference)
@@ -60,9 +52,7 @@ def test_logits_equal_peft(model, fixtures, reference, variant):
 def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
     """Of soft prompts only rows without padding on the left: PEFT counts it as positions."""
     batch = generate_batch(reference)
-    tokens = prompt_jax.generate(
-        model.params, model.config, continued(batch), adapter(fixtures, variant), max_new_tokens=12
-    )
+    tokens = prompt_jax.generate(model.params, model.config, batch, adapter(fixtures, variant), max_new_tokens=12)
     expected = reference[f"{variant}/greedy"][:, -12:]
     rows = [row for row in range(len(expected)) if variant not in PROMPTS or batch["inputs_mask"][row].all()]
     assert rows
@@ -74,9 +64,7 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
 def test_beams_equal_peft(model, fixtures, reference, variant):
     """Tokens, and scores to 1e-5; of soft prompts as above."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
-    found = beam_search(
-        model.params, model.config, continued(batch), prompt, max_new_tokens=12, decoding=Decoding(beams=5)
-    )
+    found = beam_search(model.params, model.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
     for row in range(len(batch["inputs"])):
         if variant not in PROMPTS or batch["inputs_mask"][row].all():
             np.testing.assert_array_equal(found.tokens[row, 0], reference[f"{variant}/beam5"][row, -12:])
@@ -86,12 +74,12 @@ def test_beams_equal_peft(model, fixtures, reference, variant):
 @pytest.mark.parametrize("variant", PROMPTS)
 def test_left_padded_rows_of_soft_prompts_are_each_alone(model, fixtures, reference, variant):
     """Where PEFT's are not: greedy and beam search of a row beside others are those of the row without padding."""
-    batch, prompt = continued(generate_batch(reference)), adapter(fixtures, variant)
+    batch, prompt = generate_batch(reference), adapter(fixtures, variant)
     for decoding in (Decoding(), Decoding(beams=5)):
         options = {"max_new_tokens": 12, "decoding": decoding}
         together = prompt_jax.generate(model.params, model.config, batch, prompt, **options)
         for row, mask in enumerate(batch["inputs_mask"]):
-            own = whole(batch["inputs"][row : row + 1, mask]) | {"start_ids": batch["start_ids"][row : row + 1]}
+            own = whole(batch["inputs"][row : row + 1, mask])
             alone = prompt_jax.generate(model.params, model.config, own, prompt, **options)
             np.testing.assert_array_equal(together[row], alone[0])
 
@@ -102,10 +90,25 @@ def test_scores_of_given_targets_are_those_of_the_logits(model, make):
     targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
     scores = score(model.params, model.config, batch, prompt, targets, targets > 0)
     for number, target in enumerate(targets):
-        shifted = np.tile(np.array([[model.config.start_id, *target[:-1]]], np.int32), (2, 1))
-        logits = prompt_jax.forward(model.params, model.config, batch | {"decoder_inputs": shifted}, prompt)
+        text = np.concatenate([batch["inputs"], np.tile(target[:-1], (2, 1))], axis=1).astype(np.int32)
+        logits = prompt_jax.forward(model.params, model.config, whole(text), prompt)[:, -3:]
         chosen = np.asarray(jax.nn.log_softmax(logits))[:, range(3), target]
         np.testing.assert_allclose(scores[:, number], (chosen * (target > 0)).sum(axis=1), rtol=1e-5)
+
+
+def test_generation_continues_the_text(model):
+    """A task's answer follows its input and the separator. An empty text begins with the start token."""
+    prompt, text, target = random_prefix(model, 3), random_text(model, 2, 6), np.array([[7, 8]], np.int32)
+    separated = whole(np.pad(text, ((0, 0), (0, 1)), constant_values=model.config.start_id))
+    empty = {"inputs": text, "inputs_mask": np.zeros(text.shape, bool)}
+    start = whole(np.full((2, 1), model.config.start_id, np.int32))
+    for given, task in ((separated, whole(text)), (empty, start | {"inputs_mask": np.zeros((2, 1), bool)})):
+        tokens = prompt_jax.generate(model.params, model.config, given, prompt, max_new_tokens=5)
+        expected = compiled_generate(model.params, model.config, task, prompt, 5)
+        np.testing.assert_array_equal(tokens, expected.tokens)
+        scores = score(model.params, model.config, given, prompt, target, target > 0)
+        expected = compiled_score(model.params, model.config, task, prompt, target, target > 0)
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ("left", "both"))
@@ -140,7 +143,7 @@ def test_source_and_target_are_one_text(model):
 def test_a_prefix_of_real_tokens_is_these_tokens(model):
     """Keys and values of a text alone, in front of another one."""
     text = random_text(model, 2, 9)
-    kept = gpt2.activations(model.params, model.config, whole(text[:, :4]))["decoder_self"]
+    kept = family(model.config).activations(model.params, model.config, whole(text[:, :4]))["decoder_self"]
     expected = np.asarray(prompt_jax.forward(model.params, model.config, whole(text)))
     for row in range(2):
         prefix = Prompt(decoder_self=Prefix(*(leaf[:, row] for leaf in kept)))
@@ -162,7 +165,7 @@ def test_virtual_tokens_as_a_prefix(model, masked):
     mask = np.array([True, False, True, True]) if masked else None
     tokens, prefix = random_tokens(model, 4, mask=mask), random_prefix(model, 3)
     for prompt in (tokens, Prompt(tokens.encoder_tokens, decoder_self=prefix.decoder_self)):
-        made = gpt2.as_prefix(model.params, model.config, prompt)
+        made = family(model.config).as_prefix(model.params, model.config, prompt)
         assert list(made.parts) == ["decoder_self"]
         expected = prompt_jax.forward(model.params, model.config, text, prompt)
         assert_close(prompt_jax.forward(model.params, model.config, text, made), np.asarray(expected))
@@ -185,15 +188,15 @@ def test_an_infix_is_not_seen_by_the_source(model):
     text = random_text(model, 1, 9)
     batch = whole(text[:, :3]) | {"decoder_inputs": text[:, 6:]}
     infix = random_prefix(model, 3, placement="after")
-    before = gpt2.activations(model.params, model.config, batch)
-    after = gpt2.activations(model.params, model.config, batch, infix)
+    before = family(model.config).activations(model.params, model.config, batch)
+    after = family(model.config).activations(model.params, model.config, batch, infix)
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert not np.allclose(
         prompt_jax.forward(model.params, model.config, batch, infix),
         prompt_jax.forward(model.params, model.config, batch),
         atol=0.1,
     )
-    real = gpt2.activations(model.params, model.config, whole(text[:, :6]))["decoder_self"]
+    real = family(model.config).activations(model.params, model.config, whole(text[:, :6]))["decoder_self"]
     infix = Prompt(decoder_self=Prefix(*(leaf[:, 0, 3:] for leaf in real), placement="after"))
     expected = np.asarray(prompt_jax.forward(model.params, model.config, whole(text)))[:, 6:]
     assert_close(prompt_jax.forward(model.params, model.config, batch, infix), expected)
@@ -207,17 +210,17 @@ def test_a_prompt_is_computed_once_for_the_batch(model):
 
     def flops(rows: int, prompt: Prompt | None) -> float:
         batch = whole(random_text(model, rows, 8))
-        compiled = jax.jit(gpt2.forward, static_argnums=1).lower(model.params, model.config, batch, prompt).compile()
-        return compiled.cost_analysis()["flops"]
+        compute = jax.jit(family(model.config).forward, static_argnums=1)
+        return compute.lower(model.params, model.config, batch, prompt).compile().cost_analysis()["flops"]
 
     tokens, prefix = random_tokens(model, slots), random_prefix(model, slots)
     own = flops(2, tokens) - flops(2, prefix)
     assert own > 0
     assert flops(20, tokens) - flops(20, prefix) == pytest.approx(own, rel=0.05)
-    text = jax.make_jaxpr(gpt2.forward, static_argnums=1)(
+    text = jax.make_jaxpr(family(model.config).forward, static_argnums=1)(
         model.params, model.config, whole(random_text(model, 7, 8)), prefix
     )
-    _, heads, width = gpt2.sites(model.config)["decoder_self"]
+    _, heads, width = family(model.config).sites(model.config)["decoder_self"]
     assert f"[7,{slots},{heads},{width}]" not in str(text).replace(" ", "")
 
 
@@ -227,7 +230,7 @@ def test_what_has_no_place_is_said(model):
     for prompt, message in (
         (wrong, "GPT-2 has no place for a prefix of encoder_self; it takes encoder_tokens and decoder_self"),
         (random_tokens(model, 2, placement="after"), "virtual tokens after the input depend on it"),
-        (random_prefix(model, 2, shift_positions=False), "always counted on from a prefix"),
+        (random_prefix(model, 2, shift_positions=False), "always counts positions on from a prefix"),
     ):
         with pytest.raises(PromptPartError, match=message):
             prompt_jax.forward(model.params, model.config, batch, prompt)

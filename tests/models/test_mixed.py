@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens, stack_prompts
 from prompt_jax.decoding import compiled_generate, generate_scored, score
-from prompt_jax.models import _forward, t5
+from prompt_jax.models import _forward, family
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
 
 LENGTHS = (3, 1, 6)
@@ -114,8 +114,8 @@ def test_a_stack_without_a_mask_costs_a_gather(model, placement):
     whole = 1 if placement == "before" else 2
 
     def sorts(prompt, ids=None):
-        own = {**batch, "prompt_ids": ids}
-        return str(jax.make_jaxpr(lambda prompt: t5.encode(model.params, model.config, own, prompt))(prompt)).count(
+        own, encode = {**batch, "prompt_ids": ids}, family(model.config).encode
+        return str(jax.make_jaxpr(lambda prompt: encode(model.params, model.config, own, prompt))(prompt)).count(
             "sort["
         )
 

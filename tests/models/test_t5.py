@@ -24,7 +24,7 @@ from adapters import (
 )
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.decoding import score
-from prompt_jax.models import attention, t5
+from prompt_jax.models import attention, family, relative_positions, t5
 from prompt_jax.models.prompt import Prefix, PromptPartError
 
 OWN_MODELS = ("t5_v10", "t5_deep")
@@ -93,7 +93,7 @@ def test_a_prefix_of_real_tokens_is_these_tokens(model):
     text, target = random_text(model, 1, 40), random_text(model, 1, 25, seed=1)
     config, params = model.config, model.params
     expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
-    kept = t5.activations(params, config, whole(text) | {"decoder_inputs": target})
+    kept = family(config).activations(params, config, whole(text) | {"decoder_inputs": target})
 
     def prefix(site, slots):
         return Prefix(*(leaf[:, 0, :slots] for leaf in kept[site]))
@@ -318,7 +318,9 @@ def test_relative_buckets_are_exact(bidirectional, buckets, max_distance):
         return offset + exact + n
 
     distances = np.arange(-600, 601)
-    actual = t5.relative_buckets(distances, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance)
+    actual = relative_positions.relative_buckets(
+        distances, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance
+    )
     assert actual.tolist() == [expected(int(d)) for d in distances]
 
 
@@ -333,21 +335,6 @@ def test_every_parameter_is_in_the_table(model):
         assert leaf.shape == (row.shape if row.layers is None else (row.layers, *row.shape))
         assert len(row.axes) == len(row.shape)
     assert math.prod(table["embedding"].shape) == 256 * 64
-
-
-@pytest.mark.parametrize("placement", ("before", "after"))
-def test_dropout_does_not_depend_on_padding(tiny, placement):
-    """An element is dropped or kept by its place, so that members padded to a longer batch train as they do alone."""
-    tokens = jax.random.normal(jax.random.key(1), (3, 64))
-    prompt = Prompt(VirtualTokens(tokens, placement=placement))
-
-    def logits(length):
-        ids = np.pad([[5, 6, 7, 8, 1], [9, 10, 1, 0, 0]], ((0, 0), (0, length - 5))).astype(np.int32)
-        batch = {"inputs": ids, "inputs_mask": ids != 0, "decoder_inputs": np.array([[0, 4], [0, 3]], np.int32)}
-        return t5.forward(tiny.params, tiny.config, batch, prompt, key=jax.random.key(0))
-
-    assert tiny.config.dropout_rate > 0
-    np.testing.assert_allclose(logits(5), logits(11), rtol=1e-4, atol=1e-4)
 
 
 def test_an_infix_has_no_place(model):

@@ -13,6 +13,7 @@ from adapters import assert_close, random_text, whole
 from prompt_jax import Prompt, PromptFormatError, load_prompt, save_ensemble, save_prompt
 from prompt_jax.config import ConfigError, DataConfig, Experiment, PromptConfig
 from prompt_jax.config_checks import check
+from prompt_jax.models import family
 from prompt_jax.models.hub import Model
 from prompt_jax.models.layers import depth
 from prompt_jax.models.prompt import PromptStackError, stack_prompts
@@ -61,15 +62,16 @@ def test_training_begins_at_the_base(model, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_generation_is_the_argmax_of_forward(model, name):
     prompt = trained(model, name, 0.3)
-    batch = whole(random_text(model, 3, 6))
-    tokens = np.asarray(prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=5))
-    start = np.full((3, 1), model.config.start_id, np.int32)
+    text, start = random_text(model, 3, 6), np.full((3, 1), model.config.start_id, np.int32)
+    batch = whole(text)
+    read = whole(np.concatenate([text, start], axis=1)) if family(model.config).causal else batch
+    tokens = np.asarray(prompt_jax.generate(model.params, model.config, read, prompt, max_new_tokens=5))
     fed = np.concatenate([start, tokens[:, :-1]], axis=1)
     best = np.argmax(logits(model, prompt, batch | {"decoder_inputs": fed}), axis=-1)
     going = np.cumprod(fed[:, 1:] != model.config.eos_id, axis=1, dtype=bool)
     np.testing.assert_array_equal(best[:, 0], tokens[:, 0])
     np.testing.assert_array_equal(best[:, 1:][going], tokens[:, 1:][going])
-    assert (tokens != np.asarray(prompt_jax.generate(model.params, model.config, batch, max_new_tokens=5))).any()
+    assert (tokens != np.asarray(prompt_jax.generate(model.params, model.config, read, max_new_tokens=5))).any()
 
 
 def test_the_full_model_is_the_model_of_these_weights(model):

@@ -100,9 +100,7 @@ def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     if is_causal(model):
         mask = np.ones_like(mask)  # PEFT counts padding on the left as text
-        read = whole(inputs[:, :-1]) | {"start_ids": inputs[:, -1]}
-    else:
-        read = whole(inputs) | {"inputs_mask": mask}
+    read = whole(inputs) | {"inputs_mask": mask}
     asked = {"input_ids": torch.tensor(inputs).long(), "attention_mask": torch.tensor(mask).long()}
     theirs.generation_config.forced_eos_token_id = None  # Transformers' default for BART: the last token is the end
     with torch.no_grad(), warnings.catch_warnings():

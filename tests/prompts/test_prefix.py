@@ -229,7 +229,8 @@ def test_the_relative_bias_counts_a_prefix_as_text(tiny_folders):
     model = prompt_jax.load_model(str(tiny_folders["t5"]))
     shape = model.config.relative_buckets, model.config.num_heads
     table = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    bias = t5._prefix_bias(jnp.asarray(table), model.config, 4, np.arange(3), bidirectional=False)
+    side = {"relative_bias": jnp.asarray(table)}
+    _, bias = t5.biases(side, model.config, np.arange(3), None, 4, bidirectional=False)({})
     for query in range(3):
         for slot in range(4):
             np.testing.assert_array_equal(bias[0, :, query, slot], table[query + 4 - slot])

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from prompt_jax.config import OptimizerConfig, PromptConfig
-from prompt_jax.models import t5
+from prompt_jax.models import family
 from prompt_jax.prompts import applied, prefix, soft_prompt
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
@@ -46,7 +46,7 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     state, frozen, batch, optimizer = setup
     _, metrics = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))
     _, prompt = APPLY(state.trainable["prompt"], None)
-    logits = np.asarray(t5.forward(tiny.params, tiny.config, batch, prompt), np.float64)
+    logits = np.asarray(family(tiny.config).forward(tiny.params, tiny.config, batch, prompt), np.float64)
     log_normaliser = np.log(np.exp(logits).sum(-1))
     mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
     nll = log_normaliser - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -99,7 +99,7 @@ def test_no_gradient_of_the_base_is_computed(tiny, setup):
 
     def loss(prompt_tokens, base):
         _, prompt = APPLY({"encoder_tokens": prompt_tokens}, None)
-        logits = t5.forward(base, tiny.config, batch, prompt)
+        logits = family(tiny.config).forward(base, tiny.config, batch, prompt)
         return steps.token_sums(logits, batch["targets"], batch["target_mask"]).loss
 
     tokens = state.trainable["prompt"]["encoder_tokens"]
