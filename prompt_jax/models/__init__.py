@@ -25,7 +25,7 @@ from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 from prompt_jax.models.tuned import tuned
 
-Config = t5.T5Config | gpt2.GPT2Config | bart.BartConfig
+Config = Any  # an instance of one of the classes in FAMILIES
 Family = DecoderOnly | EncoderDecoder
 
 FAMILIES: dict[type, Family] = {

@@ -61,7 +61,7 @@ def test_a_weight_that_is_not_finite_makes_its_output_so(value):
     matrix = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     matrix[2, 1] = value
     made = quantize(matrix, 1)
-    products = np.asarray(project("i,io->o", jnp.ones(6), made))
+    products = np.asarray(weighted_einsum("i,io->o", jnp.ones(6), made))
     np.testing.assert_array_equal(np.isfinite(products), [True, False, True, True])
 
 
