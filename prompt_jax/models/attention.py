@@ -44,7 +44,7 @@ def attend(
     scores = [attention_scores(q, each) for each in key_values]
     sums = [functools.partial(_weighted_sum, each) for each in key_values]
     results = weighted_sums(scores, sums, dropout_rate=dropout_rate, key=key)
-    return functools.reduce(jnp.add, results).astype(key_values[0].v.dtype)
+    return functools.reduce(jnp.add, [mixed.astype(key_values[0].v.dtype) for mixed in results])
 
 
 def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues) -> Scores:
@@ -129,7 +129,7 @@ def attend_projected(
     sums: list[WeightedSum] = [weighted_sum, *(functools.partial(_weighted_sum, each) for each in key_values)]
     mixed, *others = weighted_sums(scored, sums, dropout_rate=dropout_rate, key=key)
     mixed = weighted_einsum("bthd,dhk->bthk", mixed.astype(x.dtype), w_v)
-    return functools.reduce(jnp.add, [mixed, *others]).astype(x.dtype)
+    return functools.reduce(jnp.add, [mixed, *(other.astype(x.dtype) for other in others)])
 
 
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:

@@ -244,5 +244,5 @@ def test_the_context_is_checked(model):
     prompt_jax.forward(model.params, model.config, batch, random_tokens(model, 10))
     with pytest.raises(ContextError, match="prompt, source and target together have 65 tokens, and the model has 64"):
         prompt_jax.forward(model.params, model.config, batch, random_prefix(model, 11))
-    with pytest.raises(ContextError, match="70 tokens"):
+    with pytest.raises(ContextError, match="69 tokens"):
         prompt_jax.generate(model.params, model.config, batch, random_prefix(model, 10), max_new_tokens=6)
