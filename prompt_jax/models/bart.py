@@ -182,8 +182,8 @@ def attend_encoded(
     config: BartConfig,
     key: Any,
 ) -> Float[Array, "B T H K"]:
-    own = KeyValues(*cross_keys(encoded, weights), bias)
-    return attend(q, own, *prefix, dropout_rate=config.dropout_rate, key=key)
+    source = KeyValues(*cross_keys(encoded, weights), bias)
+    return attend(q, source, *prefix, dropout_rate=config.dropout_rate, key=key)
 
 
 def _query(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T H K"]:

@@ -37,9 +37,9 @@ def relative_biases(
         found = [None if buckets is None else relative_bias(table, buckets) for buckets in (text, before)]
         if row is not None:
             found = jax.tree.map(lambda bias: jax.lax.dynamic_slice_in_dim(bias, row, 1, axis=2), found)
-        own, of_prefix = found
-        assert own is not None
-        return own if mask is None else own + mask, of_prefix
+        over_text, over_prefix = found
+        assert over_text is not None
+        return over_text if mask is None else over_text + mask, over_prefix
 
     return biases
 

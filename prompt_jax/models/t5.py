@@ -130,19 +130,19 @@ def parameters(config: T5Config) -> list[Parameter]:
             norm = f"{block}.{number}.layer_norm.weight"
             table.append(Parameter(f"{at}/{site}/norm", norm, (d,), ("embed",), layers=depth))
             for name in "qkv":
-                name_there = f"{block}.{number}.{stored}.{name}.weight"
+                stored_name = f"{block}.{number}.{stored}.{name}.weight"
                 table.append(
-                    Parameter(f"{at}/{site}/{name}", name_there, (d, h, k), ("embed", "heads", "kv"), **linear)
+                    Parameter(f"{at}/{site}/{name}", stored_name, (d, h, k), ("embed", "heads", "kv"), **linear)
                 )
-            name_there, axes = f"{block}.{number}.{stored}.o.weight", ("heads", "kv", "embed")
-            table.append(Parameter(f"{at}/{site}/o", name_there, (h, k, d), axes, **linear))
+            stored_name, axes = f"{block}.{number}.{stored}.o.weight", ("heads", "kv", "embed")
+            table.append(Parameter(f"{at}/{site}/o", stored_name, (h, k, d), axes, **linear))
 
         bias, size = "SelfAttention.relative_attention_bias.weight", (config.relative_buckets, h)
         if config.relative_per_layer:
-            path, name_there, layers = f"{at}/self/relative_bias", f"{block}.0.{bias}", depth
+            path, stored_name, layers = f"{at}/self/relative_bias", f"{block}.0.{bias}", depth
         else:
-            path, name_there, layers = f"{side}/relative_bias", f"{side}.block.0.layer.0.{bias}", None
-        table.append(Parameter(path, name_there, size, ("buckets", "heads"), layers=layers))
+            path, stored_name, layers = f"{side}/relative_bias", f"{side}.block.0.layer.0.{bias}", None
+        table.append(Parameter(path, stored_name, size, ("buckets", "heads"), layers=layers))
         mlp, path = f"{block}.{len(sites)}", f"{at}/mlp"
         table.append(Parameter(f"{path}/norm", f"{mlp}.layer_norm.weight", (d,), ("embed",), layers=depth))
         for name, stored in (("gate", "wi_0"), ("up", "wi_1")) if config.gated else (("up", "wi"),):
