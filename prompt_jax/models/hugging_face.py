@@ -30,31 +30,31 @@ class Values:
         if isinstance(value, list) and value:  # of several end tokens, the first ends targets
             value = value[0]
         if type(value) is not int or value < least:
-            self.fail(name, value, f"a whole number from {least} on was expected")
+            self.fail(f"{name} is {reprlib.repr(value)}; a whole number from {least} on was expected")
         return value
 
     def token(self, name: str, default: int | None = None) -> int:
         """Return the id of a special token, which the vocabulary must have."""
         value, entries = self.whole(name, 0, default), self.whole("vocab_size")
         if value >= entries:
-            self.fail(name, value, f"the vocab_size is {entries}")
+            self.fail(f"{name} is {value}, and vocab_size is {entries}")
         return value
 
     def fraction(self, name: str) -> float:
         value = self.get(name)
         if type(value) not in (int, float) or not 0 <= value < 1:
-            self.fail(name, value, "a number from 0 to 1 was expected")
+            self.fail(f"{name} is {reprlib.repr(value)}; a number from 0 to 1 was expected")
         return float(value)
 
     def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
         """Return the value of an option of which only some values are supported; the first if the file has none."""
         value = self.get(name, allowed[0])
         if not any(value is each or (type(value) is str and value == each) for each in allowed):
-            self.fail(name, value, f"supported is {' and '.join(map(repr, allowed))}")
+            self.fail(f"{name} is {reprlib.repr(value)}; supported is {' and '.join(map(repr, allowed))}")
         return value
 
-    def fail(self, name: str, value: Any, expected: str) -> NoReturn:
-        raise CheckpointError(f"{self.source}: {name} is {reprlib.repr(value)}; {expected}")
+    def fail(self, problem: str) -> NoReturn:
+        raise CheckpointError(f"{self.source}: {problem}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class HuggingFace:
             values.one_of(name, allowed)
         for whole, part in self.multiples:
             if values.whole(whole) % values.whole(part):
-                values.fail(whole, values.get(whole), f"it is no multiple of {part}, {values.get(part)}")
+                values.fail(f"{whole} {values.get(whole)} is no multiple of {part} {values.get(part)}")
         hints, defaults = typing.get_type_hints(kind), self.defaults(values)
         fields: dict[str, Any] = {}
         for ours, theirs in self.fields.items():
