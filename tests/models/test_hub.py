@@ -186,7 +186,10 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
     [
         ({"model_type": "bert"}, "model_type 'bert'; supported are t5, mt5, gpt2, bart"),
         ({"model_type": None}, "model_type None; supported are t5, mt5"),
-        ({"feed_forward_proj is 'gated-silu'; supported is 'relu' and 'gated-relu' and"),
+        (
+            {"feed_forward_proj": "gated-silu"},
+            "feed_forward_proj is 'gated-silu'; supported is 'relu' and 'gated-relu' and",
+        ),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported is 'relu' and"),
         ({"feed_forward_proj": ["relu"]}, "config.json cannot be used: "),
         ({"d_model": "20"}, "config.json cannot be used: .*'d_model'.*expected int, got str"),
