@@ -64,8 +64,9 @@ PROMPTS = {
 
 def reference(params, ids: np.ndarray, prompt: Prompt | None) -> np.ndarray:
     """Logits [T, V] of one text without padding, by a loop over layers; positions as complex numbers."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     prompt, (layers,) = prompt or Prompt(), params["layers"]
-    x, slots = np.asarray(params["embedding"], np.float64)[ids], 0
+    x, slots = params["embedding"][ids], 0
     if prompt.encoder_tokens is not None:
         x = np.concatenate([prompt.encoder_tokens.embeddings, x])
     if prompt.decoder_self is not None:
@@ -82,7 +83,7 @@ def reference(params, ids: np.ndarray, prompt: Prompt | None) -> np.ndarray:
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
     for number in range(CONFIG.layers):
-        weights = {name: np.asarray(leaf[number], np.float64) for name, leaf in layers.items()}
+        weights = {name: leaf[number] for name, leaf in layers.items()}
         normal = norm(x, weights["attention_norm"])
         q, k, v = (np.einsum("td,dhk->thk", normal, weights[name]) for name in "qkv")
         q, k = rotated(q), rotated(k)
