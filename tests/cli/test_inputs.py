@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 import prompt_jax
 from fuzzing import FUZZ
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, data, evaluation, save_prompt
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, control_tokens, data, evaluation, save_prompt
 from prompt_jax.cli.common import harmless
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data_files import file_task
 from prompt_jax.data_lines import DataError
+from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.prompts.files import Base
 from prompt_jax.task_format import TaskFormat
 
@@ -97,7 +98,8 @@ def read_texts(path: Path) -> list[str]:
 SNIPPETS = ('"', '""', "\t", ",", ";", " ", "  ", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\0", "\ufeff")
 WORDS = ("film", "Film", "é", "e\u0301", "ﬁ", "🙂", "</s>", "<|endoftext|>", "{text}", "\\n", "\n", "\r\n", "\r")
 text = st.one_of(
-    st.text(st.characters(codec="utf-8"), max_size=12),
+    # But for the marks of control tokens, which are removed from data.
+    st.text(st.characters(codec="utf-8", exclude_characters=control_tokens.OPEN + control_tokens.CLOSE), max_size=12),
     st.lists(st.sampled_from(SNIPPETS + WORDS), max_size=8).map("".join),
 )
 
@@ -251,9 +253,7 @@ EVIL = "\x1b]0;pwn\x07 a\r\nb\x9b2J \u202e c\x7f 🙂 é"
 @pytest.fixture
 def evil_answers(monkeypatch):
     """A prompt makes the model write what a terminal would obey."""
-    from prompt_jax.models.byte_pair import BytePairTokenizer
-
-    monkeypatch.setattr(BytePairTokenizer, "decode", lambda self, ids: EVIL)
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: EVIL)
 
 
 def test_a_file_or_pipe_gets_answers_unchanged_on_one_line(evil_answers, prompts, tiny_folders, run):
