@@ -30,7 +30,7 @@ METHODS = {
 def method(request, experiment: Experiment) -> Experiment:
     """An ensemble of two."""
     return dataclasses.replace(
-        changed(experiment, "train", steps=4, eval_every=2),
+        changed(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
         prompt=METHODS[request.param],
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),
         ensemble=EnsembleConfig(size=2),
