@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax import metrics
+from prompt_jax.control_tokens import unmarked
 from prompt_jax.data_files import DataError, FileTask, file_task
 from prompt_jax.data_tasks import (
     add_task,
@@ -25,6 +26,7 @@ from prompt_jax.data_tasks import (
     source_rows,
     task_names,
     text_source,
+    texts_alone,
     tokenisation,
 )
 from prompt_jax.data_vocabulary import Tokenizer, bind
@@ -103,7 +105,7 @@ def load_examples(
         _check_labels(task.name, task_format.labels, tokenizer, target_length)
     rows = list(_rows(task, tokenizer, split, {"inputs": input_length, "targets": target_length}, seed))
     if before:
-        rows = [{**row, "inputs": before.encode() + row["inputs"]} for row in rows]
+        rows = [{**row, "inputs": tokenizer.marked(before).encode() + row["inputs"]} for row in rows]
     grouped = as_texts and task_format is not None and bool(task_format.compared) and split != "train"
     if grouped:
         rows = _by_input(rows)
@@ -116,8 +118,9 @@ def load_examples(
         rows, notes = [rows[i] for i in kept], tuple(notes[i] for i in kept if notes)
     if not rows:
         raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
+    labels = task_format.labels if task_format is not None and as_texts else ()
     inputs, inputs_cut = _tokens(task.name, rows, "inputs", input_length, tokenizer)
-    targets, targets_cut = _tokens(task.name, rows, "targets", target_length, tokenizer)
+    targets, targets_cut = _tokens(task.name, rows, "targets", target_length, tokenizer, labels)
     postprocess = None if isinstance(task, FileTask) else task.postprocessor
     examples = Examples(
         name=task.name,
@@ -125,13 +128,13 @@ def load_examples(
         inputs=inputs,
         targets=targets,
         input_texts=_texts(rows, "inputs", tokenizer),
-        target_texts=_texts(rows, "targets", tokenizer),
+        target_texts=[unmarked(text) for text in _texts(rows, "targets", tokenizer)],
         truncated={"inputs": inputs_cut, "targets": targets_cut},
         format=task_format if as_texts else None,  # UNLABELLED is a text like others in what is no answer
         metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _metric_fns(task),
         postprocess=postprocess,
         rows=tuple(rows) if postprocess else (),
-        references=tuple(tuple(text.decode("utf-8") for text in row["references"]) for row in rows) if grouped else (),
+        references=tuple(map(_references, rows)) if grouped else (),
         notes=notes,
     )
     _check_targets(examples)
@@ -150,11 +153,12 @@ def _rows(
     without: those that can (`append_eos_after_trim`) would cut without counting.
     """
     if isinstance(task, FileTask):
+        task = dataclasses.replace(task, task_format=task.task_format.marked(tokenizer.marked))
         for inputs, targets in task.examples(split):
             yield {"inputs": inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
         return
     as_texts = _gives_texts(task)
-    task = task.replace(preprocessors=task.preprocessors[: -len(tokenisation())]) if as_texts else bind(task, tokenizer)
+    task = texts_alone(task, tokenizer.marked) if as_texts else bind(task, tokenizer)
     told = lengths if any(map(_needs_lengths, task.preprocessors)) else None
     dataset = source_rows(task, split)
     dataset = task.preprocess_precache(dataset, seed=seed)
@@ -178,6 +182,10 @@ def _needs_lengths(preprocessor: Any) -> bool:
     """Whether a preprocessor has an argument `sequence_length` without a default."""
     argument = inspect.signature(preprocessor).parameters.get("sequence_length")
     return argument is not None and argument.default is argument.empty
+
+
+def _references(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(unmarked(text.decode("utf-8")) for text in row["references"])
 
 
 def _by_input(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -207,20 +215,35 @@ def _drawn(groups: Sequence[Any], limit: int, seed: int) -> list[int]:
 
 
 def _tokens(
-    task: str, rows: Sequence[Mapping[str, Any]], feature: str, length: int, tokenizer: Tokenizer
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    feature: str,
+    length: int,
+    tokenizer: Tokenizer,
+    labels: Sequence[str] = (),
 ) -> tuple[list[np.ndarray], int]:
-    """The ids of a feature, int32 [T_i], at most `length` with the end token kept; and how many were cut."""
+    """The ids of a feature, int32 [T_i], at most `length` with the end token kept; and how many were cut.
+
+    A text that is one of the `labels` may have control tokens, as a template.
+    """
+    marked = {label: tokenizer.marked(label) for label in labels}
     result, longer = [], 0
     for row in rows:
         value = row.get(feature)
         if isinstance(value, bytes):
             text = value.decode("utf-8")
+            text = marked.get(text, text)
             value = tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text)
         ids = np.asarray(value)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(
                 f"the task {task!r} gives {feature} of type {ids.dtype} and shape {ids.shape}; expected token ids "
                 "[T] (its preprocessors should end with seqio.preprocessors.tokenize and append_eos)"
+            )
+        if outside := ids[(ids < 0) | (ids >= tokenizer.rows)].tolist():
+            raise DataError(
+                f"the task {task!r} gives {feature} with the token id {outside[0]}; expected ids from 0 to "
+                f"{tokenizer.rows - 1}, the rows of the model's embedding table"
             )
         result.append(cut(ids, length, tokenizer.eos_id))
         longer += len(ids) > length
@@ -240,7 +263,7 @@ def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer
 def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target_length: int) -> None:
     """A label that the model cannot write, or not whole, would be counted as wrong for ever."""
     for label in labels:
-        ids = list(tokenizer.target_ids(label))
+        ids = list(tokenizer.target_ids(tokenizer.marked(label)))
         if (written := tokenizer.decode(ids)) != label:
             raise DataError(
                 f"the task {task!r} has the label {label!r}, which the model's tokenizer can only write as "

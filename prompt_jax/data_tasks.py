@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prompt_jax import metrics
+from prompt_jax.control_tokens import CLOSE, OPEN, mark
 from prompt_jax.data_files import DataError, FileTask
 from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat
 
@@ -332,8 +333,12 @@ def _render(dataset: Any, task_format: TaskFormat, target: str, note: str | None
             kind = spec[column].dtype.name
             raise DataError(f"column {column!r} of the source is {kind}; expected strings or integers")
 
+    marked = OPEN in task_format.template
+
     def text(value: Any) -> Any:
-        return value if value.dtype == tf.string else tf.strings.as_string(value)
+        if value.dtype != tf.string:
+            return tf.strings.as_string(value)
+        return tf.strings.regex_replace(value, f"[{OPEN}{CLOSE}]", "") if marked else value
 
     def answer(value: Any) -> Any:
         if not task_format.labels or value.dtype == tf.string:
@@ -357,7 +362,8 @@ def _begun_with_sentinel(dataset: Any) -> Any:
 
     def row(columns: Mapping[str, Any]) -> dict[str, Any]:
         text = columns["targets"]
-        return {**columns, "targets": tf.where(text == UNLABELLED, text, tf.strings.join([f"{SENTINEL} ", text]))}
+        begun = tf.strings.join([f"{mark(SENTINEL)} ", text])
+        return {**columns, "targets": tf.where(text == UNLABELLED, text, begun)}
 
     return dataset.map(row)
 
@@ -390,6 +396,23 @@ def _import_tasks(file: Path) -> None:
             for name in set(registry.names()) - names:
                 registry.remove(name)
         raise DataError(f"{file}: the tasks cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def texts_alone(task: Any, marked: Callable[[str], str]) -> Any:
+    """A task of add_task without its last steps, so that it gives texts, and with its template's control tokens marked.
+
+    Args:
+      task: the seqio.Task.
+      marked: `Tokenizer.marked` of the model.
+    """
+
+    def step(own: Any) -> Any:
+        if not isinstance(own, functools.partial) or own.func is not _render:
+            return own
+        return functools.partial(own, task_format=own.keywords["task_format"].marked(marked))
+
+    steps = task.preprocessors[: -len(tokenisation())]
+    return task.replace(preprocessors=[step(own) for own in steps])
 
 
 def tokenisation() -> list[Callable[..., Any]]:

@@ -4,6 +4,7 @@ Beam search follows the rules of Hugging Face's (transformers 5, `GenerationMixi
 scores. Beams are the queries of a row: what they share, such as the input's keys and values, is held once.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
+from prompt_jax import logits_rules
 from prompt_jax.config import ConfigError, Decoding
 from prompt_jax.models import check_context, family, longest
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
@@ -19,7 +21,9 @@ from prompt_jax.models.tuned import tuned
 
 HostOrDevice = np.ndarray | jax.Array
 
-GREEDY = Decoding()
+FROM_CHECKPOINT = Decoding()
+GREEDY = Decoding(beams=1)
+MAX_NEW_TOKENS = 32  # where neither the caller nor the checkpoint says
 
 # The score of what is no hypothesis, and what is added to that of one which must not go on. Hugging Face's value.
 _NEVER = -1e9
@@ -46,18 +50,18 @@ def generate(
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
-    max_new_tokens: int = 32,
-    decoding: Decoding = GREEDY,
+    max_new_tokens: int | None = None,
+    decoding: Decoding = FROM_CHECKPOINT,
     key: PRNGKeyArray | None = None,
 ) -> Int[Array, "B N"]:
-    """The answer to each row: by default the most probable next token, again and again, until each row has ended.
+    """The answer to each row, by the checkpoint's generation settings unless `decoding` says otherwise.
 
     Args:
       params, config, prompt: as for `forward`.
       batch: `inputs` [B, S] and `inputs_mask` [B, S], and with a stacked prompt `prompt_ids` [B]. Of a causal model
         `start_ids` [B] are read in place of the start token: the last token of a text that is to be continued.
-      max_new_tokens: N, the most tokens a row gets.
-      decoding: beam search or sampling instead, and what may be generated.
+      max_new_tokens: N, the most tokens a row gets; left out, the checkpoint's, or MAX_NEW_TOKENS.
+      decoding: beams or sampling, and what may be generated.
       key: for sampling, which needs one. What a row draws depends on its number, and not on the other rows.
 
     Returns:
@@ -77,23 +81,24 @@ def generate_scored(
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
-    max_new_tokens: int = 32,
-    decoding: Decoding = GREEDY,
+    max_new_tokens: int | None = None,
+    decoding: Decoding = FROM_CHECKPOINT,
     key: PRNGKeyArray | None = None,
     lengths: Int[HostOrDevice, "B"] | None = None,
 ) -> Generated:
     """`generate` with each row's log-probability.
 
-    It is the model's own, also where tokens were drawn at another temperature, or banned. A token that the model's
-    configuration forces (`forced_start_id`) counts as certain.
+    It is the model's own, also where tokens were drawn at another temperature, banned or penalized; but beam search
+    adds up what the rules make of it, as Transformers does. A token that the checkpoint forces counts as certain.
 
     Args:
       params, config, batch, prompt, max_new_tokens, decoding, key: as for `generate`.
       lengths: the most tokens of each row, where they differ: from 1 to `max_new_tokens`.
     """
-    _check(config, batch, prompt, max_new_tokens)
+    most, lengths = _limits(config, batch, max_new_tokens, lengths)
+    _check(config, batch, prompt, most)
     keys = None if key is None else row_keys(key, np.arange(len(batch["inputs"])))
-    return compiled_generate(params, config, batch, prompt, max_new_tokens, lengths, decoding, keys)
+    return compiled_generate(params, config, batch, prompt, most, lengths, decoding, keys)
 
 
 def beam_search(
@@ -102,7 +107,7 @@ def beam_search(
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     decoding: Decoding,
     lengths: Int[HostOrDevice, "B"] | None = None,
 ) -> Hypotheses:
@@ -110,8 +115,9 @@ def beam_search(
 
     Arguments and errors as for `generate_scored`.
     """
-    _check(config, batch, prompt, max_new_tokens)
-    return compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
+    most, lengths = _limits(config, batch, max_new_tokens, lengths)
+    _check(config, batch, prompt, most)
+    return compiled_beam_search(params, config, batch, prompt, most, lengths, decoding)
 
 
 def score(
@@ -134,6 +140,22 @@ def score(
     """
     _check(config, batch, prompt, targets.shape[1])
     return compiled_score(params, config, batch, prompt, targets, targets_mask)
+
+
+def _limits(
+    config: Any, batch: dict[str, Any], max_new_tokens: int | None, lengths: Any
+) -> tuple[int, Int[HostOrDevice, "B"] | None]:
+    """The most tokens of any row, and those of each row where they differ: the checkpoint's, if the caller has none."""
+    own = config.generation
+    if max_new_tokens is not None or lengths is not None or (own.max_new_tokens is None and own.max_length is None):
+        return MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens, lengths
+    if own.max_new_tokens is not None:
+        return own.max_new_tokens, None
+    if not family(config).CAUSAL:
+        return max(own.max_length - 1, 1), None
+    read = np.asarray(jax.device_get(batch["inputs_mask"])).sum(axis=1) + 1  # with the start token
+    rest = np.maximum(own.max_length - read, 1).astype(np.int32)
+    return int(rest.max()), rest
 
 
 def _check(config: Any, batch: dict[str, Any], prompt: Prompt | None, target: int) -> None:
@@ -160,32 +182,35 @@ def compiled_generate(
     prompt: Prompt | None,
     max_new_tokens: int,
     lengths: Int[Array, "B"] | None = None,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     keys: Key[Array, "B"] | None = None,
 ) -> Generated:
-    if decoding.beams > 1:
+    rules = logits_rules.settings(config, decoding, max_new_tokens)
+    if rules.beams > 1:
         found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
-    check_decoding(config, decoding, max_new_tokens)
     params, prompt = tuned(params, prompt)
     model, rows = family(config), len(batch["inputs"])
+    limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
+    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
+    given = logits_rules.given_tokens(config, batch, start[:, 0], limits)
 
     def append(position, logits, so_far, done):
         """Each row's next token, and which rows have ended with it."""
-        log_probabilities = _permitted(jax.nn.log_softmax(logits), position, config, decoding)
+        scores = logits_rules.processed(logits, position, so_far.tokens[:, None], given, rules)[:, 0]
         if decoding.temperature:
             if keys is None:
                 raise ConfigError(f"decoding.temperature is {decoding.temperature}, and drawing tokens needs a `key`")
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-            token = jax.vmap(jax.random.categorical)(own, draw_weights(log_probabilities, decoding))
+            token = jax.vmap(jax.random.categorical)(own, draw_weights(scores, decoding))
         else:
-            token = jnp.argmax(log_probabilities, axis=-1)
+            token = jnp.argmax(scores, axis=-1)
+        log_probabilities = jax.nn.log_softmax(logits[:, 0])
         gained = jnp.take_along_axis(log_probabilities, token[:, None], axis=1)[:, 0]
+        gained = jnp.where(done | logits_rules.forced(position, limits, rules), 0.0, gained)
         token = jnp.where(done, config.pad_id, token.astype(jnp.int32))
-        gained = jnp.where(done, 0.0, gained)
         so_far = Generated(so_far.tokens.at[:, position].set(token), so_far.log_probability + gained)
-        done |= token == config.eos_id
-        return so_far, token, done if lengths is None else done | (position + 1 >= lengths)
+        return so_far, token, done | _is_in(token, rules.end_ids) | (position + 1 >= limits)
 
     def unfinished(carry):
         position, _, _, done, _ = carry
@@ -194,12 +219,11 @@ def compiled_generate(
     def step(carry):
         position, so_far, last, done, cache = carry
         logits, cache = model.decode_step(params, config, last[:, None], cache)
-        return position + 1, *append(position, logits[:, 0], so_far, done), cache
+        return position + 1, *append(position, logits, so_far, done), cache
 
-    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
     logits, cache = model.decode_step(params, config, start, cache)
     nothing = Generated(jnp.full((rows, max_new_tokens), config.pad_id, jnp.int32), jnp.zeros(rows))
-    first = append(0, logits[:, 0], nothing, jnp.zeros(rows, bool))
+    first = append(0, logits, nothing, jnp.zeros(rows, bool))
     return jax.lax.while_loop(unfinished, step, (jnp.int32(1), *first, cache))[1]
 
 
@@ -222,30 +246,34 @@ def compiled_beam_search(
     lengths: Int[Array, "B"] | None,
     decoding: Decoding,
 ) -> Hypotheses:
-    check_decoding(config, decoding, max_new_tokens)
+    rules = logits_rules.settings(config, decoding, max_new_tokens)
     params, prompt = tuned(params, prompt)
-    model, beams, rows = family(config), decoding.beams, len(batch["inputs"])
+    model, beams, rows = family(config), rules.beams, len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
-    penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(decoding.length_penalty), jnp.float32)
+    penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(rules.length_penalty), jnp.float32)
+    # Each end token ends a beam, so that among so many candidates there are enough that go on.
+    candidates = max(2, 1 + len(rules.end_ids)) * beams
+    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
+    given = logits_rules.given_tokens(config, batch, start[:, 0], limits)
 
     def append(position, logits, running, found, ended, done):
         """One more token. `ended` [B, G] says which of the found are hypotheses, `done` [B] which rows can improve no
         more."""
         vocabulary = logits.shape[-1]
-        sums = _permitted(jax.nn.log_softmax(logits), position, config, decoding) + running.log_probability[..., None]
-        # Each beam has one end token, so that among twice as many candidates there are enough that go on.
-        best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), 2 * beams)
+        scores = logits_rules.processed(jax.nn.log_softmax(logits), position, running.tokens, given, rules)
+        sums = scores + running.log_probability[..., None]
+        best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), candidates)
         parent, token = index // vocabulary, index % vocabulary
         tokens = _pick(running.tokens, parent).at[:, :, position].set(token)
         at_limit = position + 1 >= limits
-        ends = (token == config.eos_id) | at_limit[:, None]
+        ends = _is_in(token, rules.end_ids) | at_limit[:, None]
 
         best_open, chosen = jax.lax.top_k(jnp.where(ends, best + _NEVER, best), beams)
         running = _Running(_pick(tokens, chosen), best_open, _pick(token, chosen), _pick(parent, chosen))
 
         # Written so that what is not a number goes on and comes out.
         real = ~(best <= _NEVER / 2)
-        ending = ends & real & (np.arange(2 * beams) < beams)[None] & ~done[:, None]
+        ending = ends & real & (np.arange(candidates) < beams)[None] & ~done[:, None]
         scores = jnp.where(ending, best / penalties[position], _NEVER)
         merged = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, Hypotheses(tokens, best, scores))
         scores, chosen = jax.lax.top_k(merged.score, beams)
@@ -253,9 +281,9 @@ def compiled_beam_search(
         ended = _pick(jnp.concatenate([ended, ending], axis=1), chosen)
 
         full = ended.all(axis=1)
-        length = limits if decoding.early_stopping == "never" and decoding.length_penalty > 0 else position + 1
+        length = limits if rules.early_stopping == "never" and rules.length_penalty > 0 else position + 1
         hopeless = best_open[:, 0] / penalties[length - 1] <= jnp.where(full, scores[:, -1], _NEVER)
-        done |= hopeless | at_limit | (full if decoding.early_stopping == "true" else False)
+        done |= hopeless | at_limit | (full if rules.early_stopping == "true" else False)
         return running, found, ended, done
 
     def unfinished(carry):
@@ -267,7 +295,6 @@ def compiled_beam_search(
         logits, cache = model.decode_step(params, config, running.last, cache.continued(running.parent))
         return position + 1, *append(position, logits, running, *others), cache
 
-    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
     logits, cache = model.decode_step(params, config, start, cache)
     nothing = jnp.full((rows, beams, max_new_tokens), config.pad_id, jnp.int32)
     no_beam = jnp.zeros((rows, beams), jnp.int32)
@@ -313,10 +340,10 @@ def compiled_score(
 # Parts
 
 
-def draw_weights(log_probabilities: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
+def draw_weights(scores: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
     """The logarithms of what tokens are drawn in proportion to: temperature first, then top-k, then top-p of what is
     left. -inf for what is left out; of equally probable tokens at the edge all stay."""
-    weights = log_probabilities / decoding.temperature
+    weights = scores / decoding.temperature
     if decoding.top_k is not None:
         best, _ = jax.lax.top_k(weights, min(decoding.top_k, weights.shape[1]))
         weights = jnp.where(weights < best[:, -1:], -jnp.inf, weights)
@@ -329,42 +356,11 @@ def draw_weights(log_probabilities: Float[Array, "B V"], decoding: Decoding) -> 
     return weights
 
 
-def _permitted(
-    log_probabilities: Float[Array, "*rows V"], position: Any, config: Any, decoding: Decoding
-) -> Float[Array, "*rows V"]:
-    """-inf for tokens that must not come now; a token that must has probability 1."""
-    ids = np.arange(log_probabilities.shape[-1]).reshape(*[1] * (log_probabilities.ndim - 1), -1)
-    if decoding.min_new_tokens:
-        too_early = (position < decoding.min_new_tokens) & (ids == config.eos_id)
-        log_probabilities = jnp.where(too_early, -jnp.inf, log_probabilities)
-    if (forced := _forced(config)) is not None:
-        alone = jnp.where(ids == forced, 0.0, -jnp.inf)
-        log_probabilities = jnp.where(position == 0, alone, log_probabilities)
-    if decoding.banned_tokens:
-        log_probabilities = jnp.where(np.isin(ids, decoding.banned_tokens), -jnp.inf, log_probabilities)
-    return log_probabilities
-
-
 def _pick(x: Array, index: Int[Array, "B _"], axis: int = 1) -> Array:
     """The entries `index` of an axis that follows the rows', for each row."""
     shape = *[1] * (axis - 1), *index.shape, *[1] * (x.ndim - axis - 1)
     return jnp.take_along_axis(x, index.reshape(shape), axis=axis, mode="promise_in_bounds")
 
 
-def _forced(config: Any) -> int | None:
-    return getattr(config, "forced_start_id", None)
-
-
-def check_decoding(config: Any, decoding: Decoding, max_new_tokens: int) -> None:
-    """Raises ConfigError unless so many tokens can be generated in this way."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be positive, not {max_new_tokens}")
-    if decoding.min_new_tokens > max_new_tokens:
-        raise ConfigError(
-            f"decoding.min_new_tokens is {decoding.min_new_tokens}, and an answer has at most {max_new_tokens} tokens"
-        )
-    for token in decoding.banned_tokens:
-        if not 0 <= token < config.vocab_size:
-            raise ConfigError(f"decoding.banned_tokens has {token}; ids go from 0 to {config.vocab_size - 1}")
-    if (forced := _forced(config)) in decoding.banned_tokens:
-        raise ConfigError(f"decoding.banned_tokens has {forced}, which the model's configuration puts first")
+def _is_in(tokens: Int[Array, "*rows"], ids: Sequence[int]) -> Bool[Array, "*rows"]:
+    return jnp.isin(tokens, np.asarray(ids, np.int32))

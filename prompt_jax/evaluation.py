@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from prompt_jax.batches import eval_batches, length_buckets
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import GREEDY, compiled_generate, compiled_score, row_keys
+from prompt_jax.decoding import FROM_CHECKPOINT, compiled_generate, compiled_score, row_keys
 from prompt_jax.errors import UserError
 from prompt_jax.examples import Examples, cut
 from prompt_jax.models import check_context
@@ -62,7 +62,7 @@ def evaluate(
     target_length: int,
     batch_size: int,
     rank: bool = True,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
 ) -> Evaluation:
     """Generated answers and, for a task with labels, rank classification over the label strings.
 
@@ -87,7 +87,7 @@ def evaluate_members(
     target_length: int,
     batch_size: int,
     rank: bool = True,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     before_batch: Callable[[], None] | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for several prompts at once: one set of rows, (input, prompt), in batches mixed over prompts.
@@ -183,7 +183,7 @@ def answers(
     target_length: int | Sequence[int],
     batch_size: int | Shapes,
     longest: int | None = None,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     numbers: np.ndarray | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> Answers:
@@ -215,7 +215,8 @@ def answers(
     how = dataclasses.replace(decoding, seed=0)
     tokenizer, config = _tokenizer(model), model.config
     if start_ids is not None:  # a line ends with its break, as an answer does with the end token
-        config = dataclasses.replace(config, eos_id=[*tokenizer.encode("\n"), config.eos_id][0])
+        ends = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
+        config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=ends))
     key = place(jax.random.key(decoding.seed), divided(mesh_of(model.params))) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
@@ -331,7 +332,8 @@ def target_scores(
 
 def label_ids(model: Model, label: str) -> list[int]:
     """Token ids of a label as an answer, with the end token."""
-    return _tokenizer(model).target_ids(label)
+    tokenizer = _tokenizer(model)
+    return tokenizer.target_ids(tokenizer.marked(label))
 
 
 def _padded(

@@ -85,6 +85,8 @@ def designed(
     """
     writer = _Writer(design, model, target_length)
     drawn = [] if design.shots == 0 else _drawn(design, training, seed, most=writer.length)
+    if training is not None and training.format is not None and training.format.labels:
+        drawn = [(text, writer.marked(label)) for text, label in drawn]
     inputs, counts, lacking, longer = [], [], 0, 0
     for text in examples.input_texts:
         shown = [pair for pair in drawn if pair[0] != text]  # which would give the answer away
@@ -123,21 +125,23 @@ class _Writer:
         assert model.tokenizer is not None
         self._tokenizer: Any = model.tokenizer
         self._start_id = model.config.start_id
-        self.causal: bool = getattr(self._tokenizer, "causal", False)
-        self._first = len(getattr(self._tokenizer, "start", ()))  # tokens before all of it
+        self.marked = self._tokenizer.marked
+        self.causal: bool = self._tokenizer.causal
+        self._first = len(self._tokenizer.start)  # tokens before all of it
         # SentencePiece begins every text with a space by itself, and a causal model's examples end in a line break.
         self._space = " " if self._first else ""
         self._encode = functools.cache(self._tokenizer.encode)
         self._read = self._encode if self.causal else functools.cache(self._tokenizer.input_ids)
 
-        form = design.demonstration or ("{input} {target}" if self.causal else "{input} {target}.")
-        self._asked = design.text
-        self._shown = _filled(form, input=design.text, target="{target}")
+        form = self.marked(design.demonstration or ("{input} {target}" if self.causal else "{input} {target}."))
+        text = self.marked(design.text)
+        self._asked = text
+        self._shown = _filled(form, input=text, target="{target}")
         if self.causal:
             begun, _, end = form.partition("{target}")
             if "{input}" not in begun:
                 raise DesignError(f"a causal model reads {{input}} before {{target}}; the demonstration is {form!r}")
-            self._asked = _filled(begun, input=design.text).rstrip(" ")  # an answer's tokens begin with one
+            self._asked = _filled(begun, input=text).rstrip(" ")  # an answer's tokens begin with one
             self._shown = self._asked + " {target}" + end.removesuffix("\n") + "\n"
 
         positions = getattr(model.config, "positions", None)  # T5's are relative

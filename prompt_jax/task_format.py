@@ -6,9 +6,10 @@ trained on, so that the prompt can be evaluated and used without the code that d
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
 
 _FIELD = re.compile(r"\{(\w*)\}")
@@ -129,4 +130,13 @@ class TaskFormat:
         for column in self.columns:
             if column not in row:
                 raise FormatError(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
-        return _FIELD.sub(lambda match: str(row[match[1]]), self.template)
+        return _FIELD.sub(lambda match: unmarked(str(row[match[1]])), self.template)
+
+    def marked(self, mark: Callable[[str], str]) -> "TaskFormat":
+        """The format with the control tokens of its template marked (`prompt_jax.control_tokens`).
+
+        Args:
+          mark: `Tokenizer.marked` of the model.
+        """
+        parts = (f"{{{part}}}" if place % 2 else mark(part) for place, part in enumerate(self.segments))
+        return dataclasses.replace(self, template="".join(parts))

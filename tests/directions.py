@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+import tokenizers
+import transformers
 
 from prompt_jax.models.hub import Model
 from prompt_jax.models.t5 import T5Config
@@ -15,11 +16,10 @@ TOKENS = np.array([[10, 10], [0, -1], [0.3, 0.1]], np.float32)
 
 
 def _tokenizer() -> Tokenizer:
-    kinds, proto = ModelProto.SentencePiece, ModelProto()
-    for piece in PIECES:
-        kind = {"<pad>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}.get(piece, kinds.NORMAL)
-        proto.pieces.add(piece=piece, score=0.0, type=kind)
-    return Tokenizer(proto.SerializeToString(), extra_ids=0)
+    words = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, 0.0) for piece in PIECES], unk_id=4))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+    return Tokenizer(fast, eos_id=0, end_ids=(), pad_id=0, rows=len(TABLE))
 
 
 MODEL = Model(

@@ -1,7 +1,14 @@
 """Small SentencePiece models, with T5's ids of pad, end and unknown."""
 
+import base64
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prompt_jax.models.tokenizer import Tokenizer
 
 
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
@@ -22,3 +29,41 @@ def train(sentences: Sequence[str], vocab_size: int) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def tokenizer(folder: Path, sentences: Sequence[str], vocab_size: int, sentinels: int) -> "Tokenizer":
+    """A tokenizer of T5's kind, with so many `<extra_id_N>`; its model file is `spiece.model` in the folder."""
+    from prompt_jax.models.tokenizer import load_tokenizer, t5_configuration
+
+    (folder / "spiece.model").write_bytes(train(sentences, vocab_size))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": sentinels}))
+    loaded = load_tokenizer(folder, t5_configuration(), eos_id=1, pad_id=0, rows=1000)
+    assert loaded is not None
+    return loaded
+
+
+def model_file(tokenizer: "Tokenizer") -> Path:
+    """The SentencePiece model that a tokenizer was loaded from."""
+    return Path(tokenizer.transformers.vocab_file)
+
+
+def of_unigram(pieces: Sequence[tuple[str, float]], tokenizer_json: Path) -> bytes:
+    """The ModelProto that a tokenizer.json of T5's kind was made from: its pieces, and the normalizer of the file."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+    kinds = ModelProto.SentencePiece
+    special = {"<pad>": kinds.CONTROL, "</s>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}
+    model = ModelProto()
+    for piece, score in pieces:
+        model.pieces.add(piece=piece, score=score, type=special.get(piece, kinds.NORMAL))
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type, trainer.vocab_size = TrainerSpec.UNIGRAM, len(pieces)
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
+    trainer.pad_piece = "<pad>"
+    content = json.loads(tokenizer_json.read_text())["normalizer"]
+    charsmap = next(
+        step["precompiled_charsmap"] for step in content.get("normalizers", [content]) if step["type"] == "Precompiled"
+    )
+    normalizer.name, normalizer.precompiled_charsmap = "nmt_nfkc", base64.b64decode(charsmap)
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = normalizer.escape_whitespaces = True
+    return model.SerializeToString()

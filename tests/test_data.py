@@ -1,6 +1,7 @@
 """Files, tasks and examples: nothing is lost, changed or guessed on the way from a row to token ids."""
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import functools
@@ -18,6 +19,7 @@ import sentencepieces
 from prompt_jax import data
 from prompt_jax.data import DataError
 from prompt_jax.data_files import data_folder, file_task, normalise_text, read_rows, text_fraction
+from prompt_jax.errors import UserError
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
@@ -28,8 +30,8 @@ SENTENCES = ["review: this film is good", "that one was bad: 0 1 2 3", "abcdefgh
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(sentencepieces.train(SENTENCES, 60), extra_ids=4)
+def tokenizer(tmp_path_factory):
+    return sentencepieces.tokenizer(tmp_path_factory.mktemp("tokenizer"), SENTENCES, 60, sentinels=4)
 
 
 def write(path, content):
@@ -383,6 +385,38 @@ def plain_task(vocabulary, texts=("this film", "good"), **options):
     )
 
 
+@pytest.mark.parametrize("index", (1000, -1))
+def test_ids_that_the_model_has_no_row_for_are_an_error(tokenizer, index):
+    """JAX clamps them. Here of a task that makes its tokens itself; of texts the tokenizer says so."""
+    import seqio
+
+    task = plain_task(seqio.PassThroughVocabulary(size=0))
+
+    def beyond(dataset):
+        return dataset.map(lambda row: {**row, "targets": [index]})
+
+    with pytest.raises(
+        DataError, match=f"gives targets with the token id {index}; expected ids from 0 to 999, the rows"
+    ):
+        load(task.replace(preprocessors=[*task.preprocessors, beyond]), tokenizer)
+
+
+def test_a_label_that_the_model_has_no_row_for_is_an_error(tmp_path, tokenizer):
+    """A token that was added to the tokenizer, and not to the model, would be trained to accuracy 0."""
+    saved = copy.deepcopy(tokenizer.transformers)
+    saved.add_tokens(["wonderful"])
+    small = Tokenizer(saved, eos_id=1, end_ids=(), pad_id=0, rows=len(saved) - 1)
+    task = file_task(
+        "files",
+        {"train": write(tmp_path / "x.jsonl", '{"text": "a", "label": "wonderful"}')},
+        TaskFormat("{text}", ("wonderful", "bad")),
+    )
+    with pytest.raises(
+        UserError, match=f"the token 'wonderful' with the id {len(saved) - 1}, .* has {len(saved) - 1} rows"
+    ):
+        load(task, small)
+
+
 def test_a_plain_seqio_task_is_scored_by_equality(tokenizer):
     import seqio
 
@@ -427,11 +461,10 @@ def test_metric_objects_are_refused(tokenizer):
         load(plain_task(seqio.PassThroughVocabulary(size=0), metric_objs=objects), tokenizer)
 
 
-def test_a_task_with_the_models_own_vocabulary_is_accepted(tmp_path, tokenizer):
+def test_a_task_with_the_models_own_vocabulary_is_accepted(tokenizer):
     import seqio
 
-    path = tmp_path / "own.model"
-    path.write_bytes(tokenizer.model_proto)
+    path = sentencepieces.model_file(tokenizer)
     examples = load(plain_task(seqio.SentencePieceVocabulary(str(path), extra_ids=4)), tokenizer)
     assert examples.inputs[0].tolist() == [*tokenizer.encode("this film"), 1]
     with pytest.raises(DataError, match=r"inputs of the task 't_plain' have a vocabulary that is not the model's"):
@@ -490,8 +523,8 @@ def test_a_file_task_is_a_seqio_task_too(tmp_path, tokenizer):
     expected = load(task, tokenizer)
     again = load(data.as_seqio(task), tokenizer)
     assert again.input_texts == expected.input_texts and again.target_texts == expected.target_texts
-    (tmp_path / "model").write_bytes(tokenizer.model_proto)
-    feature = seqio.Feature(seqio.SentencePieceVocabulary(str(tmp_path / "model"), extra_ids=4))
+    vocabulary = seqio.SentencePieceVocabulary(str(sentencepieces.model_file(tokenizer)), extra_ids=4)
+    feature = seqio.Feature(vocabulary)
     bound = data.as_seqio(task).replace(output_features={"inputs": feature, "targets": feature})
     rows = bound.get_dataset({"inputs": 64, "targets": 16}, "train", shuffle=False).as_numpy_iterator()
     assert [row["targets"].tolist() for row in rows] == [ids.tolist() for ids in expected.targets]

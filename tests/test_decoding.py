@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import prompt_jax
+import prompt_jax.decoding
 from adapters import PREFIXES, PROMPTS, generate_batch, peft_prompt, random_text, random_tokens, whole
-from prompt_jax import decoding as module
+from prompt_jax import logits_rules
 from prompt_jax.config import ConfigError, Decoding
 from prompt_jax.decoding import (
     beam_search,
@@ -27,6 +28,7 @@ from prompt_jax.decoding import (
 from prompt_jax.evaluation import answers, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.models import ContextError
+from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.prompt import stack_prompts
 
 # --------------------------------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ class SmallConfig:
     pad_id: int = 0
     start_id: int = 0
     eos_id: int = 1
-    forced_start_id: int | None = None
+    generation: GenerationSettings = GenerationSettings()
 
 
 class SmallCache(NamedTuple):
@@ -75,7 +77,9 @@ LENGTH, ROWS = 6, 16
 @pytest.fixture
 def small(monkeypatch):
     """Its parameters; `compiled_generate` and `compiled_beam_search` run it where the config is a SmallConfig."""
-    monkeypatch.setattr(module, "family", lambda config: SimpleNamespace(prefill=small_prefill, decode_step=small_step))
+    family = SimpleNamespace(prefill=small_prefill, decode_step=small_step, CAUSAL=False)
+    for module in (prompt_jax.decoding, logits_rules):
+        monkeypatch.setattr(module, "family", lambda config: family)
     rng = np.random.default_rng(0)
     params = {"history": rng.normal(size=(LENGTH, LENGTH, 6, 6)), "rows": rng.normal(size=(ROWS, 6))}
     yield {name: value.astype(np.float32) for name, value in params.items()}
@@ -84,53 +88,77 @@ def small(monkeypatch):
 
 
 def small_batch(rows=ROWS):
-    return {"inputs": np.arange(rows, dtype=np.int32)[:, None]}
+    return {"inputs": np.arange(rows, dtype=np.int32)[:, None], "inputs_mask": np.ones((rows, 1), bool)}
 
 
-def next_log_probabilities(params, config, row: int, tokens: list[int], decoding: Decoding) -> np.ndarray:
-    """[V], by a loop over the tokens."""
+def next_scores(params, config, row: int, tokens: list[int], limit: int, rules: GenerationSettings, log=True):
+    """[V], by a loop over the tokens: the logits or log-probabilities under the rules, and before them."""
     history = [config.start_id, *tokens]
     logits = params["rows"][row].astype(float)
     for slot, token in enumerate(history):
         logits = logits + params["history"][len(history) - 1, slot, token]
-    result = logits - np.log(np.exp(logits).sum())
-    if len(tokens) < decoding.min_new_tokens:
-        result[config.eos_id] = -math.inf
-    if not tokens and config.forced_start_id is not None:
-        result[:] = -math.inf
-        result[config.forced_start_id] = 0.0
-    result[list(decoding.banned_tokens)] = -math.inf
-    return result
+    plain = logits - np.log(np.exp(logits).sum())
+    result = plain.copy() if log else logits
+    for token in set(history):
+        result[token] *= rules.repetition_penalty if result[token] < 0 else 1 / rules.repetition_penalty
+    for size, text in ((rules.no_repeat_ngram, history), (rules.encoder_no_repeat_ngram, [row])):
+        if size and len(history) >= size - 1:
+            seen = {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
+            end = tuple(history[len(history) - size + 1 :])
+            result[[token for token in range(len(result)) if (*end, token) in seen]] = -math.inf
+    ends = list(rules.end_ids or (config.eos_id,))
+    if len(tokens) < rules.min_new_tokens or len(history) < rules.min_length:
+        result[ends] = -math.inf
+    if not tokens and rules.forced_first is not None:
+        result[:] = plain[:] = -math.inf
+        result[rules.forced_first] = plain[rules.forced_first] = 0.0
+    if len(tokens) == limit - 1 and rules.forced_last:
+        result[:] = plain[:] = -math.inf
+        result[list(rules.forced_last)] = plain[list(rules.forced_last)] = 0.0
+    result[list(rules.banned)] = -math.inf
+    if len(tokens) == (0 if rules.forced_first is None else 1):
+        result[list(rules.banned_first)] = -math.inf
+    return result, plain
 
 
-def plain_greedy(params, config, row: int, limit: int, decoding: Decoding) -> tuple[list[int], float]:
-    tokens, total = [], 0.0
-    while len(tokens) < limit and tokens[-1:] != [config.eos_id]:
-        each = next_log_probabilities(params, config, row, tokens, decoding)
-        tokens, total = [*tokens, int(each.argmax())], total + each.max()
+def next_log_probabilities(params, config, row, tokens, **rules):
+    return next_scores(params, config, row, tokens, LENGTH + 1, GenerationSettings(**rules))[0]
+
+
+def plain_greedy(params, config, row: int, limit: int, rules: GenerationSettings) -> tuple[list[int], float]:
+    tokens, total, ends = [], 0.0, rules.end_ids or (config.eos_id,)
+    while len(tokens) < limit and not (tokens and tokens[-1] in ends):
+        each, plain = next_scores(params, config, row, tokens, limit, rules, log=False)
+        token = int(each.argmax())
+        tokens, total = [*tokens, token], total + plain[token]
     return tokens, total
 
 
-def plain_beams(params, config, row: int, limit: int, decoding: Decoding) -> list[tuple[float, float, list[int]]]:
+def plain_beams(
+    params, config, row: int, limit: int, rules: GenerationSettings
+) -> list[tuple[float, float, list[int]]]:
     """Score, log-probability and tokens of the hypotheses that beam search finds, the best first."""
-    beams, penalty = decoding.beams, decoding.length_penalty
+    beams, penalty, ends = rules.beams, rules.length_penalty, rules.end_ids or (config.eos_id,)
     going, found = [(0.0, [])], []
     for length in range(1, limit + 1):
         candidates = [
             (total + gained, [*tokens, token])
             for total, tokens in going
-            for token, gained in enumerate(next_log_probabilities(params, config, row, tokens, decoding))
+            for token, gained in enumerate(next_scores(params, config, row, tokens, limit, rules)[0])
             if gained > -math.inf
         ]
         candidates.sort(key=lambda candidate: -candidate[0])
         for total, tokens in candidates[:beams]:
-            if tokens[-1] == config.eos_id or length == limit:
+            if tokens[-1] in ends or length == limit:
                 found.append((total / length**penalty, total, tokens))
         found = sorted(found, reverse=True)[:beams]
-        going = [candidate for candidate in candidates[: 2 * beams] if candidate[1][-1] != config.eos_id][:beams]
+        kept = candidates[: max(2, 1 + len(ends)) * beams]
+        going = [candidate for candidate in kept if candidate[1][-1] not in ends][:beams]
+        if not going:
+            break
         if len(found) == beams:
-            horizon = limit if decoding.early_stopping == "never" and penalty > 0 else length
-            if decoding.early_stopping == "true" or going[0][0] / horizon**penalty <= found[-1][0]:
+            horizon = limit if rules.early_stopping == "never" and penalty > 0 else length
+            if rules.early_stopping == "true" or going[0][0] / horizon**penalty <= found[-1][0]:
                 break
     return found
 
@@ -140,24 +168,53 @@ def padded(tokens: list[int], config) -> list[int]:
 
 
 RULES = {
-    "plain": ({}, None),
-    "min_new_tokens": ({"min_new_tokens": 4}, None),
-    "banned_tokens": ({"banned_tokens": (2, 5)}, None),
-    "forced": ({}, 4),
+    "plain": {},
+    "min_new_tokens": {"min_new_tokens": 4},
+    "min_length": {"min_length": 5},
+    "banned": {"banned": (2, 5)},
+    "banned_first": {"banned_first": (2, 3, 4)},
+    "forced_first": {"forced_first": 4},
+    "forced_first, banned_first": {"forced_first": 4, "banned_first": (2, 3)},
+    "forced_last": {"forced_last": (1,)},
+    "several forced_last": {"forced_last": (1, 3)},
+    "several ends": {"end_ids": (1, 3)},
+    "no_repeat_ngram 1": {"no_repeat_ngram": 1},
+    "no_repeat_ngram 2": {"no_repeat_ngram": 2},
+    "no_repeat_ngram 3": {"no_repeat_ngram": 3},
+    "encoder_no_repeat_ngram": {"encoder_no_repeat_ngram": 1},
+    "repetition_penalty": {"repetition_penalty": 2.5},
+    "all": {
+        "end_ids": (1, 3),
+        "forced_first": 2,
+        "forced_last": (3,),
+        "no_repeat_ngram": 2,
+        "repetition_penalty": 1.5,
+        "min_new_tokens": 2,
+    },
 }
+
+
+TIED = "several forced_last"
+
+
+def of_rule(rule: str, **fields) -> tuple[GenerationSettings, SmallConfig]:
+    rules = GenerationSettings(**RULES[rule], **fields)
+    return rules, SmallConfig(generation=rules)
 
 
 @pytest.mark.parametrize("own_lengths", (False, True))
 @pytest.mark.parametrize("rule", RULES)
 def test_greedy_equals_a_plain_loop(small, rule, own_lengths):
-    fields, forced = RULES[rule]
-    config, decoding = SmallConfig(forced_start_id=forced), Decoding(**fields)
+    rules, config = of_rule(rule)
     limits = np.arange(ROWS) % 3 + 4 if own_lengths else np.full(ROWS, LENGTH)
-    found = compiled_generate(small, config, small_batch(), None, LENGTH, limits if own_lengths else None, decoding)
-    expected = [plain_greedy(small, config, row, limits[row], decoding) for row in range(ROWS)]
+    found = compiled_generate(small, config, small_batch(), None, LENGTH, limits if own_lengths else None)
+    expected = [plain_greedy(small, config, row, limits[row], rules) for row in range(ROWS)]
     assert len({len(tokens) for tokens, _ in expected}) > 1, "rows end at different lengths"
     np.testing.assert_array_equal(found.tokens, [padded(tokens, config) for tokens, _ in expected])
     np.testing.assert_allclose(found.log_probability, [total for _, total in expected], rtol=1e-5)
+    if rule != "plain":
+        others = [plain_greedy(small, config, row, limits[row], GenerationSettings()) for row in range(ROWS)]
+        assert [tokens for tokens, _ in others] != [tokens for tokens, _ in expected], "the rule changes answers"
 
 
 SEARCHES = [
@@ -169,22 +226,28 @@ SEARCHES = [
 
 @pytest.mark.parametrize(
     ("fields", "rule"),
-    [(fields, "plain") for fields in SEARCHES] + [({}, rule) for rule in RULES if rule != "plain"],
+    # Several tokens that are forced have equal scores, in any order.
+    [(fields, "plain") for fields in SEARCHES] + [({}, rule) for rule in RULES if rule not in ("plain", TIED)],
     ids=str,
 )
 def test_beam_search_equals_a_plain_loop(small, fields, rule):
     """All hypotheses, their log-probabilities and scores; with a limit for all rows, and with one for each."""
-    own, forced = RULES[rule]
-    config, decoding = SmallConfig(forced_start_id=forced), Decoding(beams=3, **fields, **own)
+    rules, config = of_rule(rule, beams=3, **fields)
     for limits in (None, np.arange(ROWS) % 3 + 4):
-        found = compiled_beam_search(small, config, small_batch(), None, LENGTH, limits, decoding)
+        found = compiled_beam_search(small, config, small_batch(), None, LENGTH, limits, Decoding())
         for row in range(ROWS):
             limit = LENGTH if limits is None else limits[row]
-            expected = plain_beams(small, config, row, limit, decoding)
-            np.testing.assert_array_equal(found.tokens[row], [padded(tokens, config) for *_, tokens in expected])
-            np.testing.assert_allclose(found.score[row], [score for score, *_ in expected], rtol=1e-5)
-            np.testing.assert_allclose(found.log_probability[row], [total for _, total, _ in expected], rtol=1e-5)
-    best = compiled_generate(small, config, small_batch(), None, LENGTH, limits, decoding)
+            expected = plain_beams(small, config, row, limit, rules)
+            count = len(expected)
+            assert count > 0
+            np.testing.assert_array_equal(
+                found.tokens[row, :count], [padded(tokens, config) for *_, tokens in expected]
+            )
+            np.testing.assert_allclose(found.score[row, :count], [score for score, *_ in expected], rtol=1e-5)
+            totals = [total for _, total, _ in expected]
+            np.testing.assert_allclose(found.log_probability[row, :count], totals, rtol=1e-5)
+            assert (np.asarray(found.score[row, count:]) <= -1e9).all()
+    best = compiled_generate(small, config, small_batch(), None, LENGTH, limits, Decoding())
     np.testing.assert_array_equal(best.tokens, found.tokens[:, 0])
     np.testing.assert_array_equal(best.log_probability, found.log_probability[:, 0])
 
@@ -210,9 +273,7 @@ def test_with_beams_enough_nothing_is_missed(small, penalty):
         for tokens in itertools.product(range(4), repeat=length):
             if 1 in tokens[:-1] or (length < 3 and tokens[-1] != 1):
                 continue
-            total = sum(
-                next_log_probabilities(params, config, 0, list(tokens[:n]), decoding)[tokens[n]] for n in range(length)
-            )
+            total = sum(next_log_probabilities(params, config, 0, list(tokens[:n]))[tokens[n]] for n in range(length))
             every.append((total / length**penalty, [*tokens, *[0] * (3 - length)]))
     every.sort(reverse=True)
     assert len(every) == 40
@@ -275,7 +336,7 @@ def test_what_tokens_are_drawn_from(fields, expected):
 
 def sampled(params, rows, decoding, seed=0):
     keys = row_keys(jax.random.key(seed), np.arange(len(rows)))
-    batch = {"inputs": np.array(rows, np.int32)[:, None]}
+    batch = {"inputs": np.array(rows, np.int32)[:, None], "inputs_mask": np.ones((len(rows), 1), bool)}
     return compiled_generate(params, SmallConfig(), batch, None, LENGTH, None, decoding, keys)
 
 
@@ -283,7 +344,7 @@ def test_samples_have_these_probabilities(small):
     """First tokens of 4000 rows; and log-probabilities are the model's, not those that tokens are drawn with."""
     decoding = Decoding(temperature=2.0, top_k=4, banned_tokens=(3,), min_new_tokens=2)
     found = sampled(small, [5] * 4000, decoding)
-    first = next_log_probabilities(small, SmallConfig(), 5, [], decoding)
+    first = next_log_probabilities(small, SmallConfig(), 5, [], banned=(3,), min_new_tokens=2)
     expected = np.exp(np.where(first < np.sort(first)[-4], -np.inf, first) / 2)
     expected /= expected.sum()
     shares = np.bincount(np.asarray(found.tokens[:, 0]), minlength=6) / 4000
@@ -293,7 +354,7 @@ def test_samples_have_these_probabilities(small):
         tokens, total = np.asarray(found.tokens[row]).tolist(), 0.0
         length = tokens.index(1) + 1 if 1 in tokens else LENGTH
         for n in range(length):
-            total += next_log_probabilities(small, SmallConfig(), 5, tokens[:n], decoding)[tokens[n]]
+            total += next_log_probabilities(small, SmallConfig(), 5, tokens[:n])[tokens[n]]
         np.testing.assert_allclose(found.log_probability[row], total, rtol=1e-5)
 
 
@@ -440,8 +501,10 @@ def test_beams_share_the_input(model):
         ({"beams": 2, "temperature": 1.0}, "either drawn at random, with 1 beam, or searched for"),
         ({"top_k": 5}, "are of sampling; set decoding.temperature"),
         ({"top_p": 0.9}, "are of sampling; set decoding.temperature"),
-        ({"length_penalty": 0.6}, "are of beam search; set decoding.beams"),
-        ({"early_stopping": "never"}, "are of beam search; set decoding.beams"),
+        ({"beams": 1, "length_penalty": 0.6}, "are of beam search; set decoding.beams"),
+        ({"beams": 1, "early_stopping": "never"}, "are of beam search; set decoding.beams"),
+        ({"no_repeat_ngram": -1}, "decoding.no_repeat_ngram must be at least 0, not -1"),
+        ({"repetition_penalty": 0.0}, "decoding.repetition_penalty must be a positive number, not 0.0"),
     ),
     ids=str,
 )
@@ -466,12 +529,14 @@ def test_options_that_do_not_fit_the_model(model, fixtures):
         ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
         ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"decoding": Decoding(length_penalty=0.6)}, "are of beam search; set decoding.beams as well"),
+        ({"decoding": Decoding(early_stopping="never")}, "are of beam search; set decoding.beams as well"),
     ):
         with pytest.raises(ConfigError, match=message):
             generate(model.params, model.config, batch, **{"max_new_tokens": 8, **options})
     bart = prompt_jax.load_model(str(fixtures / "bart" / "base"))
-    forced = dataclasses.replace(bart.config, forced_start_id=5)
-    with pytest.raises(ConfigError, match="banned_tokens has 5, which the model's configuration puts first"):
+    forced = dataclasses.replace(bart.config, generation=GenerationSettings(forced_first=5))
+    with pytest.raises(ConfigError, match="5 is banned, and the checkpoint's settings put it first"):
         generate(bart.params, forced, batch, decoding=Decoding(banned_tokens=(5,)))
     with pytest.raises(ContextError, match="and the model has 64 positions"):
         generate(bart.params, bart.config, batch, max_new_tokens=65)

@@ -117,7 +117,8 @@ def test_greedy_tokens_equal_hugging_face(both, fields):
 @pytest.mark.parametrize("beams", (1, 4))
 def test_a_forced_first_token(both, beams):
     tokens, scores = hugging_face(both, forced_bos_token_id=33, num_beams=beams)
-    config = dataclasses.replace(both.config, eos_id=END, forced_start_id=33)
+    generation = dataclasses.replace(both.config.generation, forced_first=33)
+    config = dataclasses.replace(both.config, eos_id=END, generation=generation)
     decoding = Decoding(beams=beams)
     np.testing.assert_array_equal(
         generate(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding), tokens[:, 0]

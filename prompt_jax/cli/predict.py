@@ -11,6 +11,7 @@ import tyro
 
 from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
 from prompt_jax.config import Decoding
+from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
 from prompt_jax.paths import as_path
 from prompt_jax.task_format import TaskFormat
@@ -54,7 +55,7 @@ def run(args: Predict) -> int:
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
     for chunk in _chunks(lines, args.batch_size):
         for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
-            shown = {**line._asdict(), **answer._asdict()}
+            shown = {**line._asdict(), "input": unmarked(line.input), **answer._asdict()}
             if args.prompts is None:
                 del shown["prompt"]
             print(json.dumps(shown) if args.json else answer.prediction.replace("\n", " "))
@@ -84,7 +85,8 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
             "prompt-jax export --member"
         )
     task_format = chosen_format(members[0][1].format, args.template, args.labels, None)
-    texts = _texts(_inputs(args.words[1:], args.input), task_format)
+    assert model.tokenizer is not None  # load_base
+    texts = _texts(_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
     return (Line(None, text) for text in texts), Voting(
         model, [prompt for prompt, _ in members], task_format, args.decoding
     )
@@ -109,7 +111,8 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
         check_base(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
     rows = ((where, _as_row(line, where, wanted)) for where, line in _inputs(args.words, args.input))
-    return streams.read_lines(rows, named), streams.Mixed(model, named, args.decoding)
+    assert model.tokenizer is not None  # load_base
+    return streams.read_lines(rows, named, model.tokenizer.marked), streams.Mixed(model, named, args.decoding)
 
 
 def _inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import GREEDY
+from prompt_jax.decoding import FROM_CHECKPOINT
 from prompt_jax.ensembles.evaluation import RankedVote, check_rule, labels_of, majority_vote, ranked_vote
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.evaluation import Evaluation, answers, batch_shapes, label_scores
@@ -51,7 +51,7 @@ def evaluate_early(
     *,
     target_length: int,
     batch_size: int,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     blocks: Sequence[int] | None = None,
 ) -> EarlyEvaluation:
     """The vote by majority, asking members only about examples that are still undecided.

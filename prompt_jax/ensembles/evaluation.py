@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import GREEDY
+from prompt_jax.decoding import FROM_CHECKPOINT
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
@@ -95,7 +95,7 @@ def evaluate_ensemble(
     *,
     target_length: int,
     batch_size: int,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     vote: VoteRule = "majority",
     seed: int = 0,
 ) -> EnsembleEvaluation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.config import Decoding
-from prompt_jax.decoding import GREEDY
+from prompt_jax.decoding import FROM_CHECKPOINT
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
@@ -57,7 +57,7 @@ def evaluate_files(
     *,
     target_length: int,
     batch_size: int,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
     vote: VoteRule = "majority",
     early_stop: bool = False,
 ) -> Outcome:
@@ -108,7 +108,7 @@ def evaluate_base(
     *,
     target_length: int,
     batch_size: int,
-    decoding: Decoding = GREEDY,
+    decoding: Decoding = FROM_CHECKPOINT,
 ) -> Outcome:
     """Evaluates the base alone, asked in one way or in several, which then vote as the members of an ensemble do.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.control_tokens import unmarked
 from prompt_jax.ensembles.evaluation import RankedVote
 from prompt_jax.evaluation import Evaluation
 from prompt_jax.examples import Examples
@@ -40,7 +41,7 @@ def prediction_lines(
         scores = None if vote.label_scores is None else vote.label_scores[i].tolist()
         yield {
             "task": examples.name,
-            "input": examples.input_texts[i],
+            "input": unmarked(examples.input_texts[i]),
             "target": examples.target_texts[i],
             **({"references": list(examples.references[i])} if examples.references else {}),
             "before": None if before is None else before.predictions[i],

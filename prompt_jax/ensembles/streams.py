@@ -1,7 +1,7 @@
 """Inputs without targets, answered by one prompt, by an ensemble's vote, or each by the prompt that it names."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from prompt_jax import evaluation
 from prompt_jax.config import Decoding
 from prompt_jax.data_files import render
-from prompt_jax.decoding import GREEDY
+from prompt_jax.decoding import FROM_CHECKPOINT
 from prompt_jax.ensembles.members import Member, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
@@ -25,7 +25,7 @@ class Line(NamedTuple):
     """An input of a stream."""
 
     prompt: str | None  # the name of its prompt; None for the base alone, and where the stream has but one answerer
-    input: str  # with the template's columns filled in
+    input: str  # with the template's columns filled in and its control tokens marked
 
 
 class Answer(NamedTuple):
@@ -42,7 +42,13 @@ class Voting:
       cut: how many inputs so far were cut to the length of the task.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], task_format: TaskFormat, decoding: Decoding = GREEDY):
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        task_format: TaskFormat,
+        decoding: Decoding = FROM_CHECKPOINT,
+    ):
         """Raises PromptStackError where prompts do not go together."""
         self._model, self._members, self._format = model, len(prompts), task_format
         self._decoding, self._count = decoding, 0
@@ -110,24 +116,28 @@ def read_named(words: Sequence[str]) -> dict[str, Member]:
     return named
 
 
-def read_lines(rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, Member]) -> Iterator[Line]:
+def read_lines(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, Member], marked: Callable[[str], str]
+) -> Iterator[Line]:
     """The lines of a mixed stream.
 
     Args:
       rows: where each input is from, and the input: an object with the field `prompt`, the name of a prompt or null for
         the base alone, and the columns of that prompt's template (of the base alone: `text`).
       named: the prompts.
+      marked: `Tokenizer.marked` of the model.
 
     Raises:
       UserError: a row names no prompt, or none of these; or lacks a column of its prompt's template (DataError).
     """
+    formats = {name: _format(member).marked(marked) for name, member in [(None, None), *named.items()]}
     for where, row in rows:
         if "prompt" not in row:
             raise UserError(f"{where}: no field 'prompt'; expected the name of a prompt, or null. {_known('', named)}")
         name = row["prompt"]
         if name is not None and (not isinstance(name, str) or name not in named):
             raise UserError(f"{where}: there is no prompt {name!r:.80}. {_known(str(name), named)}")
-        yield Line(name, render(row, _format(None if name is None else named[name]), where))
+        yield Line(name, render(row, formats[name], where))
 
 
 def _format(member: Member | None) -> TaskFormat:
@@ -150,7 +160,7 @@ class Mixed:
       cut: how many inputs so far were cut to the length of their prompt's task.
     """
 
-    def __init__(self, model: Model, named: Mapping[str, Member], decoding: Decoding = GREEDY):
+    def __init__(self, model: Model, named: Mapping[str, Member], decoding: Decoding = FROM_CHECKPOINT):
         """Raises PromptStackError, naming the files, where prompts do not go together."""
         members = list(named.values())
         self._model, self._decoding, self._count = model, decoding, 0

@@ -174,13 +174,14 @@ def label_share(neighbours: Sequence[Sequence[Neighbour]], pieces: Mapping[str, 
 
 def label_pieces(labels: Sequence[str], tokenizer: Any) -> dict[str, frozenset[int]]:
     """The pieces of each label, at the beginning of a text and after a space; without those of no letter or digit."""
-    unknown = getattr(tokenizer, "unk_id", None)
+    unknown = tokenizer.unk_id
 
     def telling(index: int) -> bool:
         return index != unknown and any(character.isalnum() for character in tokenizer.piece(index))
 
     def pieces(label: str) -> frozenset[int]:
-        text = label.encode("utf-8", "replace").decode()  # a file's may hold halves of surrogate pairs
+        # A file's may hold halves of surrogate pairs.
+        text = tokenizer.marked(label.encode("utf-8", "replace").decode())
         return frozenset(index for index in (*tokenizer.encode(text), *tokenizer.encode(f" {text}")) if telling(index))
 
     return {label: pieces(label) for label in labels}

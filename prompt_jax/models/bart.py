@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import (
     Params,
@@ -42,6 +43,9 @@ NORM_EPSILON = 1e-5
 FIRST_POSITION = 2  # the row of the table for position 0; those before it are not used
 
 
+CAUSAL = False  # whether source and target are one text
+
+
 @dataclasses.dataclass(frozen=True)
 class BartConfig:
     """The architecture, and how to compute it (`dropout_rate`, `remat`)."""
@@ -61,9 +65,9 @@ class BartConfig:
     eos_id: int = 2
     start_id: int = 2  # the decoder's first input
     bos_id: int = 0  # <s>, with which every text begins, the target included
-    forced_start_id: int | None = None  # the first token of every generated text, as <s> of bart-large
     dropout_rate: float = 0.1  # used only where a key is given
     remat: Remat = "none"  # what the backward pass recomputes, to save memory
+    generation: GenerationSettings = GenerationSettings()
 
 
 def parameters(config: BartConfig) -> list[Parameter]:

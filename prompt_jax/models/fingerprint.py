@@ -20,7 +20,7 @@ SAMPLED = 32
 # A tensor's name (path in our parameters, layer) -> its shape and sampled elements.
 Samples = dict[str, tuple[tuple[int, ...], bytes]]
 # How a model is computed, not what it is.
-_NOT_ARCHITECTURE = {"dropout_rate", "remat", "forced_start_id"}
+_NOT_ARCHITECTURE = {"dropout_rate", "remat", "generation"}
 # Fields that came later: a model of which they are not true has the fingerprint that it had before.
 _LATER = {"relative_per_layer"}
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first
 from prompt_jax.models.layers import (
     Params,
@@ -45,6 +46,9 @@ from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, chec
 Batch = Mapping[str, Any]
 
 
+CAUSAL = True  # whether source and target are one text
+
+
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
     """The architecture, and how to compute it (`dropout_rate`, `remat`)."""
@@ -61,6 +65,7 @@ class GPT2Config:
     start_id: int = 50256  # stands between source and target
     dropout_rate: float = 0.1  # used only where a key is given
     remat: Remat = "none"  # what the backward pass recomputes, to save memory
+    generation: GenerationSettings = GenerationSettings()
 
     @property
     def d_kv(self) -> int:

@@ -7,15 +7,17 @@ import contextlib
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 from prompt_jax.models import Config, family
-from prompt_jax.models.byte_pair import BYTE_PAIR_FILES, BytePairTokenizer, load_byte_pair
 from prompt_jax.models.checkpoint_files import CheckpointError
-from prompt_jax.models.config_files import model_config, read_config
+from prompt_jax.models.config_files import auto_config, model_config, read_config
 from prompt_jax.models.fingerprint import fingerprint
+from prompt_jax.models.generation import FILE as GENERATION_FILE
+from prompt_jax.models.generation import read_generation
 from prompt_jax.models.layers import Params
 from prompt_jax.models.t5x import open_t5x
-from prompt_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from prompt_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
 from prompt_jax.models.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
 
 T5X = "t5x:"  # before the folder of a checkpoint of T5X
@@ -29,7 +31,7 @@ class Model:
     revision: str | None  # the hub's commit hash; None for a folder and for the demo
     params: Params = dataclasses.field(repr=False)
     config: Config
-    tokenizer: Tokenizer | BytePairTokenizer | None  # None if the folder has none
+    tokenizer: Tokenizer | None  # None if the folder has none
     fingerprint: str  # see `prompt_jax.models.fingerprint`
 
 
@@ -62,31 +64,36 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     with contextlib.ExitStack() as opened:
+        config: Config
+        special: dict[str, Any] = {}
         if str(name_or_path).startswith(T5X):
-            folder, model_type = _expanded(str(name_or_path).removeprefix(T5X)), "t5"
+            folder = _expanded(str(name_or_path).removeprefix(T5X))
             if revision is not None:
                 raise CheckpointError(f"{name_or_path} is a folder, which has no revision {revision!r}")
-            config: Config
             config, tensors = open_t5x(folder)
+            hf = t5_configuration()
         else:
             folder, revision = _locate(name_or_path, revision, local_files_only)
-            raw = read_config(folder)
-            model_type = raw["model_type"]
+            raw, source = read_config(folder), str(folder / "config.json")
+            hf = auto_config(raw, source)
             tensors = opened.enter_context(open_checkpoint(folder))
-            config = model_config(raw, tensors, source=str(folder / "config.json"))
+            config = model_config(raw, tensors, source)
+            generation, special = read_generation(folder, config.vocab_size, hf.is_encoder_decoder)
+            config = dataclasses.replace(config, generation=generation)
         params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
-    return Model(
-        name=str(name_or_path),
-        revision=revision,
-        params=params,
-        config=config,
-        tokenizer=_load_tokenizer(folder, model_type, config),
-        fingerprint=fingerprint(config, samples),
+    # A prompt file has the fingerprint of the ids in config.json.
+    identity = fingerprint(config, samples)
+    config = dataclasses.replace(config, **special)
+    tokenizer = load_tokenizer(
+        folder,
+        hf,
+        eos_id=config.eos_id,
+        end_ids=config.generation.end_ids,
+        pad_id=config.pad_id,
+        rows=config.vocab_size,
+        causal=not hf.is_encoder_decoder,
     )
-
-
-def _load_tokenizer(folder: Path, model_type: str, config: Config) -> Tokenizer | BytePairTokenizer | None:
-    return load_byte_pair(folder, model_type, config) if model_type in ("gpt2", "bart") else load_tokenizer(folder)
+    return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -134,9 +141,8 @@ def _fetch_model(name: str, revision: str | None, local_files_only: bool) -> tup
             for shard in shard_names(index):
                 fetch(shard)  # `open_checkpoint` says so if one is missing
             break
-    if not any(fetch(file) is not None for file in TOKENIZER_FILES):  # the first that exists
-        for file in BYTE_PAIR_FILES:
-            fetch(file)
+    for file in (GENERATION_FILE, *TOKENIZER_FILES):
+        fetch(file)
     return config.parent, commit
 
 

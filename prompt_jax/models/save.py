@@ -1,6 +1,8 @@
 """Writing a base model in Hugging Face's layout: `config.json`, `model.safetensors`, and its tokenizer."""
 
+import functools
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from safetensors.numpy import save
 
 from prompt_jax.models import Config, family
 from prompt_jax.models.bart import BartConfig
-from prompt_jax.models.byte_pair import BytePairTokenizer
 from prompt_jax.models.checkpoint_files import CheckpointError
+from prompt_jax.models.generation import generation_config
 from prompt_jax.models.gpt2 import GPT2Config
 from prompt_jax.models.hub import Model
 from prompt_jax.models.parameter import Parameter
@@ -44,13 +46,24 @@ def save_model(folder: Path, model: Model) -> None:
     whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
     data = save(whole, {"format": "pt"})
     write_whole(folder / "model.safetensors", lambda file: file.write(data))
-    match model.tokenizer:
-        case Tokenizer():
-            proto = model.tokenizer.model_proto
-            write_whole(folder / "spiece.model", lambda file: file.write(proto))
-        case BytePairTokenizer():
-            write_text(folder / "tokenizer.json", model.tokenizer.definition)
+    if model.tokenizer is not None:
+        _write_tokenizer(folder, model.tokenizer)
+    special = {name: getattr(model.config, name) for name in ("pad_id", "eos_id", "start_id")}
+    generation = generation_config(model.config.generation, **special)
+    write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The tokenizer as Transformers writes it: the one that was loaded, whatever files it was loaded from."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.transformers.save_pretrained(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            write_whole(folder / file.name, functools.partial(_copy, file))
+
+
+def _copy(source: Path, opened: Any) -> None:
+    opened.write(source.read_bytes())
 
 
 def _tensors(parameter: Parameter, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -122,7 +135,6 @@ def _config(config: Config) -> dict[str, Any]:
                 "dropout": config.dropout_rate,
                 "bos_token_id": config.bos_id,
                 "decoder_start_token_id": config.start_id,
-                "forced_bos_token_id": config.forced_start_id,
                 **special,
             }
     raise CheckpointError("relative positions in each layer are of T5X's models; Transformers' T5 has none")

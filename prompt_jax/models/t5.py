@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prompt_jax.config import Remat
 from prompt_jax.models.attention import MASKED, Part, attend, dropout, mask_bias, part_scores, weighted_sums
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
+from prompt_jax.models.generation import GenerationSettings
 from prompt_jax.models.inputs import Past, in_order, past_of, real_first, virtual_tokens
 from prompt_jax.models.layers import Params, adapted, heads, keys_or_none, merge, narrow, only_stack, run_layers, widen
 from prompt_jax.models.parameter import Parameter
@@ -28,6 +29,9 @@ from prompt_jax.models.prompt import Prompt, Site, check_no_infix, check_prompt_
 from prompt_jax.models.quantised import project
 
 Batch = Mapping[str, Any]
+
+
+CAUSAL = False  # whether source and target are one text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ class T5Config:
     start_id: int = 0  # the decoder's first input
     dropout_rate: float = 0.1  # used only where a key is given
     remat: Remat = "none"  # what the backward pass recomputes, to save memory
+    generation: GenerationSettings = GenerationSettings()
 
 
 def parameters(config: T5Config) -> list[Parameter]:

@@ -1,178 +1,259 @@
-"""SentencePiece tokenizers with the ids that seqio gives, without seqio and TensorFlow.
+"""A checkpoint's tokenizer: Transformers' `AutoTokenizer`, with two additions.
 
-T5's models hold 32,000 pieces; `<extra_id_99>` ... `<extra_id_0>` come after them and are added when a model is loaded,
-as `seqio.SentencePieceVocabulary(path, extra_ids=100)` does. mT5's models hold theirs already.
+Ids and decoded text are those of `AutoTokenizer`. Control tokens ("special tokens" in Transformers, such as `</s>`,
+`<mask>` or `<|user|>`) are read as tokens where a template marks them (`prompt_jax.control_tokens`) and as plain text
+everywhere else. An id that the model's embedding table does not have is an error.
 """
 
-import base64
-import dataclasses
+import contextlib
 import functools
 import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
-from prompt_jax.models.checkpoint_files import CheckpointError
+from prompt_jax.control_tokens import keep_marks_of, mark
+from prompt_jax.models.checkpoint_files import CheckpointError, brief, check_text_file
 
-EXTRA_IDS = 100  # of every T5
-TOKENIZER_FILES = ("spiece.model", "tokenizer.json")  # in the order in which they are looked for
+# The files of a tokenizer; a model on the Hub has some of them.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. `model_proto` is a serialised SentencePiece ModelProto to which `extra_ids` are added."""
+    """Text to ids and back.
 
-    model_proto: bytes = dataclasses.field(repr=False)
-    extra_ids: int = EXTRA_IDS
+    Attributes:
+      transformers: the tokenizer as `AutoTokenizer` gives it.
+      eos_id: the id that ends a target.
+      end_ids: the ids that end a generated answer, `eos_id` among them.
+      pad_id: padding. GPT-2 has none and uses its end token.
+      rows: of the model's embedding table; ids must be below.
+      causal: whether source and target are one text. Then the source has no end token, since the start token of the
+        target follows it, and both begin with a space, as in Li and Liang (2021): GPT-2 has other tokens for a word
+        that follows another word.
+    """
 
-    @functools.cached_property
-    def _processor(self) -> Any:
-        from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-        model = ModelProto.FromString(self.model_proto)
-        for index in reversed(range(self.extra_ids)):
-            kind = ModelProto.SentencePiece.USER_DEFINED
-            model.pieces.add(piece=f"▁<extra_id_{index}>", score=0.0, type=kind)
-        return SentencePieceProcessor(model_proto=model.SerializeToString())
+    def __init__(
+        self, transformers: Any, *, eos_id: int, end_ids: Sequence[int], pad_id: int, rows: int, causal: bool = False
+    ):
+        self.transformers, self.eos_id, self.pad_id, self.rows, self.causal = transformers, eos_id, pad_id, rows, causal
+        self.end_ids = frozenset(end_ids) | {eos_id}
+        self._fast: Any = getattr(transformers, "backend_tokenizer", None)
 
     def encode(self, text: str) -> list[int]:
-        """The text's ids, without an end token."""
-        return self._processor.EncodeAsIds(text)
+        """The text's ids, without the tokens that the model expects around a text.
+
+        Raises:
+          CheckpointError: an id that the model's embedding table does not have.
+        """
+        marked = keep_marks_of(self._control, text)
+        ids = self._reader.encode(marked, add_special_tokens=False).ids if self._fast else self._slow(marked)
+        if (highest := max(ids, default=0)) >= self.rows:
+            raise CheckpointError(
+                f"the tokenizer has the token {self.piece(highest)!r} with the id {highest}, and the model's embedding "
+                f"table has {self.rows} rows (ids 0 to {self.rows - 1}): use the tokenizer of this checkpoint, or a "
+                "checkpoint whose embeddings were resized for the token"
+            )
+        return ids
 
     def input_ids(self, text: str) -> list[int]:
-        """A source's ids, as the model is to read them."""
-        return self.target_ids(text)
+        """A source's ids, as the model reads them."""
+        if self.causal:
+            return self.encode(f" {text}")
+        before, after = self._around
+        return [*before, *self.encode(text), *after]
 
     def target_ids(self, text: str) -> list[int]:
-        """A target's ids, as the model is to write them, the end token included."""
-        return [*self.encode(text), self.eos_id]
+        """A target's ids with the end token, as the model writes them."""
+        ids = self.input_ids(text)
+        return ids if ids[-1:] == [self.eos_id] and not self.causal else [*ids, self.eos_id]
+
+    def marked(self, template: str) -> str:
+        """A template or label with its control tokens marked, so that `encode` reads them as tokens."""
+        if not self._control:
+            return template
+        longest_first = sorted(self._control, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest_first)), lambda match: mark(match[0]), template)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """The text of ids up to the first end token; padding gives nothing, ids beyond the pieces are unknown."""
-        pieces, unknown = self.vocab_size, self.unk_id
-        known = [index if index < pieces else unknown for index in map(int, ids)]
-        if self.eos_id in known:
-            known = known[: known.index(self.eos_id)]
-        return self._processor.DecodeIds(known)
+        """The text of ids up to the first end token, without padding and the tokens before a text."""
+        kept: list[int] = []
+        for index in map(int, ids):
+            if index in self.end_ids:
+                break
+            kept.append(index)
+        dropped = {self.pad_id, *self.start}
+        text = self.transformers.decode([index for index in kept if index not in dropped], skip_special_tokens=False)
+        return text.removeprefix(" ") if self.causal else text
 
     def piece(self, index: int) -> str:
-        """The piece with that id. Embedding tables are padded beyond the pieces: `<unused_32105>`."""
-        return self._processor.IdToPiece(int(index)) if index < self.vocab_size else f"<unused_{index}>"
+        """The token with that id. Embedding tables may have rows beyond the tokens: `<unused_32105>`."""
+        token = self._tokens.get(int(index))
+        return f"<unused_{index}>" if token is None else token
 
     @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens before a text, such as BART's `<s>`."""
+        return () if self.causal else self._around[0]
+
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """The number of pieces, extra ids included; the model's embedding table may have more rows."""
-        return self._processor.GetPieceSize()
+        """One more than the highest id of a token; the model's embedding table may have more rows."""
+        return max(self._tokens, default=-1) + 1
 
     @property
-    def pad_id(self) -> int:
-        return self._processor.pad_id()
+    def unk_id(self) -> int | None:
+        """The id of what the vocabulary cannot write; None where there is no such text."""
+        return self.transformers.unk_token_id
 
-    @property
-    def eos_id(self) -> int:
-        return self._processor.eos_id()
+    @functools.cached_property
+    def sentinels(self) -> int:
+        """The number of T5's sentinels, `<extra_id_0>` and on."""
+        return sum(re.fullmatch(r"▁?<extra_id_\d+>", token) is not None for token in self._tokens.values())
 
-    @property
-    def unk_id(self) -> int:
-        return self._processor.unk_id()
+    @functools.cached_property
+    def unigram(self) -> list[tuple[str, float]] | None:
+        """The pieces and scores of a SentencePiece Unigram model, sentinels included; None for another model."""
+        model = json.loads(self._fast.to_str())["model"] if self._fast else {}
+        return [(piece, score) for piece, score in model["vocab"]] if model.get("type") == "Unigram" else None
+
+    @functools.cached_property
+    def _tokens(self) -> dict[int, str]:
+        return {index: token for token, index in self.transformers.get_vocab().items()}
+
+    @functools.cached_property
+    def _control(self) -> frozenset[str]:
+        """The control tokens: those that Transformers calls special."""
+        added = self.transformers.added_tokens_decoder.values()
+        return frozenset([*self.transformers.all_special_tokens, *(str(token) for token in added if token.special)])
+
+    @functools.cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the model expects before and after a text."""
+        whole, text = (self.transformers("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+        start = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
+        return tuple(whole[:start]), tuple(whole[start + len(text) :])
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        """The fast tokenizer with marked control tokens in place of plain ones: these are text to it."""
+        from tokenizers import Tokenizer as Fast
+
+        content = json.loads(self._fast.to_str())
+        renamed = {token: mark(token) for token in self._control}
+        for token in content["added_tokens"]:
+            if token["content"] in renamed:
+                token |= {"content": renamed[token["content"]], "normalized": False}
+        model = content["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {renamed.get(token, token): index for token, index in model["vocab"].items()}
+        else:
+            model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in renamed:
+            model["unk_token"] = renamed[model["unk_token"]]
+        # What a file was saved with; lengths are the task's affair.
+        content["truncation"] = content["padding"] = None
+        return Fast.from_str(json.dumps(content))
+
+    def _slow(self, marked: str) -> list[int]:
+        """`encode` for a tokenizer that is written in Python, such as ByT5's."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split("[\ufdd0\ufdd1]", marked)):  # plain, control, plain, ...
+            if place % 2:
+                ids.append(self.transformers.convert_tokens_to_ids(part))
+            elif part:
+                ids += self.transformers(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
 
 
-def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder: `spiece.model` (or the only `*.model`), else `tokenizer.json`.
+def load_tokenizer(
+    folder: Path,
+    transformers_config: Any,
+    *,
+    eos_id: int,
+    end_ids: Sequence[int] = (),
+    pad_id: int,
+    rows: int,
+    causal: bool = False,
+) -> Tokenizer | None:
+    """The tokenizer of a model folder.
+
+    Args:
+      folder: the model's.
+      transformers_config: the model's configuration as `AutoConfig` gives it, by which the tokenizer's class is chosen
+        where the folder does not name it.
+      eos_id, end_ids, pad_id, rows, causal: as `Tokenizer`.
 
     Returns:
-      None if the folder has neither.
+      None if the folder has no tokenizer.
 
     Raises:
       CheckpointError: there is one that cannot be used.
     """
-    models = [folder / TOKENIZER_FILES[0]]
-    if not models[0].is_file():
-        models = sorted(folder.glob("*.model"))
-    if len(models) > 1:
-        names = ", ".join(path.name for path in models)
-        raise CheckpointError(f"{folder} has several SentencePiece models ({names}); name the right one spiece.model")
-    if models:
-        return _from_sentencepiece(models[0].read_bytes(), models[0])
-    if (folder / TOKENIZER_FILES[1]).is_file():
-        return from_tokenizer_json(folder / TOKENIZER_FILES[1])
-    return None
+    present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
+    for name in present:
+        check_text_file(folder / name)
+    if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json"} & set(present):
+        return None
+    with reading(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
+        from transformers import AutoTokenizer
 
-
-def _from_sentencepiece(model_proto: bytes, source: Path) -> Tokenizer:
-    """A tokenizer of a ModelProto, which is checked."""
-    from google.protobuf.message import DecodeError
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    try:
-        pieces = ModelProto.FromString(model_proto).pieces
-        own_extra_ids = any(entry.piece.removeprefix("▁") == "<extra_id_0>" for entry in pieces)
-        tokenizer = Tokenizer(model_proto, 0 if own_extra_ids else EXTRA_IDS)
-        special = {"pad": tokenizer.pad_id, "end": tokenizer.eos_id, "unknown": tokenizer.unk_id}
-    except (DecodeError, RuntimeError) as error:
-        raise CheckpointError(f"{source} is no SentencePiece model: {error}") from error
-    if absent := [name for name, index in special.items() if index < 0]:
-        raise CheckpointError(f"{source} has no {' and no '.join(absent)} token; T5's models have all three")
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), config=transformers_config, local_files_only=True, trust_remote_code=False
+        )
+        needed = {kind: name for kind, name in loaded.vocab_files_names.items() if kind != "tokenizer_file"}
+        # Without its files, a class of Transformers makes up a vocabulary.
+        if "tokenizer.json" not in present and (absent := set(needed.values()) - set(present)):
+            raise CheckpointError(
+                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}, which a "
+                f"{type(loaded).__name__} is made of"
+            )
+        tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
+        tokenizer.target_ids("a")  # what is damaged fails here, and not in the midst of a run
+        known = tokenizer.piece(eos_id)
+    if known.startswith("<unused_"):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has no token {eos_id}, which the model's configuration names as the end"
+        )
     return tokenizer
 
 
-def from_tokenizer_json(file: Path) -> Tokenizer:
-    """Hugging Face's `tokenizer.json` of a Unigram model as the SentencePiece model that it was made from.
+def t5_configuration() -> Any:
+    """Transformers' configuration of a T5, for a tokenizer whose folder has no config.json."""
+    with _quiet():
+        from transformers import T5Config
 
-    Its pieces, scores and normaliser map are what a ModelProto is made of. The ids are SentencePiece's and seqio's;
-    Hugging Face's tokenizer itself differs on literal special tokens, on white space and on combining characters.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        model = content["model"]
-        kind = model.get("type")
-        if kind != "Unigram" or model.get("byte_fallback"):
-            found = f"of type {kind}" + (" with byte fallback" if model.get("byte_fallback") else "")
-            raise CheckpointError(
-                f"{file} is {found}; only Unigram tokenizers can be converted. Put the model's spiece.model beside it."
-            )
-        return _from_unigram(model["vocab"], model["unk_id"], _normalizer_map(content), file)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
+    return T5Config()
+
+
+@contextlib.contextmanager
+def reading(failure: str) -> Iterator[None]:
+    """Runs a reader of Transformers: without its log, and with one error for all that damaged files make it raise."""
+    with _quiet():
+        import transformers  # noqa: F401  # whose own failure is no fault of the files
+
+        try:
+            yield
+        except CheckpointError:
             raise
-        raise CheckpointError(f"{file} is no Hugging Face tokenizer of a Unigram model: {error!r}") from error
+        # Panics of the tokenizers' Rust code are not of the class Exception.
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
+            raise CheckpointError(f"{failure}: {brief(error)}") from error
 
 
-def _normalizer_map(content: dict[str, Any]) -> bytes:
-    """The precompiled map of characters, SentencePiece's own."""
-    normalizer = content["normalizer"]
-    for step in normalizer.get("normalizers", [normalizer]):
-        if step["type"] == "Precompiled":
-            return base64.b64decode(step["precompiled_charsmap"], validate=True)
-    raise ValueError("it has no Precompiled normalizer")
-
-
-def _from_unigram(vocab: list[Any], unk_id: Any, normalizer_map: bytes, file: Path) -> Tokenizer:
-    """A tokenizer of (piece, score) pairs, as they come from a JSON file."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
-
-    extra = [piece for piece, _ in vocab if re.fullmatch(r"▁?<extra_id_\d+>", piece)]
-    expected = [f"<extra_id_{index}>" for index in reversed(range(len(extra)))]
-    pieces = vocab[: len(vocab) - len(extra)]
-    if [piece.removeprefix("▁") for piece, _ in vocab[len(pieces) :]] != expected:
-        raise CheckpointError(f"{file}: the extra ids are not its last pieces, in descending order")
-
-    kinds = ModelProto.SentencePiece
-    special = {"<pad>": kinds.CONTROL, "</s>": kinds.CONTROL, "<s>": kinds.CONTROL}
-    model = ModelProto()
-    for index, (piece, score) in enumerate(pieces):
-        kind = kinds.UNKNOWN if index == unk_id else special.get(piece, kinds.NORMAL)
-        model.pieces.add(piece=piece, score=score, type=kind)
-    ids = {piece: index for index, (piece, _) in enumerate(pieces)}
-
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type = TrainerSpec.UNIGRAM
-    trainer.vocab_size = len(pieces)
-    trainer.pad_id, trainer.eos_id, trainer.bos_id = (ids.get(name, -1) for name in ("<pad>", "</s>", "<s>"))
-    trainer.unk_id, trainer.pad_piece, trainer.unk_piece = unk_id, "<pad>", pieces[unk_id][0]
-    normalizer.name = "nmt_nfkc"
-    normalizer.precompiled_charsmap = normalizer_map
-    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = normalizer.escape_whitespaces = True
-    return dataclasses.replace(_from_sentencepiece(model.SerializeToString(), file), extra_ids=len(extra))
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers logs advice, also when it is imported, and what it tries with a damaged file."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -5,7 +5,7 @@ what is placed. Of a leaf that is divided over devices, a process reads what its
 """
 
 import contextlib
-import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,10 @@ from prompt_jax.models.checkpoint_files import (
     CheckpointError,
     Stored,
     Tensors,
+    brief,
     open_safetensors,
     open_torch,
+    read_json,
 )
 from prompt_jax.models.fingerprint import Samples, sample
 from prompt_jax.models.flax_msgpack import open_flax
@@ -56,16 +58,16 @@ FORMATS = (  # in the order in which they are looked for
 
 def shard_names(index: Path) -> list[str]:
     """The files that a shard index names. They must be plain names: an index is not trusted to lead elsewhere."""
+    content = read_json(index)
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        names = sorted(set(content["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no shard index: it needs a 'weight_map' of tensor to file name") from error
     if not names:
         raise CheckpointError(f"{index} names no files")
     for name in names:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-            raise CheckpointError(f"{index} names the file {name!r}, which is not a plain file name")
+            raise CheckpointError(f"{index} names the file {reprlib.repr(name)}, which is not a plain file name")
     return names
 
 
@@ -141,6 +143,9 @@ def abstract(table: list[Parameter], dtype: str, placement: Placement = None) ->
 
 def check(table: list[Parameter], tensors: Mapping[str, Stored], source: str) -> None:
     """Raises a `CheckpointError` unless the tensors are exactly those of the table."""
+    layers = max((parameter.layers or 0 for parameter in table), default=0)
+    if layers > len(tensors):  # or as many names would be made as a damaged config.json asks for
+        raise CheckpointError(f"{source}: the config has {layers} layers, and the weights {len(tensors)} tensors")
     expected = {name: stored_shape(parameter) for parameter in table for name in _names(parameter)}
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     surplus = [f"{name} {list(stored.shape)}" for name, stored in tensors.items() if name not in expected]
@@ -157,7 +162,7 @@ def check(table: list[Parameter], tensors: Mapping[str, Stored], source: str) ->
 
 def _listing(lines: list[str]) -> str:
     rest = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n".join(f"  {line}" for line in lines[:_LISTED] + rest)
+    return "\n".join(f"  {brief(line)}" for line in lines[:_LISTED] + rest)
 
 
 def _names(parameter: Parameter) -> list[str]:

@@ -72,7 +72,7 @@ def _tokens(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Seque
 def _pieces(model: Model, text: str) -> list[int]:
     if model.tokenizer is None:
         raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
-    pieces = model.tokenizer.encode(text)
+    pieces = model.tokenizer.encode(model.tokenizer.marked(text))
     if not pieces:
         raise ConfigError(f"the text {text!r} has no pieces to initialise a prompt from")
     return pieces

@@ -18,6 +18,7 @@ from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.config_checks import check
+from prompt_jax.decoding import GREEDY
 from prompt_jax.errors import UserError
 from prompt_jax.evaluation import evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
@@ -270,6 +271,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
                 target_length=task.format.target_length,
                 batch_size=run.experiment.train.eval_batch_size,
                 rank=False,
+                decoding=GREEDY,
                 before_batch=go_on,
             )
             for number, result in zip(numbers, found, strict=True):

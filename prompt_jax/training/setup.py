@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompt_jax import config as configuration
-from prompt_jax import data
+from prompt_jax import data, logits_rules
 from prompt_jax.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
 from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment, PromptConfig
-from prompt_jax.decoding import check_decoding
 from prompt_jax.examples import Examples
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.hub import Model, load_model
@@ -273,7 +272,7 @@ def _check_length(model: Model, prompt: Prompt, examples: Examples, target_lengt
     try:
         # An answer may be as long as targets are cut to.
         check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
-        check_decoding(model.config, decoding, target_length)
+        logits_rules.settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 

@@ -19,8 +19,8 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(sentencepieces.train(SENTENCES, 120), extra_ids=3)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return sentencepieces.tokenizer(tmp_path_factory.mktemp("tokenizer"), SENTENCES, 120, sentinels=3)
 
 
 @pytest.fixture(scope="module")

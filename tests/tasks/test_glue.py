@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sentencepieces
 from adapters import random_tokens
 from prompt_jax import PromptMetadata, data, load_model, save_prompt
 from prompt_jax.cli import main
@@ -154,7 +155,8 @@ def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source,
 def prompt_of(task, tokenizer, tiny_folder, folder):
     """A model, and `best.npz` in the folder, a prompt of it for a task."""
     shutil.copytree(tiny_folder, folder / "model")
-    (folder / "model" / "spiece.model").write_bytes(tokenizer.model_proto)
+    for file in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(sentencepieces.model_file(tokenizer).parent / file, folder / "model")
     model = load_model(str(folder / "model"))
     base = Base(model.name, None, model.fingerprint)
     said = PromptMetadata(base=base, task=task, format=data.find_task(task).task_format)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import sentencepieces
 from prompt_jax import data
 
 ROOT = Path(__file__).parents[2]
@@ -188,12 +189,12 @@ def test_what_is_too_long_is_counted(tokenizer):
     assert all(len(ids) == 5 and ids[-1] == tokenizer.eos_id for ids in examples.inputs)
 
 
-def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer, tmp_path):
+def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer):
     """The registered task is a whole seqio task: with a vocabulary it runs without this package."""
     import seqio
 
-    (tmp_path / "model").write_bytes(tokenizer.model_proto)
-    feature = seqio.Feature(seqio.SentencePieceVocabulary(str(tmp_path / "model"), extra_ids=tokenizer.extra_ids))
+    file = str(sentencepieces.model_file(tokenizer))
+    feature = seqio.Feature(seqio.SentencePieceVocabulary(file, extra_ids=tokenizer.sentinels))
     task = data.find_task("super_glue_cb_v102").replace(output_features={"inputs": feature, "targets": feature})
     dataset = task.get_dataset({"inputs": 512, "targets": 32}, split="validation", shuffle=False)
     expected = load("cb", "validation", tokenizer)

@@ -12,7 +12,6 @@ from prompt_jax import data, denoising, load_model
 from prompt_jax.batches import TrainBatches
 from prompt_jax.data import DataError
 from prompt_jax.data_files import read_documents
-from prompt_jax.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -29,8 +28,9 @@ def registered():
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(sentencepieces.train([*DOCUMENTS, "0 1 2 3 4 5 6 7 8 9"], 80), extra_ids=10)
+def tokenizer(tmp_path_factory):
+    sentences = [*DOCUMENTS, "0 1 2 3 4 5 6 7 8 9"]
+    return sentencepieces.tokenizer(tmp_path_factory.mktemp("tokenizer"), sentences, 80, sentinels=10)
 
 
 @pytest.fixture

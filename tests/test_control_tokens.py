@@ -1,0 +1,145 @@
+"""Control tokens: tokens in templates and labels, plain text in data, on every way from a row to token ids."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import prompt_jax
+from prompt_jax import data
+from prompt_jax.cli import main
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark, unmarked
+from prompt_jax.evaluation import label_ids
+from prompt_jax.few_shot import Design, designed
+from prompt_jax.prompts.files import Base
+from prompt_jax.task_format import TaskFormat
+
+USER, BOT = "<|user|>", "<|assistant|>"
+TEMPLATE = f"{USER}{{text}}{BOT}"
+TEXTS = ["a good film", f"a {USER} film", f"{OPEN}{USER}{CLOSE} dull"]
+
+
+def test_marks():
+    assert unmarked(f"a {mark('<s>')} b") == "a <s> b"
+    kept = frozenset(["<s>"])
+    assert keep_marks_of(kept, f"a {mark('<s>')} {mark('<t>')} <s>") == f"a {mark('<s>')} <t> <s>"
+    assert keep_marks_of(kept, f"{OPEN}<s>{OPEN}<s>{CLOSE}{CLOSE}") == f"<s>{mark('<s>')}"
+    assert keep_marks_of(kept, f"<s>{CLOSE}{OPEN}") == "<s>"
+
+
+def test_a_format_marks_its_template_and_no_column():
+    own = TaskFormat("{s}s{text}").marked(lambda text: text.replace("s", mark("s")))
+    assert own.template == f"{{s}}{mark('s')}{{text}}"
+    assert own.render({"s": "s", "text": mark("s")}) == f"s{mark('s')}s"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folders, tmp_path_factory):
+    """GPT-2 with two control tokens more."""
+    from transformers import AutoTokenizer
+
+    copy = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(tiny_folders["gpt2"], copy)
+    tokenizer = AutoTokenizer.from_pretrained(str(copy))
+    tokenizer.add_tokens([USER, BOT], special_tokens=True)
+    tokenizer.save_pretrained(str(copy))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    loaded = prompt_jax.load_model(str(folder))
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, positions=2000))
+
+
+def ids_of(model, token: str) -> int:
+    return model.tokenizer.transformers.convert_tokens_to_ids(token)
+
+
+def assert_read(model, inputs) -> None:
+    """The template's two tokens, and the data between them as text."""
+    for ids, text in zip(inputs, TEXTS, strict=True):
+        ids = np.asarray(ids).tolist()
+        assert ids.count(ids_of(model, USER)) == ids.count(ids_of(model, BOT)) == 1
+        inside = ids[ids.index(ids_of(model, USER)) + 1 : ids.index(ids_of(model, BOT))]
+        assert inside == model.tokenizer.encode(unmarked(text))
+
+
+def written(path):
+    path.write_text("".join(json.dumps({"text": text, "label": "good"}) + "\n" for text in TEXTS))
+    return path
+
+
+FORMAT = TaskFormat(TEMPLATE, labels=("good", f"{BOT}bad"), input_length=64, target_length=16)
+
+
+def load(task, model):
+    return data.load_examples(task, model.tokenizer, "test", input_length=64, target_length=16)
+
+
+def test_from_a_file(model, tmp_path):
+    examples = load(data.file_task("files", {"test": written(tmp_path / "x.jsonl")}, FORMAT), model)
+    assert_read(model, examples.inputs)
+
+
+def test_from_a_seqio_task(model):
+    pytest.importorskip("seqio")
+    source = data.text_source(lambda split: [(text, "good") for text in TEXTS], ["test"], ("text", "label"))
+    examples = load(data.add_task("t_control_tokens", source, FORMAT), model)
+    assert_read(model, examples.inputs)
+    assert [unmarked(text) for text in examples.input_texts] == [f"{USER}{unmarked(text)}{BOT}" for text in TEXTS]
+
+
+def test_what_comes_before_inputs(model, tmp_path):
+    task = data.file_task(
+        "files", {"test": written(tmp_path / "x.jsonl")}, dataclasses.replace(FORMAT, template="{text}")
+    )
+    examples = data.load_examples(task, model.tokenizer, "test", input_length=64, target_length=16, before=f"{BOT} ")
+    assert [ids.tolist().count(ids_of(model, BOT)) for ids in examples.inputs] == [1, 1, 1]
+
+
+def test_labels(model, tmp_path):
+    """A label may begin with a control token, as T5's sentinel."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"text": "a film", "label": f"{BOT}bad"}))
+    examples = load(data.file_task("files", {"test": path}, FORMAT), model)
+    assert examples.target_texts == [f"{BOT}bad"] and examples.targets[0].tolist().count(ids_of(model, BOT)) == 1
+    assert label_ids(model, f"{BOT}bad") == examples.targets[0].tolist()
+
+
+def test_a_design(model, tmp_path):
+    task = data.file_task(
+        "files", {"test": written(tmp_path / "x.jsonl")}, dataclasses.replace(FORMAT, template="{text}")
+    )
+    asked, _ = designed(load(task, model), Design(f"{USER} {{input}}{BOT}"), model)
+    for ids, text in zip(asked.inputs, TEXTS, strict=True):
+        assert ids.tolist().count(ids_of(model, USER)) == ids.tolist().count(ids_of(model, BOT)) == 1
+        assert len(ids) > len(model.tokenizer.encode(unmarked(text)))
+
+
+@pytest.fixture
+def prompt_file(model, tmp_path):
+    tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
+    metadata = prompt_jax.PromptMetadata(
+        base=Base(model.name, None, model.fingerprint), method="soft_prompt", task="files", format=FORMAT
+    )
+    prompt_jax.save_prompt(tmp_path / "p.npz", prompt_jax.Prompt(prompt_jax.VirtualTokens(tokens)), metadata)
+    return tmp_path / "p.npz"
+
+
+@pytest.mark.parametrize("several", (False, True))
+def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, several):
+    """Of one prompt, and of prompts that inputs name."""
+    from prompt_jax import evaluation
+
+    seen, tokenise = [], evaluation.tokenise
+    monkeypatch.setattr(evaluation, "tokenise", lambda *a: (r := tokenise(*a), seen.extend(r[0]))[0])
+    rows = [{"text": text, "prompt": "p"} for text in TEXTS]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--prompts", f"p={prompt_file}"] if several else [str(prompt_file)]
+    assert main(["predict", *words, "--input", str(tmp_path / "in.jsonl"), "--model", str(folder), "--json"]) == 0
+    shown = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [f"{USER}{unmarked(text)}{BOT}" for text in TEXTS]
+    assert_read(model, seen)
