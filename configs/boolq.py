@@ -1,7 +1,8 @@
 """Prompt tuning on BoolQ as in Lester et al. 2021 (section 3.1 and Table 3's tasks), here for T5 large.
 
 The settings that are not written here are the defaults, which are the paper's: 100 virtual tokens, class-label
-initialisation, Adafactor with a constant rate of 0.3, batches of 32, 30,000 steps.
+initialization, Adafactor with a constant rate of 0.3, batches of 32, 30,000 steps. The prompts that the authors
+published were trained with T5X's step offset, which the paper does not mention; configs/sst2.py reproduces it.
 """
 
 from prompt_jax.config import DataConfig, Experiment, ModelConfig, TrainConfig

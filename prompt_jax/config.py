@@ -106,8 +106,11 @@ class PromptConfig:
     """Of `uniform`. The prompt paper's; its code draws from 0 to 0.5, the prefix paper from 0 to 1."""
     init_vocab: int = 5000
     """How many of the most common pieces `vocab` draws from."""
+    init_labels: tuple[str, ...] = ()
+    """Words that `labels` takes instead of the task's labels: one virtual token a word."""
     init_text: str = ""
-    """Of `text`. A prefix has as many slots as it has tokens."""
+    """Words that `text` takes. They are tokenized with a space before the first, as in the middle of a sentence. A
+    prefix has as many slots as they have tokens."""
     init_file: Path | None = None
     """Of `file`: a prompt of this length and base, `.npz`, T5X's `.npy` or a folder with PEFT's adapter."""
     init_member: int | None = None

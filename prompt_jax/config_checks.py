@@ -13,7 +13,7 @@ _METHODS_OF = {
     **dict.fromkeys(("sites", "dropout", "shift_positions", "tie_layers"), ("prefix",)),
     **dict.fromkeys(("init_text", "init_file", "init_member"), PROMPT_METHODS),
     **dict.fromkeys(("adapter", "adapter_width", "adapter_share"), ("adapter",)),
-    **dict.fromkeys(("per_task", "task_length"), ("soft_prompt",)),
+    **dict.fromkeys(("per_task", "task_length", "init_labels"), ("soft_prompt",)),
     "layers": ("last_layers",),
 }
 
@@ -161,6 +161,8 @@ def _check_alone(experiment: Experiment) -> None:
         )
     if prompt.init == "text" and not prompt.init_text.strip():
         raise ConfigError("prompt.init 'text' needs prompt.init_text")
+    if not all(word.strip() for word in prompt.init_labels):
+        raise ConfigError(f"prompt.init_labels has an empty word: {list(prompt.init_labels)}")
     if prompt.task_length is not None and prompt.per_task != "concatenate":
         raise ConfigError(f"prompt.task_length is of prompt.per_task 'concatenate', and it is {prompt.per_task!r}")
     if data.task is None and (prompt.per_task or data.task_names):

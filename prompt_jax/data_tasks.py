@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from prompt_jax import metrics
 from prompt_jax.control_tokens import CLOSE, OPEN, mark
 from prompt_jax.data_files import DataError, FileTask
-from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat
+from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat, without_sentinel
 
 FEATURES = ("inputs", "targets")
 
@@ -48,8 +48,8 @@ def add_task(
       target: the column of the answer: a string, or with labels also a class number, -1 where it is not known.
       note: the column of what metrics are told of an example beside its answer (`task_format.NOTE_METRICS`). Rows of
         one input that have other notes are not targets of one example.
-      sentinel: whether targets begin with SENTINEL, which is then part of the labels. Of free text, metrics do not see
-        it.
+      sentinel: whether targets begin with SENTINEL, which is then part of the labels. Metrics accept an answer with
+        and without it, as the prompt-tuning paper's code does.
       preprocessors: functions from tf.data.Dataset to tf.data.Dataset that come before the template.
       short_name: what `short_name` gives for it; left out, its name without the version.
 
@@ -64,7 +64,7 @@ def add_task(
     postprocess = None
     if sentinel:
         steps.append(_begun_with_sentinel)
-        postprocess = None if task_format.labels else _without_sentinel
+        postprocess = _with_sentinel if task_format.labels else _without_sentinel
         task_format = dataclasses.replace(task_format, labels=tuple(f"{SENTINEL} {own}" for own in task_format.labels))
     task = _text_task(name, source, task_format, steps, postprocess)
     if short_name is not None:
@@ -368,12 +368,16 @@ def _begun_with_sentinel(dataset: Any) -> Any:
     return dataset.map(row)
 
 
-def _without_sentinel(text: Any, example: Any = None, is_target: bool = False) -> Any:
-    """A text, or several references, as metrics take it."""
+def _without_sentinel(text: str | Sequence[str], example: Any = None, is_target: bool = False) -> Any:
+    """Return free text, or each of several references, as metrics compare it."""
     del example, is_target  # seqio prescribes the arguments
-    if not isinstance(text, str):
-        return tuple(map(_without_sentinel, text))
-    return text.removeprefix(SENTINEL).lstrip() if text.startswith(SENTINEL) else text
+    return without_sentinel(text) if isinstance(text, str) else tuple(map(without_sentinel, text))
+
+
+def _with_sentinel(text: str, example: Any = None, is_target: bool = False) -> str:
+    """Return the answer of a task with labels as its label is written."""
+    del example, is_target  # seqio prescribes the arguments
+    return f"{SENTINEL} {without_sentinel(text)}"
 
 
 def _import_tasks(file: Path) -> None:

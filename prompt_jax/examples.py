@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_jax.data_files import DataError
 from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +70,11 @@ class Examples:
     def measured(self) -> bool:
         """Whether one of the metrics is the targets' log-likelihood."""
         return log_likelihood in self.metric_fns
+
+    @property
+    def sentinel(self) -> bool:
+        """Whether targets begin with SENTINEL. Answers are then compared without it."""
+        return any(text.startswith(SENTINEL) for text in self.target_texts)
 
     @property
     def expected(self) -> Sequence[Target]:

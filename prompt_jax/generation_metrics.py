@@ -5,7 +5,8 @@ own scores for a mean. So a score on a resample of the examples takes no more th
 
 sacrebleu and rouge-score compute what they compute as the official scripts do. NIST, and ROUGE-L and CIDEr as MS COCO
 has them, are written out here, since no package has them as E2E's measure_scores.py does; METEOR is its authors' own
-program (`prompt_jax.meteor`). Letters of shapes: N examples, K numbers that are added up.
+program (`prompt_jax.meteor`). The scorers of WebNLG and DART normalize texts first (`_as_in_webnlg`, `_as_in_dart`).
+Letters of shapes: N examples, K numbers that are added up.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ _COCO_BETA = 1.2  # recall's weight in ROUGE-L
 _COCO_DROPPED = frozenset(("'", '"', "`", ".", "?", "!", ",", ":", ";", "-", "--", "..."))  # not words in MS COCO's
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NOT_IN_WORDS = re.compile(r"(\W)")
 _CIDER_ORDER = 4
 _CIDER_SIGMA = 6.0  # words: of the penalty on a difference in length
 
@@ -62,12 +64,29 @@ def mean_of(values: Callable[[References, Sequence[str]], Sequence[float]]) -> C
     return CorpusMetric(statistics, lambda total: float(total[0] / total[1]))
 
 
+def _normalized(metric: CorpusMetric, normalize: Callable[[str], str], most: int | None = None) -> CorpusMetric:
+    """The metric on normalized texts, with at most the first `most` references of an example."""
+
+    def statistics(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
+        kept = [[normalize(text) for text in texts[:most]] for texts in references]
+        return metric.statistics(kept, [normalize(text) for text in predictions])
+
+    return CorpusMetric(statistics, metric.score)
+
+
 # --------------------------------------------------------------------------------------------------------------
 # By sacrebleu and rouge-score
 
 
-def _sacrebleu(name: str, missing: str | None = None, **options: Any) -> CorpusMetric:
-    """A metric of sacrebleu, as a fraction. `missing` is in place of references that other examples have more of."""
+def _sacrebleu(name: str, missing: str | None = None, most: int | None = None, **options: Any) -> CorpusMetric:
+    """A metric of sacrebleu, as a fraction.
+
+    Args:
+      name: the metric's class.
+      missing: the text in place of each reference that an example has fewer of than `most`.
+      most: how many references of an example count; None is as many as any example has.
+      **options: the metric's.
+    """
 
     @functools.cache
     def metric() -> Any:
@@ -76,7 +95,7 @@ def _sacrebleu(name: str, missing: str | None = None, **options: Any) -> CorpusM
         return getattr(metrics, name)(**options)
 
     def statistics(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
-        columns = range(max(map(len, references)))
+        columns = range(most or max(map(len, references)))
         streams = [[own[i] if i < len(own) else missing for own in references] for i in columns]
         # Not public, and what sacrebleu's own bootstrap uses; the tests compare with its public corpus_score.
         return np.array(metric()._extract_corpus_statistics(list(predictions), streams), np.float64)
@@ -88,7 +107,11 @@ def _sacrebleu(name: str, missing: str | None = None, **options: Any) -> CorpusM
 
 
 def _rouge(kind: str) -> CorpusMetric:
-    """A metric of rouge-score: F1 over stems, of several references the nearest one's, as in BART's evaluation."""
+    """A metric of rouge-score: F1 over stems, as in BART's evaluation. Of several references the best one counts.
+
+    The score is the mean over all examples. The prefix paper's code averages the medians of bootstrap resamples of each
+    batch instead, so its figures depend on the batch size and on random draws.
+    """
 
     def values(references: References, predictions: Sequence[str]) -> list[float]:
         from rouge_score.rouge_scorer import RougeScorer
@@ -130,11 +153,31 @@ def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for n in range(1, order + 1) for i in range(len(words) - n + 1))
 
 
+def _as_in_dart(text: str) -> str:
+    """Lower-case the text and put spaces around every character that is not a letter, a digit or an underscore.
+
+    DART's references are published in this form (Yale-LILY/dart, `evaluation/dart_reference`).
+    """
+    return " ".join(" ".join(_NOT_IN_WORDS.split(text.lower())).split())
+
+
+def _as_in_webnlg(text: str) -> str:
+    """Transliterate the text to ASCII, then proceed as DART does (WebNLG 2017, `evaluation.py`).
+
+    The official script uses the package Unidecode. text-unidecode has earlier tables of it under a permissive license,
+    with the same result for every text of WebNLG 2017.
+    """
+    from text_unidecode import unidecode
+
+    return _as_in_dart(unidecode(text))
+
+
 def _nist_statistics(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
-    """The information of the n-grams that were met and the number of all, by n, and two lengths.
+    """The information of the n-grams that were met and the number of all, by n, and what lengths are compared by.
 
     As mteval-v13a has it (Doddington 2002): n-grams count as often as in the reference that has them most often, their
-    information is that in all references of all examples, and lengths are compared with the mean of the references'.
+    information is that in all references of all examples. The last five numbers are the words of the answer, the mean
+    words of its references, their total words, how many of them are not empty, and 1.
     """
     words = [[_words(text) for text in own] for own in references]
     counts = [[_ngrams(text, _NIST_ORDER) for text in own] for own in words]
@@ -152,12 +195,21 @@ def _nist_statistics(references: References, predictions: Sequence[str]) -> Floa
             total[len(ngram) - 1] += count
             if met := min(count, most[ngram]):
                 information[len(ngram) - 1] += met * math.log2(everything[ngram[:-1]] / everything[ngram])
-        rows.append([*information, *total, len(given), sum(map(len, own)) / len(own)])
+        length = sum(map(len, own))
+        rows.append([*information, *total, len(given), length / len(own), length, sum(map(bool, own)), 1])
     return np.array(rows)
 
 
-def _nist_score(total: Float[np.ndarray, " K"]) -> float:
-    information, counts, (given, expected) = total[:_NIST_ORDER], total[_NIST_ORDER:-2], total[-2:]
+def _nist_score(total: Float[np.ndarray, " K"], perl: bool = False) -> float:
+    """NIST as E2E's measure_scores.py has it: with `--python`, or with the Perl script mteval-v13a, its default.
+
+    The two differ in the length that answers shorter than their references are penalized against. Python takes the
+    mean length of each example's references. Perl takes the mean length of all references of all examples, in which
+    examples with many references weigh more. An empty answer has no words, as in Perl; Python counts one.
+    """
+    information, counts, (given, expected, words, texts, examples) = np.split(total, (_NIST_ORDER, 2 * _NIST_ORDER))
+    if perl and texts:
+        expected = words / texts * examples
     if not given:
         return 0.0
     ratio = min(1.0, given / expected) if expected else 1.0
@@ -251,22 +303,23 @@ def _squad_f1(references: References, predictions: Sequence[str]) -> list[float]
     ]
 
 
-def _coco_meteor(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
-    plain = [[" ".join(_coco_words(text)) for text in own] for own in references]
-    return meteor.statistics(plain, [" ".join(_coco_words(text)) for text in predictions])
-
+_multi_bleu = functools.partial(_sacrebleu, "BLEU", missing="", tokenize="none", smooth_method="none", force=True)
+_METEOR = CorpusMetric(meteor.statistics, meteor.score)
+_TER = _sacrebleu("TER")
 
 # Values are fractions in [0, 1], but those of NIST (bits) and CIDEr (0 to 10), and TER may be more than 1.
 METRICS: dict[str, CorpusMetric] = {
     # mteval-v13a without case, as in E2E's measure_scores.py.
     "bleu": _sacrebleu("BLEU", lowercase=True, smooth_method="none", force=True),
-    # multi-bleu.perl, as in WebNLG's and DART's scripts. It has all references in as many files, and an empty line
-    # where an example has no more, which counts as a reference of length 0.
-    "multi_bleu": _sacrebleu("BLEU", missing="", tokenize="none", smooth_method="none", force=True),
+    # multi-bleu.perl, on words between spaces. It has all references in as many files, and an empty line where an
+    # example has no more, which counts as a reference of length 0.
+    "multi_bleu": _multi_bleu(),
+    # The prefix paper's code calls measure_scores.py with --python. Perl's variant is the script's default.
     "nist": CorpusMetric(_nist_statistics, _nist_score),
-    # As it is for WebNLG and DART, and on MS COCO's words for E2E: a difference of half a point.
-    "meteor": CorpusMetric(meteor.statistics, meteor.score),
-    "coco_meteor": CorpusMetric(_coco_meteor, meteor.score),
+    "nist_perl": CorpusMetric(_nist_statistics, functools.partial(_nist_score, perl=True)),
+    # On texts as they are, and on MS COCO's words for E2E: a difference of half a point.
+    "meteor": _METEOR,
+    "coco_meteor": _normalized(_METEOR, lambda text: " ".join(_coco_words(text))),
     "coco_rouge_l": mean_of(_coco_rouge_l),
     "cider": mean_of(_cider),
     "rouge_1": _rouge("rouge1"),
@@ -274,6 +327,12 @@ METRICS: dict[str, CorpusMetric] = {
     "rouge_l": _rouge("rougeL"),
     "chrf": _sacrebleu("CHRF"),
     # tercom 0.7.25. Slow: a second for sixty references.
-    "ter": _sacrebleu("TER"),
+    "ter": _TER,
     "squad_f1": mean_of(_squad_f1),
+    # The official scorers of WebNLG 2017 and DART 1.1.1: normalized texts, the first three references.
+    **{
+        f"{benchmark}_{name}": _normalized(metric, normalize, most=3)
+        for benchmark, normalize in (("webnlg", _as_in_webnlg), ("dart", _as_in_dart))
+        for name, metric in (("bleu", _multi_bleu(most=3)), ("meteor", _METEOR), ("ter", _TER))
+    },
 }

@@ -22,7 +22,7 @@ from prompt_jax.task_format import LOG_LIKELIHOOD, NOTE_METRICS, REFERENCE_METRI
 Target = str | Sequence[str]
 MetricFn = Callable[[Sequence[Target], Sequence[str]], dict[str, float]]
 
-UNITS_OF_THEIR_OWN = ("nist", "cider", LOG_LIKELIHOOD)
+UNITS_OF_THEIR_OWN = ("nist", "nist_perl", "cider", LOG_LIKELIHOOD)
 
 NO_NUMBER = -1.0  # what an answer that is no number counts as where numbers are expected (T5's)
 

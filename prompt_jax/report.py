@@ -26,7 +26,7 @@ from prompt_jax.run_files import (
     read_predictions,
     read_summary,
 )
-from prompt_jax.task_format import LOG_LIKELIHOOD, REFERENCE_METRICS
+from prompt_jax.task_format import LOG_LIKELIHOOD, REFERENCE_METRICS, SENTINEL, without_sentinel
 
 __all__ = ["ReportError", "write_report"]
 
@@ -310,6 +310,8 @@ class Detail:
 def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...]) -> Detail:
     if rows and rows[0].label_scores:
         labels = tuple(rows[0].label_scores)
+    if any(row.target.startswith(SENTINEL) for row in rows):
+        labels, rows = tuple(map(without_sentinel, labels)), list(map(_without_sentinel, rows))
     ensemble, metric, intervals = test.ensemble, test.metric, []
     compared = metric in (*REFERENCE_METRICS, LOG_LIKELIHOOD)
     if ensemble is not None:
@@ -330,6 +332,17 @@ def _detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...
         confusion=_confusion(rows, labels),
         disagreements=_disagreements(rows, test.members, labels),
         samples=_samples(rows, compared),
+    )
+
+
+def _without_sentinel(row: Prediction) -> Prediction:
+    """Return the target and the answers without SENTINEL, as metrics compare them."""
+    return dataclasses.replace(
+        row,
+        target=without_sentinel(row.target),
+        before=None if row.before is None else without_sentinel(row.before),
+        members=list(map(without_sentinel, row.members)),
+        prediction=without_sentinel(row.prediction),
     )
 
 
@@ -407,6 +420,7 @@ _METRICS = {
     "bleu": "BLEU",
     "multi_bleu": "BLEU by words",
     "nist": "NIST",
+    "nist_perl": "NIST (Perl)",
     "meteor": "METEOR",
     "coco_meteor": "METEOR without signs",
     "coco_rouge_l": "ROUGE-L without signs",
@@ -416,6 +430,12 @@ _METRICS = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "ter": "TER",
+    "webnlg_bleu": "BLEU (WebNLG's)",
+    "webnlg_meteor": "METEOR (WebNLG's)",
+    "webnlg_ter": "TER (WebNLG's)",
+    "dart_bleu": "BLEU (DART's)",
+    "dart_meteor": "METEOR (DART's)",
+    "dart_ter": "TER (DART's)",
     "log_likelihood": "log-likelihood, nats a token",
 }
 

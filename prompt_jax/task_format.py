@@ -25,9 +25,12 @@ NOTE_METRICS = ("group_exact_match", "referent_accuracy")
 
 # Of texts against references, of which an input may have several: splits but train then have each input once.
 REFERENCE_METRICS = (
-    *("bleu", "multi_bleu", "nist", "meteor", "coco_meteor", "coco_rouge_l", "cider"),
+    *("bleu", "multi_bleu", "nist", "nist_perl", "meteor", "coco_meteor", "coco_rouge_l", "cider"),
     *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter", "squad_f1"),
+    *("webnlg_bleu", "webnlg_meteor", "webnlg_ter", "dart_bleu", "dart_meteor", "dart_ter"),
 )
+
+LOWER_IS_BETTER = ("ter", "webnlg_ter", "dart_ter")
 
 # Of free text, and of no answer: where it is the only metric, nothing is generated.
 LOG_LIKELIHOOD = "log_likelihood"
@@ -47,6 +50,11 @@ NAMED_INPUTS = "{task_name} {inputs}"
 UNLABELLED = "<unk>"
 
 
+def without_sentinel(text: str) -> str:
+    """Return an answer without SENTINEL, if it begins with one, and without leading spaces."""
+    return text.removeprefix(SENTINEL).lstrip()
+
+
 class FormatError(UserError, ValueError):
     """A task format that cannot be used; the message says which part and why."""
 
@@ -60,8 +68,8 @@ class TaskFormat:
         `"passage: {passage} question: {question}"`. Nothing else in it is interpreted: `{{`, format
         specifications and attribute access are not supported, since a template may come from a stranger's file.
       labels: the possible answers in the order of their class numbers; empty where any text is an answer.
-      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one, so it cannot be `ter`,
-        which is better when lower.
+      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one, so it cannot be one of
+        LOWER_IS_BETTER.
       input_length: the longest input in tokens, end token included; what is longer is cut and counted.
       target_length: the longest target in tokens, end token included.
     """
@@ -85,9 +93,10 @@ class TaskFormat:
                 raise FormatError(f"unknown metric {metric!r}; known are {', '.join(METRIC_NAMES)}")
         if not self.metrics:
             raise FormatError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
-        if self.metrics[0] == "ter":
+        if self.metrics[0] in LOWER_IS_BETTER:
             raise FormatError(
-                "ter is better when lower, and the first metric is what the best prompt has most of: name another first"
+                f"{self.metrics[0]} is better when lower, and the best prompt has the highest first metric: name "
+                "another first"
             )
         if self.labels and self.compared:
             raise FormatError(

@@ -4,6 +4,10 @@
 the environment variable PROMPT_JAX_DATA names; `dart_tfds` has the same from TFDS.
 
 Triples become `Mars Hill College : joined : 1973 | ...`, relations in lower case; every annotation is a pair.
+
+The metrics are those of the official scorer: texts in lower case with spaces around signs, and the first three
+references of an entry. A few entries have the same triples. `dart` scores each entry, as the official scorer does;
+TFDS does not say which entry a row belongs to, so `dart_tfds` joins entries with the same triples.
 """
 
 import json
@@ -19,18 +23,18 @@ from prompt_jax.task_format import TaskFormat
 FILES = {split: f"dart-v1.1.1-full-{name}.json" for split, name in (("train", "train"), ("validation", "dev"))}
 FILES["test"] = "dart-v1.1.1-full-test.json"
 
-# METEOR, which needs Java, and TER, which is slow: --data.metrics multi_bleu meteor ter
-FORMAT = TaskFormat("{source}", metrics=("multi_bleu", "chrf"), input_length=256, target_length=100)
+# The official METEOR needs Java, and TER is slow: --data.metrics dart_bleu dart_meteor dart_ter
+FORMAT = TaskFormat("{source}", metrics=("dart_bleu", "chrf"), input_length=256, target_length=100)
 
 
-def examples(split: str) -> Iterator[tuple[str, str]]:
-    """(triples, text) of each annotation of a split, in the order of its file."""
+def examples(split: str) -> Iterator[tuple[str, str, str]]:
+    """(triples, text, number of the entry) of each annotation of a split, in the order of its file."""
     path = data_folder("dart") / FILES[split]
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        for entry in entries:
+        for number, entry in enumerate(entries):
             source = linearise(entry["tripleset"])
-            yield from ((source, annotation["text"]) for annotation in entry["annotations"])
+            yield from ((source, annotation["text"], str(number)) for annotation in entry["annotations"])
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected DART 1.1.1 as it was released") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -55,7 +59,8 @@ def from_table(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(row)
 
 
-add_task("dart", text_source(examples, tuple(FILES)), FORMAT, target="target")
+_source = text_source(examples, tuple(FILES), ("source", "target", "entry"))
+add_task("dart", _source, FORMAT, target="target", note="entry")
 add_task(
     "dart_tfds",
     seqio.TfdsDataSource("dart:0.1.0", splits=tuple(FILES)),

@@ -1,15 +1,18 @@
 """Questions about a passage: SQuAD, and six other domains to test on (Lester et al. 2021, section 5: domain shift).
 
-The data of MRQA's shared task (Fisch et al. 2019): `mrqa_squad`, with the splits train and validation, and the domains
-`mrqa_textbook_qa`, `mrqa_bio_asq`, `mrqa_race`, `mrqa_relation_extraction`, `mrqa_duo_rc` and `mrqa_drop`, which have a
-test split alone. They are read as they were released: `train/SQuAD.jsonl.gz` and `dev/NAME.jsonl.gz` (FILES; also
-unpacked, `.jsonl`), in the folder `mrqa` of the one that the environment variable PROMPT_JAX_DATA names.
+`squad_v010_allanswers` is SQuAD 1.1 itself, from TFDS: 87,599 and 10,570 questions, as in the paper.
 
-TFDS has the same as `mrqa_NAME_v100`, and SQuAD 1.1 itself, with all of its questions, as `squad_v010_allanswers`.
+The data of MRQA's shared task (Fisch et al. 2019) are the domains `mrqa_textbook_qa`, `mrqa_bio_asq`, `mrqa_race`,
+`mrqa_relation_extraction`, `mrqa_duo_rc` and `mrqa_drop`, which have a test split alone, and `mrqa_squad`, a subset of
+SQuAD with the splits train and validation. They are read as they were released: `train/SQuAD.jsonl.gz` and
+`dev/NAME.jsonl.gz` (FILES; also unpacked, `.jsonl`), in the folder `mrqa` of the one that the environment variable
+PROMPT_JAX_DATA names. TFDS has the same as `mrqa_NAME_v100`.
 
-A question becomes `question: ... context: ...`, with spaces around signs as in T5. The target is its first answer. In
-training an example has no other (SQuAD has one), and is scored with the best of all answers elsewhere. All questions of
-a passage count; the paper's script for MRQA's files takes the first one of each.
+A question becomes `question: ... context: ...`. Spaces surround every character that is not an ASCII letter, an ASCII
+digit or an underscore, as in T5 at the time of the paper. This separates accented letters as well. (Since April 2022,
+T5 separates ASCII punctuation only. mT5 keeps the letters and digits of all scripts.) The target is the first answer.
+In training an example has no other (SQuAD has one), and is scored with the best of all answers elsewhere. All questions
+of a passage count; the paper's script for MRQA's files takes the first one of each.
 """
 
 import functools
@@ -83,10 +86,10 @@ def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def spaced(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Spaces around all but letters, their accents, digits and underscores, and one where there are several."""
+    """Put spaces around all but ASCII letters, ASCII digits and underscores, and one where there are several."""
 
     def text(value):
-        value = tf.strings.regex_replace(value, r"([^_\s\p{N}\p{L}\p{M}])", r" \1 ")
+        value = tf.strings.regex_replace(value, r"(\W)", r" \1 ")
         return tf.strings.strip(tf.strings.regex_replace(value, r"\s+", " "))
 
     return dataset.map(lambda row: row | {name: text(row[name]) for name in ("question", "context", "answer")})

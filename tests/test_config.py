@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, PromptConfig, TrainConfig
+from prompt_jax.config import (
+    ConfigError,
+    DataConfig,
+    EnsembleConfig,
+    Experiment,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
 from prompt_jax.config_checks import check
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +27,17 @@ def test_every_config_builds_an_experiment(path):
     experiment = configuration.load_experiment(path)
     check(experiment)
     assert experiment.name == path.stem
+
+
+def test_one_config_reproduces_the_prompt_tuning_code():
+    """`sst2-demo.sh`: checkpoint 1,100,000 to step 1,150,000, T5X's batch of 128, labels, lengths."""
+    experiment = configuration.load_experiment(ROOT / "configs" / "sst2.py")
+    assert experiment.optimizer == OptimizerConfig(learning_rate=0.3, decay_offset=-1_100_000)
+    assert (experiment.train.steps, experiment.train.batch_size, experiment.train.dropout_rate) == (50_000, 128, 0.1)
+    assert (experiment.prompt.length, experiment.prompt.init_labels) == (100, ("positive", "negative"))
+    assert (experiment.data.input_length, experiment.data.target_length) == (512, 8)
+    offsets = {path.stem: configuration.load_experiment(path).optimizer for path in (ROOT / "configs").rglob("*.py")}
+    assert [name for name, own in offsets.items() if own.decay_offset] == ["sst2"]
 
 
 def test_the_tasks_of_configs_are_there():
@@ -73,6 +92,8 @@ def test_a_bucket_is_no_folder():
         ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
         ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
+        ("prompt", {"init_labels": ("a", " ")}, r"prompt.init_labels has an empty word: \['a', ' '\]"),
+        ("prompt", {"method": "prefix", "init_labels": ("a",)}, "prompt.init_labels is of prompt.method 'soft_prompt'"),
         (
             "prompt",
             {"method": "full", "init": "file", "init_file": Path("a.npz")},

@@ -14,11 +14,11 @@ import pytest
 
 from prompt_jax import data, meteor, metrics
 from prompt_jax.generation_metrics import METRICS, _coco_words
-from prompt_jax.task_format import REFERENCE_METRICS
+from prompt_jax.task_format import LOWER_IS_BETTER, REFERENCE_METRICS
 
 ROOT = Path(__file__).parents[1]
 E2E = ROOT.parent / "shared" / "data" / "e2e"
-NEEDS_JAVA = {"meteor", "coco_meteor"}
+NEEDS_JAVA = {name for name in METRICS if "meteor" in name}
 
 WORDS = (
     *("the", "a", "cat", "dog", "sat", "on", "mat,", "near", "riverside", ".", "£20-25", "it's"),
@@ -102,6 +102,21 @@ def test_nist_counts_an_ngram_as_often_as_one_reference_has_it():
     assert METRICS["nist"](twice, ["a a"]) == pytest.approx(2 * math.log2(4 / 3) / 2 + math.log2(3 / 1))
 
 
+def test_perls_nist_compares_lengths_with_the_mean_of_all_references():
+    """As by hand above, where the three references have 3, 2 and 3 words: two answers, 2 * 8 / 3 words expected."""
+    references, predictions = [["a b c", "a b"], ["a d e"]], ["a b d", "a"]
+    beta = math.log(0.5) / math.log(1.5) ** 2
+    ratio = math.exp(beta * math.log(4 / (2 * 8 / 3)) ** 2) / math.exp(beta * math.log(4 / 5.5) ** 2)
+    assert METRICS["nist_perl"](references, predictions) == pytest.approx(
+        ratio * METRICS["nist"](references, predictions)
+    )
+    # An empty reference has no place in the mean: 8 words in three references again.
+    references[1].append("")
+    assert METRICS["nist_perl"](references, predictions) == pytest.approx(
+        ratio * METRICS["nist"](references[:1] + [["a d e"]], predictions)
+    )
+
+
 def test_nist_of_nothing_is_zero():
     assert METRICS["nist"]([["a b"]], [""]) == 0
 
@@ -176,11 +191,11 @@ def test_a_score_is_a_function_of_a_sum(name):
     value = metric(references, predictions)
     assert metric.score(statistics.sum(axis=0)) == value
     assert metric.score(3 * statistics.sum(axis=0)) == pytest.approx(value)
-    if name not in ("nist", "cider"):  # whose weights depend on what all examples are
+    if name not in ("nist", "nist_perl", "cider"):  # whose weights depend on what all examples are
         parts = [metric.statistics(references[i::2], predictions[i::2]).sum(axis=0) for i in (0, 1)]
         assert metric.score(parts[0] + parts[1]) == pytest.approx(value)
-    perfect = metric(references, [own[-1] for own in references])
-    if name == "ter":
+    perfect = metric(references, [own[0] for own in references])
+    if name in LOWER_IS_BETTER:
         assert perfect == 0 < value
     else:
         assert perfect > value > metric(references, [""] * 12) == 0
@@ -192,6 +207,49 @@ def test_functions_take_one_target_or_several():
     assert one["bleu"] < metrics.corpus_score([["a b c d e", "f"]], ["a b c d f"], name="bleu")["bleu"] < 1
     with pytest.raises(ValueError, match="2 targets and 1 predictions"):
         metrics.corpus_score(["a", "b"], ["a"], name="bleu")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The official scorers of WebNLG and DART
+
+# Raw texts, and what the scorers make of them: WebNLG's `evaluation.py`, and the form of DART's reference files.
+NORMALIZED = [
+    ("Aarhus_Airport's runway, 10L/28R, is 2776.0m.",)
+    + ("aarhus_airport ' s runway , 10l / 28r , is 2776 . 0m .",) * 2,
+    ("  São Tomé\n “serves”  Ørsta!", 'sao tome " serves " orsta !', "são tomé “ serves ” ørsta !"),
+    ("½ km – Łódź…", "1 / 2 km - lodz . . .", "½ km – łódź …"),
+    ("", "", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "webnlg", "dart"), NORMALIZED)
+@pytest.mark.parametrize(("name", "plain", "missing"), [("bleu", "multi_bleu", [""]), ("ter", "ter", [])])
+def test_official_scorers_normalize_references_and_answers(text, webnlg, dart, name, plain, missing):
+    """As what the plain metric gives for texts that are normalized by hand; BLEU has three files of references."""
+    other = ["the cat sat on the mat", *missing, *missing]
+    for benchmark, normalized in (("webnlg", webnlg), ("dart", dart)):
+        score = METRICS[f"{benchmark}_{name}"](
+            [[text, "A"], ["The cat sat on the mat"]], ["A text.", "the cat sat on a mat"]
+        )
+        expected = METRICS[plain]([[normalized, "a", *missing], other], ["a text .", "the cat sat on a mat"])
+        assert score == pytest.approx(expected)
+        score = METRICS[f"{benchmark}_{name}"](
+            [["A text."], ["The cat sat on the mat"]], [text, "the cat sat on a mat"]
+        )
+        expected = METRICS[plain]([["a text .", *missing, *missing], other], [normalized, "the cat sat on a mat"])
+        assert score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("benchmark", ["webnlg", "dart"])
+def test_official_scorers_take_the_first_three_references(benchmark):
+    references, answer = ["a b c d e", "f g h i j", "k l m n o", "p q r s t"], "P q r s t"
+    for name, none, all_of_it in (("bleu", 0, 1), ("ter", 1, 0)):
+        metric = METRICS[f"{benchmark}_{name}"]
+        assert metric([references], [answer]) == none
+        assert metric([references[1:]], [answer]) == pytest.approx(all_of_it)
+    # BLEU has three files of references. The empty lines of a single one are nearest to this answer's length.
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    assert METRICS[f"{benchmark}_bleu"]([[long]], ["one two three four five"]) == pytest.approx(1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -275,6 +333,7 @@ def first_and_others():
     [
         ("bleu", 0.6061390, 3e-5),
         ("nist", 8.636432, 4e-4),
+        ("nist_perl", 8.6368, 4e-4),
         ("coco_rouge_l", 0.65471, 5e-6),
         ("cider", 1.8943, 1e-4),
         ("chrf", 0.7250, 1e-4),

@@ -220,6 +220,7 @@ def test_formats_with_metrics_of_texts():
     ("labels", "names", "message"),
     [
         ((), ("ter", "bleu"), "ter is better when lower, .*name another first"),
+        ((), ("dart_ter", "dart_bleu"), "dart_ter is better when lower, .*name another first"),
         (ABC, ("accuracy", "bleu"), "the metric bleu compares texts, .*with labels the metrics are accuracy, f1"),
         (ABC, ("log_likelihood",), "log_likelihood is of free text, and there are the labels"),
         ((), ("blue",), "unknown metric 'blue'; known are accuracy, .*bleu"),
@@ -232,5 +233,5 @@ def test_formats_with_metrics_that_make_no_sense_are_refused(labels, names, mess
 
 def test_which_values_are_shares():
     units = {name for name in METRIC_NAMES if not metrics.is_share(name)}
-    assert units == {"nist", "cider", "log_likelihood"}
+    assert units == {"nist", "nist_perl", "cider", "log_likelihood"}
     assert metrics.is_share("invalid") and metrics.is_share("rank/accuracy") and not metrics.is_share("rank/nist")

@@ -269,6 +269,17 @@ def test_disagreements_of_free_text_are_of_normalised_answers(tmp_path):
     assert "Members disagree: 1 of 2" in words and "Rome 1, 2 Paris 0 Paris" in words
 
 
+def test_answers_are_compared_without_the_sentinel_of_their_targets(tmp_path):
+    _write(tmp_path, ENSEMBLE)
+    row = {"task": "movie", "input": "q", "target": "<extra_id_0> True", "before": None}
+    row |= {"label_scores": {"<extra_id_0> False": -1.0, "<extra_id_0> True": -0.5}}
+    given = (["True", "<extra_id_0> True", "True"], ["<extra_id_0> False", "False", "True"])
+    _write_lines(tmp_path / "predictions.jsonl", [{**row, "prediction": own[0], "members": own} for own in given])
+    words = _page(tmp_path).words
+    assert "Members disagree: 1 of 2" in words and "q True False 0, 1 True 2 False" in words
+    assert "answered → False True other False 0 0 0 True 1 1 0" in words  # the confusion of the votes
+
+
 def test_members_that_agree(ensemble):
     rows = _predictions("movie", 3)
     _write_lines(ensemble / "predictions.jsonl", [{**row, "members": [row["prediction"]] * 3} for row in rows])

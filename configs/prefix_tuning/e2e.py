@@ -1,7 +1,8 @@
 """E2E, Li and Liang 2021, main results: GPT-2 medium with a prefix, test BLEU 70.3 (arXiv: 69.7).
 
 Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py). METEOR, which
-needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider
+needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider. `nist` is what the authors' code computes,
+measure_scores.py with --python; `nist_perl` is the script's default, up to 0.4 higher for short answers.
 """
 
 from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -13,6 +14,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=8e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=10, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # The newlines of GPT-2 are banned, as in the authors' code.
-    decoding=Decoding(beams=5, min_new_tokens=5, banned_tokens=(198, 628)),
+    # GPT-2's newlines are banned, as in the authors' code.
+    decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

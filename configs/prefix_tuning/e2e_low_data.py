@@ -1,7 +1,8 @@
-"""Little data, Li and Liang 2021, section 6.3: 100 examples of E2E, the prefix begins as the activations of words.
+"""Little data, Li and Liang 2021, section 6.3: 100 examples of E2E. The prefix starts from the activations of words.
 
 `--data.train-examples` 50, 100, 200 or 500 with `--train.steps` 200, 200, 200 or 400, `--data.subset-seed` 0 to 4 and
-`--train.seed` 0 and 1 are the paper's runs.
+`--train.seed` 0 and 1 are the paper's runs. As in the authors' code, the best checkpoint is the one with the lowest
+validation loss: the first metric is the log-likelihood.
 """
 
 from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -9,12 +10,14 @@ from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, Opt
 experiment = Experiment(
     name="e2e_low_data",
     model=ModelConfig(name="openai-community/gpt2-medium"),
-    data=DataConfig(task="e2e", train_examples=100),
+    data=DataConfig(
+        task="e2e", train_examples=100, metrics=("log_likelihood", "bleu", "nist", "coco_rouge_l", "cider")
+    ),
     prompt=PromptConfig(method="prefix", length=6, init="text", init_text="table-to-text:", mlp_width=512),
     optimizer=OptimizerConfig(
         name="adamw", learning_rate=5e-5, schedule="linear", warmup_steps=100, weight_decay=0.0, clip_norm=1.0
     ),
     train=TrainConfig(steps=200, batch_size=10, loss="sentence", z_loss=0.0, eval_every=50, eval_examples=30),
-    # The newlines of GPT-2 are banned, as in the authors' code.
-    decoding=Decoding(beams=5, min_new_tokens=5, banned_tokens=(198, 628)),
+    # GPT-2's newlines are banned, as in the authors' code.
+    decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

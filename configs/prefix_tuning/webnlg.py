@@ -13,6 +13,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # The newlines of GPT-2 are banned, as in the authors' code.
-    decoding=Decoding(beams=5, min_new_tokens=5, banned_tokens=(198, 628)),
+    # GPT-2's newlines are banned, as in the authors' code.
+    decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

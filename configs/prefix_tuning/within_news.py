@@ -12,6 +12,15 @@ experiment = Experiment(
     data=DataConfig(task="xsum_within_news", input_length=512, target_length=61),
     prompt=PromptConfig(method="prefix", length=80, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
-    train=TrainConfig(epochs=30, batch_size=36, loss="token", z_loss=0.0, eval_every=2000, eval_examples=300),
-    decoding=Decoding(beams=6, length_penalty=0.8, min_new_tokens=10),
+    train=TrainConfig(
+        epochs=30,
+        batch_size=36,
+        dropout_rate=0.1,  # the authors' code leaves dropout on in the frozen BART
+        loss="token",
+        z_loss=0.0,
+        eval_every=2000,
+        eval_examples=300,
+    ),
+    # early_stopping and no_repeat_ngram are from facebook/bart-large's generation config (xsum.py).
+    decoding=Decoding(beams=6, early_stopping="true", length_penalty=0.8, min_new_tokens=10, no_repeat_ngram=3),
 )

@@ -1,7 +1,7 @@
 """An ensemble's scores: each member's, and the vote's (Lester et al. 2021, table 3)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -126,7 +126,7 @@ def combine(
     """The vote of members that have been evaluated on these examples. Arguments and errors as `evaluate_ensemble`."""
     check_rule(vote, examples)
     labels = labels_of(examples)
-    same = comparison(labels)
+    same = comparison(labels, examples.sentinel)
     answers, voted, ranked = _vote(members, examples, labels, vote)
     metric = next(iter(voted.scores))
     best = int(np.argmax(np.nan_to_num([member.scores[metric] for member in members], nan=-np.inf)))
@@ -142,9 +142,16 @@ def combine(
         best=best,
         oracle=float(right_answers(answers, examples.expected, same).any(axis=0).mean()),
         agreement=agreement(answer_ids(answers, same)),
-        confusion=np.stack([confusion(examples.target_texts, row, labels) for row in everyone]) if labels else None,
+        confusion=np.stack([_confusion(examples, row, labels, same) for row in everyone]) if labels else None,
         intervals=gain_intervals(examples, answers, voted.predictions, best, metric.removeprefix("rank/"), seed=seed),
     )
+
+
+def _confusion(
+    examples: Examples, answers: Sequence[str], labels: Sequence[str], same: Callable[[str], str]
+) -> Int[np.ndarray, "C C+1"]:
+    targets, given, own = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
+    return confusion(targets, given, own)
 
 
 def labels_of(examples: Examples) -> tuple[str, ...]:
@@ -223,7 +230,7 @@ def majority_vote(
       ranked: the vote on most probable labels; None without labels.
     """
     labels = labels_of(examples)
-    speakers = vote_answers(answers, log_probabilities, comparison(labels))
+    speakers = vote_answers(answers, log_probabilities, comparison(labels, examples.sentinel))
     predictions = [answers[member][example] for example, member in enumerate(speakers)]
     scores = dict(examples.score(predictions))
     if ranked is not None:

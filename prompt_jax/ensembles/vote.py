@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from prompt_jax.metrics import normalise_answer
+from prompt_jax.task_format import SENTINEL, without_sentinel
 
 NO_VOTE = -1  # in place of an answer's number: this member was not asked
 
@@ -99,9 +100,14 @@ def answer_ids(answers: Sequence[Sequence[str | None]], same: Callable[[str], st
     return ids
 
 
-def comparison(labels: Sequence[str]) -> Callable[[str], str]:
-    """What answers are compared by: themselves where the task has labels, else as SQuAD's evaluation does."""
-    return str if labels else normalise_answer
+def comparison(labels: Sequence[str], sentinel: bool = False) -> Callable[[str], str]:
+    """Return what answers are compared by: themselves where the task has labels, else as SQuAD's evaluation does.
+
+    With `sentinel` (`Examples.sentinel`), or where labels begin with SENTINEL, an answer is the same without it.
+    """
+    same = str if labels else normalise_answer
+    ignored = sentinel or any(label.startswith(SENTINEL) for label in labels)
+    return (lambda text: same(without_sentinel(text))) if ignored else same
 
 
 def mean_probability(label_scores: Float[np.ndarray, "E N C"]) -> Float[np.ndarray, "N C"]:

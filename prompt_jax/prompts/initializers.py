@@ -70,6 +70,28 @@ def text(
     return _filled(key, length, list(_rows(embedding, pieces[:length])), rest)
 
 
+def word_ids(model: Model, text: str) -> list[int]:
+    """Return the `token_ids` of words as they occur in the middle of a text: with a space before the first.
+
+    The prefix paper's code does the same (`add_prefix_space=True`). SentencePiece does it for every text.
+    """
+    return token_ids(model, text if text[:1].isspace() else f" {text}")
+
+
+def token_ids(model: Model, text: str) -> list[int]:
+    """Return the token ids of a text to start a prompt from.
+
+    Raises:
+      ConfigError: the model has no tokenizer, or the text has no tokens.
+    """
+    if model.tokenizer is None:
+        raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
+    ids = model.tokenizer.encode(model.tokenizer.marked(text))
+    if not ids:
+        raise ConfigError(f"the text {text!r} has no tokens to initialize a prompt from")
+    return ids
+
+
 def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
     """The prompt that `config.init_file` has, or `config.init_member` of its ensemble (SPoT, Vu et al. 2022).
 

@@ -106,11 +106,9 @@ def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "
     """The base's keys and values of the words `config.init_text`, at every site.
 
     Raises:
-      ConfigError: no tokenizer, or another number of tokens than the prefix is long.
+      ConfigError: no tokenizer, or another number of tokens than the prefix is long (`initializers.word_ids`).
     """
-    if model.tokenizer is None:
-        raise ConfigError(f"the model {model.name} has no tokenizer, which prompt.init 'text' needs")
-    ids = np.array(model.tokenizer.encode(config.init_text), np.int32)[None]
+    ids = np.array(initializers.word_ids(model, config.init_text), np.int32)[None]
     if ids.shape[1] != config.length:
         raise ConfigError(
             f"prompt.init_text {config.init_text!r} has {ids.shape[1]} tokens; a prefix of their activations has that "

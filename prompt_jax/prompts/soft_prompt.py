@@ -15,6 +15,7 @@ from prompt_jax.config import ConfigError, PromptConfig
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, VirtualTokens, used_arrays
 from prompt_jax.prompts import initializers, mlp
+from prompt_jax.task_format import without_sentinel
 
 Trainable = dict[str, Any]
 
@@ -60,22 +61,17 @@ def _tokens(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Seque
         case "vocab":
             return initializers.sampled_vocabulary(key, length, table, config.init_vocab)
         case "labels":
-            if not labels:
-                raise ConfigError("prompt.init 'labels' needs a task with labels; 'vocab' does without")
-            return initializers.class_labels(key, length, table, [_pieces(model, label) for label in labels], rest)
+            words = config.init_labels or [without_sentinel(label) for label in labels]
+            if not words:
+                raise ConfigError(
+                    "prompt.init 'labels' needs a task with labels, or prompt.init_labels; 'vocab' does without"
+                )
+            ids = [initializers.token_ids(model, word) for word in words]
+            return initializers.class_labels(key, length, table, ids, rest)
         case "text":
-            return initializers.text(key, length, table, _pieces(model, config.init_text), rest)
+            return initializers.text(key, length, table, initializers.word_ids(model, config.init_text), rest)
         case "file":
             return _from_file(config, model)
-
-
-def _pieces(model: Model, text: str) -> list[int]:
-    if model.tokenizer is None:
-        raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
-    pieces = model.tokenizer.encode(model.tokenizer.marked(text))
-    if not pieces:
-        raise ConfigError(f"the text {text!r} has no pieces to initialise a prompt from")
-    return pieces
 
 
 def _from_file(config: PromptConfig, model: Model) -> Float[Array, "P D"]:

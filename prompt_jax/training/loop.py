@@ -26,7 +26,7 @@ from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
 from prompt_jax.sharding import fetch
-from prompt_jax.task_format import METRIC_NAMES
+from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
 from prompt_jax.training.checkpoints import Checkpoints, SaveError
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
@@ -310,13 +310,18 @@ def _scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal["first"
     """
     if len(by_task) == 1:
         (scores,) = by_task.values()
-        shares = [scores[name] for name in METRIC_NAMES if name in scores and is_share(name) and name != "ter"]
+        shares = [scores[name] for name in METRIC_NAMES if name in scores and _counts_in_mean(name)]
         mean = {"mean": sum(shares) / len(shares)} if best_by == "mean" and len(shares) > 1 else {}
         return {**mean, **scores}
     each = {f"{task}/{name}": value for task, own in by_task.items() for name, value in own.items()}
     # Those are alone if they are there (`load_tasks`).
     unit = next((name for own in by_task.values() for name in own if not is_share(name)), "mean")
     return {unit: benchmark_average(by_task), **each}
+
+
+def _counts_in_mean(metric: str) -> bool:
+    """Whether a mean of several metrics takes this one: a share, the higher the better."""
+    return is_share(metric) and metric not in LOWER_IS_BETTER
 
 
 def _show_scores(run: Run, scores: Sequence[float]) -> None:

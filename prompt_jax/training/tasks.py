@@ -11,7 +11,7 @@ from prompt_jax.data_files import DataError
 from prompt_jax.examples import Examples
 from prompt_jax.metrics import is_share
 from prompt_jax.models.hub import Model
-from prompt_jax.task_format import TaskFormat
+from prompt_jax.task_format import LOWER_IS_BETTER, TaskFormat
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def load_tasks(
         for name, rate in rates.items()
     )
     used = {metric for task in own for metric in task.format.metrics}
-    if "ter" in used or len(used) > 1 and not all(map(is_share, used)):
+    if used & set(LOWER_IS_BETTER) or len(used) > 1 and not all(map(is_share, used)):
         raise ConfigError(
             f"{config.task} has the metrics {', '.join(sorted(used))}: the best is by their mean over all tasks, which "
             "is of shares, the higher the better, or of one metric; choose with data.metrics"

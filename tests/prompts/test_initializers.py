@@ -55,6 +55,23 @@ def test_labels_are_means_of_their_pieces(tiny):
     assert (uniform[1:] >= 2).all() and not (uniform[0] >= 2).all()
 
 
+def test_words_may_take_the_place_of_labels(tiny):
+    """One row a word, the mean of its pieces, whether or not the task has labels."""
+    words = ("good acting", "film", "great fun")
+    expected = [np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(word)].mean(axis=0) for word in words]
+    assert len(tiny.tokenizer.encode(words[0])) > 1
+    for labels in ((), ("positive", "negative")):
+        tokens = init(tiny, labels, length=4, init="labels", init_labels=words, init_vocab=200)
+        np.testing.assert_allclose(tokens[:3], expected, rtol=1e-5)
+        assert len(rows_of(tiny.params["embedding"], tokens[3:])) == 1
+
+
+def test_the_sentinel_before_labels_is_no_part_of_their_rows(tiny):
+    options = {"length": 2, "init": "labels"}
+    plain = init(tiny, ("positive", "negative"), **options)
+    np.testing.assert_array_equal(init(tiny, ("<extra_id_0> positive", "<extra_id_0> negative"), **options), plain)
+
+
 def test_surplus_labels_are_reported(tiny):
     with pytest.warns(UserWarning, match="3 labels for a prompt of 2: the last 1 have no row"):
         assert init(tiny, ("a", "the", "film"), length=2, init="labels").shape == (2, 64)
@@ -137,9 +154,9 @@ def test_a_seed_is_an_initialisation(tiny):
 
 
 def test_what_is_not_there_is_asked_for(tiny):
-    with pytest.raises(ConfigError, match="'labels' needs a task with labels"):
+    with pytest.raises(ConfigError, match="'labels' needs a task with labels, or prompt.init_labels"):
         init(tiny, length=5, init="labels")
-    with pytest.raises(ConfigError, match="has no pieces"):
+    with pytest.raises(ConfigError, match="has no tokens to initialize a prompt from"):
         init(tiny, length=5, init="text", init_text="  ")
 
 

@@ -109,14 +109,14 @@ def test_random_first_values():
 
 
 def words_of(model, text: str = "great fun") -> PromptConfig:
-    return dataclasses.replace(FREE, init="text", init_text=text, length=len(model.tokenizer.encode(text)))
+    return dataclasses.replace(FREE, init="text", init_text=text, length=len(model.tokenizer.encode(f" {text}")))
 
 
 def test_activations_of_real_words(model):
     """Free parameters are exactly the base's keys and values of the words: in front of a target they are the words."""
     options = words_of(model)
     trainable = method(options).init(KEY, options, model)
-    ids = np.array(model.tokenizer.encode(options.init_text), np.int32)[None]
+    ids = np.array(model.tokenizer.encode(" great fun"), np.int32)[None]  # as in the middle of a text
     text = whole(ids) | {"decoder_inputs": ids}
     kept = family(model.config).activations(model.params, model.config, text)
     for site, (keys, values) in kept.items():

@@ -1,12 +1,13 @@
 """A small SentencePiece model for the tests of the tasks, and small real records of TFDS, written without a network."""
 
+import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sentencepieces
+import tfds_records
 from prompt_jax.models.tokenizer import Tokenizer
 
 SENTENCES = [
@@ -27,19 +28,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def write_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, dict[str, list[Any]]], None]]:
     """Writes a data set of TFDS, named as in `tfds.builder`, from the rows of each split; tasks then read it."""
     import seqio
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.sequential_writer import SequentialWriter
 
-    root = str(tmp_path_factory.mktemp("tfds"))
-
-    def write(name: str, splits: dict[str, list[Any]]) -> None:
-        builder = tfds.builder(name, data_dir=root)
-        Path(builder.data_dir).mkdir(parents=True)
-        writer = SequentialWriter(builder.info, max_examples_per_shard=100)
-        writer.initialize_splits(list(splits))
-        writer.add_examples(splits)
-        writer.close_all()
-
-    seqio.set_tfds_data_dir_override(root)
-    yield write
+    root = tmp_path_factory.mktemp("tfds")
+    seqio.set_tfds_data_dir_override(str(root))
+    yield functools.partial(tfds_records.write, root)
     seqio.set_tfds_data_dir_override(None)

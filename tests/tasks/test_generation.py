@@ -1,16 +1,23 @@
 """E2E, WebNLG, DART and XSum from small folders in the layout of each release, written by hand."""
 
+import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from prompt_jax import data
+from prompt_jax import data, metrics
 from prompt_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
-E2E = ROOT.parent / "shared" / "data" / "e2e"
+SHARED = ROOT.parent / "shared" / "data"
+E2E = SHARED / "e2e"
+needs_meteor = pytest.mark.skipif(
+    shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
+    reason="needs Java and the extra meteor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,18 @@ def test_e2e(modules, folder, tokenizer):
     text = "It 's cheap , near Café Sicilia ."
     assert pairs("e2e", "train", tokenizer) == [(source, text), (source, "Cheap")]
     assert pairs("e2e", "test", tokenizer) == [(source, (text, "Cheap"))]
+
+
+def test_contractions_of_e2e_are_those_of_the_papers_files(modules, folder, tokenizer):
+    """The validation file has `isn 't` and the test file `is n't`."""
+    rows = ["mr,ref", "name[A],\"It isn't far, I can't say; don't. It's Ann 'til\"", "name[B],You won’t"]
+    for name in ("devset", "testset_w_refs"):
+        write(folder / "e2e" / f"{name}.csv", "\n".join([*rows, ""]))
+    texts = {split: [own for _, (own,) in pairs("e2e", split, tokenizer)] for split in ("validation", "test")}
+    assert texts == {
+        "validation": ["It isn 't far , I can 't say ; don 't . It 's Ann ' til", "You won ’t"],
+        "test": ["It is n't far , I ca n't say ; do n't . It 's Ann ' til", "You wo n’t"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -150,6 +169,29 @@ def test_webnlg(modules, folder, tokenizer):
     assert pairs("webnlg_unseen", "test", tokenizer) == others
 
 
+# What the official scripts give for the first text of each entry with several, with the others as references:
+# DART's and WebNLG's `multi-bleu.perl`, and METEOR 1.5 with `-l en -norm -r 3`, on files that they normalized.
+@pytest.mark.parametrize(
+    ("path", "split", "metric", "official"),
+    [
+        ("webnlg/test/testdata_with_lex.xml", "test", "webnlg_bleu", 0.4803),
+        pytest.param(
+            *("webnlg/test/testdata_with_lex.xml", "test", "webnlg_meteor", 0.41915),
+            marks=[needs_meteor, pytest.mark.slow],
+        ),
+        ("dart/dart-v1.1.1-full-dev.json", "validation", "dart_bleu", 0.4966),
+        ("dart/dart-v1.1.1-full-test.json", "test", "dart_bleu", 0.5009),
+    ],
+)
+def test_official_scores_of_human_texts(modules, monkeypatch, tokenizer, path, split, metric, official):
+    if not (SHARED / path).is_file():
+        pytest.skip(f"needs ../shared/data/{path}")
+    monkeypatch.setenv("PROMPT_JAX_DATA", str(SHARED))
+    texts = [own for _, own in pairs(path.partition("/")[0], split, tokenizer) if len(own) > 1]
+    score = metrics.corpus_score([own[1:] for own in texts], [own[0] for own in texts], name=metric)[metric]
+    assert score == pytest.approx(official, abs=5e-5)
+
+
 def test_broken_xml_is_named(modules, folder, tokenizer):
     write(folder / "webnlg/test/testdata_with_lex.xml", "<benchmark>")
     with pytest.raises(DataError, match=r"testdata_with_lex.xml: broken XML"):
@@ -179,6 +221,12 @@ def test_dart(modules, folder, tokenizer):
         (second, "Umlauts."),
     ]
     assert pairs("dart", "test", tokenizer) == [(first, ("It joined.", "Joined in 1973.")), (second, ("Umlauts.",))]
+    # Two entries with the same triples are scored apart, each with its own references.
+    twice = [*DART, {**DART[1], "annotations": [{"source": "x", "text": "Ä, ÄÖ, Ü."}]}]
+    write(folder / "dart/dart-v1.1.1-full-test.json", json.dumps(twice))
+    assert pairs("dart", "test", tokenizer)[1:] == [(second, ("Umlauts.",)), (second, ("Ä, ÄÖ, Ü.",))]
+    examples = data.load_examples("dart", tokenizer, "test", input_length=512, target_length=512)
+    assert examples.score(["it joined .", "UMLAUTS.", "ä , äö , ü ."])["dart_bleu"] == pytest.approx(1.0)
     write(folder / "dart/dart-v1.1.1-full-test.json", '[{"tripleset": []}]')
     with pytest.raises(DataError, match=r"full-test.json: not DART's JSON \(KeyError: 'annotations'\)"):
         pairs("dart", "test", tokenizer)

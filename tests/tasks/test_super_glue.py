@@ -3,10 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sentencepieces
 from prompt_jax import data
+from prompt_jax.ensembles.evaluation import combine
+from prompt_jax.ensembles.vote import comparison
+from prompt_jax.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
@@ -324,8 +328,33 @@ def test_targets_may_begin_with_a_sentinel(tokenizer):
     first = tokenizer.vocab_size - 1
     assert examples.targets[0].tolist() == [first, *tokenizer.encode("True"), tokenizer.eos_id]
     assert tokenizer.decode(examples.targets[0]) == "<extra_id_0> True"
-    scores = examples.take([0, 1]).score(["<extra_id_0> True", "False"])
+    scores = examples.take([0, 1]).score(["<extra_id_0> True", "<extra_id_0> Maybe"])
     assert scores == {"accuracy": 0.5, "invalid": 0.5}
+
+
+def test_an_answer_counts_with_and_without_the_sentinel(tokenizer):
+    """As in the prompt-tuning code, whose metrics see `text.removeprefix("<extra_id_0>").lstrip()`."""
+    examples = load("boolq_v102_sentinel", "validation", tokenizer).take([0, 1])  # True, False
+    for answers in (["True", "False"], ["<extra_id_0>True", " False"], ["<extra_id_0> True", "<extra_id_0> False"]):
+        assert examples.score(answers) == {"accuracy": 1.0, "invalid": 0.0}
+    assert examples.score(["False", "<extra_id_0> <extra_id_0> False"]) == {"accuracy": 0.0, "invalid": 0.5}
+    # A vote counts both forms as one answer, which the first member that gave it speaks for.
+    given = [
+        ["True", "False"],
+        ["<extra_id_0> True", "<extra_id_0> True"],
+        ["<extra_id_0> False", "<extra_id_0> False"],
+    ]
+    result = combine([Evaluation(examples.score(own), own, None, np.zeros(2)) for own in given], examples)
+    assert result.vote.predictions == ["True", "False"] and result.vote.scores["accuracy"] == result.oracle == 1.0
+    assert result.agreement[0].tolist() == [1.0, 0.5, 0.5]
+    assert result.confusion[0].tolist() == [[1, 0, 0], [0, 1, 0]]  # False, True
+    same = comparison(examples.format.labels)
+    assert same("<extra_id_0> True") == same("True") != same("true")
+    # Without labels too.
+    record = load("record_v102_sentinel", "validation", tokenizer)
+    assert record.sentinel and not load("record", "validation", tokenizer).sentinel
+    same = comparison((), record.sentinel)
+    assert same("<extra_id_0> The Paul") == same("paul") != comparison(())("<extra_id_0> The Paul")
 
 
 @pytest.mark.parametrize("name", ["record", "wsc"])

@@ -35,6 +35,7 @@ QUICK = {
     "train.checkpoint_every": 2,
     "decoding.beams": 1,
     "decoding.length_penalty": 1.0,
+    "decoding.early_stopping": "false",
     "optimizer.warmup_steps": 0,
 }
 ASKED_TO_LEAVE = 75  # the exit status of `train` that has saved
