@@ -92,6 +92,8 @@ def _check_alone(experiment: Experiment) -> None:
     for field, value in positive.items():
         if value is not None and not value > 0:  # said so that NaN fails
             raise ConfigError(f"{field} must be positive, not {value}")
+        if value == math.inf:
+            raise ConfigError(f"{field} must be finite, and is {value}")
     not_negative = {
         "train.seed": train.seed,
         "data.subset_seed": data.subset_seed,
@@ -108,7 +110,7 @@ def _check_alone(experiment: Experiment) -> None:
             raise ConfigError(f"{field} must be in [0, 1), not {value}")
     if optimizer.decay_offset > 0:
         raise ConfigError(f"optimizer.decay_offset must be zero or negative, not {optimizer.decay_offset}")
-    if not prompt.init_range[0] < prompt.init_range[1]:
+    if not -math.inf < prompt.init_range[0] < prompt.init_range[1] < math.inf:
         raise ConfigError(f"prompt.init_range goes from the lower to the higher value, not {prompt.init_range}")
     if train.batch_size % train.accumulate:
         raise ConfigError(

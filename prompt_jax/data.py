@@ -103,10 +103,11 @@ def load_examples(
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
         _check_labels(task.name, task_format.labels, tokenizer, target_length)
-    rows = list(_rows(task, tokenizer, split, {"inputs": input_length, "targets": target_length}, seed))
+    grouped = as_texts and task_format is not None and bool(task_format.compared) and split != "train"
+    lengths = {"inputs": input_length, "targets": target_length}
+    rows = list(_rows(task, tokenizer, split, lengths, seed, None if grouped else limit))
     if before:
         rows = [{**row, "inputs": tokenizer.marked(before).encode() + row["inputs"]} for row in rows]
-    grouped = as_texts and task_format is not None and bool(task_format.compared) and split != "train"
     if grouped:
         rows = _by_input(rows)
     notes = tuple(row["note"].decode("utf-8") for row in rows if task_format is not None and "note" in row)
@@ -142,9 +143,9 @@ def load_examples(
 
 
 def _rows(
-    task: Any, tokenizer: Tokenizer, split: str, lengths: Mapping[str, int], seed: int
+    task: Any, tokenizer: Tokenizer, split: str, lengths: Mapping[str, int], seed: int, limit: int | None
 ) -> Iterator[dict[str, Any]]:
-    """What a task gives for each example, in the source's order, lazily.
+    """What a task gives for each example, in the source's order, lazily; of a user's files only `limit` examples.
 
     Tasks of `add_task` give `inputs` and `targets` as texts, which are tokenised without TensorFlow: calling
     Python from its pipelines takes twenty times as long as SentencePiece does. Other tasks run as they are, but step
@@ -154,7 +155,7 @@ def _rows(
     """
     if isinstance(task, FileTask):
         task = dataclasses.replace(task, task_format=task.task_format.marked(tokenizer.marked))
-        for inputs, targets in task.examples(split):
+        for inputs, targets in task.examples(split, limit, seed):
             yield {"inputs": inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
         return
     as_texts = _gives_texts(task)

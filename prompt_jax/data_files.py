@@ -1,80 +1,40 @@
-"""A user's examples in JSONL, CSV and TSV files, read in plain Python, one row at a time.
+"""A user's examples in JSONL, CSV and TSV files, which `data_rows` reads, as input and target texts."""
 
-What is accepted, for each kind of file (all UTF-8, with or without a byte order mark, also gzipped as `.gz`):
-
-- `.jsonl`: one JSON object a line.
-- `.csv`: a header line, cells separated by commas and quoted as RFC 4180 has it; a cell may hold line breaks.
-- `.tsv`: a header line, cells separated by tabs, nothing quoted (IANA's text/tab-separated-values): a quotation
-  mark is text, and a cell can hold neither a tab nor a line break.
-
-Blank lines are skipped. Anything else that is wrong is a DataError with the file and the line.
-"""
-
-import csv
 import dataclasses
-import gzip
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from prompt_jax.errors import UserError
+from prompt_jax.data_lines import DataError, fail, is_text, read_lines, shown, without_end
+from prompt_jax.data_rows import KINDS, file_kind, read_rows
 from prompt_jax.paths import as_path
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
-_KINDS = (".jsonl", ".csv", ".tsv")
-_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
-
-
-class DataError(UserError, ValueError):
-    """Something is wrong with the data a user named; the message says what, where, and what was expected."""
-
-
-def file_kind(path: Path, kinds: Sequence[str] = _KINDS) -> str:
-    """One of the kinds, such as `".jsonl"`, from the name of the file without a final `.gz`."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in kinds:
-        raise DataError(
-            f"{path}: expected a file named {', '.join(kinds[:-1])} or {kinds[-1]}, with or without .gz after it"
-        )
-    return suffix
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file with the number of the line each begins on, lazily and in order.
-
-    Values are strings, and in JSONL whatever JSON holds. All rows of a CSV or TSV file have the same columns.
-
-    Raises:
-      DataError: the file is missing or empty, or a line is broken.
-    """
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
-    row = None
-    for row in readers[file_kind(path)](path):
-        yield row
-    if row is None:
-        raise DataError(f"{path}: no rows; expected at least one{_shape_of(path)}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The texts of a `.txt` file, which empty lines part, or of the column `text` of another, lazily and in order.
+    """Yield the documents of a `.txt` file, or the column `text` of another file, lazily and in order.
+
+    In a `.txt` file blank lines separate documents. A document is its lines with LF between them.
 
     Raises:
       DataError: as read_rows, or a text file without a word.
     """
-    if file_kind(path, (".txt", *_KINDS)) != ".txt":
+    if file_kind(path, (".txt", *KINDS)) != ".txt":
         yield from (text_of(row, "text", f"{path}:{line}") for line, row in read_rows(path))
         return
     found = False
-    for blank, lines in itertools.groupby(_lines(path), lambda line: not line.strip()):
+    for blank, lines in itertools.groupby(map(without_end, read_lines(path)), lambda line: not line.strip()):
         if not blank:
             found = True
-            yield "".join(lines).strip()
+            yield "\n".join(lines)
     if not found:
         raise DataError(f"{path}: no text; expected documents with an empty line between them")
 
@@ -116,15 +76,15 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
       DataError: there is none, or it holds neither text nor a number or boolean.
     """
     if column not in row:
-        _fail(where, f"no column {column!r}", f"it among {', '.join(map(repr, row)) or 'no columns'}")
+        names = [f"{name!r:.60}" for name in row]
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        fail(where, f"no column {column!r:.60}", f"it among {', '.join(names[:20]) or 'no columns'}{more}")
     value = row[column]
-    if not isinstance(value, (str, int, float)):
-        _fail(where, f"column {column!r} holds {json.dumps(value)[:40]}", "text, a number or a boolean")
+    if not isinstance(value, (str, int, float)) or isinstance(value, float) and not math.isfinite(value):
+        fail(where, f"column {column!r:.60} holds {json.dumps(value)[:40]}", "text, a finite number or a boolean")
     text = str(value)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        _fail(where, f"column {column!r} holds half of a surrogate pair", "text that UTF-8 can write")
+    if not is_text(text):
+        fail(where, f"column {column!r:.60} holds half of a surrogate pair", "text that UTF-8 can write")
     return text
 
 
@@ -151,17 +111,50 @@ class FileTask:
         """The names of the splits there are."""
         return (*self.files, "validation") if self.validation_share else tuple(self.files)
 
-    def examples(self, split: str) -> Iterator[tuple[str, str]]:
+    def examples(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[tuple[str, str]]:
         """(input text, target text) of each example of a split, lazily, in the order of its file.
 
+        Args:
+          split: its name.
+          limit: if given, only so many examples, drawn at random. The file is read twice, and no other row is kept.
+          seed: of the draw.
+
         Raises:
-          DataError: as read_examples.
+          DataError: as read_examples, or a held-out share that leaves a split empty.
         """
-        share = self.validation_share if split in ("train", "validation") else 0.0
-        path = self.files["train" if share else split]
+        if limit is not None and limit < (count := sum(1 for _ in self.examples(split))):
+            import numpy as np  # here, so that `--help` does without
+
+            # As `prompt_jax.data` draws from rows in memory.
+            kept = set(np.random.default_rng(seed).permutation(count)[:limit].tolist())
+            yield from (row for number, row in enumerate(self.examples(split)) if number in kept)
+        elif self.validation_share and split in ("train", "validation"):
+            yield from self._part_of_train(split)
+        else:
+            yield from read_examples(self.files[split], self.task_format, self.target)
+
+    def _part_of_train(self, split: str) -> Iterator[tuple[str, str]]:
+        path, share, empty = self.files["train"], self.validation_share, True
+        fractions = []
         for inputs, targets in read_examples(path, self.task_format, self.target):
-            if not share or (text_fraction(inputs) < share) == (split == "validation"):
+            fraction = text_fraction(inputs)
+            if (fraction < share) == (split == "validation"):
+                empty = False
                 yield inputs, targets
+            elif empty:
+                fractions.append(fraction)
+        if empty:
+            amount, needed = (
+                ("none", f"data.validation_share of at least {math.floor(1000 * min(fractions) + 1) / 1000}")
+                if split == "validation"
+                else ("all", f"data.validation_share of at most {math.floor(1000 * max(fractions)) / 1000}")
+            )
+            fail(
+                str(path),
+                f"the split {split!r} of the task {self.name!r} has no examples, since data.validation_share {share:g} "
+                f"holds out {amount} of {len(fractions)}",
+                f"{needed}, or a file in data.validation",
+            )
 
 
 def file_task(
@@ -235,76 +228,6 @@ def text_fraction(text: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, with their ends, decoded one by one so that an error has its line."""
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file, 1):
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        _fail(f"{path}:{number}", f"not UTF-8 ({error.reason} at byte {error.start} of the line)", "UTF-8 text")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read after line {number}: {error}") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            _fail(f"{path}:{number}", f"broken JSON ({error})", "one JSON object a line")
-        if not isinstance(row, dict):
-            _fail(f"{path}:{number}", f"a JSON {type(row).__name__}", "one JSON object a line")
-        yield number, row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(_lines(path), strict=True)
-    header = None
-    while True:
-        line = reader.line_num + 1  # of the record's first line: a quoted cell may go on over several
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            _fail(f"{path}:{line}", f"broken CSV ({error})", 'cells separated by commas, quoted with "')
-        if not cells:
-            continue
-        if header is None:
-            header = _header(cells, f"{path}:{line}")
-        else:
-            yield line, _row(header, cells, f"{path}:{line}", "")
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    header = None
-    for number, line in enumerate(_lines(path), 1):
-        cells = line.removesuffix("\n").removesuffix("\r").split("\t")
-        if cells == [""]:
-            continue
-        if header is None:
-            header = _header(cells, f"{path}:{number}")
-        else:
-            hint = "; TSV has no quoting, a text with tabs or line breaks needs CSV or JSONL"
-            yield number, _row(header, cells, f"{path}:{number}", hint)
-
-
-def _header(cells: Sequence[str], where: str) -> Sequence[str]:
-    if "" in cells or len(set(cells)) != len(cells):
-        _fail(where, f"a header line with the columns {list(cells)}", "distinct names that are not empty")
-    return cells
-
-
-def _row(header: Sequence[str], cells: Sequence[str], where: str, hint: str) -> dict[str, Any]:
-    if len(cells) != len(header):
-        _fail(where, f"{len(cells)} cells", f"{len(header)} ({', '.join(header)}){hint}")
-    return dict(zip(header, cells, strict=True))
-
-
 def _answer(row: Mapping[str, Any], column: str, labels: Sequence[str], where: str) -> str:
     text = text_of(row, column, where)
     if not labels or text in labels:
@@ -313,20 +236,8 @@ def _answer(row: Mapping[str, Any], column: str, labels: Sequence[str], where: s
     if numbered and _INTEGER.fullmatch(text) and -1 <= int(text) < len(labels):
         return UNLABELLED if int(text) == -1 else labels[int(text)]
     numbers = f", or its number from 0 to {len(labels) - 1}, or -1 if not known" if numbered else ""
-    _fail(
+    fail(
         where,
-        f"column {column!r} holds the label {text!r}",
+        f"column {column!r:.60} holds the label {shown(text)}",
         f"one of {', '.join(map(repr, labels))}{numbers}",
     )
-
-
-def _class_numbers(labels: Sequence[str]) -> dict[str, str]:
-    return {"-1": UNLABELLED} | {str(number): label for number, label in enumerate(labels)}
-
-
-def _shape_of(path: Path) -> str:
-    return " JSON object on a line" if file_kind(path) == ".jsonl" else " after a header line"
-
-
-def _fail(where: str, found: str, expected: str) -> NoReturn:
-    raise DataError(f"{where}: {found}; expected {expected}")

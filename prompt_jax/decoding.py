@@ -33,7 +33,8 @@ class Generated(NamedTuple):
     """What was generated: new tokens alone, without start token or input; after a row's end token the pad id."""
 
     tokens: Int[Array, "B N"]  # int32
-    log_probability: Float[Array, "B"]  # float32, nats: of the row's tokens, its end token included
+    # float32, nats: of the row's tokens, its end token included; NaN if one of its logits was not finite
+    log_probability: Float[Array, "B"]
 
 
 class Hypotheses(NamedTuple):
@@ -130,6 +131,8 @@ def score(
 ) -> Float[Array, "B C"]:
     """Log-probability, in nats, of each of C given targets for each row. The input is encoded once for all of them.
 
+    It is NaN where a logit at one of the target's tokens is not finite.
+
     Args:
       params, config, batch, prompt: as for `generate`.
       targets: token ids with the end token, padded on the right.
@@ -205,9 +208,9 @@ def compiled_generate(
             token = jax.vmap(jax.random.categorical)(own, draw_weights(scores, decoding))
         else:
             token = jnp.argmax(scores, axis=-1)
-        log_probabilities = jax.nn.log_softmax(logits[:, 0])
-        gained = jnp.take_along_axis(log_probabilities, token[:, None], axis=1)[:, 0]
-        gained = jnp.where(done | logits_rules.forced(position, limits, rules), 0.0, gained)
+        gained = jnp.take_along_axis(_log_softmax(logits[:, 0]), token[:, None], axis=1)[:, 0]
+        certain = logits_rules.forced(position, limits, rules) & ~jnp.isnan(gained)
+        gained = jnp.where(done | certain, 0.0, gained)
         token = jnp.where(done, config.pad_id, token.astype(jnp.int32))
         so_far = Generated(so_far.tokens.at[:, position].set(token), so_far.log_probability + gained)
         return so_far, token, done | _is_in(token, rules.end_ids) | (position + 1 >= limits)
@@ -260,7 +263,7 @@ def compiled_beam_search(
         """One more token. `ended` [B, G] says which of the found are hypotheses, `done` [B] which rows can improve no
         more."""
         vocabulary = logits.shape[-1]
-        scores = logits_rules.processed(jax.nn.log_softmax(logits), position, running.tokens, given, rules)
+        scores = logits_rules.processed(_log_softmax(logits), position, running.tokens, given, rules)
         sums = scores + running.log_probability[..., None]
         best, index = jax.lax.top_k(sums.reshape(rows, beams * vocabulary), candidates)
         parent, token = index // vocabulary, index % vocabulary
@@ -330,7 +333,7 @@ def compiled_score(
         target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
         shifted = batch | {"decoder_inputs": jnp.concatenate([start, target[:, :-1]], axis=1)}
         logits = model.decode(params, config, encoded, shifted, prompt)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(_log_softmax(logits), target[..., None], axis=-1)[..., 0]
         return jnp.where(mask, chosen, 0.0).sum(axis=1)
 
     return jax.lax.map(one, (targets, targets_mask)).T
@@ -354,6 +357,12 @@ def draw_weights(scores: Float[Array, "B V"], decoding: Decoding) -> Float[Array
         edge = jnp.where(more_probable < decoding.top_p, descending, jnp.inf).min(axis=1, keepdims=True)
         weights = jnp.where(weights < edge, -jnp.inf, weights)
     return weights
+
+
+def _log_softmax(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+    """Log-probabilities of tokens; NaN for all of them where a logit is not finite, which results keep."""
+    finite = jnp.isfinite(jnp.abs(logits).max(axis=-1, keepdims=True))  # in one pass, without a mask of all logits
+    return jnp.where(finite, jax.nn.log_softmax(logits), jnp.nan)
 
 
 def _pick(x: Array, index: Int[Array, "B _"], axis: int = 1) -> Array:

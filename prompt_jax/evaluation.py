@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -18,6 +19,11 @@ from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 from prompt_jax.sharding import divided, fetch, mesh_of, place, shape_of
+
+
+class LogitsError(UserError, ArithmeticError):
+    """Logits that are not finite: scores of them would be those of no model."""
+
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
 
@@ -107,6 +113,7 @@ def evaluate_members(
 
     Raises:
       PromptStackError: prompts that do not go together.
+      LogitsError: logits that are not finite.
       ValueError: another number of lists of examples than of prompts, or only some of them `continued`.
     """
     each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
@@ -206,6 +213,7 @@ def answers(
     Raises:
       PromptStackError: prompt ids that do not fit the prompt.
       ContextError, ConfigError: as `generate`.
+      LogitsError: logits that are not finite.
     """
     lengths = np.broadcast_to(np.asarray(target_length, np.int32), len(inputs))
     longest = longest or int(lengths.max())
@@ -233,6 +241,7 @@ def answers(
         "start_ids": start_ids,
     }
     tokens, log_probabilities = _each(model, prompt, inputs, batch_size, run, per_row)
+    check_finite(model, log_probabilities, prompt_ids)
     texts = [tokenizer.decode(row.tolist()) for row in tokens]
     if start_ids is not None:
         texts = [text.partition("\n")[0] for text in texts]
@@ -373,7 +382,41 @@ def _scored(
 
     per_row = {"targets": numbers, "prompt_ids": prompt_ids, "start_ids": start_ids}
     (scored,) = _each(model, prompt, inputs, batch_size, run, per_row)
+    check_finite(model, scored, prompt_ids)
     return scored
+
+
+def check_finite(
+    model: Model, log_probabilities: Float[np.ndarray, "rows *C"], prompt_ids: np.ndarray | None = None
+) -> None:
+    """Raise LogitsError if there is a NaN, which decoding and scoring give where a logit is not finite.
+
+    Args:
+      model: the base, whose weights are looked through for the message.
+      log_probabilities: of answers or targets.
+      prompt_ids: [rows] of a stacked prompt, as for `answers`.
+    """
+    wrong = np.isnan(log_probabilities).reshape(len(log_probabilities), -1).any(axis=1)
+    if not wrong.any():
+        return
+    which = ""
+    if prompt_ids is not None:
+        named = sorted({int(number) for number in prompt_ids[wrong]})
+        which = " with " + ", ".join("no prompt" if number < 0 else f"prompt {number}" for number in named)
+    weights = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} ({count} value{'s' * (count > 1)})"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and (count := int((~jnp.isfinite(leaf)).sum()))
+    ]
+    if weights:
+        more = f" and {len(weights) - 5} more" if len(weights) > 5 else ""
+        why = f"the base has weights that are NaN or infinite, in {', '.join(weights[:5])}{more}; expected another copy"
+    else:
+        why = (
+            "the base's weights are finite; expected a prompt with smaller values, or, if the model runs in reduced "
+            "precision, float32 (--dtype)"
+        )
+    raise LogitsError(f"{model.name}: the logits of {wrong.sum()} of {len(wrong)} rows{which} are not finite: {why}")
 
 
 def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:

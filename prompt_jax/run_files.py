@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import functools
 import json
+import math
 import reprlib
 import types
 import typing
@@ -300,8 +301,8 @@ def _built(hint: Any, value: Any, at: str) -> Any:
         return tuple(_built(kind, item, f"{at}[{i}]") for i, (kind, item) in enumerate(pairs))
     if origin is Literal and value in arguments:
         return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
+    if hint is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)  # `json_text` writes null for what is not finite
     if type(value) is hint:
         return value
     raise _Misfit(f"{at or 'the whole'} must be {_wanted(hint)}, not {reprlib.repr(value)}")

@@ -12,7 +12,7 @@ from typing import Any
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
 
-_FIELD = re.compile(r"\{(\w*)\}")
+_FIELD = re.compile(r"\{([^{}]*)\}")  # a column's name is any text without braces
 
 # The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
 ANSWER_METRICS = (
@@ -82,8 +82,10 @@ class TaskFormat:
 
     def __post_init__(self):
         rest = _FIELD.sub("", self.template)
-        if "{" in rest or "}" in rest or "" in self.columns:
+        if "{" in rest or "}" in rest:
             raise FormatError(f"the template {self.template!r} has a brace that is not part of a {{column}}")
+        if "" in self.columns:
+            raise FormatError(f"the template {self.template!r} has {{}}; write the column's name between the braces")
         if not self.columns:
             raise FormatError(f"the template {self.template!r} names no column; write e.g. '{{text}}'")
         if len(set(self.labels)) != len(self.labels):

@@ -391,7 +391,9 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("train", config, "--train.patience", "0"), "train.patience must be positive"),
         (("export", prompt_file, tmp_path / "x.bin"), "name it .npz or .npy"),
         (("train", config, "--data.template", "{film}"), "film"),
-        (("train", config, "--data.template", "{a.b}"), "has a brace that is not part of a {column}"),
+        (("train", config, "--data.template", "{a.b}"), "no column 'a.b'; expected it among 'text', 'label'"),
+        (("train", config, "--data.template", "{a} {"), "has a brace that is not part of a {column}"),
+        (("train", config, "--data.template", "{a} {}"), "has {}; write the column's name between the braces"),
         (("train", config, "--model.name", tmp_path), "has no config.json"),
         (("train", config, "--train.batch-size", "64"), "40 examples, fewer than the 64"),
     ):

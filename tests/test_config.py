@@ -1,6 +1,7 @@
 """Configurations: files, overrides, JSON, and errors that name the field."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,9 @@ def test_a_bucket_is_no_folder():
         ),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
         ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
+        ("optimizer", {"clip_norm": math.inf}, "optimizer.clip_norm must be finite, and is inf"),
+        ("optimizer", {"learning_rate": math.nan}, "optimizer.learning_rate must be positive, not nan"),
+        ("prompt", {"init_range": (-math.inf, 1.0)}, "prompt.init_range goes from the lower to the higher value, not"),
         ("data", {"train_examples": 0}, "data.train_examples must be positive, not 0"),
         ("data", {"subset_seed": -1}, "data.subset_seed must not be negative, and is -1"),
         ("data", {"task": None}, "give either data.task, or files"),

@@ -305,6 +305,20 @@ def test_what_is_not_a_number_comes_out(small):
         np.testing.assert_array_equal(np.isnan(found.log_probability), [False, True, False])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 2])
+def test_one_logit_that_is_not_finite_makes_the_rows_log_probability_nan(small, value, position):
+    """Although tokens could be chosen; and it makes no other row's."""
+    small["rows"][:, 2] = 30.0  # the token at every position, so that no row ends early
+    keys = row_keys(jax.random.key(0), np.arange(3))
+    for changed in (False, True):
+        if changed:
+            small["history"][position, :, :, 4] = value
+        for decoding in (Decoding(), Decoding(beams=3), Decoding(temperature=1.0)):
+            found = compiled_generate(small, SmallConfig(), small_batch(3), None, LENGTH, None, decoding, keys)
+            assert (np.isnan(found.log_probability) == changed).all()
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Sampling
 

@@ -27,8 +27,8 @@ UNNEEDED = {
 
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
-    {"errors", "paths", "control_tokens", "task_format", "whole_file"},
-    {"config", "config_checks", "meteor", "generation_metrics", "metrics", "data_files"},
+    {"errors", "control_tokens", "json_text", "paths", "task_format", "whole_file"},
+    {"config", "config_checks", "meteor", "generation_metrics", "metrics", "data_lines", "data_rows", "data_files"},
     {"models"},
     {"processes", "sharding"},
     {"prompts"},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from prompt_jax.cli.common import show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run(args: Average) -> int:
     check_one_base(members)
     prompt = average([member.prompt for member in members], args.weights, [str(member) for member in members])
     save_prompt(args.dest, prompt, _metadata(members, args.weights))
-    print(f"wrote {args.dest}, the average of {len(members)} prompts")
+    show(f"wrote {args.dest}, the average of {len(members)} prompts")
     return 0
 
 

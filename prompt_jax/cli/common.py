@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,18 @@ def say(text: str, status: int) -> int:
     return status
 
 
+def show(text: str) -> None:
+    """Prints what a person reads, which may hold texts of a model or of a stranger's file."""
+    print(harmless(text))
+
+
 def harmless(text: str) -> str:
-    """Text that may come from a stranger's file, with the characters escaped that a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    r"""Text with the characters escaped that a terminal would obey or not show, such as `\x1b`.
+
+    Line feeds stay, as do spaces of all widths and the joiners of emoji and of Persian and Indic scripts.
+    """
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in "\n\u200c\u200d" or unicodedata.category(character) == "Zs"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_member, load_base
+from prompt_jax.cli.common import Base, check_base, check_member, load_base, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Import:
 
 def export(args: Export) -> int:
     from prompt_jax.prompts.files import check_bases, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.prompts.peft import VERSIONS_NOTE
 
     members = read_prompts(args.file)
     count = len(members)
@@ -76,7 +77,7 @@ def export(args: Export) -> int:
     else:
         prompts, metadata = zip(*members, strict=True)
         save_ensemble(args.dest, prompts, metadata, format=args.format, model=model)
-    print(f"wrote {args.dest}")
+    show(f"wrote {args.dest}" + (f"\n{VERSIONS_NOTE}" if args.format == "peft" else ""))
     return 0
 
 
@@ -103,7 +104,7 @@ def import_(args: Import) -> int:
     else:
         prompts, metadata = zip(*members, strict=True)
         save_ensemble(args.dest, prompts, metadata)
-    print(f"wrote {args.dest}")
+    show(f"wrote {args.dest}")
     return 0
 
 
@@ -125,7 +126,7 @@ def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata
     except ValueError as error:
         raise UserError(f"{args.file}: {error}") from error
     save_model(args.dest, dataclasses.replace(model, params=params))
-    print(f"wrote {args.dest}")
+    show(f"wrote {args.dest}")
     return 0
 
 

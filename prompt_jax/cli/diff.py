@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from prompt_jax.cli.common import show
 from prompt_jax.errors import UserError
 
 
@@ -58,9 +59,9 @@ def _configs(args: Diff, a: Path, b: Path) -> int:
 
     lines = config_lines(load_experiment(a), load_experiment(b))
     if not lines:
-        print(f"{args.a} and {args.b}: the same")
+        show(f"{args.a} and {args.b}: the same")
         return 0
-    print(f"{args.a} and {args.b}: {len(lines)} fields differ", *lines, sep="\n")
+    show("\n".join([f"{args.a} and {args.b}: {len(lines)} fields differ", *lines]))
     return 1
 
 
@@ -70,6 +71,7 @@ def _prompts(args: Diff) -> int:
 
     status = 0
     for name, lines in member_lines(read_prompts(args.a), read_prompts(args.b)):
-        print(f"{args.a} and {args.b}{f', {name}' if name else ''}:{'' if lines else ' identical'}", *lines, sep="\n")
+        title = f"{args.a} and {args.b}{f', {name}' if name else ''}:{'' if lines else ' identical'}"
+        show("\n".join([title, *lines]))
         status = max(status, int(bool(lines)))
     return status

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_member, check_positive, harmless, load_base
+from prompt_jax.cli.common import Base, check_base, check_member, check_positive, load_base, show
 from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.config import Decoding
 from prompt_jax.errors import UserError
@@ -193,9 +193,9 @@ def _pool(
 
 
 def _show(args: Evaluate, outcome: "Outcome") -> int:
-    print(harmless("\n".join(table.text() for table in outcome.shown)))
+    show("\n".join(table.text() for table in outcome.shown))
     if args.out is not None:
-        print(f"wrote {', '.join(map(str, outcome.write(args.out)))}")
+        show(f"wrote {', '.join(map(str, outcome.write(args.out)))}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, load_base, say
+from prompt_jax.cli.common import Base, check_base, check_positive, load_base, say, show
 from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.errors import UserError
 
@@ -64,16 +64,16 @@ def run(args: Inspect) -> int:
         look_into(str(member), member.prompt, member.metadata, model, args.neighbours, ablation)
         for member, ablation in zip(members, ablations, strict=True)
     ]
-    print("\n\n".join(describe(found, model) for found in findings))
+    show("\n\n".join(describe(found, model) for found in findings))
     if len(members) > 1 and members[0].prompt.parts:
         cosines = prompt_similarity([member.prompt for member in members])
         rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]
-        print("", Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text(), sep="\n")
+        show("\n" + Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text())
     if args.html is not None:
         from prompt_jax.inspection_page import write_inspection
 
         write_inspection(args.html, findings, model)
-        print(f"\nwrote {args.html}")
+        show(f"\nwrote {args.html}")
     return 0
 
 

@@ -1,20 +1,21 @@
 """`prompt-jax predict`."""
 
 import dataclasses
-import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
+from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, harmless, load_base, say
+from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config import Decoding
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
+from prompt_jax.json_text import json_text
 from prompt_jax.paths import as_path
-from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.streams import Line, Mixed, Voting
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 class Predict:
     """Answer texts from the arguments, a file or standard input, a line each.
 
-    An ensemble answers with the vote of its members' majority."""
+    An ensemble answers with the vote of its members' majority. On a terminal control characters are printed as escapes
+    such as \\x1b. A file or another program gets answers unchanged, but for line breaks, which become spaces."""
 
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
     """A prompt file, and inputs; without any they come from --input. Where the template has several columns, JSON
-    objects."""
+    objects. Put -- before a text that begins with a hyphen."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
     """Several prompt files of one base instead of FILE. Inputs are then JSON objects with the field `prompt`: the
     NAME of a file (its own without the extension if none is given), or of a member of an ensemble (`sentiment/0`), or
@@ -41,9 +43,9 @@ class Predict:
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     input: Path | None = None
     """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
-    left out."""
+    left out. All of them are UTF-8, also as .gz."""
     json: bool = False
-    """Print a JSON object a line, with the labels' log-probabilities (nats) where the task has labels."""
+    """Print a JSON object a line, in ASCII, with the labels' log-probabilities (nats) where the task has labels."""
     batch_size: int = 64
     """Examples a batch."""
     decoding: Decoding = Decoding()
@@ -58,7 +60,7 @@ def run(args: Predict) -> int:
             shown = {**line._asdict(), "input": unmarked(line.input), **answer._asdict()}
             if args.prompts is None:
                 del shown["prompt"]
-            print(json.dumps(shown) if args.json else answer.prediction.replace("\n", " "))
+            print(json_text(shown) if args.json else _one_line(answer.prediction))
         sys.stdout.flush()
     if answers.cut:
         say(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
@@ -86,7 +88,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
         )
     task_format = chosen_format(members[0][1].format, args.template, args.labels, None)
     assert model.tokenizer is not None  # load_base
-    texts = _texts(_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
+    texts = input_texts(read_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
     return (Line(None, text) for text in texts), Voting(
         model, [prompt for prompt, _ in members], task_format, args.decoding
     )
@@ -110,51 +112,15 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
     for member in members:
         check_base(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
-    rows = ((where, _as_row(line, where, wanted)) for where, line in _inputs(args.words, args.input))
+    rows = ((where, as_row(line, where, wanted)) for where, line in read_inputs(args.words, args.input))
     assert model.tokenizer is not None  # load_base
     return streams.read_lines(rows, named, model.tokenizer.marked), streams.Mixed(model, named, args.decoding)
 
 
-def _inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
-    """Where each input is from, and the input: a line of text or, from a file with columns, a row."""
-    from prompt_jax.data_files import DataError, file_kind, read_rows
-
-    if words or file is None:
-        lines: Iterable[str] = words or (line.removesuffix("\n") for line in sys.stdin)
-    else:
-        try:
-            file_kind(file)
-        except DataError:  # not one with columns
-            lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        else:
-            yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
-            return
-    yield from ((f"input {number}", line) for number, line in enumerate(lines, 1))
-
-
-def _texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> Iterator[str]:
-    """The texts of inputs of one format, whose lines are JSON if it has several columns."""
-    from prompt_jax.data_files import render
-
-    columns = task_format.columns
-    for where, line in inputs:
-        if len(columns) == 1 and isinstance(line, str):
-            yield task_format.render({columns[0]: line})
-        else:
-            yield render(_as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
-
-
-def _as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
-    """A row as it is, and a line as the JSON object that it is to be."""
-    if not isinstance(line, str):
-        return line
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: expected {wanted}; {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected {wanted}, not a JSON {type(row).__name__}")
-    return row
+def _one_line(answer: str) -> str:
+    """An answer as one line; on a terminal without characters that it would obey."""
+    line = re.sub(r"\r\n|\r|\n", " ", answer)
+    return harmless(line) if sys.stdout.isatty() else line
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

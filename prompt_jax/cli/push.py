@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import Base, harmless, load_base
+from prompt_jax.cli.common import Base, load_base, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def run(args: Push) -> int:
         message=args.message,
         allow_other_base=args.base.allow_other_base,
     )
-    print(f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else ""))
+    show(f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else ""))
     if pushed.no_adapter is not None:
-        print(harmless(f"no adapter of PEFT: {why or pushed.no_adapter}"))
+        show(f"no adapter of PEFT: {why or pushed.no_adapter}")
     for note in pushed.notes:
-        print(harmless(note))
-    print(f"{pushed.name}\n{pushed.address}\ncommit {pushed.commit}")
+        show(note)
+    show(f"{pushed.name}\n{pushed.address}\ncommit {pushed.commit}")
     return 0

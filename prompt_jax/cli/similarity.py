@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from prompt_jax.cli.common import harmless, say
+from prompt_jax.cli.common import say, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def run(args: Similarity) -> int:
         for title, matrix in (("cosines of mean tokens", means), ("mean cosines of all pairs of tokens", pairs)):
             cells = [[str(i), *(f"{value:.3f}" for value in row)] for i, row in enumerate(matrix)]
             tables.append(Table(title, [["", *map(str, range(len(names)))], *cells]))
-    print(harmless("\n\n".join(table.text() for table in tables)))
+    show("\n\n".join(table.text() for table in tables))
     if args.html is not None:
         from prompt_jax.inspection_page import write_similarity
 
         write_similarity(args.html, names, means, pairs, skipped)
-        print(f"\nwrote {args.html}")
+        show(f"\nwrote {args.html}")
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from prompt_jax.cli.common import show
 from prompt_jax.config import Experiment
 
 
@@ -38,5 +39,5 @@ def run(args: Train) -> int:
     with processes.others_may_be_lost():
         setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
         if text := finish(args.experiment, setup, progress):
-            print(text)
+            show(text)
     return 0

@@ -1,7 +1,6 @@
 """What `prompt-jax evaluate` shows of prompts from files, and writes."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_list, score_table
 from prompt_jax.evaluation import Evaluation, evaluate_members
 from prompt_jax.examples import Examples
+from prompt_jax.json_text import json_text
 from prompt_jax.models.hub import Model
 from prompt_jax.whole_file import write_text
 
@@ -45,7 +45,7 @@ class Outcome:
         """Writes `table.md`, `scores.json` and `predictions.jsonl`, and gives their paths."""
         paths = [folder / name for name in ("table.md", "scores.json", "predictions.jsonl")]
         write_text(paths[0], "\n".join(table.markdown() for table in self.tables))
-        write_text(paths[1], json.dumps(self.scores, indent=2, ensure_ascii=False) + "\n")
+        write_text(paths[1], json_text(self.scores, indent=2, ensure_ascii=False) + "\n")
         write_predictions(paths[2], prediction_lines(self.examples, self.answers, self.vote, self.ranked))
         return paths
 

@@ -1,6 +1,5 @@
 """What evaluations leave on disk as JSON."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from prompt_jax.control_tokens import unmarked
 from prompt_jax.ensembles.evaluation import RankedVote
 from prompt_jax.evaluation import Evaluation
 from prompt_jax.examples import Examples
+from prompt_jax.json_text import json_text
 from prompt_jax.whole_file import write_text
 
 
@@ -55,4 +55,4 @@ def prediction_lines(
 
 def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes lines of `prediction_lines`, of one task after the other, as JSONL."""
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line, ensure_ascii=False) + "\n" for line in lines))

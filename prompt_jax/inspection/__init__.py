@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from prompt_jax.errors import UserError
 from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.sharding import fetch
@@ -99,7 +100,16 @@ def inspect_tokens(
     """Norms and neighbours of virtual tokens [P, D] in the first `vocab_size` rows of a table [V, D].
 
     `piece` gives the text of a row.
+
+    Raises:
+      UserError: one of these rows is not finite.
     """
+    vocabulary = row_norms(table_vd, vocab_size)
+    if wrong := int((~np.isfinite(vocabulary)).sum()):
+        raise UserError(
+            f"the base's embedding table has NaN or infinite values in {wrong} of {vocab_size} rows; expected another "
+            "copy of the base"
+        )
     measures: tuple[Measure, ...] = ("cosine", "distance")
     found = {
         by: _neighbours(tokens_pd, table_vd, piece, nearest(tokens_pd, table_vd, vocab_size, k, by)) for by in measures
@@ -107,7 +117,7 @@ def inspect_tokens(
     norms = row_norms(tokens_pd, len(tokens_pd))
     return Inspection(
         tuple(TokenInspection(float(norm), *both) for norm, *both in zip(norms, *found.values(), strict=True)),
-        norm_range(row_norms(table_vd, vocab_size)),
+        norm_range(vocabulary),
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from prompt_jax.batches import eval_batches
 from prompt_jax.decoding import compiled_score
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import batch_shapes
+from prompt_jax.evaluation import batch_shapes, check_finite
 from prompt_jax.examples import Examples
 from prompt_jax.models import check_context
 from prompt_jax.models.hub import Model
@@ -58,6 +58,7 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
 
     Raises:
       UserError: examples without a label, or nothing that could be left out.
+      LogitsError: logits that are not finite.
       ContextError: more than the model has positions for.
     """
     if examples.unlabelled:
@@ -106,6 +107,7 @@ def _losses(
         own = place((batch, targets[None, example], counted[None, example]))
         scores = fetch(compiled_score(model.params, model.config, own[0], stacked, *own[1:]))
         found[index[index >= 0]] = -scores[index >= 0, 0]
+    check_finite(model, found)
     yield from found.reshape(len(variants), count).sum(axis=1).tolist()
 
 

@@ -43,13 +43,17 @@ Weights = Array | Quantised
 def quantise(matrix: np.ndarray, inputs: int) -> Quantised:
     """A matrix whose first `inputs` axes are contracted with the input; on the host, in the memory of two copies.
 
-    An output's largest weight becomes 127 or -127.
+    An output's largest weight becomes 127 or -127. Where a weight is not finite the scale is not either, and so every
+    product with it.
     """
     axes = tuple(range(inputs))
     matrix = matrix.astype(np.float32, copy=False)
     largest = np.maximum(matrix.max(axes, keepdims=True), -matrix.min(axes, keepdims=True))
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
-    values = matrix / scale
+    scale = np.where(largest == 0, np.float32(1), largest / np.float32(127))
+    with np.errstate(invalid="ignore"):
+        values = matrix / scale
+    if not (finite := np.isfinite(scale)).all():
+        values = np.where(finite, values, np.float32(0))
     return Quantised(np.rint(values, out=values).astype(np.int8), scale)
 
 

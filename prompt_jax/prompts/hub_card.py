@@ -12,7 +12,7 @@ from prompt_jax.models.hub import T5X
 from prompt_jax.prompts.card import block, facts, header, quoted
 from prompt_jax.prompts.hub import FILE, HubName
 from prompt_jax.prompts.metadata import PromptMetadata, of_different_tasks
-from prompt_jax.prompts.peft import CONFIG, TENSORS
+from prompt_jax.prompts.peft import CONFIG, TENSORS, VERSIONS_NOTE
 
 # In the cards of repositories, of which others are left alone.
 MARK = "<!-- prompt-jax push writes this card, and writes it anew. Delete this line to keep a card of your own. -->"
@@ -71,7 +71,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
     lines += ["", *_said(members, base)]
     lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
     if adapters and base is not None and not base.name.startswith(T5X):  # a checkpoint that Transformers does not read
-        lines += ["", "## With PEFT", "", *_with_peft(name, members, base)]
+        lines += ["", "## With PEFT", "", VERSIONS_NOTE, "", *_with_peft(name, members, base)]
     return "\n".join(lines) + "\n"
 
 

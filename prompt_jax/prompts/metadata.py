@@ -87,8 +87,8 @@ def of_different_tasks(members: Sequence[PromptMetadata]) -> tuple[int, int] | N
 
 
 def dump(where: str, metadata: PromptMetadata) -> str:
-    """The metadata as a file has them; `where` is named in errors."""
-    scores = {name: float(value) for name, value in metadata.scores.items()}
+    """The metadata as a file has them; `where` is named in errors. Scores that are not finite are left out."""
+    scores = {name: float(value) for name, value in metadata.scores.items() if math.isfinite(value)}
     settings = dict(metadata.settings)
     for name, value in settings.items():
         if not _is_setting(value):

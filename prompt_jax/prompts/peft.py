@@ -39,7 +39,12 @@ from prompt_jax.prompts import card
 from prompt_jax.prompts.metadata import MAX_MEMBERS, Member, PromptFormatError, PromptMetadata
 from prompt_jax.whole_file import write_whole
 
-VERSION = "0.21.2"  # of the PEFT that writes adapters as they are written here
+# With these the adapters written here generate the same text as this project (`make test-interop`).
+VERIFIED = {"PEFT": "0.21.2", "Transformers": "5.23.0"}
+VERSIONS_NOTE = (
+    f"Verified with PEFT {VERIFIED['PEFT']} and Transformers {VERIFIED['Transformers']}. With Transformers 5.24.0, "
+    "PEFT 0.21.2 generates other text, without an error."
+)
 CONFIG, TENSORS, PICKLE, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
 _NAME = "prompt_embeddings"
 
@@ -331,7 +336,7 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         "num_attention_heads": heads,
         "num_layers": layers,
         "num_virtual_tokens": len(array),
-        "peft_version": VERSION,
+        "peft_version": VERIFIED["PEFT"],
         "revision": model.revision,
         "task_type": task,
     }
@@ -397,4 +402,5 @@ def _card(config: Mapping[str, Any], tags: Sequence[str], metadata: PromptMetada
     lines += ["", "# A prompt for a frozen language model", ""]
     lines += [f"{config['num_virtual_tokens']} {what}, exported by prompt_jax.", ""]
     lines += card.block({"base": base, "revision": config["revision"]} | card.facts(metadata))
-    return "\n".join([*lines, "", "### Framework versions", "", f"- PEFT {config['peft_version']}"]) + "\n"
+    versions = [f"- {name} {version}" for name, version in VERIFIED.items()]
+    return "\n".join([*lines, "", VERSIONS_NOTE, "", "### Framework versions", "", *versions]) + "\n"

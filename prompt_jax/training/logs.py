@@ -3,6 +3,7 @@ first says anything."""
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prompt_jax.json_text import json_text
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import is_first
 from prompt_jax.whole_file import write_text
@@ -39,7 +41,7 @@ class Log:
             self._here = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="prompt_jax_log")))
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
         path = self._here / "metrics.jsonl"
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json_text(line) + "\n" for line in kept))
         # Without a buffer: what cannot be written is not tried again.
         self._file = self._opened.enter_context(path.open("ab", buffering=0))
         self._writers = [Writer(str(self._here / "tensorboard" / f"member_{number}")) for number in range(members)]
@@ -70,20 +72,23 @@ class Log:
         """One line of the JSONL file; the values are plain numbers."""
         if not is_first():
             return
-        self._file.write((json.dumps({"step": step, "member": member, **values}) + "\n").encode())
+        self._file.write((json_text({"step": step, "member": member, **values}) + "\n").encode())
         for name, value in values.items():
             self._writers[member].add_scalar(name, value, step)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    """The lines of a run's `metrics.jsonl`, with NaN for null; a last line that was cut off by a crash is left out."""
     path = folder / "metrics.jsonl"
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(values, dict):  # `json_text` writes null for what is not finite
+            values = {name: math.nan if value is None else value for name, value in values.items()}
+        lines.append(values)
     return lines
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,8 +20,9 @@ from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.config_checks import check
 from prompt_jax.decoding import GREEDY
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import evaluate_members
+from prompt_jax.evaluation import Evaluation, LogitsError, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
+from prompt_jax.models.prompt import Prompt
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
@@ -31,6 +32,7 @@ from prompt_jax.training.checkpoints import Checkpoints, SaveError
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.setup import Setup, metadata, prepare
 from prompt_jax.training.step import TrainState
+from prompt_jax.training.tasks import Task
 from prompt_jax.whole_file import write_text
 
 
@@ -206,7 +208,7 @@ def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tup
 def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
     """Fetches and logs the metrics of a step that was dispatched before; sees which members have diverged."""
     options, members = run.experiment.train, run.progress.members
-    losses, diverged = [], []
+    losses, diverged = [], {}
     for numbers, stacked in zip(run.setup.stacks, metrics, strict=True):
         fetched = {} if stacked is None else fetch(stacked)
         for place, number in enumerate(numbers):
@@ -214,8 +216,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
                 continue
             values = {name: float(value[place]) for name, value in fetched.items()}
             if not values.pop("finite"):
-                members[number].status = "diverged"
-                diverged.append((number, values["loss"]))
+                diverged[number] = f"the loss is {values['loss']} and the update is not finite"
                 continue
             members[number].steps = step
             losses.append(values["loss"])
@@ -223,17 +224,25 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
                 with _saving(run):
                     run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
 
-    for number, loss in diverged:
+    _report_diverged(run, step, diverged)
+    if losses:
+        run.display.step(step, sum(losses) / len(losses), options.batch_size * len(losses))
+
+
+def _report_diverged(run: Run, step: int, reasons: Mapping[int, str]) -> None:
+    """Ends the training of members that have diverged, for these reasons. Raises Diverged where no other is left."""
+    members = run.progress.members
+    for number in reasons:
+        members[number].status = "diverged"
+    for number, reason in reasons.items():
         message = (
-            f"step {step}: {_named(run, number)}the loss is {loss} and the update is not finite; training stopped. "
+            f"step {step}: {_named(run, number)}{reason}; training stopped. "
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
-        if number == diverged[-1][0] and all(member.status == "diverged" for member in members):
+        if number == list(reasons)[-1] and all(member.status == "diverged" for member in members):
             raise Diverged(message)
         run.display.say(message)
-    if losses:
-        run.display.step(step, sum(losses) / len(losses), options.batch_size * len(losses))
 
 
 def _named(run: Run, number: int) -> str:
@@ -264,22 +273,19 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
     own: dict[int, dict[str, dict[str, float]]] = {number: {} for number in progress.training}
     try:
         for task, numbers in setup.by_task(progress.training):
-            found = evaluate_members(
-                setup.model,
-                [prompts[number] for number in numbers],
-                task.examples["validation"],
-                target_length=task.format.target_length,
-                batch_size=run.experiment.train.eval_batch_size,
-                rank=False,
-                decoding=GREEDY,
-                before_batch=go_on,
-            )
+            found = _validated(run, task, [prompts[number] for number in numbers], go_on)
             for number, result in zip(numbers, found, strict=True):
-                own[setup.stored[number].member][task.name] = result.scores
+                member = setup.stored[number].member
+                if result is None:
+                    own.pop(member, None)
+                elif member in own:
+                    own[member][task.name] = result.scores
     except _Leaving:
         return states, True
 
     progress.evaluation_due = False
+    lost = [number for number in progress.training if number not in own]
+    _report_diverged(run, progress.step, dict.fromkeys(lost, "its logits on the validation split are not finite"))
     improved = False
     results = {number: _scores(by_task, run.experiment.train.best_by) for number, by_task in own.items()}
     for number, scores in results.items():
@@ -298,8 +304,38 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
         with _saving(run):
             _save_prompts(run, "best.npz", run.best)
             run.best_written = True
-    _show_scores(run, [next(iter(scores.values())) for scores in results.values()])
+    if results:
+        _show_scores(run, [next(iter(scores.values())) for scores in results.values()])
     return _stop_early(run, states), False
+
+
+def _validated(
+    run: Run, task: Task, prompts: Sequence[Prompt], before_batch: Callable[[], None]
+) -> list[Evaluation | None]:
+    """Each prompt's evaluation on a task's validation split; None where its logits are not finite.
+
+    Raises:
+      LogitsError: they are not at the start, which training cannot mend.
+    """
+    try:
+        return list(
+            evaluate_members(
+                run.setup.model,
+                prompts,
+                task.examples["validation"],
+                target_length=task.format.target_length,
+                batch_size=run.experiment.train.eval_batch_size,
+                rank=False,
+                decoding=GREEDY,
+                before_batch=before_batch,
+            )
+        )
+    except LogitsError:
+        if run.progress.step == 0:
+            raise
+        if len(prompts) == 1:
+            return [None]
+        return [result for prompt in prompts for result in _validated(run, task, [prompt], before_batch)]
 
 
 def _scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal["first", "mean"]) -> dict[str, float]:
@@ -347,7 +383,7 @@ def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, .
             f"{_named(run, number)}no better {members[number].metric} in {patience} evaluations; "
             f"stopped at step {run.progress.step}"
         )
-    if not stopped:
+    if len(run.progress.training) == len(members):
         return states
     active = [np.array([members[number].status == "training" for number in stack]) for stack in run.setup.stacks]
     return tuple(

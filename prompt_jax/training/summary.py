@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, sco
 from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.inspection import inspect, prompt_similarity
+from prompt_jax.json_text import json_text
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.processes import is_first
 from prompt_jax.prompts.files import read_prompts
@@ -63,7 +63,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
         return ""
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
-    write_text(folder / "summary.json", json.dumps(_summary(experiment, setup, progress, tests), indent=2) + "\n")
+    write_text(folder / "summary.json", json_text(_summary(experiment, setup, progress, tests), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
 

@@ -55,6 +55,16 @@ def model(request, fixtures):
 # A matrix
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_makes_its_output_so(value):
+    """And no other: 8 bits have no such number, and the scale of the output has it."""
+    matrix = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    matrix[2, 1] = value
+    made = quantise(matrix, 1)
+    products = np.asarray(project("i,io->o", jnp.ones(6), made))
+    np.testing.assert_array_equal(np.isfinite(products), [True, False, True, True])
+
+
 @pytest.mark.parametrize(("shape", "inputs"), [((6, 2, 5), 1), ((2, 5, 6), 2), ((7, 9), 1), ((6, 3, 2, 5), 1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_values_are_qwixs(shape, inputs, dtype):

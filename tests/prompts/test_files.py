@@ -309,7 +309,7 @@ BROKEN = {
     "infinite": ({"encoder_tokens": GOOD, "metadata": np.array('{"scores": {"a": Infinity}}')}, "not a number"),
     "score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": "b"})}, "scores has an entry that is no number"),
     "template": (
-        {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a.__class__}"})},
+        {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a.{b}}"})},
         "has a brace that is not part",
     ),
     "metric": (

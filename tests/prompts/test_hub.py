@@ -32,7 +32,7 @@ from prompt_jax.prompts.card import header
 from prompt_jax.prompts.files import Base, read_prompts
 from prompt_jax.prompts.hub import HubError, HubName, parse_name
 from prompt_jax.prompts.hub_card import MARK, CardBase, CardMember, repository_card
-from prompt_jax.prompts.peft import CARD, CONFIG, PICKLE, TENSORS
+from prompt_jax.prompts.peft import CARD, CONFIG, PICKLE, TENSORS, VERSIONS_NOTE
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("review: {text}", labels=("negative", "positive"), input_length=32, target_length=4)
@@ -565,7 +565,8 @@ def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, na
         assert len(adapters) == (0 if its_base is None else 3 if several else 1)
         for adapter in adapters:  # PEFT has no use for a checkpoint of T5X
             assert adapter["base_model_name_or_path"] == (None if told.startswith("t5x:") else told)
-        assert (b"## With PEFT" in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
+        for stated in ("## With PEFT", VERSIONS_NOTE):
+            assert (stated.encode() in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
         for content in files.values():
             assert told == name or not any(name.encode(code) in content for code in ("utf-8", "utf-32-le"))
 

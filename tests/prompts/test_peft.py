@@ -6,6 +6,7 @@ What PEFT itself makes of adapters of ours is in `test_peft_interop`.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import tracemalloc
 import warnings
@@ -34,7 +35,7 @@ from prompt_jax.models.prompt import PromptStackError, stack_prompts, unstack_pr
 from prompt_jax.paths import as_path
 from prompt_jax.prompts import applied, peft, prefix
 from prompt_jax.prompts.files import Base, read_prompt, read_prompts
-from prompt_jax.prompts.peft import CARD, CONFIG, PICKLE, TENSORS
+from prompt_jax.prompts.peft import CARD, CONFIG, PICKLE, TENSORS, VERIFIED
 from prompt_jax.task_format import TaskFormat
 
 FAMILIES = ("t5_v11", "gpt2", "bart")
@@ -250,7 +251,24 @@ def test_the_card_says_what_a_user_needs(tmp_path):
         '- "base_model:adapter:google/some-base"\n---\n\n# '
     )
     assert '\n    template: "review: {text}\\n---"\n    labels: ["negative", "positive"]\n' in card
-    assert card.endswith("\n### Framework versions\n\n- PEFT 0.21.2\n")
+    assert card.endswith("\n### Framework versions\n\n- PEFT 0.21.2\n- Transformers 5.23.0\n")
+
+
+def test_export_and_card_state_the_versions_that_the_interop_tests_install(tiny, tiny_folder, tmp_path, capsys):
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    (pins,) = re.findall(r"^INTEROP := \$\(TORCH\) transformers==(\S+) peft==(\S+)$", makefile, re.MULTILINE)
+    assert pins == (VERIFIED["Transformers"], VERIFIED["PEFT"])
+    stated = f"Verified with PEFT {pins[1]} and Transformers {pins[0]}. "
+    metadata = PromptMetadata(base=Base(tiny.name, tiny.revision, tiny.fingerprint))
+    save_ensemble(tmp_path / "e.npz", [random_tokens(tiny, 3)] * 2, [metadata] * 2)
+    for more, card in ((("--member", "1"), "a/README.md"), ((), "b/member_1/README.md")):
+        folder = tmp_path / card[0]
+        argv = ("export", str(tmp_path / "e.npz"), str(folder), "--format", "peft", "--model", str(tiny_folder), *more)
+        assert main(argv) == 0
+        assert capsys.readouterr().out.startswith(f"wrote {folder}\n{stated}")
+        assert stated in (tmp_path / card).read_text()
+    assert main(["export", str(tmp_path / "e.npz"), str(tmp_path / "c.npz")]) == 0
+    assert "PEFT" not in capsys.readouterr().out
 
 
 def test_an_ensemble_is_a_folder_of_adapters(model, adapters, tmp_path):

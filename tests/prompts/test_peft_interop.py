@@ -14,7 +14,7 @@ from prompt_jax.config import PromptConfig
 from prompt_jax.models import gpt2
 from prompt_jax.models.hub import Model
 from prompt_jax.prompts.files import read_prompts
-from prompt_jax.prompts.peft import CARD, CONFIG, TENSORS
+from prompt_jax.prompts.peft import CARD, CONFIG, TENSORS, VERIFIED
 
 pytestmark = pytest.mark.interop
 
@@ -142,10 +142,9 @@ def test_peft_has_the_members_of_an_ensemble(fixtures, tmp_path):
         assert_same_answers(model, theirs, prompt)
 
 
-def test_the_version_is_the_one_that_is_compared_with():
-    from prompt_jax.prompts import peft as ours
-
-    assert pytest.importorskip("peft").__version__ == ours.VERSION
+def test_the_versions_that_are_stated_are_those_that_are_compared_with():
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    assert {"PEFT": peft.__version__, "Transformers": transformers.__version__} == VERIFIED
 
 
 def test_peft_guesses_wrong_what_the_file_says(tmp_path):

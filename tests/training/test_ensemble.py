@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from experiments import changed, named
 from prompt_jax import config as configuration
@@ -243,6 +245,35 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
         train(alone)
         assert_same_training(alone, wild, number)
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
+
+
+def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment, tiny_folders, capfd):
+    """GPT-2's norm of a vector near overflow is NaN. The others are evaluated all the same."""
+    gpt2 = changed(changed(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
+    rates = (0.01, 3e38, 0.01)
+    wild = changed(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    _, progress = train(wild)
+    assert [member.status for member in progress.members] == ["training", "diverged", "training"]
+    said = capfd.readouterr().err
+    assert "step 1: member 1: its logits on the validation split are not finite; training stopped" in said
+    assert all(np.isfinite(each).all() for each in tokens(wild, "best.npz"))
+    assert progress.members[1].best_step == 0
+    for number in (0, 2):
+        steps = [line["step"] for line in read_log(wild.folder) if line["member"] == number and "seconds" in line]
+        assert steps == list(range(7))
+        alone = named(configuration.members(wild)[number], f"alone{number}")
+        train(alone)
+        assert_same_training(alone, wild, number)
+
+
+def test_a_base_that_is_not_finite_ends_the_run_at_its_start(experiment, tiny_folder, tmp_path):
+    """Where every prompt would diverge, and a lower rate would not help."""
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"][3, 4] = np.nan
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(evaluation.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
+        train(changed(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
 
 
 def test_all_diverged_ends_the_run(experiment):

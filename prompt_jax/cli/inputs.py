@@ -1,0 +1,82 @@
+"""The inputs of `predict`: texts from arguments, standard input or a file, or rows with the template's columns."""
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_jax.data_files import render
+from prompt_jax.data_lines import DataError, is_text, read_lines, stream_lines, without_end
+from prompt_jax.data_rows import KINDS, read_rows
+from prompt_jax.errors import UserError
+from prompt_jax.task_format import TaskFormat
+
+
+def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
+    """Yield where each input is from, and the input: a text, or from a file with columns a row.
+
+    Every argument, and every line of standard input or of a text file, is one text, an empty one too. Only the end of
+    its line is left out.
+
+    Raises:
+      UserError: there are arguments and a file, an argument is not UTF-8, or there is no input.
+      DataError: as `read_lines` and `read_rows`.
+    """
+    if words and file is not None:
+        raise UserError(f"the inputs are arguments or lines of --input {file}; give one of them")
+    if words:
+        for number, word in enumerate(words, 1):
+            if not is_text(word):
+                raise UserError(f"input {number}: the argument {word!r:.60} is not text; expected UTF-8")
+            yield f"input {number}", word
+        return
+    if file is not None and file.name.lower().removesuffix(".gz").endswith(KINDS):
+        yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
+        return
+    if file is not None and file.suffix.lower() == ".json":
+        raise DataError(
+            f"{file}: expected a file named .jsonl with one JSON object a line, or .txt with one text a line"
+        )
+    name = "standard input" if file is None else str(file)
+    lines = stream_lines(_standard_input(), name) if file is None else read_lines(file)
+    number = 0
+    for number, line in enumerate(lines, 1):
+        yield f"{name}:{number}", without_end(line)
+    if not number:
+        raise DataError(f"{name}: no input; expected a text on each line")
+
+
+def _standard_input() -> Any:
+    """Return standard input in bytes, which do not depend on the locale. Programs may replace it by a text stream."""
+    if sys.stdin is None:  # closed
+        return io.BytesIO()
+    return sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode("utf-8"))
+
+
+def input_texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> Iterator[str]:
+    """Yield the input text of each input of one format; with several columns a text is a JSON object."""
+    columns = task_format.columns
+    for where, line in inputs:
+        if len(columns) == 1 and isinstance(line, str):
+            yield task_format.render({columns[0]: line})
+        else:
+            yield render(as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
+
+
+def as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
+    """Return a row unchanged, and a text as the JSON object that it has to be.
+
+    Raises:
+      UserError: it is another text; the message says what is `wanted`.
+    """
+    if not isinstance(line, str):
+        return line
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected {wanted}; {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected {wanted}, not a JSON {type(row).__name__}")
+    return row
