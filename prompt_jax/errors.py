@@ -7,5 +7,9 @@ class UserError(Exception):
     exit_status = 1
 
 
+class SaveError(UserError, RuntimeError):
+    """A file of a run could not be written. Of several processes only the one that writes has this error."""
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is needed; the message says how to install it."""

@@ -1,0 +1,149 @@
+"""The folder of a run: who uses it, which configuration it is of, and what earlier processes left in it."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.locks import FileLock
+from prompt_jax.paths import BucketPath
+from prompt_jax.training.checkpoints import is_unfinished
+from prompt_jax.whole_file import remove_temporary_files, write_text
+
+# Written at the end of a run, from its last state.
+_RESULTS = ("summary.json", "predictions.jsonl", "report.html")
+
+# What a resumed run may do otherwise; with a constant schedule it may also train for more steps.
+_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
+
+
+def run_lock(experiment: Experiment) -> FileLock:
+    """The lock of the run's folder, not acquired yet."""
+    return FileLock(experiment.folder / ".lock")
+
+
+def check_folder(experiment: Experiment, overwrite: bool) -> None:
+    """Checks that the folder is empty, or holds this run; with `overwrite` it may hold another run.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    folder, record = experiment.folder, experiment.folder / "config.json"
+    if isinstance(folder, BucketPath):
+        folder.check()
+    if not record.exists():
+        if folder.exists() and any(map(_is_foreign, folder.iterdir())):
+            raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
+        return
+    if text := _recorded(record):
+        try:
+            begun = configuration.from_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
+        if not overwrite:
+            check_same(begun, experiment)
+
+
+def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
+    """Acquires the lock of a run that was begun before, so that another process that uses it is noticed early.
+
+    On a bucket there is nothing to notice: acquiring the lock stops the other process, which is left to `open_folder`.
+
+    Raises:
+      LockHeld: another process uses the folder.
+    """
+    if not isinstance(experiment.folder, BucketPath) and (experiment.folder / "config.json").exists():
+        lock.acquire()
+
+
+def check_same(begun: Experiment, experiment: Experiment) -> None:
+    """Checks that a run may continue with this configuration. Raises ConfigError: it began with another one."""
+    before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
+    more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
+    changed = [
+        name
+        for name in configuration.differences(before, now)
+        if name not in _MAY_CHANGE | more_steps
+        and not name.startswith(("decoding.", "mesh."))  # what comes after training; where it runs
+    ]
+    if changed:
+        raise ConfigError(
+            f"{experiment.folder} holds a run with another configuration (changed: {', '.join(changed)}); "
+            "choose another --name, or --overwrite it"
+        )
+
+
+def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None:
+    """Makes the run's folder ours, deletes what earlier processes left unfinished and, with `overwrite`, all of it.
+
+    Raises:
+      LockHeld: another process uses the folder.
+      ConfigError: as `check_folder`, since another run may have begun there in the meantime.
+    """
+    folder, record = experiment.folder, experiment.folder / "config.json"
+    lock.acquire()
+    check_folder(experiment, overwrite)
+    if overwrite:
+        _empty(folder, lock)
+    remove_temporary_files(folder)
+    for path in [] if isinstance(folder, BucketPath) else folder.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9]+\.deleted", path.name):
+            shutil.rmtree(path)
+    if not record.exists():
+        text = configuration.to_json(experiment)
+        if not isinstance(record, BucketPath):
+            write_text(record, text)
+        elif not record.create(text.encode()):  # another process was faster
+            check_folder(experiment, overwrite=False)
+
+
+def record_configuration(experiment: Experiment) -> None:
+    """Writes config.json, if it differs from what it should be: fields that a resumed run may change."""
+    record, text = experiment.folder / "config.json", configuration.to_json(experiment)
+    before = _recorded(record)
+    if not before:
+        warnings.warn(f"{record} was empty; it is written again, from this command", stacklevel=2)
+    if before != text:
+        write_text(record, text)
+
+
+def remove_results(folder: Path) -> None:
+    """Deletes what the run wrote when it ended before, because it is about to train further."""
+    for path in (folder / name for name in _RESULTS):
+        if path.exists():
+            path.delete() if isinstance(path, BucketPath) else path.unlink()
+
+
+def _recorded(record: Path) -> str:
+    """The text of a config.json; empty if a power failure left it empty, or full of zero bytes."""
+    try:
+        text = record.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
+    return text if text.strip("\0 \r\n") else ""
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file or folder is more than what a run of this name can have left, which was then deleted."""
+    if path.name == "checkpoints" and path.is_dir():
+        return not all(map(is_unfinished, path.iterdir()))
+    return not path.name.startswith(".")
+
+
+def _empty(folder: Path, lock: FileLock) -> None:
+    """Deletes all of a folder but the lock."""
+    if isinstance(folder, BucketPath):
+        # File by file: what says that this is a run goes last, so that after a crash it can be overwritten again.
+        paths = [path for path in folder.iterdir() if path != lock.path]
+        for path in sorted(paths, key=lambda path: path.name == "config.json"):
+            path.delete()
+        return
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
+    folder.rename(doomed)  # so that a crash leaves no folder of this name that is half a run
+    lock.release()
+    lock.acquire()
+    shutil.rmtree(doomed)
