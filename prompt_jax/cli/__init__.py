@@ -1,6 +1,7 @@
 """The command line: `prompt-jax VERB ...`. Each file has verbs with their options; what a verb needs is imported when
 it runs."""
 
+import contextlib
 import difflib
 import logging
 import os
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _silence_tracebacks()
     status = _run(sys.argv[1:])
     if status and not _is_distributed():  # Python would wait minutes for the threads of a save that failed
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):  # a full disk, a closed stream
+                stream.flush()
         os._exit(status)
     return status
 

@@ -263,7 +263,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
             largest = values.pop("largest")
             if values.pop("diverged"):
                 diverged[number] = (
-                    f"training diverged: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}, "
+                    f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}, "
                     f"largest parameter {largest:.4g} (of at most {LARGEST_PARAMETER:.2g})"
                 )
                 continue
@@ -279,13 +279,13 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
 
 
 def _report_diverged(run: Run, step: int, reasons: Mapping[int, str]) -> None:
-    """Ends the training of members that have diverged, for these reasons. Raises Diverged where no other is left."""
+    """Ends the training of members that have diverged, and says why. Raises Diverged if no other member is left."""
     members = run.progress.members
     for number in reasons:
         members[number].status = "diverged"
     for number, reason in reasons.items():
         message = (
-            f"step {step}: {_named(run, number)}{reason}; training stopped. "
+            f"step {step}: {_named(run, number)}training diverged and was stopped: {reason}. "
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
@@ -334,7 +334,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
 
     progress.evaluation_due = False
     lost = [number for number in progress.training if number not in own]
-    _report_diverged(run, progress.step, dict.fromkeys(lost, "its logits on the validation split are not finite"))
+    _report_diverged(run, progress.step, dict.fromkeys(lost, "the logits on the validation split are not finite"))
     improved = False
     results = {number: _scores(by_task, run.experiment.train.best_by) for number, by_task in own.items()}
     for number, scores in results.items():

@@ -14,11 +14,11 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 import bytepairs
 import sentencepieces
-from conftest import SENTENCES
 from fuzzing import FUZZ
 from prompt_jax.control_tokens import CLOSE, OPEN
 from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.tokenizer import load_tokenizer
+from sentencepieces import SENTENCES
 
 TEXTS = st.one_of(
     st.text(max_size=60),

@@ -255,7 +255,9 @@ def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
-    assert "step 1: member 1: its logits on the validation split are not finite; training stopped" in said
+    assert (
+        "step 1: member 1: training diverged and was stopped: the logits on the validation split are not finite" in said
+    )
     assert all(np.isfinite(each).all() for each in tokens(wild, "best.npz"))
     assert progress.members[1].best_step == 0
     for number in (0, 2):
