@@ -44,11 +44,11 @@ class FileLock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What a child process inherits (`pass_fds` of subprocess) to hold the lock too."""
+        """Return what a child process inherits (`pass_fds` of subprocess) to hold the lock too."""
         return () if self._file is None else (self._file.fileno(),)
 
     def acquire(self, wait: Callable[[str], object] | None = None) -> None:
-        """Takes the lock; returns at once if we hold it.
+        """Acquire the lock; return at once if we hold it.
 
         Args:
           wait: called with the name of the holder before we wait for it. With None there is no waiting.
@@ -72,7 +72,7 @@ class FileLock:
         self._text = text
 
     def _locked(self, wait: Callable[[str], object] | None) -> Any:
-        """The file, open and locked; None if the file system has no locks."""
+        """Return the file, open and locked; None if the file system has no locks."""
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
@@ -96,15 +96,11 @@ class FileLock:
                     return file
 
     def check(self) -> None:
-        """Returns if the lock is still ours, or was not acquired.
-
-        Raises:
-          LockLost: it is not.
-        """
-        found = _read(self.path) if self._text else ""
-        if found == self._text:
+        """Raise LockLost if this process acquired the lock and no longer holds it."""
+        current = _read(self.path) if self._text else ""
+        if current == self._text:
             return
-        if found:
+        if current:
             raise LockLost(f"{self.path.parent} was taken over by {self._holder()}; this process stops")
         deleted, by = self.path.parent, ""
         if deleted.exists():
@@ -112,7 +108,7 @@ class FileLock:
         raise LockLost(f"{deleted} was deleted while this process used it{by}; start the same command again")
 
     def release(self) -> None:
-        """Gives up the lock, and deletes the file if it is still ours."""
+        """Release the lock, and delete the file if it is still ours."""
         if self._text:
             with contextlib.suppress(LockLost, OSError):
                 self.check()
@@ -122,7 +118,7 @@ class FileLock:
         self._text, self._file = "", None
 
     def _holder(self) -> str:
-        """The process that the file names."""
+        """Return a name of the process that the file names."""
         try:
             holder = json.loads(_read(self.path))
             return f"process {holder['pid']} on {holder['host']}, started {holder['since'][:19]} UTC"
@@ -135,7 +131,7 @@ def _now() -> str:
 
 
 def _read(path: Path) -> str:
-    """A file's text; empty if there is no file."""
+    """Return a file's text; empty if there is no file."""
     try:
         return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
@@ -143,7 +139,7 @@ def _read(path: Path) -> str:
 
 
 def _is_at(file: Any, path: Path) -> bool:
-    """Whether the open file is what the path names."""
+    """Return whether the open file is the one at the path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

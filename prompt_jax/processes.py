@@ -90,7 +90,7 @@ def all_agree(mine: bool) -> bool:
 
 
 def in_first(action: Callable[[], object]) -> None:
-    """Runs an action in the first process. If it fails there, all processes raise an error.
+    """Run an action in the first process. If it fails there, all processes raise an error.
 
     Raises:
       UserError, OSError: of the action. In the other processes it is a DistributedError.
@@ -139,11 +139,11 @@ class Preemption:
 
 @contextlib.contextmanager
 def others_may_be_lost() -> Iterator[None]:
-    """Ends this process at once, where there are several, if it alone has the error that is raised inside.
+    """Exit at once, in a distributed run, after an error that only this process has.
 
-    That is so if another process is gone (the exit status is ProcessLost's), or if this one could not write. There is
-    no usual clean-up: at the end of a process JAX waits for all the others, which do not know of the error. After any
-    other error, which they may have too, the clean-up has a few seconds.
+    These errors are that another process is gone (the exit status is ProcessLost's) and that this process could not
+    write. JAX's usual shutdown would wait for the other processes, which do not know of the error. After any other
+    error, which they may have too, the shutdown gets a few seconds.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def others_may_be_lost() -> Iterator[None]:
         status = getattr(error, "exit_status", 1)
         if _is_of_a_lost_process(cause):
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            leave(ProcessLost.exit_status, f"another process was lost ({reason}); the same command goes on")
+            leave(ProcessLost.exit_status, f"another process was lost ({reason}); run the same command again to resume")
         elif isinstance(error, SaveError | LockLost):
             leave(status, str(error))
         else:
@@ -166,7 +166,7 @@ def others_may_be_lost() -> Iterator[None]:
 
 
 def leave(status: int, message: str = "") -> None:
-    """Ends this process at once, after a last message: no thread and no other process is waited for."""
+    """Exit at once, after a last message, without waiting for threads or other processes."""
     if message:
         print(f"prompt-jax: {message}", file=sys.stderr)
     sys.stdout.flush()

@@ -195,7 +195,7 @@ def test_quotation_marks_that_are_text(tmp_path, rows):
 def test_a_tsv_file_of_both_kinds_is_read_as_text_with_a_warning(tmp_path, row):
     for lines, number in (([row, 'not "quoted'], 3), (['not "quoted', row], 2)):
         path = write(tmp_path / "x.tsv", "".join(f"{line}\t1\n" for line in ["text", *lines]))
-        with pytest.warns(UserWarning, match=rf"x.tsv:\d: the cell .* looks quoted, .* writes line {number}\. Mend"):
+        with pytest.warns(UserWarning, match=rf"x.tsv:\d: the cell .* looks quoted, .* writes line {number}\. Fix"):
             assert column(path, "text") == lines
 
 

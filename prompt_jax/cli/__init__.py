@@ -35,8 +35,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb, with the program's arguments if `argv` is None. Returns the exit status: 0, 1 for an error, 2 for
-    wrong arguments, 3 for a diverged run, 75 for one that was asked to leave and has saved, 76 for one that lost
+    """Run one verb, with the program's arguments if `argv` is None. Returns the exit status: 0, 1 for an error, 2 for
+    wrong arguments, 3 for a diverged run, 75 for one that was preempted and saved, 76 for one that lost
     another process; of `diff` 1 for a difference, and 2 for an error."""
     if argv is not None:
         return _run(list(argv))
@@ -126,10 +126,10 @@ def _prepare_jax() -> None:
 
 
 def _silence_tracebacks() -> None:
-    """Leaves errors of checkpoints, which we report in one line, to us.
+    """Silence the tracebacks that libraries print for errors of checkpoints, which we report in one line.
 
-    Where one cannot be written or read, orbax logs each error with a traceback before it raises it, and tensorstore
-    prints that an event loop is closed.
+    If a checkpoint cannot be written or read, orbax logs a traceback before it raises the error, and tensorstore prints
+    that an event loop is closed.
     """
     logging.getLogger("absl").addFilter(lambda record: record.exc_info is None)
     sys.unraisablehook = _print_unraisable

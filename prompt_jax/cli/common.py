@@ -99,12 +99,12 @@ def say(text: str, status: int) -> int:
 
 
 def show(text: str) -> None:
-    """Prints what a person reads, which may hold texts of a model or of a stranger's file."""
+    """Print text for a person, with control characters escaped: it may be from a model or an untrusted file."""
     print(harmless(text))
 
 
 def harmless(text: str) -> str:
-    r"""Text with the characters escaped that a terminal would obey or not show, such as `\x1b`.
+    r"""Return the text with the characters escaped that a terminal would interpret or hide, such as `\x1b`.
 
     Line feeds stay, as do spaces of all widths and the joiners of emoji and of Persian and Indic scripts.
     """

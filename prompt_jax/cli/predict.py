@@ -43,7 +43,7 @@ class Predict:
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     input: Path | None = None
     """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
-    left out. All of them are UTF-8, also as .gz."""
+    left out. Text is UTF-8, or UTF-16 with a byte order mark. Files may end in .gz."""
     json: bool = False
     """Print a JSON object a line, in ASCII, with the labels' log-probabilities (nats) where the task has labels."""
     batch_size: int = 64

@@ -81,7 +81,7 @@ def load_model(
             generation, special = read_generation(folder, config.vocab_size, hf.is_encoder_decoder)
             config = dataclasses.replace(config, generation=generation)
         params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
-    # A prompt file has the fingerprint of the ids in config.json.
+    # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
     identity = fingerprint(config, samples)
     config = dataclasses.replace(config, **special)
     tokenizer = load_tokenizer(

@@ -43,8 +43,8 @@ Weights = Array | Quantised
 def quantise(matrix: np.ndarray, inputs: int) -> Quantised:
     """A matrix whose first `inputs` axes are contracted with the input; on the host, in the memory of two copies.
 
-    An output's largest weight becomes 127 or -127. Where a weight is not finite the scale is not either, and so every
-    product with it.
+    An output's largest weight becomes 127 or -127. If a weight is not finite, neither is its scale, nor any product
+    with it.
     """
     axes = tuple(range(inputs))
     matrix = matrix.astype(np.float32, copy=False)

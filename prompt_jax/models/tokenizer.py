@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
-from prompt_jax.control_tokens import keep_marks_of, mark
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark
 from prompt_jax.models.checkpoint_files import CheckpointError, brief, check_text_file
 
 # The files of a tokenizer; a model on the Hub has some of them.
@@ -32,7 +32,7 @@ class Tokenizer:
       eos_id: the id that ends a target.
       end_ids: the ids that end a generated answer, `eos_id` among them.
       pad_id: padding. GPT-2 has none and uses its end token.
-      rows: of the model's embedding table; ids must be below.
+      rows: number of rows of the model's embedding table; every id is smaller.
       causal: whether source and target are one text. Then the source has no end token, since the start token of the
         target follows it, and both begin with a space, as in Li and Liang (2021): GPT-2 has other tokens for a word
         that follows another word.
@@ -156,14 +156,14 @@ class Tokenizer:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        # What a file was saved with; lengths are the task's affair.
+        # Truncation and padding that a file was saved with do not apply; the task sets lengths.
         content["truncation"] = content["padding"] = None
         return Fast.from_str(json.dumps(content))
 
     def _slow(self, marked: str) -> list[int]:
         """`encode` for a tokenizer that is written in Python, such as ByT5's."""
         ids: list[int] = []
-        for place, part in enumerate(re.split("[\ufdd0\ufdd1]", marked)):  # plain, control, plain, ...
+        for place, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", marked)):  # plain, control, plain, ...
             if place % 2:
                 ids.append(self.transformers.convert_tokens_to_ids(part))
             elif part:
@@ -210,8 +210,8 @@ def load_tokenizer(
         # Without its files, a class of Transformers makes up a vocabulary.
         if "tokenizer.json" not in present and (absent := set(needed.values()) - set(present)):
             raise CheckpointError(
-                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}, which a "
-                f"{type(loaded).__name__} is made of"
+                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}; expected one of them for a "
+                f"{type(loaded).__name__}"
             )
         tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
         tokenizer.target_ids("a")  # what is damaged fails here, and not in the midst of a run
@@ -233,7 +233,7 @@ def t5_configuration() -> Any:
 
 @contextlib.contextmanager
 def reading(failure: str) -> Iterator[None]:
-    """Runs a reader of Transformers: without its log, and with one error for all that damaged files make it raise."""
+    """Run a reader of Transformers without its log, and turn every error that it raises into a CheckpointError."""
     with _quiet():
         import transformers  # noqa: F401  # whose own failure is no fault of the files
 

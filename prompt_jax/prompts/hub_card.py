@@ -145,7 +145,7 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     where += f", subfolder={quoted(folder)}" if folder else ""
     where += f", revision={quoted(name.revision)}" if name.revision else ""
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
-    if base.causal:  # as `BytePairTokenizer.input_ids` and `gpt2.decode` have it
+    if base.causal:  # as `Tokenizer.input_ids` and `gpt2.decode` have it
         imports = ["import torch", *imports]
         inputs = [
             f"ids = [*tokenizer({_text(members, start=' ')}).input_ids, base.config.eos_token_id]  # then the answer",

@@ -157,7 +157,7 @@ class Checkpoints:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a folder among a run's checkpoints is a save that has not come to its end."""
+    """Return whether a folder among a run's checkpoints is an incomplete save."""
     if isinstance(path, BucketPath):
         return not (path / "commit_success.txt").exists()
     return ".orbax-checkpoint-tmp" in path.name

@@ -130,8 +130,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(values, dict):  # `json_text` writes null for what is not finite
-            values = {name: math.nan if value is None else value for name, value in values.items()}
-        lines.append(values)
+            lines.append({name: math.nan if value is None else value for name, value in values.items()})
     return lines
 
 

@@ -147,7 +147,6 @@ def _run(run: Run, states: tuple[TrainState, ...], resumed: bool) -> None:
     if resumed:  # both files may be of another step, before the checkpoint or after it
         _save_best(run)
         with _saving(run):
-            run.lock.check()
             _save_prompts(run, "last.npz", setup.trainable(states))
     if progress.evaluation_due or (progress.step < setup.steps and progress.training):
         in_first(lambda: remove_results(run.experiment.folder))
@@ -156,14 +155,15 @@ def _run(run: Run, states: tuple[TrainState, ...], resumed: bool) -> None:
         except LockLost:
             raise
         except BaseException:
-            with contextlib.suppress(OSError, LockLost):  # which is not to hide what failed
+            with contextlib.suppress(OSError, LockLost):  # must not hide the first error
                 run.lock.check()
                 run.log.flush()
             raise
     with _saving(run):
         run.checkpoints.wait()
-    if not run.best_written:  # which is what comes next stands on
-        _save_prompts(run, "best.npz", run.best)
+    if not run.best_written:  # the results are those of this file, so that a failure ends the run
+        with _saving(run, "stop"):
+            _save_prompts(run, "best.npz", run.best)
 
 
 def _resumed(saved: dict[str, Any], experiment: Experiment) -> Progress:
@@ -207,7 +207,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
             if evaluating or saving or stopping or leaving:
                 with _saving(run):
                     run.lock.check()
-                    run.log.flush()  # first, so that no checkpoint is of a step that the log has not come to
+                    run.log.flush()  # first, so that the log is never behind a checkpoint
             if saving or stopping or leaving:
                 assert position is not None  # MemberBatches has one
                 with _saving(run):
@@ -216,7 +216,6 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
                     state = {"states": states, "best": run.best}
                     run.checkpoints.save(step, state, position, _saved(run))
                 with _saving(run):
-                    run.lock.check()
                     _save_prompts(run, "last.npz", setup.trainable(states))
             if leaving:
                 _leave(run)
@@ -230,11 +229,11 @@ def _saved(run: Run) -> dict[str, Any]:
 def _leave(run: Run) -> NoReturn:
     with _saving(run):
         run.checkpoints.wait()
-    if not is_first():  # which is told by the first, that saves
-        raise Preempted("asked to leave; process 0 says what is saved")
+    if not is_first():  # only the first process saves
+        raise Preempted("preempted; the output of process 0 says what was saved")
     saved = run.checkpoints.latest
-    where = "nothing is saved yet" if saved is None else f"saved at step {saved}, from which the same command goes on"
-    raise Preempted(f"asked to leave; {where}")
+    where = "nothing is saved yet" if saved is None else f"saved at step {saved}: run the same command again to resume"
+    raise Preempted(f"preempted; {where}")
 
 
 def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tuple[tuple[TrainState, ...], list[Any]]:
@@ -283,13 +282,14 @@ def _report_diverged(run: Run, step: int, reasons: Mapping[int, str]) -> None:
     members = run.progress.members
     for number in reasons:
         members[number].status = "diverged"
-    for number, reason in reasons.items():
+    ended = all(member.status == "diverged" for member in members)
+    for place, (number, reason) in enumerate(reasons.items(), 1):
         message = (
             f"step {step}: {_named(run, number)}training diverged and was stopped: {reason}. "
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
-        if number == list(reasons)[-1] and all(member.status == "diverged" for member in members):
+        if ended and place == len(reasons):
             raise Diverged(message)
         run.display.say(message)
 
@@ -439,8 +439,8 @@ def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, .
 
 
 @contextlib.contextmanager
-def _saving(run: Run) -> Iterator[None]:
-    """Ends the run if a file cannot be written inside, or reports it, as train.save_errors says.
+def _saving(run: Run, errors: Literal["stop", "continue"] | None = None) -> Iterator[None]:
+    """End the run if a file cannot be written inside, or report it: as `errors` says, or train.save_errors.
 
     Raises:
       LockLost: the folder is gone, or another process's, which explains what failed.
@@ -454,7 +454,7 @@ def _saving(run: Run) -> Iterator[None]:
         reason = str(error)
         if not isinstance(error, UserError):
             reason = f"{error.filename or run.experiment.folder}: {error.strerror or error}"
-        if run.experiment.train.save_errors == "stop":
+        if (errors or run.experiment.train.save_errors) == "stop":
             raise SaveError(reason) from error
         run.display.say(f"not saved, and training goes on: {reason}")
 
@@ -462,15 +462,15 @@ def _saving(run: Run) -> Iterator[None]:
 def _save_best(run: Run) -> None:
     run.best_written = False
     with _saving(run):
-        run.lock.check()
         _save_prompts(run, "best.npz", run.best)
         run.best_written = True
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
-    """Writes a prompt file of all members, each with where it comes from."""
+    """Write a prompt file of all members, each with where it comes from. Raise LockLost if the folder is not ours."""
     if not is_first():
         return
+    run.lock.check()
     descriptions = []
     for number, stored in enumerate(run.setup.stored):
         member = run.progress.members[stored.member]

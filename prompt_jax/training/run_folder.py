@@ -22,12 +22,12 @@ _MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every",
 
 
 def run_lock(experiment: Experiment) -> FileLock:
-    """The lock of the run's folder, not acquired yet."""
+    """Return the lock of the run's folder, not acquired yet."""
     return FileLock(experiment.folder / ".lock")
 
 
 def check_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Checks that the folder is empty, or holds this run; with `overwrite` it may hold another run.
+    """Check that the folder is empty, or holds this run; with `overwrite` it may hold another run.
 
     Raises:
       ConfigError: it holds something else.
@@ -49,7 +49,7 @@ def check_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
-    """Acquires the lock of a run that was begun before, so that another process that uses it is noticed early.
+    """Acquire the lock of an existing run, so that another process that uses it is noticed early.
 
     On a bucket there is nothing to notice: acquiring the lock stops the other process, which is left to `open_folder`.
 
@@ -61,7 +61,7 @@ def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
 
 
 def check_same(begun: Experiment, experiment: Experiment) -> None:
-    """Checks that a run may continue with this configuration. Raises ConfigError: it began with another one."""
+    """Raise ConfigError if a run began with another configuration than it is to continue with."""
     before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     changed = [
@@ -78,7 +78,7 @@ def check_same(begun: Experiment, experiment: Experiment) -> None:
 
 
 def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None:
-    """Makes the run's folder ours, deletes what earlier processes left unfinished and, with `overwrite`, all of it.
+    """Lock the folder, and delete unfinished files of earlier processes; with `overwrite`, delete everything.
 
     Raises:
       LockHeld: another process uses the folder.
@@ -102,7 +102,7 @@ def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None
 
 
 def record_configuration(experiment: Experiment) -> None:
-    """Writes config.json, if it differs from what it should be: fields that a resumed run may change."""
+    """Update config.json if the resumed run changed fields that it may change."""
     record, text = experiment.folder / "config.json", configuration.to_json(experiment)
     before = _recorded(record)
     if not before:
@@ -112,14 +112,14 @@ def record_configuration(experiment: Experiment) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Deletes what the run wrote when it ended before, because it is about to train further."""
+    """Delete the results that the run wrote at its end, because it is about to train further."""
     for path in (folder / name for name in _RESULTS):
         if path.exists():
             path.delete() if isinstance(path, BucketPath) else path.unlink()
 
 
 def _recorded(record: Path) -> str:
-    """The text of a config.json; empty if a power failure left it empty, or full of zero bytes."""
+    """Return the text of a config.json; empty if a power failure left it empty, or full of zero bytes."""
     try:
         text = record.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -128,14 +128,14 @@ def _recorded(record: Path) -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file or folder is more than what a run of this name can have left, which was then deleted."""
+    """Return whether a file or folder cannot be the remains of an unfinished or deleted run."""
     if path.name == "checkpoints" and path.is_dir():
         return not all(map(is_unfinished, path.iterdir()))
     return not path.name.startswith(".")
 
 
 def _empty(folder: Path, lock: FileLock) -> None:
-    """Deletes all of a folder but the lock."""
+    """Delete everything in a folder but the lock."""
     if isinstance(folder, BucketPath):
         # File by file: what says that this is a run goes last, so that after a crash it can be overwritten again.
         paths = [path for path in folder.iterdir() if path != lock.path]

@@ -219,6 +219,7 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
     assert "input 2: the argument 'na\\udcefve' is not text" in message("a", "na\udcefve")
     assert "none.txt: cannot be read: No such file" in message("--input", tmp_path / "none.txt")
     assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.json", '[{"text": "a"}]', "utf-8"))
+    assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.JSON.gz", "{}", "utf-8"))
     monkeypatch.setattr("sys.stdin", None)
     assert "standard input: no input" in run(*argv)[2]
 
@@ -251,9 +252,9 @@ EVIL = "\x1b]0;pwn\x07 a\r\nb\x9b2J \u202e c\x7f 🙂 é"
 @pytest.fixture
 def evil_answers(monkeypatch):
     """A prompt makes the model write what a terminal would obey."""
-    from prompt_jax.models.byte_pair import BytePairTokenizer
+    from prompt_jax.models.tokenizer import Tokenizer
 
-    monkeypatch.setattr(BytePairTokenizer, "decode", lambda self, ids: EVIL)
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: EVIL)
 
 
 def test_a_file_or_pipe_gets_answers_unchanged_on_one_line(evil_answers, prompts, tiny_folders, run):

@@ -277,8 +277,12 @@ def test_no_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("t5", {"tokenizer_class": "T5Tokenizer"}, "neither tokenizer.json nor spiece.model, which a T5Tokenizer"),
-        ("gpt2", {}, "neither tokenizer.json nor merges.txt and vocab.json, which a GPT2Tokenizer is made of"),
+        (
+            "t5",
+            {"tokenizer_class": "T5Tokenizer"},
+            "spiece.model; expected one of them for a T5Tokenizer",
+        ),
+        ("gpt2", {}, "neither tokenizer.json nor merges.txt and vocab.json; expected one of them for a GPT2Tokenizer"),
     ],
 )
 def test_files_that_are_missing(tmp_path, kind, config, message):

@@ -134,7 +134,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
     wait_for_step(hurt, 2)
     started[-1].terminate()
     assert distributed.finish(hurt, started, timeout=60) == [75] * processes
-    assert "asked to leave; saved at step" in distributed.output(hurt).read_text()
+    assert "preempted; saved at step" in distributed.output(hurt).read_text()
 
     chance = random.Random(0)
     for number in range(KILLS):

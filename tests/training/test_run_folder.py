@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -232,6 +233,24 @@ def test_what_is_no_record_is_refused(experiment, content):
     with pytest.raises(ConfigError, match=f"{experiment.folder / 'config.json'} is not the record of a run"):
         train(experiment)
     assert names(experiment.folder) == ["config.json"]
+
+
+def test_a_log_with_lines_that_are_no_records(tmp_path):
+    """As a crash may leave them."""
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": null}\n3\nnull\n[]\n\0\0\n\xff\n{"step": 2')
+    (line,) = read_log(tmp_path)
+    assert line["step"] == 1 and np.isnan(line["train/loss"])
+
+
+def test_a_best_prompt_that_cannot_be_written_ends_the_run(experiment, monkeypatch):
+    """Also if other files need not be written, because the results are those of this prompt."""
+
+    def save(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(loop, "save_prompt", save)
+    with pytest.raises(loop.SaveError, match=f"{experiment.folder / 'best.npz'}: No space left on device"):
+        train(changed(experiment, "train", save_errors="continue", steps=2))
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def check_restarts(retries: int, backoff: float) -> None:
 
 
 def check_seconds(option: str, seconds: float, most: float = 86400.0) -> None:
-    if not 0 <= seconds <= most:  # which NaN is not either
+    if not 0 <= seconds <= most:  # false for NaN too
         raise LaunchError(f"{option} must be from 0 to {most:g} seconds, not {seconds:g}")
 
 

@@ -12,7 +12,7 @@ RESTARTABLE = {
 FINAL = {0: "done", 1: "an error", 2: "a wrong configuration", 3: "diverged"}
 
 LONGEST_WAIT = 300.0  # seconds
-MOST_DOUBLINGS = 20  # of the first wait, so that no number of restarts overflows; a second is above five minutes by 9
+MOST_DOUBLINGS = 20  # bounds the exponent; a first wait of 1 s exceeds LONGEST_WAIT after 9
 GOOD_SITTING = 600.0  # seconds after which the count of restarts begins anew
 
 
