@@ -449,7 +449,7 @@ def from_json(text: str) -> Experiment:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not a configuration: {error}") from error
     return _build(Experiment, values, "")
 

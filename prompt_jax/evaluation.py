@@ -242,7 +242,7 @@ def answers(
     }
     tokens, log_probabilities = _each(model, prompt, inputs, batch_size, run, per_row)
     check_finite(model, log_probabilities, prompt_ids)
-    texts = [tokenizer.decode(row.tolist()) for row in tokens]
+    texts = [tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths, strict=True)]
     if start_ids is not None:
         texts = [text.partition("\n")[0] for text in texts]
     return Answers(texts, log_probabilities)

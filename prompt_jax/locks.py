@@ -43,6 +43,11 @@ class FileLock:
         self.release()
 
     @property
+    def acquired(self) -> bool:
+        """Return whether `acquire` was called, and `release` was not."""
+        return bool(self._text)
+
+    @property
     def descriptors(self) -> tuple[int, ...]:
         """Return what a child process inherits (`pass_fds` of subprocess) to hold the lock too."""
         return () if self._file is None else (self._file.fileno(),)
@@ -102,10 +107,10 @@ class FileLock:
             return
         if current:
             raise LockLost(f"{self.path.parent} was taken over by {self._holder()}; this process stops")
-        deleted, by = self.path.parent, ""
-        if deleted.exists():
-            deleted, by = self.path, ", by hand or by another process that took over and has ended"
-        raise LockLost(f"{deleted} was deleted while this process used it{by}; start the same command again")
+        or_file = f", or the {self.path.name} in it," if self.path.parent.exists() else ""
+        raise LockLost(
+            f"{self.path.parent}{or_file} was deleted while this process used it; start the same command again"
+        )
 
     def release(self) -> None:
         """Release the lock, and delete the file if it is still ours."""

@@ -58,10 +58,9 @@ def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> Generation
         banned=(*generation.banned, *decoding.banned_tokens),
         **{name: value for name, value in given.items() if value is not None},
     )
-    if merged.min_new_tokens > max_new_tokens:
+    if decoding.min_new_tokens is not None and decoding.min_new_tokens > max_new_tokens:
         raise ConfigError(
-            f"min_new_tokens, of decoding or of the checkpoint's generation settings, is {merged.min_new_tokens}, and "
-            f"an answer has at most {max_new_tokens} tokens"
+            f"decoding.min_new_tokens is {decoding.min_new_tokens}, and an answer has at most {max_new_tokens} tokens"
         )
     for token in decoding.banned_tokens:
         if not 0 <= token < config.vocab_size:
@@ -120,7 +119,8 @@ def processed(
         penalized = jnp.where(scores < 0, scores * rules.repetition_penalty, scores / rules.repetition_penalty)
         scores = jnp.where(_present(_history(given, generated, position), vocabulary), penalized, scores)
     for size, text in ((rules.no_repeat_ngram, None), (rules.encoder_no_repeat_ngram, given.source)):
-        if size:
+        longest = given.tokens.shape[1] + generated.shape[2] if text is None else text.shape[1]
+        if 0 < size <= longest:  # no longer sequence can be repeated
             history = _history(given, generated, position, size - 1)
             last = jax.lax.dynamic_slice_in_dim(history, given.tokens.shape[1] + position, size - 1, axis=-1)
             windows = history if text is None else text[:, None]

@@ -58,5 +58,5 @@ def naming(path: Path) -> Iterator[None]:
 def remove_temporary_files(folder: Path) -> None:
     """Deletes what `write_whole` left in a folder when its process was killed."""
     for path in [] if isinstance(folder, BucketPath) else folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

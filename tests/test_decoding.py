@@ -539,7 +539,7 @@ def test_options_that_do_not_fit_the_model(model, fixtures):
     batch = whole(random_text(model, 1, 4))
     for options, message in (
         ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and drawing tokens needs a `key`"),
-        ({"decoding": Decoding(min_new_tokens=9)}, "min_new_tokens, .* is 9, and an answer has at most 8 tokens"),
+        ({"decoding": Decoding(min_new_tokens=9)}, "decoding.min_new_tokens is 9, and an answer has at most 8 tokens"),
         ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
         ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be positive"),

@@ -109,5 +109,5 @@ def test_a_context_that_is_too_short_is_said_before_training(
     message = capsys.readouterr().err
     assert "the model has 64 positions: shorten the text (data.input_length" in message
     assert main(["train", "small.py", "--decoding.beams", "2", "--decoding.min-new-tokens", "17"]) != 0
-    assert "generation settings, is 17, and an answer has at most 16 tokens" in capsys.readouterr().err
+    assert "decoding.min_new_tokens is 17, and an answer has at most 16 tokens" in capsys.readouterr().err
     assert np.all([not path.name.endswith(".npz") for path in (tmp_path / "runs").rglob("*")])

@@ -15,10 +15,11 @@ import tyro
 
 from prompt_jax import config as configuration
 from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
-from prompt_jax.cli.common import harmless, say
+from prompt_jax.cli.common import say
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.paths import as_path
+from prompt_jax.terminal import harmless
 
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
@@ -128,10 +129,10 @@ def _prepare_jax() -> None:
 def _silence_tracebacks() -> None:
     """Silence the tracebacks that libraries print for errors of checkpoints, which we report in one line.
 
-    If a checkpoint cannot be written or read, orbax logs a traceback before it raises the error, and tensorstore prints
-    that an event loop is closed.
+    If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error, and
+    tensorstore prints that an event loop is closed.
     """
-    logging.getLogger("absl").addFilter(lambda record: record.exc_info is None)
+    logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.WARNING and record.exc_info is None)
     sys.unraisablehook = _print_unraisable
 
 

@@ -19,6 +19,8 @@ from prompt_jax.models.t5x import is_t5x
 from prompt_jax.models.tokenizer import reading
 
 SUPPORTED = ("t5", "mt5", "gpt2", "bart")
+# Fields of models that classify. AutoConfig names each of the labels, however many there are.
+_OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
 # feed_forward_proj -> activation, gated. "gated-gelu" is the tanh approximation ("gelu_new"); "gelu" is not.
 _FEED_FORWARD: dict[str, tuple[Literal["relu", "gelu"], bool]] = {
     "relu": ("relu", False),
@@ -57,7 +59,7 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
     with reading(f"{source} cannot be used"):
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(**raw)
+        return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
 
 
 def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:

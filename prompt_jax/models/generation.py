@@ -14,6 +14,7 @@ from prompt_jax.models.tokenizer import reading
 
 EarlyStopping = Literal["false", "true", "never"]
 FILE = "generation_config.json"
+MOST_BEAMS, MOST_TOKENS = 1000, 100_000  # that a checkpoint may ask for: a damaged file must not fill the memory
 
 # Unsupported settings that change the next token, with the values at which they have no effect.
 _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
@@ -83,7 +84,9 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
       encoder_decoder: whether generation starts from one token, and not from the input.
 
     Returns:
-      the settings, and `eos_id`, `pad_id` and `start_id` as far as the file has them.
+      the settings, and `eos_id`, `pad_id` and `start_id` as far as the file has them. An encoder-decoder without
+      `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. Where generation_config.json has no end
+      token, config.json's ends an answer; `generate` of Transformers would not stop then.
 
     Raises:
       CheckpointError: a file that cannot be read, or a value that makes no sense.
@@ -120,17 +123,17 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
         repetition_penalty=values.number("repetition_penalty", 1.0, positive=True),
         min_length=values.whole("min_length"),
         min_new_tokens=values.whole("min_new_tokens"),
-        max_length=values.whole("max_length") or None,
-        max_new_tokens=values.whole("max_new_tokens") or None,
+        max_length=values.whole("max_length", MOST_TOKENS) or None,
+        max_new_tokens=values.whole("max_new_tokens", MOST_TOKENS) or None,
         renormalize=bool(read.renormalize_logits),
-        beams=values.whole("num_beams") or 1,
+        beams=values.whole("num_beams", MOST_BEAMS) or 1,
         length_penalty=values.number("length_penalty", 1.0),
         early_stopping=values.early_stopping(),
         not_applied=tuple(unsupported),
     )
-    fields = {"eos_id": "eos_token_id", "pad_id": "pad_token_id", "start_id": "decoder_start_token_id"}
-    special = {} if legacy else {name: ids[0] for name, field in fields.items() if (ids := values.ids(field))}
-    return settings, special
+    start = values.ids("decoder_start_token_id") or (values.ids("bos_token_id") if encoder_decoder else ())
+    special = {} if legacy else {"eos_id": ends, "pad_id": values.ids("pad_token_id")}
+    return settings, {name: ids[0] for name, ids in (special | {"start_id": start}).items() if ids}
 
 
 def generation_config(settings: GenerationSettings, *, pad_id: int, eos_id: int, start_id: int) -> dict[str, Any]:
@@ -179,12 +182,12 @@ class _GenerationValues:
                 self._fail(name, index, f"ids of tokens, from 0 to {self._vocab_size - 1}")
         return tuple(ids)
 
-    def whole(self, name: str) -> int:
+    def whole(self, name: str, most: int = 2**31 - 1) -> int:
         value = getattr(self._read, name, None)
         if value is None:
             return 0
-        if type(value) is not int or value < 0:
-            self._fail(name, value, "a whole number from 0 on")
+        if type(value) is not int or not 0 <= value <= most:
+            self._fail(name, value, f"a whole number from 0 to {most}")
         return value
 
     def number(self, name: str, default: float, positive: bool = False) -> float:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from prompt_jax.json_text import json_text
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import is_first
+from prompt_jax.terminal import harmless
 from prompt_jax.whole_file import naming, write_text
 
 
@@ -177,6 +178,7 @@ class Display:
         """A line of text that does not break the bar."""
         if not is_first():
             return
+        text = harmless(text)
         tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from prompt_jax import config as configuration
 from prompt_jax.batches import prefetch
-from prompt_jax.config import Experiment
+from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.config_checks import check
 from prompt_jax.decoding import GREEDY
 from prompt_jax.errors import SaveError, UserError
@@ -34,6 +34,7 @@ from prompt_jax.training.run_folder import (
     lock_existing_run,
     open_folder,
     record_configuration,
+    remove_remains,
     remove_results,
     run_lock,
 )
@@ -123,6 +124,7 @@ def train(
         in_first(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
         folder = experiment.folder / "checkpoints"
+        stack.callback(remove_remains, experiment.folder, held)  # when the last save is done
         checkpoints = stack.enter_context(Checkpoints(folder, experiment.train.keep_checkpoints, identity))
         states, best = setup.states, setup.trainable(setup.states)
         progress = Progress([Standing() for _ in setup.members])
@@ -130,6 +132,11 @@ def train(
         if restored is not None:
             states, best = restored.state["states"], fetch(restored.state["best"])
             progress = _resumed(restored.progress, experiment)
+            if progress.step > setup.steps:
+                raise ConfigError(
+                    f"{experiment.folder} was trained to step {progress.step}, and this configuration ends at step "
+                    f"{setup.steps}; choose another --name, or --overwrite it"
+                )
             setup.batches.seek(restored.position)
         in_first(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))

@@ -1,8 +1,6 @@
 """The folder of a run: who uses it, which configuration it is of, and what earlier processes left in it."""
 
 import json
-import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -90,9 +88,6 @@ def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None
     if overwrite:
         _empty(folder, lock)
     remove_temporary_files(folder)
-    for path in [] if isinstance(folder, BucketPath) else folder.parent.iterdir():
-        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9]+\.deleted", path.name):
-            shutil.rmtree(path)
     if not record.exists():
         text = configuration.to_json(experiment)
         if not isinstance(record, BucketPath):
@@ -115,7 +110,17 @@ def remove_results(folder: Path) -> None:
     """Delete the results that the run wrote at its end, because it is about to train further."""
     for path in (folder / name for name in _RESULTS):
         if path.exists():
-            path.delete() if isinstance(path, BucketPath) else path.unlink()
+            _delete(path)
+
+
+def remove_remains(folder: Path, lock: FileLock) -> None:
+    """Delete what a save has still written into a folder that was deleted meanwhile, so that a run can begin there."""
+    if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
+        checkpoints = folder / "checkpoints"
+        if checkpoints.exists():
+            _delete(checkpoints)
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _recorded(record: Path) -> str:
@@ -135,15 +140,16 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _empty(folder: Path, lock: FileLock) -> None:
-    """Delete everything in a folder but the lock."""
-    if isinstance(folder, BucketPath):
-        # File by file: what says that this is a run goes last, so that after a crash it can be overwritten again.
-        paths = [path for path in folder.iterdir() if path != lock.path]
-        for path in sorted(paths, key=lambda path: path.name == "config.json"):
-            path.delete()
-        return
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
-    folder.rename(doomed)  # so that a crash leaves no folder of this name that is half a run
-    lock.release()
-    lock.acquire()
-    shutil.rmtree(doomed)
+    """Delete everything in a folder but the lock. config.json goes last, so that a crash leaves a run to overwrite."""
+    paths = [path for path in folder.iterdir() if path != lock.path]
+    for path in sorted(paths, key=lambda path: path.name == "config.json"):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if isinstance(path, BucketPath):
+        path.delete()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 import prompt_jax
 from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, data, evaluation, save_prompt
-from prompt_jax.cli.common import harmless
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data_files import file_task
 from prompt_jax.data_lines import DataError
 from prompt_jax.prompts.files import Base
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.terminal import harmless
 
 FORMAT = TaskFormat("{text}", input_length=4096)
 FAMILIES = ("gpt2", "bart", "t5")

@@ -25,6 +25,7 @@ from prompt_jax.locks import LockHeld, LockLost
 from prompt_jax.processes import in_first
 from prompt_jax.prompts.files import read_prompt
 from prompt_jax.training import loop
+from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 from prompt_jax.training.run_folder import run_lock
@@ -166,17 +167,30 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment,
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
-    """The next process deletes the rest of the old folder, and none of a run with a similar name."""
+    """It can be overwritten again."""
     other = changed(experiment, "prompt", length=5)
     train(changed(other, "train", steps=2))
     kill_run(experiment, "shutil.rmtree = kill", "--overwrite")
-    similar = experiment.runs / f".{experiment.name}.longer.1.deleted"
-    similar.mkdir()
-    (deleted,) = set(experiment.runs.glob(".*.deleted")) - {similar}
-    assert "config.json" in names(deleted) and names(experiment.folder) == [".lock"]
-    distributed.run(experiment)
-    assert not deleted.exists() and similar.exists()
+    assert {".lock", "config.json"} < set(names(experiment.folder))
+    with pytest.raises(ConfigError, match="holds a run with another configuration"):
+        train(experiment)
+    distributed.run(experiment, 1, 1, "--overwrite")
     assert_same_files(experiment, whole)
+
+
+def test_overwriting_through_a_link(experiment, tmp_path):
+    """The files go, and the link to a larger disk stays."""
+    target = tmp_path / "large disk"
+    target.mkdir()
+    experiment.runs.mkdir(exist_ok=True)
+    experiment.folder.symlink_to(target)
+    train(changed(changed(experiment, "prompt", length=5), "train", steps=2))
+    (target / "link").symlink_to(tmp_path)
+    (target / ".x.1.tmp").mkdir()
+    train(changed(experiment, "train", steps=1), overwrite=True)
+    assert experiment.folder.is_symlink() and tmp_path.exists()
+    assert names(target) == ["best.npz", "checkpoints", "config.json", "last.npz", "metrics.jsonl", "tensorboard"]
+    assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
 
 
 def test_a_run_that_trains_further_has_no_results_until_its_end(experiment):
@@ -205,6 +219,15 @@ def test_config_json_is_written_when_it_changes(experiment):
     more = changed(experiment, "train", steps=3)
     train(more)
     assert configuration.load_experiment(record) == more
+    with pytest.raises(ConfigError, match="was trained to step 3, and this configuration ends at step 2"):
+        train(changed(experiment, "train", steps=2))
+    assert configuration.load_experiment(record) == more
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
+def test_a_configuration_that_is_none(text):
+    with pytest.raises(ConfigError):
+        configuration.from_json(text)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
@@ -268,6 +291,27 @@ def test_a_folder_that_is_deleted_during_training(experiment, whole, capfd):
             train(changed(experiment, "train", save_errors=policy))
         assert not experiment.folder.exists()
     assert TRACEBACK not in capfd.readouterr().err
+    finish(experiment, *train(experiment))
+    assert_same_files(experiment, whole)
+
+
+def test_a_folder_that_is_deleted_during_a_save(experiment, whole, monkeypatch):
+    """The save ends in a folder that is made anew, and what it leaves there must not look like somebody's run."""
+    real = Checkpoints.save
+
+    def save(checkpoints, step, *arguments):
+        real(checkpoints, step, *arguments)
+        checkpoints.wait()
+        content = experiment.runs / "kept"
+        shutil.move(experiment.folder / "checkpoints" / str(step), content)
+        shutil.rmtree(experiment.folder)
+        shutil.move(content, experiment.folder / "checkpoints" / str(step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(LockLost, match="was deleted while this process used it; start the same command again"):
+            train(experiment)
+    assert not experiment.folder.exists()
     finish(experiment, *train(experiment))
     assert_same_files(experiment, whole)
 
@@ -337,6 +381,7 @@ WAITING = """
 import time
 from pathlib import Path
 from prompt_jax.training import loop
+from prompt_jax.training.checkpoints import Checkpoints
 real = loop._step
 def step(run, *arguments):
     while run.progress.step == 3 and not Path({!r}).exists():
