@@ -107,10 +107,11 @@ class FileLock:
             return
         if current:
             raise LockLost(f"{self.path.parent} was taken over by {self._holder()}; this process stops")
-        or_file = f", or the {self.path.name} in it," if self.path.parent.exists() else ""
-        raise LockLost(
-            f"{self.path.parent}{or_file} was deleted while this process used it; start the same command again"
-        )
+        what, by = str(self.path.parent), ""
+        if self.path.parent.exists():
+            what += f", or the {self.path.name} in it,"
+            by = ", by hand or by another process that took over and has ended"
+        raise LockLost(f"{what} was deleted while this process used it{by}; start the same command again")
 
     def release(self) -> None:
         """Release the lock, and delete the file if it is still ours."""

@@ -1,5 +1,6 @@
 """The folder of a run: who uses it, which configuration it is of, and what earlier processes left in it."""
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -115,12 +116,13 @@ def remove_results(folder: Path) -> None:
 
 def remove_remains(folder: Path, lock: FileLock) -> None:
     """Delete what a save has still written into a folder that was deleted meanwhile, so that a run can begin there."""
-    if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
-        checkpoints = folder / "checkpoints"
-        if checkpoints.exists():
-            _delete(checkpoints)
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+    with contextlib.suppress(OSError):  # must not hide the first error
+        if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
+            checkpoints = folder / "checkpoints"
+            if checkpoints.exists():
+                _delete(checkpoints)
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _recorded(record: Path) -> str:

@@ -309,7 +309,7 @@ def test_a_folder_that_is_deleted_during_a_save(experiment, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save)
-        with pytest.raises(LockLost, match="was deleted while this process used it; start the same command again"):
+        with pytest.raises(LockLost, match="was deleted while this process used it.*; start the same command again"):
             train(experiment)
     assert not experiment.folder.exists()
     finish(experiment, *train(experiment))
