@@ -2,7 +2,8 @@
 validation accuracy of 95.07.
 
 The code differs from the paper in the batch size, the number of steps and Adafactor's step count. The count continues
-from the base's 1,100,000 steps while the second moments start at zero. They hardly grow, so that updates stay clipped.
+from the base's 1,100,000 steps while the second moments start at zero. With so high a count they grow slowly, so that
+updates stay clipped.
 """
 
 from prompt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig

@@ -107,10 +107,10 @@ class PromptConfig:
     init_vocab: int = 5000
     """How many of the most common pieces `vocab` draws from."""
     init_labels: tuple[str, ...] = ()
-    """Words that `labels` takes instead of the task's labels: one virtual token a word."""
+    """Words for `labels` to use instead of the task's labels: one virtual token per word."""
     init_text: str = ""
-    """Words that `text` takes. They are tokenized with a space before the first, as in the middle of a sentence. A
-    prefix has as many slots as they have tokens."""
+    """Text for `text`, tokenized with a leading space as in the middle of a sentence. A prefix must have one slot per
+    token."""
     init_file: Path | None = None
     """Of `file`: a prompt of this length and base, `.npz`, T5X's `.npy` or a folder with PEFT's adapter."""
     init_member: int | None = None
@@ -254,8 +254,8 @@ class EnsembleConfig:
 class Decoding:
     """How answers are generated: the most probable token at each step, beam search, or sampling.
 
-    A setting that is left out (None) is the checkpoint's, from its generation_config.json; its sampling settings are
-    not used, because evaluation must be repeatable.
+    Settings left at None come from the checkpoint's generation_config.json, except its sampling, which is not used
+    because evaluation must be repeatable.
 
     Raises ConfigError for values that do not go together.
     """
@@ -276,11 +276,11 @@ class Decoding:
     top_p: float = 1.0
     """Draw from the fewest of the most probable tokens that have at least this probability together."""
     min_new_tokens: int | None = None
-    """The least tokens of an answer, its end token not counted."""
+    """Minimum number of tokens of an answer, without its end token."""
     no_repeat_ngram: int | None = None
-    """No sequence of this many tokens comes twice in an answer; 0 allows all."""
+    """No sequence of this many tokens is repeated in an answer; 0 allows all."""
     repetition_penalty: float | None = None
-    """Divides the positive and multiplies the negative scores of tokens that the text already has; 1 changes none."""
+    """Divides positive scores, and multiplies negative ones, of tokens that the text already has; 1 changes nothing."""
     banned_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated, beside those that the checkpoint bans."""
     seed: int = 0
@@ -309,7 +309,7 @@ class Decoding:
             raise ConfigError("decoding.top_k and decoding.top_p are of sampling; set decoding.temperature as well")
         if self.beams == 1 and (self.length_penalty not in (None, 1) or self.early_stopping not in (None, "false")):
             raise ConfigError(
-                "decoding.length_penalty and decoding.early_stopping are of beam search; set decoding.beams as well"
+                "decoding.length_penalty and decoding.early_stopping need beam search: set decoding.beams above 1"
             )
 
 
@@ -450,7 +450,7 @@ def from_json(text: str) -> Experiment:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not a configuration: {error}") from error
     return _build(Experiment, values, "")
 

@@ -163,6 +163,8 @@ def _check_alone(experiment: Experiment) -> None:
         )
     if prompt.init == "text" and not prompt.init_text.strip():
         raise ConfigError("prompt.init 'text' needs prompt.init_text")
+    if prompt.init_labels and prompt.init != "labels":
+        raise ConfigError(f"prompt.init_labels needs prompt.init 'labels', and it is {prompt.init!r}")
     if not all(word.strip() for word in prompt.init_labels):
         raise ConfigError(f"prompt.init_labels has an empty word: {list(prompt.init_labels)}")
     if prompt.task_length is not None and prompt.per_task != "concatenate":

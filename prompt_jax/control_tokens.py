@@ -1,8 +1,8 @@
 """Control tokens in text: where a template has one it is a token, and in a user's data it is plain text.
 
 A template may contain control tokens of the model, such as `<|user|>` or `<mask>`. The same characters in a row of data
-must not become a token, or data could imitate the template. So templates mark their control tokens with two Unicode
-noncharacters (which no text contains), and `prompt_jax.models.tokenizer` reads marked tokens only.
+must not become a token, or data could imitate the template. So control tokens of templates are marked with two Unicode
+noncharacters, which are removed from data, and `prompt_jax.models.tokenizer` reads only marked tokens as tokens.
 """
 
 import re

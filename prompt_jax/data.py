@@ -147,8 +147,8 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """What a task gives for each example, in the source's order, lazily; of a user's files only `limit` examples.
 
-    Tasks of `add_task` give `inputs` and `targets` as texts, which are tokenised without TensorFlow: calling
-    Python from its pipelines takes twenty times as long as SentencePiece does. Other tasks run as they are, but step
+    Tasks of `add_task` give `inputs` and `targets` as texts, which are tokenized outside TensorFlow, because
+    calling Python from its pipelines is slow. Other tasks run as they are, but step
     by step: seqio's `Task.get_dataset` passes its seed to sources that take none, and without a seed, preprocessors
     that draw random numbers would give something else each time. They are told the lengths if one of them cannot do
     without: those that can (`append_eos_after_trim`) would cut without counting.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.control_tokens import unmarked
 from prompt_jax.data_lines import DataError, fail, is_text, read_lines, shown, without_end
 from prompt_jax.data_rows import KINDS, file_kind, read_rows
 from prompt_jax.paths import as_path
@@ -82,7 +83,7 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row[column]
     if not isinstance(value, (str, int, float)) or isinstance(value, float) and not math.isfinite(value):
         fail(where, f"column {column!r:.60} holds {json.dumps(value)[:40]}", "text, a finite number or a boolean")
-    text = str(value)
+    text = unmarked(str(value))
     if not is_text(text):
         fail(where, f"column {column!r:.60} holds half of a surrogate pair", "text that UTF-8 can write")
     return text
@@ -137,7 +138,7 @@ class FileTask:
         path, share, empty = self.files["train"], self.validation_share, True
         fractions = []
         for inputs, targets in read_examples(path, self.task_format, self.target):
-            fraction = text_fraction(inputs)
+            fraction = text_fraction(unmarked(inputs))
             if (fraction < share) == (split == "validation"):
                 empty = False
                 yield inputs, targets

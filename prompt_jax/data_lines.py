@@ -76,8 +76,10 @@ def without_end(line: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Return whether UTF-8 can write a text. It cannot write half of a surrogate pair, which Python's arguments have in
-    the place of bytes that are not UTF-8."""
+    """Return whether a text can be encoded as UTF-8.
+
+    Lone surrogates cannot. Python puts them into `sys.argv` for bytes that are not UTF-8.
+    """
     return text.isascii() or _UNDECODED.search(text) is None
 
 
@@ -104,8 +106,6 @@ def _encoding(start: bytes, name: str) -> str:
 def _check(line: str, where: str, encoding: str) -> None:
     if len(line) > MAX_LINE:
         fail(where, f"a line of more than {MAX_LINE:,} characters", "one example a line, and shorter ones")
-    if not is_text(line):
-        undecoded = _UNDECODED.search(line)
-        assert undecoded is not None  # is_text
+    if not line.isascii() and (undecoded := _UNDECODED.search(line)):
         place = f"byte 0x{ord(undecoded[0]) & 0xFF:02x} at character {undecoded.start() + 1} of the line"
         fail(where, f"not {encoding.removesuffix('-sig').upper()} ({place})", _EXPECTED)

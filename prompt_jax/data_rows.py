@@ -154,7 +154,7 @@ def _quoted_records(path: Path, separator: str) -> Iterator[_Record]:
     while True:
         begin = reader.line_num + 1
         taken.clear()
-        limit = csv.field_size_limit(MAX_LINE)  # of all readers, so it is set back
+        limit = csv.field_size_limit(MAX_LINE)  # a global of the csv module, so it is restored
         try:
             cells = next(reader)
         except StopIteration:
@@ -178,7 +178,7 @@ def _plain_records(path: Path, text_quote: int) -> Iterator[_Record]:
             warned = True
             warnings.warn(
                 f"{path}:{number}: the cell {shown(cell)} looks quoted, but quotation marks are read as text, since no "
-                f"program that quotes cells writes line {text_quote}. Mend that line, or use a .csv or .jsonl file",
+                f"program that quotes cells writes line {text_quote}. Fix that line, or use a .csv or .jsonl file",
                 stacklevel=2,
             )
         text = without_end(line)

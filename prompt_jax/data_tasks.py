@@ -333,12 +333,10 @@ def _render(dataset: Any, task_format: TaskFormat, target: str, note: str | None
             kind = spec[column].dtype.name
             raise DataError(f"column {column!r} of the source is {kind}; expected strings or integers")
 
-    marked = OPEN in task_format.template
-
     def text(value: Any) -> Any:
         if value.dtype != tf.string:
             return tf.strings.as_string(value)
-        return tf.strings.regex_replace(value, f"[{OPEN}{CLOSE}]", "") if marked else value
+        return tf.strings.regex_replace(value, f"[{OPEN}{CLOSE}]", "")  # data have no control tokens
 
     def answer(value: Any) -> Any:
         if not task_format.labels or value.dtype == tf.string:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from prompt_jax.control_tokens import mark
+from prompt_jax.control_tokens import mark, unmarked
 from prompt_jax.data_files import DataError
 from prompt_jax.data_tasks import FEATURES, import_seqio
 
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
       eos_id: the id of the end token, which `encode` does not add.
       pad_id: the id of padding.
       vocab_size: one more than the highest id of a token.
-      rows: of the model's embedding table; ids must be below.
+      rows: number of rows of the model's embedding table; every id is smaller.
       unigram: the pieces and scores of a SentencePiece Unigram model; None for another model.
     """
 
@@ -84,7 +84,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
         _base_vocab_size = vocab_size = tokenizer.vocab_size
 
         def _encode(self, s: str) -> list[int]:
-            return list(tokenizer.encode(re.sub(r"<extra_id_\d+>", lambda match: mark(match[0]), s)))
+            return list(tokenizer.encode(re.sub(r"<extra_id_\d+>", lambda match: mark(match[0]), unmarked(s))))
 
         def _decode(self, ids: Sequence[int]) -> str:
             return tokenizer.decode(ids)

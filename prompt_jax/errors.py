@@ -11,5 +11,9 @@ class CheckpointError(UserError, ValueError):
     """A model that cannot be loaded: what is wrong, where, and what would be right."""
 
 
+class SaveError(UserError, RuntimeError):
+    """A file of a run could not be written. Of several processes only the one that writes has this error."""
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is needed; the message says how to install it."""

@@ -22,7 +22,7 @@ from prompt_jax.sharding import divided, fetch, mesh_of, place, shape_of
 
 
 class LogitsError(UserError, ArithmeticError):
-    """Logits that are not finite: scores of them would be those of no model."""
+    """Logits are NaN or infinite, so that scores would mean nothing."""
 
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
@@ -242,7 +242,7 @@ def answers(
     }
     tokens, log_probabilities = _each(model, prompt, inputs, batch_size, run, per_row)
     check_finite(model, log_probabilities, prompt_ids)
-    texts = [tokenizer.decode(row.tolist()) for row in tokens]
+    texts = [tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths, strict=True)]
     if start_ids is not None:
         texts = [text.partition("\n")[0] for text in texts]
     return Answers(texts, log_probabilities)
@@ -414,7 +414,7 @@ def check_finite(
     else:
         why = (
             "the base's weights are finite; expected a prompt with smaller values, or, if the model runs in reduced "
-            "precision, float32 (--dtype)"
+            "precision, float32 (--dtype, or --model.dtype of train)"
         )
     raise LogitsError(f"{model.name}: the logits of {wrong.sum()} of {len(wrong)} rows{which} are not finite: {why}")
 

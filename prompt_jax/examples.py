@@ -25,7 +25,7 @@ class Examples:
       targets: an int32 array [T_i] for each example, the end token included.
       input_texts: the inputs before tokenization, whole where `inputs` is truncated; control tokens of the template are
         marked (`prompt_jax.control_tokens`).
-      target_texts: the targets before tokenisation; UNLABELLED where the answer is not known.
+      target_texts: the targets before tokenization; UNLABELLED where the answer is not known.
       truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
       format: the task's format; None for a seqio task that has none, or makes its tokens itself.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.

@@ -29,16 +29,16 @@ class Given(NamedTuple):
 
 
 def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> GenerationSettings:
-    """The checkpoint's settings with those of `decoding` in their place.
+    """Return the checkpoint's settings, overridden by those of `decoding`.
 
     Raises:
       ConfigError: settings that do not go together, or that cannot be applied to the model.
     """
-    own: GenerationSettings = config.generation
-    if own.not_applied:
+    generation: GenerationSettings = config.generation
+    if generation.not_applied:
         raise ConfigError(
-            f"the checkpoint's generation settings have {', '.join(own.not_applied)}, which cannot be applied: remove "
-            "them from its generation_config.json (or config.json) to generate without them"
+            f"the checkpoint's generation settings have {', '.join(generation.not_applied)}, which cannot be applied: "
+            "remove them from its generation_config.json (or config.json) to generate without them"
         )
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be positive, not {max_new_tokens}")
@@ -53,14 +53,14 @@ def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> Generation
     if decoding.min_new_tokens is not None:
         given["min_length"] = 0
     merged = dataclasses.replace(
-        own,
-        end_ids=own.end_ids or (config.eos_id,),
-        banned=(*own.banned, *decoding.banned_tokens),
+        generation,
+        end_ids=generation.end_ids or (config.eos_id,),
+        banned=(*generation.banned, *decoding.banned_tokens),
         **{name: value for name, value in given.items() if value is not None},
     )
-    if merged.min_new_tokens > max_new_tokens:
+    if decoding.min_new_tokens is not None and decoding.min_new_tokens > max_new_tokens:
         raise ConfigError(
-            f"decoding.min_new_tokens is {merged.min_new_tokens}, and an answer has at most {max_new_tokens} tokens"
+            f"decoding.min_new_tokens is {decoding.min_new_tokens}, and an answer has at most {max_new_tokens} tokens"
         )
     for token in decoding.banned_tokens:
         if not 0 <= token < config.vocab_size:
@@ -71,7 +71,7 @@ def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> Generation
         decoding.length_penalty not in (None, 1) or decoding.early_stopping not in (None, "false")
     ):
         raise ConfigError(
-            "decoding.length_penalty and decoding.early_stopping are of beam search; set decoding.beams as well"
+            "decoding.length_penalty and decoding.early_stopping need beam search: set decoding.beams above 1"
         )
     return merged
 
@@ -92,7 +92,7 @@ def given_tokens(config: Any, batch: dict[str, Any], start: Int[Array, "B"], lim
 
 
 def forced(position: Any, limits: Int[Array, "B"], rules: GenerationSettings) -> Bool[Array, "B"]:
-    """In which rows the next token is prescribed: such a token counts as certain."""
+    """Return the rows whose next token is prescribed. Its probability counts as 1."""
     first = jnp.asarray(position == 0) & (rules.forced_first is not None)
     return first | ((position + 1 >= limits) & bool(rules.forced_last))
 
@@ -104,7 +104,7 @@ def processed(
     given: Given,
     rules: GenerationSettings,
 ) -> Float[Array, "B G V"]:
-    """The scores of the next token under the rules: -inf for a token that must not come.
+    """Return the scores of the next token under the rules: -inf for a token that must not come.
 
     Args:
       scores: logits, or log-probabilities in beam search.
@@ -119,7 +119,8 @@ def processed(
         penalized = jnp.where(scores < 0, scores * rules.repetition_penalty, scores / rules.repetition_penalty)
         scores = jnp.where(_present(_history(given, generated, position), vocabulary), penalized, scores)
     for size, text in ((rules.no_repeat_ngram, None), (rules.encoder_no_repeat_ngram, given.source)):
-        if size:
+        longest = given.tokens.shape[1] + generated.shape[2] if text is None else text.shape[1]
+        if 0 < size <= longest:  # no longer sequence can be repeated
             history = _history(given, generated, position, size - 1)
             last = jax.lax.dynamic_slice_in_dim(history, given.tokens.shape[1] + position, size - 1, axis=-1)
             windows = history if text is None else text[:, None]
@@ -166,5 +167,5 @@ def _present(tokens: Int[Array, "B G _"], vocabulary: int) -> Bool[Array, "B G V
     """Which ids are among the tokens."""
     rows, beams = np.ogrid[: tokens.shape[0], : tokens.shape[1]]
     places = jnp.where(tokens == NO_TOKEN, vocabulary, tokens)
-    there = jnp.zeros((*tokens.shape[:2], vocabulary + 1), bool)
-    return there.at[rows[..., None], beams[..., None], places].set(True)[..., :vocabulary]
+    present = jnp.zeros((*tokens.shape[:2], vocabulary + 1), bool)
+    return present.at[rows[..., None], beams[..., None], places].set(True)[..., :vocabulary]

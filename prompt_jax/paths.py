@@ -93,6 +93,17 @@ class BucketPath(PosixPath):
             _files().pipe_file(str(self), bytes(data))
         return len(data)
 
+    def create(self, data: bytes) -> bool:
+        """Writes a file that does not exist yet, and returns True; leaves one that exists, and returns False."""
+        try:
+            with self._reached(writing=True):
+                _files().pipe_file(str(self), data, mode="create")
+        except BucketError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        return True
+
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """Writes files of this folder, by their paths in it, several at a time."""
         with self._reached(writing=True):

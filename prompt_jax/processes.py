@@ -8,22 +8,22 @@ import os
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from prompt_jax.errors import UserError
+from prompt_jax.errors import SaveError, UserError
+from prompt_jax.locks import LockLost
 
 _END_SECONDS = 10  # for the clean-up of all processes, where each has the same error
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 class DistributedError(UserError, RuntimeError):
-    """Processes that cannot find each other."""
+    """Processes that cannot find each other, or that cannot begin because the first one cannot."""
 
 
 class Preempted(UserError, RuntimeError):
@@ -89,6 +89,22 @@ def all_agree(mine: bool) -> bool:
     return bool(multihost_utils.process_allgather(mine).all())
 
 
+def in_first(action: Callable[[], object]) -> None:
+    """Run an action in the first process. If it fails there, all processes raise an error.
+
+    Raises:
+      UserError, OSError: of the action. In the other processes it is a DistributedError.
+    """
+    failure: UserError | OSError | None = None
+    if is_first():
+        try:
+            action()
+        except (UserError, OSError) as error:
+            failure = error
+    if not all_agree(failure is None):
+        raise failure or DistributedError("process 0 could not begin; its output says why")
+
+
 class Preemption:
     """Notices SIGTERM, which schedulers send some seconds before they take a machine. Use as a context manager."""
 
@@ -123,30 +139,36 @@ class Preemption:
 
 @contextlib.contextmanager
 def others_may_be_lost() -> Iterator[None]:
-    """Ends this process with ProcessLost's exit status if what fails inside is that another process has gone.
+    """Exit at once, in a distributed run, after an error that only this process has.
 
-    That is done at once, and after another error in a while, without the usual clean-up: at the end of a process JAX
-    waits for all the others, who know nothing of an error in one of them.
+    These errors are that another process is gone (the exit status is ProcessLost's) and that this process could not
+    write. JAX's usual shutdown would wait for the other processes, which do not know of the error. After any other
+    error, which they may have too, the shutdown gets a few seconds.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        # A save that fails since another process has gone is an error of the user's only by its type.
+        # A save that fails because another process is gone is a user's error by its type alone.
         cause = error.__cause__ if isinstance(error, UserError) else error
-        if not _is_of_a_lost_process(cause):
-            ending = threading.Timer(_END_SECONDS, _leave, [getattr(error, "exit_status", 1)])
+        status = getattr(error, "exit_status", 1)
+        if _is_of_a_lost_process(cause):
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            leave(ProcessLost.exit_status, f"another process was lost ({reason}); run the same command again to resume")
+        elif isinstance(error, SaveError | LockLost):
+            leave(status, str(error))
+        else:
+            ending = threading.Timer(_END_SECONDS, leave, [status])
             ending.daemon = True
             ending.start()
             raise
-        traceback.print_exc()
-        text = f"prompt-jax: another process was lost ({str(error).splitlines()[0][:200]}); the same command goes on"
-        print(text, file=sys.stderr, flush=True)
-        _leave(ProcessLost.exit_status)
 
 
-def _leave(status: int) -> None:
+def leave(status: int, message: str = "") -> None:
+    """Exit at once, after a last message, without waiting for threads or other processes."""
+    if message:
+        print(f"prompt-jax: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -6,6 +6,7 @@ What is there is in memory. Names and conditions are as in https://cloud.google.
 import contextlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -46,6 +47,11 @@ class Storage(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.lock = threading.Lock()
         self.generation = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that close a connection, as a process does that ends."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def settings(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from jaxtyping import install_import_hook
 
 import bytepairs
 import sentencepieces
+from sentencepieces import SENTENCES
 
 # Shapes and types of all annotated functions are checked, so this comes before the first import of the package.
 install_import_hook("prompt_jax", "typecheck.check")
@@ -43,17 +44,6 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-SENTENCES = (
-    "a good film with a great heart",
-    "a bad film, dull and long",
-    "the plot is good and the cast is great",
-    "the plot is bad and the jokes are old",
-    "positive",
-    "negative",
-    "great fun, good acting and a warm ending",
-    "no fun, bad acting and a cold ending",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,9 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(
-    experiment: Experiment, processes: int = 1, devices: int = 1, *options: str, **environment: str
+    experiment: Experiment, processes: int = 1, devices: int = 1, *options: str, patch: str = "", **environment: str
 ) -> list[subprocess.Popen]:
-    """The processes of a run, each with so many of the CPU's virtual devices; its output is in PREFIX.N.txt."""
+    """The processes of a run, each with so many of the CPU's virtual devices; its output is in PREFIX.N.txt.
+
+    `patch` is Python that each of them runs first.
+    """
     experiment.runs.mkdir(parents=True, exist_ok=True)
     config = experiment.runs / f"{experiment.name}.json"
     config.write_text(configuration.to_json(experiment))
@@ -30,7 +33,8 @@ def start(
             "PYTHONPATH": str(ROOT),
             **environment,
         }
-        command = [sys.executable, "-m", "prompt_jax.cli", "train", str(config), *options]
+        program = f"{patch}\nimport sys\nfrom prompt_jax.cli import main\nsys.exit(main())"
+        command = [sys.executable, "-c", program, "train", str(config), *options]
         if processes > 1:
             own |= {
                 "JAX_COORDINATOR_ADDRESS": address,

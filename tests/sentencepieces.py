@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from prompt_jax.models.tokenizer import Tokenizer
 
 
+# What the tests' small tokenizers are trained on.
+SENTENCES = (
+    "a good film with a great heart",
+    "a bad film, dull and long",
+    "the plot is good and the cast is great",
+    "the plot is bad and the jokes are old",
+    "positive",
+    "negative",
+    "great fun, good acting and a warm ending",
+    "no fun, bad acting and a cold ending",
+)
+
+
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
     """The serialised ModelProto of a model trained on the sentences, of at most so many pieces."""
     import sentencepiece

@@ -94,6 +94,7 @@ def test_a_bucket_is_no_folder():
         ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
         ("prompt", {"init_labels": ("a", " ")}, r"prompt.init_labels has an empty word: \['a', ' '\]"),
+        ("prompt", {"init": "vocab", "init_labels": ("a",)}, "prompt.init_labels needs prompt.init 'labels'"),
         ("prompt", {"method": "prefix", "init_labels": ("a",)}, "prompt.init_labels is of prompt.method 'soft_prompt'"),
         (
             "prompt",

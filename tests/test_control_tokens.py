@@ -1,6 +1,7 @@
 """Control tokens: tokens in templates and labels, plain text in data, on every way from a row to token ids."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 
@@ -90,6 +91,33 @@ def test_from_a_seqio_task(model):
     examples = load(data.add_task("t_control_tokens", source, FORMAT), model)
     assert_read(model, examples.inputs)
     assert [unmarked(text) for text in examples.input_texts] == [f"{USER}{unmarked(text)}{BOT}" for text in TEXTS]
+
+
+PLAIN = TaskFormat("{text}", metrics=("exact_match",), input_length=64, target_length=64)
+
+
+def test_data_without_a_template_of_control_tokens(model, tmp_path):
+    """Marks in inputs and free-text targets are removed, whatever the template."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": text}) + "\n" for text in TEXTS))
+    tasks = [data.file_task("files", {"test": path}, PLAIN)]
+    if importlib.util.find_spec("seqio"):
+        source = data.text_source(lambda split: [(text, text) for text in TEXTS], ["test"], ("text", "label"))
+        tasks.append(data.add_task("t_plain_control_tokens", source, PLAIN))
+    for task in tasks:
+        examples = data.load_examples(task, model.tokenizer, "test", input_length=64, target_length=64)
+        for text, inputs, targets in zip(TEXTS, examples.inputs, examples.targets, strict=True):
+            assert inputs.tolist() == model.tokenizer.input_ids(unmarked(text))
+            assert targets.tolist() == model.tokenizer.target_ids(unmarked(text))
+
+
+def test_a_share_holds_out_the_same_rows_for_every_tokenizer(model, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": f"a film {i}", "label": "good"}) + "\n" for i in range(40)))
+    task = data.file_task("files", {"train": path}, FORMAT, validation_share=0.5)
+    examples = data.load_examples(task, model.tokenizer, "validation", input_length=64, target_length=16)
+    held_out = [inputs for inputs, _ in task.examples("validation")]  # the template without marks
+    assert [unmarked(text) for text in examples.input_texts] == held_out and 0 < len(held_out) < 40
 
 
 def test_what_comes_before_inputs(model, tmp_path):

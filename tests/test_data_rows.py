@@ -21,7 +21,6 @@ from prompt_jax import data
 from prompt_jax.data_files import DataError, file_task, read_documents, read_examples, text_fraction
 from prompt_jax.data_lines import MAX_LINE, read_lines, stream_lines, without_end
 from prompt_jax.data_rows import read_rows
-from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.task_format import TaskFormat
 
 TABLES = Path(__file__).parent / "fixtures" / "tables"
@@ -196,7 +195,7 @@ def test_quotation_marks_that_are_text(tmp_path, rows):
 def test_a_tsv_file_of_both_kinds_is_read_as_text_with_a_warning(tmp_path, row):
     for lines, number in (([row, 'not "quoted'], 3), (['not "quoted', row], 2)):
         path = write(tmp_path / "x.tsv", "".join(f"{line}\t1\n" for line in ["text", *lines]))
-        with pytest.warns(UserWarning, match=rf"x.tsv:\d: the cell .* looks quoted, .* writes line {number}\. Mend"):
+        with pytest.warns(UserWarning, match=rf"x.tsv:\d: the cell .* looks quoted, .* writes line {number}\. Fix"):
             assert column(path, "text") == lines
 
 
@@ -276,7 +275,7 @@ def test_a_split_that_is_left_empty_names_what_to_change(tmp_path, rows, split):
 def test_a_limit_keeps_no_other_rows_in_memory(tmp_path):
     """And draws the rows that a draw from all of them in memory does."""
 
-    tokenizer = Tokenizer(sentencepieces.train(["text 0 1 2 3 4 5 6 7 8 9 good bad"], 30), extra_ids=4)
+    tokenizer = sentencepieces.tokenizer(tmp_path, ["text 0 1 2 3 4 5 6 7 8 9 good bad"], 30, 4)
     count = 300
     rows = "".join(f"text {number} {'x' * 10_000},good\n" for number in range(count))
     path = write(tmp_path / "x.csv.gz", "text,label\n" + rows)

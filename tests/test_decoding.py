@@ -506,8 +506,8 @@ def test_beams_share_the_input(model):
         ({"beams": 2, "temperature": 1.0}, "either drawn at random, with 1 beam, or searched for"),
         ({"top_k": 5}, "are of sampling; set decoding.temperature"),
         ({"top_p": 0.9}, "are of sampling; set decoding.temperature"),
-        ({"beams": 1, "length_penalty": 0.6}, "are of beam search; set decoding.beams"),
-        ({"beams": 1, "early_stopping": "never"}, "are of beam search; set decoding.beams"),
+        ({"beams": 1, "length_penalty": 0.6}, "need beam search: set decoding.beams"),
+        ({"beams": 1, "early_stopping": "never"}, "need beam search: set decoding.beams"),
         ({"no_repeat_ngram": -1}, "decoding.no_repeat_ngram must be at least 0, not -1"),
         ({"repetition_penalty": 0.0}, "decoding.repetition_penalty must be a positive number, not 0.0"),
     ),
@@ -530,12 +530,12 @@ def test_options_that_do_not_fit_the_model(model, fixtures):
     batch = whole(random_text(model, 1, 4))
     for options, message in (
         ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and drawing tokens needs a `key`"),
-        ({"decoding": Decoding(min_new_tokens=9)}, "min_new_tokens is 9, and an answer has at most 8 tokens"),
+        ({"decoding": Decoding(min_new_tokens=9)}, "decoding.min_new_tokens is 9, and an answer has at most 8 tokens"),
         ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
         ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
-        ({"decoding": Decoding(length_penalty=0.6)}, "are of beam search; set decoding.beams as well"),
-        ({"decoding": Decoding(early_stopping="never")}, "are of beam search; set decoding.beams as well"),
+        ({"decoding": Decoding(length_penalty=0.6)}, "need beam search: set decoding.beams above 1"),
+        ({"decoding": Decoding(early_stopping="never")}, "need beam search: set decoding.beams above 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             generate(model.params, model.config, batch, **{"max_new_tokens": 8, **options})

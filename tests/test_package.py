@@ -27,7 +27,7 @@ UNNEEDED = {
 
 # A module imports from its own layer and those above it in this table. A new module is given a place here.
 LAYERS = (
-    {"errors", "control_tokens", "json_text", "paths", "task_format", "whole_file"},
+    {"errors", "control_tokens", "json_text", "locks", "paths", "task_format", "terminal", "whole_file"},
     {"config", "config_checks", "meteor", "generation_metrics", "metrics", "data_lines", "data_rows", "data_files"},
     {"models"},
     {"processes", "sharding"},

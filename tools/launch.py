@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LaunchError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"launch: {error.filename or options.verb}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -50,6 +53,7 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     backend = BACKENDS[options.verb]
     jobs.check_secrets(argv, os.environ)
     jobs.check_overrides(options.overrides, options.own)
+    jobs.check_restarts(options.retries, options.backoff)
     runs, recorded = backend.check(options)
     job = jobs.make_job(
         options.state,

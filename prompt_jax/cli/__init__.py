@@ -1,7 +1,9 @@
 """The command line: `prompt-jax VERB ...`. Each file has verbs with their options; what a verb needs is imported when
 it runs."""
 
+import contextlib
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -13,10 +15,11 @@ import tyro
 
 from prompt_jax import config as configuration
 from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
-from prompt_jax.cli.common import harmless, say
+from prompt_jax.cli.common import say
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.errors import UserError
 from prompt_jax.paths import as_path
+from prompt_jax.terminal import harmless
 
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
@@ -33,10 +36,28 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit status: 0, 1 for an error, 2 for wrong arguments, 3 for a diverged run, 75 for
-    one that was asked to leave and has saved, 76 for one that lost another process; of `diff` 1 for a difference, and
-    2 for an error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one verb, with the program's arguments if `argv` is None. Returns the exit status: 0, 1 for an error, 2 for
+    wrong arguments, 3 for a diverged run, 75 for one that was preempted and saved, 76 for one that lost
+    another process; of `diff` 1 for a difference, and 2 for an error."""
+    if argv is not None:
+        return _run(list(argv))
+    _silence_tracebacks()
+    status = _run(sys.argv[1:])
+    if status and not _is_distributed():  # Python would wait minutes for the threads of a save that failed
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):  # a full disk, a closed stream
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def _is_distributed() -> bool:
+    """Whether this is one of several processes, which end by `prompt_jax.processes`."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -103,6 +124,21 @@ def _prepare_jax() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "prompt_jax" / "compilations"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, and looks for GPUs
     warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {harmless(str(message))}\n"
+
+
+def _silence_tracebacks() -> None:
+    """Silence the tracebacks that libraries print for errors of checkpoints, which we report in one line.
+
+    If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error, and
+    tensorstore prints that an event loop is closed.
+    """
+    logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.WARNING and record.exc_info is None)
+    sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(unraisable: Any) -> None:
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _usage() -> str:

@@ -3,13 +3,13 @@
 import dataclasses
 import re
 import sys
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_jax.config import Dtype
 from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.terminal import harmless
 
 if TYPE_CHECKING:
     from prompt_jax.models.hub import Model
@@ -99,17 +99,5 @@ def say(text: str, status: int) -> int:
 
 
 def show(text: str) -> None:
-    """Prints what a person reads, which may hold texts of a model or of a stranger's file."""
+    """Print text for a person, with control characters escaped: it may be from a model or an untrusted file."""
     print(harmless(text))
-
-
-def harmless(text: str) -> str:
-    r"""Text with the characters escaped that a terminal would obey or not show, such as `\x1b`.
-
-    Line feeds stay, as do spaces of all widths and the joiners of emoji and of Persian and Indic scripts.
-    """
-    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _is_harmless(character: str) -> bool:
-    return character.isprintable() or character in "\n\u200c\u200d" or unicodedata.category(character) == "Zs"

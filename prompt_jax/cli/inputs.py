@@ -15,10 +15,10 @@ from prompt_jax.task_format import TaskFormat
 
 
 def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
-    """Yield where each input is from, and the input: a text, or from a file with columns a row.
+    """Yield the location and the content of each input. The content is a text, or a row if the file has columns.
 
-    Every argument, and every line of standard input or of a text file, is one text, an empty one too. Only the end of
-    its line is left out.
+    Each argument, and each line of standard input or of a text file, is one text, even if it is empty. Only the end of
+    the line is removed.
 
     Raises:
       UserError: there are arguments and a file, an argument is not UTF-8, or there is no input.
@@ -32,10 +32,11 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
                 raise UserError(f"input {number}: the argument {word!r:.60} is not text; expected UTF-8")
             yield f"input {number}", word
         return
-    if file is not None and file.name.lower().removesuffix(".gz").endswith(KINDS):
+    suffix = "" if file is None else Path(file.name.lower().removesuffix(".gz")).suffix
+    if file is not None and suffix in KINDS:
         yield from ((f"{file}:{number}", row) for number, row in read_rows(file))
         return
-    if file is not None and file.suffix.lower() == ".json":
+    if suffix == ".json":
         raise DataError(
             f"{file}: expected a file named .jsonl with one JSON object a line, or .txt with one text a line"
         )

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, harmless, load_base, say
+from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config import Decoding
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
 from prompt_jax.json_text import json_text
 from prompt_jax.paths import as_path
+from prompt_jax.terminal import harmless
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.streams import Line, Mixed, Voting
@@ -43,7 +44,7 @@ class Predict:
     base: Annotated[Base, tyro.conf.arg(name="")] = Base()
     input: Path | None = None
     """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
-    left out. All of them are UTF-8, also as .gz."""
+    left out. Text is UTF-8, or UTF-16 with a byte order mark. Files may end in .gz."""
     json: bool = False
     """Print a JSON object a line, in ASCII, with the labels' log-probabilities (nats) where the task has labels."""
     batch_size: int = 64

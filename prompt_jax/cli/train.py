@@ -34,10 +34,11 @@ def run(args: Train) -> int:
     if args.distributed:
         processes.initialize(args.heartbeat)
     from prompt_jax.training.loop import train
+    from prompt_jax.training.run_folder import run_lock
     from prompt_jax.training.summary import finish
 
-    with processes.others_may_be_lost():
-        setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite)
-        if text := finish(args.experiment, setup, progress):
+    with processes.others_may_be_lost(), run_lock(args.experiment) as lock:
+        setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)
+        if text := finish(args.experiment, setup, progress, lock):
             show(text)
     return 0

@@ -18,6 +18,8 @@ from prompt_jax.models.hugging_face import Values
 from prompt_jax.models.t5x import is_t5x
 from prompt_jax.models.tokenizer import reading
 
+# Fields of models that classify. AutoConfig names each of the labels, however many there are.
+_OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
 # model_type -> the configuration's class and the family.
 MODEL_TYPES = {
     model_type: (kind, family)
@@ -54,7 +56,7 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
     with reading(f"{source} cannot be used"):
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(**raw)
+        return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
 
 
 def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:

@@ -7,15 +7,16 @@ evaluation must be repeatable; `prompt_jax.config.Decoding` has them.
 import dataclasses
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from prompt_jax.models.checkpoint_files import CheckpointError, check_text_file
 from prompt_jax.models.tokenizer import reading
 
 EarlyStopping = Literal["false", "true", "never"]
 FILE = "generation_config.json"
+MOST_BEAMS, MOST_TOKENS = 1000, 100_000  # that a checkpoint may ask for: a damaged file must not fill the memory
 
-# Settings that change which token comes next, that are not applied here, and the values at which they do nothing.
+# Unsupported settings that change the next token, with the values at which they have no effect.
 _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     "constraints": (),
     "diversity_penalty": (0.0,),
@@ -44,12 +45,12 @@ class GenerationSettings:
       forced_last: the tokens that an answer must end with when it reaches its greatest length.
       banned: tokens that are never generated.
       banned_first: tokens that are not generated first (after `forced_first`, if there is one).
-      no_repeat_ngram: no sequence of so many tokens comes twice; 0 for no such rule.
-      encoder_no_repeat_ngram: no sequence of so many tokens comes from the input; 0 for no such rule.
-      repetition_penalty: divides the positive and multiplies the negative scores of tokens that are there already.
-      min_length: in tokens, those that generation starts from included.
-      min_new_tokens: without these.
-      max_length, max_new_tokens: the same for the greatest length; None where the checkpoint does not say.
+      no_repeat_ngram: number of tokens of a sequence that is not repeated; 0 is off.
+      encoder_no_repeat_ngram: number of tokens of a sequence that is not copied from the input; 0 is off.
+      repetition_penalty: divides the positive and multiplies the negative scores of tokens that the text already has.
+      min_length: minimum length in tokens, with those that generation starts from.
+      min_new_tokens: minimum number of generated tokens.
+      max_length, max_new_tokens: the same for the maximum; None where the checkpoint does not say.
       renormalize: whether scores are made log-probabilities again after all other rules.
       beams, length_penalty, early_stopping: of beam search, as in `Decoding`.
       not_applied: "name=value" of settings that change the next token and are not supported.
@@ -83,7 +84,9 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
       encoder_decoder: whether generation starts from one token, and not from the input.
 
     Returns:
-      the settings, and `eos_id`, `pad_id` and `start_id` as far as the file has them.
+      the settings, and `eos_id`, `pad_id` and `start_id` as far as the file has them. An encoder-decoder without
+      `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. Where generation_config.json has no end
+      token, config.json's ends an answer; `generate` of Transformers would not stop then.
 
     Raises:
       CheckpointError: a file that cannot be read, or a value that makes no sense.
@@ -98,7 +101,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
 
         of_model: Any = {"config_file_name": "config.json", "_from_model_config": True} if legacy else {}
         read = GenerationConfig.from_pretrained(str(folder), local_files_only=True, **of_model)
-    values = _Values(read, file, vocab_size)
+    values = _GenerationValues(read, file, vocab_size)
     banned, unsupported = values.banned()
     unsupported += [
         f"{name}={value!r}"[:100]
@@ -120,17 +123,17 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
         repetition_penalty=values.number("repetition_penalty", 1.0, positive=True),
         min_length=values.whole("min_length"),
         min_new_tokens=values.whole("min_new_tokens"),
-        max_length=values.whole("max_length") or None,
-        max_new_tokens=values.whole("max_new_tokens") or None,
+        max_length=values.whole("max_length", MOST_TOKENS) or None,
+        max_new_tokens=values.whole("max_new_tokens", MOST_TOKENS) or None,
         renormalize=bool(read.renormalize_logits),
-        beams=values.whole("num_beams") or 1,
+        beams=values.whole("num_beams", MOST_BEAMS) or 1,
         length_penalty=values.number("length_penalty", 1.0),
         early_stopping=values.early_stopping(),
         not_applied=tuple(unsupported),
     )
-    special = {} if legacy else {"eos_id": ends[:1], "pad_id": values.ids("pad_token_id")[:1]}
-    special |= {} if legacy else {"start_id": values.ids("decoder_start_token_id")[:1]}
-    return settings, {name: ids[0] for name, ids in special.items() if ids}
+    start = values.ids("decoder_start_token_id") or (values.ids("bos_token_id") if encoder_decoder else ())
+    special = {} if legacy else {"eos_id": ends, "pad_id": values.ids("pad_token_id")}
+    return settings, {name: ids[0] for name, ids in (special | {"start_id": start}).items() if ids}
 
 
 def generation_config(settings: GenerationSettings, *, pad_id: int, eos_id: int, start_id: int) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def generation_config(settings: GenerationSettings, *, pad_id: int, eos_id: int,
     return {name: value for name, value in values.items() if value is not None}
 
 
-class _Values:
+class _GenerationValues:
     """The values of a GenerationConfig, checked as they are taken. None is Transformers' "not set"."""
 
     def __init__(self, read: Any, file: Path, vocab_size: int):
@@ -179,12 +182,12 @@ class _Values:
                 self._fail(name, index, f"ids of tokens, from 0 to {self._vocab_size - 1}")
         return tuple(ids)
 
-    def whole(self, name: str) -> int:
+    def whole(self, name: str, most: int = 2**31 - 1) -> int:
         value = getattr(self._read, name, None)
         if value is None:
             return 0
-        if type(value) is not int or value < 0:
-            self._fail(name, value, "a whole number from 0 on")
+        if type(value) is not int or not 0 <= value <= most:
+            self._fail(name, value, f"a whole number from 0 to {most}")
         return value
 
     def number(self, name: str, default: float, positive: bool = False) -> float:
@@ -203,7 +206,7 @@ class _Values:
         return found[value]
 
     def banned(self) -> tuple[list[int], list[str]]:
-        """The tokens of `bad_words_ids`, end tokens left out as in Transformers; and whether there are longer words."""
+        """Return the tokens of `bad_words_ids`, without end tokens as in Transformers, and entries of `not_applied`."""
         words = getattr(self._read, "bad_words_ids", None) or []
         if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
             self._fail("bad_words_ids", words, "a list of lists of ids")
@@ -216,5 +219,5 @@ class _Values:
                 self._fail("bad_words_ids", token, f"ids of tokens, from 0 to {self._vocab_size - 1}")
         return [token for token in tokens if token not in ends], []
 
-    def _fail(self, name: str, value: Any, expected: str) -> None:
+    def _fail(self, name: str, value: Any, expected: str) -> NoReturn:
         raise CheckpointError(f"{self._file}: {name} is {reprlib.repr(value)}; expected {expected}")

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from prompt_jax.models import family
 from prompt_jax.models.checkpoint_files import CheckpointError
+from prompt_jax.models.generation import FILE as GENERATION_FILE
 from prompt_jax.models.generation import generation_config
 from prompt_jax.models.hub import Model
 from prompt_jax.models.parameter import Parameter
@@ -29,10 +30,15 @@ def save_model(folder: Path, model: Model) -> None:
     Each file appears whole or not at all, `config.json`, without which a folder is no model, as the last.
 
     Raises:
-      CheckpointError: the folder is not empty, or the model is one that Hugging Face has no layout for.
+      CheckpointError: the folder is not empty, the model is one that Hugging Face has no layout for, or its generation
+        settings are not all supported.
     """
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; a model is written into a folder that is new or empty")
+    if lost := ", ".join(model.config.generation.not_applied):
+        raise CheckpointError(
+            f"{model.name} has generation settings that would be lost: {lost}; remove them from its {GENERATION_FILE}"
+        )
     model_family = family(model.config)
     config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
     if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
@@ -48,7 +54,7 @@ def save_model(folder: Path, model: Model) -> None:
         _write_tokenizer(folder, model.tokenizer)
     special = {name: getattr(model.config, name) for name in ("pad_id", "eos_id", "start_id")}
     generation = generation_config(model.config.generation, **special)
-    write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_text(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

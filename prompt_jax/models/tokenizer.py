@@ -10,17 +10,18 @@ import functools
 import json
 import logging
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
-from prompt_jax.control_tokens import keep_marks_of, mark
-from prompt_jax.models.checkpoint_files import CheckpointError, brief, check_text_file
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark
+from prompt_jax.models.checkpoint_files import CheckpointError, brief, check_text_file, read_json
 
 # The files of a tokenizer; a model on the Hub has some of them.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("spiece.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+    *("spiece.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
 )
 
 
@@ -32,7 +33,7 @@ class Tokenizer:
       eos_id: the id that ends a target.
       end_ids: the ids that end a generated answer, `eos_id` among them.
       pad_id: padding. GPT-2 has none and uses its end token.
-      rows: of the model's embedding table; ids must be below.
+      rows: number of rows of the model's embedding table; every id is smaller.
       causal: whether source and target are one text. Then the source has no end token, since the start token of the
         target follows it, and both begin with a space, as in Li and Liang (2021): GPT-2 has other tokens for a word
         that follows another word.
@@ -52,7 +53,7 @@ class Tokenizer:
           CheckpointError: an id that the model's embedding table does not have.
         """
         marked = keep_marks_of(self._control, text)
-        ids = self._reader.encode(marked, add_special_tokens=False).ids if self._fast else self._slow(marked)
+        ids = self._read(marked) if self._fast else self._slow(marked)
         if (highest := max(ids, default=0)) >= self.rows:
             raise CheckpointError(
                 f"the tokenizer has the token {self.piece(highest)!r} with the id {highest}, and the model's embedding "
@@ -87,7 +88,7 @@ class Tokenizer:
             if index in self.end_ids:
                 break
             kept.append(index)
-        dropped = {self.pad_id, *self.start}
+        dropped = {*self.start, *([self.pad_id] if self.piece(self.pad_id) in self._control else [])}
         text = self.transformers.decode([index for index in kept if index not in dropped], skip_special_tokens=False)
         return text.removeprefix(" ") if self.causal else text
 
@@ -144,36 +145,67 @@ class Tokenizer:
         start = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
         return tuple(whole[:start]), tuple(whole[start + len(text) :])
 
+    def _read(self, marked: str) -> list[int]:
+        """`encode` for a tokenizer of the tokenizers library."""
+        reader, moved = self._reader
+        return [moved.get(index, index) for index in reader.encode(marked, add_special_tokens=False).ids]
+
     @functools.cached_property
-    def _reader(self) -> Any:
-        """The fast tokenizer with marked control tokens in place of plain ones: these are text to it."""
+    def _reader(self) -> tuple[Any, dict[int, int]]:
+        """The tokenizer with marked control tokens in place of plain ones, which are text to it.
+
+        Also returns the ids of the tokenizer by the ids that this one has instead. A control token may be an ordinary
+        token as well, which keeps its id. Then the marked one gets a new id, and those of later tokens may move.
+        """
         from tokenizers import Tokenizer as Fast
 
         content = json.loads(self._fast.to_str())
-        renamed = {token: mark(token) for token in self._control}
-        for token in content["added_tokens"]:
-            if token["content"] in renamed:
-                token |= {"content": renamed[token["content"]], "normalized": False}
         model = content["model"]
+        renamed = {token: mark(token) for token in self._control if not _is_ordinary(token, model)}
         if isinstance(model["vocab"], dict):
             model["vocab"] = {renamed.get(token, token): index for token, index in model["vocab"].items()}
         else:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        # What a file was saved with; lengths are the task's affair.
+        ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+        for token in content["added_tokens"]:
+            if token["content"] in self._control:
+                token |= {"content": mark(token["content"]), "normalized": False}
+        # Truncation and padding that a file was saved with do not apply; the task sets lengths.
         content["truncation"] = content["padding"] = None
-        return Fast.from_str(json.dumps(content))
+        reader = Fast.from_str(json.dumps(content))
+        moved: dict[int, int] = {}
+        for token, index in ids.items():
+            new = reader.token_to_id(mark(token) if token in self._control else token)
+            if new is not None and new != index:
+                moved[new] = index
+        return reader, moved
 
     def _slow(self, marked: str) -> list[int]:
         """`encode` for a tokenizer that is written in Python, such as ByT5's."""
         ids: list[int] = []
-        for place, part in enumerate(re.split("[\ufdd0\ufdd1]", marked)):  # plain, control, plain, ...
+        for place, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", marked)):  # plain, control, plain, ...
             if place % 2:
                 ids.append(self.transformers.convert_tokens_to_ids(part))
             elif part:
                 ids += self.transformers(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
+
+
+def _is_ordinary(token: str, model: dict[str, Any]) -> bool:
+    """Return whether a control token is also a token of plain text.
+
+    In a Unigram model such a token has a log-probability; control tokens have 0. In byte-pair encoding it is a single
+    character, or merges make it.
+    """
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        return any(piece == token and score != 0 for piece, score in vocabulary)
+    if token not in vocabulary or "merges" not in model:
+        return token in vocabulary and model["type"] != "BPE"
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
+    return len(token) == 1 or any("".join(pair) == token for pair in pairs)
 
 
 def load_tokenizer(
@@ -203,8 +235,10 @@ def load_tokenizer(
     present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
     for name in present:
         check_text_file(folder / name)
-    if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json"} & set(present):
+    if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt"} & set(present):
         return None
+    if "tokenizer_config.json" in present:
+        _check_extra_ids(folder / "tokenizer_config.json", rows)
     with reading(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
         from transformers import AutoTokenizer
 
@@ -213,10 +247,12 @@ def load_tokenizer(
         )
         needed = {kind: name for kind, name in loaded.vocab_files_names.items() if kind != "tokenizer_file"}
         # Without its files, a class of Transformers makes up a vocabulary.
-        if "tokenizer.json" not in present and (absent := set(needed.values()) - set(present)):
+        if "tokenizer.json" not in present and (
+            absent := {name for name in needed.values() if not (folder / name).exists()}
+        ):
             raise CheckpointError(
-                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}, which a "
-                f"{type(loaded).__name__} is made of"
+                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}; expected one of them for a "
+                f"{type(loaded).__name__}"
             )
         tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
         tokenizer.target_ids("a")  # what is damaged fails here, and not in the midst of a run
@@ -226,6 +262,14 @@ def load_tokenizer(
             f"{folder}: the tokenizer has no token {eos_id}, which the model's configuration names as the end"
         )
     return tokenizer
+
+
+def _check_extra_ids(file: Path, rows: int) -> None:
+    """Raise CheckpointError if a tokenizer_config.json asks for more sentinels than the model has rows for."""
+    values = read_json(file)
+    extra_ids = values.get("extra_ids", 0) if isinstance(values, dict) else 0
+    if type(extra_ids) is not int or not 0 <= extra_ids <= rows:
+        raise CheckpointError(f"{file}: extra_ids is {reprlib.repr(extra_ids)}; expected a number from 0 to {rows}")
 
 
 def t5_configuration() -> Any:
@@ -238,7 +282,7 @@ def t5_configuration() -> Any:
 
 @contextlib.contextmanager
 def reading(failure: str) -> Iterator[None]:
-    """Runs a reader of Transformers: without its log, and with one error for all that damaged files make it raise."""
+    """Run a reader of Transformers without its log, and turn every error that it raises into a CheckpointError."""
     with _quiet():
         import transformers  # noqa: F401  # whose own failure is no fault of the files
 

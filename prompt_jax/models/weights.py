@@ -144,7 +144,7 @@ def abstract(table: list[Parameter], dtype: str, placement: Placement = None) ->
 def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: str) -> None:
     """Raises a `CheckpointError` unless the tensors are exactly those of the table."""
     layers = max((parameter.layers or 0 for parameter in table), default=0)
-    if layers > len(tensors):  # or as many names would be made as a damaged config.json asks for
+    if layers > len(tensors):  # so that a damaged config.json cannot ask for millions of names
         raise CheckpointError(f"{source}: the config has {layers} layers, and the weights {len(tensors)} tensors")
     expected = {name: stored_shape(parameter) for parameter in table for name in _names(parameter)}
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]

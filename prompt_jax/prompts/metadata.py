@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,10 @@ def load(where: str, array: np.ndarray) -> PromptMetadata:
     """The metadata of a file's entry, checked; `where` is named in errors."""
     if array.dtype.kind != "U" or array.shape != ():
         raise PromptFormatError(f"{where}: metadata is {array.dtype} {list(array.shape)}, not one text")
+    # NumPy makes a str of any 32-bit numbers, and Python then fails, or worse.
+    codes = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    if (beyond := codes[codes > sys.maxunicode]).size:
+        raise PromptFormatError(f"{where}: metadata has the character U+{beyond[0]:X}; Unicode ends at U+10FFFF")
     try:
         values = json.loads(str(array), parse_constant=_no_constant, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_jax.errors import UserError
+from prompt_jax.errors import SaveError, UserError
+from prompt_jax.paths import BucketPath
 from prompt_jax.processes import all_agree, is_first, wait_for_all
 from prompt_jax.sharding import fetch, mesh_of, place
 
@@ -22,10 +23,6 @@ import orbax.checkpoint as ocp
 
 class ResumeError(UserError, RuntimeError):
     """Checkpoints are there and none can be used."""
-
-
-class SaveError(UserError, RuntimeError):
-    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Restored(NamedTuple):
@@ -55,6 +52,7 @@ class Checkpoints:
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
             create=False,
+            cleanup_tmp_directories=is_first(),  # saves that a killed process left unfinished
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
@@ -156,6 +154,13 @@ class Checkpoints:
             found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise ResumeError(f"none of the checkpoints in {self.folder} can be read ({found})")
         return None
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a folder among a run's checkpoints is an incomplete save."""
+    if isinstance(path, BucketPath):
+        return not (path / "commit_success.txt").exists()
+    return ".orbax-checkpoint-tmp" in path.name
 
 
 def _as_it_was(leaf: np.ndarray, like: Any) -> Any:

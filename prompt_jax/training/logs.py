@@ -4,32 +4,34 @@ first says anything."""
 import contextlib
 import json
 import math
+import os
+import shutil
+import socket
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from prompt_jax.json_text import json_text
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import is_first
-from prompt_jax.whole_file import write_text
-
-# TensorBoard takes TensorFlow for its files if that is installed, which is some seconds and 500 MB; this module, which
-# it looks for first, tells it to use its own code.
-sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
-from tensorboard.summary import Writer  # noqa: E402
+from prompt_jax.terminal import harmless
+from prompt_jax.whole_file import naming, write_text
 
 
 class Log:
     """Numbers by step and member, to `metrics.jsonl` and to TensorBoard files, a folder for each member.
 
-    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew. On a bucket,
-    where nothing can be appended, the files are as of the last `flush`.
+    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew. The TensorBoard
+    files are made again from the lines that are kept. On a bucket, where nothing can be appended, all files are as of
+    the last `flush`.
     """
 
     def __init__(self, folder: Path, resume_step: int, members: int):
@@ -44,51 +46,92 @@ class Log:
         write_text(path, "".join(json_text(line) + "\n" for line in kept))
         # Without a buffer: what cannot be written is not tried again.
         self._file = self._opened.enter_context(path.open("ab", buffering=0))
-        self._writers = [Writer(str(self._here / "tensorboard" / f"member_{number}")) for number in range(members)]
+        _delete_folder(folder / "tensorboard")
+        self._events = [
+            self._opened.enter_context(EventFile(self._here / "tensorboard" / f"member_{number}"))
+            for number in range(members)
+        ]
+        for line in kept:
+            self._add_events(line)
 
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, failed: Any, *_: Any) -> None:
-        if not is_first():
-            return
-        if failed is not None:  # otherwise the loop has done so
-            with contextlib.suppress(OSError):  # which is not to hide what failed first
-                self.flush()
-        for writer in self._writers:
-            writer.close()
-        self._opened.close()
+    def __exit__(self, *_: Any) -> None:
+        if is_first():
+            self._opened.close()
 
     def flush(self) -> None:
         """Copies what was logged to the bucket. On this machine it is in its place already."""
         if not is_first() or not isinstance(self._folder, BucketPath):
             return
-        for writer in self._writers:
-            writer.flush()
         files = [path for path in self._here.rglob("*") if path.is_file()]
         self._folder.write_all({str(path.relative_to(self._here)): path.read_bytes() for path in files})
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
-        """One line of the JSONL file; the values are plain numbers."""
+        """One line of the JSONL file; the values are plain numbers.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         if not is_first():
             return
-        self._file.write((json_text({"step": step, "member": member, **values}) + "\n").encode())
-        for name, value in values.items():
-            self._writers[member].add_scalar(name, value, step)
+        line = {"step": step, "member": member, **values}
+        with naming(self._folder / "metrics.jsonl"):
+            self._file.write((json_text(line) + "\n").encode())
+        self._add_events(line)
+
+    def _add_events(self, line: Mapping[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("step", "member"):
+                self._events[line["member"]].add_scalar(name, value, line["step"])
+
+
+class EventFile:
+    """A TensorBoard file of one member. Use as a context manager.
+
+    Each event is written at once. TensorBoard's own writer does so in a thread: a process that is killed loses two
+    minutes of events, and an error is raised later than it occurs.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = self._path.open("wb", buffering=0)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def __enter__(self) -> "EventFile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Writes one event. Raises OSError: it cannot be written."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: Event) -> None:
+        with naming(self._path):
+            RecordWriter(self._file).write(event.SerializeToString())
+
+
+def _delete_folder(folder: Path) -> None:
+    if folder.exists():
+        folder.delete() if isinstance(folder, BucketPath) else shutil.rmtree(folder)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, with NaN for null; a last line that was cut off by a crash is left out."""
     path = folder / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(values, dict):  # `json_text` writes null for what is not finite
-            values = {name: math.nan if value is None else value for name, value in values.items()}
-        lines.append(values)
+            lines.append({name: math.nan if value is None else value for name, value in values.items()})
     return lines
 
 
@@ -135,6 +178,7 @@ class Display:
         """A line of text that does not break the bar."""
         if not is_first():
             return
+        text = harmless(text)
         tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
 

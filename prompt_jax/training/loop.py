@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,21 +17,30 @@ from prompt_jax.batches import prefetch
 from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.config_checks import check
 from prompt_jax.decoding import GREEDY
-from prompt_jax.errors import UserError
+from prompt_jax.errors import SaveError, UserError
 from prompt_jax.evaluation import Evaluation, LogitsError, evaluate_members
+from prompt_jax.locks import FileLock, LockLost
 from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.paths import BucketPath
-from prompt_jax.processes import Preempted, Preemption, is_first, wait_for_all
+from prompt_jax.processes import Preempted, Preemption, in_first, is_first, wait_for_all
 from prompt_jax.prompts.files import save_ensemble, save_prompt
 from prompt_jax.sharding import fetch
 from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
-from prompt_jax.training.checkpoints import Checkpoints, SaveError
+from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.logs import Display, Log
+from prompt_jax.training.run_folder import (
+    check_folder,
+    check_same,
+    lock_existing_run,
+    open_folder,
+    record_configuration,
+    remove_remains,
+    remove_results,
+    run_lock,
+)
 from prompt_jax.training.setup import Setup, metadata, prepare
-from prompt_jax.training.step import TrainState
+from prompt_jax.training.step import LARGEST_PARAMETER, TrainState
 from prompt_jax.training.tasks import Task
-from prompt_jax.whole_file import write_text
 
 
 class _Leaving(Exception):
@@ -41,7 +48,7 @@ class _Leaving(Exception):
 
 
 class Diverged(UserError, RuntimeError):
-    """Loss or parameters of all members are no longer finite; the best and the last good prompts are kept."""
+    """All members have diverged; the best and the last good prompts are kept."""
 
     exit_status = 3
 
@@ -83,58 +90,94 @@ class Run:
     progress: Progress
     best: list[Any]  # each member's trainable variables at its best evaluation, on the host
     checkpoints: Checkpoints
+    lock: FileLock  # of the folder; acquired in the first process alone
     log: Log
     display: Display
     best_written: bool = True  # to best.npz
 
 
-def train(experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False) -> tuple[Setup, Progress]:
-    """Trains to the end, going on from the last checkpoint if the run was begun before.
+def train(
+    experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False, lock: FileLock | None = None
+) -> tuple[Setup, Progress]:
+    """Trains to the end, resuming from the last checkpoint if the run was begun before.
 
     Args:
       experiment: what to run.
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
       overwrite: begin anew, deleting what is in the run's folder.
+      lock: of the run's folder (`run_lock`), for a caller that goes on to write there; None releases it at the end.
 
     Raises:
       ConfigError: an impossible configuration, or a run of this name with another one.
-      Diverged: no member's loss is finite any more.
+      LockHeld: another process uses the run's folder.
+      LockLost: the folder was deleted, or taken over by another process.
+      SaveError: a file could not be written.
+      Diverged: all members have diverged.
     """
     check(experiment)
-    _check_folder(experiment, overwrite)
-    setup = prepare(experiment, tasks)
-    wait_for_all("checked")
-    if is_first():
-        _open_folder(experiment, overwrite)
-    wait_for_all("opened")
+    check_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
+        held = lock or stack.enter_context(run_lock(experiment))
+        in_first(lambda: lock_existing_run(experiment, held))
+        setup = prepare(experiment, tasks)
+        wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
+        in_first(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
         folder = experiment.folder / "checkpoints"
+        stack.callback(remove_remains, experiment.folder, held)  # when the last save is done
         checkpoints = stack.enter_context(Checkpoints(folder, experiment.train.keep_checkpoints, identity))
         states, best = setup.states, setup.trainable(setup.states)
         progress = Progress([Standing() for _ in setup.members])
         restored = checkpoints.restore({"states": states, "best": best})
         if restored is not None:
             states, best = restored.state["states"], fetch(restored.state["best"])
-            members = [Standing(**member) for member in restored.progress["members"]]
-            progress = Progress(**restored.progress | {"members": members})
+            progress = _resumed(restored.progress, experiment)
+            if progress.step > setup.steps:
+                raise ConfigError(
+                    f"{experiment.folder} was trained to step {progress.step}, and this configuration ends at step "
+                    f"{setup.steps}; choose another --name, or --overwrite it"
+                )
             setup.batches.seek(restored.position)
-        if is_first():
-            write_text(experiment.folder / "config.json", configuration.to_json(experiment))
+        in_first(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
-        display.say(_describe(experiment, setup, progress.step))
-        run = Run(experiment, setup, progress, best, checkpoints, log, display)
-        if restored is not None:  # the file may be from an evaluation after the checkpoint
-            _save_prompts(run, "best.npz", best)
-        if progress.evaluation_due or (progress.step < setup.steps and progress.training):
-            _fit(run, states)
-        with _saving(run):
-            checkpoints.wait()
-        if not run.best_written:  # which is what comes next stands on
-            _save_prompts(run, "best.npz", run.best)
+        run = Run(experiment, setup, progress, best, checkpoints, held, log, display)
+        _run(run, states, resumed=restored is not None)
     wait_for_all("trained")
     return setup, progress
+
+
+def _run(run: Run, states: tuple[TrainState, ...], resumed: bool) -> None:
+    """Trains from where the run is to the end, and leaves its files as they are after the last step."""
+    setup, progress = run.setup, run.progress
+    run.display.say(_describe(run.experiment, setup, progress.step))
+    if resumed:  # both files may be of another step, before the checkpoint or after it
+        _save_best(run)
+        with _saving(run):
+            _save_prompts(run, "last.npz", setup.trainable(states))
+    if progress.evaluation_due or (progress.step < setup.steps and progress.training):
+        in_first(lambda: remove_results(run.experiment.folder))
+        try:
+            _fit(run, states)
+        except LockLost:
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError, LockLost):  # must not hide the first error
+                run.lock.check()
+                run.log.flush()
+            raise
+    with _saving(run):
+        run.checkpoints.wait()
+    if not run.best_written:  # the results are those of this file, so that a failure ends the run
+        with _saving(run, "stop"):
+            _save_prompts(run, "best.npz", run.best)
+
+
+def _resumed(saved: dict[str, Any], experiment: Experiment) -> Progress:
+    """The progress in a checkpoint. Raises ConfigError: the checkpoint is of another configuration."""
+    if begun := saved.pop("experiment", None):  # config.json may be empty, or another run's
+        check_same(configuration.from_json(json.dumps(begun)), experiment)
+    return Progress(**saved | {"members": [Standing(**member) for member in saved["members"]]})
 
 
 def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
@@ -170,26 +213,34 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
             stopping = not progress.training
             if evaluating or saving or stopping or leaving:
                 with _saving(run):
-                    run.log.flush()  # first, so that no checkpoint is of a step that the log has not come to
+                    run.lock.check()
+                    run.log.flush()  # first, so that the log is never behind a checkpoint
             if saving or stopping or leaving:
                 assert position is not None  # MemberBatches has one
                 with _saving(run):
                     run.checkpoints.wait()  # an error of the last save is not this one's
                 with _saving(run):
                     state = {"states": states, "best": run.best}
-                    run.checkpoints.save(step, state, position, dataclasses.asdict(progress))
+                    run.checkpoints.save(step, state, position, _saved(run))
                 with _saving(run):
                     _save_prompts(run, "last.npz", setup.trainable(states))
             if leaving:
                 _leave(run)
 
 
+def _saved(run: Run) -> dict[str, Any]:
+    """What a checkpoint says of the run, for `_resumed`."""
+    return dataclasses.asdict(run.progress) | {"experiment": json.loads(configuration.to_json(run.experiment))}
+
+
 def _leave(run: Run) -> NoReturn:
     with _saving(run):
         run.checkpoints.wait()
+    if not is_first():  # only the first process saves
+        raise Preempted("preempted; the output of process 0 says what was saved")
     saved = run.checkpoints.latest
-    where = "nothing is saved yet" if saved is None else f"saved at step {saved}, from which the same command goes on"
-    raise Preempted(f"asked to leave; {where}")
+    where = "nothing is saved yet" if saved is None else f"saved at step {saved}: run the same command again to resume"
+    raise Preempted(f"preempted; {where}")
 
 
 def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tuple[tuple[TrainState, ...], list[Any]]:
@@ -215,8 +266,12 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
             if members[number].status != "training":
                 continue
             values = {name: float(value[place]) for name, value in fetched.items()}
-            if not values.pop("finite"):
-                diverged[number] = f"the loss is {values['loss']} and the update is not finite"
+            largest = values.pop("largest")
+            if values.pop("diverged"):
+                diverged[number] = (
+                    f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}, "
+                    f"largest parameter {largest:.4g} (of at most {LARGEST_PARAMETER:.2g})"
+                )
                 continue
             members[number].steps = step
             losses.append(values["loss"])
@@ -230,17 +285,18 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
 
 
 def _report_diverged(run: Run, step: int, reasons: Mapping[int, str]) -> None:
-    """Ends the training of members that have diverged, for these reasons. Raises Diverged where no other is left."""
+    """Ends the training of members that have diverged, and says why. Raises Diverged if no other member is left."""
     members = run.progress.members
     for number in reasons:
         members[number].status = "diverged"
-    for number, reason in reasons.items():
+    ended = all(member.status == "diverged" for member in members)
+    for place, (number, reason) in enumerate(reasons.items(), 1):
         message = (
-            f"step {step}: {_named(run, number)}{reason}; training stopped. "
+            f"step {step}: {_named(run, number)}training diverged and was stopped: {reason}. "
             f"{run.experiment.folder / 'best.npz'} has the best prompt until then (step {members[number].best_step}). "
             "A lower optimizer.learning_rate or optimizer.clip_norm may help"
         )
-        if number == list(reasons)[-1] and all(member.status == "diverged" for member in members):
+        if ended and place == len(reasons):
             raise Diverged(message)
         run.display.say(message)
 
@@ -285,7 +341,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
 
     progress.evaluation_due = False
     lost = [number for number in progress.training if number not in own]
-    _report_diverged(run, progress.step, dict.fromkeys(lost, "its logits on the validation split are not finite"))
+    _report_diverged(run, progress.step, dict.fromkeys(lost, "the logits on the validation split are not finite"))
     improved = False
     results = {number: _scores(by_task, run.experiment.train.best_by) for number, by_task in own.items()}
     for number, scores in results.items():
@@ -300,10 +356,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
             run.best[number] = trainable[number]
             improved = True
     if improved or not run.best_written:
-        run.best_written = False
-        with _saving(run):
-            _save_prompts(run, "best.npz", run.best)
-            run.best_written = True
+        _save_best(run)
     if results:
         _show_scores(run, [next(iter(scores.values())) for scores in results.values()])
     return _stop_early(run, states), False
@@ -393,20 +446,38 @@ def _stop_early(run: Run, states: tuple[TrainState, ...]) -> tuple[TrainState, .
 
 
 @contextlib.contextmanager
-def _saving(run: Run) -> Iterator[None]:
-    """What cannot be written ends the run, or is reported, as train.save_errors says."""
+def _saving(run: Run, errors: Literal["stop", "continue"] | None = None) -> Iterator[None]:
+    """End the run if a file cannot be written inside, or report it: as `errors` says, or train.save_errors.
+
+    Raises:
+      LockLost: the folder is gone, or another process's, which explains what failed.
+      SaveError: anything else.
+    """
     try:
         yield
     except (SaveError, OSError) as error:
-        if run.experiment.train.save_errors == "stop":
-            raise
-        run.display.say(f"not saved, and training goes on: {error}")
+        with contextlib.suppress(OSError):
+            run.lock.check()
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"{error.filename or run.experiment.folder}: {error.strerror or error}"
+        if (errors or run.experiment.train.save_errors) == "stop":
+            raise SaveError(reason) from error
+        run.display.say(f"not saved, and training goes on: {reason}")
+
+
+def _save_best(run: Run) -> None:
+    run.best_written = False
+    with _saving(run):
+        _save_prompts(run, "best.npz", run.best)
+        run.best_written = True
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
-    """Writes a prompt file of all members, each with where it comes from."""
+    """Write a prompt file of all members, each with where it comes from. Raise LockLost if the folder is not ours."""
     if not is_first():
         return
+    run.lock.check()
     descriptions = []
     for number, stored in enumerate(run.setup.stored):
         member = run.progress.members[stored.member]
@@ -419,54 +490,6 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
         save_prompt(path, prompts[0], descriptions[0])
     else:
         save_ensemble(path, prompts, descriptions)
-
-
-def _check_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Refuses to go on with a run of another configuration, or to delete what is no run."""
-    folder, written = experiment.folder, experiment.folder / "config.json"
-    if isinstance(folder, BucketPath):
-        folder.check()
-    if not written.exists():
-        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
-        return
-    try:
-        begun = configuration.from_json(written.read_text())
-    except ConfigError as error:
-        raise ConfigError(f"{written} is not the record of a run ({error}); choose another --name") from error
-    before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
-    may_change = _MAY_CHANGE | (
-        {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
-    )
-    changed = [
-        name
-        for name in configuration.differences(before, now)
-        if name not in may_change and not name.startswith(("decoding.", "mesh."))  # what comes after; where it runs
-    ]
-    if changed and not overwrite:
-        raise ConfigError(
-            f"{folder} holds a run with another configuration (changed: {', '.join(changed)}); "
-            "choose another --name, or --overwrite it"
-        )
-
-
-def _open_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Makes the run's folder, anew if the one that is there is to go."""
-    folder = experiment.folder
-    if overwrite and isinstance(folder, BucketPath):
-        # File by file: what says that this is a run goes last, so that after a crash it can be overwritten again.
-        for path in sorted(folder.iterdir() if folder.exists() else [], key=lambda path: path.name == "config.json"):
-            path.delete()
-    elif overwrite and folder.exists():
-        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
-        folder.rename(doomed)  # so that a crash leaves no folder of this name that is half a run
-        shutil.rmtree(doomed)
-    if not (folder / "config.json").exists():
-        write_text(folder / "config.json", configuration.to_json(experiment))
-
-
-# What a resumed run may do otherwise; with a constant schedule it may also go on for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
 
 
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:

@@ -16,6 +16,7 @@ from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.examples import Examples
 from prompt_jax.inspection import inspect, prompt_similarity
 from prompt_jax.json_text import json_text
+from prompt_jax.locks import FileLock
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.processes import is_first
 from prompt_jax.prompts.files import read_prompts
@@ -49,10 +50,16 @@ class Test:
         return ranked_alone(self.examples, self.members[0]) if self.ensemble is None else self.ensemble.ranked
 
 
-def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
+def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileLock | None = None) -> str:
     """Scores the run's best prompts and writes the three files. Returns the text that the command line prints.
 
     Of several processes all have their part in the scores, and the first writes; the others return no text.
+
+    Args:
+      lock: of the run's folder, checked before files are written.
+
+    Raises:
+      LockLost: the folder was deleted, or taken over by another process.
     """
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
@@ -61,6 +68,8 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress) -> str:
     inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
     if not is_first():
         return ""
+    if lock is not None:
+        lock.check()
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
     write_text(folder / "summary.json", json_text(_summary(experiment, setup, progress, tests), indent=2) + "\n")

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 import prompt_jax
 from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, control_tokens, data, evaluation, save_prompt
-from prompt_jax.cli.common import harmless
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data_files import file_task
 from prompt_jax.data_lines import DataError
 from prompt_jax.models.tokenizer import Tokenizer
 from prompt_jax.prompts.files import Base
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.terminal import harmless
 
 FORMAT = TaskFormat("{text}", input_length=4096)
 FAMILIES = ("gpt2", "bart", "t5")
@@ -221,6 +221,7 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
     assert "input 2: the argument 'na\\udcefve' is not text" in message("a", "na\udcefve")
     assert "none.txt: cannot be read: No such file" in message("--input", tmp_path / "none.txt")
     assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.json", '[{"text": "a"}]', "utf-8"))
+    assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.JSON.gz", "{}", "utf-8"))
     monkeypatch.setattr("sys.stdin", None)
     assert "standard input: no input" in run(*argv)[2]
 

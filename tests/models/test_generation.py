@@ -66,6 +66,9 @@ def test_special_tokens_of_generation_config_replace_those_of_config(folder, gen
     assert special == ({} if not generation else {"eos_id": 4, "pad_id": 6, "start_id": 0})
     (folder() / "generation_config.json").unlink()
     assert read(folder({"eos_token_id": 2}))[1] == {}, "which are read from config.json by the family"
+    assert read(folder({"bos_token_id": 7}))[1] == {"start_id": 7}
+    assert read(folder({}, {"bos_token_id": 8}))[1] == {"start_id": 8}
+    assert read(folder({}, {"bos_token_id": 8}), encoder_decoder=False)[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,19 @@ def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny)
         prompt_jax.generate(tiny.params, config, whole(random_text(tiny, 1, 4)), max_new_tokens=3)
 
 
+def test_settings_beyond_the_length_of_an_answer(tiny):
+    """A sequence that is longer than all text is never repeated; a minimum that is too long bans the end token."""
+    batch = whole(random_text(tiny, 2, 4))
+
+    def tokens(**changes):
+        config = dataclasses.replace(tiny.config, generation=GenerationSettings(**changes))
+        return prompt_jax.generate(tiny.params, config, batch, max_new_tokens=3)
+
+    for changes in ({"no_repeat_ngram": 10**9}, {"encoder_no_repeat_ngram": 10**9}):
+        np.testing.assert_array_equal(tokens(**changes), tokens())
+    assert tiny.config.eos_id not in np.asarray(tokens(min_new_tokens=9))
+
+
 def test_a_forced_first_token_needs_an_encoder(folder):
     settings, _ = read(folder({}, {"forced_bos_token_id": 5}), encoder_decoder=False)
     assert settings.forced_first is None
@@ -107,7 +123,9 @@ def test_a_forced_first_token_needs_an_encoder(folder):
         ('{"eos_token_id": [1, "x"]}', "eos_token_id is 'x'; expected ids of tokens"),
         ('{"forced_bos_token_id": -1}', "forced_bos_token_id is -1"),
         ('{"suppress_tokens": [true]}', "suppress_tokens is True"),
-        ('{"num_beams": 1.5}', "(num_beams is 1.5; expected a whole number from 0 on|cannot be read)"),
+        ('{"num_beams": 1.5}', "(num_beams is 1.5; expected a whole number from 0 to 1000|cannot be read)"),
+        ('{"num_beams": 1000000000}', "num_beams is 1000000000; expected a whole number from 0 to 1000"),
+        ('{"max_length": 1000000000000}', "max_length is 1000000000000; expected a whole number from 0 to 100000"),
         ('{"no_repeat_ngram_size": "3"}', "no_repeat_ngram_size is '3'"),
         ('{"repetition_penalty": 0}', "repetition_penalty is 0; expected a positive number"),
         ('{"length_penalty": NaN, "num_beams": 2}', "length_penalty is nan; expected a number"),

@@ -96,6 +96,13 @@ def test_configurations(changed, content, message):
     assert len(str(raised.value)) < 10_000
 
 
+def test_a_billion_labels(changed, tiny_folders):
+    """No model here has any; AutoConfig would name each of them."""
+    for family in FAMILIES:
+        content = json.loads((tiny_folders[family] / "config.json").read_text()) | {"num_labels": 10**9}
+        prompt_jax.load_model(str(changed(family, "config.json", json.dumps(content).encode())))
+
+
 def test_an_index_of_shards_that_is_nested(changed):
     folder = changed("t5", "model.safetensors", b"")
     (folder / "model.safetensors").unlink()

@@ -42,6 +42,10 @@ def test_what_is_not_written(fixtures, tmp_path):
     config = dataclasses.replace(model.config, relative_per_layer=True)
     with pytest.raises(CheckpointError, match="relative positions in each layer"):
         save_model(tmp_path / "m", dataclasses.replace(model, config=config))
+    generation = dataclasses.replace(model.config.generation, not_applied=("stop_strings=['.']",))
+    config = dataclasses.replace(model.config, generation=generation)
+    with pytest.raises(CheckpointError, match=r"settings that would be lost: stop_strings=\['.'\]; remove them from"):
+        save_model(tmp_path / "m", dataclasses.replace(model, config=config))
     assert not (tmp_path / "m").exists()
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "mine.txt").touch()

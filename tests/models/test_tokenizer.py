@@ -14,11 +14,11 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 import bytepairs
 import sentencepieces
-from conftest import SENTENCES
 from fuzzing import FUZZ
 from prompt_jax.control_tokens import CLOSE, OPEN
 from prompt_jax.models.checkpoint_files import CheckpointError
 from prompt_jax.models.tokenizer import load_tokenizer
+from sentencepieces import SENTENCES
 
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -184,6 +184,58 @@ def test_decoded_text_is_auto_tokenizers(both, data):
     assert ours.decode(ids) == (expected.removeprefix(" ") if ours.causal else expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("t5", {"tokenizer_class": "T5Tokenizer", "additional_special_tokens": ["a", "f"], "extra_ids": 0}),
+        ("t5", {"tokenizer_class": "T5Tokenizer", "pad_token": "l"}),
+        ("gpt2", {"pad_token": "l", "eos_token": "<|endoftext|>"}),
+        ("gpt2", {"additional_special_tokens": ["film"], "eos_token": "<|endoftext|>"}),
+        ("gpt2 with added tokens", {"additional_special_tokens": ["l", "<|user|>"], "eos_token": "<|endoftext|>"}),
+    ],
+)
+def test_control_tokens_that_are_words_too(tmp_path, kind, config):
+    """In data they keep their ordinary ids; in a template they are one token even within a word."""
+    from transformers import AutoTokenizer
+
+    make(tmp_path / "model", kind)
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load(tmp_path / "model", kind), AutoTokenizer.from_pretrained(str(tmp_path / "model"))
+    for text in ("film with a bad plot", "full all, ll superfilm", "a"):
+        ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ours.encode(text) == ids
+        assert ours.encode(ours.marked(text)) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.decode(ids) == theirs.decode(ids).removeprefix(" ")
+
+
+def test_a_bert_tokenizer(tmp_path):
+    """As Chinese GPT-2 and BART have it."""
+    from transformers import AutoTokenizer
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart"}))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film", "##s", "[", "]", "mask"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    ours, theirs = load(tmp_path, "bart", eos_id=3, pad_id=0), AutoTokenizer.from_pretrained(str(tmp_path))
+    assert ours.input_ids("a good films") == theirs("a good films")["input_ids"] == [2, 5, 6, 7, 8, 3]
+    assert ours.encode("a [MASK]") == [5, 9, 11, 10] and ours.encode(ours.marked("a [MASK]")) == [5, 4]
+
+
+def test_padding_that_is_a_word_is_decoded(tmp_path):
+    make(tmp_path / "model", "gpt2")
+    pad_id = load(tmp_path / "model", "gpt2").encode("l")[0]
+    tokenizer = load(tmp_path / "model", "gpt2", pad_id=pad_id)
+    assert tokenizer.decode(tokenizer.encode("all films")) == "all films"
+
+
+def test_more_sentinels_than_rows(tmp_path):
+    make(tmp_path / "model", "t5")
+    for count in (10**8, -1, "9", None):
+        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"extra_ids": count}))
+        with pytest.raises(CheckpointError, match=r"extra_ids is .*; expected a number from 0 to 1000"):
+            load(tmp_path / "model", "t5")
+
+
 def test_properties(both):
     ours = both.ours
     assert ours.vocab_size == max(both.theirs.get_vocab().values()) + 1
@@ -277,8 +329,12 @@ def test_no_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("t5", {"tokenizer_class": "T5Tokenizer"}, "neither tokenizer.json nor spiece.model, which a T5Tokenizer"),
-        ("gpt2", {}, "neither tokenizer.json nor merges.txt and vocab.json, which a GPT2Tokenizer is made of"),
+        (
+            "t5",
+            {"tokenizer_class": "T5Tokenizer"},
+            "spiece.model; expected one of them for a T5Tokenizer",
+        ),
+        ("gpt2", {}, "neither tokenizer.json nor merges.txt and vocab.json; expected one of them for a GPT2Tokenizer"),
     ],
 )
 def test_files_that_are_missing(tmp_path, kind, config, message):
@@ -314,7 +370,7 @@ def test_broken_files(tmp_path, file, content):
     kind = {"spiece.model": "t5", "vocab.json": "gpt2, vocab.json"}.get(file, "gpt2")
     make(tmp_path / "model", kind)
     (tmp_path / "model" / file).write_text(content)
-    with pytest.raises(CheckpointError, match="(the tokenizer in .* cannot be read|has no token|is empty)") as raised:
+    with pytest.raises(CheckpointError, match="(cannot be read|has no token|is empty|is no JSON)") as raised:
         load(tmp_path / "model", kind)
     assert len(str(raised.value)) < 1000
 

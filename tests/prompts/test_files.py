@@ -299,6 +299,14 @@ BROKEN = {
         "no number",
     ),
     "no text": ({"encoder_tokens": GOOD, "metadata": GOOD}, "metadata is float32"),
+    "beyond Unicode": (
+        {"encoder_tokens": GOOD, "metadata": np.frombuffer(b"\0\0\x11\0", "<U1").reshape(())},
+        r"metadata has the character U\+110000",
+    ),
+    "far beyond Unicode, and big-endian": (
+        {"encoder_tokens": GOOD, "metadata": np.frombuffer(b"\0\0\0{\xff\xff\xff\xff\0\0\0}", ">U3").reshape(())},
+        r"metadata has the character U\+FFFFFFFF",
+    ),
     "no json": ({"encoder_tokens": GOOD, "metadata": np.array("{")}, "metadata is no JSON"),
     "deep json": ({"encoder_tokens": GOOD, "metadata": np.array("[" * 100_000)}, "metadata is no JSON"),
     "list": ({"encoder_tokens": GOOD, "metadata": np.array("[]")}, "JSON list"),

@@ -102,7 +102,6 @@ def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:
         mask = np.ones_like(mask)  # PEFT counts padding on the left as text
     read = whole(inputs) | {"inputs_mask": mask}
     asked = {"input_ids": torch.tensor(inputs).long(), "attention_mask": torch.tensor(mask).long()}
-    theirs.generation_config.forced_eos_token_id = None  # Transformers' default for BART: the last token is the end
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")  # GPT-2's, of virtual tokens
         expected = theirs.generate(**asked, **options).numpy()[:, -NEW:]

@@ -1,6 +1,7 @@
 """What the launcher checks, records and ships, whatever the backend; pauses; and shell that is made of it."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -77,6 +78,12 @@ def test_pauses_grow_and_end():
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, None]
 
 
+def test_pauses_do_not_overflow():
+    restarts = Restarts(most=3000, first_wait=0.5)
+    waits = [restarts.wait(lasted=1) for _ in range(3000)]
+    assert waits[:10] == [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256] and set(waits[10:]) == {300}
+
+
 def test_a_good_sitting_begins_the_count_anew():
     restarts = Restarts(most=1, first_wait=5)
     assert [restarts.wait(lasted) for lasted in (1, 601, 601, 1)] == [5, 5, 5, None]
@@ -131,6 +138,8 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
         (["--name", "x"], "NAME is the run's name"),
         (["--runs=x"], "an option of the launcher"),
         (["--overwrite"], "each restart would begin anew"),
+        (["--no-distributed"], "each process would train the whole run"),
+        (["--train.steps", "3", "--no_distributed"], "each process would train the whole run"),
         (["--train.steps", "3", "--dry-run"], "--dry-run is an option of the launcher, and comes before NAME"),
         (["--retries=3"], "comes before NAME"),
         (["--data.template", "the hf_0123456789 one"], "the value of HF_TOKEN is in the command line"),
@@ -144,9 +153,43 @@ def test_what_is_no_override_is_refused_before_anything_runs(checkout, backend, 
     assert "hf_0123456789" not in done.stderr
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ("configs", "configs is a folder: CONFIG is a file"),
+        (".", "is a folder: CONFIG is a file"),
+        ("requirements.lock", "requirements.lock is no configuration"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_before_anything_runs(checkout, backend, config, told):
+    done = checkout.launch(backend, *BACKENDS[backend], "demo", config, code=1)
+    assert done.stderr.startswith("launch: ") and told in done.stderr and not done.stdout
+    assert not checkout.state.exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "option, value", [("--retries", "-1"), *(("--backoff", v) for v in ("-1", "nan", "inf", "301"))]
+)
+def test_wrong_restarts(checkout, backend, option, value):
+    words = (backend, *BACKENDS[backend], option, value, "demo", "configs/tiny.py")
+    assert f"launch: {option} must be" in checkout.launch(*words, code=1).stderr
+    assert not checkout.state.exists()
+
+
+def test_a_folder_of_records_that_cannot_be_made_is_named(checkout):
+    checkout.state.touch()
+    for words in (("local", "demo", "configs/tiny.py"), ("list",), ("stop", "demo")):
+        told = checkout.launch(*words, code=None)
+        assert "Traceback" not in told.stderr
+        assert told.returncode == 0 or told.stderr.startswith(f"launch: {checkout.state}"), told.stderr
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
+        (("--poll", "nan"), "--poll must be from 0 to 86400 seconds"),
         (("--zone", "us-west4-a; rm -rf /"), "--zone"),
         (("--accelerator", "v5litepod"), "something like v5litepod-256"),
         (("--accelerator", "v9x-8"), "name its software too, with --runtime-version"),
@@ -167,6 +210,8 @@ def test_wrong_options_of_a_pod(checkout, options, told):
         (("local", "--processes", "0", "demo", "configs/tiny.py"), "--processes must be from 1 to 64"),
         (("slurm", "--nodes", "0", "demo", "configs/tiny.py"), "--nodes must be positive"),
         (("slurm", "--sbatch", "gpu", "demo", "configs/tiny.py"), "an option of sbatch"),
+        (("local", "--grace", "nan", "demo", "configs/tiny.py"), "--grace must be from 0"),
+        (("slurm", "--grace", "-1", "demo", "configs/tiny.py"), "--grace must be from 0"),
         (("local", "Demo", "configs/tiny.py"), "'Demo' is no name of a job"),
         (("local", "demo", "configs/none.py"), "configs/none.py is not in the commit"),
         (("local", "demo", "../elsewhere.py"), "put it there"),
@@ -226,6 +271,14 @@ def test_the_next_launch_has_the_next_commit_and_keeps_the_record(checkout):
     first, second = checkout.job("demo")["launches"]
     assert first["commit"] != second["commit"] == checkout.git("rev-parse", "HEAD")
     assert (checkout.state / "demo" / "code" / "configs" / "tiny.py").read_text() == "experiment = 'second'\n"
+
+
+def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+    monkeypatch.setattr(jobs.os, "fsync", lambda file: synced.append(os.fstat(file)) or real(file))
+    jobs.Job("demo", "local", "runs", {}, {}, folder=tmp_path).write(state="running")
+    (record,) = tmp_path.iterdir()
+    assert [(each.st_ino, each.st_size) for each in synced] == [(record.stat().st_ino, record.stat().st_size)]
 
 
 def test_a_name_is_of_one_backend(checkout):

@@ -5,6 +5,7 @@ The real one is of this machine alone (`make test-slurm`, which sets SLURM_CONF 
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.restarts import Restarts
 from launching import AWKWARD, Checkout, wait_for
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -64,6 +66,12 @@ def test_stop_and_delete(stood_in):
     assert calls(stood_in)[-1] == "scancel 41" and not (stood_in.state / "demo").exists()
 
 
+def test_an_exit_status_that_is_about_to_be_written(stood_in):
+    stood_in.launch("slurm", *DEMO, ANSWER_sbatch="41")
+    (stood_in.state / "demo" / "status").touch()
+    assert "  ended\n" in stood_in.launch("list").stdout
+
+
 # --------------------------------------------------------------------------------------------------------------
 # The job's script
 
@@ -71,6 +79,16 @@ def test_stop_and_delete(stood_in):
 def submitted(stood_in: Checkout, *words: str, options: tuple[str, ...] = FAST) -> Path:
     stood_in.launch("slurm", *options, *DEMO, *words, ANSWER_sbatch="7")
     return stood_in.state / "demo" / "job.sh"
+
+
+def test_the_pauses_of_the_script_are_those_of_the_launcher(stood_in):
+    """Also after so many restarts that a shift would overflow."""
+    script = submitted(stood_in, options=("--backoff", "5", "--retries", "200")).read_text()
+    pause = re.search(r" +delay=.*\n.*\n", script)[0]
+    command = ["bash", "-c", f"for restarts in $(seq 200); do\n{pause}echo $delay\ndone"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    restarts = Restarts(most=200, first_wait=5)
+    assert list(map(int, printed.split())) == [restarts.wait(lasted=1) for _ in range(200)]
 
 
 def run_script(stood_in: Checkout, script: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from launcher import jobs, tpu_vm
+from launcher.commands import LaunchError
 from launching import AWKWARD, Checkout, wait_for
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -442,3 +443,10 @@ def test_gcloud_itself_takes_the_arguments(direct, tmp_path):
     *ours, last = [each["error_message"] for each in json.loads(done.stdout)]
     assert dict(zip(asked, ours, strict=True)) == dict.fromkeys(asked)
     assert "--no-such-flag" in last
+
+
+@pytest.mark.parametrize("listing", ["WARNING: no JSON", "[1]", '[{"state": "READY"}]'])
+def test_an_answer_that_is_no_list_is_shown(listing):
+    with pytest.raises(LaunchError, match="gcloud printed no list of resources") as told:
+        tpu_vm._named(listing, "demo")
+    assert listing in str(told.value)

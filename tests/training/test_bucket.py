@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -22,11 +25,13 @@ from prompt_jax import cli, paths
 from prompt_jax import config as configuration
 from prompt_jax.config import ConfigError, Experiment, MeshConfig
 from prompt_jax.data_files import DataError, file_task
+from prompt_jax.locks import LockLost
 from prompt_jax.paths import BucketError, as_path
 from prompt_jax.prompts.files import read_prompts
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training import loop
 from prompt_jax.training.logs import read_log
+from prompt_jax.training.run_folder import run_lock
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +128,8 @@ def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
     assert log(there) == log(experiment)
     assert names(there.folder) == names(experiment.folder)
     assert names(there.folder / "checkpoints") == names(experiment.folder / "checkpoints") == {"4", "6"}
-    events = list((there.folder / "tensorboard" / "member_0").iterdir())
-    assert len(events) == 2 and all(b"train/loss" in event.read_bytes() for event in events)
+    (events,) = (there.folder / "tensorboard" / "member_0").iterdir()  # made again when the run was resumed
+    assert events.read_bytes().count(b"train/loss") == 6
     written = json.loads((there.folder / "config.json").read_text())
     assert written["runs"] == str(runs)
     assert (there.folder / "predictions.jsonl").read_text() == (experiment.folder / "predictions.jsonl").read_text()
@@ -203,6 +208,89 @@ def test_overwriting_that_was_cut_short(experiment, runs, storage):
     assert log(there)[-1]["step"] == 2
 
 
+def contents(storage: Storage, experiment: Experiment) -> dict[str, bytes]:
+    prefix = "/".join(experiment.folder.parts[2:])
+    return {name: each.data for name, each in storage.objects.items() if name.startswith(f"{prefix}/")}
+
+
+def test_of_two_processes_the_latest_takes_the_run_over(experiment, runs, whole, storage):
+    """The other one stops before it writes again, and the files are those of a run alone."""
+    there, after = on(runs, experiment), {}
+    told = f"{there.folder}, or the .lock in it, was deleted .* by another process that took over"
+
+    def take_over(run):
+        if after:  # this is the other process
+            return
+        run.checkpoints.wait()
+        after["step"] = run.progress.step
+        left = f"{there.folder} was last used by process {os.getpid()} on .* it will stop"
+        with pytest.warns(UserWarning, match=left), ThreadPoolExecutor() as pool:  # whose stack is not this deep
+            pool.submit(loop.train, there).result()
+        after["files"] = contents(storage, there)
+
+    with before_step(4, take_over), pytest.raises(LockLost, match=told):
+        loop.train(there)
+    assert after["step"] == 3 and contents(storage, there) == after["files"]
+    for file in ("best.npz", "last.npz"):
+        np.testing.assert_array_equal(tokens(there, file), tokens(whole, file))
+    assert log(there) == log(whole)
+
+
+def test_the_process_that_took_the_run_over_is_named(experiment, runs, storage):
+    there = on(runs, experiment)
+    with run_lock(there) as other:
+
+        def take_over(run):
+            with pytest.warns(UserWarning, match="it will stop"):
+                other.acquire()
+
+        with before_step(4, take_over), pytest.raises(LockLost) as lost:
+            loop.train(there)
+        told = f"{there.folder} was taken over by process {os.getpid()} on {socket.gethostname()}, started"
+        assert str(lost.value).startswith(told)
+        other.check()
+    assert ".lock" not in names(there.folder) and "last.npz" in names(there.folder)
+
+
+def test_of_two_processes_that_begin_together_one_writes_the_configuration(experiment, runs, monkeypatch):
+    """The other sees that it is of another run."""
+    there = changed(on(runs, experiment), "train", steps=2)
+    other = changed(there, "prompt", length=5)
+    real = paths.BucketPath.create
+
+    def create(path, data):  # just before, the other process has done the same
+        assert real(path, configuration.to_json(other).encode())
+        return real(path, data)
+
+    monkeypatch.setattr(paths.BucketPath, "create", create)
+    with pytest.raises(ConfigError, match=r"another configuration \(changed: prompt.length\)"):
+        loop.train(there)
+    monkeypatch.undo()
+    loop.train(other)
+
+
+def test_a_folder_that_is_deleted_during_training(experiment, runs, whole, storage):
+    there = on(runs, experiment)
+
+    def delete(run):
+        run.checkpoints.wait()
+        there.folder.delete()
+
+    with before_step(4, delete), pytest.raises(LockLost, match=f"{there.folder} was deleted while"):
+        loop.train(there)
+    assert contents(storage, there) == {}
+    loop.train(there)
+    np.testing.assert_array_equal(tokens(there), tokens(whole))
+    assert log(there) == log(whole)
+
+
+def test_what_an_unfinished_save_has_left_in_a_deleted_folder(experiment, runs, storage):
+    there = changed(on(runs, experiment), "train", steps=2)
+    (there.folder / "checkpoints" / "4" / "state" / "d" / "0").write_bytes(b"half")
+    loop.train(there)
+    assert names(there.folder / "checkpoints") == {"2"}
+
+
 @pytest.mark.parametrize("bucket", ["missing", "refused"])
 def test_a_bucket_that_cannot_be_used(experiment, runs, storage, tmp_path, capsys, bucket):
     """One line, before anything is loaded."""
@@ -233,13 +321,14 @@ def test_access_that_ends(experiment, runs, whole, storage, capfd, policy):
             with pytest.raises((BucketError, loop.SaveError), match="nobody does not have storage access"):
                 loop.train(there)
         else:
-            with pytest.raises(BucketError, match="best.npz: nobody does not have storage access"):
+            with pytest.raises(loop.SaveError, match="run/.lock: nobody does not have storage access"):
                 loop.train(there)
             said = capfd.readouterr().err
             assert "not saved, and training goes on: gs://bucket" in said and "step 6/6" in said
     storage.refusing = False
     assert names(there.folder / "checkpoints") == {"2"}
-    loop.train(there)
+    with pytest.warns(UserWarning, match="which did not finish"):  # and could not say that it had ended
+        loop.train(there)
     np.testing.assert_array_equal(tokens(there), tokens(whole))
     assert log(there) == log(whole)
 

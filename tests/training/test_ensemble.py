@@ -241,7 +241,7 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
-    assert "member 1: the loss is" in said and "has the best prompt until then" in said
+    assert "member 1: training diverged and was stopped: loss" in said and "has the best prompt until then" in said
     assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
     for number in (0, 2):
         alone = named(configuration.members(wild)[number], f"alone{number}")
@@ -250,15 +250,18 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
 
 
-def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment, tiny_folders, capfd):
+def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
     """GPT-2's norm of a vector near overflow is NaN. The others are evaluated all the same."""
+    monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # or the step before would be the last
     gpt2 = changed(changed(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
     rates = (0.01, 3e38, 0.01)
     wild = changed(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
-    assert "step 1: member 1: its logits on the validation split are not finite; training stopped" in said
+    assert (
+        "step 1: member 1: training diverged and was stopped: the logits on the validation split are not finite" in said
+    )
     assert all(np.isfinite(each).all() for each in tokens(wild, "best.npz"))
     assert progress.members[1].best_step == 0
     for number in (0, 2):
@@ -302,8 +305,8 @@ def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monk
 
         def step(state, *rest):
             state, metrics = setup.step(state, *rest)
-            broken = np.array([True, len(calls) < 3])  # in the step after the third evaluation
-            return state, metrics | {"finite": metrics["finite"] & broken}
+            broken = np.array([False, len(calls) >= 3])  # in the step after the third evaluation
+            return state, metrics | {"diverged": metrics["diverged"] | broken}
 
         return dataclasses.replace(setup, step=step)
 
@@ -407,7 +410,7 @@ def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypat
     monkeypatch.setattr(loop, "evaluate_members", distances)
     _, expected = train(whole)
     assert [each.status for each in expected.members] == ["training", "diverged", "stopped early", "stopped early"]
-    assert [each.steps for each in expected.members] == [6, 1, 2, 2]
+    assert [each.steps for each in expected.members] == [6, 0, 2, 2]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "prepare", failing)
         train(cut)

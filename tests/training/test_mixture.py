@@ -248,7 +248,7 @@ def test_messages_say_which_prompts_are_a_members(mixed, tasks, capfd):
     train(run, tasks=tasks)
     said = capfd.readouterr().err
     assert "member 0 (prompts 0 and 1 of best.npz): no better mean in 1 evaluations" in said
-    assert "member 1 (prompts 2 and 3 of best.npz): the loss is" in said
+    assert "member 1 (prompts 2 and 3 of best.npz): training diverged and was stopped: loss" in said
 
 
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}

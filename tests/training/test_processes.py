@@ -134,7 +134,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
     wait_for_step(hurt, 2)
     started[-1].terminate()
     assert distributed.finish(hurt, started, timeout=60) == [75] * processes
-    assert "asked to leave; saved at step" in distributed.output(hurt).read_text()
+    assert "preempted; saved at step" in distributed.output(hurt).read_text()
 
     chance = random.Random(0)
     for number in range(KILLS):
@@ -170,7 +170,9 @@ def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
         time.sleep(0.05)
     resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
     statuses = distributed.finish(experiment, started, timeout=60)
-    assert re.search("could not be written|File too large", distributed.output(experiment).read_text())
+    first, second = (distributed.output(experiment, number).read_text() for number in range(2))
+    assert re.search("prompt-jax: .*(could not be written|File too large)", first.splitlines()[-1])
+    assert "Traceback" not in first + second
     assert statuses[0] == 1 and statuses[1] in (76, -signal.SIGABRT)
     again = changed(experiment, "train", steps=3001)
     started = distributed.start(again, 2)
@@ -182,9 +184,54 @@ def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
         process.wait()
 
 
-def test_which_errors_are_of_a_lost_process(monkeypatch):
-    """Also where a save fails for it; not what is wrong with a file or an address: that is raised, and the process is
-    ended with its status in a while, since the others will not be."""
+FAILING = """
+import resource, shutil
+from prompt_jax.training import loop
+real = loop._step
+def step(run, *arguments):
+    if run.progress.step == 3:
+        run.checkpoints.wait()
+        {}
+    return real(run, *arguments)
+loop._step = step
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cause, told",
+    [
+        # Threads of orbax then wait for each other for five minutes, and Python for them.
+        (
+            "shutil.rmtree(run.checkpoints.folder); run.checkpoints.folder.touch()",
+            r"a checkpoint could not be written to .*checkpoints \(.*Not a directory",
+        ),
+        # As if the disk were full.
+        ("resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))", r".*/(best|last)\.npz: File too large"),
+    ],
+)
+def test_a_save_that_fails_in_one_process(experiment, cause, told):
+    """The process ends, soon, and what it says last is why, without a traceback of the libraries."""
+    experiment = changed(experiment, "train", steps=5, checkpoint_every=2)
+    started = distributed.start(experiment, patch=FAILING.format(cause))
+    assert distributed.finish(experiment, started, timeout=120) == [1]
+    said = distributed.output(experiment).read_text()
+    assert re.fullmatch(f"prompt-jax: {told}.*", said.splitlines()[-1]) and "Traceback" not in said, said
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
+    experiment = changed(experiment, "train", checkpoint_every=2)
+    distributed.run(experiment)
+    for file in (experiment.folder / "checkpoints" / "4" / "state").rglob("d/*"):
+        os.truncate(file, 10)
+    said = distributed.run(experiment)
+    assert "warning: checkpoint 4 is damaged; step 2 is used" in said and "Traceback" not in said, said
+
+
+def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
+    """At once: another process is lost, also where a save fails for it; and what this process alone knows of. What is
+    wrong with a file or an address is raised, and the process is ended with its status in a while."""
     ended: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -195,11 +242,16 @@ def test_which_errors_are_of_a_lost_process(monkeypatch):
         with others_may_be_lost():
             raise error
     assert ended == [76, 76]
-    for error in (ValueError("shapes do not fit"), loop.SaveError("the disk is full"), address, loop.Diverged("nan")):
+    for error in (loop.SaveError("the disk is full"), loop.LockLost("taken over")):
+        with others_may_be_lost():
+            raise error
+        assert capsys.readouterr().err.endswith(f"prompt-jax: {error}\n")
+    assert ended == [76, 76, 1, 1]
+    for error in (ValueError("shapes do not fit"), address, loop.Diverged("nan")):
         with pytest.raises(type(error)), others_may_be_lost():
             raise error
         time.sleep(0.2)
-    assert ended == [76, 76, 1, 1, 1, 3]
+    assert ended == [76, 76, 1, 1, 1, 1, 3]
 
 
 @pytest.mark.parametrize("policy", ("stop", "continue"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.commands import Command, LaunchError, Step
+from launcher.restarts import LONGEST_WAIT
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout that is launched
 VERSION = 1
@@ -26,6 +27,7 @@ _TAKEN = {
     "--name": "NAME is the run's name",
     "--runs": "it is an option of the launcher, before NAME",
     "--distributed": "the launcher gives it",
+    "--no-distributed": "each process would train the whole run, in the same folder",
     "--overwrite": "each restart would begin anew; delete the run's folder, or take another name",
 }
 
@@ -80,7 +82,10 @@ class Job:
             setattr(self, name, value)
         fields = {name: value for name, value in vars(self).items() if name != "folder"}
         whole = self.folder / "job.json.new"
-        whole.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        with whole.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(fields, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         whole.replace(self.folder / "job.json")
 
     @contextlib.contextmanager
@@ -182,6 +187,17 @@ def check_variables(names: Sequence[str]) -> None:
             raise LaunchError(f"--env {name}: there is no such variable in the environment here")
 
 
+def check_restarts(retries: int, backoff: float) -> None:
+    if retries < 0:
+        raise LaunchError(f"--retries must be 0 or more, not {retries}")
+    check_seconds("--backoff", backoff, LONGEST_WAIT)
+
+
+def check_seconds(option: str, seconds: float, most: float = 86400.0) -> None:
+    if not 0 <= seconds <= most:  # false for NaN too
+        raise LaunchError(f"{option} must be from 0 to {most:g} seconds, not {seconds:g}")
+
+
 def check_overrides(overrides: Sequence[str], options: Sequence[str]) -> None:
     """Refuses what is not an override of the configuration: a run that costs money is not begun by mistake.
 
@@ -190,7 +206,7 @@ def check_overrides(overrides: Sequence[str], options: Sequence[str]) -> None:
       options: the launcher's own, which were meant to come before NAME.
     """
     for word in overrides:
-        option = word.split("=")[0]
+        option = word.split("=")[0].replace("_", "-")  # prompt-jax takes both
         if option in _TAKEN:
             raise LaunchError(f"{option} is not for after CONFIG: {_TAKEN[option]}")
         if option in options:
@@ -287,11 +303,16 @@ def _commit(allow_dirty: bool) -> tuple[str, bool]:
 
 
 def _committed(config: str, commit: str) -> str:
-    """The path of the configuration in the repository. Raises LaunchError: it is not in the commit."""
+    """The path of the configuration in the repository. Raises LaunchError: it is no file that the commit has."""
     path = Path(config).resolve()
     if not path.is_relative_to(ROOT):
         raise LaunchError(f"{config} is not in {ROOT}: what is launched is a commit of it, so put it there")
     inside = path.relative_to(ROOT).as_posix()
-    if not Command(("git", "-C", str(ROOT), "cat-file", "-e", f"{commit}:{inside}")).succeeds():
+    entry = f"{commit}:{'' if inside == '.' else inside}"
+    if not Command(("git", "-C", str(ROOT), "cat-file", "-e", entry)).succeeds():
         raise LaunchError(f"{inside} is not in the commit {commit[:12]}: commit it first")
+    if _git("cat-file", "-t", entry) != "blob":
+        raise LaunchError(f"{config} is a folder: CONFIG is a file, e.g. configs/demo.py")
+    if path.suffix not in (".py", ".json"):
+        raise LaunchError(f"{config} is no configuration: CONFIG ends in .py or, written by a run, in .json")
     return inside

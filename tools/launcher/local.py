@@ -32,6 +32,7 @@ def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The folder of all runs, and what is recorded of the options. Raises LaunchError."""
     if not 1 <= options.processes <= 64:
         raise LaunchError(f"--processes must be from 1 to 64, not {options.processes}")
+    jobs.check_seconds("--grace", options.grace)
     return jobs.runs_folder(options.runs), {"processes": options.processes}
 
 

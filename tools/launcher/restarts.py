@@ -12,6 +12,7 @@ RESTARTABLE = {
 FINAL = {0: "done", 1: "an error", 2: "a wrong configuration", 3: "diverged"}
 
 LONGEST_WAIT = 300.0  # seconds
+MOST_DOUBLINGS = 20  # bounds the exponent; a first wait of 1 s exceeds LONGEST_WAIT after 9
 GOOD_SITTING = 600.0  # seconds after which the count of restarts begins anew
 
 
@@ -58,4 +59,4 @@ class Restarts:
         self.count = 1 if lasted >= GOOD_SITTING else self.count + 1
         if self.count > self.most:
             return None
-        return min(self.first_wait * 2 ** (self.count - 1), LONGEST_WAIT)
+        return min(self.first_wait * 2.0 ** min(self.count - 1, MOST_DOUBLINGS), LONGEST_WAIT)

@@ -14,7 +14,7 @@ from typing import Any
 from launcher import jobs, local
 from launcher.commands import Command, LaunchError, Step, TextFile, perform
 from launcher.jobs import Job
-from launcher.restarts import GOOD_SITTING, LONGEST_WAIT, RESTARTABLE, meaning
+from launcher.restarts import GOOD_SITTING, LONGEST_WAIT, MOST_DOUBLINGS, RESTARTABLE, meaning
 
 NOTICE = 60  # seconds before the end of the job's time at which it is told to save
 
@@ -77,7 +77,7 @@ while true; do
     test "$SECONDS" -ge {good} && restarts=0
     restarts=$((restarts + 1))
     test "$restarts" -gt {retries} && exit "$status"
-    delay=$(({backoff} << (restarts - 1)))
+    delay=$(({backoff} << (restarts <= {doublings} ? restarts - 1 : {doublings})))
     test "$delay" -le {longest} || delay={longest}
     echo "restart $restarts in $delay s"
     sleep "$delay"
@@ -107,6 +107,7 @@ def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The folder of all runs, and what is recorded of the options. Raises LaunchError."""
     if options.nodes < 1:
         raise LaunchError(f"--nodes must be positive, not {options.nodes}")
+    jobs.check_seconds("--grace", options.grace)
     for option in options.sbatch:
         if not option.startswith("-"):
             raise LaunchError(f"--sbatch {option}: an option of sbatch, e.g. --sbatch=--partition=gpu")
@@ -126,6 +127,7 @@ def script(job: Job, retries: int, backoff: float, grace: int) -> str:
         retries=retries,
         backoff=max(1, round(backoff)),
         longest=round(LONGEST_WAIT),
+        doublings=MOST_DOUBLINGS,
     )
 
 
@@ -181,9 +183,10 @@ def _queued(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
 def _end(job: Job) -> str:
     """How a job has ended that Slurm has no more."""
     status = job.folder / "status"  # the script's, if it came to its end
-    if not status.exists():
+    text = status.read_text().strip() if status.exists() else ""
+    if not text.isdecimal():  # it may be about to be written
         return "ended" if job.ids else job.state
-    return "done" if (code := int(status.read_text())) == 0 else f"ended with {code} ({meaning(code)})"
+    return "done" if (code := int(text)) == 0 else f"ended with {code} ({meaning(code)})"
 
 
 def logs(job: Job, worker: int) -> Command:

@@ -78,6 +78,7 @@ def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     jobs.check_bucket(options.runs)
     jobs.check_variables(options.env)
+    jobs.check_seconds("--poll", options.poll)
     generation = checked("--accelerator", options.accelerator, _ACCELERATOR, "v5litepod-256").split("-")[0]
     runtime = options.runtime_version or _RUNTIMES.get(generation)
     if runtime is None:
@@ -263,8 +264,12 @@ def capacity(job: Job) -> Capacity:
 
 
 def _named(listing: str, name: str) -> dict[str, Any] | None:
-    """The resource of a name, as gcloud lists it in JSON."""
-    return next((each for each in json.loads(listing or "[]") if each["name"].split("/")[-1] == name), None)
+    """The resource of a name, as gcloud lists it in JSON. Raises LaunchError: it is no such list."""
+    try:
+        resources = {each["name"].split("/")[-1]: each for each in json.loads(listing or "[]")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise LaunchError(f"gcloud printed no list of resources ({error}): {listing[:200]}") from error
+    return resources.get(name)
 
 
 def launch(job: Job, options: argparse.Namespace) -> int:
@@ -469,7 +474,7 @@ def _left(job: Job) -> str | None:
     """What is, or may be, still there of a job; None if nothing is."""
     try:
         now = capacity(job)
-    except (LaunchError, ValueError) as error:
+    except LaunchError as error:
         return _unknown(job, error)
     if now.absent:
         return None

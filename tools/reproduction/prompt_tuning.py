@@ -23,8 +23,10 @@ SUPER_GLUE = {
 }
 AVERAGE = Column("SuperGLUE", None, "", "validation")
 # The words that virtual tokens start from where a task has no class labels (section 3.1): one token a word.
-WORDS = {"record": ("commonsense", "reasoning", "reading", "comprehension")}
-WORDS["wsc"] = ("commonsense", "pronoun", "resolution")
+WORDS = {
+    "record": ("commonsense", "reasoning", "reading", "comprehension"),
+    "wsc": ("commonsense", "pronoun", "resolution"),
+}
 SEEDS = (0, 1, 2)
 
 # What makes model tuning of a prompt's configuration: configs/model_tuning.py's settings.

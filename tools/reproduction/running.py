@@ -1,21 +1,20 @@
 """Runs the commands of a table, or takes what they have left before, and reads the scores from it."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_jax import config as configuration
 from prompt_jax.config import Experiment
 from prompt_jax.errors import UserError
+from prompt_jax.locks import FileLock
 from prompt_jax.metrics import is_share
 from prompt_jax.run_files import Ensemble, Summary, read_summary
 
@@ -187,7 +186,8 @@ class Runner:
             raise self._failed[shown]
         log = self.out / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(log.with_suffix(".lock")) as lock:
+        with FileLock(log.with_suffix(".lock")) as lock:
+            lock.acquire(lambda holder: print(f"waiting for {holder}, which makes {name}", flush=True))
             if result.exists() and record.exists() and record.read_text() == made:
                 return
             print(f"$ {shown}", flush=True)
@@ -206,25 +206,13 @@ class Runner:
         return f"quick-{name}" if self.quick else name
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    """Holds a lock on a file, whose descriptor it gives; waits while another process has it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process, which makes {path.stem}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
-def _wait(words: Sequence[str], env: Mapping[str, str], log: Path, lock: int) -> int:
+def _wait(words: Sequence[str], env: Mapping[str, str], log: Path, lock: FileLock) -> int:
     """Runs the words to their end and gives the status; what they tell as an error is in the log. Interrupted, they are
     asked to leave first, so that nothing goes on alone; should this process be killed, they have the lock until their
     end."""
     command = [sys.executable, "-m", "prompt_jax.cli", *words]
     with log.open("w") as errors:
-        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=errors, pass_fds=(lock,))
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=errors, pass_fds=lock.descriptors)
         try:
             return child.wait()
         except BaseException:

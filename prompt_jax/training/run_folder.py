@@ -1,0 +1,157 @@
+"""The folder of a run: who uses it, which configuration it is of, and what earlier processes left in it."""
+
+import contextlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.locks import FileLock
+from prompt_jax.paths import BucketPath
+from prompt_jax.training.checkpoints import is_unfinished
+from prompt_jax.whole_file import remove_temporary_files, write_text
+
+# Written at the end of a run, from its last state.
+_RESULTS = ("summary.json", "predictions.jsonl", "report.html")
+
+# What a resumed run may do otherwise; with a constant schedule it may also train for more steps.
+_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
+
+
+def run_lock(experiment: Experiment) -> FileLock:
+    """Return the lock of the run's folder, not acquired yet."""
+    return FileLock(experiment.folder / ".lock")
+
+
+def check_folder(experiment: Experiment, overwrite: bool) -> None:
+    """Check that the folder is empty, or holds this run; with `overwrite` it may hold another run.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    folder, record = experiment.folder, experiment.folder / "config.json"
+    if isinstance(folder, BucketPath):
+        folder.check()
+    if not record.exists():
+        if folder.exists() and any(map(_is_foreign, folder.iterdir())):
+            raise ConfigError(f"{folder} is not empty and holds no run; choose another --name")
+        return
+    if text := _recorded(record):
+        try:
+            begun = configuration.from_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
+        if not overwrite:
+            check_same(begun, experiment)
+
+
+def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
+    """Acquire the lock of an existing run, so that another process that uses it is noticed early.
+
+    On a bucket there is nothing to notice: acquiring the lock stops the other process, which is left to `open_folder`.
+
+    Raises:
+      LockHeld: another process uses the folder.
+    """
+    if not isinstance(experiment.folder, BucketPath) and (experiment.folder / "config.json").exists():
+        lock.acquire()
+
+
+def check_same(begun: Experiment, experiment: Experiment) -> None:
+    """Raise ConfigError if a run began with another configuration than it is to continue with."""
+    before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
+    more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
+    changed = [
+        name
+        for name in configuration.differences(before, now)
+        if name not in _MAY_CHANGE | more_steps
+        and not name.startswith(("decoding.", "mesh."))  # what comes after training; where it runs
+    ]
+    if changed:
+        raise ConfigError(
+            f"{experiment.folder} holds a run with another configuration (changed: {', '.join(changed)}); "
+            "choose another --name, or --overwrite it"
+        )
+
+
+def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None:
+    """Lock the folder, and delete unfinished files of earlier processes; with `overwrite`, delete everything.
+
+    Raises:
+      LockHeld: another process uses the folder.
+      ConfigError: as `check_folder`, since another run may have begun there in the meantime.
+    """
+    folder, record = experiment.folder, experiment.folder / "config.json"
+    lock.acquire()
+    check_folder(experiment, overwrite)
+    if overwrite:
+        _empty(folder, lock)
+    remove_temporary_files(folder)
+    if not record.exists():
+        text = configuration.to_json(experiment)
+        if not isinstance(record, BucketPath):
+            write_text(record, text)
+        elif not record.create(text.encode()):  # another process was faster
+            check_folder(experiment, overwrite=False)
+
+
+def record_configuration(experiment: Experiment) -> None:
+    """Update config.json if the resumed run changed fields that it may change."""
+    record, text = experiment.folder / "config.json", configuration.to_json(experiment)
+    before = _recorded(record)
+    if not before:
+        warnings.warn(f"{record} was empty; it is written again, from this command", stacklevel=2)
+    if before != text:
+        write_text(record, text)
+
+
+def remove_results(folder: Path) -> None:
+    """Delete the results that the run wrote at its end, because it is about to train further."""
+    for path in (folder / name for name in _RESULTS):
+        if path.exists():
+            _delete(path)
+
+
+def remove_remains(folder: Path, lock: FileLock) -> None:
+    """Delete what a save has still written into a folder that was deleted meanwhile, so that a run can begin there."""
+    with contextlib.suppress(OSError):  # must not hide the first error
+        if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
+            checkpoints = folder / "checkpoints"
+            if checkpoints.exists():
+                _delete(checkpoints)
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _recorded(record: Path) -> str:
+    """Return the text of a config.json; empty if a power failure left it empty, or full of zero bytes."""
+    try:
+        text = record.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
+    return text if text.strip("\0 \r\n") else ""
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file or folder cannot be the remains of an unfinished or deleted run."""
+    if path.name == "checkpoints" and path.is_dir():
+        return not all(map(is_unfinished, path.iterdir()))
+    return not path.name.startswith(".")
+
+
+def _empty(folder: Path, lock: FileLock) -> None:
+    """Delete everything in a folder but the lock. config.json goes last, so that a crash leaves a run to overwrite."""
+    paths = [path for path in folder.iterdir() if path != lock.path]
+    for path in sorted(paths, key=lambda path: path.name == "config.json"):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if isinstance(path, BucketPath):
+        path.delete()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

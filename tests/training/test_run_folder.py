@@ -1,0 +1,423 @@
+"""Which process a run's folder belongs to, and what killed processes and deleted files do to a run."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import distributed
+from experiments import changed, named
+from launching import wait_for
+from prompt_jax import config as configuration
+from prompt_jax.config import ConfigError, Experiment
+from prompt_jax.locks import LockHeld, LockLost
+from prompt_jax.processes import in_first
+from prompt_jax.prompts.files import read_prompt
+from prompt_jax.training import loop
+from prompt_jax.training.checkpoints import Checkpoints
+from prompt_jax.training.logs import read_log
+from prompt_jax.training.loop import train
+from prompt_jax.training.run_folder import run_lock
+from prompt_jax.training.summary import finish
+
+TRACEBACK = "Traceback (most recent call last)"
+
+
+@pytest.fixture
+def whole(experiment: Experiment) -> Experiment:
+    """The run, never interrupted."""
+    whole = named(experiment, "whole")
+    finish(whole, *train(whole))
+    return whole
+
+
+def tokens(experiment: Experiment, file: str) -> np.ndarray:
+    return np.load(experiment.folder / file)["encoder_tokens"]
+
+
+def log(experiment: Experiment) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_log(experiment.folder)]
+
+
+def events(experiment: Experiment) -> list[tuple[int, str, float]]:
+    """What TensorBoard shows, without times."""
+    reader = EventAccumulator(str(experiment.folder / "tensorboard" / "member_0"))
+    reader.Reload()
+    names = [name for name in reader.Tags()["scalars"] if name != "seconds"]
+    return sorted((each.step, name, each.value) for name in names for each in reader.Scalars(name))
+
+
+def assert_same_files(run: Experiment, whole: Experiment) -> None:
+    """Checks that two runs left the same files with the same contents."""
+    assert names(run.folder) == names(whole.folder)
+    assert names(run.folder / "checkpoints") == names(whole.folder / "checkpoints")
+    for file in ("best.npz", "last.npz"):
+        np.testing.assert_array_equal(tokens(run, file), tokens(whole, file))
+        assert read_prompt(run.folder / file)[1] == read_prompt(whole.folder / file)[1]
+    assert log(run) == log(whole) and events(run) == events(whole)
+    logged = [(each["step"], name, each[name]) for each in log(run) for name in each if name not in ("step", "member")]
+    np.testing.assert_allclose([value for *_, value in events(run)], [value for *_, value in sorted(logged)], rtol=1e-6)
+    predictions = [(each.folder / "predictions.jsonl").read_text() for each in (run, whole)]
+    members = [json.loads((each.folder / "summary.json").read_text())["members"] for each in (run, whole)]
+    assert predictions[0] == predictions[1] and members[0] == members[1]
+    assert configuration.load_experiment(run.folder / "config.json") == run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def before_step(step: int, do: Callable[[loop.Run], object]) -> Iterator[None]:
+    """Calls `do` before a step of the runs inside."""
+    real = loop._step
+
+    def patched(run, *arguments):
+        if run.progress.step == step - 1:
+            do(run)
+        return real(run, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step", patched)
+        yield
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(_: object) -> None:
+    raise Interrupted
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Kills
+
+KILL = """
+import os, shutil, signal
+from prompt_jax.training import loop, summary
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+# Where a process is killed, and a file that it then leaves, unlike a run that was not killed.
+WINDOWS = {
+    "before config.json has its name": ("os.replace = kill", r"\.config\.json\.\d+\.tmp"),
+    "before best.npz has its name, at step 3": (
+        """
+real = loop._save_prompts
+def save(run, name, trainable):
+    if run.progress.step == 3:
+        os.replace = kill
+    real(run, name, trainable)
+loop._save_prompts = save
+""",
+        r"\.best\.npz\.\d+\.tmp",
+    ),
+    "before checkpoint 4 has its name": (
+        """
+real = os.rename
+os.rename = lambda old, new, **options: kill() if str(new).endswith("checkpoints/4") else real(old, new, **options)
+""",
+        r"checkpoints/4\.orbax-checkpoint-tmp",
+    ),
+    "after the last checkpoint, before last.npz is written": (
+        """
+real = loop._save_prompts
+def save(run, name, trainable):
+    if name == "last.npz" and run.progress.step == 6:
+        run.checkpoints.wait()
+        kill()
+    real(run, name, trainable)
+loop._save_prompts = save
+""",
+        r"checkpoints/6",
+    ),
+    "before report.html is written": ("summary.write_report = kill", r"summary\.json"),
+}
+
+
+def kill_run(experiment: Experiment, patch: str, *options: str) -> None:
+    """Runs the experiment in a process that a patch kills."""
+    statuses = distributed.finish(experiment, distributed.start(experiment, 1, 1, *options, patch=KILL + patch))
+    assert statuses == [-signal.SIGKILL], distributed.output(experiment).read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment, whole):
+    for number, (window, (patch, left)) in enumerate(WINDOWS.items()):
+        run = named(experiment, f"run{number}")
+        kill_run(run, patch)
+        files = [str(path.relative_to(run.folder)) for path in run.folder.rglob("*")]
+        assert ".lock" in files and any(re.fullmatch(left, file) for file in files), (window, files)
+        distributed.run(run)
+        assert_same_files(run, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
+    """It can be overwritten again."""
+    other = changed(experiment, "prompt", length=5)
+    train(changed(other, "train", steps=2))
+    kill_run(experiment, "shutil.rmtree = kill", "--overwrite")
+    assert {".lock", "config.json"} < set(names(experiment.folder))
+    with pytest.raises(ConfigError, match="holds a run with another configuration"):
+        train(experiment)
+    distributed.run(experiment, 1, 1, "--overwrite")
+    assert_same_files(experiment, whole)
+
+
+def test_overwriting_through_a_link(experiment, tmp_path):
+    """The files go, and the link to a larger disk stays."""
+    target = tmp_path / "large disk"
+    target.mkdir()
+    experiment.runs.mkdir(exist_ok=True)
+    experiment.folder.symlink_to(target)
+    train(changed(changed(experiment, "prompt", length=5), "train", steps=2))
+    (target / "link").symlink_to(tmp_path)
+    (target / ".x.1.tmp").mkdir()
+    train(changed(experiment, "train", steps=1), overwrite=True)
+    assert experiment.folder.is_symlink() and tmp_path.exists()
+    assert names(target) == ["best.npz", "checkpoints", "config.json", "last.npz", "metrics.jsonl", "tensorboard"]
+    assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
+
+
+def test_a_run_that_trains_further_has_no_results_until_its_end(experiment):
+    short = changed(experiment, "train", steps=3)
+    finish(short, *train(short))
+    results = {"summary.json", "predictions.jsonl", "report.html"}
+    assert results < set(names(short.folder))
+    train(short)  # to no further step
+    assert results < set(names(short.folder))
+    during: list[set[str]] = []
+    with before_step(4, lambda run: during.append(results & set(names(run.experiment.folder)))):
+        train(experiment)
+    assert during == [set()]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The record
+
+
+def test_config_json_is_written_when_it_changes(experiment):
+    record = experiment.folder / "config.json"
+    train(changed(experiment, "train", steps=2))
+    before = record.stat()
+    train(changed(experiment, "train", steps=2))
+    assert record.stat().st_ino == before.st_ino and record.stat().st_mtime_ns == before.st_mtime_ns
+    more = changed(experiment, "train", steps=3)
+    train(more)
+    assert configuration.load_experiment(record) == more
+    with pytest.raises(ConfigError, match="was trained to step 3, and this configuration ends at step 2"):
+        train(changed(experiment, "train", steps=2))
+    assert configuration.load_experiment(record) == more
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
+def test_a_configuration_that_is_none(text):
+    with pytest.raises(ConfigError):
+        configuration.from_json(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096])
+def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, content):
+    """A power failure may leave such a file. The checkpoints record the configuration too."""
+    with before_step(5, interrupt), pytest.raises(Interrupted):
+        train(experiment)
+    record = experiment.folder / "config.json"
+    record.write_bytes(content)
+    for other in (
+        changed(experiment, "prompt", placement="after"),
+        changed(experiment, "optimizer", learning_rate=1.0),
+    ):
+        with pytest.raises(ConfigError, match=r"another configuration \(changed: (prompt.placement|optimizer.learn)"):
+            train(other)
+    assert record.read_bytes() == content
+    with pytest.warns(UserWarning, match=f"{record} was empty; it is written again, from this command"):
+        finish(experiment, *train(experiment))
+    assert_same_files(experiment, whole)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]"])
+def test_what_is_no_record_is_refused(experiment, content):
+    experiment.folder.mkdir(parents=True)
+    (experiment.folder / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{experiment.folder / 'config.json'} is not the record of a run"):
+        train(experiment)
+    assert names(experiment.folder) == ["config.json"]
+
+
+def test_a_log_with_lines_that_are_no_records(tmp_path):
+    """As a crash may leave them."""
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": null}\n3\nnull\n[]\n\0\0\n\xff\n{"step": 2')
+    (line,) = read_log(tmp_path)
+    assert line["step"] == 1 and np.isnan(line["train/loss"])
+
+
+def test_a_best_prompt_that_cannot_be_written_ends_the_run(experiment, monkeypatch):
+    """Also if other files need not be written, because the results are those of this prompt."""
+
+    def save(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(loop, "save_prompt", save)
+    with pytest.raises(loop.SaveError, match=f"{experiment.folder / 'best.npz'}: No space left on device"):
+        train(changed(experiment, "train", save_errors="continue", steps=2))
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Deleted and shared folders
+
+
+def test_a_folder_that_is_deleted_during_training(experiment, whole, capfd):
+    def delete(run):
+        run.checkpoints.wait()
+        shutil.rmtree(run.experiment.folder)
+
+    told = f"^{experiment.folder} was deleted while this process used it; start the same command again$"
+    for policy in ("stop", "continue"):
+        with before_step(4, delete), pytest.raises(LockLost, match=told):
+            train(changed(experiment, "train", save_errors=policy))
+        assert not experiment.folder.exists()
+    assert TRACEBACK not in capfd.readouterr().err
+    finish(experiment, *train(experiment))
+    assert_same_files(experiment, whole)
+
+
+def test_a_folder_that_is_deleted_during_a_save(experiment, whole, monkeypatch):
+    """The save ends in a folder that is made anew, and what it leaves there must not look like somebody's run."""
+    real = Checkpoints.save
+
+    def save(checkpoints, step, *arguments):
+        real(checkpoints, step, *arguments)
+        checkpoints.wait()
+        content = experiment.runs / "kept"
+        shutil.move(experiment.folder / "checkpoints" / str(step), content)
+        shutil.rmtree(experiment.folder)
+        shutil.move(content, experiment.folder / "checkpoints" / str(step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(LockLost, match="was deleted while this process used it.*; start the same command again"):
+            train(experiment)
+    assert not experiment.folder.exists()
+    finish(experiment, *train(experiment))
+    assert_same_files(experiment, whole)
+
+
+def test_a_folder_that_is_deleted_before_the_results_are_written(experiment):
+    with run_lock(experiment) as lock:
+        setup, progress = train(experiment, lock=lock)
+        best = (experiment.folder / "best.npz").read_bytes()
+        shutil.rmtree(experiment.folder)
+        experiment.folder.mkdir()
+        (experiment.folder / "best.npz").write_bytes(best)
+        with pytest.raises(LockLost, match="was deleted while this process used it"):
+            finish(experiment, setup, progress, lock)
+        assert names(experiment.folder) == ["best.npz"]
+
+
+def test_what_an_unfinished_save_has_left_in_a_deleted_folder(experiment):
+    """A run can begin there. With a finished checkpoint it cannot: somebody may want it."""
+    left = experiment.folder / "checkpoints" / "4.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    short = changed(experiment, "train", steps=2)
+    train(short)
+    assert names(left.parent) == ["2"]
+    shutil.copytree(left.parent / "2", experiment.runs / "other" / "checkpoints" / "2")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(named(short, "other"))
+
+
+def test_a_folder_in_use_is_left_alone(experiment):
+    """The error comes before anything is loaded."""
+    missing = changed(experiment, "model", name="nobody/nothing")
+    with run_lock(experiment) as lock:
+        train(changed(experiment, "train", steps=2), lock=lock)
+        before = {path: path.read_bytes() for path in experiment.folder.rglob("*") if path.is_file()}
+        told = f"{experiment.folder} is in use by process {os.getpid()} on {socket.gethostname()}, started"
+        for overwrite in (False, True):
+            with pytest.raises(LockHeld, match=told):
+                train(experiment, overwrite=overwrite)
+        with pytest.raises(LockHeld, match=told):
+            train(missing, overwrite=True)
+        assert {path: path.read_bytes() for path in experiment.folder.rglob("*") if path.is_file()} == before
+    train(experiment)
+
+
+@pytest.mark.slow
+def test_of_two_processes_with_one_name_one_trains(experiment):
+    """They start together, with different configurations. All files are of one of them."""
+    lengths = (4, 5)
+    runs = [changed(experiment, "prompt", length=length) for length in lengths]
+    started = []
+    for run, place in zip(runs, ("a", "b"), strict=True):
+        # The configuration and the output are elsewhere, the run's folder is the same.
+        elsewhere = dataclasses.replace(run, runs=experiment.runs / place)
+        started += distributed.start(elsewhere, 1, 1, "--runs", str(experiment.runs))
+    statuses = [process.wait(300) for process in started]
+    said = [(experiment.runs / place / f"{experiment.name}.0.txt").read_text() for place in ("a", "b")]
+    assert sorted(statuses) == [0, 1], said
+    winner, loser = statuses.index(0), statuses.index(1)
+    holder = rf"{experiment.folder} is in use by process {started[winner].pid} on {socket.gethostname()}, started"
+    assert re.search(rf"{holder}|holds a run with another configuration", said[loser]) and TRACEBACK not in said[loser]
+    assert configuration.load_experiment(experiment.folder / "config.json") == runs[winner]
+    assert {len(tokens(experiment, file)) for file in ("best.npz", "last.npz")} == {lengths[winner]}
+    assert [line["step"] for line in log(experiment) if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+WAITING = """
+import time
+from pathlib import Path
+from prompt_jax.training import loop
+from prompt_jax.training.checkpoints import Checkpoints
+real = loop._step
+def step(run, *arguments):
+    while run.progress.step == 3 and not Path({!r}).exists():
+        time.sleep(0.05)
+    return real(run, *arguments)
+loop._step = step
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
+    """It learns which process trains, and does not disturb it."""
+    signal_file = tmp_path / "continue"
+    (first,) = distributed.start(experiment, patch=WAITING.format(str(signal_file)))
+    wait_for(lambda: (experiment.folder / "checkpoints" / "2").exists(), 200)
+    elsewhere = dataclasses.replace(experiment, runs=experiment.runs / "elsewhere")  # where its output goes
+    for options in ((), ("--overwrite",)):
+        (second,) = distributed.start(elsewhere, 1, 1, "--runs", str(experiment.runs), *options)
+        assert second.wait(300) == 1
+        said = distributed.output(elsewhere).read_text()
+        holder = rf"process {first.pid} on {socket.gethostname()}, started 2\d{{3}}-\d\d-\d\d [\d:]{{8}} UTC"
+        told = rf"prompt-jax: {experiment.folder} is in use by {holder}; let it end first\n"
+        assert re.fullmatch(told, said), said
+    assert first.poll() is None
+    signal_file.touch()
+    assert first.wait(300) == 0, distributed.output(experiment).read_text()
+    assert_same_files(experiment, whole)
+
+
+def test_all_processes_hear_of_an_error_of_the_first(monkeypatch):
+    agreed = []
+    monkeypatch.setattr("prompt_jax.processes.all_agree", lambda mine: agreed.append(mine) or False)
+    monkeypatch.setattr("prompt_jax.processes.is_first", lambda: True)
+    with pytest.raises(LockHeld, match="in use"):
+        in_first(lambda: (_ for _ in ()).throw(LockHeld("in use")))
+    monkeypatch.setattr("prompt_jax.processes.is_first", lambda: False)
+    with pytest.raises(RuntimeError, match="process 0 could not begin; its output says why"):
+        in_first(lambda: pytest.fail("this is the first's"))
+    assert agreed == [False, True]
