@@ -78,7 +78,7 @@ def load_model(
             hf = auto_config(raw, source)
             tensors = opened.enter_context(open_checkpoint(folder))
             config = model_config(raw, tensors, source)
-            generation, special = read_generation(folder, config.vocab_size, not family(config).CAUSAL)
+            generation, special = read_generation(folder, config.vocab_size, not family(config).causal)
             config = dataclasses.replace(config, generation=generation)
         params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
     # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
@@ -91,7 +91,7 @@ def load_model(
         end_ids=config.generation.end_ids,
         pad_id=config.pad_id,
         rows=config.vocab_size,
-        causal=family(config).CAUSAL,
+        causal=family(config).causal,
     )
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 
