@@ -134,7 +134,7 @@ class _Values:
 
 
 def _t5_config(values: _Values, *, tied_output: bool) -> T5Config:
-    """A T5's configuration. `tied_output`: whether the checkpoint has no output weights of its own."""
+    """Return a T5's configuration. `tied_output`: whether the output weights are those of the embedding."""
     whole, fraction = values.whole, values.fraction
     projection = values.get("feed_forward_proj")
     if projection not in _FEED_FORWARD:
