@@ -17,7 +17,7 @@ from typing import Any
 
 from prompt_jax.errors import UserError
 from prompt_jax.paths import BucketPath
-from prompt_jax.whole_file import naming
+from prompt_jax.whole_file import delete, naming
 
 
 class LockHeld(UserError, RuntimeError):
@@ -118,7 +118,7 @@ class FileLock:
         if self._text:
             with contextlib.suppress(LockLost, OSError):
                 self.check()
-                self.path.delete() if isinstance(self.path, BucketPath) else self.path.unlink()
+                delete(self.path)
         if self._file is not None:
             self._file.close()
         self._text, self._file = "", None

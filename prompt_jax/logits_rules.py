@@ -20,7 +20,7 @@ NO_TOKEN = -1
 
 
 class Given(NamedTuple):
-    """What stands before the generated tokens of each row."""
+    """The tokens before the generated ones, for each row."""
 
     tokens: Int[Array, "B _"]  # NO_TOKEN, then the input of a causal model, then the start token
     length: Int[Array, "B"]  # how many tokens
@@ -77,7 +77,7 @@ def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> Generation
 
 
 def given_tokens(config: Any, batch: dict[str, Any], start: Int[Array, "B"], limits: Int[Array, "B"]) -> Given:
-    """What generation starts from. `start` is the token that is read before the first generated one."""
+    """Return the tokens before the generated ones. `start` is the last of them."""
     ids, mask = jnp.asarray(batch["inputs"]), jnp.asarray(batch["inputs_mask"]).astype(bool)
 
     def ordered(key: Any) -> Any:

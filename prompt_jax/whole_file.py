@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:  # an error of a bucket, which names its file
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it."""
+    if isinstance(path, BucketPath):
+        path.delete()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:

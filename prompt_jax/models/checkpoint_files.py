@@ -42,7 +42,7 @@ _DTYPES = {
 
 
 def brief(error: BaseException | str, most: int = 300) -> str:
-    """What an error says, in one line of no more than so many characters."""
+    """Return the message of an error as one line of limited length."""
     line = " ".join(str(error)[: 10 * most].split()) or type(error).__name__
     return line if len(line) <= most else f"{line[:most]}..."
 

@@ -161,7 +161,7 @@ class Tokenizer:
 
         content = json.loads(self._fast.to_str())
         model = content["model"]
-        renamed = {token: mark(token) for token in self._control if not _is_ordinary(token, model)}
+        renamed = {token: mark(token) for token in self._control - _ordinary(self._control, model)}
         if isinstance(model["vocab"], dict):
             model["vocab"] = {renamed.get(token, token): index for token, index in model["vocab"].items()}
         else:
@@ -193,19 +193,20 @@ class Tokenizer:
         return ids
 
 
-def _is_ordinary(token: str, model: dict[str, Any]) -> bool:
-    """Return whether a control token is also a token of plain text.
+def _ordinary(control: frozenset[str], model: dict[str, Any]) -> set[str]:
+    """Return the control tokens that are also tokens of plain text.
 
     In a Unigram model such a token has a log-probability; control tokens have 0. In byte-pair encoding it is a single
     character, or merges make it.
     """
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
-        return any(piece == token and score != 0 for piece, score in vocabulary)
-    if token not in vocabulary or "merges" not in model:
-        return token in vocabulary and model["type"] != "BPE"
-    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
-    return len(token) == 1 or any("".join(pair) == token for pair in pairs)
+        return {piece for piece, score in vocabulary if piece in control and score != 0}
+    present = {token for token in control if token in vocabulary}
+    if model["type"] != "BPE":
+        return present
+    merged = {pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair) for pair in model["merges"]}
+    return {token for token in present if len(token) == 1 or token in merged}
 
 
 def load_tokenizer(

@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from prompt_jax.json_text import json_text
 from prompt_jax.paths import BucketPath
 from prompt_jax.processes import is_first
 from prompt_jax.terminal import harmless
-from prompt_jax.whole_file import naming, write_text
+from prompt_jax.whole_file import delete, naming, write_text
 
 
 class Log:
@@ -46,7 +45,8 @@ class Log:
         write_text(path, "".join(json_text(line) + "\n" for line in kept))
         # Without a buffer: what cannot be written is not tried again.
         self._file = self._opened.enter_context(path.open("ab", buffering=0))
-        _delete_folder(folder / "tensorboard")
+        if (folder / "tensorboard").exists():
+            delete(folder / "tensorboard")
         self._events = [
             self._opened.enter_context(EventFile(self._here / "tensorboard" / f"member_{number}"))
             for number in range(members)
@@ -114,11 +114,6 @@ class EventFile:
     def _write(self, event: Event) -> None:
         with naming(self._path):
             RecordWriter(self._file).write(event.SerializeToString())
-
-
-def _delete_folder(folder: Path) -> None:
-    if folder.exists():
-        folder.delete() if isinstance(folder, BucketPath) else shutil.rmtree(folder)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def train(
       experiment: what to run.
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
       overwrite: begin anew, deleting what is in the run's folder.
-      lock: of the run's folder (`run_lock`), for a caller that goes on to write there; None releases it at the end.
+      lock: of the run's folder (`run_lock`), for a caller that writes there afterwards; else it is released at the end.
 
     Raises:
       ConfigError: an impossible configuration, or a run of this name with another one.
@@ -229,7 +229,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
 
 def _saved(run: Run) -> dict[str, Any]:
-    """What a checkpoint says of the run, for `_resumed`."""
+    """Return the record of the run in a checkpoint, which `_resumed` reads."""
     return dataclasses.asdict(run.progress) | {"experiment": json.loads(configuration.to_json(run.experiment))}
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from prompt_jax.config import ConfigError, Experiment
 from prompt_jax.locks import FileLock
 from prompt_jax.paths import BucketPath
 from prompt_jax.training.checkpoints import is_unfinished
-from prompt_jax.whole_file import remove_temporary_files, write_text
+from prompt_jax.whole_file import delete, remove_temporary_files, write_text
 
 # Written at the end of a run, from its last state.
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
@@ -111,7 +110,7 @@ def remove_results(folder: Path) -> None:
     """Delete the results that the run wrote at its end, because it is about to train further."""
     for path in (folder / name for name in _RESULTS):
         if path.exists():
-            _delete(path)
+            delete(path)
 
 
 def remove_remains(folder: Path, lock: FileLock) -> None:
@@ -120,7 +119,7 @@ def remove_remains(folder: Path, lock: FileLock) -> None:
         if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
             checkpoints = folder / "checkpoints"
             if checkpoints.exists():
-                _delete(checkpoints)
+                delete(checkpoints)
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -145,13 +144,4 @@ def _empty(folder: Path, lock: FileLock) -> None:
     """Delete everything in a folder but the lock. config.json goes last, so that a crash leaves a run to overwrite."""
     paths = [path for path in folder.iterdir() if path != lock.path]
     for path in sorted(paths, key=lambda path: path.name == "config.json"):
-        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if isinstance(path, BucketPath):
-        path.delete()
-    elif path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        delete(path)
