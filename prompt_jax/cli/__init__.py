@@ -129,9 +129,10 @@ def _prepare_jax() -> None:
 def _silence_tracebacks() -> None:
     """Silence the tracebacks that libraries print for errors of checkpoints, which we report in one line.
 
-    If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error, and
-    tensorstore prints that an event loop is closed.
+    If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error,
+    tensorstore prints that an event loop is closed, and asyncio logs the errors of all arrays but the first.
     """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.WARNING and record.exc_info is None)
     sys.unraisablehook = _print_unraisable
 
