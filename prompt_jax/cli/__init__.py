@@ -132,7 +132,8 @@ def _silence_tracebacks() -> None:
     If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error,
     tensorstore prints that an event loop is closed, and asyncio logs the errors of all arrays but the first.
     """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    unretrieved = "Task exception was never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith(unretrieved))
     logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.WARNING and record.exc_info is None)
     sys.unraisablehook = _print_unraisable
 
