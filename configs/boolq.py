@@ -5,7 +5,7 @@ initialization, Adafactor with a constant rate of 0.3, batches of 32, 30,000 ste
 published were trained with T5X's step offset, which the paper does not mention; configs/sst2.py reproduces it.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
 
 experiment = Experiment(
     name="boolq",

@@ -1,6 +1,6 @@
 """The demo: three soft prompts of 20 tokens for the demo T5, on movie reviews, trained at once. On two CPU cores."""
 
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="demo",

@@ -4,7 +4,7 @@ The paper tunes on SQuAD and tests on question answering in other domains. Here 
 and tested, each alone and voting, on product reviews, editorials and tweets, which have the same two labels.
 """
 
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="domain_shift",

@@ -3,7 +3,7 @@
 `PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py).
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="e2e_prompt",

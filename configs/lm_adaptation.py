@@ -14,7 +14,7 @@ Steps and objective are the paper's. Batch, lengths and optimizer are not stated
 paper tunes models with, and T5 1.1 was pretrained without dropout.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="lm_adaptation",

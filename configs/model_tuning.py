@@ -6,7 +6,7 @@ state of pretraining, which Hugging Face's checkpoints do not have. Not stated i
 prompts' here, and dropout (0.1 is in effect in its code for prompts). `best.npz` is as large as the model.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="model_tuning",

@@ -8,7 +8,7 @@ The second scores QQP's validation split with the labels' names of MRPC (tasks/g
 paper's. The MRPC prompt that the authors published was trained with T5X's step offset (configs/sst2.py).
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
 
 experiment = Experiment(
     name="mrpc",

@@ -8,7 +8,7 @@ The second scores MRPC's validation split with the labels' names of QQP (tasks/g
 paper's.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
 
 experiment = Experiment(
     name="qqp",

@@ -6,7 +6,7 @@ it does not say of which size of T5. Three runs, as there, are `--ensemble.size 
 are the paper's.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="squad",

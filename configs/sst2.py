@@ -6,7 +6,7 @@ from the base's 1,100,000 steps while the second moments start at zero. With so 
 updates stay clipped.
 """
 
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="sst2",

@@ -5,7 +5,7 @@ The members differ in nothing else: they share seed, data and order, so their ba
 
 import itertools
 
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 rates, inits = zip(*itertools.product((0.03, 0.1, 0.3), ("uniform", "vocab", "labels")), strict=True)
 

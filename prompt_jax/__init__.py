@@ -10,42 +10,70 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prompt_jax.config import Decoding
-    from prompt_jax.decoding import beam_search, generate
+    from prompt_jax.checkpoints.load import Model, load_model
+    from prompt_jax.config.data import DataConfig
+    from prompt_jax.config.decoding import Decoding
+    from prompt_jax.config.ensemble import EnsembleConfig
+    from prompt_jax.config.mesh import MeshConfig
+    from prompt_jax.config.model import ModelConfig
+    from prompt_jax.config.optimizer import OptimizerConfig
+    from prompt_jax.config.prompt import PromptConfig
+    from prompt_jax.config.train import TrainConfig
+    from prompt_jax.data.load import add_task, text_source
+    from prompt_jax.experiment import Experiment
+    from prompt_jax.inference.decoding import beam_search, generate
     from prompt_jax.models import forward
-    from prompt_jax.models.hub import Model, load_model
     from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, stack_prompts
-    from prompt_jax.prompts.files import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
-    from prompt_jax.prompts.push import push_prompt
+    from prompt_jax.prompt_files.io import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
+    from prompt_jax.prompt_files.push import push_prompt
 
-# Imported at first use, so that `prompt-jax --help` and the reading of configurations do not wait for JAX.
+# Imported at first use, so that `prompt-jax --help` and configuration files do not wait for JAX.
 _HOME = {
-    "Decoding": "config",
-    "Model": "models.hub",
+    "DataConfig": "config.data",
+    "Decoding": "config.decoding",
+    "EnsembleConfig": "config.ensemble",
+    "Experiment": "experiment",
+    "MeshConfig": "config.mesh",
+    "Model": "checkpoints.load",
+    "ModelConfig": "config.model",
+    "OptimizerConfig": "config.optimizer",
     "Prefix": "models.prompt",
     "Prompt": "models.prompt",
-    "PromptFormatError": "prompts.files",
-    "PromptMetadata": "prompts.files",
+    "PromptConfig": "config.prompt",
+    "PromptFormatError": "prompt_files.io",
+    "PromptMetadata": "prompt_files.io",
+    "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
-    "beam_search": "decoding",
+    "add_task": "data.load",
+    "beam_search": "inference.decoding",
     "forward": "models",
-    "generate": "decoding",
-    "load_model": "models.hub",
-    "load_prompt": "prompts.files",
-    "push_prompt": "prompts.push",
-    "save_ensemble": "prompts.files",
-    "save_prompt": "prompts.files",
+    "generate": "inference.decoding",
+    "load_model": "checkpoints.load",
+    "load_prompt": "prompt_files.io",
+    "push_prompt": "prompt_files.push",
+    "save_ensemble": "prompt_files.io",
+    "save_prompt": "prompt_files.io",
     "stack_prompts": "models.prompt",
+    "text_source": "data.load",
 }
 
 __all__ = [
+    "DataConfig",
     "Decoding",
+    "EnsembleConfig",
+    "Experiment",
+    "MeshConfig",
     "Model",
+    "ModelConfig",
+    "OptimizerConfig",
     "Prefix",
     "Prompt",
+    "PromptConfig",
     "PromptFormatError",
     "PromptMetadata",
+    "TrainConfig",
     "VirtualTokens",
+    "add_task",
     "beam_search",
     "forward",
     "generate",
@@ -55,6 +83,7 @@ __all__ = [
     "save_ensemble",
     "save_prompt",
     "stack_prompts",
+    "text_source",
 ]
 
 

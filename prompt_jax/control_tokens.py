@@ -2,7 +2,7 @@
 
 A template may contain control tokens of the model, such as `<|user|>` or `<mask>`. The same characters in a row of data
 must not become a token, or data could imitate the template. So control tokens of templates are marked with two Unicode
-noncharacters, which are removed from data, and `prompt_jax.models.tokenizer` reads only marked tokens as tokens.
+noncharacters, which are removed from data, and `prompt_jax.checkpoints.tokenizer` reads only marked tokens as tokens.
 """
 
 import re

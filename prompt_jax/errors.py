@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_status = 1
 
 
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names the field."""
+
+
 class CheckpointError(UserError, ValueError):
     """A model that cannot be loaded: what is wrong, where, and what would be right."""
 

@@ -20,7 +20,7 @@ ANSWER_METRICS = (
     *("group_exact_match", "referent_accuracy"),
 )
 
-# Those of them that have to be told something of each example beside its answer (`prompt_jax.data.add_task`'s note).
+# Metrics that need a note on each example beside its answer (`prompt_jax.data.load.add_task`).
 NOTE_METRICS = ("group_exact_match", "referent_accuracy")
 
 # Of texts against references, of which an input may have several: splits but train then have each input once.

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import seqio
 import tensorflow as tf
 
-from prompt_jax.data import add_task, text_source
-from prompt_jax.data_files import DataError, data_folder
+from prompt_jax import add_task, text_source
+from prompt_jax.data.files import DataError, data_folder
 from prompt_jax.task_format import TaskFormat
 
 FILES = {split: f"dart-v1.1.1-full-{name}.json" for split, name in (("train", "train"), ("validation", "dev"))}

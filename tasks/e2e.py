@@ -16,8 +16,8 @@ texts. The others differ in hyphens and in signs without a space, such as `£ 20
 import re
 from collections.abc import Iterator
 
-from prompt_jax.data import add_task, text_source
-from prompt_jax.data_files import DataError, data_folder, read_rows
+from prompt_jax import add_task, text_source
+from prompt_jax.data.files import DataError, data_folder, read_rows
 from prompt_jax.task_format import TaskFormat
 
 FILES = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}

@@ -16,7 +16,7 @@ import dataclasses
 import seqio
 import tensorflow as tf
 
-from prompt_jax.data import add_task
+from prompt_jax import add_task
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}

@@ -23,8 +23,8 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
-from prompt_jax.data import add_task, text_source
-from prompt_jax.data_files import DataError, data_folder, read_rows, text_of
+from prompt_jax import add_task, text_source
+from prompt_jax.data.files import DataError, data_folder, read_rows, text_of
 from prompt_jax.task_format import TaskFormat
 
 FILES = {  # in TFDS's spelling, and in the release's

@@ -10,8 +10,8 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
-from prompt_jax.data import add_task
-from prompt_jax.data_files import normalise_text, read_rows, text_fraction
+from prompt_jax import add_task
+from prompt_jax.data.files import normalise_text, read_rows, text_fraction
 from prompt_jax.task_format import TaskFormat
 
 DATA = Path(__file__).parent / "data" / "sentiment"

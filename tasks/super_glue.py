@@ -21,7 +21,7 @@ classes, and its metrics. The length of inputs is the paper's, 512 tokens. The b
 import seqio
 import tensorflow as tf
 
-from prompt_jax.data import add_task
+from prompt_jax import add_task
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 BENCHMARK = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")

@@ -19,9 +19,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from prompt_jax import denoising
-from prompt_jax.data import text_source
-from prompt_jax.data_files import DataError, data_folder, read_documents
+from prompt_jax import text_source
+from prompt_jax.data import denoising
+from prompt_jax.data.files import DataError, data_folder, read_documents
 from prompt_jax.task_format import LOG_LIKELIHOOD, TaskFormat
 
 SPLITS = ("train", "validation")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
-from prompt_jax.decoding import score
+from prompt_jax.inference.decoding import score
 from prompt_jax.models import family
 from prompt_jax.models.prompt import Prefix, Site
 

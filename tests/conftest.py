@@ -102,3 +102,36 @@ def sentiment_files(tmp_path: Path) -> dict[str, Path]:
                 text = f"{'a good film' if good else 'a bad film'} number {i} of {split}" + " and long" * (i % 5)
                 file.write(json.dumps({"text": text, "label": "positive" if good else "negative"}) + "\n")
     return files
+
+
+@pytest.fixture
+def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path):
+    """A small experiment: 6 steps on the tiny model."""
+    from prompt_jax.config.data import DataConfig
+    from prompt_jax.config.model import ModelConfig
+    from prompt_jax.config.prompt import PromptConfig
+    from prompt_jax.config.train import TrainConfig
+    from prompt_jax.experiment import Experiment
+
+    return Experiment(
+        name="run",
+        runs=tmp_path / "runs",
+        model=ModelConfig(name=str(tiny_folder)),
+        data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=1),
+        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+        train=TrainConfig(
+            steps=6, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's folder, converted for this run of the tests; a skip without its package."""
+    for package in ("traceforge_title_model", "onnx"):
+        pytest.importorskip(package)
+    from prompt_jax.checkpoints.demo import demo_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMPT_JAX_CACHE", str(tmp_path_factory.mktemp("demo")))
+        return demo_folder()

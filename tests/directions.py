@@ -5,9 +5,9 @@ import numpy as np
 import tokenizers
 import transformers
 
-from prompt_jax.models.hub import Model
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.models.t5 import T5Config
-from prompt_jax.models.tokenizer import Tokenizer
 
 # The last row is beyond the vocabulary, and lies closest to the first token with [1, 1].
 TABLE = np.array([[0, 0], [2, 0], [0, 3], [1, 1], [-4, 0], [5, 5]], np.float32)

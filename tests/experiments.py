@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from prompt_jax.config import Experiment
+from prompt_jax.experiment import Experiment
 
 
 def changed(experiment: Experiment, part: str, **values) -> Experiment:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prompt_jax.models.tokenizer import Tokenizer
+    from prompt_jax.checkpoints.tokenizer import Tokenizer
 
 
 # What the tests' small tokenizers are trained on.
@@ -46,7 +46,7 @@ def train(sentences: Sequence[str], vocab_size: int) -> bytes:
 
 def tokenizer(folder: Path, sentences: Sequence[str], vocab_size: int, sentinels: int) -> "Tokenizer":
     """A tokenizer of T5's kind, with so many `<extra_id_N>`; its model file is `spiece.model` in the folder."""
-    from prompt_jax.models.tokenizer import load_tokenizer, t5_configuration
+    from prompt_jax.checkpoints.tokenizer import load_tokenizer, t5_configuration
 
     (folder / "spiece.model").write_bytes(train(sentences, vocab_size))
     (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": sentinels}))

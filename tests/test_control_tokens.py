@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import prompt_jax
-from prompt_jax import data
 from prompt_jax.cli import main
 from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark, unmarked
-from prompt_jax.evaluation import label_ids
-from prompt_jax.few_shot import Design, designed
-from prompt_jax.prompts.files import Base
+from prompt_jax.data import load as data
+from prompt_jax.inference.evaluation import label_ids
+from prompt_jax.inference.few_shot import Design, designed
+from prompt_jax.prompt_files.io import Base
 from prompt_jax.task_format import TaskFormat
 
 USER, BOT = "<|user|>", "<|assistant|>"
@@ -160,7 +160,7 @@ def prompt_file(model, tmp_path):
 @pytest.mark.parametrize("several", (False, True))
 def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, several):
     """Of one prompt, and of prompts that inputs name."""
-    from prompt_jax import evaluation
+    from prompt_jax.inference import evaluation
 
     seen, tokenise = [], evaluation.tokenise
     monkeypatch.setattr(evaluation, "tokenise", lambda *a: (r := tokenise(*a), seen.extend(r[0]))[0])

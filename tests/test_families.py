@@ -8,11 +8,11 @@ import pytest
 from adapters import assert_close, random_text, whole
 from prompt_jax import forward, load_model, load_prompt
 from prompt_jax.cli import main
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.prompt_files.io import read_prompts
 
 CONFIG = """
 from pathlib import Path
-from prompt_jax.config import *
+from prompt_jax import *
 
 experiment = Experiment(
     name="small",

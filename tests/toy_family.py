@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from prompt_jax.models.generation import GenerationSettings
+from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.layers import merge_heads, project_down, project_heads, project_up, rms_norm
 from prompt_jax.models.parameter import Parameter
 

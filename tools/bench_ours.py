@@ -24,13 +24,16 @@ from bench_shared import (
     reviews,
     timed,
 )
-from prompt_jax.batches import TrainBatches, length_buckets
-from prompt_jax.config import DataConfig, Decoding, OptimizerConfig, PromptConfig
-from prompt_jax.decoding import compiled_generate
+from prompt_jax.checkpoints.load import Model, load_model
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data.batches import TrainBatches, length_buckets
+from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
-from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.prompts import applied, method
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
 

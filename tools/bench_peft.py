@@ -114,7 +114,7 @@ def review_batches(size: int) -> tuple[Any, Iterator[dict[str, Any]], float]:
     import traceforge_title_model
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
-    from prompt_jax.models.demo import demo_folder
+    from prompt_jax.checkpoints.demo import demo_folder
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(traceforge_title_model.span_dir() / "tokenizer.json"),

@@ -97,7 +97,7 @@ def peak_mib() -> float:
 
 def reviews(low: float = 0.0, high: float = 0.8) -> tuple[list[str], list[str]]:
     """Texts and labels of tasks/data/sentiment/movie.tsv.gz as tasks/sentiment.py splits them: the training split."""
-    from prompt_jax.data_files import read_rows, text_fraction
+    from prompt_jax.data.files import read_rows, text_fraction
 
     rows = [row for _, row in read_rows(Path(__file__).parents[1] / "tasks/data/sentiment/movie.tsv.gz")]
     rows = [row for row in rows if abs(float(row["rating"])) > 0.5 and low <= text_fraction(row["text"]) < high]

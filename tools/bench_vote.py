@@ -7,14 +7,15 @@ import jax
 import numpy as np
 
 from bench_shared import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
-from prompt_jax import evaluation, metrics
-from prompt_jax.config import PromptConfig
+from prompt_jax import metrics
+from prompt_jax.checkpoints.load import Model, load_model
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.examples import Examples
-from prompt_jax.models.hub import Model, load_model
+from prompt_jax.inference import evaluation
+from prompt_jax.methods import applied, soft_prompt
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
-from prompt_jax.prompts import applied, soft_prompt
-from prompt_jax.prompts.files import load_prompt
+from prompt_jax.prompt_files.io import load_prompt
 from prompt_jax.task_format import TaskFormat
 
 

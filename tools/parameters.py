@@ -16,19 +16,14 @@ import jax
 import tyro
 
 from planner.programs import base_config, start_of
-from prompt_jax.config import (
-    PROMPT_METHODS,
-    REPLACING_METHODS,
-    ConfigError,
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    PromptConfig,
-)
-from prompt_jax.errors import UserError
+from prompt_jax.checkpoints.weights import abstract
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import PROMPT_METHODS, REPLACING_METHODS, Experiment
+from prompt_jax.methods import applied
 from prompt_jax.models import family
-from prompt_jax.models.weights import abstract
-from prompt_jax.prompts import applied
 
 T5 = tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl"))
 # What the paper prints for a prompt of 100: parameters with the prompt, and the prompt's share of them in percent. That

@@ -27,12 +27,16 @@ import tyro
 from planner.chips import GIB, Topology, TopologyError, topology
 from planner.estimate import Estimate, TooLarge, estimate
 from planner.programs import base_config, lengths, programs
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, MeshConfig, ModelConfig
-from prompt_jax.errors import UserError
+from prompt_jax import experiment as experiments
+from prompt_jax.checkpoints.weights import abstract
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.distributed.sharding import make_mesh, shape_of
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import Experiment
 from prompt_jax.models import family
-from prompt_jax.models.weights import abstract
-from prompt_jax.sharding import make_mesh, shape_of
 
 # What libtpu would ask a TPU's host for; there is none. Several processes may plan at once.
 NO_TPU = {
@@ -94,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             all_plans()
             return 0
         named = not argv[0].startswith("-")
-        experiment = configuration.load_experiment(Path(argv[0])) if named else Experiment()
+        experiment = experiments.load_experiment(Path(argv[0])) if named else Experiment()
         default = Plan(Path(argv[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
         args = tyro.cli(Plan, default=default, args=argv[named:], prog="plan.py")
         if not named:
@@ -121,7 +125,7 @@ def plan(args: Plan) -> None:
 
 def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
     mesh, (source, target) = make_mesh(experiment.mesh, list(where.devices)), lengths(experiment)
-    members = configuration.members(experiment)
+    members = experiments.members(experiment)
     group = experiment.ensemble.group
     return {
         "base": f"{experiment.model.name}, {experiment.model.dtype}, remat {experiment.model.remat}",

@@ -4,7 +4,7 @@ Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with 
 dart_tfds` has them from TFDS.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="dart",

@@ -5,7 +5,7 @@ needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider. `nist` is w
 measure_scores.py with --python; `nist_perl` is the script's default, up to 0.4 higher for short answers.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="e2e",

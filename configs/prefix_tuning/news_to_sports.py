@@ -4,7 +4,7 @@
 Hyperparameters of the paper's table 6; data as for xsum.py.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="news_to_sports",

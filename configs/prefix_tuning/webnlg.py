@@ -4,7 +4,7 @@ unseen ones, 55.0 on all (ACL).
 Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/webnlg.py).
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="webnlg",

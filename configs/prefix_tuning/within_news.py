@@ -4,7 +4,7 @@ the other news, ROUGE-1/2/L 39.41/16.87/31.47.
 Hyperparameters of the paper's table 6; data as for xsum.py.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="within_news",

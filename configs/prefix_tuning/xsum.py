@@ -9,7 +9,7 @@ include the start token. It keeps the rest of facebook/bart-large's generation c
 no_repeat_ngram_size 3. ROUGE is the mean over the test set; the authors' code averages its batches' scores.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="xsum",

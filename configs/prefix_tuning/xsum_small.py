@@ -4,7 +4,7 @@
 A prefix of 5 has so many; otherwise as xsum.py.
 """
 
-from prompt_jax.config import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="xsum_small",

@@ -3,7 +3,7 @@
 `PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py).
 """
 
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="e2e",

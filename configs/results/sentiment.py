@@ -3,7 +3,7 @@
 A budget for two CPU cores, of which each method has the same: 120 steps of 16 examples.
 """
 
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     name="sentiment",

@@ -13,13 +13,13 @@ from typing import Any
 
 import tyro
 
-from prompt_jax import config as configuration
+from prompt_jax import experiment as experiments
 from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
 from prompt_jax.cli.common import say
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.errors import UserError
-from prompt_jax.paths import as_path
-from prompt_jax.terminal import harmless
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import Experiment
+from prompt_jax.report.terminal import harmless
+from prompt_jax.storage.paths import as_path
 
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_distributed() -> bool:
-    """Whether this is one of several processes, which end by `prompt_jax.processes`."""
+    """Whether this is one of several processes, which end by `prompt_jax.distributed.processes`."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
@@ -94,7 +94,7 @@ def parse(verb: str, rest: list[str]) -> Any:
         if not named and not {"-h", "--help"} & set(rest):
             raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
         path = as_path(rest[0]) if named else Path("CONFIG")
-        default = train.Train(path, configuration.load_experiment(path) if named else Experiment())
+        default = train.Train(path, experiments.load_experiment(path) if named else Experiment())
         rest = rest[1:] if named else rest
     return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_with_buckets())
 

@@ -12,7 +12,7 @@ from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import Member
-    from prompt_jax.prompts.files import PromptMetadata
+    from prompt_jax.prompt_files.io import PromptMetadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Average:
 
 
 def run(args: Average) -> int:
+    from prompt_jax.ensembles.average import average
     from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
-    from prompt_jax.prompts.arithmetic import average
-    from prompt_jax.prompts.files import save_prompt
+    from prompt_jax.prompt_files.io import save_prompt
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: what is averaged is a .npz; name it so (export writes other formats)")
@@ -48,7 +48,7 @@ def run(args: Average) -> int:
 
 def _metadata(members: Sequence["Member"], weights: Sequence[float] | None) -> "PromptMetadata":
     """What all members say, and what the average is made of; scores and steps are nobody's."""
-    from prompt_jax.prompts.files import PromptMetadata
+    from prompt_jax.prompt_files.io import PromptMetadata
 
     own = [member.metadata for member in members]
     bases = [metadata.base for metadata in own if metadata.base is not None]

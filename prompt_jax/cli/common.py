@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_jax.config import Dtype
+from prompt_jax.config.model import Dtype
 from prompt_jax.errors import MissingPackage, UserError
+from prompt_jax.report.terminal import harmless
 from prompt_jax.task_format import TaskFormat
-from prompt_jax.terminal import harmless
 
 if TYPE_CHECKING:
-    from prompt_jax.models.hub import Model
+    from prompt_jax.checkpoints.load import Model
     from prompt_jax.models.prompt import Prompt
-    from prompt_jax.prompts.files import PromptMetadata
+    from prompt_jax.prompt_files.io import PromptMetadata
 
 # What a prompt file may name as its base, to be looked for on this machine: a name on the hub, and a commit.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -38,7 +38,7 @@ class Base:
 
 def load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
     """The base that the user names, or the one that the prompt file names if it is on this machine."""
-    from prompt_jax.models.hub import load_model
+    from prompt_jax.checkpoints.load import load_model
 
     if base.model is not None:
         return load_model(base.model, base.dtype, base.revision)
@@ -61,7 +61,7 @@ def load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
 
 
 def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: Base) -> None:
-    from prompt_jax.prompts.files import check_base
+    from prompt_jax.prompt_files.io import check_base
 
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")

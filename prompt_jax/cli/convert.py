@@ -12,7 +12,7 @@ from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
-    from prompt_jax.prompts.files import PromptMetadata
+    from prompt_jax.prompt_files.io import PromptMetadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Import:
 
 
 def export(args: Export) -> int:
-    from prompt_jax.prompts.files import check_bases, read_prompts, save_ensemble, save_prompt
-    from prompt_jax.prompts.peft import VERSIONS_NOTE
+    from prompt_jax.prompt_files.io import check_bases, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.prompt_files.peft import VERSIONS_NOTE
 
     members = read_prompts(args.file)
     count = len(members)
@@ -82,9 +82,9 @@ def export(args: Export) -> int:
 
 
 def import_(args: Import) -> int:
-    from prompt_jax.models.hub import load_model
-    from prompt_jax.prompts.files import Base as Trained
-    from prompt_jax.prompts.files import check_base, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.checkpoints.load import load_model
+    from prompt_jax.prompt_files.io import Base as Trained
+    from prompt_jax.prompt_files.io import check_base, read_prompts, save_ensemble, save_prompt
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: what is imported is a .npz; name it so (export writes other formats)")
@@ -109,8 +109,8 @@ def import_(args: Import) -> int:
 
 
 def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]) -> int:
-    from prompt_jax.models.save import save_model
-    from prompt_jax.models.tuned import whole_model
+    from prompt_jax.checkpoints.save import save_model
+    from prompt_jax.models.delta import whole_model
 
     if args.as_ is not None:
         raise UserError("--as prefix is of prompts, and --format model of what was trained of the base itself")

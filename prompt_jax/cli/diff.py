@@ -54,7 +54,7 @@ def _config_file(path: Path) -> Path | None:
 
 
 def _configs(args: Diff, a: Path, b: Path) -> int:
-    from prompt_jax.config import load_experiment
+    from prompt_jax.experiment import load_experiment
     from prompt_jax.inspection.difference import config_lines
 
     lines = config_lines(load_experiment(a), load_experiment(b))
@@ -67,7 +67,7 @@ def _configs(args: Diff, a: Path, b: Path) -> int:
 
 def _prompts(args: Diff) -> int:
     from prompt_jax.inspection.difference import member_lines
-    from prompt_jax.prompts.files import read_prompts
+    from prompt_jax.prompt_files.io import read_prompts
 
     status = 0
     for name, lines in member_lines(read_prompts(args.a), read_prompts(args.b)):

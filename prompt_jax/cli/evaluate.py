@@ -9,14 +9,14 @@ import tyro
 
 from prompt_jax.cli.common import Base, check_base, check_member, check_positive, load_base, show
 from prompt_jax.cli.source import Source, check_source, read_examples
-from prompt_jax.config import Decoding
+from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.data.examples import Examples
     from prompt_jax.ensembles.members import Member
     from prompt_jax.ensembles.outcome import Outcome
-    from prompt_jax.examples import Examples
-    from prompt_jax.models.hub import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +110,12 @@ def run(args: Evaluate) -> int:
 
 
 def _base_alone(args: Evaluate) -> int:
+    from prompt_jax.checkpoints.load import load_model
     from prompt_jax.ensembles.members import Member
     from prompt_jax.ensembles.outcome import evaluate_base
-    from prompt_jax.few_shot import Design, designed
-    from prompt_jax.models.hub import load_model
+    from prompt_jax.inference.few_shot import Design, designed
     from prompt_jax.models.prompt import Prompt
-    from prompt_jax.prompts.files import PromptMetadata
+    from prompt_jax.prompt_files.io import PromptMetadata
 
     source, how = args.source, args.design
     if args.base.model is None:
@@ -174,11 +174,11 @@ def _pool(
     source: Source, file: Path | None, asked: "Examples", nobody: Sequence["Member"], model: "Model"
 ) -> "Examples":
     """What examples are drawn from: the training split of the task that is asked, or a file."""
-    from prompt_jax import data
+    from prompt_jax.data import load
 
     if file is None:
         assert source.task is not None
-        if "train" not in (splits := data.find_task(source.task).splits):
+        if "train" not in (splits := load.find_task(source.task).splits):
             there = ", ".join(splits)
             raise UserError(
                 f"{source.task} has no split 'train' for --shots, but {there}; give a file with --shots-from"
@@ -187,9 +187,9 @@ def _pool(
     if asked.format is None:
         raise UserError(f"{asked.name} makes its tokens itself, and cannot be shown examples of --shots-from {file}")
     own = dataclasses.replace(asked.format, metrics=("accuracy",))  # others may need more than a file has
-    task = data.file_task(file.name, {"train": file}, own, target=source.target)
+    task = load.file_task(file.name, {"train": file}, own, target=source.target)
     tokenizer: Any = model.tokenizer
-    return data.load_examples(task, tokenizer, "train", input_length=own.input_length, target_length=own.target_length)
+    return load.load_examples(task, tokenizer, "train", input_length=own.input_length, target_length=own.target_length)
 
 
 def _show(args: Evaluate, outcome: "Outcome") -> int:

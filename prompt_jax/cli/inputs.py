@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.data_files import render
-from prompt_jax.data_lines import DataError, is_text, read_lines, stream_lines, without_end
-from prompt_jax.data_rows import KINDS, read_rows
+from prompt_jax.data.files import render
+from prompt_jax.data.lines import DataError, is_text, read_lines, stream_lines, without_end
+from prompt_jax.data.rows import KINDS, read_rows
 from prompt_jax.errors import UserError
 from prompt_jax.task_format import TaskFormat
 

@@ -12,10 +12,10 @@ from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.data.examples import Examples
     from prompt_jax.ensembles.members import Member
-    from prompt_jax.examples import Examples
     from prompt_jax.inspection.ablation import Ablation
-    from prompt_jax.models.hub import Model
     from prompt_jax.task_format import TaskFormat
 
 _LIMIT = 100  # examples, each of which is run once for each virtual token
@@ -70,7 +70,7 @@ def run(args: Inspect) -> int:
         rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]
         show("\n" + Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text())
     if args.html is not None:
-        from prompt_jax.inspection_page import write_inspection
+        from prompt_jax.report.inspection_page import write_inspection
 
         write_inspection(args.html, findings, model)
         show(f"\nwrote {args.html}")

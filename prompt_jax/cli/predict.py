@@ -11,12 +11,12 @@ import tyro
 
 from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
-from prompt_jax.config import Decoding
+from prompt_jax.config.decoding import Decoding
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
-from prompt_jax.json_text import json_text
-from prompt_jax.paths import as_path
-from prompt_jax.terminal import harmless
+from prompt_jax.report.terminal import harmless
+from prompt_jax.storage.json_text import json_text
+from prompt_jax.storage.paths import as_path
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.streams import Line, Mixed, Voting
@@ -71,8 +71,8 @@ def run(args: Predict) -> int:
 def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
     from prompt_jax.ensembles.streams import Line, Voting
-    from prompt_jax.prompts.files import check_bases, read_prompts
-    from prompt_jax.prompts.metadata import of_different_tasks
+    from prompt_jax.prompt_files.io import check_bases, read_prompts
+    from prompt_jax.prompt_files.metadata import of_different_tasks
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")

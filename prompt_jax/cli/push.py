@@ -10,7 +10,7 @@ from prompt_jax.cli.common import Base, load_base, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from prompt_jax.models.hub import Model
+    from prompt_jax.checkpoints.load import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Push:
 
 
 def run(args: Push) -> int:
-    from prompt_jax.prompts.files import read_prompts
-    from prompt_jax.prompts.push import parse_place, push_members
+    from prompt_jax.prompt_files.io import read_prompts
+    from prompt_jax.prompt_files.push import parse_place, push_members
 
     place = parse_place(args.dest)  # before anything is loaded
     members = read_prompts(args.file)

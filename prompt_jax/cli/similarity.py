@@ -56,7 +56,7 @@ def run(args: Similarity) -> int:
             tables.append(Table(title, [["", *map(str, range(len(names)))], *cells]))
     show("\n\n".join(table.text() for table in tables))
     if args.html is not None:
-        from prompt_jax.inspection_page import write_similarity
+        from prompt_jax.report.inspection_page import write_similarity
 
         write_similarity(args.html, names, means, pairs, skipped)
         show(f"\nwrote {args.html}")
@@ -65,7 +65,7 @@ def run(args: Similarity) -> int:
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     """The files, and of folders what may be prompts: files, folders of other projects, the best prompts of runs."""
-    from prompt_jax.prompts.files import is_prompt_folder
+    from prompt_jax.prompt_files.io import is_prompt_folder
 
     for path in paths:
         if not path.is_dir() or is_prompt_folder(path):
@@ -85,7 +85,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 def _read(files: Iterator[Path]) -> tuple[list["Member"], list[str]]:
     """The prompts of the files, and which of them hold none, with the reason."""
     from prompt_jax.ensembles.members import read_members
-    from prompt_jax.prompts.files import PromptFormatError
+    from prompt_jax.prompt_files.io import PromptFormatError
 
     members, skipped = [], []
     for path in files:

@@ -11,9 +11,9 @@ from prompt_jax.errors import UserError
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 
 if TYPE_CHECKING:
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.data.examples import Examples
     from prompt_jax.ensembles.members import Member
-    from prompt_jax.examples import Examples
-    from prompt_jax.models.hub import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_examples(
 
     What prompts say is taken from the first that says it.
     """
-    from prompt_jax import data
+    from prompt_jax.data import load
 
     first = next((member for member in members if member.metadata.format is not None), members[0])
     path, own, before = first.path, first.metadata.format, ""
@@ -62,27 +62,27 @@ def read_examples(
         if own is None and source.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
         own = chosen_format(own, source.template, source.labels, metrics)
-        task: Any = data.file_task(source.data.name, {source.split: source.data}, own, target=source.target)
+        task: Any = load.file_task(source.data.name, {source.split: source.data}, own, target=source.target)
     else:
         name = source.task or next((member.metadata.task for member in members if member.metadata.task), None)
         if name is None:
             raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
-        data.discover_tasks(source.tasks)
-        if source.task is None and (rates := data.rates_of_mixture(name)) is not None:
+        load.discover_tasks(source.tasks)
+        if source.task is None and (rates := load.rates_of_mixture(name)) is not None:
             raise UserError(
                 f"{path} was trained on {name}, a mixture; say with --task which of its tasks is asked: "
                 f"{', '.join(rates)}"
             )
-        if source.task is None and name not in data.task_names():
+        if source.task is None and name not in load.task_names():
             raise UserError(
                 f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"
             )
-        task = data.find_task(name)
-        if source.task is None and not data.on_this_machine(task):
+        task = load.find_task(name)
+        if source.task is None and not load.on_this_machine(task):
             raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
         theirs = getattr(task, "task_format", None)
         if theirs is not None and _asked_by_name(members, theirs):
-            before = f"{data.short_name(name)} "
+            before = f"{load.short_name(name)} "
         if source.task is None and own is not None and theirs is not None and own.template != before + theirs.template:
             warnings.warn(
                 f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
@@ -91,7 +91,7 @@ def read_examples(
         own = theirs if source.task is not None else own or theirs
     lengths = own or TaskFormat("{inputs}")
     assert model.tokenizer is not None  # check_base
-    examples = data.load_examples(
+    examples = load.load_examples(
         task,
         model.tokenizer,
         source.split,
@@ -118,15 +118,15 @@ def _asked_by_name(members: Sequence["Member"], asked: TaskFormat) -> bool:
     Raises:
       UserError: some were, and some were not.
     """
-    from prompt_jax import data
+    from prompt_jax.data import load
 
     known: list[tuple[Member, bool]] = []
     for member in members:
         own, task = member.metadata.format, member.metadata.task
         if own is None or task is None and own.template != NAMED_INPUTS:
             continue
-        start = f"{data.short_name(task or '')} "
-        theirs = getattr(data.find_task(task), "task_format", None) if task in data.task_names() else None
+        start = f"{load.short_name(task or '')} "
+        theirs = getattr(load.find_task(task), "task_format", None) if task in load.task_names() else None
         named = own.template in (NAMED_INPUTS, start + (theirs or asked).template)
         if theirs is not None and not theirs.template.startswith(start):  # whatever it was when it was trained on
             named = named or own.template.startswith(start)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from prompt_jax.cli.common import show
-from prompt_jax.config import Experiment
+from prompt_jax.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Train:
 
 
 def run(args: Train) -> int:
-    from prompt_jax import processes
+    from prompt_jax.distributed import processes
 
     if args.distributed:
         processes.initialize(args.heartbeat)

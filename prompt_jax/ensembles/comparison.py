@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from prompt_jax.examples import Examples
+from prompt_jax.data.examples import Examples
 from prompt_jax.metrics import CORPUS_METRICS, Target, references_of
 
 RESAMPLES = 1000

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from prompt_jax.config import Decoding
-from prompt_jax.decoding import FROM_CHECKPOINT
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.evaluation import RankedVote, check_rule, labels_of, majority_vote, ranked_vote
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
-from prompt_jax.evaluation import Evaluation, answers, batch_shapes, label_scores
-from prompt_jax.examples import Examples
-from prompt_jax.models.hub import Model
+from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.inference.evaluation import Evaluation, answers, batch_shapes, label_scores
 from prompt_jax.models.prompt import Prompt, stack_prompts
 
 # Asks some members (their numbers) about some examples (theirs), and gives all votes so far, [E, N], NO_VOTE where a

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from prompt_jax.config import Decoding
-from prompt_jax.decoding import FROM_CHECKPOINT
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import Evaluation, evaluate_members
-from prompt_jax.examples import Examples
-from prompt_jax.models.hub import Model
+from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.inference.evaluation import Evaluation, evaluate_members
 from prompt_jax.models.prompt import Prompt
 
 VoteRule = Literal["majority", "mean-probability"]

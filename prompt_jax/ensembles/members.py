@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.config import settings_text
 from prompt_jax.errors import UserError
+from prompt_jax.experiment import settings_text
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.prompts.files import PromptMetadata, member_name, read_prompts
+from prompt_jax.prompt_files.io import PromptMetadata, member_name, read_prompts
 
 
 class MemberError(UserError, ValueError):

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.config import Decoding
-from prompt_jax.decoding import FROM_CHECKPOINT
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import Member, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_list, score_table
-from prompt_jax.evaluation import Evaluation, evaluate_members
-from prompt_jax.examples import Examples
-from prompt_jax.json_text import json_text
-from prompt_jax.models.hub import Model
-from prompt_jax.whole_file import write_text
+from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.inference.evaluation import Evaluation, evaluate_members
+from prompt_jax.storage.files import write_text
+from prompt_jax.storage.json_text import json_text
 
 
 @dataclasses.dataclass(frozen=True)

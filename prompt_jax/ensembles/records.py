@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.control_tokens import unmarked
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.evaluation import RankedVote
-from prompt_jax.evaluation import Evaluation
-from prompt_jax.examples import Examples
-from prompt_jax.json_text import json_text
-from prompt_jax.whole_file import write_text
+from prompt_jax.inference.evaluation import Evaluation
+from prompt_jax.storage.files import write_text
+from prompt_jax.storage.json_text import json_text
 
 
 def prediction_lines(

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_jax import evaluation
-from prompt_jax.config import Decoding
-from prompt_jax.data_files import render
-from prompt_jax.decoding import FROM_CHECKPOINT
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.data.files import render
 from prompt_jax.ensembles.members import Member, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
-from prompt_jax.models.hub import Model
+from prompt_jax.inference import evaluation
+from prompt_jax.inference.decoding import FROM_CHECKPOINT
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
-from prompt_jax.paths import as_path
+from prompt_jax.storage.paths import as_path
 from prompt_jax.task_format import TaskFormat
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.distributed.sharding import fetch
 from prompt_jax.errors import UserError
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
-from prompt_jax.sharding import fetch
 
 # Arrays of NumPy or JAX, in any floating-point type.
 Tokens = Float[Array, "P D"] | Float[np.ndarray, "P D"]

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from prompt_jax.batches import eval_batches
-from prompt_jax.decoding import compiled_score
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.data.batches import eval_batches
+from prompt_jax.data.examples import Examples
+from prompt_jax.distributed.sharding import fetch, place
 from prompt_jax.errors import UserError
-from prompt_jax.evaluation import batch_shapes, check_finite
-from prompt_jax.examples import Examples
+from prompt_jax.inference.decoding import compiled_score
+from prompt_jax.inference.evaluation import batch_shapes, check_finite
 from prompt_jax.models import check_context
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
-from prompt_jax.sharding import fetch, place
 
 # Prompts in memory at a time, each without another slot: the keys and values of a prefix are large.
 _STACK, _STACK_BYTES = 16, 256 << 20

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from prompt_jax import config as configuration
-from prompt_jax.config import Experiment
+from prompt_jax import experiment as experiments
+from prompt_jax.experiment import Experiment
 from prompt_jax.inspection import norms, slots, unit
 from prompt_jax.inspection.text import numbers, printable
+from prompt_jax.models.delta import flat
 from prompt_jax.models.prompt import Part, Prompt, used_arrays
-from prompt_jax.models.tuned import flat
-from prompt_jax.prompts.files import PromptMetadata
+from prompt_jax.prompt_files.io import PromptMetadata
 
 _VALUE_LIMIT = 60  # characters of a value
 
@@ -95,12 +95,12 @@ def _base_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def config_lines(a: Experiment, b: Experiment) -> list[str]:
     """The fields in which two experiments differ, with their values, as lines of text."""
-    return _field_lines(*(json.loads(configuration.to_json(experiment)) for experiment in (a, b)))
+    return _field_lines(*(json.loads(experiments.to_json(experiment)) for experiment in (a, b)))
 
 
 def _field_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Fields of JSON objects that differ, in columns; those of objects within them by `a.b`."""
-    names = configuration.differences(a, b)
+    names = experiments.differences(a, b)
     cells = [[printable(name, 40), *(_value(_at(values, name)) for values in (a, b))] for name in names]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
     return ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -5,19 +5,11 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from prompt_jax.inspection import (
-    Inspection,
-    LabelShare,
-    Measure,
-    inspect,
-    label_pieces,
-    label_share,
-    token_similarity,
-)
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.inspection import Inspection, LabelShare, Measure, inspect, label_pieces, label_share, token_similarity
 from prompt_jax.inspection.ablation import Ablation
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
-from prompt_jax.prompts.files import PromptMetadata
+from prompt_jax.prompt_files.io import PromptMetadata
 
 
 @dataclasses.dataclass(frozen=True)

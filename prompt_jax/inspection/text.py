@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection import Inspection, LabelShare, Neighbour, row_norms, virtual_tokens
 from prompt_jax.inspection.findings import Findings
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt, used_arrays
-from prompt_jax.prompts.files import PromptMetadata
+from prompt_jax.prompt_files.io import PromptMetadata
 
 _TEXT_LIMIT = 160  # characters of one text from a file
 _LIST_LIMIT = 12  # entries of one list from a file

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from prompt_jax.errors import UserError
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.decoder_only import DecoderOnly
+from prompt_jax.models.delta import tuned
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
-from prompt_jax.models.tuned import tuned
 
 Config = Any  # an instance of one of the classes in FAMILIES
 Family = DecoderOnly | EncoderDecoder

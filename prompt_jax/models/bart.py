@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from prompt_jax.config import Remat
+from prompt_jax.config.model import Remat
 from prompt_jax.models.attention import KeyValues, attend, dropout
 from prompt_jax.models.encoder_decoder import Biases
-from prompt_jax.models.generation import GenerationSettings
+from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
 from prompt_jax.models.parameter import Parameter, layer_norm_parameters

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.config import Remat
+from prompt_jax.config.model import Remat
 from prompt_jax.models.attention import dropout
-from prompt_jax.models.generation import GenerationSettings
+from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
 from prompt_jax.models.parameter import Parameter, layer_norm_parameters

@@ -94,7 +94,7 @@ class Prompt:
       decoder_self: a prefix of the decoder's (or a causal model's) self-attention.
       decoder_cross: a prefix of the decoder's attention to the encoder's output.
       base: what is otherwise in the base itself, of the methods that prompts are compared with: leaves as
-        `prompt_jax.models.tuned.changed` takes them. It cannot be stacked.
+        `prompt_jax.models.delta.changed` takes them. It cannot be stacked.
     """
 
     encoder_tokens: VirtualTokens | None = None

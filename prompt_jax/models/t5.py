@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.config import Remat
+from prompt_jax.config.model import Remat
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.attention import KeyValues, attend, attend_projected, dropout
 from prompt_jax.models.encoder_decoder import Biases
-from prompt_jax.models.generation import GenerationSettings
+from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace, Values
 from prompt_jax.models.layers import (
     Params,

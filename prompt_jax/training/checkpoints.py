@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from prompt_jax.distributed.processes import all_agree, is_first, wait_for_all
+from prompt_jax.distributed.sharding import fetch, mesh_of, place
 from prompt_jax.errors import SaveError, UserError
-from prompt_jax.paths import BucketPath
-from prompt_jax.processes import all_agree, is_first, wait_for_all
-from prompt_jax.sharding import fetch, mesh_of, place
+from prompt_jax.storage.paths import BucketPath
 
-# orbax takes TensorFlow to reach a bucket if that is installed; as `prompt_jax.paths` it is to take gcsfs. Read when a
-# path is first used.
+# orbax reaches buckets through TensorFlow if that is installed. This makes it use gcsfs, as `prompt_jax.storage.paths`
+# does. It reads the variable when it first uses a path.
 os.environ.setdefault("EPATH_USE_TF", "false")
 import orbax.checkpoint as ocp
 

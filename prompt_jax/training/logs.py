@@ -2,8 +2,6 @@
 first says anything."""
 
 import contextlib
-import json
-import math
 import os
 import socket
 import sys
@@ -18,11 +16,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from prompt_jax.json_text import json_text
-from prompt_jax.paths import BucketPath
-from prompt_jax.processes import is_first
-from prompt_jax.terminal import harmless
-from prompt_jax.whole_file import delete, naming, write_text
+from prompt_jax.distributed.processes import is_first
+from prompt_jax.report.metrics_log import read_log
+from prompt_jax.report.terminal import harmless
+from prompt_jax.storage.files import delete, naming, write_text
+from prompt_jax.storage.json_text import json_text
+from prompt_jax.storage.paths import BucketPath
 
 
 class Log:
@@ -114,20 +113,6 @@ class EventFile:
     def _write(self, event: Event) -> None:
         with naming(self._path):
             RecordWriter(self._file).write(event.SerializeToString())
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, with NaN for null; a last line that was cut off by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict):  # `json_text` writes null for what is not finite
-            lines.append({name: math.nan if value is None else value for name, value in values.items()})
-    return lines
 
 
 class Display:

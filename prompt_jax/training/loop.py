@@ -12,19 +12,19 @@ from typing import Any, Literal, NoReturn
 import jax
 import numpy as np
 
-from prompt_jax import config as configuration
-from prompt_jax.batches import prefetch
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.config_checks import check
-from prompt_jax.decoding import GREEDY
-from prompt_jax.errors import SaveError, UserError
-from prompt_jax.evaluation import Evaluation, LogitsError, evaluate_members
-from prompt_jax.locks import FileLock, LockLost
+from prompt_jax import experiment as experiments
+from prompt_jax.config.checks import check
+from prompt_jax.data.batches import prefetch
+from prompt_jax.distributed.processes import Preempted, Preemption, in_first, is_first, wait_for_all
+from prompt_jax.distributed.sharding import fetch
+from prompt_jax.errors import ConfigError, SaveError, UserError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference.decoding import GREEDY
+from prompt_jax.inference.evaluation import Evaluation, LogitsError, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.processes import Preempted, Preemption, in_first, is_first, wait_for_all
-from prompt_jax.prompts.files import save_ensemble, save_prompt
-from prompt_jax.sharding import fetch
+from prompt_jax.prompt_files.io import save_ensemble, save_prompt
+from prompt_jax.storage.locks import FileLock, LockLost
 from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.logs import Display, Log
@@ -176,7 +176,7 @@ def _run(run: Run, states: tuple[TrainState, ...], resumed: bool) -> None:
 def _resumed(saved: dict[str, Any], experiment: Experiment) -> Progress:
     """The progress in a checkpoint. Raises ConfigError: the checkpoint is of another configuration."""
     if begun := saved.pop("experiment", None):  # config.json may be empty, or another run's
-        check_same(configuration.from_json(json.dumps(begun)), experiment)
+        check_same(experiments.from_json(json.dumps(begun)), experiment)
     return Progress(**saved | {"members": [Standing(**member) for member in saved["members"]]})
 
 
@@ -230,7 +230,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
 def _saved(run: Run) -> dict[str, Any]:
     """Return the record of the run in a checkpoint, which `_resumed` reads."""
-    return dataclasses.asdict(run.progress) | {"experiment": json.loads(configuration.to_json(run.experiment))}
+    return dataclasses.asdict(run.progress) | {"experiment": json.loads(experiments.to_json(run.experiment))}
 
 
 def _leave(run: Run) -> NoReturn:
@@ -495,14 +495,14 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
     trained, stored = setup.trained_parameters, setup.stored_parameters
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
-    if experiment.prompt.method not in configuration.REPLACING_METHODS:
+    if experiment.prompt.method not in experiments.REPLACING_METHODS:
         total += trained
     members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
     share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
     size = f"{stored:,} stored ({4 * stored / 2**20:,.2f} MiB)"  # in float32
     lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
-        lines += [f"  member {n}: {configuration.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
+        lines += [f"  member {n}: {experiments.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
     for task, _ in setup.by_task():
         for split, examples in task.examples.items():
             cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from prompt_jax.config import OptimizerConfig
+from prompt_jax.config.optimizer import OptimizerConfig
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

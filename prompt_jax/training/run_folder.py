@@ -5,12 +5,13 @@ import json
 import warnings
 from pathlib import Path
 
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.locks import FileLock
-from prompt_jax.paths import BucketPath
+from prompt_jax import experiment as experiments
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.storage.files import delete, remove_temporary_files, write_text
+from prompt_jax.storage.locks import FileLock
+from prompt_jax.storage.paths import BucketPath
 from prompt_jax.training.checkpoints import is_unfinished
-from prompt_jax.whole_file import delete, remove_temporary_files, write_text
 
 # Written at the end of a run, from its last state.
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
@@ -39,7 +40,7 @@ def check_folder(experiment: Experiment, overwrite: bool) -> None:
         return
     if text := _recorded(record):
         try:
-            begun = configuration.from_json(text)
+            begun = experiments.from_json(text)
         except ConfigError as error:
             raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
         if not overwrite:
@@ -60,11 +61,11 @@ def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
 
 def check_same(begun: Experiment, experiment: Experiment) -> None:
     """Raise ConfigError if a run began with another configuration than it is to continue with."""
-    before, now = (json.loads(configuration.to_json(each)) for each in (begun, experiment))
+    before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     changed = [
         name
-        for name in configuration.differences(before, now)
+        for name in experiments.differences(before, now)
         if name not in _MAY_CHANGE | more_steps
         and not name.startswith(("decoding.", "mesh."))  # what comes after training; where it runs
     ]
@@ -89,7 +90,7 @@ def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None
         _empty(folder, lock)
     remove_temporary_files(folder)
     if not record.exists():
-        text = configuration.to_json(experiment)
+        text = experiments.to_json(experiment)
         if not isinstance(record, BucketPath):
             write_text(record, text)
         elif not record.create(text.encode()):  # another process was faster
@@ -98,7 +99,7 @@ def open_folder(experiment: Experiment, overwrite: bool, lock: FileLock) -> None
 
 def record_configuration(experiment: Experiment) -> None:
     """Update config.json if the resumed run changed fields that it may change."""
-    record, text = experiment.folder / "config.json", configuration.to_json(experiment)
+    record, text = experiment.folder / "config.json", experiments.to_json(experiment)
     before = _recorded(record)
     if not before:
         warnings.warn(f"{record} was empty; it is written again, from this command", stacklevel=2)

@@ -13,17 +13,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from prompt_jax import config as configuration
-from prompt_jax import data, logits_rules
-from prompt_jax.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
-from prompt_jax.config import PROMPT_METHODS, ConfigError, DataConfig, Decoding, Experiment, PromptConfig
-from prompt_jax.examples import Examples
+from prompt_jax import experiment as experiments
+from prompt_jax.checkpoints.load import Model, load_model
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data import load
+from prompt_jax.data.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
+from prompt_jax.data.examples import Examples
+from prompt_jax.distributed.sharding import divided, fetch, make_mesh, of_parameters, place, shape_of
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import PROMPT_METHODS, Experiment
+from prompt_jax.inference import logits_rules
+from prompt_jax.methods import applied, method
 from prompt_jax.models import ContextError, check_context
-from prompt_jax.models.hub import Model, load_model
 from prompt_jax.models.prompt import Prompt, unstack_prompts
-from prompt_jax.prompts import applied, method
-from prompt_jax.prompts.files import Base, PromptMetadata
-from prompt_jax.sharding import divided, fetch, make_mesh, of_parameters, place, shape_of
+from prompt_jax.prompt_files.io import Base, PromptMetadata
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
@@ -132,7 +137,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     Raises:
       ConfigError: members that cannot be divided over the mesh, or a base that lacks what is needed.
     """
-    alone = configuration.members(experiment)
+    alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh)
     check_division(stacks, alone, shape_of(mesh))
@@ -246,13 +251,13 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     limits = {"validation": options.eval_examples, "test": options.test_examples}
     configs = list(dict.fromkeys(each.data for each in alone))
     loaded = {config: load_tasks(config, model, limits, tasks) for config in configs}
-    mixtures = [config.task for config in configs if config.task and data.rates_of_mixture(config.task)]
+    mixtures = [config.task for config in configs if config.task and load.rates_of_mixture(config.task)]
     if alone[0].prompt.per_task and mixtures != [config.task for config in configs]:
         name = next(config.task for config in configs if config.task not in mixtures)
         raise ConfigError(f"prompt.per_task is of a mixture of tasks, and {name} is one task; leave it out")
     if mixtures and len(configs) > 1:
         raise ConfigError(f"ensemble.task names {mixtures[0]}, a mixture; members can share one, as data.task")
-    settings = configuration.settings(tuple(alone))
+    settings = experiments.settings(tuple(alone))
     return tuple(Member(e, own, loaded[e.data]) for e, own in zip(alone, settings, strict=True))
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prompt_jax.models import family
-from prompt_jax.models.tuned import tuned
+from prompt_jax.models.delta import tuned
 
 Tree = Any
 

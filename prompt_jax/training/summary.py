@@ -8,23 +8,23 @@ from typing import Any
 
 import jax
 
-from prompt_jax.config import Experiment, settings_text
+from prompt_jax.data.examples import Examples
+from prompt_jax.distributed.processes import is_first
 from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, combine, labels_of, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_table
-from prompt_jax.evaluation import Evaluation, evaluate, evaluate_members
-from prompt_jax.examples import Examples
+from prompt_jax.experiment import Experiment, settings_text
+from prompt_jax.inference.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.inspection import inspect, prompt_similarity
-from prompt_jax.json_text import json_text
-from prompt_jax.locks import FileLock
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.processes import is_first
-from prompt_jax.prompts.files import read_prompts
-from prompt_jax.report import write_report
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.run_report import write_report
+from prompt_jax.storage.files import write_text
+from prompt_jax.storage.json_text import json_text
+from prompt_jax.storage.locks import FileLock
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.loop import Progress
 from prompt_jax.training.setup import Setup
-from prompt_jax.whole_file import write_text
 
 PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -117,7 +117,7 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
 
 
 def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Sequence[Test]) -> dict[str, Any]:
-    """`summary.json`; `prompt_jax.run_files.Summary` says what is in it."""
+    """`summary.json`; `prompt_jax.report.run_files.Summary` says what is in it."""
     model = setup.model
     examples, truncated = {}, {}
     for task, _ in setup.by_task():

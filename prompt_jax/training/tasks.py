@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_jax import data
-from prompt_jax.config import ConfigError, DataConfig
-from prompt_jax.data_files import DataError
-from prompt_jax.examples import Examples
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.data import DataConfig
+from prompt_jax.data import load
+from prompt_jax.data.examples import Examples
+from prompt_jax.data.files import DataError
+from prompt_jax.errors import ConfigError
 from prompt_jax.metrics import is_share
-from prompt_jax.models.hub import Model
 from prompt_jax.task_format import LOWER_IS_BETTER, TaskFormat
 
 
@@ -33,17 +34,17 @@ def load_tasks(
     """The task of the configuration, or those of the mixture that it names; arguments as for `load_splits`."""
     rates = None
     if config.task is not None:
-        data.discover_tasks(tasks)
-        rates = data.rates_of_mixture(config.task)
+        load.discover_tasks(tasks)
+        rates = load.rates_of_mixture(config.task)
     if rates is None:
         return (Task(*load_splits(config, model, limits, tasks)),)
-    if config.task_names and len({data.short_name(name) for name in rates}) < len(rates):
+    if config.task_names and len({load.short_name(name) for name in rates}) < len(rates):
         raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
-    plain = [name for name in rates if getattr(data.find_task(name), "task_format", None) is None]
+    plain = [name for name in rates if getattr(load.find_task(name), "task_format", None) is None]
     if len(rates) > 1 and plain:
         raise ConfigError(
             f"{config.task} has {plain[0]}, a plain task of seqio, whose metrics may have any unit: the best is by "
-            "their mean over all tasks; register it with prompt_jax.data.add_task, or train on it alone"
+            "their mean over all tasks; register it with prompt_jax.data.load.add_task, or train on it alone"
         )
     own = tuple(
         Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
@@ -66,15 +67,15 @@ def load_splits(
     `limits` has how many examples of the latter two are loaded at most.
     """
     if config.task is not None:
-        data.discover_tasks(tasks)
-        task = data.find_task(config.task)
+        load.discover_tasks(tasks)
+        task = load.find_task(config.task)
         task_format = getattr(task, "task_format", None)
     else:
         files = {"train": config.train, "validation": config.validation, "test": config.test}
         task_format = TaskFormat(config.template, config.labels, config.metrics or ("accuracy",))
         share = 0.0 if config.validation else config.validation_share
         named = {split: path for split, path in files.items() if path is not None}
-        task = data.file_task("files", named, task_format, target=config.target, validation_share=share)
+        task = load.file_task("files", named, task_format, target=config.target, validation_share=share)
 
     task_format = _as_configured(task, task_format, config)
     limits = {**limits, "train": config.train_examples}
@@ -96,8 +97,8 @@ def load_test(
     name: str, config: DataConfig, model: Model, limit: int | None, tasks: Path | None
 ) -> tuple[Examples, TaskFormat]:
     """The test split of a task that is only tested on."""
-    data.discover_tasks(tasks)
-    task = data.find_task(name)
+    load.discover_tasks(tasks)
+    task = load.find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
     task_format = _as_configured(task, getattr(task, "task_format", None), config)
@@ -109,7 +110,7 @@ def load_test(
 
 def _before(task: Any, config: DataConfig) -> str:
     """What comes before a task's inputs."""
-    return f"{data.short_name(task.name)} " if config.task_names else ""
+    return f"{load.short_name(task.name)} " if config.task_names else ""
 
 
 def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
@@ -134,7 +135,7 @@ def _load(
     seed: int = 0,
 ) -> Examples:
     assert model.tokenizer is not None  # prepare
-    return data.load_examples(
+    return load.load_examples(
         task,
         model.tokenizer,
         split,

@@ -10,7 +10,7 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
 from prompt_jax.cli import main
-from prompt_jax.prompts.files import Base
+from prompt_jax.prompt_files.io import Base
 from prompt_jax.task_format import TaskFormat
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import Prompt, VirtualTokens, load_prompt, save_prompt
-from prompt_jax.prompts.files import Base, read_prompt, read_prompts
+from prompt_jax.prompt_files.io import Base, read_prompt, read_prompts
 
 
 def tokens_of(path) -> list[np.ndarray]:

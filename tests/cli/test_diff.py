@@ -7,9 +7,11 @@ import pytest
 
 from adapters import random_prefix
 from prompt_jax import Prompt, VirtualTokens, save_ensemble, save_prompt
-from prompt_jax import config as configuration
-from prompt_jax.config import DataConfig, Experiment, PromptConfig
-from prompt_jax.prompts.files import read_prompt, read_prompts
+from prompt_jax import experiment as experiments
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.experiment import Experiment
+from prompt_jax.prompt_files.io import read_prompt, read_prompts
 
 
 def test_the_same_prompt(prompt_file, said, tmp_path, run):
@@ -88,7 +90,7 @@ def test_ensembles_by_member(ensemble_file, said, tmp_path, run):
 def written(experiment: Experiment, folder, name: str):
     path = folder / name / "config.json"
     path.parent.mkdir()
-    path.write_text(configuration.to_json(experiment))
+    path.write_text(experiments.to_json(experiment))
     return path
 
 
@@ -107,7 +109,7 @@ def test_configurations(tmp_path, run):
     ]
     assert run("diff", a.parent, b.parent)[1].splitlines()[1:] == out.splitlines()[1:], "a run's folder is its record"
     (tmp_path / "c.py").write_text(
-        "from prompt_jax.config import *\n"
+        "from prompt_jax import *\n"
         "experiment = Experiment(data=DataConfig(task='a'), prompt=PromptConfig(length=7, init_range=(-1, 1)))\n"
     )
     assert run("diff", tmp_path / "c.py", a)[:2] == (0, f"{tmp_path / 'c.py'} and {a}: the same\n")
@@ -125,7 +127,7 @@ def test_configurations(tmp_path, run):
     ],
 )
 def test_what_cannot_be_compared_has_the_status_2(prompt_file, tmp_path, run, first, second, message):
-    (tmp_path / "c.py").write_text("from prompt_jax.config import Experiment\nexperiment = Experiment()\n")
+    (tmp_path / "c.py").write_text("from prompt_jax import Experiment\nexperiment = Experiment()\n")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "a folder").mkdir()

@@ -11,7 +11,7 @@ import prompt_jax
 from adapters import random_prefix
 from pages import Page
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
-from prompt_jax.prompts.files import Base, read_prompt, save_ensemble
+from prompt_jax.prompt_files.io import Base, read_prompt, save_ensemble
 
 EVIL = "<script>alert('x')</script>\x1b[2J"
 
@@ -62,7 +62,7 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
 
 def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder, tmp_path, run):
     """By the log-probability that each answer has with the shorter prompt."""
-    from prompt_jax.evaluation import label_scores
+    from prompt_jax.inference.evaluation import label_scores
 
     argv = ("inspect", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"], "--limit", 4)
     status, out, err = run(*argv, "--html", tmp_path / "page.html")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import prompt_jax
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
-from prompt_jax.prompts.files import Base
+from prompt_jax.prompt_files.io import Base
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("{text}", ("negative", "positive"), target_length=12)
@@ -123,7 +123,7 @@ def test_inspect_names_a_broken_embedding_table(broken, prompts, run):
 
 def test_a_prompt_that_overflows_is_not_blamed_on_the_base(tiny_folders, prompts, sentiment_files, tmp_path, run):
     named = prompts(tiny_folders["gpt2"])
-    sound, metadata = prompt_jax.prompts.files.read_prompt(named["PROMPT"])
+    sound, metadata = prompt_jax.prompt_files.io.read_prompt(named["PROMPT"])
     huge = Prompt(VirtualTokens(np.full(sound.encoder_tokens.embeddings.shape, 3e38, np.float32)))
     save_ensemble(tmp_path / "h.npz", [sound, huge, sound], [metadata] * 3)
     argv = ("evaluate", tmp_path / "h.npz", "--model", named["MODEL"], "--data", sentiment_files["test"])

@@ -6,7 +6,7 @@ import pytest
 from adapters import random_prefix
 from pages import Page
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
-from prompt_jax.prompts.files import Base
+from prompt_jax.prompt_files.io import Base
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles import comparison as comparison_module
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import answer_ids, comparison
-from prompt_jax.examples import Examples
 from prompt_jax.metrics import metric_fns
 from prompt_jax.task_format import TaskFormat
 

@@ -7,14 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, VirtualTokens, evaluation
-from prompt_jax.data import file_task, load_examples
+from prompt_jax import Prompt, VirtualTokens
+from prompt_jax.data.examples import Examples
+from prompt_jax.data.load import file_task, load_examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import ensemble_tables
-from prompt_jax.evaluation import Evaluation, evaluate
-from prompt_jax.examples import Examples
+from prompt_jax.inference import evaluation
+from prompt_jax.inference.evaluation import Evaluation, evaluate
 from prompt_jax.metrics import metric_fns
 from prompt_jax.task_format import TaskFormat
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, evaluation, load_prompt, save_ensemble, save_prompt
+from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_ensemble, save_prompt
 from prompt_jax.cli import main
 from prompt_jax.ensembles.streams import Line, Mixed, read_named
 from prompt_jax.ensembles.vote import comparison, vote_answers
-from prompt_jax.prompts.files import Base, read_prompts
+from prompt_jax.inference import evaluation
+from prompt_jax.prompt_files.io import Base, read_prompts
 from prompt_jax.task_format import TaskFormat
 
 

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prompt_jax.ensembles.vote import (
-    NO_VOTE,
-    answer_ids,
-    comparison,
-    decided,
-    majority,
-    mean_probability,
-    vote_answers,
-)
+from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided, majority, mean_probability, vote_answers
 
 SAME = comparison(("yes", "no"))
 

@@ -24,7 +24,7 @@ def model(request, tiny_folders):
 
 
 def examples_of(model):
-    from prompt_jax.examples import Examples
+    from prompt_jax.data.examples import Examples
     from prompt_jax.metrics import accuracy
 
     tokenizer = model.tokenizer

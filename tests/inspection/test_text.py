@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 
 from directions import MODEL, TOKENS
+from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.ablation import Ablation
 from prompt_jax.inspection.findings import look_into
 from prompt_jax.inspection.text import describe, numbers, printable
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens
-from prompt_jax.prompts.files import Base, PromptMetadata
+from prompt_jax.prompt_files.io import Base, PromptMetadata
 from prompt_jax.task_format import TaskFormat
 
 METADATA = PromptMetadata(

@@ -18,8 +18,8 @@ from adapters import (
     whole,
 )
 from prompt_jax import Prompt
-from prompt_jax.config import Decoding
-from prompt_jax.decoding import beam_search
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.inference.decoding import beam_search
 from prompt_jax.models import ContextError, family
 from prompt_jax.models.prompt import Prefix, PromptPartError
 

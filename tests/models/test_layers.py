@@ -7,7 +7,7 @@ import jax
 
 import prompt_jax
 from adapters import assert_close, random_text, random_tokens, whole
-from prompt_jax.config import Remat
+from prompt_jax.config.model import Remat
 from prompt_jax.models import family
 
 

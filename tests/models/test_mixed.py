@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens, stack_prompts
-from prompt_jax.decoding import compiled_generate, generate_scored, score
+from prompt_jax.inference.decoding import compiled_generate, generate_scored, score
 from prompt_jax.models import _forward, family
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
 

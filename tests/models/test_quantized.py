@@ -14,11 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import prompt_jax
 from adapters import assert_close, random_prefix, random_text, random_tokens, whole
-from prompt_jax.config import Decoding
-from prompt_jax.decoding import compiled_generate
-from prompt_jax.models import family, weights
+from prompt_jax.checkpoints import weights
+from prompt_jax.checkpoints.files import TensorInFile
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.models import family
 from prompt_jax.models.bart import BartConfig
-from prompt_jax.models.checkpoint_files import TensorInFile
 from prompt_jax.models.gpt2 import GPT2Config
 from prompt_jax.models.quantized import Quantized, quantize, weighted_einsum
 from prompt_jax.models.t5 import T5Config

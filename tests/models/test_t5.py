@@ -23,7 +23,7 @@ from adapters import (
     whole,
 )
 from prompt_jax import Prompt, VirtualTokens
-from prompt_jax.decoding import score
+from prompt_jax.inference.decoding import score
 from prompt_jax.models import attention, family, relative_positions, t5
 from prompt_jax.models.prompt import Prefix, PromptPartError
 

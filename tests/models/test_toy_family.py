@@ -14,12 +14,12 @@ import prompt_jax
 import toy_family
 from adapters import whole
 from prompt_jax import Decoding, Prompt, stack_prompts
-from prompt_jax.config import PromptConfig
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.methods import prefix as prefix_tuning
 from prompt_jax.models import FAMILIES, family
 from prompt_jax.models.decoder_only import DecoderOnly
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prefix, VirtualTokens
-from prompt_jax.prompts import prefix as prefix_tuning
 
 CONFIG = toy_family.ToyConfig()
 TEXTS = (np.array([5, 9, 20, 7, 30, 2, 11], np.int32), np.array([8, 3, 29, 14], np.int32))

@@ -8,7 +8,7 @@ import pytest
 
 import sentencepieces
 import tfds_records
-from prompt_jax.models.tokenizer import Tokenizer
+from prompt_jax.checkpoints.tokenizer import Tokenizer
 
 SENTENCES = [
     "passage: the cat sat on the mat. question: is the cat on the mat",

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from prompt_jax.data import DataError
-from prompt_jax.data_tasks import source_rows
+from prompt_jax.data.load import DataError
+from prompt_jax.data.tasks import source_rows
 
 NO_NAME = r"\[Errno -3\] no such name"
 

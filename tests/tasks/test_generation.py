@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prompt_jax import data, metrics
-from prompt_jax.data import DataError
+from prompt_jax import metrics
+from prompt_jax.data import load
+from prompt_jax.data.load import DataError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -25,7 +26,7 @@ def modules():
     """The four task files, registered."""
     paths = {name: ROOT / "tasks" / f"{name}.py" for name in ("e2e", "webnlg", "dart", "xsum")}
     for path in paths.values():
-        data.discover_tasks(path)
+        load.discover_tasks(path)
     loaded = {getattr(module, "__file__", None): module for module in list(sys.modules.values())}
     return {name: loaded[str(path)] for name, path in paths.items()}
 
@@ -43,7 +44,7 @@ def write(path: Path, text: str) -> None:
 
 def pairs(name, split, tokenizer):
     """(input, target) of each row of training, (input, references) of each example of other splits."""
-    examples = data.load_examples(name, tokenizer, split, input_length=512, target_length=512)
+    examples = load.load_examples(name, tokenizer, split, input_length=512, target_length=512)
     return list(zip(examples.input_texts, examples.references or examples.target_texts, strict=True))
 
 
@@ -54,7 +55,7 @@ def test_a_folder_that_is_not_there_is_an_error_when_the_task_is_loaded(
     modules, name, tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
-    assert name in data.task_names()
+    assert name in load.task_names()
     with pytest.raises(DataError, match=rf"set PROMPT_JAX_DATA to a folder with .* in {name.split('_')[0]}/"):
         pairs(name, "test", tokenizer)
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
@@ -225,7 +226,7 @@ def test_dart(modules, folder, tokenizer):
     twice = [*DART, {**DART[1], "annotations": [{"source": "x", "text": "Ä, ÄÖ, Ü."}]}]
     write(folder / "dart/dart-v1.1.1-full-test.json", json.dumps(twice))
     assert pairs("dart", "test", tokenizer)[1:] == [(second, ("Umlauts.",)), (second, ("Ä, ÄÖ, Ü.",))]
-    examples = data.load_examples("dart", tokenizer, "test", input_length=512, target_length=512)
+    examples = load.load_examples("dart", tokenizer, "test", input_length=512, target_length=512)
     assert examples.score(["it joined .", "UMLAUTS.", "ä , äö , ü ."])["dart_bleu"] == pytest.approx(1.0)
     write(folder / "dart/dart-v1.1.1-full-test.json", '[{"tripleset": []}]')
     with pytest.raises(DataError, match=r"full-test.json: not DART's JSON \(KeyError: 'annotations'\)"):

@@ -9,9 +9,10 @@ import pytest
 
 import sentencepieces
 from adapters import random_tokens
-from prompt_jax import PromptMetadata, data, load_model, save_prompt
+from prompt_jax import PromptMetadata, load_model, save_prompt
 from prompt_jax.cli import main
-from prompt_jax.prompts.files import Base
+from prompt_jax.data import load as data
+from prompt_jax.prompt_files.io import Base
 
 ROOT = Path(__file__).parents[2]
 

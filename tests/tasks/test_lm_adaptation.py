@@ -11,8 +11,11 @@ import prompt_jax
 from adapters import assert_close, random_text, whole
 from experiments import changed
 from prompt_jax.cli import main
-from prompt_jax.config import EnsembleConfig, Experiment, OptimizerConfig, PromptConfig, load_experiment, to_json
-from prompt_jax.training.logs import read_log
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.experiment import Experiment, load_experiment, to_json
+from prompt_jax.report.metrics_log import read_log
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "tasks" / "text.py"
@@ -68,7 +71,7 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     # Members that answer nothing are scored side by side, and do not vote.
     file = str(tmp_path / "runs" / "prompt" / "best.npz")
     asked = ["evaluate", file, "--task", "prefix_lm", "--tasks", str(TASKS), "--split", "validation", "--limit", "4"]
-    monkeypatch.setattr(prompt_jax.evaluation, "compiled_generate", None)
+    monkeypatch.setattr(prompt_jax.inference.evaluation, "compiled_generate", None)
     capsys.readouterr()
     asked += ["--model", "adapted"]
     assert main([*asked, "--out", "out"]) == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_jax import data
-from prompt_jax.data import DataError
+from prompt_jax.data import load as data
+from prompt_jax.data.load import DataError
 
 ROOT = Path(__file__).parents[2]
 FILES = {  # as they are released

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_jax import data
-from prompt_jax.data_files import normalise_text
+from prompt_jax.data import load
+from prompt_jax.data.files import normalise_text
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tasks" / "data" / "sentiment"
@@ -34,7 +34,7 @@ def load_module(path):
 
 @pytest.fixture(scope="module")
 def registered():
-    return data.discover_tasks(ROOT / "tasks" / "sentiment.py")
+    return load.discover_tasks(ROOT / "tasks" / "sentiment.py")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_examples_have_the_sign_of_their_rating(splits):
 
 def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
     assert {f"sentiment_{domain}" for domain in COUNTS} <= set(registered)
-    examples = data.load_examples(
+    examples = load.load_examples(
         "sentiment_tweets", tokenizer, "validation", input_length=64, target_length=32, limit=20
     )
     assert len(examples) == 20
@@ -101,7 +101,7 @@ def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
 
 def test_all_domains_are_a_mixture_at_their_sizes(splits):
     sizes = {f"sentiment_{domain}": float(len(own["train"])) for domain, own in splits.items()}
-    assert data.rates_of_mixture("sentiment") == sizes
+    assert load.rates_of_mixture("sentiment") == sizes
 
 
 def test_the_maker_keeps_texts_and_makes_the_same_bytes_again(tmp_path, monkeypatch):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import sentencepieces
-from prompt_jax import data
+from prompt_jax.data import load as data
 from prompt_jax.ensembles.evaluation import combine
 from prompt_jax.ensembles.vote import comparison
-from prompt_jax.evaluation import Evaluation
+from prompt_jax.inference.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
 ROWS = {

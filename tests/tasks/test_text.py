@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import sentencepieces
-from prompt_jax import data, denoising, load_model
-from prompt_jax.batches import TrainBatches
-from prompt_jax.data import DataError
-from prompt_jax.data_files import read_documents
+from prompt_jax import load_model
+from prompt_jax.data import denoising
+from prompt_jax.data import load as data
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.files import read_documents
+from prompt_jax.data.load import DataError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [

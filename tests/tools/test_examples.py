@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 import prompt_jax
 from adapters import assert_close, random_prefix, random_text, random_tokens, whole
-from prompt_jax.prompts.files import save_prompt
-from prompt_jax.prompts.metadata import PromptMetadata
+from prompt_jax.prompt_files.io import save_prompt
+from prompt_jax.prompt_files.metadata import PromptMetadata
 
 EXAMPLES = Path(__file__).parents[2] / "tools" / "examples"
 

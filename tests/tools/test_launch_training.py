@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from launching import Checkout, wait_for
-from prompt_jax import config as configuration
-from prompt_jax.config import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
-from prompt_jax.training.logs import read_log
+from prompt_jax import experiment as experiments
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.config.train import TrainConfig
+from prompt_jax.experiment import Experiment
+from prompt_jax.report.metrics_log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/reviews.json"
@@ -31,7 +36,7 @@ def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Pa
         train=TrainConfig(steps=30, batch_size=8, eval_every=30, checkpoint_every=2, log_every=1),
         ensemble=EnsembleConfig(size=2),
     )
-    (checkout.folder / CONFIG).write_text(configuration.to_json(dataclasses.replace(experiment, name="unnamed")))
+    (checkout.folder / CONFIG).write_text(experiments.to_json(dataclasses.replace(experiment, name="unnamed")))
     checkout.git("add", "-A")
     checkout.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "prompt-jax")
     checkout.env |= {"JAX_PLATFORMS": "cpu"}

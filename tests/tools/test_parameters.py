@@ -3,7 +3,7 @@
 import pytest
 
 import parameters
-from prompt_jax.config import PromptConfig
+from prompt_jax.config.prompt import PromptConfig
 
 
 @pytest.mark.parametrize("name", parameters.PAPER)

@@ -15,20 +15,19 @@ import pytest
 from planner import chips, estimate
 from planner.flops import matmul_flops
 from planner.programs import PUBLISHED, base_config, programs
-from prompt_jax import evaluation
-from prompt_jax.config import (
-    ConfigError,
-    DataConfig,
-    Decoding,
-    EnsembleConfig,
-    Experiment,
-    MeshConfig,
-    ModelConfig,
-    PromptConfig,
-    TrainConfig,
-)
-from prompt_jax.models import demo, family
-from prompt_jax.models.config_files import model_config
+from prompt_jax.checkpoints import demo
+from prompt_jax.checkpoints.config_files import model_config
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.config.train import TrainConfig
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference import evaluation
+from prompt_jax.models import family
 from prompt_jax.training import setup as setups
 
 PLAN = Path(__file__).resolve().parents[2] / "tools" / "plan.py"

@@ -21,7 +21,7 @@ pytestmark = [
 PLAN = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
 
 SMALL = """\
-from prompt_jax.config import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
 
 experiment = Experiment(
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),

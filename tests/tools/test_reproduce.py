@@ -15,10 +15,12 @@ import pytest
 import parameters
 import reproduce
 import tfds_records
-from prompt_jax import cli, config, data
-from prompt_jax.config import Decoding
-from prompt_jax.config_checks import check
-from prompt_jax.run_files import Base, Best, Ensemble, Member, Summary, TaskScores, read_summary
+from prompt_jax import cli
+from prompt_jax import experiment as experiments
+from prompt_jax.config.checks import check
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.data import load
+from prompt_jax.report.run_files import Base, Best, Ensemble, Member, Summary, TaskScores, read_summary
 from reproduction import SMALL, TABLES, running
 from reproduction.running import Runner, flags, gain, of_evaluation, of_training
 from reproduction.table import Column, Evaluation, Row, Table, Templates, Training
@@ -44,7 +46,7 @@ def commands(name, model, folder, **options):
 @pytest.mark.parametrize("name", TABLES)
 def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(name, model, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)  # where configurations and tasks are
-    tasks = set(data.discover_tasks())
+    tasks = set(load.discover_tasks())
     table = TABLES[name](model)
     given, runs, chosen = set(), {}, {}
     for words, first in commands(name, model, tmp_path):
@@ -57,7 +59,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
                 check(args.experiment)
                 own = [args.experiment.data.task, *args.experiment.data.test_tasks]
                 chosen |= dict.fromkeys(own, args.experiment.data.metrics)
-        parts = {part for task in own for part in data.rates_of_mixture(task) or [task]}
+        parts = {part for task in own for part in load.rates_of_mixture(task) or [task]}
         assert parts <= tasks
         given |= {part.removesuffix("_sentinel") for part in parts}
         if verb == "train":
@@ -66,7 +68,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
     assert {column.task for column in table.columns} <= {None, *given}
     for column in table.columns:  # each is computed, but for those that need models
         if column.task is not None and column.metric not in NOT_COMPUTED and "meteor" not in column.metric:
-            own = chosen.get(column.task) or data.find_task(column.task).task_format.metrics
+            own = chosen.get(column.task) or load.find_task(column.task).task_format.metrics
             assert column.metric.removeprefix("rank/") in own, column
     titles = [column.title for column in table.columns]
     assert len(set(titles)) == len(titles)
@@ -96,14 +98,14 @@ def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
         for step in row.steps
         if isinstance(step, Training)
     }
-    experiments = {}
+    found = {}
     for run, training in trainings.items():
         experiment = running._experiment(ROOT / training.config, training.options, quick=False)
-        alike = config.to_json(dataclasses.replace(experiment, name=""))
-        assert experiments.setdefault(alike, run) == run, "trained twice"
+        alike = experiments.to_json(dataclasses.replace(experiment, name=""))
+        assert found.setdefault(alike, run) == run, "trained twice"
 
 
-def experiments(name):
+def table_experiments(name):
     """What a table of a paper trains: the name of a row and the experiment of each of its runs."""
     for row in TABLES[name](None).rows:
         for step in row.steps:
@@ -113,12 +115,12 @@ def experiments(name):
 def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
     """GPT-2's dropout is on in the baselines alone (`trainer_prefix.py`), BART's always (`lightning_base.py`)."""
     for name in ("e2e", "webnlg", "dart"):
-        for row, own in experiments(name):
+        for row, own in table_experiments(name):
             expected = (0.0, "sentence") if row.startswith("prefix") else (0.1, "token")
             assert (own.train.dropout_rate, own.train.loss) == expected, row
             assert own.decoding == Decoding(beams=5, banned_tokens=(198, 628))
     for name in ("xsum", "xsum-extrapolation"):
-        for row, own in experiments(name):
+        for row, own in table_experiments(name):
             assert (own.train.dropout_rate, own.train.loss) == (0.1, "token"), row
             assert own.decoding == Decoding(
                 6, early_stopping="true", length_penalty=0.8, min_new_tokens=10, no_repeat_ngram=3
@@ -128,15 +130,15 @@ def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
 @pytest.mark.parametrize("name", ["low-data", "low-data-initialisation"])
 def test_with_little_data_the_lowest_validation_loss_is_the_best(name):
     """`trainer_prefix.py`, `save_based_on_eval`. What is generated is scored all the same."""
-    for row, own in experiments(name):
+    for row, own in table_experiments(name):
         assert own.train.best_by == "first" and own.data.metrics[:3] == ("log_likelihood", "bleu", "nist"), row
 
 
 def test_words_that_prompts_start_from():
     """The tokens of GPT-2 after a space, as in the prefix paper's code, and a virtual token a word of T5's."""
-    lengths = {row: own.prompt.length for row, own in experiments("low-data-initialisation") if row != "random"}
+    lengths = {row: own.prompt.length for row, own in table_experiments("low-data-initialisation") if row != "random"}
     assert lengths.pop("table-to-text:") == 6 and set(lengths.values()) == {1} and len(lengths) == 7
-    words = {own.data.task: own.prompt for _, own in experiments("prompt-length")}
+    words = {own.data.task: own.prompt for _, own in table_experiments("prompt-length")}
     record, wsc = words["super_glue_record_v102"], words["super_glue_wsc_v102"]
     assert record.init == wsc.init == words["super_glue_boolq_v102"].init == "labels"
     assert record.init_labels == ("commonsense", "reasoning", "reading", "comprehension")

@@ -11,11 +11,15 @@ from adapters import assert_close, random_text
 from adapters import whole as whole_batch
 from experiments import changed, named
 from prompt_jax.cli import main
-from prompt_jax.config import ConfigError, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
-from prompt_jax.models.tuned import flat
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.models.delta import flat
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 
 METHODS = {

@@ -18,19 +18,22 @@ import pytest
 from etils.epath import gpath
 
 import buckets
-import distributed
+import jax_processes
 from buckets import Storage
 from experiments import changed, named
-from prompt_jax import cli, paths
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment, MeshConfig
-from prompt_jax.data_files import DataError, file_task
-from prompt_jax.locks import LockLost
-from prompt_jax.paths import BucketError, as_path
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax import cli
+from prompt_jax import experiment as experiments
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.data.files import DataError, file_task
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.metrics_log import read_log
+from prompt_jax.storage import paths
+from prompt_jax.storage.locks import LockLost
+from prompt_jax.storage.paths import BucketError, as_path
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training import loop
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.run_folder import run_lock
 
 
@@ -113,7 +116,7 @@ def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
 ):
     """`train`, interrupted, and all that reads its files."""
     config = tmp_path / "config.json"
-    config.write_text(configuration.to_json(experiment))
+    config.write_text(experiments.to_json(experiment))
     there = on(runs, experiment)
     shown = {}
     assert command(capsys, "train", config)[0] == 0
@@ -259,7 +262,7 @@ def test_of_two_processes_that_begin_together_one_writes_the_configuration(exper
     real = paths.BucketPath.create
 
     def create(path, data):  # just before, the other process has done the same
-        assert real(path, configuration.to_json(other).encode())
+        assert real(path, experiments.to_json(other).encode())
         return real(path, data)
 
     monkeypatch.setattr(paths.BucketPath, "create", create)
@@ -296,7 +299,7 @@ def test_a_bucket_that_cannot_be_used(experiment, runs, storage, tmp_path, capsy
     """One line, before anything is loaded."""
     storage.refusing = bucket == "refused"
     config = tmp_path / "config.json"
-    config.write_text(configuration.to_json(experiment))
+    config.write_text(experiments.to_json(experiment))
     address = runs if bucket == "refused" else "gs://none/runs"
     told = {"missing": "there is no bucket none", "refused": "needs the roles Storage Object Admin and"}[bucket]
     status, out, err = command(capsys, "train", config, "--runs", address, "--model.name", "nobody/nothing")
@@ -373,19 +376,19 @@ def test_two_processes_of_which_one_is_killed(experiment, runs, storage):
     options = {"steps": 200, "checkpoint_every": 50, "eval_every": 10_000, "log_every": 10}
     experiment = dataclasses.replace(changed(experiment, "train", **options), mesh=MeshConfig(data=2))
     whole = named(experiment, "whole")
-    distributed.run(whole, 2)
+    jax_processes.run(whole, 2)
     there = on(runs, experiment)
     words = ("--runs", str(runs), "--heartbeat", "10")
-    started = distributed.start(experiment, 2, 1, *words, **storage.settings)
+    started = jax_processes.start(experiment, 2, 1, *words, **storage.settings)
     done = f"{'/'.join(there.folder.parts[2:])}/checkpoints/50/commit_success.txt"
     deadline = time.monotonic() + 200
     while done not in storage.objects:
-        assert time.monotonic() < deadline, distributed.output(experiment).read_text()
+        assert time.monotonic() < deadline, jax_processes.output(experiment).read_text()
         time.sleep(0.05)
     started[1].kill()
-    statuses = distributed.finish(experiment, started, timeout=60)
+    statuses = jax_processes.finish(experiment, started, timeout=60)
     assert statuses[1] == -signal.SIGKILL and statuses[0] in (76, -signal.SIGABRT)
-    said = distributed.run(experiment, 2, 1, *words, **storage.settings)
+    said = jax_processes.run(experiment, 2, 1, *words, **storage.settings)
     assert "resuming at step" in said
     for file in ("best.npz", "last.npz"):
         np.testing.assert_array_equal(tokens(there, file), tokens(whole, file))

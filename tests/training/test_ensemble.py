@@ -15,24 +15,22 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import changed, named
-from prompt_jax import config as configuration
-from prompt_jax import evaluation
-from prompt_jax.config import (
-    ConfigError,
-    DataConfig,
-    EnsembleConfig,
-    Experiment,
-    MeshConfig,
-    OptimizerConfig,
-    PromptConfig,
-)
-from prompt_jax.config_checks import check
+from prompt_jax import experiment as experiments
+from prompt_jax.config.checks import check
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference import evaluation
+from prompt_jax.methods import applied
 from prompt_jax.models import t5
-from prompt_jax.prompts import applied
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop
 from prompt_jax.training import step as steps
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 from prompt_jax.training.optimizers import make_optimizer
 
@@ -87,7 +85,7 @@ def test_members_of_every_kind_are_as_alone(experiment):
     )
     setup, _ = train(together)
     assert setup.stacks == ((0, 2), (1,))
-    for number, alone in enumerate(configuration.members(together)):
+    for number, alone in enumerate(experiments.members(together)):
         alone = named(alone, f"alone{number}")
         train(alone)
         assert_same_training(alone, together, number)
@@ -207,7 +205,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
     assert [each.task for each in found] == ["bank_a", "bank_b"]
     assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
-    for number, alone in enumerate(configuration.members(bank)):
+    for number, alone in enumerate(experiments.members(bank)):
         alone = named(alone, f"alone{number}")
         train(alone, tasks=tasks)
         assert_same_training(alone, bank, number, tasks)
@@ -216,7 +214,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
 BANK = """
 import functools
 import seqio, tensorflow as tf
-from prompt_jax.data import add_task
+from prompt_jax import add_task
 from prompt_jax.task_format import TaskFormat
 
 def rows(split, shuffle_files, labels, repeat):
@@ -244,7 +242,7 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
     assert "member 1: training diverged and was stopped: loss" in said and "has the best prompt until then" in said
     assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
     for number in (0, 2):
-        alone = named(configuration.members(wild)[number], f"alone{number}")
+        alone = named(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
@@ -267,7 +265,7 @@ def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment
     for number in (0, 2):
         steps = [line["step"] for line in read_log(wild.folder) if line["member"] == number and "seconds" in line]
         assert steps == list(range(7))
-        alone = named(configuration.members(wild)[number], f"alone{number}")
+        alone = named(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
 
@@ -328,7 +326,7 @@ def test_early_stopping_is_per_member(experiment, capfd):
     stopped, other = progress.members
     assert stopped.status == "stopped early" and stopped.steps == 6
     assert "member 0: no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
-    alone = named(configuration.members(slow)[1], "alone")
+    alone = named(experiments.members(slow)[1], "alone")
     _, expected = train(alone)
     assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
     first = starts(slow)
@@ -351,7 +349,7 @@ def test_files_of_an_ensemble(experiment):
         assert metadata.settings["train.seed"] == number and metadata.settings["prompt.length"] == (4, 6)[number]
     assert [metadata.step for _, metadata in read_prompts(run.folder / "last.npz")] == [6, 6]
     assert {path.name for path in (run.folder / "tensorboard").iterdir()} == {"member_0", "member_1"}
-    assert configuration.load_experiment(run.folder / "config.json") == run
+    assert experiments.load_experiment(run.folder / "config.json") == run
 
 
 def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
@@ -464,7 +462,7 @@ def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     spread = ensemble(changed(experiment, "train", steps=3, eval_batch_size=20), size=8)
     one = named(spread, "one")
     train(one)
-    (tmp_path / "config.json").write_text(configuration.to_json(spread))
+    (tmp_path / "config.json").write_text(experiments.to_json(spread))
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -498,7 +496,7 @@ def validation(experiment: Experiment, member: int) -> list[float]:
 def on_eight_devices(config: Path) -> dict:
     """Trains an ensemble over the devices of this process; what the test above looks at."""
     evaluation.EVAL_BUCKETS = 1
-    experiment = dataclasses.replace(configuration.load_experiment(config), mesh=MeshConfig(ensemble=-1))
+    experiment = dataclasses.replace(experiments.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
     batch = setup.place(next(setup.batches))
     text = setup.step.lower(setup.states[0], setup.frozen, batch[0], setup.keys[0]).compile().as_text()

@@ -12,14 +12,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import changed, named
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.data_files import DataError
-from prompt_jax.evaluation import Evaluation
-from prompt_jax.prompts.files import read_prompt
-from prompt_jax.run_files import read_summary
+from prompt_jax import experiment as experiments
+from prompt_jax.data.files import DataError
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference.evaluation import Evaluation
+from prompt_jax.prompt_files.io import read_prompt
+from prompt_jax.report.metrics_log import read_log
+from prompt_jax.report.run_files import read_summary
 from prompt_jax.training import loop
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 from prompt_jax.training.summary import finish
 
@@ -64,7 +65,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_a_run_leaves_its_record(finished: Experiment):
-    assert configuration.load_experiment(finished.folder / "config.json") == finished
+    assert experiments.load_experiment(finished.folder / "config.json") == finished
     prompt, metadata = read_prompt(finished.folder / "last.npz")
     assert metadata.step == 9 and metadata.task == "files" and metadata.format.labels == ("negative", "positive")
     assert metadata.format.target_length == 12 and metadata.base.name == finished.model.name

@@ -9,19 +9,24 @@ import numpy as np
 import pytest
 
 from experiments import changed, named
-from prompt_jax import evaluation, forward
+from prompt_jax import forward
 from prompt_jax.cli import main
 from prompt_jax.cli.source import Source, read_examples
-from prompt_jax.config import ConfigError, DataConfig, EnsembleConfig, Experiment, OptimizerConfig, PromptConfig
-from prompt_jax.data_files import DataError
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data.files import DataError
 from prompt_jax.ensembles.members import Member
-from prompt_jax.errors import UserError
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference import evaluation
 from prompt_jax.metrics import benchmark_average
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.prompts.files import PromptMetadata, read_prompts
+from prompt_jax.prompt_files.io import PromptMetadata, read_prompts
+from prompt_jax.report.metrics_log import read_log
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training import loop
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 from prompt_jax.training.summary import finish
 
@@ -30,7 +35,7 @@ import functools
 
 import seqio
 
-from prompt_jax.data import add_task, text_source
+from prompt_jax import add_task, text_source
 from prompt_jax.task_format import UNLABELLED, TaskFormat
 
 
@@ -302,12 +307,12 @@ def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
 
 def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
     """Those of its tasks: 2 x 1/4, 2 x 3/4 and 0.5."""
-    from prompt_jax import data
+    from prompt_jax.data import load
 
-    data.discover_tasks(tasks)
-    assert data.rates_of_mixture("nested") == {"kind_a_v001": 0.5, "kind_b_v001": 1.5, "texts": 0.5}
-    assert data.rates_of_mixture("texts") is None
-    assert [data.short_name(name) for name in (*NAMES, "texts", "glue_x_v002", "v1_test_v2_b")] == [
+    load.discover_tasks(tasks)
+    assert load.rates_of_mixture("nested") == {"kind_a_v001": 0.5, "kind_b_v001": 1.5, "texts": 0.5}
+    assert load.rates_of_mixture("texts") is None
+    assert [load.short_name(name) for name in (*NAMES, "texts", "glue_x_v002", "v1_test_v2_b")] == [
         *("a", "b", "texts", "glue_x", "v1_test"),
     ]
 

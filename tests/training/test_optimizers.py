@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_jax.config import OptimizerConfig
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.training.optimizers import make_optimizer, make_schedule
 
 

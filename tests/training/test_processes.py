@@ -13,13 +13,15 @@ import time
 import numpy as np
 import pytest
 
-import distributed
+import jax_processes
 from experiments import changed, named
-from prompt_jax.config import EnsembleConfig, Experiment, MeshConfig
-from prompt_jax.processes import Preempted, others_may_be_lost
-from prompt_jax.prompts.files import read_prompts
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.distributed.processes import Preempted, others_may_be_lost
+from prompt_jax.experiment import Experiment
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop
-from prompt_jax.training.logs import read_log
 
 # Two in all test runs; PROMPT_JAX_KILLS=20 for a thorough one.
 KILLS = int(os.environ.get("PROMPT_JAX_KILLS", "2"))
@@ -53,7 +55,7 @@ def test_the_same_run_on_devices_and_in_processes(experiment):
     """The same losses and prompts to reordering error, from the same batches."""
     experiment = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=2))
     one = on(experiment, "one")
-    distributed.run(one)
+    jax_processes.run(one)
     setup = loop.prepare(one)
     first = [variables["prompt"]["encoder_tokens"] for variables in setup.trainable(setup.states)]
     places = {
@@ -63,7 +65,7 @@ def test_the_same_run_on_devices_and_in_processes(experiment):
     }
     for name, (processes, devices, mesh) in places.items():
         other = on(experiment, name, *mesh)
-        distributed.run(other, processes, devices)
+        jax_processes.run(other, processes, devices)
         np.testing.assert_allclose(losses(other), losses(one), rtol=2e-4, err_msg=name)
         for ours, theirs, start in zip(prompts(other), prompts(one), first, strict=True):
             movement = theirs - start
@@ -129,17 +131,17 @@ def test_asked_to_leave_and_killed(experiment, processes):
     options = {"steps": 600, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 2}
     experiment = changed(experiment, "train", **options)
     whole, hurt = (on(experiment, name, data=processes) for name in ("whole", "hurt"))
-    distributed.run(whole, processes)
-    started = distributed.start(hurt, processes)
+    jax_processes.run(whole, processes)
+    started = jax_processes.start(hurt, processes)
     wait_for_step(hurt, 2)
     started[-1].terminate()
-    assert distributed.finish(hurt, started, timeout=60) == [75] * processes
-    assert "preempted; saved at step" in distributed.output(hurt).read_text()
+    assert jax_processes.finish(hurt, started, timeout=60) == [75] * processes
+    assert "preempted; saved at step" in jax_processes.output(hurt).read_text()
 
     chance = random.Random(0)
     for number in range(KILLS):
         reached = max(line["step"] for line in read_log(hurt.folder))
-        started = distributed.start(hurt, processes, 1, "--heartbeat", "10")
+        started = jax_processes.start(hurt, processes, 1, "--heartbeat", "10")
         wait_for_step(hurt, min(reached + 2, 600))
         if number % 2 == 0:
             wait_for_save(hurt, started[0])
@@ -147,11 +149,11 @@ def test_asked_to_leave_and_killed(experiment, processes):
             time.sleep(chance.uniform(0, 1))
         victim = chance.randrange(processes)
         started[victim].kill()
-        statuses = distributed.finish(hurt, started, timeout=60)
+        statuses = jax_processes.finish(hurt, started, timeout=60)
         assert statuses.pop(victim) in (-signal.SIGKILL, 0)
         # Lost another process; or JAX's heartbeat ended it; or it was faster.
-        assert set(statuses) <= {76, -signal.SIGABRT, 0}, distributed.output(hurt, 1 - victim).read_text()
-    assert "resuming at step" in distributed.run(hurt, processes)
+        assert set(statuses) <= {76, -signal.SIGABRT, 0}, jax_processes.output(hurt, 1 - victim).read_text()
+    assert "resuming at step" in jax_processes.run(hurt, processes)
     np.testing.assert_array_equal(prompts(hurt), prompts(whole))
     np.testing.assert_array_equal(losses(hurt), losses(whole))
 
@@ -163,21 +165,21 @@ def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
     options = {"steps": 3000, "checkpoint_every": 5, "eval_every": 10_000, "log_every": 1000}
     experiment = changed(changed(experiment, "train", **options), "prompt", length=100)
     experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
-    started = distributed.start(experiment, 2)
+    started = jax_processes.start(experiment, 2)
     end = time.monotonic() + 200
     while not (experiment.folder / "checkpoints" / "5").exists():
-        assert time.monotonic() < end, distributed.output(experiment).read_text()
+        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
         time.sleep(0.05)
     resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
-    statuses = distributed.finish(experiment, started, timeout=60)
-    first, second = (distributed.output(experiment, number).read_text() for number in range(2))
+    statuses = jax_processes.finish(experiment, started, timeout=60)
+    first, second = (jax_processes.output(experiment, number).read_text() for number in range(2))
     assert re.search("prompt-jax: .*(could not be written|File too large)", first.splitlines()[-1])
     assert "Traceback" not in first + second
     assert statuses[0] == 1 and statuses[1] in (76, -signal.SIGABRT)
     again = changed(experiment, "train", steps=3001)
-    started = distributed.start(again, 2)
-    while "resuming at step" not in distributed.output(again).read_text():
-        assert started[0].poll() is None, distributed.output(again).read_text()
+    started = jax_processes.start(again, 2)
+    while "resuming at step" not in jax_processes.output(again).read_text():
+        assert started[0].poll() is None, jax_processes.output(again).read_text()
         time.sleep(0.1)
     for process in started:
         process.kill()
@@ -213,19 +215,19 @@ loop._step = step
 def test_a_save_that_fails_in_one_process(experiment, cause, told):
     """The process ends, soon, and what it says last is why, without a traceback of the libraries."""
     experiment = changed(experiment, "train", steps=5, checkpoint_every=2)
-    started = distributed.start(experiment, patch=FAILING.format(cause))
-    assert distributed.finish(experiment, started, timeout=120) == [1]
-    said = distributed.output(experiment).read_text()
+    started = jax_processes.start(experiment, patch=FAILING.format(cause))
+    assert jax_processes.finish(experiment, started, timeout=120) == [1]
+    said = jax_processes.output(experiment).read_text()
     assert re.fullmatch(f"prompt-jax: {told}.*", said.splitlines()[-1]) and "Traceback" not in said, said
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
     experiment = changed(experiment, "train", checkpoint_every=2)
-    distributed.run(experiment)
+    jax_processes.run(experiment)
     for file in (experiment.folder / "checkpoints" / "4" / "state").rglob("d/*"):
         os.truncate(file, 10)
-    said = distributed.run(experiment)
+    said = jax_processes.run(experiment)
     assert "warning: checkpoint 4 is damaged; step 2 is used" in said and "Traceback" not in said, said
 
 
@@ -235,7 +237,7 @@ def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
     ended: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
-    monkeypatch.setattr("prompt_jax.processes._END_SECONDS", 0.01)
+    monkeypatch.setattr("prompt_jax.distributed.processes._END_SECONDS", 0.01)
     saving, address = loop.SaveError("not written"), loop.UserError("not fetched")
     saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
     for error in (ValueError("Gloo all-reduce failed"), saving):
@@ -291,7 +293,7 @@ def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: fl
     """Returns while a checkpoint is written, under a name that says so; or when the process has ended."""
     end = time.monotonic() + timeout
     while process.poll() is None and not any((experiment.folder / "checkpoints").glob("*tmp*")):
-        assert time.monotonic() < end, distributed.output(experiment).read_text()
+        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
         time.sleep(0.001)
 
 
@@ -299,5 +301,5 @@ def wait_for_step(experiment: Experiment, step: int, timeout: float = 200) -> No
     """Returns when a run has logged a step."""
     end = time.monotonic() + timeout
     while not any(line["step"] >= step for line in read_log(experiment.folder) if "train/loss" in line):
-        assert time.monotonic() < end, distributed.output(experiment).read_text()
+        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
         time.sleep(0.05)

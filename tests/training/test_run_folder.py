@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import distributed
+import jax_processes
 from experiments import changed, named
 from launching import wait_for
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.locks import LockHeld, LockLost
-from prompt_jax.processes import in_first
-from prompt_jax.prompts.files import read_prompt
+from prompt_jax import experiment as experiments
+from prompt_jax.distributed.processes import in_first
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.prompt_files.io import read_prompt
+from prompt_jax.report.metrics_log import read_log
+from prompt_jax.storage.locks import LockHeld, LockLost
 from prompt_jax.training import loop
 from prompt_jax.training.checkpoints import Checkpoints
-from prompt_jax.training.logs import read_log
 from prompt_jax.training.loop import train
 from prompt_jax.training.run_folder import run_lock
 from prompt_jax.training.summary import finish
@@ -71,7 +72,7 @@ def assert_same_files(run: Experiment, whole: Experiment) -> None:
     predictions = [(each.folder / "predictions.jsonl").read_text() for each in (run, whole)]
     members = [json.loads((each.folder / "summary.json").read_text())["members"] for each in (run, whole)]
     assert predictions[0] == predictions[1] and members[0] == members[1]
-    assert configuration.load_experiment(run.folder / "config.json") == run
+    assert experiments.load_experiment(run.folder / "config.json") == run
 
 
 def names(folder: Path) -> list[str]:
@@ -150,8 +151,8 @@ loop._save_prompts = save
 
 def kill_run(experiment: Experiment, patch: str, *options: str) -> None:
     """Runs the experiment in a process that a patch kills."""
-    statuses = distributed.finish(experiment, distributed.start(experiment, 1, 1, *options, patch=KILL + patch))
-    assert statuses == [-signal.SIGKILL], distributed.output(experiment).read_text()
+    statuses = jax_processes.finish(experiment, jax_processes.start(experiment, 1, 1, *options, patch=KILL + patch))
+    assert statuses == [-signal.SIGKILL], jax_processes.output(experiment).read_text()
 
 
 @pytest.mark.slow
@@ -161,7 +162,7 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment,
         kill_run(run, patch)
         files = [str(path.relative_to(run.folder)) for path in run.folder.rglob("*")]
         assert ".lock" in files and any(re.fullmatch(left, file) for file in files), (window, files)
-        distributed.run(run)
+        jax_processes.run(run)
         assert_same_files(run, whole)
 
 
@@ -174,7 +175,7 @@ def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
     assert {".lock", "config.json"} < set(names(experiment.folder))
     with pytest.raises(ConfigError, match="holds a run with another configuration"):
         train(experiment)
-    distributed.run(experiment, 1, 1, "--overwrite")
+    jax_processes.run(experiment, 1, 1, "--overwrite")
     assert_same_files(experiment, whole)
 
 
@@ -218,16 +219,16 @@ def test_config_json_is_written_when_it_changes(experiment):
     assert record.stat().st_ino == before.st_ino and record.stat().st_mtime_ns == before.st_mtime_ns
     more = changed(experiment, "train", steps=3)
     train(more)
-    assert configuration.load_experiment(record) == more
+    assert experiments.load_experiment(record) == more
     with pytest.raises(ConfigError, match="was trained to step 3, and this configuration ends at step 2"):
         train(changed(experiment, "train", steps=2))
-    assert configuration.load_experiment(record) == more
+    assert experiments.load_experiment(record) == more
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
 def test_a_configuration_that_is_none(text):
     with pytest.raises(ConfigError):
-        configuration.from_json(text)
+        experiments.from_json(text)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
@@ -365,14 +366,14 @@ def test_of_two_processes_with_one_name_one_trains(experiment):
     for run, place in zip(runs, ("a", "b"), strict=True):
         # The configuration and the output are elsewhere, the run's folder is the same.
         elsewhere = dataclasses.replace(run, runs=experiment.runs / place)
-        started += distributed.start(elsewhere, 1, 1, "--runs", str(experiment.runs))
+        started += jax_processes.start(elsewhere, 1, 1, "--runs", str(experiment.runs))
     statuses = [process.wait(300) for process in started]
     said = [(experiment.runs / place / f"{experiment.name}.0.txt").read_text() for place in ("a", "b")]
     assert sorted(statuses) == [0, 1], said
     winner, loser = statuses.index(0), statuses.index(1)
     holder = rf"{experiment.folder} is in use by process {started[winner].pid} on {socket.gethostname()}, started"
     assert re.search(rf"{holder}|holds a run with another configuration", said[loser]) and TRACEBACK not in said[loser]
-    assert configuration.load_experiment(experiment.folder / "config.json") == runs[winner]
+    assert experiments.load_experiment(experiment.folder / "config.json") == runs[winner]
     assert {len(tokens(experiment, file)) for file in ("best.npz", "last.npz")} == {lengths[winner]}
     assert [line["step"] for line in log(experiment) if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
 
@@ -395,29 +396,29 @@ loop._step = step
 def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
     """It learns which process trains, and does not disturb it."""
     signal_file = tmp_path / "continue"
-    (first,) = distributed.start(experiment, patch=WAITING.format(str(signal_file)))
+    (first,) = jax_processes.start(experiment, patch=WAITING.format(str(signal_file)))
     wait_for(lambda: (experiment.folder / "checkpoints" / "2").exists(), 200)
     elsewhere = dataclasses.replace(experiment, runs=experiment.runs / "elsewhere")  # where its output goes
     for options in ((), ("--overwrite",)):
-        (second,) = distributed.start(elsewhere, 1, 1, "--runs", str(experiment.runs), *options)
+        (second,) = jax_processes.start(elsewhere, 1, 1, "--runs", str(experiment.runs), *options)
         assert second.wait(300) == 1
-        said = distributed.output(elsewhere).read_text()
+        said = jax_processes.output(elsewhere).read_text()
         holder = rf"process {first.pid} on {socket.gethostname()}, started 2\d{{3}}-\d\d-\d\d [\d:]{{8}} UTC"
         told = rf"prompt-jax: {experiment.folder} is in use by {holder}; let it end first\n"
         assert re.fullmatch(told, said), said
     assert first.poll() is None
     signal_file.touch()
-    assert first.wait(300) == 0, distributed.output(experiment).read_text()
+    assert first.wait(300) == 0, jax_processes.output(experiment).read_text()
     assert_same_files(experiment, whole)
 
 
 def test_all_processes_hear_of_an_error_of_the_first(monkeypatch):
     agreed = []
-    monkeypatch.setattr("prompt_jax.processes.all_agree", lambda mine: agreed.append(mine) or False)
-    monkeypatch.setattr("prompt_jax.processes.is_first", lambda: True)
+    monkeypatch.setattr("prompt_jax.distributed.processes.all_agree", lambda mine: agreed.append(mine) or False)
+    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)
     with pytest.raises(LockHeld, match="in use"):
         in_first(lambda: (_ for _ in ()).throw(LockHeld("in use")))
-    monkeypatch.setattr("prompt_jax.processes.is_first", lambda: False)
+    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: False)
     with pytest.raises(RuntimeError, match="process 0 could not begin; its output says why"):
         in_first(lambda: pytest.fail("this is the first's"))
     assert agreed == [False, True]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
-from prompt_jax import config as configuration
-from prompt_jax.config import DataConfig, EnsembleConfig, PromptConfig
-from prompt_jax.prompts.files import Base
+from prompt_jax import experiment as experiments
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.prompt_files.io import Base
 from prompt_jax.task_format import FormatError
 from prompt_jax.training.setup import metadata, prepare
 from prompt_jax.training.tasks import load_splits
@@ -81,7 +83,7 @@ def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
     transfer = dataclasses.replace(experiment, prompt=start, ensemble=EnsembleConfig(init_member=(2, 0, 1)))
     setup = prepare(transfer)
     for number, own in enumerate((2, 0, 1)):
-        alone = prepare(configuration.members(transfer)[number])
+        alone = prepare(experiments.members(transfer)[number])
         for found in (setup.trainable(setup.states)[number], *alone.trainable(alone.states)):
             np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[own])
         written = metadata(setup, number, 1, {})
@@ -95,7 +97,7 @@ def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
 
 
 TASK = """
-from prompt_jax.data import add_task, text_source
+from prompt_jax import add_task, text_source
 from prompt_jax.task_format import TaskFormat
 
 add_task(

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_jax.config import OptimizerConfig, PromptConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.methods import applied, prefix, soft_prompt
 from prompt_jax.models import family
-from prompt_jax.prompts import applied, prefix, soft_prompt
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
 

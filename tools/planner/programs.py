@@ -12,17 +12,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from planner.flops import matmul_flops
-from prompt_jax import config as configuration
-from prompt_jax.config import ConfigError, Experiment
-from prompt_jax.config_checks import check
-from prompt_jax.decoding import compiled_generate
+from prompt_jax import experiment as experiments
+from prompt_jax.checkpoints.config_files import model_config, read_config
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
+from prompt_jax.config.checks import check
+from prompt_jax.distributed.sharding import divided, make_mesh, of_parameters, shape_of
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.methods import applied, method
 from prompt_jax.models import Config, check_context, family
-from prompt_jax.models.config_files import model_config, read_config
-from prompt_jax.models.hub import Model
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.models.weights import FORMATS, abstract, open_checkpoint
-from prompt_jax.prompts import applied, method
-from prompt_jax.sharding import divided, make_mesh, of_parameters, shape_of
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.setup import check_division, stacks_of, train_step
@@ -80,7 +81,7 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     check(experiment)
     if experiment.prompt.per_task:
         raise ConfigError("a plan loads no data, and prompt.per_task depends on the number of tasks; leave it out")
-    alone = configuration.members(experiment)
+    alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
     check_division(stacks, alone, shape_of(mesh))
@@ -154,7 +155,7 @@ def _train(
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
 
-    def traced(remat: configuration.Remat) -> Any:
+    def traced(remat: experiments.Remat) -> Any:
         model = dataclasses.replace(experiment.model, remat=remat)
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)

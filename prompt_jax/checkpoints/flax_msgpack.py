@@ -1,0 +1,271 @@
+"""Flax's msgpack checkpoints, without holding them in memory.
+
+`flax.serialization.msgpack_restore` holds the whole file and then the whole tree. Here the file is mapped and its
+structure walked: array data is skipped, and read where it lies when asked for. The encoding is nested maps with arrays
+as extension type 1, themselves msgpack of (shape, dtype name, bytes), and arrays above 1 GiB in chunks; see
+`flax/serialization.py` and https://github.com/msgpack/msgpack/blob/master/spec.md.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_jax.checkpoints.files import TensorInFile, Tensors, float_dtype, read_array
+from prompt_jax.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def open_flax(file: Path) -> Iterator[Tensors]:
+    """The tensors of one file written by `flax.serialization`, under PyTorch's names and in its orientation."""
+    tensors: Tensors = {}
+    for path, array in flax_arrays(file).items():
+        *modules, leaf = path.split("/")
+        name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding", "scale") else leaf])
+        if name in tensors:
+            raise CheckpointError(f"{file}: {path} is there twice")
+        if leaf != "kernel":
+            tensors[name] = array.stored(file)
+        elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
+            tensors[name] = TensorInFile(array.shape[::-1], functools.partial(_read_transposed, array, file))
+        else:
+            raise CheckpointError(f"{file}: {path} has shape {list(array.shape)}; a kernel has two axes")
+    yield tensors
+
+
+def flax_arrays(file: Path) -> dict[str, "FlaxArray"]:
+    """The arrays of a file by their paths; there must be nothing else in it."""
+    return _walked(file, _Walk.arrays)
+
+
+def flax_part(file: Path, below: Sequence[str], marker: str) -> tuple[dict[str, "FlaxArray"], set[str]]:
+    """The arrays of a part of a file by their paths there, and the paths of maps that have the key `marker`.
+
+    Args:
+      below: keys that lead to the part. What is no array in it is passed over, as what is beside it is.
+      marker: what maps have that stand in the place of an array.
+    """
+    return _walked(file, lambda walk: walk.marked(below, marker))
+
+
+def _walked(file: Path, walk: Callable[["_Walk"], Any]) -> Any:
+    with open(file, "rb") as opened:
+        try:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # raised for this alone
+            raise CheckpointError(f"{file} is empty") from error
+    with mapped, memoryview(mapped) as data:
+        return walk(_Walk(data, file))
+
+
+def _read_transposed(array: "FlaxArray", file: Path) -> np.ndarray:
+    return array.read(file).T
+
+
+class FlaxArray(NamedTuple):
+    """Where an array lies in the file: in one piece, or in several."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: tuple[tuple[int, int], ...]  # offset, number of elements
+
+    def read(self, file: Path) -> np.ndarray:
+        flat = [read_array(file, self.dtype, count, offset) for offset, count in self.pieces]
+        return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
+
+    def stored(self, file: Path) -> TensorInFile:
+        return TensorInFile(self.shape, functools.partial(self.read, file))
+
+
+_CHUNKED = "__msgpack_chunked_array__"
+_MAX_DEPTH = 32  # a model's maps are nested eight deep or so
+_MAX_AXES = 8
+_MAX_OBJECTS = 1 << 20  # numbers, names, maps and arrays, of which there are some ten for each tensor
+
+# An object's first byte -> its kind, and how many bytes follow that give its size (for an integer its value).
+_HEADERS = {
+    0xC0: ("nil", 0), 0xC2: ("bool", 0), 0xC3: ("bool", 0),
+    0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4),
+    0xC7: ("ext", 1), 0xC8: ("ext", 2), 0xC9: ("ext", 4),
+    0xCA: ("float", 4), 0xCB: ("float", 8),
+    0xCC: ("int", 1), 0xCD: ("int", 2), 0xCE: ("int", 4), 0xCF: ("int", 8),
+    0xD0: ("signed", 1), 0xD1: ("signed", 2), 0xD2: ("signed", 4), 0xD3: ("signed", 8),
+    0xD9: ("bytes", 1), 0xDA: ("bytes", 2), 0xDB: ("bytes", 4),
+    0xDC: ("array", 2), 0xDD: ("array", 4),
+    0xDE: ("map", 2), 0xDF: ("map", 4),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Walk:
+    """A walk over a file's structure; `at` is the offset of what comes next."""
+
+    data: memoryview
+    file: Path
+    at: int = 0
+    objects: int = 0
+    marker: str | None = None  # what is no array is passed over, and this key looked out for
+    places: set[str] = dataclasses.field(default_factory=set)  # where it was found
+
+    def arrays(self) -> dict[str, FlaxArray]:
+        """Every array of the file by its path."""
+        found: dict[str, FlaxArray] = {}
+        self.tree((), found)
+        self.end()
+        return found
+
+    def marked(self, below: Sequence[str], marker: str) -> tuple[dict[str, FlaxArray], set[str]]:
+        """What `flax_part` gives."""
+        found: dict[str, FlaxArray] = {}
+        self.marker = marker
+        self.part(below, found)
+        self.end()
+        return found, self.places
+
+    def end(self) -> None:
+        if self.at != len(self.data):
+            raise self.error("what follows the parameters does not belong to them")
+
+    def part(self, below: Sequence[str], found: dict[str, FlaxArray]) -> None:
+        """Adds the arrays of what these keys lead to from here."""
+        if not below:
+            return self.tree((), found)
+        for key in self.keys(self.expect("map")):
+            if key == below[0]:
+                self.part(below[1:], found)
+            else:
+                self.skip()
+
+    def keys(self, count: int) -> Iterator[str]:
+        """The keys of a map, each of which is followed by its value and comes once."""
+        seen = set()
+        for _ in range(count):
+            key = self.text()
+            if key in seen:
+                raise self.error(f"'{key:.80}' is there twice")
+            seen.add(key)
+            yield key
+
+    def skip(self) -> None:
+        """Passes over the next object."""
+        left = 1
+        while left:
+            kind, size = self.header()
+            left += {"array": size, "map": 2 * size}.get(kind, 0) - 1
+            if kind in ("bytes", "ext"):
+                self.take(size + (kind == "ext"))
+
+    def tree(self, path: tuple[str, ...], found: dict[str, FlaxArray]) -> None:
+        """Adds the arrays at and below this place to `found`."""
+        before = self.at
+        kind, size = self.header()
+        where = "/".join(path)
+        if kind == "ext":
+            found[where] = self.array(size, where)
+        elif self.marker is not None and kind != "map":
+            self.at = before
+            self.skip()
+        elif kind != "map" or len(path) == _MAX_DEPTH:
+            raise self.error(f"'{where:.80}' should be an array or a map of arrays; it is of kind {kind}")
+        else:
+            for index, key in enumerate(self.keys(size)):
+                if index == 0 and key == _CHUNKED:
+                    found[where] = self.chunked(size, where)
+                    return
+                if key == self.marker:
+                    self.places.add(where)
+                self.tree((*path, key), found)
+
+    def array(self, size: int, where: str) -> FlaxArray:
+        """An array after its extension header."""
+        code = self.take(1)[0]
+        end = self.at + size
+        if code != 1 or self.expect("array") != 3:
+            raise self.error(f"'{where:.80}' is no array (extension type {code}; an array has 1)")
+        axes = self.expect("array")
+        if axes > _MAX_AXES:
+            raise self.error(f"'{where:.80}' has {axes} axes; a tensor has at most {_MAX_AXES}")
+        shape = tuple(self.expect("int") for _ in range(axes))
+        dtype = float_dtype(self.text(), where, self.file)
+        size, count = self.expect("bytes"), math.prod(shape)
+        pieces = ((self.at, count),)
+        self.take(size)
+        if size != count * dtype.itemsize or self.at != end:
+            raise self.error(f"'{where:.80}' has {size} bytes; {list(shape)} of {dtype} is {count * dtype.itemsize}")
+        return FlaxArray(shape, dtype, pieces)
+
+    def chunked(self, entries: int, where: str) -> FlaxArray:
+        """An array in chunks, {marker: True, "shape": {"0": n, ...}, "chunks": {"0": array, ...}}, after the marker."""
+        if entries != 3:
+            raise self.error(f"the chunked array '{where:.80}' has {entries} entries; 3 were expected")
+        self.expect("bool")
+        shape = self.numbered("shape", lambda: self.expect("int"))
+        if len(shape) > _MAX_AXES:
+            raise self.error(f"'{where:.80}' has {len(shape)} axes; a tensor has at most {_MAX_AXES}")
+        chunks = self.numbered("chunks", lambda: self.array(self.expect("ext"), where))
+        pieces = tuple(piece for chunk in chunks for piece in chunk.pieces)
+        dtypes = {chunk.dtype for chunk in chunks}
+        if len(dtypes) != 1 or sum(count for _, count in pieces) != math.prod(shape):
+            raise self.error(f"the chunks of '{where:.80}' do not make up its shape {list(shape)}")
+        return FlaxArray(tuple(shape), dtypes.pop(), pieces)
+
+    def numbered(self, name: str, item: Callable[[], Any]) -> list[Any]:
+        """The items of `name: {"0": item, "1": item, ...}`, which come in any order ("10" before "2")."""
+        found_name = self.text()
+        items = {}
+        for _ in range(self.expect("map")):
+            key = self.text()
+            items[key] = item()
+        keys = [str(index) for index in range(len(items))]
+        if found_name != name or set(keys) != set(items):
+            raise self.error(f"a chunked array has '{found_name}' with {sorted(items)}; '{name}' was expected")
+        return [items[key] for key in keys]
+
+    def expect(self, kind: str) -> int:
+        """The size (or value) of an object that must be of that kind."""
+        found, size = self.header()
+        if found != kind:
+            raise self.error(f"expected {kind}, found {found}")
+        return size
+
+    def text(self) -> str:
+        try:
+            return str(self.take(self.expect("bytes")), "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error("a name is not UTF-8") from error
+
+    def header(self) -> tuple[str, int]:
+        """The kind of the next object, and its size in bytes or items, or its value."""
+        self.objects += 1
+        if self.objects > _MAX_OBJECTS:
+            raise self.error(f"a model has at most {_MAX_OBJECTS} objects")
+        first = self.take(1)[0]
+        if first < 0x80:
+            return "int", first
+        if first >= 0xE0:
+            return "signed", first
+        if first < 0xC0:
+            kind = ("map", "array", "bytes", "bytes")[(first - 0x80) >> 4]
+            return kind, first & (0x1F if kind == "bytes" else 0x0F)
+        if 0xD4 <= first <= 0xD8:
+            return "ext", 1 << (first - 0xD4)
+        if first not in _HEADERS:
+            raise self.error(f"byte {first:#x} begins nothing that Flax writes")
+        kind, width = _HEADERS[first]
+        return kind, int.from_bytes(self.take(width), "big")
+
+    def take(self, size: int) -> memoryview:
+        """The next bytes."""
+        if self.at + size > len(self.data):
+            raise self.error(f"{size} bytes are missing")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self.file} is not a whole Flax checkpoint: {message} (at byte {self.at})")

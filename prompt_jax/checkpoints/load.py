@@ -1,0 +1,232 @@
+"""Getting base models in: from a local folder, from the Hugging Face hub, or the demo model.
+
+model = load_model("google/t5-v1_1-small")
+"""
+
+import contextlib
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from prompt_jax.checkpoints.config_files import auto_config, model_config, read_config
+from prompt_jax.checkpoints.fingerprint import fingerprint
+from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
+from prompt_jax.checkpoints.generation_config import read_generation
+from prompt_jax.checkpoints.t5x import open_t5x
+from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
+from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
+from prompt_jax.errors import CheckpointError
+from prompt_jax.models import Config, family
+from prompt_jax.models.layers import Params
+
+T5X = "t5x:"  # before the folder of a checkpoint of T5X
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A frozen base model."""
+
+    name: str  # as it was asked for
+    revision: str | None  # the hub's commit hash; None for a folder and for the demo
+    params: Params = dataclasses.field(repr=False)
+    config: Config
+    tokenizer: Tokenizer | None  # None if the folder has none
+    fingerprint: str  # see `prompt_jax.checkpoints.fingerprint`
+
+
+def load_model(
+    name_or_path: str | Path,
+    dtype: str = "float32",
+    revision: str | None = None,
+    *,
+    local_files_only: bool = False,
+    placement: Placement = None,
+) -> Model:
+    """Loads a T5 (1.0, 1.1, LM-adapted, Flan), mT5, GPT-2 or BART.
+
+    Args:
+      name_or_path: "demo" (see `prompt_jax.checkpoints.demo`); a folder with `config.json`, weights and, usually, a
+        tokenizer; or a name on the Hugging Face hub, from which only these files are fetched, into its usual cache.
+        A folder that is called "demo" is "./demo". "t5x:FOLDER" is a checkpoint of T5X
+        (`prompt_jax.checkpoints.t5x`), in which a tokenizer, where one is needed, is put as `spiece.model`.
+      dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for matrices of 8 bits in the
+        layers (`prompt_jax.models.quantized`) and bfloat16 for all else, the activations included.
+      revision: a branch, tag or commit on the hub.
+      local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
+      placement: where parameters go: None for the default device, a sharding for all, or a function from a row of
+        the family's table to its sharding, e.g. `prompt_jax.distributed.sharding.of_parameters(mesh)`.
+
+    Raises:
+      CheckpointError: nothing that can be loaded is there; it says what was found and what was expected.
+      MissingPackage: a package is needed (PyTorch for `pytorch_model.bin`, the demo's packages); it says which.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    with contextlib.ExitStack() as opened:
+        config: Config
+        special: dict[str, Any] = {}
+        if str(name_or_path).startswith(T5X):
+            folder = _expanded(str(name_or_path).removeprefix(T5X))
+            if revision is not None:
+                raise CheckpointError(f"{name_or_path} is a folder, which has no revision {revision!r}")
+            config, tensors = open_t5x(folder)
+            hf = t5_configuration()
+        else:
+            folder, revision = _locate(name_or_path, revision, local_files_only)
+            raw, source = read_config(folder), str(folder / "config.json")
+            hf = auto_config(raw, source)
+            tensors = opened.enter_context(open_checkpoint(folder))
+            config = model_config(raw, tensors, source)
+            generation, special = read_generation(folder, config.vocab_size, not family(config).causal)
+            config = dataclasses.replace(config, generation=generation)
+        params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
+    # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
+    identity = fingerprint(config, samples)
+    config = dataclasses.replace(config, **special)
+    tokenizer = load_tokenizer(
+        folder,
+        hf,
+        eos_id=config.eos_id,
+        end_ids=config.generation.end_ids,
+        pad_id=config.pad_id,
+        rows=config.vocab_size,
+        causal=family(config).causal,
+    )
+    return Model(str(name_or_path), revision, params, config, tokenizer, identity)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The folder
+
+
+def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+    """The model's folder, and the commit if it is from the hub."""
+    if name_or_path == "demo":
+        from prompt_jax.checkpoints.demo import demo_folder
+
+        return demo_folder(), None
+    path = _expanded(name_or_path)
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        raise CheckpointError(f"{name_or_path} is a file; give the folder that it is in, with its config.json")
+    if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
+    return _fetch_model(name_or_path, revision, local_files_only)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: there is no such user here ({error})") from error
+
+
+def _fetch_model(name: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
+    """Brings a model's files into the hub's cache, unless they are there; gives its folder there and its commit."""
+    config = _fetch(name, "config.json", revision, local_files_only)
+    if config is None:
+        where = "in the cache" if _offline(local_files_only) else "on the hub"
+        raise CheckpointError(_not_found(name, revision, f"its config.json is not {where}"))
+    commit = config.parent.name  # .../snapshots/<commit>/config.json
+
+    def fetch(file: str) -> Path | None:
+        return _fetch(name, file, commit, local_files_only)
+
+    for form in FORMATS:
+        if fetch(form.file) is not None:
+            break
+        if (index := fetch(form.index_file)) is not None:
+            for shard in shard_names(index):
+                fetch(shard)  # `open_checkpoint` says so if one is missing
+            break
+    for file in (GENERATION_FILE, *TOKENIZER_FILES):
+        fetch(file)
+    return config.parent, commit
+
+
+def _fetch(name: str, file: str, revision: str | None, local_files_only: bool) -> Path | None:
+    """One file of a model on the hub; None if the model has no such file (offline: if the cache has none)."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=local_files_only))
+    except errors.LocalEntryNotFoundError as error:
+        if _offline(local_files_only):
+            return None
+        raise CheckpointError(
+            _not_found(name, revision, f"the hub could not be reached for {file}, which is not in the cache")
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except hub_errors() as error:
+        raise CheckpointError(_not_found(name, revision, hub_reason(error, f"fetching {file}"))) from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where it cannot do what it was asked for."""
+    from huggingface_hub import errors
+
+    # A ValueError for names that are not valid, and for no JSON; a RuntimeError for a transfer that has gone wrong.
+    return errors.HTTPError, OSError, ValueError, RuntimeError
+
+
+# Where a client says what it sent, this is what nobody is to read: a header with a token, or the token alone.
+_SECRET = re.compile(r"Bearer [^\s'\"]+|\b(?:hf_|api_org_)(?:oauth_)?[A-Za-z0-9]{16}[^\s'\"]*")
+_LOGIN = re.compile(r"(?<=//)[^/?#\s]+@")
+
+
+def without_login(text: str) -> str:
+    """A text whose addresses have no user and password, as that of a proxy (HF_ENDPOINT) may have."""
+    return _LOGIN.sub("", text)
+
+
+def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
+    """Why the hub did not do what it was asked for, in one line and without a token or a password.
+
+    Args:
+      error: one of `hub_errors`.
+      doing: what it was asked for, e.g. "fetching config.json".
+      what: the name for a repository of this kind.
+    """
+    from huggingface_hub import errors
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the client's own, of an upload
+        error = error.__cause__
+    said = without_login(_SECRET.sub("(a token)", " ".join(str(error).split())))
+    said = re.sub(r" For more information check: \S+", "", said)  # what a status is
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return "its owners grant access by request; ask on its page, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no such {what}, or it is private and you are not logged in (`hf auth login`)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the {what} exists, but not that revision"
+    if isinstance(error, errors.HFValidationError):
+        return f"it is no valid name on the hub ({said})"
+    if status == 401:
+        return f"the hub does not know the token that you are logged in with; log in again (`hf auth login`): {said}"
+    if status == 403:
+        return (
+            "the account or the token that you are logged in with may not do that; log in with one that may "
+            f"(`hf auth login`): {said}"
+        )
+    if isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError):
+        return f"the hub could not be reached, or broke off: {doing} failed: {said}"
+    return f"{doing} failed: {said}"
+
+
+def _offline(local_files_only: bool) -> bool:
+    from huggingface_hub import constants
+
+    return local_files_only or constants.HF_HUB_OFFLINE
+
+
+def _not_found(name: str, revision: str | None, reason: str) -> str:
+    at = "" if revision is None else f" at revision {revision!r}"
+    return (
+        f"{name!r} is not a folder here, and could not be loaded from the Hugging Face hub{at}: {reason}. "
+        "Give the path of a folder with config.json and weights, a full name like 'google/t5-v1_1-small', or 'demo'."
+    )

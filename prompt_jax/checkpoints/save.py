@@ -1,0 +1,81 @@
+"""Writing a base model in Hugging Face's layout: `config.json`, `model.safetensors`, and its tokenizer."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save
+
+from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
+from prompt_jax.checkpoints.generation_config import generation_config
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.checkpoints.weights import stored_shape
+from prompt_jax.errors import CheckpointError
+from prompt_jax.models import family
+from prompt_jax.models.delta import flat
+from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.quantized import Quantized
+from prompt_jax.storage.files import write_text, write_whole
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Writes a model so that `load_model` and Transformers read it; the weights as they are in memory.
+
+    Each file appears whole or not at all, `config.json`, without which a folder is no model, as the last.
+
+    Raises:
+      CheckpointError: the folder is not empty, the model is one that Hugging Face has no layout for, or its generation
+        settings are not all supported.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty; a model is written into a folder that is new or empty")
+    if lost := ", ".join(model.config.generation.not_applied):
+        raise CheckpointError(
+            f"{model.name} has generation settings that would be lost: {lost}; remove them from its {GENERATION_FILE}"
+        )
+    model_family = family(model.config)
+    config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
+    if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
+        raise CheckpointError(f"{model.name} was loaded in int8, which has no layout of its own; load it in float32")
+    tensors: dict[str, list[np.ndarray]] = {}
+    for parameter in model_family.parameters(model.config):
+        for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):
+            tensors.setdefault(name, []).append(tensor)
+    whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
+    data = save(whole, {"format": "pt"})
+    write_whole(folder / "model.safetensors", lambda file: file.write(data))
+    if model.tokenizer is not None:
+        _write_tokenizer(folder, model.tokenizer)
+    special = {name: getattr(model.config, name) for name in ("pad_id", "eos_id", "start_id")}
+    generation = generation_config(model.config.generation, **special)
+    write_text(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The tokenizer as Transformers writes it: the one that was loaded, whatever files it was loaded from."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.transformers.save_pretrained(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            write_whole(folder / file.name, functools.partial(_copy, file))
+
+
+def _copy(source: Path, opened: Any) -> None:
+    opened.write(source.read_bytes())
+
+
+def _tensors(parameter: Parameter, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A leaf as Hugging Face has it, a tensor a layer; of queries, keys and values in one, the third that it is."""
+    shape = stored_shape(parameter)
+    if parameter.third is not None:
+        shape = (*shape[:-1], shape[-1] // 3)
+    for layer in range(parameter.layers or 1):
+        tensor = leaf if parameter.layers is None else leaf[layer]
+        tensor = tensor.reshape(shape[::-1]).T if parameter.transposed else tensor.reshape(shape)
+        yield parameter.name.format(layer=layer), tensor

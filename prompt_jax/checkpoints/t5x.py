@@ -1,0 +1,385 @@
+"""Checkpoints of T5X: T5 1.0, 1.1, LM-adapted and mT5 as their authors published them, and prompts tuned with T5X.
+
+A checkpoint is a folder, as `t5x.checkpoints` writes it without Orbax:
+
+    checkpoint                                         msgpack of Flax, with the small arrays in it
+    target.encoder.layers_0.attention.query.kernel/    zarr, version 2, of each other array: `.zarray` and its chunks
+
+Arrays are Flax's: a kernel is [in, out], relative positions are [H, buckets], and heads and their width are one axis or
+two. Layers have arrays of their own (`encoder/layers_0/...`), or, where the model was scanned, one for all with the
+layers along axis 1: `encoder/encoder/...` of Flaxformer, `encoder/layers/...` of T5X's scalable T5. Scanned models have
+relative positions of their own in each layer.
+
+Checkpoints come from strangers: no link is followed, nothing that the file `checkpoint` says leads anywhere, sizes are
+compared before memory is taken, and values that are not finite are refused. What checkpoints do not say is as in the
+published models: a gated feed-forward layer has T5 1.1's GELU and another one ReLU, output weights tied to the
+embedding are scaled as in T5 1.0, relative distances end at 128.
+"""
+
+import functools
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_jax.checkpoints.files import TensorInFile, Tensors, float_dtype, unique_names
+from prompt_jax.checkpoints.flax_msgpack import FlaxArray, flax_part
+from prompt_jax.errors import CheckpointError
+from prompt_jax.models.t5 import T5Config
+from prompt_jax.storage.paths import BucketPath
+
+FILE = "checkpoint"
+_TARGET = "target."
+
+# Names of a layer's arrays, and of the tensors that Hugging Face has in their place.
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_SUBLAYERS = {
+    "encoder": (("pre_attention_layer_norm", "attention", "SelfAttention"),),
+    "decoder": (
+        ("pre_self_attention_layer_norm", "self_attention", "SelfAttention"),
+        ("pre_cross_attention_layer_norm", "encoder_decoder_attention", "EncDecAttention"),
+    ),
+}
+_RELATIVE = "layer.0.SelfAttention.relative_attention_bias"
+_MODEL = {
+    "token_embedder/embedding": "shared",
+    "decoder/logits_dense/kernel": "lm_head",
+    **{f"{side}/{side}_norm/scale": f"{side}.final_layer_norm" for side in _SUBLAYERS},
+    **{f"{side}/relpos_bias/rel_embedding": f"{side}.block.0.{_RELATIVE}" for side in _SUBLAYERS},
+}
+_LAYER = re.compile(r"(encoder|decoder)/(?:layers_(0|[1-9][0-9]{0,3})|\1|layers)/(.+)", re.ASCII)
+_PROMPT = re.compile(r"(^|/)prompt(/|$)")
+
+_MAX_METADATA = 1 << 16  # bytes of a .zarray, which has some 200
+_MAX_AXES = 8
+_MAX_SIZE = 1 << 40  # of an axis
+_MAX_LAYERS = 1000
+_MAX_RATIO = 100  # of an array's bytes to its files', beyond what may be of one value: weights hardly compress
+_MAY_BE_CONSTANT = 1 << 26  # bytes
+_PIECE = 1 << 20  # bytes of a chunk that are looked at together
+
+
+def is_t5x(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of T5X."""
+    return (folder / FILE).is_file() and not (folder / FILE).is_symlink()
+
+
+def steps_in(folder: Path) -> list[str]:
+    """The names of a folder's checkpoints, if it is one of T5X's model folders."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("checkpoint_") and is_t5x(path))
+
+
+def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
+    """The model of a checkpoint: its config, and its tensors under Hugging Face's names. Prompts are left out.
+
+    Raises:
+      CheckpointError: no checkpoint, a damaged one, or none of a T5.
+    """
+    tensors: Tensors = {}
+    # Of a scanned array all layers are asked for in turn; it is kept until another one is.
+    whole = functools.lru_cache(maxsize=1)(lambda stored: stored.read())
+    arrays, missing = _arrays(folder)
+    if lacking := sorted(path for path in missing if not _PROMPT.search(path)):
+        raise CheckpointError(
+            f"{folder} is not whole: {len(lacking)} folders are missing, the first is "
+            f"{_TARGET}{lacking[0].replace('/', '.'):.200}"
+        )
+    for path, stored in arrays.items():
+        if not _PROMPT.search(path):
+            for name, own in _layers(path, stored, folder, whole):
+                if name in tensors:
+                    raise CheckpointError(f"{folder}: {name} is there twice, the second time as {path}")
+                tensors[name] = own
+    return _config(tensors, folder), tensors
+
+
+def read_prompt(folder: Path) -> np.ndarray:
+    """The prompt of a checkpoint, [P, D], in the dtype in which it was saved.
+
+    Raises:
+      CheckpointError: no checkpoint, a damaged one, or one without a prompt or with several; it names them.
+    """
+    arrays, missing = _arrays(folder)
+    found = {path: stored for path, stored in arrays.items() if _PROMPT.search(path)}
+    if lacking := sorted(path for path in missing if _PROMPT.search(path)):
+        raise CheckpointError(f"{folder} is not whole: {_TARGET}{lacking[0].replace('/', '.'):.200} is missing")
+    if len(found) != 1:
+        which = f"several prompts: {', '.join(sorted(found)[:8]):.300}" if found else "no prompt"
+        raise CheckpointError(f"{folder} is a checkpoint of T5X with {which}; expected one array 'encoder/.../prompt'")
+    ((path, stored),) = found.items()
+    if len(stored.shape) != 2 or 0 in stored.shape:
+        raise CheckpointError(f"{folder}: {path} is {list(stored.shape)}; a prompt is [P, D]")
+    return stored.read()
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Names and orientation
+
+
+def _layers(
+    path: str, stored: TensorInFile, folder: Path, whole: Callable[[TensorInFile], np.ndarray]
+) -> Iterator[tuple[str, TensorInFile]]:
+    """An array as tensors under Hugging Face's names, one for each layer that it has. An unknown one keeps its name."""
+    if match := _LAYER.fullmatch(path):
+        side, number, rest = match.groups()
+        if (name := _in_layer(side, rest)) is None:
+            yield path, stored
+        elif number is not None:
+            yield f"{side}.block.{number}.{name}.weight", _turned(rest, stored)
+        else:
+            if len(stored.shape) < 2 or 0 in stored.shape or stored.shape[1] > _MAX_LAYERS:
+                raise CheckpointError(
+                    f"{folder}: {path} is {list(stored.shape)}; expected layers along axis 1, at most {_MAX_LAYERS}"
+                )
+            shape = stored.shape[:1] + stored.shape[2:]
+            for layer in range(stored.shape[1]):
+                own = TensorInFile(shape, functools.partial(_one_layer, whole, stored, layer))
+                yield f"{side}.block.{layer}.{name}.weight", _turned(rest, own)
+    elif path in _MODEL:
+        yield f"{_MODEL[path]}.weight", _turned(path, stored) if path != "token_embedder/embedding" else stored
+    else:
+        yield path, stored
+
+
+def _one_layer(whole: Callable[[TensorInFile], np.ndarray], stored: TensorInFile, layer: int) -> np.ndarray:
+    return whole(stored)[:, layer]
+
+
+def _in_layer(side: str, path: str) -> str | None:
+    """Hugging Face's name of a layer's array, within the layer; None for one that no T5 has."""
+    sublayers = _SUBLAYERS[side]
+    module, _, leaf = path.rpartition("/")
+    for number, (norm, attention, theirs) in enumerate(sublayers):
+        if path == f"{norm}/scale":
+            return f"layer.{number}.layer_norm"
+        if leaf == "kernel" and module in (known := {f"{attention}/{name}": own for name, own in _ATTENTION.items()}):
+            return f"layer.{number}.{theirs}.{known[module]}"
+    last = f"layer.{len(sublayers)}"
+    if path in ("mlp/wi/kernel", "mlp/wi_0/kernel", "mlp/wi_1/kernel", "mlp/wo/kernel"):
+        return f"{last}.DenseReluDense.{module.removeprefix('mlp/')}"
+    if path in ("relpos_bias/rel_embedding", "relative_posemb/rel_embedding"):
+        return _RELATIVE
+    return f"{last}.layer_norm" if path == "pre_mlp_layer_norm/scale" else None
+
+
+def _turned(path: str, stored: TensorInFile) -> TensorInFile:
+    """An array in PyTorch's orientation: a kernel as [out, in], with heads and their width in one axis."""
+    shape = stored.shape
+    if len(shape) == 3:  # [D, H, K], or of what comes out of attention [H, K, D]
+        merged = (shape[0] * shape[1], shape[2]) if path.endswith("out/kernel") else (shape[0], shape[1] * shape[2])
+        return TensorInFile(merged[::-1], functools.partial(_read_turned, stored, merged))
+    return TensorInFile(shape[::-1], functools.partial(_read_turned, stored, shape))
+
+
+def _read_turned(stored: TensorInFile, shape: tuple[int, ...]) -> np.ndarray:
+    return stored.read().reshape(shape).T
+
+
+def _config(tensors: Tensors, folder: Path) -> T5Config:
+    """What the tensors say of the architecture; `prompt_jax.checkpoints.weights.check` finds those that are missing."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        name = f"{name}.weight"
+        if name not in tensors or len(tensors[name].shape) != 2 or 0 in tensors[name].shape:
+            found = "is not there" if name not in tensors else f"is {list(tensors[name].shape)}"
+            raise CheckpointError(f"{folder} is a checkpoint of T5X, but of no T5: {name} {found}")
+        return tensors[name].shape
+
+    def depth(side: str) -> int:
+        numbers = [int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block.")]
+        return max(numbers, default=-1) + 1
+
+    relative = [f"{side}.block.{{}}.{_RELATIVE}.weight" for side in _SUBLAYERS]
+    per_layer = any(name.format(1) in tensors for name in relative)
+    if per_layer and all(_alike(tensors, name, depth(side)) for name, side in zip(relative, _SUBLAYERS, strict=True)):
+        # A model that was scanned later: all layers have the positions of the first.
+        per_layer = False
+        for name, side in zip(relative, _SUBLAYERS, strict=True):
+            for layer in range(1, depth(side)):
+                del tensors[name.format(layer)]
+    vocab_size, d_model = shape("shared")
+    buckets, heads = shape(f"encoder.block.0.{_RELATIVE}")
+    inner, _ = shape("encoder.block.0.layer.0.SelfAttention.q")
+    if inner % heads:
+        raise CheckpointError(f"{folder}: queries of width {inner} are not those of {heads} heads")
+    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in tensors
+    tied = "lm_head.weight" not in tensors
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=inner // heads,
+        d_ff=shape("encoder.block.0.layer.1.DenseReluDense.wo")[1],
+        num_heads=heads,
+        encoder_layers=depth("encoder"),
+        decoder_layers=depth("decoder"),
+        activation="gelu" if gated else "relu",
+        gated=gated,
+        tied_output=tied,
+        scale_output=tied,
+        relative_buckets=buckets,
+        relative_per_layer=per_layer,
+    )
+
+
+def _alike(tensors: Tensors, name: str, layers: int) -> bool:
+    """Whether the tensors of that name are the same in all layers."""
+    names = [name.format(layer) for layer in range(layers)]
+    if not names or any(each not in tensors for each in names):
+        return False
+    first = tensors[names[0]].read()
+    return all(np.array_equal(tensors[each].read(), first) for each in names[1:])
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _arrays(folder: Path) -> tuple[dict[str, TensorInFile], set[str]]:
+    """The model's arrays, by their paths, and the paths of those whose folders are missing."""
+    if isinstance(folder, BucketPath) or str(folder).startswith("gs:"):
+        raise CheckpointError(
+            f"{folder}: checkpoints of T5X are read from a folder; copy it here (gcloud storage cp -r)"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder. A checkpoint of T5X is one, called checkpoint_STEP")
+    if not is_t5x(folder):
+        steps = steps_in(folder)[:8]
+        if (folder / FILE).is_symlink():
+            instead = f": {FILE} is a symbolic link, which is not followed"
+        elif steps:
+            instead = f"; name one of those in it: {', '.join(steps)}"
+        else:
+            instead = f": it has no file {FILE!r}. Those that T5X writes with Orbax are not read"
+        raise CheckpointError(f"{folder} is no checkpoint of T5X{instead}")
+    file = folder / FILE
+    # In the place of an array that has a folder there is what TensorStore takes to open it.
+    inside, elsewhere = flax_part(file, ("optimizer", "target"), "driver")
+    arrays = {
+        path: TensorInFile(array.shape, functools.partial(_inside, array, file, path)) for path, array in inside.items()
+    }
+    elsewhere = {path for path in elsewhere if not path.endswith("/kvstore")}
+    for own in sorted(folder.iterdir()):
+        if own.name.startswith(_TARGET):
+            path = own.name.removeprefix(_TARGET).replace(".", "/")
+            if path in arrays:
+                raise CheckpointError(f"{own}: {path} is in {file} too")
+            arrays[path] = _zarr(own)
+    if not arrays:
+        raise CheckpointError(f"{folder}: {FILE} has no 'optimizer/target', nor are there folders {_TARGET}...")
+    return arrays, elsewhere - arrays.keys()
+
+
+def _inside(array: FlaxArray, file: Path, path: str) -> np.ndarray:
+    return _finite(array.read(file), f"{file}: {path}")
+
+
+def _finite(array: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{where:.300} has {int((~np.isfinite(array)).sum())} values that are not finite")
+    return array
+
+
+def _zarr(folder: Path) -> TensorInFile:
+    """An array of zarr, version 2, in floats, uncompressed or by gzip, as T5X writes it."""
+    file = folder / ".zarray"
+    if folder.is_symlink() or file.is_symlink():
+        raise CheckpointError(f"{folder} is a symbolic link or has one, which is not followed; copy the files")
+    if not file.is_file():
+        raise CheckpointError(f"{folder} has no .zarray, which says what is in it")
+    with file.open("rb") as opened:
+        text = opened.read(_MAX_METADATA + 1)
+    try:
+        said = json.loads(text, object_pairs_hook=unique_names) if len(text) <= _MAX_METADATA else None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{file} is no JSON object of at most {_MAX_METADATA} bytes")
+    shape, chunks = (_sizes(file, said, name) for name in ("shape", "chunks"))
+    if len(chunks) != len(shape) or any(chunk > size for chunk, size in zip(chunks, shape, strict=True)):
+        raise CheckpointError(f"{file}: chunks of {list(chunks)} are not those of an array {list(shape)}")
+    compressor = said.get("compressor")
+    compressed = isinstance(compressor, dict) and compressor.get("id") == "gzip"
+    if not compressed and compressor is not None:
+        raise CheckpointError(f"{file}: compressor {compressor!r:.80}; T5X has gzip")
+    expected = {"zarr_format": 2, "order": "C", "filters": None, "dimension_separator": "."}
+    for name, value in expected.items():
+        if said.get(name, value) != value:
+            raise CheckpointError(f"{file}: {name} is {said[name]!r:.80}; T5X has {value!r}")
+    stored = said.get("dtype")
+    if not isinstance(stored, str) or not re.fullmatch(r"<f[248]|bfloat16", stored):
+        raise CheckpointError(f"{file}: dtype {stored!r:.80}; weights are <f2, <f4, <f8 or bfloat16")
+    dtype = float_dtype(stored if stored == "bfloat16" else np.dtype(stored).name, folder.name, file)
+    _check_bytes(folder, shape, chunks, dtype, compressed)
+    return TensorInFile(shape, functools.partial(_read_zarr, folder, shape, chunks, dtype, compressed))
+
+
+def _sizes(file: Path, said: dict[str, Any], name: str) -> tuple[int, ...]:
+    sizes: Any = said.get(name)
+    few = isinstance(sizes, list) and len(sizes) <= _MAX_AXES
+    if few and all(type(size) is int and 0 < size <= _MAX_SIZE for size in sizes):
+        return tuple(sizes)
+    raise CheckpointError(f"{file}: {name} is no list of at most {_MAX_AXES} sizes from 1 to {_MAX_SIZE}")
+
+
+def _chunk_files(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[Path]:
+    counts = [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
+    return (folder / (".".join(map(str, index)) or "0") for index in np.ndindex(*counts))
+
+
+def _check_bytes(
+    folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype, compressed: bool
+) -> None:
+    """That all chunks are there, as files of a plausible size: one that is missing would be read as zeros."""
+    sizes = {path.name: path.lstat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
+    if math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)) > len(sizes):
+        raise CheckpointError(f"{folder}: chunks are missing; {list(shape)} has more of {list(chunks)} than are there")
+    there, chunk_bytes = 0, math.prod(chunks) * dtype.itemsize
+    for path in _chunk_files(folder, shape, chunks):
+        if path.name not in sizes:
+            raise CheckpointError(f"{path} is missing, or no file of its own")
+        if not compressed and sizes[path.name] != chunk_bytes:
+            raise CheckpointError(f"{path} has {sizes[path.name]} bytes; {list(chunks)} of {dtype} is {chunk_bytes}")
+        there += sizes[path.name]
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > _MAX_RATIO * there + _MAY_BE_CONSTANT:
+        raise CheckpointError(f"{folder}: {list(shape)} of {dtype} is {claimed} bytes, and its files have {there}")
+
+
+def _read_zarr(
+    folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype, compressed: bool
+) -> np.ndarray:
+    import tensorstore
+
+    if compressed:
+        # TensorStore unpacks a chunk, however large it grows, before it looks at its size.
+        for path in _chunk_files(folder, shape, chunks):
+            _check_gzip(path, math.prod(chunks) * dtype.itemsize)
+    try:
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"}}
+        array = tensorstore.open(spec, open=True, read=True).result().read().result()
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    if array.shape != shape or array.dtype != dtype:
+        raise CheckpointError(f"{folder} has become {array.dtype} {list(array.shape)} while it was read")
+    return _finite(array, str(folder))
+
+
+def _check_gzip(path: Path, size: int) -> None:
+    """That a chunk unpacks to so many bytes, without keeping them."""
+    unpacked, unpacking = 0, zlib.decompressobj(wbits=31)
+    try:
+        with path.open("rb") as file:
+            while not unpacking.eof and (packed := unpacking.unconsumed_tail or file.read(_PIECE)):
+                unpacked += len(unpacking.decompress(packed, _PIECE))
+                if unpacked > size:
+                    break
+            surplus = unpacking.unused_data or file.read(1)
+    except zlib.error as error:
+        raise CheckpointError(f"{path} is no whole gzip: {error}") from error
+    if unpacked != size or not unpacking.eof or surplus:
+        raise CheckpointError(f"{path} does not unpack to the {size} bytes that a chunk has")

@@ -1,0 +1,310 @@
+"""A checkpoint's tokenizer: Transformers' `AutoTokenizer`, with two additions.
+
+Ids and decoded text are those of `AutoTokenizer`. Control tokens ("special tokens" in Transformers, such as `</s>`,
+`<mask>` or `<|user|>`) are read as tokens where a template marks them (`prompt_jax.control_tokens`) and as plain text
+everywhere else. An id that the model's embedding table does not have is an error.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, SupportsInt
+
+from prompt_jax.checkpoints.files import brief, check_text_file, read_json
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark
+from prompt_jax.errors import CheckpointError
+
+# The files of a tokenizer; a model on the Hub has some of them.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
+)
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+      transformers: the tokenizer as `AutoTokenizer` gives it.
+      eos_id: the id that ends a target.
+      end_ids: the ids that end a generated answer, `eos_id` among them.
+      pad_id: padding. GPT-2 has none and uses its end token.
+      rows: number of rows of the model's embedding table; every id is smaller.
+      causal: whether source and target are one text. Then the source has no end token, since the start token of the
+        target follows it, and both begin with a space, as in Li and Liang (2021): GPT-2 has other tokens for a word
+        that follows another word.
+    """
+
+    def __init__(
+        self, transformers: Any, *, eos_id: int, end_ids: Sequence[int], pad_id: int, rows: int, causal: bool = False
+    ):
+        self.transformers, self.eos_id, self.pad_id, self.rows, self.causal = transformers, eos_id, pad_id, rows, causal
+        self.end_ids = frozenset(end_ids) | {eos_id}
+        self._fast: Any = getattr(transformers, "backend_tokenizer", None)
+
+    def encode(self, text: str) -> list[int]:
+        """The text's ids, without the tokens that the model expects around a text.
+
+        Raises:
+          CheckpointError: an id that the model's embedding table does not have.
+        """
+        marked = keep_marks_of(self._control, text)
+        ids = self._read(marked) if self._fast else self._slow(marked)
+        if (highest := max(ids, default=0)) >= self.rows:
+            raise CheckpointError(
+                f"the tokenizer has the token {self.piece(highest)!r} with the id {highest}, and the model's embedding "
+                f"table has {self.rows} rows (ids 0 to {self.rows - 1}): use the tokenizer of this checkpoint, or a "
+                "checkpoint whose embeddings were resized for the token"
+            )
+        return ids
+
+    def input_ids(self, text: str) -> list[int]:
+        """Return a source's ids, as the model reads them, without the separator."""
+        if self.causal:
+            return self.encode(f" {text}")
+        before, after = self._around
+        return [*before, *self.encode(text), *after]
+
+    def target_ids(self, text: str) -> list[int]:
+        """A target's ids with the end token, as the model writes them."""
+        ids = self.input_ids(text)
+        return ids if ids[-1:] == [self.eos_id] and not self.causal else [*ids, self.eos_id]
+
+    def marked(self, template: str) -> str:
+        """A template or label with its control tokens marked, so that `encode` reads them as tokens."""
+        if not self._control:
+            return template
+        longest_first = sorted(self._control, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest_first)), lambda match: mark(match[0]), template)
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """The text of ids up to the first end token, without padding and the tokens before a text."""
+        kept: list[int] = []
+        for index in map(int, ids):
+            if index in self.end_ids:
+                break
+            kept.append(index)
+        dropped = {*self.start, *([self.pad_id] if self.piece(self.pad_id) in self._control else [])}
+        text = self.transformers.decode([index for index in kept if index not in dropped], skip_special_tokens=False)
+        return text.removeprefix(" ") if self.causal else text
+
+    def piece(self, index: int) -> str:
+        """The token with that id. Embedding tables may have rows beyond the tokens: `<unused_32105>`."""
+        token = self._tokens.get(int(index))
+        return f"<unused_{index}>" if token is None else token
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens before a text, such as BART's `<s>`."""
+        return () if self.causal else self._around[0]
+
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """The tokens that tasks put between source and target: a causal model's end token, as in Li and Liang."""
+        return (self.eos_id,) if self.causal else ()
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id of a token; the model's embedding table may have more rows."""
+        return max(self._tokens, default=-1) + 1
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of what the vocabulary cannot write; None where there is no such text."""
+        return self.transformers.unk_token_id
+
+    @functools.cached_property
+    def sentinels(self) -> int:
+        """The number of T5's sentinels, `<extra_id_0>` and on."""
+        return sum(re.fullmatch(r"▁?<extra_id_\d+>", token) is not None for token in self._tokens.values())
+
+    @functools.cached_property
+    def unigram(self) -> list[tuple[str, float]] | None:
+        """The pieces and scores of a SentencePiece Unigram model, sentinels included; None for another model."""
+        model = json.loads(self._fast.to_str())["model"] if self._fast else {}
+        return [(piece, score) for piece, score in model["vocab"]] if model.get("type") == "Unigram" else None
+
+    @functools.cached_property
+    def _tokens(self) -> dict[int, str]:
+        return {index: token for token, index in self.transformers.get_vocab().items()}
+
+    @functools.cached_property
+    def _control(self) -> frozenset[str]:
+        """The control tokens: those that Transformers calls special."""
+        added = self.transformers.added_tokens_decoder.values()
+        return frozenset([*self.transformers.all_special_tokens, *(str(token) for token in added if token.special)])
+
+    @functools.cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the model expects before and after a text."""
+        whole, text = (self.transformers("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+        start = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
+        return tuple(whole[:start]), tuple(whole[start + len(text) :])
+
+    def _read(self, marked: str) -> list[int]:
+        """`encode` for a tokenizer of the tokenizers library."""
+        reader, moved = self._reader
+        return [moved.get(index, index) for index in reader.encode(marked, add_special_tokens=False).ids]
+
+    @functools.cached_property
+    def _reader(self) -> tuple[Any, dict[int, int]]:
+        """The tokenizer with marked control tokens in place of plain ones, which are text to it.
+
+        Also returns the ids of the tokenizer by the ids that this one has instead. A control token may be an ordinary
+        token as well, which keeps its id. Then the marked one gets a new id, and those of later tokens may move.
+        """
+        from tokenizers import Tokenizer as Fast
+
+        content = json.loads(self._fast.to_str())
+        model = content["model"]
+        renamed = {token: mark(token) for token in self._control - _ordinary(self._control, model)}
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {renamed.get(token, token): index for token, index in model["vocab"].items()}
+        else:
+            model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in renamed:
+            model["unk_token"] = renamed[model["unk_token"]]
+        ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+        for token in content["added_tokens"]:
+            if token["content"] in self._control:
+                token |= {"content": mark(token["content"]), "normalized": False}
+        # Truncation and padding that a file was saved with do not apply; the task sets lengths.
+        content["truncation"] = content["padding"] = None
+        reader = Fast.from_str(json.dumps(content))
+        moved: dict[int, int] = {}
+        for token, index in ids.items():
+            new = reader.token_to_id(mark(token) if token in self._control else token)
+            if new is not None and new != index:
+                moved[new] = index
+        return reader, moved
+
+    def _slow(self, marked: str) -> list[int]:
+        """`encode` for a tokenizer that is written in Python, such as ByT5's."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", marked)):  # plain, control, plain, ...
+            if place % 2:
+                ids.append(self.transformers.convert_tokens_to_ids(part))
+            elif part:
+                ids += self.transformers(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+
+def _ordinary(control: frozenset[str], model: dict[str, Any]) -> set[str]:
+    """Return the control tokens that are also tokens of plain text.
+
+    In a Unigram model such a token has a log-probability; control tokens have 0. In byte-pair encoding it is a single
+    character, or merges make it.
+    """
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        return {piece for piece, score in vocabulary if piece in control and score != 0}
+    present = {token for token in control if token in vocabulary}
+    if model["type"] != "BPE":
+        return present
+    merged = {pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair) for pair in model["merges"]}
+    return {token for token in present if len(token) == 1 or token in merged}
+
+
+def load_tokenizer(
+    folder: Path,
+    transformers_config: Any,
+    *,
+    eos_id: int,
+    end_ids: Sequence[int] = (),
+    pad_id: int,
+    rows: int,
+    causal: bool = False,
+) -> Tokenizer | None:
+    """The tokenizer of a model folder.
+
+    Args:
+      folder: the model's.
+      transformers_config: the model's configuration as `AutoConfig` gives it, by which the tokenizer's class is chosen
+        where the folder does not name it.
+      eos_id, end_ids, pad_id, rows, causal: as `Tokenizer`.
+
+    Returns:
+      None if the folder has no tokenizer.
+
+    Raises:
+      CheckpointError: there is one that cannot be used.
+    """
+    present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
+    for name in present:
+        check_text_file(folder / name)
+    if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt"} & set(present):
+        return None
+    if "tokenizer_config.json" in present:
+        _check_extra_ids(folder / "tokenizer_config.json", rows)
+    with reading(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
+        from transformers import AutoTokenizer
+
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), config=transformers_config, local_files_only=True, trust_remote_code=False
+        )
+        needed = {kind: name for kind, name in loaded.vocab_files_names.items() if kind != "tokenizer_file"}
+        # Without its files, a class of Transformers makes up a vocabulary.
+        if "tokenizer.json" not in present and (
+            absent := {name for name in needed.values() if not (folder / name).exists()}
+        ):
+            raise CheckpointError(
+                f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}; expected one of them for a "
+                f"{type(loaded).__name__}"
+            )
+        tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
+        tokenizer.target_ids("a")  # what is damaged fails here, and not in the midst of a run
+        known = tokenizer.piece(eos_id)
+    if known.startswith("<unused_"):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has no token {eos_id}, which the model's configuration names as the end"
+        )
+    return tokenizer
+
+
+def _check_extra_ids(file: Path, rows: int) -> None:
+    """Raise CheckpointError if a tokenizer_config.json asks for more sentinels than the model has rows for."""
+    values = read_json(file)
+    extra_ids = values.get("extra_ids", 0) if isinstance(values, dict) else 0
+    if type(extra_ids) is not int or not 0 <= extra_ids <= rows:
+        raise CheckpointError(f"{file}: extra_ids is {reprlib.repr(extra_ids)}; expected a number from 0 to {rows}")
+
+
+def t5_configuration() -> Any:
+    """Transformers' configuration of a T5, for a tokenizer whose folder has no config.json."""
+    with _quiet():
+        from transformers import T5Config
+
+    return T5Config()
+
+
+@contextlib.contextmanager
+def reading(failure: str) -> Iterator[None]:
+    """Run a reader of Transformers without its log, and turn every error that it raises into a CheckpointError."""
+    with _quiet():
+        import transformers  # noqa: F401  # whose own failure is no fault of the files
+
+        try:
+            yield
+        except CheckpointError:
+            raise
+        # Panics of the tokenizers' Rust code are not of the class Exception.
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
+            raise CheckpointError(f"{failure}: {brief(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers logs advice, also when it is imported, and what it tries with a damaged file."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,192 @@
+"""The model card of a repository of prompts: what they are, and how they are used."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_jax.checkpoints.load import T5X
+from prompt_jax.prompt_files.card import block, facts, header, quoted
+from prompt_jax.prompt_files.hub import FILE, HubName
+from prompt_jax.prompt_files.metadata import PromptMetadata, of_different_tasks
+from prompt_jax.prompt_files.peft import CONFIG, TENSORS, VERSIONS_NOTE
+
+# In the cards of repositories, of which others are left alone.
+MARK = "<!-- prompt-jax push writes this card, and writes it anew. Delete this line to keep a card of your own. -->"
+
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class CardBase:
+    """The base of a card: its name, its commit if it is on the Hub, and whether it is a causal model, if known."""
+
+    name: str
+    revision: str | None
+    causal: bool | None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the name is one of the Hub, and no folder's, which has no commit."""
+        if self.name == "demo" or not _ON_HUB.fullmatch(self.name):
+            return False
+        return self.revision is not None or not Path(self.name).exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class CardMember:
+    """What a card says of a prompt: its parts and their shapes, and its metadata."""
+
+    shapes: Mapping[str, Sequence[int]]
+    metadata: PromptMetadata
+
+
+def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase | None, *, adapters: bool) -> str:
+    """The card of a prompt, or of an ensemble of several, that is pushed.
+
+    Args:
+      name: where it is pushed to.
+      members: one, or those of the ensemble.
+      base: as far as it is known.
+      adapters: whether an adapter of PEFT, or one a member in `member_0` and so on, is pushed too.
+    """
+    first = members[0]
+    what = "A prompt" if len(members) == 1 else f"{len(members)} prompts"
+    kind = "prompt-tuning" if set(first.shapes) == {"encoder_tokens"} else "prefix-tuning"
+    if any(name.startswith("base/") for name in first.shapes):
+        kind = "adapter" if any("adapter" in name.split("/") for name in first.shapes) else "fine-tuning"
+    causal = base is not None and base.causal is True
+    on_hub = base.name if base is not None and base.on_hub else None
+    lines = header(on_hub, adapter=adapters, causal=causal, tags=[kind, "prompt_jax"])
+    lines += ["", MARK, "", f"# {what} for a frozen language model", ""]
+    adapter = "`member_0` and so on are adapters" if len(members) > 1 else f"`{CONFIG}` and `{TENSORS}` are an adapter"
+    own = f"`{FILE}` has what was trained" + (f", and {adapter} of PEFT with the same" if adapters else "")
+    lines += [f"Trained by prompt_jax. The base is as it was, and is not in here; {own}."]
+    if base is not None and not on_hub and base.name != "demo":
+        lines += ["The base is a folder on the machine that the prompt is from: put your own in its place."]
+    lines += ["", *_said(members, base)]
+    lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
+    if adapters and base is not None and not base.name.startswith(T5X):  # a checkpoint that Transformers does not read
+        lines += ["", "## With PEFT", "", VERSIONS_NOTE, "", *_with_peft(name, members, base)]
+    return "\n".join(lines) + "\n"
+
+
+def _said(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
+    """What is known: first what is so of all members, and then what is not, a line for each."""
+    own: dict[str, Any] = {} if base is None else {"base": base.name, "revision": base.revision}
+    each = [
+        {"method": member.metadata.method, "shapes": dict(member.shapes), "placement": member.metadata.placement}
+        | facts(member.metadata)
+        | {"settings": dict(member.metadata.settings)}
+        for member in members
+    ]
+    same = {name: value for name, value in each[0].items() if all(one.get(name) == value for one in each)}
+    lines = block(own | same)
+    for number, one in enumerate(each):
+        rest = {name: value for name, value in one.items() if name not in same}
+        lines += block({f"member {number}": rest})
+    return lines
+
+
+def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBase | None) -> list[str]:
+    ours, several = str(name), len(members) > 1
+    if base is None:
+        return _fenced("bash", ["prompt-jax inspect " + shlex.quote(ours)]) + [
+            "",
+            "It does not say which base it is for: name it with `--model`.",
+        ]
+    columns = _columns(members)
+    row = dict.fromkeys(columns, "a text")
+    words = "a text" if len(columns) == 1 else json.dumps(row, ensure_ascii=False)
+    file = shlex.quote(ours)
+    about = "It answers with the vote of the majority. A member's own answer:"
+    if of_different_tasks([member.metadata for member in members]) is not None:
+        own = name.repository.rpartition("/")[2]
+        words = json.dumps({"prompt": f"{own}/0", **row}, ensure_ascii=False)
+        file = f"--prompts {shlex.quote(f'{own}={ours}')}"
+        about = (
+            f"The members are for different tasks and do not vote: an input names one, `{own}/0` to "
+            f"`{own}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export` with `--member 0` "
+            "writes one to a file. The same in Python:"
+        )
+    model = f"--model {_word(base.name, 'NAME')}"
+    model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
+    command = f"prompt-jax predict {file} {shlex.quote(words)} {model}"
+    of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
+    ids = f"model.tokenizer.input_ids({_text(members)})"
+    if base.causal is not False:  # it may be a causal model
+        ids = f"[*{ids}, *model.tokenizer.separator]"
+    code = [
+        "import numpy as np",
+        "import prompt_jax",
+        "",
+        f"model = prompt_jax.load_model({of_base})",
+        f"prompt = prompt_jax.load_prompt({quoted(ours)}, model)",
+        "",
+        f"ids = {ids}",
+        'batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}',
+        *([f'batch["prompt_ids"] = np.array([0], np.int32)  # of {len(members)} members'] if several else []),
+        f"tokens = prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens={_length(members)})",
+        "print(model.tokenizer.decode(np.asarray(tokens)[0]))",
+    ]
+    return [*_fenced("bash", [command]), *(["", about] if several else []), "", *_fenced("python", code)]
+
+
+def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> list[str]:
+    several = len(members) > 1
+    kind = "AutoModelForCausalLM" if base.causal else "AutoModelForSeq2SeqLM"
+    of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
+    imports = ["from peft import PeftModel", f"from transformers import {kind}, AutoTokenizer"]
+    if base.name == "demo":
+        imports, of_base = [*imports, "from prompt_jax.checkpoints.demo import demo_folder"], "demo_folder()"
+    folder = name.inside("member_0") if several else name.folder
+    where = quoted(name.repository)
+    where += f", subfolder={quoted(folder)}" if folder else ""
+    where += f", revision={quoted(name.revision)}" if name.revision else ""
+    inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
+    if base.causal:  # as `Tokenizer.input_ids` and `Tokenizer.separator` have it
+        imports = ["import torch", *imports]
+        inputs = [
+            f"ids = [*tokenizer({_text(members, start=' ')}).input_ids, base.config.eos_token_id]  # then the answer",
+            'inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}',
+        ]
+    code = [
+        *imports,
+        "",
+        f"base = {kind}.from_pretrained({of_base})",
+        f"model = PeftModel.from_pretrained(base, {where})" + (f"  # of {len(members)} members" if several else ""),
+        f"tokenizer = AutoTokenizer.from_pretrained({of_base})",
+        *inputs,
+        f"tokens = model.generate(**inputs, max_new_tokens={_length(members)})",
+        "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+    ]
+    return _fenced("python", code)
+
+
+def _word(text: str, instead: str) -> str:
+    """A text as a word of a command, or what stands for it where it is none to be copied."""
+    return shlex.quote(text) if _ONE_LINE.fullmatch(text) else instead
+
+
+def _fenced(language: str, lines: Sequence[str]) -> list[str]:
+    return [f"```{language}", *lines, "```"]
+
+
+def _columns(members: Sequence[CardMember]) -> tuple[str, ...]:
+    own = members[0].metadata.format
+    return ("text",) if own is None else own.columns
+
+
+def _text(members: Sequence[CardMember], start: str = "") -> str:
+    """An input in Python: the template, with a text for each column."""
+    own = members[0].metadata.format
+    return quoted(start + ("a text" if own is None else own.render(dict.fromkeys(own.columns, "a text"))))
+
+
+def _length(members: Sequence[CardMember]) -> int:
+    own = members[0].metadata.format
+    return 16 if own is None else own.target_length

@@ -1,0 +1,130 @@
+"""The pages of `prompt-jax inspect` and `prompt-jax similarity`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.distributed.sharding import fetch
+from prompt_jax.inspection import nearest_others, prompt_similarity, virtual_tokens, vocabulary_size
+from prompt_jax.inspection.findings import Findings
+from prompt_jax.inspection.projection import Projection, project
+from prompt_jax.inspection.text import NO_BASE, NO_PIECES, NO_PROMPT, label_lines, other_base, provenance
+from prompt_jax.report import plots
+from prompt_jax.report.pages import write_page
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """What is shown of one prompt."""
+
+    found: Findings
+    provenance: dict[str, str]
+    notes: list[str]
+    labels: list[str]
+    plots: list[Markup]
+    similarity: list[tuple[str, Markup]]
+
+
+def write_inspection(path: Path, findings: Sequence[Findings], model: Model | None) -> None:
+    """Writes what was found out about prompts as a page.
+
+    Args:
+      path: of the page.
+      findings: of one prompt or several.
+      model: their base, or None.
+
+    Raises:
+      ValueError: prompts that cannot be compared.
+    """
+    prompts = [found.prompt for found in findings]
+    similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
+    numbers = [i for i, found in enumerate(findings) if found.inspection is not None]
+    projection = None if model is None or not numbers else _projection([findings[i] for i in numbers], model)
+    write_page(
+        path,
+        "inspection.html.jinja",
+        sections=[_section(number, found, model) for number, found in enumerate(findings)],
+        base=None if model is None else model.name,
+        similarity=None if similarity is None else plots.similarity_map(similarity, "Cosine similarity of the prompts"),
+        projection=projection,
+        projection_plot=None if projection is None else plots.projection_plot(projection, numbers),
+        colours=plots.COLOURS,
+    )
+
+
+def write_similarity(
+    path: Path,
+    names: Sequence[str],
+    means: Float[np.ndarray, "E E"],
+    pairs: Float[np.ndarray, "E E"],
+    skipped: Sequence[str],
+) -> None:
+    """Writes the similarities of `inspection.task_similarity` as a page.
+
+    Args:
+      path: of the page.
+      names: of the prompts.
+      means: cosines of their mean tokens.
+      pairs: mean cosines over all pairs of their tokens.
+      skipped: which files were left out, and why.
+    """
+    highest = max(0.1, math.ceil(10 * pairs.max()) / 10)
+    write_page(
+        path,
+        "similarity.html.jinja",
+        names=names,
+        means=means,
+        pairs=pairs,
+        order=nearest_others(means),
+        maps=[
+            ("Mean tokens", plots.similarity_map(means, "Cosine similarity of the prompts' mean tokens")),
+            ("All pairs of tokens", plots.similarity_map(pairs, "Mean cosine of the prompts' tokens", high=highest)),
+        ],
+        skipped=skipped,
+    )
+
+
+def _projection(findings: Sequence[Findings], model: Model) -> Projection:
+    tokens = [virtual_tokens(found.prompt) for found in findings]
+    return project(tokens, fetch(model.params["embedding"]), vocabulary_size(model))
+
+
+def _section(number: int, found: Findings, model: Model | None) -> _Section:
+    inspection, notes = found.inspection, []
+    if found.prompt.encoder_tokens is None:
+        notes.append(NO_PIECES if found.prompt.parts else NO_PROMPT)
+    elif model is None:
+        notes.append(NO_BASE)
+    elif (other := other_base(found.metadata, model)) is not None:
+        notes.append(other)
+    shown = []
+    if inspection is not None:
+        shown.append(plots.norm_plot(inspection, f"norms-{number}"))
+    if found.slot_norms:
+        shown.append(plots.layer_plot(found.slot_norms, f"layers-{number}"))
+    if found.ablation is not None:
+        shown.append(plots.effect_plot(found.ablation.effects, f"effects-{number}"))
+    labels = []
+    if inspection is not None and found.labels:
+        labels = [label_lines(share, f"by {measure}", inspection) for measure, share in found.labels.items()]
+    return _Section(
+        found,
+        provenance(found.metadata, found.prompt),
+        notes,
+        ["\n".join(line.removeprefix("  ") for line in lines) for lines in labels],
+        shown,
+        [
+            (
+                "Similarity of its tokens" if name == "encoder_tokens" else f"Similarity of its slots, {name}",
+                plots.similarity_map(cosines, f"Cosines, {name}", width=320),
+            )
+            for name, cosines in found.similarity.items()
+            if len(cosines) > 1
+        ],
+    )

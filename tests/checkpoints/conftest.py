@@ -1,0 +1,93 @@
+"""Model folders in every format of weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import serialization, traverse_util
+from safetensors.numpy import load_file, save_file
+
+Tensors = dict[str, np.ndarray]
+
+
+def flax_tree(tensors: Tensors) -> dict[str, Any]:
+    """Tensors as Transformers 4 wrote them in Flax: linear layers are kernels [in, out], tables embeddings."""
+    flat = {}
+    for name, tensor in tensors.items():
+        path = tuple(name.split(".")[:-1])
+        if path[-1] in ("shared", "embed_tokens", "relative_attention_bias"):
+            flat[(*path, "embedding")] = tensor
+        elif "layer_norm" in path[-1]:
+            flat[(*path, "weight")] = tensor
+        else:
+            flat[(*path, "kernel")] = np.ascontiguousarray(tensor.T)
+    return traverse_util.unflatten_dict(flat)
+
+
+def write_safetensors(file: Path, tensors: Tensors) -> list[str]:
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, file)
+    return list(tensors)
+
+
+def write_flax(file: Path, tensors: Tensors) -> list[str]:
+    tree = flax_tree(tensors)
+    file.write_bytes(serialization.msgpack_serialize(tree))
+    return list(traverse_util.flatten_dict(tree, sep="/"))
+
+
+def write_torch(file: Path, tensors: Tensors) -> list[str]:
+    import torch
+
+    torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}, file)
+    return list(tensors)
+
+
+WRITERS = {
+    "model.safetensors": write_safetensors,
+    "flax_model.msgpack": write_flax,
+    "pytorch_model.bin": write_torch,
+}
+
+
+def write_shards(folder: Path, file: str, tensors: Tensors, shards: int = 3) -> None:
+    """Weights in shards, every third in one, with their index."""
+    stem, suffix = file.split(".")
+    weight_map = {}
+    for index in range(shards):
+        names = sorted(tensors)[index::shards]
+        shard = f"{stem}-{index + 1:05d}-of-{shards:05d}.{suffix}"
+        weight_map |= dict.fromkeys(WRITERS[file](folder / shard, {name: tensors[name] for name in names}), shard)
+    (folder / f"{file}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.fixture
+def deep(fixtures: Path) -> Path:
+    """A model of unequal depths, with output weights of its own."""
+    return fixtures / "t5_deep" / "base"
+
+
+@pytest.fixture
+def deep_tensors(deep: Path) -> Tensors:
+    return load_file(deep / "model.safetensors")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, deep: Path) -> Callable[..., Path]:
+    """Makes a folder of tensors in a format ("sharded NAME": in shards), with the config of `deep` and changes."""
+
+    def make(tensors: Tensors, form: str = "model.safetensors", **changes: Any) -> Path:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        config = json.loads((deep / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+        sharded, file = form.startswith("sharded "), form.removeprefix("sharded ")
+        if sharded:
+            write_shards(folder, file, tensors)
+        else:
+            WRITERS[file](folder / file, tensors)
+        return folder
+
+    return make

@@ -1,0 +1,109 @@
+"""Spans and cuts against lengths and examples that are published, and by what must hold of all of them."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_jax.data import denoising
+
+WORDS = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week", "."]
+SENTINEL = 99  # and 98, 97... after it
+
+
+def random(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_lengths_are_those_of_t5():
+    """T5's pretraining has texts of 568 tokens for inputs of 512 and targets of 114 (its operative configuration)."""
+    assert denoising.text_length(512) == 568
+    assert denoising.corrupted_lengths(568) == (512, 114)
+    assert denoising.corrupted_lengths(569)[0] > 512
+
+
+@pytest.mark.parametrize("input_length", [3, 4, 10, 31, 64, 513, 1000])
+def test_the_longest_text_that_fits_is_taken(input_length):
+    length = denoising.text_length(input_length)
+    fits = [n for n in range(2, 2 * input_length) if denoising.corrupted_lengths(n)[0] <= input_length]
+    assert length == max(fits) and fits == list(range(2, length + 1))
+
+
+def test_an_input_that_holds_nothing_is_refused():
+    with pytest.raises(ValueError, match="an input has at least 3 tokens, and may have 2"):
+        denoising.text_length(2)
+
+
+@settings(max_examples=100)
+@given(length=st.integers(2, 300), seed=st.integers(0, 2**32))
+def test_masks_have_their_share_in_spans(length, seed):
+    mask = denoising.span_mask(length, random(seed))
+    runs = [(value, len(list(run))) for value, run in itertools.groupby(mask.tolist())]
+    assert len(mask) == length and not mask[0] and mask[-1]
+    assert [value for value, _ in runs] == [False, True] * (len(runs) // 2)
+    assert mask.sum() == min(max(round(0.15 * length), 1), length - 1)
+    assert len(runs) // 2 == max(1, round(mask.sum() / 3))
+
+
+def test_all_masks_are_equally_likely():
+    """Of 20 tokens 3 are replaced, in one span: always the last. Of 30 it is 4, of 40 it is 6 in two spans."""
+    assert denoising.noise_counts(40) == (6, 2)
+    draw, count = random(1), 6600
+    firsts = collections.Counter()
+    for _ in range(count):
+        mask = denoising.span_mask(40, draw)
+        runs = [len(list(run)) for _, run in itertools.groupby(mask.tolist())]
+        firsts[runs[0], runs[1]] += 1
+    # The first span of text has 1 to 33 tokens, that of noise 1 to 5.
+    assert set(firsts) == set(itertools.product(range(1, 34), range(1, 6)))
+    expected = count / len(firsts)
+    assert sum((n - expected) ** 2 / expected for n in firsts.values()) < 164 + 5 * (2 * 164) ** 0.5
+
+
+def test_the_papers_example():
+    """Raffel et al. 2020, figure 2: "for inviting" and "last" are replaced, and in the target the text around them."""
+    ids = np.arange(len(WORDS), dtype=np.int32)
+    mask = np.isin(WORDS, ["for", "inviting", "last"])
+    inputs, targets = denoising.corrupt(ids, mask, SENTINEL)
+    names = dict(enumerate(WORDS)) | {99: "<X>", 98: "<Y>", 97: "<Z>"}
+    assert " ".join(names[i] for i in inputs.tolist()) == "Thank you <X> me to your party <Y> week ."
+    assert " ".join(names[i] for i in targets.tolist()) == "<X> for inviting <Y> last <Z>"
+
+
+@settings(max_examples=100)
+@given(ids=st.lists(st.integers(0, 50), min_size=2, max_size=120), seed=st.integers(0, 2**32))
+def test_input_and_target_together_are_the_text(ids, seed):
+    ids = np.array(ids, np.int32)
+    mask = denoising.span_mask(len(ids), random(seed))
+    inputs, targets = denoising.corrupt(ids, mask, SENTINEL)
+    assert inputs.dtype == targets.dtype == np.int32
+    assert (len(inputs) + 1, len(targets) + 1) == denoising.corrupted_lengths(len(ids))
+    sentinels = [i for i in inputs if i > 50]
+    assert sentinels == list(range(SENTINEL, SENTINEL - len(sentinels), -1)) == [i for i in targets if i > 50]
+    spans = {}
+    for i in targets.tolist():
+        if i > 50:
+            spans[i] = (span := [])
+        else:
+            span.append(i)
+    again = itertools.chain.from_iterable(spans.get(i, [i]) for i in inputs.tolist())
+    assert list(again) == ids.tolist()
+
+
+def test_texts_are_cut_anywhere():
+    draw, ids = random(), np.arange(5, dtype=np.int32)
+    cuts = [denoising.cut_in_two(ids, draw) for _ in range(2000)]
+    assert all(np.concatenate(cut).tolist() == ids.tolist() for cut in cuts)
+    times = collections.Counter(len(first) for first, _ in cuts)
+    assert set(times) == {1, 2, 3, 4} and all(400 < count < 600 for count in times.values())
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_texts_of_one_token_hold_nothing_to_predict(length):
+    with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):
+        denoising.span_mask(length, random())
+    with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):
+        denoising.cut_in_two(np.zeros(length, np.int32), random())

@@ -1,0 +1,192 @@
+"""Meshes, and what of a base is where. On eight devices in a process of its own, this file as a program."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adapters import random_text
+from prompt_jax.checkpoints import weights
+from prompt_jax.checkpoints.load import load_model
+from prompt_jax.config.checks import check
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.distributed.sharding import RULES, divided, fetch, make_mesh, of_parameters, place
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference.evaluation import target_scores
+from prompt_jax.methods import applied, method
+from prompt_jax.models import family, gpt2, t5
+from prompt_jax.training.optimizers import make_optimizer
+from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BASES = {"t5": "t5_v11", "gpt2": "gpt2", "bart": "bart"}
+CONFIGS = {
+    "t5": t5.T5Config(32128, 64, 16, 128, 4, 2, 2),
+    "gpt2": gpt2.GPT2Config(vocab_size=50257, d_model=64, d_ff=256, num_heads=4, layers=2, positions=32),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_axis_of_a_parameter_has_a_rule(config):
+    for parameter in family(config).parameters(config):
+        assert len(parameter.axes) == len(parameter.shape)
+        RULES.spec(*parameter.axes)
+    with pytest.raises(AttributeError):
+        RULES.spec("colour")
+
+
+def test_one_device_has_no_mesh():
+    assert make_mesh(MeshConfig()) is None and make_mesh(MeshConfig(data=-1)) is None and of_parameters(None) is None
+    assert divided(None, "members") is None
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (MeshConfig(data=0), "mesh.data must be positive, or -1 for all devices that are left, not 0"),
+        (MeshConfig(ensemble=-1, model=-1), "mesh.ensemble and mesh.model are both -1"),
+    ],
+)
+def test_impossible_meshes_are_refused(mesh, message):
+    with pytest.raises(ConfigError, match=message):
+        check(Experiment(mesh=mesh))
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    """What `on_eight_devices` finds."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}",
+    }
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_sizes_that_do_not_fit_are_refused(found):
+    assert "mesh.data -1 x mesh.model 16 asks for 48 devices, and there are 8" in found["too many"]
+    assert "mesh.model is 8, and encoder/layers/0/self/q has 4 heads" in found["heads"]
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_base_over_devices_is_the_base(found, name):
+    """Each of four devices has a quarter of the layers' matrices, and no more is read of them at once."""
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert found[name][dtype] == {"equal": True, "largest part": 0.25}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_step_exchanges_activations_alone(found, name):
+    """Two all-reduces a layer forward (three in a decoder with cross-attention) and the few scalars of the loss."""
+    step = found[name]["step"]
+    assert set(step["kinds"]) == {"all-reduce", "all-gather"}
+    assert step["kinds"]["all-gather"] == 2, "the most probable word, of each device's"
+    assert step["largest gathered"] <= step["tokens"] * 4, "no activation, no weight"
+    np.testing.assert_allclose(step["losses"], step["losses on one"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_targets_have_the_same_probability_on_devices(found, name):
+    np.testing.assert_allclose(found[name]["scores"], found[name]["scores on one"], rtol=1e-5)
+
+
+def on_eight_devices() -> dict:
+    found: dict = {}
+    for key, mesh in (("too many", MeshConfig(3, -1, 16)), ("heads", MeshConfig(model=8))):
+        try:
+            load_model(FIXTURES / "t5_v11" / "base", placement=of_parameters(make_mesh(mesh)))
+        except ConfigError as error:
+            found[key] = str(error)
+    mesh = make_mesh(MeshConfig(data=2, model=4))
+    for name, folder in BASES.items():
+        found[name] = {dtype: loaded(FIXTURES / folder / "base", dtype, mesh) for dtype in weights.DTYPES}
+        found[name]["step"] = stepped(FIXTURES / folder / "base")
+        for where, own in (("scores", mesh), ("scores on one", None)):
+            model = load_model(FIXTURES / folder / "base", placement=of_parameters(own))
+            inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
+            found[name][where] = target_scores(model, None, inputs, targets, batch_size=3).tolist()
+    return found
+
+
+def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
+    """Whether a divided base equals the base, and the largest share of a layer's matrix that is made at once."""
+    shares, real = [], weights._part
+
+    def spy(parameter, tensors, dtype, index):
+        part = real(parameter, tensors, dtype, index)
+        if parameter.layers is not None and len(parameter.shape) > 1 and "embed" in parameter.axes:
+            size = max(leaf.size for leaf in jax.tree.leaves(part))
+            shares.append(size / (parameter.layers * np.prod(parameter.shape)))
+        return part
+
+    weights._part = spy
+    try:
+        divided_base = load_model(folder, dtype, placement=of_parameters(mesh)).params
+    finally:
+        weights._part = real
+    whole = load_model(folder, dtype).params
+    equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), divided_base, whole)
+    return {"equal": all(jax.tree.leaves(equal)), "largest part": max(shares)}
+
+
+def stepped(folder: Path) -> dict:
+    """Two steps of four members on 2 x 2 x 2 devices and on one, and the collectives of the compiled step."""
+    sizes = MeshConfig(2, 2, 2)
+    members, rows, source, target = 4, 8, 7, 5
+    prompt_config = PromptConfig(length=5, init="uniform")
+    optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
+    losses, text = {}, ""
+    for mesh in (make_mesh(sizes), None):
+        model = load_model(folder, placement=of_parameters(mesh))
+        starts = []
+        for seed in range(members):
+            prompt = method(prompt_config).init(jax.random.key(seed), prompt_config, model)
+            starts.append(TrainState.create({"base": None, "prompt": prompt}, optimizer))
+        own = divided(mesh, "members")
+        state = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
+        keys = place(jnp.stack([jax.random.key(seed) for seed in range(members)]), own)
+        rng = np.random.default_rng(0)
+
+        def ids(length, rng=rng, words=model.config.vocab_size):
+            return rng.integers(3, words, (members, rows, length)).astype(np.int32)
+
+        batch = {"inputs": ids(source), "decoder_inputs": ids(target), "targets": ids(target)}
+        batch |= {
+            "inputs_mask": np.ones((members, rows, source), bool),
+            "target_mask": np.ones((members, rows, target), bool),
+        }
+        step = make_train_step(model.config, applied(prompt_config), optimizer, accumulate=2)
+        compiled = jax.jit(over_members(step, group=1, mesh=mesh))
+        arguments = {"base": model.params, "prompt": None}, place(batch, divided(mesh, "members", "batch")), keys
+        if mesh is not None:
+            text = compiled.lower(state, *arguments).compile().as_text()
+        losses[mesh is None] = []
+        for _ in range(2):
+            state, metrics = compiled(state, *arguments)
+            losses[mesh is None].append(fetch(metrics["loss"]).tolist())
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    return {
+        "kinds": Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)),
+        "largest gathered": max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered),
+        "tokens": rows * target,
+        "losses": losses[False],
+        "losses on one": losses[True],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_eight_devices()))

@@ -1,0 +1,143 @@
+"""Evaluation of several prompts in one flat pass, against each of them alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import prompt_jax
+from adapters import random_text, random_tokens, whole
+from prompt_jax import Prompt, VirtualTokens
+from prompt_jax.data.examples import Examples
+from prompt_jax.inference import evaluation
+from prompt_jax.inference.evaluation import answers, evaluate, evaluate_members, label_scores, own_label_scores
+from prompt_jax.metrics import metric_fns
+from prompt_jax.models.prompt import PromptStackError, stack_prompts
+from prompt_jax.task_format import TaskFormat
+
+TEXTS = ("a good film", "a bad film, dull and long", "great fun", "the plot is bad and the jokes are old", "no fun")
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny) -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    return [Prompt(VirtualTokens(rng.normal(size=(length, 64)).astype(np.float32) * 3)) for length in (3, 1, 5)]
+
+
+def examples_of(tiny, texts=TEXTS, labels=("negative", "positive")) -> Examples:
+    task_format = TaskFormat("{text}", labels)
+    inputs, _ = evaluation.tokenise(tiny, texts, 32)
+    targets = [labels[i % 2] if labels else "film" for i in range(len(texts))]
+    ids = evaluation.tokenise(tiny, targets, 8)[0]
+    fns = tuple(metric_fns(task_format))
+    return Examples("task", "test", inputs, ids, list(texts), targets, {}, task_format, fns)
+
+
+def assert_same(one, other):
+    assert one.predictions == other.predictions and one.scores == other.scores
+    np.testing.assert_allclose(one.log_probabilities, other.log_probabilities, rtol=1e-4)
+    assert (one.label_scores is None) == (other.label_scores is None)
+    if one.label_scores is not None:
+        np.testing.assert_allclose(one.label_scores, other.label_scores, rtol=1e-4)
+
+
+def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
+    """In as many batches as all rows fill, whatever the prompts; the base alone may be one of them."""
+    examples, options = examples_of(tiny), {"target_length": 5, "batch_size": 8}
+    alone = [evaluate(tiny, prompt, examples, **options) for prompt in (None, *prompts)]
+    assert len({tuple(each.predictions) for each in alone}) > 1
+    batches = []
+    real = evaluation.compiled_generate
+    monkeypatch.setattr(evaluation, "compiled_generate", lambda *args: batches.append(args[2]) or real(*args))
+    together = evaluate_members(tiny, [None, *prompts], examples, **options)
+    assert [batch["inputs"].shape[0] for batch in batches] == [8, 8, 8]
+    for one, other in zip(together, alone, strict=True):
+        assert_same(one, other)
+        assert set(one.scores) == {"accuracy", "invalid", "rank/accuracy"}
+
+
+def test_members_may_have_examples_of_their_own(tiny, prompts):
+    own = [
+        examples_of(tiny),
+        examples_of(tiny, TEXTS[:2], ("good", "bad")),
+        examples_of(tiny, TEXTS[1:], ()),
+    ]
+    options = {"target_length": 4, "batch_size": 4}
+    together = evaluate_members(tiny, prompts, own, **options)
+    for one, prompt, examples in zip(together, prompts, own, strict=True):
+        assert_same(one, evaluate(tiny, prompt, examples, **options))
+    assert together[2].label_scores is None
+    unranked = evaluate_members(tiny, prompts, own, rank=False, **options)
+    assert all(each.label_scores is None for each in unranked)
+
+
+def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
+    inputs, stacked = examples_of(tiny).inputs, stack_prompts(prompts)
+    ids = np.array([2, 0, -1, 1, 0])
+    lengths = [1, 4, 2, 4, 3]
+    given = answers(tiny, stacked, inputs, prompt_ids=ids, target_length=lengths, batch_size=2)
+    labels = [("good", "bad"), (), ("good", "bad"), ("a", "b", "c"), ()]
+    scores = own_label_scores(tiny, stacked, inputs, labels, prompt_ids=ids, batch_size=4)
+    for row, number in enumerate(ids.tolist()):
+        prompt = prompts[number] if number >= 0 else None
+        alone = answers(tiny, prompt, inputs[row : row + 1], target_length=lengths[row], batch_size=1)
+        assert given.texts[row] == alone.texts[0]
+        np.testing.assert_allclose(given.log_probabilities[row], alone.log_probabilities[0], rtol=1e-4)
+        if labels[row]:
+            expected = label_scores(tiny, prompt, inputs[row : row + 1], labels[row], batch_size=1)[0]
+            np.testing.assert_allclose(scores[row], expected, rtol=1e-4)
+        else:
+            assert scores[row] is None
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monkeypatch):
+    """Nats a target token, by a softmax over the logits of one example without padding; nothing is generated for it."""
+    model = prompt_jax.load_model(str(tiny_folders[family]))
+    own = [None, random_tokens(model, 3), random_tokens(model, 5, seed=1)]
+    inputs = [random_text(model, 1, length, seed=length)[0] for length in (5, 9, 2)]
+    targets = [random_text(model, 1, length, seed=10 + length)[0] for length in (1, 7, 4)]
+    task_format = TaskFormat("{text}", metrics=("log_likelihood",))
+    fns = tuple(metric_fns(task_format))
+    examples = Examples("task", "test", inputs, targets, ["a"] * 3, ["b", "c", "c d"], {}, task_format, fns)
+    expected = []
+    for prompt in own:
+        total = 0.0
+        for source, target in zip(inputs, targets, strict=True):
+            before = np.array([[model.config.start_id, *target[:-1]]], np.int32)
+            batch = whole(source[None]) | {"decoder_inputs": before}
+            logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt), np.float64)[0]
+            total += sum(logits[i, id] - np.log(np.exp(logits[i]).sum()) for i, id in enumerate(target))
+        expected.append(total / 12)
+
+    options = {"target_length": 7, "batch_size": 4}
+    calls = []
+    both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
+    beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
+    for result, value in zip(evaluate_members(model, own, beside, **options), expected, strict=True):
+        assert list(result.scores) == ["bleu", "log_likelihood"] and len(result.predictions) == 3
+        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5)
+    monkeypatch.setattr(evaluation, "compiled_generate", None)
+    results = evaluate_members(model, own, examples, before_batch=lambda: calls.append(1), **options)
+    assert [result.scores["log_likelihood"] for result in results] == pytest.approx(expected, rel=1e-5)
+    assert all(result.predictions == [] and len(result.scores) == 1 for result in results)
+    assert len(calls) == 3, "an evaluation can be left between any two batches"
+
+
+def test_what_does_not_go_together_is_said(tiny, prompts):
+    examples, options = examples_of(tiny), {"target_length": 2, "batch_size": 8}
+    for members, each in (([], examples), (prompts, [examples])):
+        with pytest.raises(ValueError, match="expected prompts, and examples of each"):
+            evaluate_members(tiny, members, each, **options)
+    after = Prompt(VirtualTokens(np.ones((2, 64), np.float32), placement="after"))
+    with pytest.raises(
+        PromptStackError, match="prompt 0 has its virtual tokens before the input and prompt 1 after it"
+    ):
+        evaluate_members(tiny, [prompts[0], after], examples, **options)
+    with pytest.raises(PromptStackError, match="row 4 has the prompt id 3; there are 3 prompts"):
+        ids = np.array([0, 1, 2, -1, 3])
+        answers(tiny, stack_prompts(prompts), examples.inputs, prompt_ids=ids, **options)
+    with pytest.raises(PromptStackError, match="a number for each row"):
+        answers(tiny, stack_prompts(prompts), examples.inputs, prompt_ids=np.array([0]), **options)
+    with pytest.raises(PromptStackError, match="need a stacked prompt"):
+        answers(tiny, prompts[0], examples.inputs, prompt_ids=np.zeros(5, int), **options)

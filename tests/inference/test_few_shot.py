@@ -1,0 +1,329 @@
+"""The base asked in words: what stands before an input, and what is said of it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import prompt_jax
+from prompt_jax import metrics
+from prompt_jax.cli import main
+from prompt_jax.data import load
+from prompt_jax.inference.evaluation import evaluate, evaluate_members
+from prompt_jax.inference.few_shot import Design, DesignError, designed
+from prompt_jax.task_format import TaskFormat
+
+LINE_BREAK = 1.5  # how much more a line break is wanted
+FORMAT = TaskFormat("{text}", ("negative", "positive"), input_length=64, target_length=8)
+
+
+@pytest.fixture(params=("t5", "gpt2", "bart"))
+def model(request, tiny_folders):
+    return roomy(prompt_jax.load_model(str(tiny_folders[request.param])))
+
+
+@pytest.fixture
+def gpt2(tiny_folders):
+    return roomy(prompt_jax.load_model(str(tiny_folders["gpt2"])))
+
+
+def roomy(model):
+    """The model with positions for all that is written here, which is read only where it is short."""
+    if hasattr(model.config, "positions"):
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, positions=2000))
+    return model
+
+
+def split(model, files, name: str):
+    task = load.file_task("files", files, FORMAT)
+    return load.load_examples(task, model.tokenizer, name, input_length=64, target_length=8)
+
+
+def text(model, ids: np.ndarray) -> str:
+    """All of the text, special tokens left out."""
+    pieces = [int(i) for i in ids if i not in (model.config.eos_id, model.config.pad_id, model.config.start_id)]
+    return model.tokenizer.decode(pieces)
+
+
+def read(model, written: str) -> list[int]:
+    """A text as an input is read by itself. A causal model's is plain."""
+    return model.tokenizer.encode(written) if causal(model) else model.tokenizer.input_ids(written)
+
+
+def causal(model) -> bool:
+    return getattr(model.tokenizer, "causal", False)
+
+
+def test_an_input_after_its_examples(model, sentiment_files):
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    design = Design("Review: {input}", 2, demonstration="{input} Answer: {target}", length=200)
+    asked, shown = designed(tests, design, model, training, seed=1)
+    assert shown == 2 and len(asked) == len(tests)
+    start = list(getattr(model.tokenizer, "start", ()))
+    space, end = " " if start else "", " Answer:" if causal(model) else ""
+    own = [read(model, f"{space}Review: {each}{end}")[len(start) :] for each in tests.input_texts]
+    before = asked.inputs[0][: len(asked.inputs[0]) - len(own[0])]
+    for ids, alone in zip(asked.inputs, own, strict=True):  # the same examples before each
+        np.testing.assert_array_equal(ids, [*before, *alone])
+    assert list(before[: len(start)]) == start
+    assert model.config.eos_id not in before
+    written = text(model, before)
+    assert written.count("negative") == 1 and written.count("positive") == 1  # a label in turn
+    assert "of train" in written and "of test" not in written
+    again, _ = designed(tests, design, model, training, seed=1)
+    np.testing.assert_array_equal(again.inputs[3], asked.inputs[3])
+    other, _ = designed(tests, design, model, training, seed=2)
+    assert len(other.inputs[3]) != len(asked.inputs[3]) or (other.inputs[3] != asked.inputs[3]).any()
+    assert asked.target_texts == tests.target_texts
+
+
+def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
+    """Without any special token; an example is a line, and the last line is to be continued."""
+    tests, training = (split(gpt2, sentiment_files, name) for name in ("test", "train"))
+    rows = np.random.default_rng(0).permutation(len(training))[:2]
+    for form, between, end in ((None, "", ""), ("{input}\nthat is {target},\n", "\nthat is", ",")):
+        design = Design("the film {input} has", 2, balanced=False, demonstration=form, length=400)
+        asked, shown = designed(tests, design, gpt2, training)
+        lines = [
+            f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
+        ]
+        assert shown == 2 and asked.continued
+        for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
+            assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
+        assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
+    short = dataclasses.replace(tests.take([0, 1]), input_texts=["", "a"])
+    (start, a), start_id = (list(ids) for ids in designed(short, Design(), gpt2)[0].inputs), gpt2.config.start_id
+    assert start == [start_id] * 2 and a == [start_id, *gpt2.tokenizer.encode("a")]
+
+
+@pytest.mark.parametrize("shots", (0, 1))
+def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, shots):
+    """Ranking, likelihood and generation are those of the plain text, which the model's own forward pass reads."""
+    model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
+    tokenizer, target_length = model.tokenizer, 8
+    (line_break,) = tokenizer.encode("\n")
+    norm = model.params["final_norm"]  # so that some answers are lines that end, and some are not
+    norm = norm | {"bias": norm["bias"] + LINE_BREAK * model.params["embedding"][line_break]}
+    model = dataclasses.replace(model, params=model.params | {"final_norm": norm})
+    tests, training = (split(model, sentiment_files, name).take([0, 1, 5, 6]) for name in ("test", "train"))
+    asked, shown = designed(tests, Design("{input} is", shots), model, training, target_length=target_length)
+    assert shown == shots
+
+    def log_probabilities(ids):  # [T, V]
+        batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}
+        return jax.nn.log_softmax(prompt_jax.forward(model.params, model.config, batch)[0])
+
+    def of(text, answer):
+        begun, ids = len(tokenizer.encode(text)), tokenizer.encode(text + answer)
+        return sum(log_probabilities(ids)[at - 1, ids[at]] for at in range(begun, len(ids)))
+
+    def continued(text):
+        ids = tokenizer.encode(text)
+        begun, total = len(ids), 0.0
+        while len(ids) < begun + target_length and line_break not in ids[begun:]:
+            last = log_probabilities(ids)[-1]
+            ids.append(int(last.argmax()))
+            total += last.max()
+        return tokenizer.decode(ids[begun:]).partition("\n")[0], total, line_break in ids[begun:]
+
+    texts = [tokenizer.decode(ids) for ids in asked.inputs]
+    assert all(text.count("is") == shots + 1 and text.endswith(" is") for text in texts)
+    found = evaluate(model, None, asked, target_length=target_length, batch_size=3)
+    labels = tests.format.labels
+    expected = [[of(text, f" {label}") for label in labels] for text in texts]
+    np.testing.assert_allclose(found.label_scores, expected, rtol=1e-5)
+    answers, totals, ended = zip(*map(continued, texts), strict=True)
+    assert any(ended) and any(answers) and found.predictions == list(answers)
+    np.testing.assert_allclose(found.log_probabilities, totals, rtol=1e-5, atol=1e-5)
+
+    free = TaskFormat("{text}", metrics=("log_likelihood",), input_length=64, target_length=8)
+    measured = dataclasses.replace(asked, format=free, metric_fns=tuple(metrics.metric_fns(free, ())))
+    scores = evaluate(model, None, measured, target_length=target_length, batch_size=3).scores
+    mine = [row[labels.index(target)] for row, target in zip(expected, tests.target_texts, strict=True)]
+    tokens = sum(len(tokenizer.encode(f" {target}")) for target in tests.target_texts)
+    assert scores == {"log_likelihood": pytest.approx(float(sum(mine)) / tokens, rel=1e-5)}
+    with pytest.raises(ValueError, match="texts to be continued for all prompts, or for none"):
+        evaluate_members(model, [None, None], [asked, tests], target_length=target_length, batch_size=3)
+
+
+def test_an_answer_is_not_given_away(model, sentiment_files):
+    training = split(model, sentiment_files, "train")
+    asked, shown = designed(training, Design(shots=4, length=1000), model, training)
+    assert shown == 4 * (1 - 1 / len(training))  # four inputs are among the four that are shown
+    for ids, own in zip(asked.inputs, training.input_texts, strict=True):
+        assert text(model, ids).count(own) <= 1
+
+
+def test_as_many_as_fit(model, sentiment_files):
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    few, _ = designed(tests, Design(shots=3, length=1000), model, training)
+    longest = max(map(len, few.inputs))
+    fitting, shown = designed(tests, Design(shots=None, length=longest), model, training)
+    for three, own in zip(few.inputs, fitting.inputs, strict=True):
+        assert len(three) <= len(own) <= longest  # the first three are there, and there may be room for a fourth
+    assert 3 <= shown < 5
+    with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 4 tokens"):
+        none, shown = designed(tests, Design(shots=3, length=4), model, training)
+    assert shown == 0 and all(len(ids) <= 4 for ids in none.inputs) and none.truncated["inputs"] == len(tests)
+
+
+def test_what_does_not_fit_is_left_out(model, sentiment_files):
+    """Of as many as fit; of a fixed number nothing is shown after it, and that is said."""
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    long = int(np.random.default_rng(0).permutation(len(training))[0])
+    texts = [text + " and long" * 200 * (row == long) for row, text in enumerate(training.input_texts)]
+    training = dataclasses.replace(training, input_texts=texts)
+    _, shown = designed(tests, Design(shots=None, balanced=False, length=300), model, training)
+    assert shown > 3
+    with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 300 tokens"):
+        _, shown = designed(tests, Design(shots=3, balanced=False, length=300), model, training)
+    assert shown == 0
+
+
+def test_labels_come_in_turn_as_long_as_they_last(model, sentiment_files):
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    one = training.target_texts.index("negative")
+    training = training.take([row for row, to in enumerate(training.target_texts) if to == "positive"] + [one])
+    asked, shown = designed(tests, Design(shots=4, length=1000), model, training)
+    assert shown == 4
+    for ids in asked.inputs:
+        assert text(model, ids).count("positive") == 3 and text(model, ids).count("negative") == 1
+    training = training.take(range(20))
+    with pytest.warns(UserWarning, match="files has no example of 'negative' to be shown"):
+        _, shown = designed(tests, Design(shots=4, length=1000), model, training)
+    assert shown == 4
+
+
+def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
+    """Of BART, whose byte pairs have none of their own: as if all of it had been one text."""
+    bart = roomy(prompt_jax.load_model(str(tiny_folders["bart"])))
+    tests, training = (split(bart, sentiment_files, name) for name in ("test", "train"))
+    design = Design("the {input} is", 2, balanced=False, demonstration="{input} {target},", length=400)
+    asked, _ = designed(tests, design, bart, training)
+    rows = np.random.default_rng(0).permutation(len(training))[:2]
+    shown = [f"the {training.input_texts[row]} is {training.target_texts[row]}," for row in rows]
+    for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
+        assert list(ids) == bart.tokenizer.input_ids(" ".join([*shown, f"the {own} is"]))
+
+
+def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_files):
+    tests = split(model, sentiment_files, "test")
+    long = dataclasses.replace(tests, input_texts=[f"{own} and long and old" * 3 for own in tests.input_texts])
+    for design in (Design("the {input} is", length=30), Design("{input}", length=20)):
+        asked, _ = designed(long, design, model)
+        assert asked.truncated["inputs"] == len(tests)
+        before, after = (part.strip() for part in design.text.split("{input}"))
+        for ids, own in zip(asked.inputs, long.input_texts, strict=True):
+            assert len(ids) == design.length and (ids[-1] == model.config.eos_id) != causal(model)
+            whole = read(model, design.text.replace("{input}", own))
+            rest = len(read(model, f"a {after}".strip())) - len(read(model, "a")) + (not causal(model))
+            assert list(ids) == [*whole[: design.length - rest], *whole[len(whole) - rest :]]
+            assert text(model, ids).startswith(before) and text(model, ids).endswith(after)
+    uncut, _ = designed(tests, Design("the {input} is", length=200), model)
+    for ids, own in zip(uncut.inputs, tests.input_texts, strict=True):
+        assert list(ids) == read(model, f"the {own} is")
+    with pytest.raises(DesignError, match=r"the words 'the \{input\} is' have \d+ tokens.*may have 2 \(--shot-length"):
+        designed(tests, Design("the {input} is", length=2), model)
+
+
+@pytest.mark.parametrize(("name", "room"), (("gpt2", 64 - 8 + 1), ("bart", 64), ("t5", 512)))
+def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentiment_files, name, room):
+    """An answer of GPT-2 takes some; its first token is had from the last one that is read."""
+    model = prompt_jax.load_model(str(tiny_folders[name]))
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    asked, shown = designed(tests, Design(shots=None), model, training, target_length=8)
+    same, _ = designed(tests, Design(shots=None, length=room), model, training, target_length=8)
+    assert shown > 0
+    for one, other in zip(asked.inputs, same.inputs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    if name != "t5":
+        evaluate(model, None, asked, target_length=8, batch_size=10)
+        message = rf"at most {room} tokens, not {room + 1} \(--shot-length\): .* has 64 positions"
+        with pytest.raises(DesignError, match=message):
+            designed(tests, Design(length=room + 1), model, target_length=8)
+
+
+def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
+    tests = split(model, sentiment_files, "test")
+    asked, shown = designed(tests, Design(), model)
+    assert shown == 0
+    for ids, own, whole in zip(asked.inputs, tests.inputs, tests.input_texts, strict=True):
+        np.testing.assert_array_equal(ids, model.tokenizer.encode(whole) if causal(model) else own)
+
+
+def test_what_cannot_be_shown(model, sentiment_files):
+    tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
+    with pytest.raises(DesignError, match="has 40 examples to be shown, and 41 are wanted"):
+        designed(tests, Design(shots=41), model, training)
+    with pytest.raises(DesignError, match="drawn from a training split, and there is none"):
+        designed(tests, Design(shots=1), model)
+    for design, message in (
+        (lambda: Design("no place"), r"should have \{input\}, each once"),
+        (lambda: Design("{input} {foo}"), r"'\{input\} \{foo\}' should have \{input\}, each once, and no other braces"),
+        (lambda: Design("{input} }"), "and no other braces"),
+        (lambda: Design(demonstration="{input}"), r"should have \{input\} and \{target\}, each once"),
+        (lambda: Design(shots=-1), "there cannot be -1 examples"),
+    ):
+        with pytest.raises(DesignError, match=message):
+            design()
+    if causal(model):
+        with pytest.raises(DesignError, match=r"reads \{input\} before \{target\}; the demonstration is '\{target\}: "):
+            designed(tests, Design(demonstration="{target}: {input}"), model)
+
+
+def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
+    asked = ["evaluate", "--model", str(tiny_folder), "--data", str(sentiment_files["test"]), "--template", "{text}"]
+    asked += ["--labels", "negative", "positive"]
+    assert main([*asked, "--out", str(tmp_path / "zero")]) == 0
+    assert "alone: test.jsonl, test, 10 examples, 0 examples shown" in capsys.readouterr().out
+    assert json.loads((tmp_path / "zero" / "scores.json").read_text())["ways"][0]["scores"].keys() >= {"accuracy"}
+    shots = ["--shots", "2", "--shots-from", str(sentiment_files["train"]), "--shot-seeds", "0", "1"]
+    assert main([*asked, *shots, "--design", "It says: {input}", "--out", str(tmp_path / "two")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 examples shown, seed 1" in shown and "average" in shown
+    lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 10 and len(json.loads(lines[0])["members"]) == 2
+    assert main([*asked, "--shot-length", "6"]) == 0
+    assert "10 examples, 10 inputs cut" in capsys.readouterr().out
+    assert main([*asked, "--shots", "fit", "--shots-from", str(sentiment_files["train"]), "--shot-length", "64"]) == 0
+    capsys.readouterr()
+    for argv, message in (
+        (["evaluate"], "name at least one prompt file"),
+        (["evaluate", "--model", str(tiny_folder)], "give --task NAME or --data FILE"),
+        ([*asked, "--shots", "1"], "are drawn from --shots-from, a file of the same kind"),
+        ([*asked, "--shots-from", "f.jsonl"], "is what examples are drawn from: say how many with --shots"),
+        ([*asked, *shots[:-1], "0", "--shot-seeds", "-1"], "numbers from 0, each once, not -1"),
+        ([*asked, *shots, "--shot-seeds", "3", "3"], "numbers from 0, each once, not 3 3"),
+        ([*asked, "--early-stop"], "are for prompts"),
+        ([*asked, "--task", "t"], "both say what is asked; give one of them"),
+        (["evaluate", "p.npz", "--shots", "1"], "--design and --shots are of the base alone"),
+        ([*asked, "--design", "no place"], "should have {input}, each once"),
+        ([*asked, *shots, "--shot-text", "{input}"], "should have {input} and {target}, each once"),
+    ):
+        assert main(argv) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_shots_of_a_task_without_a_training_split(tiny_folder, sentiment_files, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from prompt_jax import data\nfrom prompt_jax.task_format import TaskFormat\n"
+        "rows = lambda split: [('a good film', 'positive'), ('a bad film', 'negative')]\n"
+        "how = TaskFormat('{text}', ('negative', 'positive'))\n"
+        "data.add_task('only_a_test', data.text_source(rows, ('test',), ('text', 'label')), how)\n"
+    )
+    asked = ["evaluate", "--model", str(tiny_folder), "--task", "only_a_test", "--tasks", str(tmp_path / "own.py")]
+    assert main([*asked, "--shots", "2"]) == 1
+    assert "only_a_test has no split 'train' for --shots, but test; give a file with --shots-from" in shown(capsys)
+    shots = ["--shots", "2", "--shots-from", str(sentiment_files["train"])]
+    assert main([*asked, *shots, "--shot-text", "{input} is {target},"]) == 0
+    assert "only_a_test, test, 2 examples, 2 examples shown, seed 0" in shown(capsys)
+    few = ["--shot-length", "20", "--shot-seeds", "0", "1"]
+    assert main([*asked, "--shots", "fit", *shots[2:], *few]) == 1
+    assert "no example has room before any input, so that all --shot-seeds ask alike" in shown(capsys)
+
+
+def shown(capsys) -> str:
+    out, err = capsys.readouterr()
+    return out + err

@@ -1,0 +1,795 @@
+"""Prompts on the Hub, against a stand-in for it with the Hub's own client: what is pushed comes back, what is there is
+read, and what is wrong is said."""
+
+import base64
+import contextlib
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hub_server
+import prompt_jax
+from adapters import random_prefix, random_tokens
+from fuzzing import FUZZ
+from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, push_prompt, save_ensemble, save_prompt
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.cli import main
+from prompt_jax.prompt_files import hub as names
+from prompt_jax.prompt_files.card import header
+from prompt_jax.prompt_files.hub import HubError, HubName, parse_name
+from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
+from prompt_jax.prompt_files.io import Base, read_prompts
+from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERSIONS_NOTE
+from prompt_jax.task_format import TaskFormat
+
+FORMAT = TaskFormat("review: {text}", labels=("negative", "positive"), input_length=32, target_length=4)
+ADAPTER = {CONFIG, TENSORS}
+
+# Of the Hub's own client, where it uploads large files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The stand-in, with the account `me` logged in; the client's cache is empty."""
+    with hub_server.serving() as served:
+        point_at(served.address, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in has Git LFS alone
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        log_in(monkeypatch, hub_server.TOKEN)
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()
+        huggingface_hub.close_session()
+        try:
+            yield served
+        finally:
+            huggingface_hub.close_session()
+            if shown:
+                enable_progress_bars()
+
+
+def point_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(hf_api.api, "endpoint", address)  # whose methods PEFT calls
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folders) -> dict[str, Model]:
+    return {name: prompt_jax.load_model(str(folder)) for name, folder in tiny_folders.items()}
+
+
+def said(model: Model, **values: Any) -> PromptMetadata:
+    base = Base(model.name, None, model.fingerprint)
+    return PromptMetadata(base, "soft_prompt", task="sst2", format=FORMAT, scores={"accuracy": 0.5}, **values)
+
+
+def written(path: Path, model: Model, *prompts: Prompt) -> Path:
+    """A file of one prompt, or of an ensemble of several."""
+    if len(prompts) == 1:
+        save_prompt(path, prompts[0], said(model, step=7))
+    else:
+        save_ensemble(path, prompts, [said(model, step=i, settings={"train.seed": i}) for i in range(len(prompts))])
+    return path
+
+
+def assert_same(actual: Prompt, expected: Prompt) -> None:
+    assert actual.parts.keys() == expected.parts.keys()
+    for name, part in actual.parts.items():
+        assert part.placement == expected.parts[name].placement
+        for array in part.arrays:
+            there, here = (np.asarray(getattr(one, array)) for one in (part, expected.parts[name]))
+            assert (there.dtype, there.shape, there.tobytes()) == (np.float32, here.shape, here.tobytes())
+
+
+def archive(tmp_path: Path, model: Model, seed: int = 0) -> bytes:
+    return written(tmp_path / f"of_{seed}.npz", model, random_tokens(model, 3, seed)).read_bytes()
+
+
+def fails(call, *expected: str, error: type[Exception] = HubError) -> None:
+    """That an error is raised whose message has these texts and no token."""
+    with pytest.raises(error) as info:
+        call()
+    for text in expected:
+        assert text in str(info.value)
+    assert "Secret" not in str(info.value)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# There and back
+
+
+def prompts_of(name: str, model: Model) -> list[Prompt]:
+    match name:
+        case "tokens":
+            return [random_tokens(model, 3)]
+        case "prefixes":
+            return [random_prefix(model, 2)]
+        case "ensemble":
+            return [random_tokens(model, length, seed=length) for length in (3, 1, 2)]
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize("name", ("tokens", "prefixes", "ensemble"))
+@pytest.mark.parametrize("family", ("t5", "gpt2", "bart"))
+def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
+    model = models[family]
+    source = written(tmp_path / "p.npz", model, *prompts_of(name, model))
+    pushed = push_prompt(source, "hub:me/a-prompt", model)
+    assert (pushed.name, pushed.address) == ("hub:me/a-prompt", f"{hub.address}/me/a-prompt")
+    assert pushed.commit == hub.repositories["me/a-prompt"].branches["main"]
+    assert hub.repositories["me/a-prompt"].messages == ["initial commit", "A prompt of prompt_jax"]  # one commit
+
+    for there, here in zip(read_prompts("hub:me/a-prompt"), read_prompts(source), strict=True):
+        assert_same(there[0], here[0])
+        assert there[1] == dataclasses.replace(here[1], base=Base("./model", None, model.fingerprint))
+    assert_same(load_prompt("hub:me/a-prompt", model), load_prompt(source, model))
+    assert hub.fetched == ["prompt.npz"]  # and once, though read twice
+    assert {token for _, path, token in hub.asked if "/large/" in path} == {None}  # the storage is another host
+
+
+@pytest.mark.parametrize("family", ("t5", "gpt2", "bart"))
+def test_the_adapter_of_what_is_pushed_is_read(hub, models, tmp_path, family):
+    model = models[family]
+    source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
+    pushed = push_prompt(source, "hub:me/p", model)
+    assert pushed.no_adapter is None and set(pushed.files) == {"prompt.npz", CARD, *ADAPTER}
+    hub.repositories["me/p"].commit("main", {"prompt.npz": None})
+    assert_same(load_prompt("hub:me/p"), load_prompt(source))
+    assert set(hub.fetched) == ADAPTER
+
+
+def test_an_ensemble_is_one_file_and_a_folder_of_adapters(hub, models, tmp_path):
+    model = models["bart"]
+    source = written(tmp_path / "p.npz", model, *prompts_of("ensemble", model))
+    push_prompt(source, "hub:me/p/of/three@tries", model)
+    repository = hub.repositories["me/p"]
+    assert set(repository.files("tries")) == {".gitattributes"} | {
+        f"of/three/{file}"
+        for file in ("prompt.npz", CARD, *(f"member_{i}/{name}" for i in range(3) for name in ADAPTER))
+    }
+    assert set(repository.files()) == {".gitattributes"}
+    single = read_prompts("hub:me/p/of/three/member_1@tries")
+    assert_same(single[0][0], read_prompts(source)[1][0])
+    repository.commit("tries", {"of/three/prompt.npz": None})
+    for (there, _), (here, _) in zip(read_prompts("hub:me/p/of/three@tries"), read_prompts(source), strict=True):
+        assert_same(there, here)
+
+
+def test_the_place_and_the_revision_are_the_named_ones(hub, models, tmp_path):
+    first, second, third = (archive(tmp_path, models["t5"], seed) for seed in range(3))
+    repository = hub.of_files("you/p", {"prompt.npz": first, "sub/any.npz": third, "sub/README.md": b"x"})
+    old = repository.branches["main"]
+    save_prompt(tmp_path / "an_array.npy", random_tokens(models["t5"], 3, seed=3))
+    fourth = (tmp_path / "an_array.npy").read_bytes()
+    hub.of_files("you/p", {"prompt.npz": second, "an_array.npy": fourth})
+    hub.of_files("you/p", {"prompt.npz": third}, branch="refs/pr/1")
+    for name, expected in {
+        "hub:you/p": second,
+        "hub:you/p@main": second,
+        f"hub:you/p@{old}": first,
+        "hub:you/p@refs/pr/1": third,
+        "hub:you/p/sub": third,
+        "hub:you/p/sub/any.npz": third,
+        "hub:you/p/prompt.npz": second,
+        "hub:you/p/an_array.npy": fourth,
+    }.items():
+        (tmp_path / "expected.npz").write_bytes(expected)
+        assert_same(load_prompt(name), load_prompt(tmp_path / "expected.npz"))
+        assert_same(load_prompt(Path(name)), load_prompt(tmp_path / "expected.npz"))
+    assert CARD not in "".join(hub.fetched)
+
+
+def test_an_adapter_comes_before_other_archives(hub, models, tmp_path):
+    model = models["t5"]
+    single, several = (
+        written(tmp_path / f"{name}.npz", model, *prompts_of(name, model)) for name in ("tokens", "ensemble")
+    )
+    for name, source in (("hub:me/p", single), ("hub:me/q", several)):
+        push_prompt(source, name, model)
+        hub.repositories[name.removeprefix("hub:")].commit("main", {"prompt.npz": None, "optimizer.npz": b"no prompt"})
+        assert_same(load_prompt(name), load_prompt(source))
+    hub.repositories["me/p"].commit("main", {"another.npz": b"nor this", "prompt.npz": several.read_bytes()})
+    assert_same(load_prompt("hub:me/p"), load_prompt(several))
+
+
+def test_without_the_hub_there_is_the_cache(hub, models, tmp_path, monkeypatch):
+    model = models["gpt2"]
+    source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
+    commit = push_prompt(source, "hub:me/p", model).commit
+    for name in ("hub:me/p", f"hub:me/p@{commit}"):
+        load_prompt(name)
+
+    def from_the_cache() -> None:
+        for name in ("hub:me/p", "hub:me/p@main", f"hub:me/p@{commit}"):
+            assert_same(load_prompt(name), load_prompt(source))
+
+    hub.refuse = (503, "down for maintenance", {})
+    from_the_cache()
+    point_at("http://127.0.0.1:9", monkeypatch)  # where nothing listens
+    from_the_cache()
+    fails(lambda: load_prompt("hub:me/other"), "hub:me/other is not in the cache, and the hub could not be reached")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    from_the_cache()
+    fails(lambda: load_prompt("hub:me/p@v2"), "hub:me/p@v2 is not in the cache", "HF_HUB_OFFLINE")
+    fails(lambda: load_prompt("hub:me/p/sub"), "there is no sub in the repository", error=PromptFormatError)
+    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: pushing failed", "HF_HUB_OFFLINE")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hub:", "names no repository"),
+        ("hub:name", "names no repository"),
+        ("hub:/etc/passwd", "'' is no user or repository"),
+        ("hub:../name", "'..' is no user or repository"),
+        ("hub:user/..", "'..' is no user or repository"),
+        ("hub:user/a..b", "'a..b' is no user or repository"),
+        ("hub:user/a--b", "'a--b' is no user or repository"),
+        ("hub:user/name.git", "'name.git' is no user or repository"),
+        ("hub:user/.hidden", "'.hidden' is no user or repository"),
+        ("hub:user/ünicode", "is no user or repository"),
+        (f"hub:user/{'n' * 97}", "is no user or repository"),
+        ("hub:user/name/../other", "'..' is no folder or file"),
+        ("hub:user/name//sub", "'' is no folder or file"),
+        ("hub:user/name/sub/", "'' is no folder or file"),
+        ("hub:user/name/.", "'.' is no folder or file"),
+        ("hub:user/name/a\\b", "is no folder or file"),
+        ("hub:user/name/a\x00b", "is no folder or file"),
+        ("hub:user/name@", "'' is no branch, tag or commit"),
+        ("hub:user/name@../x", "'../x' is no branch"),
+        ("hub:user/name@/etc", "'/etc' is no branch"),
+        ("hub:user/name@a/../b", "'a/../b' is no branch"),
+        ("hub:user/name@a//b", "'a//b' is no branch"),
+        ("hub:user/name@a\nb", "is no branch"),
+        ("hub:user/name@a@b", "'a@b' is no branch"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_said(text, message):
+    fails(lambda: parse_name(text), message, "expected hub:USER/NAME", error=PromptFormatError)
+
+
+def test_names_are_taken_apart():
+    for text, expected in {
+        "hub:user/name": HubName("user/name", "", None),
+        "hub:u_1/n.2-x/a/b c.npz@v1.0": HubName("u_1/n.2-x", "a/b c.npz", "v1.0"),
+        "hub:user/name@refs/pr/3": HubName("user/name", "", "refs/pr/3"),
+    }.items():
+        assert parse_name(text) == expected
+        assert str(expected) == text
+    assert not names.is_name(Path("folder/hub:user/name"))
+    assert names.is_name(Path("./hub:user/name")) and not names.is_name(Path("hub:user/name").absolute())
+
+
+@FUZZ
+@given(st.text("ab.-_/@\\~ \x00é", max_size=24) | st.text())
+def test_any_text_is_a_name_or_is_refused(text):
+    try:
+        name = parse_name(f"hub:a/b{text}")
+    except PromptFormatError:
+        return
+    assert str(name) == f"hub:a/b{text}"
+    parts = [*name.repository.split("/"), *name.folder.split("/"), *(name.revision or "x").split("/")]
+    assert not {".", ".."} & set(parts) and "" not in parts[:2] + parts[3:]
+    huggingface_hub.utils.validate_repo_id(name.repository)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What can be wrong
+
+
+def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
+    content = {"prompt.npz": archive(tmp_path, models["t5"])}
+    hub.of_files("you/p", content)
+    hub.of_files("you/gated", content).gated = True
+    hub.of_files("you/private", content).private = True
+    fails(lambda: load_prompt("hub:you/none"), "hub:you/none: the hub has no such repository", "`hf auth login`")
+    fails(lambda: load_prompt("hub:you/gated"), "hub:you/gated: its owners grant access by request", "`hf auth login`")
+    fails(lambda: load_prompt("hub:you/p@v9"), "hub:you/p@v9: the repository exists, but not that revision")
+    load_prompt("hub:you/private")
+
+    log_in(monkeypatch, None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
+    load_prompt("hub:you/p")
+    fails(lambda: load_prompt("hub:you/private"), "or it is private and you are not logged in (`hf auth login`)")
+    log_in(monkeypatch, "hf_WrongSecret0123456789")
+    fails(lambda: load_prompt("hub:you/p"), "does not know the token that you are logged in with", "`hf auth login`")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "message"),
+    [
+        ((500, "boom", {}), "hub:you/p is not in the cache, and listing its files failed: Server error '500"),
+        ((403, "no", {}), "hub:you/p: the account or the token that you are logged in with may not do that"),
+        ((429, "slow down", {}), "hub:you/p: listing its files failed: 429 Too Many Requests"),
+        ((500, f"Authorization: Bearer {hub_server.TOKEN}", {}), "(a token)"),
+        ((418, f"and {hub_server.TOKEN}, too", {}), "(a token)"),
+    ],
+)
+def test_faults_of_the_hub(hub, refuse, message):
+    """Nor is a token shown that a server repeats."""
+    hub.refuse = refuse
+    fails(lambda: load_prompt("hub:you/p"), message)
+
+
+def test_no_list_of_files(hub, monkeypatch):
+    """But the page on which the guests of a hotel log in."""
+    hub.refuse = (200, "<html>", {})
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: listing its files failed: Expecting value")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1],
+        {},
+        {"siblings": []},
+        {"id": "you/p", "siblings": 5},
+        {"id": "you/p", "siblings": ["prompt.npz"]},
+        {"id": "you/p", "siblings": [{"size": 3}]},
+        {"id": "you/p", "siblings": [{"rfilename": 5, "size": 3}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "size": "3"}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "size": -3}]},
+        {"id": "you/p", "siblings": [{"rfilename": "prompt.npz", "lfs": {"size": 3}}]},
+    ],
+)
+def test_lists_of_files_that_are_none(hub, models, tmp_path, answer):
+    hub.refuse = (200, json.dumps(answer), {})
+    message = "failed: the answer is no list of a repository's files"
+    fails(lambda: load_prompt("hub:you/p"), f"hub:you/p: listing its files {message}")
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    fails(lambda: push_prompt(source, "hub:me/p"), f"hub:me/p: pushing {message}")
+
+
+def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
+    """Which are in the address of the Hub, HF_ENDPOINT."""
+    address = hub.address.replace("//", "//joe:Secret@pw@")
+    point_at(address, monkeypatch)
+    log_in(monkeypatch, None)
+    fails(lambda: load_prompt("hub:you/p"), f"url '{hub.address}/api/models/you/p")
+    log_in(monkeypatch, hub_server.TOKEN)
+    hub.users = {"Basic " + base64.b64encode(b"joe:Secret@pw").decode(): "me"}
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    assert push_prompt(source, "hub:me/p").address == f"{hub.address}/me/p"
+
+
+def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
+    """Of the Hub's storage for large files: its client raises nothing better."""
+    hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
+
+    def broken(*args: Any, **options: Any) -> str:
+        raise RuntimeError("Data processing error: File reconstruction error: CAS Client Error: connection closed")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: fetching prompt.npz failed: Data processing error: File")
+
+
+def test_an_upload_that_breaks_off(hub, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    hub.storage = "http://127.0.0.1:9"  # where nothing listens
+    fails(
+        lambda: push_prompt(source, "hub:me/p"), "hub:me/p: the hub could not be reached, or broke off: pushing failed"
+    )
+
+
+def test_files_that_end_too_early(hub, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
+    hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
+    hub.truncate = True
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: ", "fetching prompt.npz failed: ")
+    hub.truncate = False
+    load_prompt("hub:you/p")  # nothing was left behind
+
+
+def test_what_is_too_large_is_not_fetched(hub, models, tmp_path):
+    hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
+    hub.claimed["prompt.npz"] = names.MAX_SIZE + 1
+    message = f"hub:you/p: {names.MAX_SIZE + 1} bytes in 1 files; a prompt has at most {names.MAX_SIZE}"
+    fails(lambda: load_prompt("hub:you/p"), message, error=PromptFormatError)
+    hub.claimed["prompt.npz"] = None
+    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: the Hub does not say how large prompt.npz is")
+    assert hub.fetched == []
+
+
+def test_repositories_without_a_prompt_say_what_they_have(hub, models, tmp_path):
+    content = archive(tmp_path, models["t5"])
+    hub.of_files("you/p", {"a.npz": content, "b.npz": content})
+    hub.of_files("you/q", {"x/y/prompt.npz": content, "x/z": b"", "config.json": b"{}"})
+    hub.of_files("you/r", {"p/adapter_config.json": b"{}", f"p/{PICKLE}": b"\x80"})
+    hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(5)})
+    hub.of_files("you/t", {"of/prompt.npy": b"", "of/x/other.npy": b""}, branch="v1")
+    for name, message in {
+        "hub:you/t/of@v1": "no adapter of PEFT, but prompt.npy, x/; name the file, e.g. hub:you/t/of/prompt.npy@v1",
+        "hub:you/p": "hub:you/p has several prompts, a.npz, b.npz; name one, e.g. hub:you/p/a.npz",
+        "hub:you/q": "hub:you/q: there is no prompt.npz in it and no adapter of PEFT, but x/y/, .gitattributes, conf",
+        "hub:you/q/none": "hub:you/q/none: there is no none in the repository, but x/y/, .gitattributes, config.json",
+        "hub:you/q/config.json": "hub:you/q/config.json: neither a NumPy archive",
+        "hub:you/r/p": f"hub:you/r/p: {PICKLE} is a pickle, which can run code, and is not fetched",
+        "hub:you/s": f"hub:you/s: member_0/{CONFIG}: damaged",
+    }.items():
+        fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
+    assert f"p/{PICKLE}" not in hub.fetched
+
+
+def test_damaged_files_are_named_as_on_the_hub(hub, models, tmp_path, fixtures):
+    content = archive(tmp_path, models["t5"])
+    files = {file: (fixtures / "gpt2" / "prompt" / file).read_bytes() for file in ADAPTER}
+    hub.of_files("you/p", {"prompt.npz": content[:-40]})
+    hub.of_files("you/q", {f"of/{file}": data for file, data in (files | {TENSORS: files[TENSORS][:-4]}).items()})
+    hub.of_files("you/r", {f"member_0/{file}": data for file, data in files.items()})
+    hub.of_files("you/r", {f"member_2/{file}": data for file, data in files.items()})
+    hub.of_files("you/s", {CONFIG: files[CONFIG]})
+    for name, message in {
+        "hub:you/p@main": "hub:you/p@main: damaged: BadZipFile",
+        "hub:you/q/of": f"hub:you/q/of: {TENSORS}: prompt_embeddings claims F32",
+        "hub:you/r": "hub:you/r: there are 2 members and no member_1",
+        "hub:you/s": f"hub:you/s: no {TENSORS}, which an adapter of PEFT has",
+    }.items():
+        fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
+
+
+def test_a_link_out_of_the_cache_is_not_followed(hub, models, tmp_path):
+    hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
+    load_prompt("hub:you/p")
+    (entry,) = (tmp_path / "cache").glob("models--you--p/snapshots/*/prompt.npz")
+    assert entry.is_symlink()
+    entry.unlink()
+    entry.symlink_to(tmp_path / "of_0.npz")
+    fails(lambda: load_prompt("hub:you/p"), "leads out of the Hub's cache", error=PromptFormatError)
+    entry.unlink()
+    shutil.copy(tmp_path / "of_0.npz", entry)  # as where there are no links
+    load_prompt("hub:you/p")
+
+
+def test_many_members_are_too_many(hub, monkeypatch):
+    monkeypatch.setattr(names, "MAX_MEMBERS", 3)
+    hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(4)})
+    fails(lambda: load_prompt("hub:you/s"), "4 members; an ensemble has at most 3", error=PromptFormatError)
+    assert hub.fetched == []
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Pushing
+
+
+def test_a_push_replaces_what_was_there(hub, models, tmp_path):
+    """Its adapters too, which would be another prompt's, and its card unless somebody has written one."""
+    model = models["t5"]
+    push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hub:me/p", model)
+    hub.of_files("me/p", {"member_0/notes.txt": b"mine"})
+    source = written(tmp_path / "b.npz", model, random_prefix(model, 2))
+    pushed = push_prompt(source, "hub:me/p", model, message="prefixes")
+    assert set(pushed.deleted) == {f"member_{i}/{name}" for i in range(3) for name in ADAPTER}
+    assert "PEFT has no prefix of encoder_self" in pushed.no_adapter and pushed.no_adapter.startswith("the prompt: ")
+    assert set(hub.repositories["me/p"].files()) == {".gitattributes", CARD, "prompt.npz", "member_0/notes.txt"}
+    assert hub.repositories["me/p"].messages[-1] == "prefixes"
+    assert_same(load_prompt("hub:me/p"), load_prompt(source))
+
+    for card, kept in ((b"---\nlicense: mit\n---\nMine.", True), (MARK.encode() + b"\nOurs.", False)):
+        hub.of_files("me/p", {CARD: card})
+        pushed = push_prompt(source, "hub:me/p", model)
+        assert (hub.repositories["me/p"].files()[CARD] == card) == kept == (CARD not in pushed.files)
+        assert any("was not written by a push, and stays as it is" in note for note in pushed.notes) == kept
+
+
+def test_private_repositories(hub, models, tmp_path):
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    for _ in range(2):
+        push_prompt(source, "hub:me/hidden", private=True)
+    push_prompt(source, "hub:me/open")
+    assert (hub.repositories["me/hidden"].private, hub.repositories["me/open"].private) == (True, False)
+    before = hub.repositories["me/open"].branches["main"]
+    fails(lambda: push_prompt(source, "hub:me/open", private=True), "is there already, and is public")
+    assert hub.repositories["me/open"].branches["main"] == before
+
+
+def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    hub.of_files("you/p", {})
+    hub.of_files("me/gated", {}).gated = True
+    for name, message in {
+        "hub:you/p": "hub:you/p: the account or the token that you are logged in with may not do that",
+        "hub:you/new": "hub:you/new: the account or the token that you are logged in with may not do that",
+    }.items():
+        fails(lambda name=name: push_prompt(source, name), message, "`hf auth login`")
+    for name, message in {
+        "hub:me/p@" + "0" * 40: "a commit stays as it is; push to a branch",
+        "hub:me/p/prompt.npz": "a prompt is pushed to a folder, as prompt.npz",
+        "me/p": "'me/p' names no repository on the Hub",
+    }.items():
+        fails(lambda name=name: push_prompt(source, name), message, error=PromptFormatError)
+    other = models["bart"]
+    fails(lambda: push_prompt(source, "hub:me/p", other), "was trained on", error=PromptFormatError)
+
+    log_in(monkeypatch, "hf_WrongSecret0123456789")
+    fails(lambda: push_prompt(source, "hub:me/p"), "does not know the token that you are logged in with")
+    log_in(monkeypatch, None)
+    count = len(hub.asked)
+    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: to push to it, log in with `hf auth login`")
+    assert len(hub.asked) == count and "me/p" not in hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/disk/joe/Secret/model/", "./model"),
+        ("../Secret/model", "./model"),
+        ("C:\\Secret\\model", "./model"),
+        ("~/Secret", "./Secret"),
+        ("t5x:/disk/joe/Secret/checkpoint_3", "t5x:checkpoint_3"),
+        ("google/t5-v1_1-small", "google/t5-v1_1-small"),
+        ("demo", "demo"),
+    ],
+)
+def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, name, told):
+    model = dataclasses.replace(models["t5"], name=name)
+    prompts = prompts_of("ensemble", model)
+    for its_base, several in ((None, False), (model, False), (model, True)):
+        pushed = push_prompt(
+            written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hub:me/p", its_base
+        )
+        assert {said.base for _, said in read_prompts("hub:me/p")} == {Base(told, None, model.fingerprint)}
+        files = hub.repositories["me/p"].files()
+        assert f"    base: {json.dumps(told)}\n" in files[CARD].decode()
+        assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
+        adapters = [json.loads(content) for file, content in files.items() if file.endswith(CONFIG)]
+        assert len(adapters) == (0 if its_base is None else 3 if several else 1)
+        for adapter in adapters:  # PEFT has no use for a checkpoint of T5X
+            assert adapter["base_model_name_or_path"] == (None if told.startswith("t5x:") else told)
+        for stated in ("## With PEFT", VERSIONS_NOTE):
+            assert (stated.encode() in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
+        for content in files.values():
+            assert told == name or not any(name.encode(code) in content for code in ("utf-8", "utf-32-le"))
+
+
+def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("google/small").mkdir(parents=True)
+    model, commit = dataclasses.replace(models["t5"], name="google/small"), "0" * 40
+    for revision, told in ((None, "./small"), (commit, "google/small")):
+        base = Base(model.name, revision, model.fingerprint)
+        save_prompt("p.npz", random_tokens(model, 2), PromptMetadata(base))
+        push_prompt("p.npz", "hub:me/p", dataclasses.replace(model, revision=revision))
+        assert read_prompts("hub:me/p")[0][1].base == dataclasses.replace(base, name=told)
+        head, _, _ = parsed(hub.repositories["me/p"].files()[CARD].decode())
+        assert head.get("base_model") == (told if revision else None)
+
+
+def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, monkeypatch):
+    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
+    push_prompt(source, "hub:me/p")
+    download = huggingface_hub.hf_hub_download
+
+    def meanwhile(*args: Any, **options: Any) -> str:
+        hub.of_files("me/p", {CARD: b"Mine."})
+        return download(*args, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
+    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: pushing failed", "A commit has happened since")
+    assert hub.repositories["me/p"].files()[CARD] == b"Mine."
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Cards
+
+
+def parsed(card: str) -> tuple[dict[str, Any], str, list[str]]:
+    """Its YAML, its text without code, and its Python."""
+    _, head, body = re.split(r"^---$\n", card, maxsplit=2, flags=re.MULTILINE)
+    code = re.findall(r"^```python$\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
+    for block in code:
+        compile(block, "card", "exec")
+    return yaml.safe_load(head), text, code
+
+
+def card_of(name: str, members: list[CardMember], base: CardBase | None, **options: Any) -> str:
+    return repository_card(parse_name(name), members, base, **options)
+
+
+def test_the_card_says_what_a_user_needs():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    metadata = PromptMetadata(None, "soft_prompt", task="sst2", format=FORMAT, step=7, scores={"accuracy": 0.5})
+    member = CardMember({"encoder_tokens": [3, 64]}, metadata)
+    base = CardBase("google/t5-v1_1-small", commit, False)
+    head, text, code = parsed(card_of("hub:me/p/sub@tries", [member], base, adapters=True))
+    assert head == {
+        "base_model": "google/t5-v1_1-small",
+        "library_name": "peft",
+        "tags": ["base_model:adapter:google/t5-v1_1-small", "prompt-tuning", "prompt_jax"],
+    }
+    for fact in (
+        'base: "google/t5-v1_1-small"',
+        f'revision: "{commit}"',
+        'method: "soft_prompt"',
+        'task: "sst2"',
+        'template: "review: {text}"',
+        'labels: ["negative", "positive"]',
+        'scores: {"accuracy": 0.5}',
+        "step: 7",
+    ):
+        assert f"\n    {fact}\n" in text
+    ours, theirs = code
+    assert 'load_prompt("hub:me/p/sub@tries", model)' in ours and f'revision="{commit}"' in ours
+    assert 'from_pretrained(base, "me/p", subfolder="sub", revision="tries")' in theirs
+    assert f'AutoModelForSeq2SeqLM.from_pretrained("google/t5-v1_1-small", revision="{commit}")' in theirs
+
+    head, text, code = parsed(card_of("hub:me/p", [member], CardBase("gpt2", None, True), adapters=False))
+    assert head["pipeline_tag"] == "text-generation" and "library_name" not in head
+    assert len(code) == 1 and "PEFT" not in text
+    head, text, code = parsed(card_of("hub:me/p", [member], None, adapters=False))
+    assert "base_model" not in head and code == [] and "name it with `--model`" in text
+    head, text, code = parsed(card_of("hub:me/p", [member], CardBase("demo", None, False), adapters=True))
+    assert "base_model" not in head and "demo_folder()" in code[1]
+
+
+NASTY = '"\n---\n```\n# <script>`{}[](x)\u2028\x85\x7f\x00\ud800\U0001f600\ufeff: - \\'
+
+
+def test_texts_of_strangers_stay_texts():
+    metadata = PromptMetadata(
+        None,
+        NASTY,
+        initialization=NASTY,
+        task=NASTY,
+        format=TaskFormat("{text}" + NASTY.replace("{}", ""), labels=(NASTY, "b")),
+        scores={NASTY: 1.0},
+        settings={NASTY: NASTY},
+    )
+    member = CardMember({"decoder_self": [2, 3, 4, 5]}, metadata)
+    for members in ([member], [member, member]):
+        for adapters in (False, True):
+            card = card_of("hub:me/p/a b`", members, CardBase(NASTY, NASTY, True), adapters=adapters)
+            head, text, code = parsed(card.encode().decode())  # it can be written
+            assert head["tags"][-2:] == ["prefix-tuning", "prompt_jax"] and "base_model" not in head
+            assert len(code) == 1 + adapters
+            assert all(line.startswith("    ") for line in text.splitlines() if "script" in line)
+            assert card.splitlines() == card.split("\n")[:-1]
+    plain = NASTY.replace("\ud800", "")
+    (tags,) = (yaml.safe_load("\n".join(header(plain, adapter=True, causal=False, tags=[plain])[1:-1]))["tags"],)
+    assert tags == [f"base_model:adapter:{plain}", plain]
+
+
+@pytest.mark.parametrize(("family", "name"), (("t5", "tokens"), ("gpt2", "ensemble")))
+def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, capsys):
+    model = models[family]
+    monkeypatch.chdir(Path(model.name).parent)  # where the base is as the card says
+    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
+    card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
+    exec(parsed(card)[2][0], {})
+    shown = capsys.readouterr().out
+    words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
+    assert words[:2] == ["prompt-jax", "predict"]
+    assert main(words[1:]) == 0
+    assert name != "tokens" or capsys.readouterr().out == shown
+
+
+def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
+    """They do not vote, and the card says what they do: its command answers as its code does."""
+    model = models["t5"]
+    monkeypatch.chdir(Path(model.name).parent)
+    prompts = prompts_of("ensemble", model)
+    save_ensemble(tmp_path / "p.npz", prompts, [dataclasses.replace(said(model), task=task) for task in "aab"])
+    push_prompt(tmp_path / "p.npz", "hub:me/p/in@tries", model)
+    card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
+    _, text, code = parsed(card)
+    assert "vote of the majority" not in text and "an input names one, `p/0` to `p/2`," in text
+    exec(code[0], {})
+    shown = capsys.readouterr().out
+    words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
+    assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hub:me/p/in@tries"]
+    assert main(words[1:]) == 0 and capsys.readouterr().out == shown
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Transformers', of what PEFT calls
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # GPT-2's, of virtual tokens
+@pytest.mark.parametrize("name", ("tokens", "ensemble"))
+@pytest.mark.parametrize("family", ("t5", "gpt2"))
+def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, family, name, capsys):
+    """And what it answers is what is answered here."""
+    pytest.importorskip("peft")
+    model = models[family]
+    monkeypatch.chdir(Path(model.name).parent)
+    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
+    _, _, code = parsed(hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode())
+    ours: dict[str, Any] = {}
+    exec(code[0], ours)
+    theirs: dict[str, Any] = {}
+    exec(code[1], theirs)
+    tokens = theirs["tokens"][0].tolist()
+    expected = np.asarray(ours["tokens"])[0].tolist()
+    start = 1 if family == "t5" else theirs["inputs"]["input_ids"].shape[1]
+    assert tokens[start : start + len(expected)] == expected
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The verbs
+
+
+def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
+    model = models["bart"]
+    source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
+
+    def run(*words: str | Path) -> str:
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    out = run("push", source, "hub:me/p@v1", "--private", "--message", "first", "--model", model.name)
+    commit = hub.repositories["me/p"].branches["v1"]
+    assert f"hub:me/p@v1\n{hub.address}/me/p/tree/v1\ncommit {commit}\n" in out
+    assert "wrote prompt.npz, " in out and "no adapter" not in out and "told of as ./model: others say" in out
+    assert hub.repositories["me/p"].private and hub.repositories["me/p"].messages[-1] == "first"
+
+    out = run("push", source, "hub:me/p/sub")
+    assert "no adapter of PEFT: " in out and f"if you trust it, say --model {model.name}" in out
+    asked = len(hub.asked)
+    run("push", "hub:me/p/sub", "hub:me/q")
+    assert sum(path.startswith("/api/models/me/p?") for _, path, _ in hub.asked[asked:]) == 1  # it is read once
+
+    assert run("import", "hub:me/p@v1", tmp_path / "again.npz") == f"wrote {tmp_path / 'again.npz'}\n"
+    assert_same(load_prompt(tmp_path / "again.npz"), load_prompt(source))
+    ((prompt, metadata),) = read_prompts(source)
+    base = Base("./model", None, model.fingerprint)
+    save_prompt(tmp_path / "expected.npz", prompt, dataclasses.replace(metadata, base=base))
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
+    run("export", "hub:me/p/sub", tmp_path / "again.npy")
+    run("export", "hub:me/p@v1", tmp_path / "peft", "--format", "peft", "--model", model.name)
+    assert_same(load_prompt(tmp_path / "peft"), load_prompt(source))
+    assert "hub:me/p@v1" in run("inspect", "hub:me/p@v1", "--model", model.name)
+    assert run("predict", "hub:me/p@v1", "a good film", "--model", model.name)
+    hub.of_files("me/p", {"lines.txt": b""})
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"prompt": "b", "text": "a good film"}) + "\n")
+    run("predict", "--prompts", f"b=hub:me/p@v1,{source}", "--input", lines, "--model", model.name)
+
+    monkeypatch.chdir(tmp_path)
+    to_push = "hub:me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
+    for words, message in (
+        (("export", source, "hub:me/x.npz"), to_push),
+        (("export", source, "hub:me/x.npz", "--format", "peft", "--model", model.name), to_push),
+        (("import", source, "hub:me/x.npz"), to_push),
+        (("average", "hub:me/x.npz", source, "again.npz", "--weights", "0.5", "0.5"), to_push),
+        (("import", "hub:me/none", tmp_path / "x.npz"), "hub:me/none: the hub has no such repository"),
+        (("import", "hub:me/p/none", tmp_path / "x.npz"), "hub:me/p/none: there is no none in the repository"),
+        (("push", source, "me/p"), "'me/p' names no repository on the Hub"),
+        (("push", tmp_path / "none.npz", "hub:me/p"), "no such file"),
+        (("push", source, "hub:you/p", "--model", model.name), "may not do that"),
+    ):
+        assert main([str(word) for word in words]) == 1
+        shown = capsys.readouterr()
+        assert message in shown.err and "Secret" not in shown.err + shown.out
+    assert not Path("hub:me").exists()
+    fails(lambda: save_ensemble("hub:me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
+    with contextlib.suppress(SystemExit):
+        main(["push", "--help"])
+    assert "hub:USER/NAME" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""What PEFT makes of adapters that are written here, live."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prompt_jax
+from adapters import assert_close, random_text, random_tokens, whole
+from prompt_jax import Prompt, PromptMetadata, save_ensemble, save_prompt
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.models import gpt2
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.prompt_files.peft import CARD, CONFIG, TENSORS, VERIFIED
+
+pytestmark = pytest.mark.interop
+
+NEW = 6
+# Random models in Hugging Face's layout beside the stored ones: a decoder of an odd depth and another than the
+# encoder's, heads that do not add up to the model's width (as of google/t5-v1_1-small), three and four layers.
+# Transformers 5.23 cannot generate with a T5 whose decoder is the deeper one.
+DEEPER = {
+    "t5_odd": ("T5", {"num_layers": 4, "num_decoder_layers": 3, "d_kv": 8}),
+    "t5_even": ("T5", {"num_layers": 5, "num_decoder_layers": 4, "d_kv": 24}),
+    "gpt2_odd": ("GPT2", {"n_layer": 3}),
+    "bart_odd": ("Bart", {"encoder_layers": 2, "decoder_layers": 3, "decoder_attention_heads": 2}),
+}
+
+
+def random_base(kind: str, sizes: dict, folder: Path) -> Path:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    common = {
+        "T5": {"vocab_size": 256, "d_model": 64, "d_ff": 128, "num_heads": 4, "decoder_start_token_id": 0},
+        "GPT2": {"vocab_size": 256, "n_embd": 64, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1},
+        "Bart": {"vocab_size": 256, "d_model": 64, "max_position_embeddings": 64}
+        | {"encoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "init_std": 0.3},
+    }[kind]
+    head = {"T5": "ForConditionalGeneration", "GPT2": "LMHeadModel", "Bart": "ForConditionalGeneration"}[kind]
+    config = getattr(transformers, f"{kind}Config")(**common, **sizes)
+    getattr(transformers, f"{kind}{head}")(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=("t5_v11", "gpt2", "bart", *DEEPER))
+def model(request, fixtures, tmp_path_factory) -> Model:
+    if request.param not in DEEPER:
+        return prompt_jax.load_model(str(fixtures / request.param / "base"))
+    return prompt_jax.load_model(str(random_base(*DEEPER[request.param], tmp_path_factory.mktemp("base") / "m")))
+
+
+def is_causal(model: Model) -> bool:
+    return isinstance(model.config, gpt2.GPT2Config)
+
+
+def loaded(model: Model, folder: Path):
+    """The adapter in PEFT."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    kind = transformers.AutoModelForCausalLM if is_causal(model) else transformers.AutoModelForSeq2SeqLM
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Transformers', of what PEFT calls
+        return peft.PeftModel.from_pretrained(kind.from_pretrained(model.name).eval(), str(folder)).eval()
+
+
+def peft_prefix(model: Model, length: int) -> Prompt:
+    """A random prefix such as training makes with `prompt.tie_layers` where PEFT ties layers."""
+    import jax
+
+    from prompt_jax.methods import applied, prefix
+
+    layers = prompt_jax.models.family(model.config).sites(model.config)["decoder_self"][0]
+    tie = not is_causal(model) and layers % 2 == 0
+    options = PromptConfig(method="prefix", length=length, init="normal", sites=("decoder_self",), tie_layers=tie)
+    return jax.device_get(applied(options)(prefix.init(jax.random.key(1), options, model), None)[1])
+
+
+def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:
+    """Logits to 1e-5 and greedy tokens; inputs are padded on the right but for GPT-2's generation."""
+    import torch
+
+    inputs, targets = random_text(model, 4, 9), random_text(model, 4, 5, seed=1)
+    mask = np.arange(9)[None] < np.array([9, 5, 7, 3])[:, None]
+    if is_causal(model):
+        batch = whole(inputs) | {"inputs_mask": mask}
+        given = {"input_ids": inputs, "attention_mask": mask}
+    else:
+        batch = whole(inputs) | {"inputs_mask": mask, "decoder_inputs": targets}
+        given = {"input_ids": inputs, "attention_mask": mask, "decoder_input_ids": targets}
+    ours = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt))
+    with torch.no_grad():
+        logits = theirs(**{name: torch.tensor(value).long() for name, value in given.items()}).logits.numpy()
+    real = mask if is_causal(model) else np.ones(targets.shape, bool)
+    assert_close(ours[real], logits[:, -ours.shape[1] :][real])
+    without = np.asarray(prompt_jax.forward(model.params, model.config, batch))
+    assert np.abs(without - ours)[real].max() > 1e-3 * np.abs(ours).max(), "the prompt does something"
+
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    if is_causal(model):
+        mask = np.ones_like(mask)  # PEFT counts padding on the left as text
+    read = whole(inputs) | {"inputs_mask": mask}
+    asked = {"input_ids": torch.tensor(inputs).long(), "attention_mask": torch.tensor(mask).long()}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported")  # GPT-2's, of virtual tokens
+        expected = theirs.generate(**asked, **options).numpy()[:, -NEW:]
+    decoding = prompt_jax.Decoding(min_new_tokens=NEW)
+    tokens = prompt_jax.generate(model.params, model.config, read, prompt, max_new_tokens=NEW, decoding=decoding)
+    np.testing.assert_array_equal(tokens, expected)
+
+
+def front(card: str) -> dict:
+    yaml = pytest.importorskip("yaml")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize("kind", ("soft prompt", "prefix"))
+def test_peft_gives_our_answers(model, kind, tmp_path):
+    """And what it saves again is what was written, but for its own card's text."""
+    prompt = random_tokens(model, 5) if kind == "soft prompt" else peft_prefix(model, 5)
+    save_prompt(tmp_path / "a", prompt, PromptMetadata(task="a task"), format="peft", model=model)
+    theirs = loaded(model, tmp_path / "a")
+    assert_same_answers(model, theirs, prompt)
+    theirs.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / TENSORS).read_bytes() == (tmp_path / "a" / TENSORS).read_bytes()
+    assert (tmp_path / "b" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
+    assert front((tmp_path / "a" / CARD).read_text()) == front((tmp_path / "b" / CARD).read_text())
+
+
+def test_peft_has_the_members_of_an_ensemble(fixtures, tmp_path):
+    model = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
+    members = [random_tokens(model, length, seed=length) for length in (3, 5)]
+    save_ensemble(tmp_path / "e", members, [PromptMetadata()] * 2, format="peft", model=model)
+    theirs = loaded(model, tmp_path / "e" / "member_0")
+    theirs.load_adapter(str(tmp_path / "e" / "member_1"), "second")
+    for name, (prompt, _) in zip(("default", "second"), read_prompts(tmp_path / "e"), strict=True):
+        theirs.set_adapter(name)
+        assert_same_answers(model, theirs, prompt)
+
+
+def test_the_versions_that_are_stated_are_those_that_are_compared_with():
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    assert {"PEFT": peft.__version__, "Transformers": transformers.__version__} == VERIFIED
+
+
+def test_peft_guesses_wrong_what_the_file_says(tmp_path):
+    """Without our numbers of layers and width it could not load a prefix of such a T5 at all."""
+    model = prompt_jax.load_model(str(random_base(*DEEPER["t5_even"], tmp_path / "m")))
+    save_prompt(tmp_path / "a", peft_prefix(model, 2), format="peft", model=model)
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    for name in ("num_layers", "token_dim"):
+        del config[name]
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        loaded(model, tmp_path / "a")
