@@ -1,5 +1,5 @@
 """LM adaptation (Lester et al. 2021, section 2.2): T5 1.1, pretrained on span corruption alone, is trained for 100,000
-more steps on prefix language modelling, all of it, so that prompts find in it a model that goes on with a text.
+more steps on prefix language modeling, all of it, so that prompts find in it a model that goes on with a text.
 
 The text is the user's own: `$PROMPT_JAX_DATA/text/train*` and `validation*` (tasks/text.py). Other sizes are
 `--model.name google/t5-v1_1-base` and so on. The adapted model is a folder in Hugging Face's layout, and a base as any

@@ -1,4 +1,4 @@
-"""A sweep of learning rate by initialisation in one run: nine prompts for the demo T5, trained at once.
+"""A sweep of learning rate by initialization in one run: nine prompts for the demo T5, trained at once.
 
 The members differ in nothing else: they share seed, data and order, so their batches are made once.
 """

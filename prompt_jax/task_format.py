@@ -47,7 +47,7 @@ SENTINEL = "<extra_id_0>"
 NAMED_INPUTS = "{task_name} {inputs}"
 
 # The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
-UNLABELLED = "<unk>"
+UNLABELED = "<unk>"
 
 
 def without_sentinel(text: str) -> str:

@@ -33,7 +33,7 @@ def examples(split: str) -> Iterator[tuple[str, str, str]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         for number, entry in enumerate(entries):
-            source = linearise(entry["tripleset"])
+            source = linearize(entry["tripleset"])
             yield from ((source, annotation["text"], str(number)) for annotation in entry["annotations"])
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected DART 1.1.1 as it was released") from error
@@ -41,13 +41,13 @@ def examples(split: str) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{path}: not DART's JSON ({type(error).__name__}: {error})") from error
 
 
-def linearise(triples: list[list[str]]) -> str:
+def linearize(triples: list[list[str]]) -> str:
     """Triples as the model reads them."""
     return " | ".join(f"{subject} : {relation.lower()} : {value}" for subject, relation, value in triples)
 
 
 def from_table(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """`linearise` for the rows of TFDS, which have a list of all triples' parts."""
+    """`linearize` for the rows of TFDS, which have a list of all triples' parts."""
 
     def row(columns):
         triples = tf.reshape(columns["input_text"]["table"]["content"], [-1, 3])

@@ -31,23 +31,23 @@ def examples(split: str) -> Iterator[tuple[str, str]]:
     path = data_folder("e2e") / FILES[split]
     for line, row in read_rows(path):
         try:
-            text = tokenise(row["ref"])
-            yield linearise(row["mr"]), CONTRACTION.sub(r" n\1", text) if split == "test" else text
+            text = tokenize(row["ref"])
+            yield linearize(row["mr"]), CONTRACTION.sub(r" n\1", text) if split == "test" else text
         except KeyError as error:
             raise DataError(f"{path}:{line}: no column {error}; expected mr and ref") from error
         except ValueError as error:
             raise DataError(f"{path}:{line}: {error}") from error
 
 
-def linearise(table: str) -> str:
+def linearize(table: str) -> str:
     """A table `name[Blue Spice], eatType[coffee shop]` as the model reads it."""
     fields = list(FIELD.finditer(table))
     if not fields or ",".join(field[0] for field in fields) != table:
         raise ValueError(f"the table {table!r}; expected key[value], key[value]")
-    return " | ".join(f"{KEYS.get(field[1], field[1])} : {tokenise(field[2])}" for field in fields)
+    return " | ".join(f"{KEYS.get(field[1], field[1])} : {tokenize(field[2])}" for field in fields)
 
 
-def tokenise(text: str) -> str:
+def tokenize(text: str) -> str:
     """Spaces around signs, but not in a number, `...` or `'s`, nor after a hyphen that follows a space."""
     text = re.sub(r"([^\w\s.,-])\1*", r" \g<0> ", text)
     text = re.sub(r"(?<!\d)([.,])\1*|([.,])\2*(?!\d)", r" \g<0> ", text)

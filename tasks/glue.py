@@ -17,7 +17,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}
 
@@ -62,7 +62,7 @@ def in_fifths(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
     def row(columns):
         text = tf.strings.as_string(tf.round(columns["label"] * 5) / 5, precision=1)
-        return columns | {"label": tf.where(columns["label"] < 0, UNLABELLED, text)}
+        return columns | {"label": tf.where(columns["label"] < 0, UNLABELED, text)}
 
     return dataset.map(row)
 

@@ -11,7 +11,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task
-from prompt_jax.data.files import normalise_text, read_rows, text_fraction
+from prompt_jax.data.files import normalize_text, read_rows, text_fraction
 from prompt_jax.task_format import TaskFormat
 
 DATA = Path(__file__).parent / "data" / "sentiment"
@@ -29,13 +29,13 @@ def examples(domain: str) -> dict[str, list[tuple[str, str]]]:
     """(text, label) of each example of a domain, by split, in the order of the file.
 
     Of texts that are the same but for case, punctuation and white space only the first is kept. The split depends on
-    that normalised text alone, so that no text is in two splits, be it in two domains.
+    that normalized text alone, so that no text is in two splits, be it in two domains.
     """
     result: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     seen = set()
     for _, row in read_rows(DATA / f"{domain}.tsv.gz"):
         text, rating = row["text"], float(row["rating"])
-        key = normalise_text(text)
+        key = normalize_text(text)
         if abs(rating) > THRESHOLD and key not in seen:
             seen.add(key)
             split = next(name for name, end in SPLITS.items() if text_fraction(text) < end)

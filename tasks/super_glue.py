@@ -22,7 +22,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 BENCHMARK = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 
@@ -90,7 +90,7 @@ def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
             "group": together(columns["idx"], "passage", "query"),
         }
         answers = columns["answers"]
-        answers = tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([UNLABELLED]))
+        answers = tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([UNLABELED]))
         return {name: tf.fill(tf.shape(answers), text) for name, text in texts.items()} | {"label": answers}
 
     return dataset.map(rows).unbatch()
@@ -109,7 +109,7 @@ def with_referent(dataset: tf.data.Dataset) -> tf.data.Dataset:
         known = columns["label"] >= 0
         return {
             "text": text,
-            "label": tf.where(known, columns["span1_text"], UNLABELLED),
+            "label": tf.where(known, columns["span1_text"], UNLABELED),
             "right": tf.where(columns["label"] == 1, "True", "False"),
         }
 

@@ -1,4 +1,4 @@
-"""Text of one's own, for pretraining T5 and for its adaptation to language modelling (Lester et al. 2021, section 2.2).
+"""Text of one's own, for pretraining T5 and for its adaptation to language modeling (Lester et al. 2021, section 2.2).
 
 `span_corruption` is what T5 is pretrained on: 15 % of the tokens are replaced, in spans of 3 on average, by sentinels
 `<extra_id_0>`, `<extra_id_1>`..., and the target has them. `prefix_lm` cuts a text in two at random, of which the first

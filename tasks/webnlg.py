@@ -52,14 +52,14 @@ def entries(path: Path, good: bool) -> Iterator[tuple[str, str, list[str]]]:
     for entry in root.iter("entry"):
         triples = [triple.text or "" for triple in entry.iterfind("modifiedtripleset/mtriple")]
         texts = [" ".join((lex.text or "").split()) for lex in entry.iterfind("lex") if not good or marked_good(lex)]
-        yield entry.get("category", ""), linearise(triples), [text for text in texts if text]
+        yield entry.get("category", ""), linearize(triples), [text for text in texts if text]
 
 
 def marked_good(lex: ElementTree.Element) -> bool:
     return lex.get("comment") == "good"
 
 
-def linearise(triples: list[str]) -> str:
+def linearize(triples: list[str]) -> str:
     """Triples `subject | property | object` as the model reads them."""
     return "".join(" | " + " : ".join(part.strip() for part in triple.split("|", 2)) for triple in triples)
 

@@ -43,7 +43,7 @@ class Page(HTMLParser):
             for name, found in self.elements
         )
 
-    def labelled(self, tag: str) -> list[str | None]:
+    def labeled(self, tag: str) -> list[str | None]:
         """The `aria-label` of each element of a kind."""
         return [attributes.get("aria-label") for name, attributes in self.elements if name == tag]
 

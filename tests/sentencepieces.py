@@ -25,7 +25,7 @@ SENTENCES = (
 
 
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
-    """The serialised ModelProto of a model trained on the sentences, of at most so many pieces."""
+    """The serialized ModelProto of a model trained on the sentences, of at most so many pieces."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -13,8 +13,8 @@ from prompt_jax.cli import main
 from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark, unmarked
 from prompt_jax.data import load as data
 from prompt_jax.inference.evaluation import label_ids
-from prompt_jax.inference.few_shot import Design, designed
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
+from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import TaskFormat
 
 USER, BOT = "<|user|>", "<|assistant|>"
@@ -141,7 +141,7 @@ def test_a_design(model, tmp_path):
     task = data.file_task(
         "files", {"test": written(tmp_path / "x.jsonl")}, dataclasses.replace(FORMAT, template="{text}")
     )
-    asked, _ = designed(load(task, model), Design(f"{USER} {{input}}{BOT}"), model)
+    asked, _ = few_shot_inputs(load(task, model), PromptDesign(f"{USER} {{input}}{BOT}"), model)
     for ids, text in zip(asked.inputs, TEXTS, strict=True):
         assert ids.tolist().count(ids_of(model, USER)) == ids.tolist().count(ids_of(model, BOT)) == 1
         assert len(ids) > len(model.tokenizer.encode(unmarked(text)))
@@ -151,7 +151,7 @@ def test_a_design(model, tmp_path):
 def prompt_file(model, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
     metadata = prompt_jax.PromptMetadata(
-        base=Base(model.name, None, model.fingerprint), method="soft_prompt", task="files", format=FORMAT
+        base=ModelId(model.name, None, model.fingerprint), method="soft_prompt", task="files", format=FORMAT
     )
     prompt_jax.save_prompt(tmp_path / "p.npz", prompt_jax.Prompt(prompt_jax.VirtualTokens(tokens)), metadata)
     return tmp_path / "p.npz"
@@ -162,8 +162,8 @@ def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, seve
     """Of one prompt, and of prompts that inputs name."""
     from prompt_jax.inference import evaluation
 
-    seen, tokenise = [], evaluation.tokenise
-    monkeypatch.setattr(evaluation, "tokenise", lambda *a: (r := tokenise(*a), seen.extend(r[0]))[0])
+    seen, tokenize = [], evaluation.tokenize
+    monkeypatch.setattr(evaluation, "tokenize", lambda *a: (r := tokenize(*a), seen.extend(r[0]))[0])
     rows = [{"text": text, "prompt": "p"} for text in TEXTS]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--prompts", f"p={prompt_file}"] if several else [str(prompt_file)]

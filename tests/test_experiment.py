@@ -210,7 +210,7 @@ def test_a_member_that_cannot_be_is_named():
 @pytest.mark.parametrize("method", ("adapter", "last_layers", "full"))
 @pytest.mark.parametrize("lists", ({"length": (3, 4)}, {"init": ("vocab",)}, {"init_member": (0, 1)}))
 def test_lists_of_prompts_are_for_nothing_else(method, lists):
-    """A prompt's own length and initialisation may stay in a configuration with another method on top."""
+    """A prompt's own length and initialization may stay in a configuration with another method on top."""
     experiment = Experiment(data=DataConfig(task="t"), prompt=PromptConfig(method=method, length=3, init="vocab"))
     check(experiment)
     with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} is of .* 'prefix', and it is '{method}'; leave it"):

@@ -82,13 +82,13 @@ def prompt_file(tiny, tmp_path) -> Path:
     import numpy as np
 
     import prompt_jax
-    from prompt_jax.prompt_files.io import Base
+    from prompt_jax.prompt_files.io import ModelId
     from prompt_jax.task_format import TaskFormat
 
     width = tiny.params["embedding"].shape[1]
     tokens = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     metadata = prompt_jax.PromptMetadata(
-        base=Base("tiny", None, tiny.fingerprint),
+        base=ModelId("tiny", None, tiny.fingerprint),
         method="soft_prompt",
         format=TaskFormat("{text}", labels=("negative", "positive"), input_length=32, target_length=16),
     )

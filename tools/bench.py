@@ -105,7 +105,7 @@ def main() -> None:
                 print(f"{case}, round {number + 1} of {args.rounds}, {name}", file=sys.stderr, flush=True)
                 for side, row in run(case, name, args.prompts).items():
                     rounds.setdefault(side, []).append(row)
-        report["cases"][case] = summarise(case, rounds)
+        report["cases"][case] = summarize(case, rounds)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
     print("\n\n".join(tables(report["cases"])))
 
@@ -158,7 +158,7 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
             return {name: bench_ours.step(case)}
 
 
-def summarise(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
+def summarize(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
     """Medians over rounds, and ratios: in training how many times faster we are than each other side, and our share of
     its peak memory; the members' rate against that of one; the flat pass's time against that of single passes."""
     medians = {

@@ -83,7 +83,7 @@ def step(case: str) -> Row:
 def review_steps() -> Row:
     """Steps of a single prompt for the demo model, on bucketed batches of movie reviews."""
     model = load_model("demo")
-    batches, lengths, tokenise_seconds = review_batches(model)
+    batches, lengths, tokenize_seconds = review_batches(model)
     training = Training((model.config, model.params), SHAPES["reviews"])
     compiled, state, key = jax.jit(training.step, donate_argnums=0), training.state(0), jax.random.key(1)
 
@@ -98,7 +98,7 @@ def review_steps() -> Row:
         if batch["inputs"].shape not in seen:
             seen.add(batch["inputs"].shape)
             one(batch)
-    return review_time(one, tokenise_seconds) | device_peak() | {"matmul": matmul_rate()}
+    return review_time(one, tokenize_seconds) | device_peak() | {"matmul": matmul_rate()}
 
 
 def generation(case: str) -> Row:
@@ -222,7 +222,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
-    """Batches of movie reviews, how many lengths they have, and the seconds that tokenising one takes."""
+    """Batches of movie reviews, how many lengths they have, and the seconds that tokenizing one takes."""
     texts, labels = reviews()
     tokenizer: Any = model.tokenizer
     start = time.perf_counter()

@@ -18,7 +18,7 @@ def single(case: str) -> Row:
     torch.manual_seed(0)
     shape = SHAPES[case]
     if case == "reviews":
-        base, batches, tokenise_seconds = review_batches(shape.batch)
+        base, batches, tokenize_seconds = review_batches(shape.batch)
     else:
         base, batches = random_base(shape), itertools.repeat(random_batch(shape))
     model = get_peft_model(base, options(shape)).train()
@@ -31,7 +31,7 @@ def single(case: str) -> Row:
 
     a = torch.ones(2048, 2048)
     matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
-    return (review_time(one, tokenise_seconds) if case == "reviews" else timed(one)) | matmul
+    return (review_time(one, tokenize_seconds) if case == "reviews" else timed(one)) | matmul
 
 
 def generation(case: str) -> Row:
@@ -110,7 +110,7 @@ def random_batch(shape: Shape) -> dict[str, torch.Tensor]:
 
 def review_batches(size: int) -> tuple[Any, Iterator[dict[str, Any]], float]:
     """The demo model and, with its tokenizer, the reviews in random order, each batch padded to its longest row; and
-    the seconds that tokenising a batch takes."""
+    the seconds that tokenizing a batch takes."""
     import traceforge_title_model
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 

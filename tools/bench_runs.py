@@ -32,9 +32,9 @@ def processes() -> dict[str, Row]:
     for what, members, mesh in (("rows", "1", "--mesh.data"), ("members", "2", "--mesh.ensemble")):
         options = (*OPTIONS, "--ensemble.size", members, "--train.steps", "100000")
         for apart in ([cores], [cores[:1], cores[1:]]):
-            divided = (mesh, "2") if len(apart) == 2 else ()
+            named_sharding = (mesh, "2") if len(apart) == 2 else ()
             with tempfile.TemporaryDirectory() as folder:
-                stamps = _steps([*options, *divided, "--runs", folder], apart, WARM_UP + TIMED)
+                stamps = _steps([*options, *named_sharding, "--runs", folder], apart, WARM_UP + TIMED)
             seconds = [after - before for before, after in itertools.pairwise(stamps[WARM_UP:])]
             rows[f"{what}, {len(apart)}"] = {"seconds": statistics.median(seconds)}
     return rows

@@ -27,7 +27,7 @@ class Shape:
     batch: int
     length: int  # of the prompt
     dropout: float
-    source: int = 128  # GPT-2 has no more than a source, all of which is learnt
+    source: int = 128  # GPT-2 has no more than a source, all of which is learned
     target: int = 16
     model: Literal["t5", "gpt2"] = "t5"  # T5-small's shape, or GPT-2 small's
     method: Literal["soft_prompt", "prefix"] = "soft_prompt"
@@ -73,15 +73,15 @@ def alternately(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return {name: {"seconds": statistics.median(row[name] for row in seconds[1:])} for name in sides}
 
 
-def review_time(step: Callable[[], None], tokenise_seconds: float) -> Row:
-    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenising them."""
+def review_time(step: Callable[[], None], tokenize_seconds: float) -> Row:
+    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenizing them."""
     count = 5 * STEPS
     for _ in range(2):
         step()
     start = time.perf_counter()
     for _ in range(count):
         step()
-    return {"seconds": (time.perf_counter() - start) / count + tokenise_seconds, "peak_mib": peak_mib()}
+    return {"seconds": (time.perf_counter() - start) / count + tokenize_seconds, "peak_mib": peak_mib()}
 
 
 def _seconds(step: Callable[[], Any]) -> float:

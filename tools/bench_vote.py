@@ -60,8 +60,8 @@ def review_examples(model: Model, count: int) -> Examples:
     drawn = np.random.default_rng(0).permutation(len(split[0]))[:count]
     texts, labels = ([column[i] for i in drawn] for column in split)
     task_format = TaskFormat("{text}", ("negative", "positive"), input_length=128)
-    inputs, cut = evaluation.tokenise(model, texts, task_format.input_length)
-    targets, _ = evaluation.tokenise(model, labels, VOTE_TOKENS)
+    inputs, cut = evaluation.tokenize(model, texts, task_format.input_length)
+    targets, _ = evaluation.tokenize(model, labels, VOTE_TOKENS)
     truncated = {"inputs": cut, "targets": 0}
     return Examples(
         "reviews", "test", inputs, targets, texts, labels, truncated, task_format, metric_fns=(metrics.accuracy,)

@@ -54,7 +54,7 @@ def write(path: Path, examples: list[tuple[str, str, str]]) -> None:
 
 
 def main() -> None:
-    """Reads the command line and writes the four files and the licence."""
+    """Reads the command line and writes the four files and the license."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sdist", type=Path, help="path of vaderSentiment-0.5.zip")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tasks" / "data" / "sentiment")

@@ -33,7 +33,7 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
-from prompt_jax.distributed.sharding import make_mesh, shape_of
+from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.models import family
@@ -133,7 +133,7 @@ def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
         "batch": f"{experiment.train.batch_size} a member, {source} + {target} tokens a row",
         "generation": f"{experiment.train.eval_batch_size} rows",
         "topology": f"{where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB",
-        "mesh": " x ".join(f"{name} {size}" for name, size in shape_of(mesh).items()),
+        "mesh": " x ".join(f"{name} {size}" for name, size in mesh_shape(mesh).items()),
     }
 
 
@@ -174,7 +174,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         ", ".join(collectives) or "none",
         *(f"{_short(seconds * 1e3)} ms" for seconds in times),
         result.bound,
-        f"{result.utilisation:.0%}",
+        f"{result.utilization:.0%}",
     )
 
 

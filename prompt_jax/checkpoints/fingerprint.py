@@ -5,7 +5,7 @@ same from safetensors, Flax and PyTorch files, in any dtype and sharding loaded.
 
 What it cannot see: a change that spares all sampled elements (a few rows of the embedding, one neuron), the tokenizer,
 and the dropout rate. The same weights stored in another dtype are another model to it, unless every sampled element
-survives the cast. It recognises a wrong base; it is no proof against tampering.
+survives the cast. It recognizes a wrong base; it is no proof against tampering.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from prompt_jax.models import family
 from prompt_jax.models.delta import flat
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.quantized import Quantized
-from prompt_jax.storage.files import write_text, write_whole
+from prompt_jax.storage.files import atomic_write, write_text
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -49,7 +49,7 @@ def save_model(folder: Path, model: Model) -> None:
             tensors.setdefault(name, []).append(tensor)
     whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
     data = save(whole, {"format": "pt"})
-    write_whole(folder / "model.safetensors", lambda file: file.write(data))
+    atomic_write(folder / "model.safetensors", lambda file: file.write(data))
     if model.tokenizer is not None:
         _write_tokenizer(folder, model.tokenizer)
     special = {name: getattr(model.config, name) for name in ("pad_id", "eos_id", "start_id")}
@@ -63,7 +63,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.transformers.save_pretrained(scratch)
         for file in sorted(Path(scratch).iterdir()):
-            write_whole(folder / file.name, functools.partial(_copy, file))
+            atomic_write(folder / file.name, functools.partial(_copy, file))
 
 
 def _copy(source: Path, opened: Any) -> None:

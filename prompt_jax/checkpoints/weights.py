@@ -1,6 +1,6 @@
 """From a folder of weight files to the nested parameters of a model, along the table `parameters(config)`.
 
-Each leaf is read, cast or quantised, and placed before the next one is begun, so that host memory holds one leaf beside
+Each leaf is read, cast or quantized, and placed before the next one is begun, so that host memory holds one leaf beside
 what is placed. Of a leaf that is divided over devices, a process reads what its own devices have, and no more.
 """
 
@@ -26,7 +26,7 @@ from prompt_jax.models.quantized import Quantized, quantize
 Placement = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# With "int8" it is that of what is not quantised.
+# With "int8" it is that of what is not quantized.
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16, "int8": _BFLOAT16}
 _LISTED = 12  # tensors that an error names, of each kind
 
@@ -194,7 +194,7 @@ def _ours(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
 def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized:
     """Shape and dtype of a leaf.
 
-    With "int8" the layers' matrices are quantised. The tables of words are not: prompts are made of embeddings and
+    With "int8" the layers' matrices are quantized. The tables of words are not: prompts are made of embeddings and
     compared with them, and in models that are large enough to need 8 bits they are a few hundredths of the whole.
     """
     shape = _leaf_shape(parameter)

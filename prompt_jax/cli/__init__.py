@@ -15,10 +15,10 @@ import tyro
 
 from prompt_jax import experiment as experiments
 from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
-from prompt_jax.cli.common import say
+from prompt_jax.cli.common import print_error
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
-from prompt_jax.report.terminal import harmless
+from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.paths import as_path
 
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -63,24 +63,24 @@ def _run(argv: list[str]) -> int:
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
-        return say(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
+        return print_error(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
     try:
         args = parse(verb, rest)
         _prepare_jax()
         return VERBS[verb][1](args)
     except UserError as error:
-        return say(str(error), error.exit_status)
+        return print_error(str(error), error.exit_status)
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FileNotFoundError as error:
-        return say(f"no such file: {error.filename}", 1)
+        return print_error(f"no such file: {error.filename}", 1)
     except OSError as error:
-        return say(f"{error.filename or verb}: {error.strerror or error}", 1)
+        return print_error(f"{error.filename or verb}: {error.strerror or error}", 1)
     except UnicodeError as error:
-        return say(f"{verb}: text that is not UTF-8: {error}", 1)
+        return print_error(f"{verb}: text that is not UTF-8: {error}", 1)
     except KeyboardInterrupt:
-        return say(
+        return print_error(
             "interrupted" + ("; the same command goes on from the last checkpoint" if verb == "train" else ""), 130
         )
 
@@ -123,7 +123,7 @@ def _prepare_jax() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "prompt_jax" / "compilations"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, and looks for GPUs
-    warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {harmless(str(message))}\n"
+    warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {escape_control_characters(str(message))}\n"
 
 
 def _silence_tracebacks() -> None:

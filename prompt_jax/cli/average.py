@@ -11,7 +11,7 @@ from prompt_jax.cli.common import show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
 
@@ -46,7 +46,7 @@ def run(args: Average) -> int:
     return 0
 
 
-def _metadata(members: Sequence["Member"], weights: Sequence[float] | None) -> "PromptMetadata":
+def _metadata(members: Sequence["LoadedPrompt"], weights: Sequence[float] | None) -> "PromptMetadata":
     """What all members say, and what the average is made of; scores and steps are nobody's."""
     from prompt_jax.prompt_files.io import PromptMetadata
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_jax.config.model import Dtype
 from prompt_jax.errors import MissingPackage, UserError
-from prompt_jax.report.terminal import harmless
+from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class BaseOptions:
     """Which base a prompt file is used with."""
 
     model: str | None = None
@@ -36,7 +36,7 @@ class Base:
     """Use the prompt although it was trained on another base."""
 
 
-def load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
+def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Model":
     """The base that the user names, or the one that the prompt file names if it is on this machine."""
     from prompt_jax.checkpoints.load import load_model
 
@@ -45,8 +45,10 @@ def load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
     if metadata.base is None:
         raise UserError(f"{path} does not say which base it was trained on; name it with --model")
     name, revision = metadata.base.name, metadata.base.revision
-    harmless = len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
-    if name != "demo" and (not harmless or Path(name).exists()):
+    plain = (
+        len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
+    )
+    if name != "demo" and (not escape_control_characters or Path(name).exists()):
         raise UserError(
             f"{path} was trained on {name}, which is no name on the hub; if you trust it, say --model {name}"
         )
@@ -60,7 +62,7 @@ def load_base(path: Path, metadata: "PromptMetadata", base: Base) -> "Model":
         ) from error
 
 
-def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: Base) -> None:
+def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: BaseOptions) -> None:
     from prompt_jax.prompt_files.io import check_base
 
     if model.tokenizer is None:
@@ -93,11 +95,11 @@ def check_positive(**options: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
 
 
-def say(text: str, status: int) -> int:
-    print(f"prompt-jax: {harmless(text)}", file=sys.stderr)
+def print_error(text: str, status: int) -> int:
+    print(f"prompt-jax: {escape_control_characters(text)}", file=sys.stderr)
     return status
 
 
 def show(text: str) -> None:
     """Print text for a person, with control characters escaped: it may be from a model or an untrusted file."""
-    print(harmless(text))
+    print(escape_control_characters(text))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_member, load_base, show
+from prompt_jax.cli.common import BaseOptions, check_base, check_member, load_base, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Export:
     as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
     """prefix: the keys and values that a causal model has of its virtual tokens, in place of these; they depend on the
     base, which is loaded. The same logits for less work."""
-    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,7 @@ def export(args: Export) -> int:
 
 def import_(args: Import) -> int:
     from prompt_jax.checkpoints.load import load_model
-    from prompt_jax.prompt_files.io import Base as Trained
-    from prompt_jax.prompt_files.io import check_base, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.prompt_files.io import ModelId, check_base, read_prompts, save_ensemble, save_prompt
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: what is imported is a .npz; name it so (export writes other formats)")
@@ -95,7 +94,7 @@ def import_(args: Import) -> int:
         if known := next((said.base for _, said in members if said.base is not None), None):
             raise UserError(f"{args.source} says itself that it was trained on {known.name}: leave --model out")
         model = load_model(args.model, revision=args.revision)
-        own = Trained(model.name, model.revision, model.fingerprint)
+        own = ModelId(model.name, model.revision, model.fingerprint)
         members = [(prompt, dataclasses.replace(said, base=own)) for prompt, said in members]
         for prompt, said in members:
             check_base(args.source, prompt, said, model)

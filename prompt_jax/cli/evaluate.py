@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_member, check_positive, load_base, show
+from prompt_jax.cli.common import BaseOptions, check_base, check_member, check_positive, load_base, show
 from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import UserError
@@ -15,7 +15,7 @@ from prompt_jax.errors import UserError
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
     from prompt_jax.data.examples import Examples
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.ensembles.outcome import Outcome
 
 
@@ -54,7 +54,7 @@ class Evaluate:
     """Prompt files; of an ensemble's file all members count, in their order."""
     member: int | None = None
     """Only this prompt of an ensemble's file, numbered from 0."""
-    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     source: Annotated[Source, tyro.conf.arg(name="")] = Source()
     metrics: tuple[str, ...] | None = None
     """Names of metrics; the task's own, or of --data the prompt's own, if left out."""
@@ -111,9 +111,9 @@ def run(args: Evaluate) -> int:
 
 def _base_alone(args: Evaluate) -> int:
     from prompt_jax.checkpoints.load import load_model
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.ensembles.outcome import evaluate_base
-    from prompt_jax.inference.few_shot import Design, designed
+    from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -141,10 +141,10 @@ def _base_alone(args: Evaluate) -> int:
     model = load_model(args.base.model, args.base.dtype, args.base.revision)
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
-    nobody = [Member(Path(model.name), None, Prompt(), PromptMetadata())]
+    nobody = [LoadedPrompt(Path(model.name), None, Prompt(), PromptMetadata())]
     examples, target_length = read_examples(source, nobody, model, args.metrics)
     training = None if how.shots == 0 else _pool(source, how.shots_from, examples, nobody, model)
-    design = Design(
+    design = PromptDesign(
         how.design,
         None if how.shots == "fit" else how.shots,
         balanced=not how.shots_as_drawn,
@@ -152,7 +152,7 @@ def _base_alone(args: Evaluate) -> int:
         length=how.shot_length,
     )
     seeds = how.shot_seeds if how.shots != 0 else (0,)
-    made = [designed(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
+    made = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
     if len(seeds) > 1 and not any(shown for _, shown in made):
         raise UserError("no example has room before any input, so that all --shot-seeds ask alike: raise --shot-length")
     names = [
@@ -171,7 +171,7 @@ def _base_alone(args: Evaluate) -> int:
 
 
 def _pool(
-    source: Source, file: Path | None, asked: "Examples", nobody: Sequence["Member"], model: "Model"
+    source: Source, file: Path | None, asked: "Examples", nobody: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
     """What examples are drawn from: the training split of the task that is asked, or a file."""
     from prompt_jax.data import load
@@ -199,7 +199,7 @@ def _show(args: Evaluate, outcome: "Outcome") -> int:
     return 0
 
 
-def _check_together(args: Evaluate, members: Sequence["Member"]) -> None:
+def _check_together(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
     """Refuses options that do not go together, and members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
     from prompt_jax.models.prompt import check_alike

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, load_base, say, show
+from prompt_jax.cli.common import BaseOptions, check_base, check_positive, load_base, print_error, show
 from prompt_jax.cli.source import Source, check_source, read_examples
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
     from prompt_jax.data.examples import Examples
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.inspection.ablation import Ablation
     from prompt_jax.task_format import TaskFormat
 
@@ -23,15 +23,15 @@ _LIMIT = 100  # examples, each of which is run once for each virtual token
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Print prompts' provenance, norms and nearest vocabulary neighbours, and how alike they are.
+    """Print prompts' provenance, norms and nearest vocabulary neighbors, and how alike they are.
 
     With --task or --data also by how much the loss is higher without each virtual token.
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Prompt files of one base; of an ensemble's file all members."""
-    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
-    neighbours: int = 5
+    base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
+    neighbors: int = 5
     """How many for each virtual token, by cosine and by Euclidean distance."""
     html: Path | None = None
     """Write a page with pictures, which loads nothing from anywhere."""
@@ -44,13 +44,13 @@ def run(args: Inspect) -> int:
     from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
     from prompt_jax.ensembles.tables import Table
     from prompt_jax.inspection import prompt_similarity
-    from prompt_jax.inspection.findings import look_into
+    from prompt_jax.inspection.findings import collect_findings
     from prompt_jax.inspection.text import describe, printable
     from prompt_jax.models.prompt import check_alike
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")
-    check_positive(neighbours=args.neighbours, limit=args.source.limit, batch_size=args.batch_size)
+    check_positive(neighbors=args.neighbors, limit=args.source.limit, batch_size=args.batch_size)
     check_source(args.source)
     check_distinct(args.files)
     members = read_members(args.files)
@@ -61,7 +61,7 @@ def run(args: Inspect) -> int:
     model = _model(args, members)
     ablations = _ablations(args, members, model)
     findings = [
-        look_into(str(member), member.prompt, member.metadata, model, args.neighbours, ablation)
+        collect_findings(str(member), member.prompt, member.metadata, model, args.neighbors, ablation)
         for member, ablation in zip(members, ablations, strict=True)
     ]
     show("\n\n".join(describe(found, model) for found in findings))
@@ -77,7 +77,7 @@ def run(args: Inspect) -> int:
     return 0
 
 
-def _model(args: Inspect, members: Sequence["Member"]) -> "Model | None":
+def _model(args: Inspect, members: Sequence["LoadedPrompt"]) -> "Model | None":
     """The base, or None where it is not to be had and nothing asks for it."""
     first = next((member for member in members if member.metadata.base is not None), members[0])
     try:
@@ -85,14 +85,14 @@ def _model(args: Inspect, members: Sequence["Member"]) -> "Model | None":
     except UserError as error:
         if args.base.model is not None or args.source.task is not None or args.source.data is not None:
             raise
-        say(f"{error}\n", 0)
+        print_error(f"{error}\n", 0)
         return None
     for member in members:
         check_base(member.path, member.prompt, member.metadata, model, args.base)
     return model
 
 
-def _ablations(args: Inspect, members: Sequence["Member"], model: "Model | None") -> "list[Ablation | None]":
+def _ablations(args: Inspect, members: Sequence["LoadedPrompt"], model: "Model | None") -> "list[Ablation | None]":
     """Of each prompt, on the examples that the user names, written as it was trained to read them."""
     if model is None or (args.source.task is None and args.source.data is None):
         return [None] * len(members)

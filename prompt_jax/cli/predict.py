@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from prompt_jax.cli.common import Base, check_base, check_positive, chosen_format, load_base, say
+from prompt_jax.cli.common import BaseOptions, check_base, check_positive, chosen_format, load_base, print_error
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
-from prompt_jax.report.terminal import harmless
+from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import as_path
 
@@ -41,7 +41,7 @@ class Predict:
     """Input text with columns in braces; the prompt's own if left out."""
     labels: tuple[str, ...] | None = None
     """Possible answers, which --json scores; the prompt's own if left out."""
-    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     input: Path | None = None
     """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
     left out. Text is UTF-8, or UTF-16 with a byte order mark. Files may end in .gz."""
@@ -64,7 +64,7 @@ def run(args: Predict) -> int:
             print(json_text(shown) if args.json else _one_line(answer.prediction))
         sys.stdout.flush()
     if answers.cut:
-        say(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
+        print_error(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
     return 0
 
 
@@ -121,7 +121,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
 def _one_line(answer: str) -> str:
     """An answer as one line; on a terminal without characters that it would obey."""
     line = re.sub(r"\r\n|\r|\n", " ", answer)
-    return harmless(line) if sys.stdout.isatty() else line
+    return escape_control_characters(line) if sys.stdout.isatty() else line
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

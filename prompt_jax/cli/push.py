@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import Base, load_base, show
+from prompt_jax.cli.common import BaseOptions, load_base, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Push:
     """Make a repository that nobody else sees."""
     message: str | None = None
     """Of the commit."""
-    base: Annotated[Base, tyro.conf.arg(name="")] = Base()
+    base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 
 def run(args: Push) -> int:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from prompt_jax.cli.common import say, show
+from prompt_jax.cli.common import print_error, show
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
 
 _MATRIX = 12  # prompts of which the terminal shows all pairs
 
@@ -35,7 +35,7 @@ def run(args: Similarity) -> int:
         raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")
     members, skipped = _together(*_read(_files(args.paths)))
     for line in skipped:
-        say(f"skipped {line}", 0)
+        print_error(f"skipped {line}", 0)
     if len(members) < 2:
         raise UserError(f"{len(members)} prompts to compare; name two or more that have the same parts, sizes and base")
     means, pairs = task_similarity([member.prompt for member in members])
@@ -82,7 +82,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
                     yield own / "best.npz"
 
 
-def _read(files: Iterator[Path]) -> tuple[list["Member"], list[str]]:
+def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
     """The prompts of the files, and which of them hold none, with the reason."""
     from prompt_jax.ensembles.members import read_members
     from prompt_jax.prompt_files.io import PromptFormatError
@@ -100,12 +100,12 @@ def _read(files: Iterator[Path]) -> tuple[list["Member"], list[str]]:
     return members, skipped
 
 
-def _together(members: Sequence["Member"], skipped: Sequence[str]) -> tuple[list["Member"], list[str]]:
+def _together(members: Sequence["LoadedPrompt"], skipped: Sequence[str]) -> tuple[list["LoadedPrompt"], list[str]]:
     """The prompts that can be compared with the first, and the others with the reason."""
     from prompt_jax.ensembles.members import MemberError, check_one_base
     from prompt_jax.models.prompt import PromptStackError, check_stackable
 
-    kept: list[Member] = []
+    kept: list[LoadedPrompt] = []
     left = list(skipped)
     for member in members:
         first = kept[0] if kept else member

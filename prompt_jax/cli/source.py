@@ -13,7 +13,7 @@ from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
     from prompt_jax.data.examples import Examples
-    from prompt_jax.ensembles.members import Member
+    from prompt_jax.ensembles.members import LoadedPrompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def check_source(source: Source, metrics: tuple[str, ...] | None = None) -> None
 
 
 def read_examples(
-    source: Source, members: Sequence["Member"], model: "Model", metrics: tuple[str, ...] | None = None
+    source: Source, members: Sequence["LoadedPrompt"], model: "Model", metrics: tuple[str, ...] | None = None
 ) -> tuple["Examples", int]:
     """The examples that the user names, or those of the task that the prompts were trained on; the length of answers.
 
@@ -101,15 +101,15 @@ def read_examples(
         metric_names=metrics or (),
         before=before,
     )
-    if examples.unlabelled and source.data is None and source.split == "test" and "validation" in task.splits:
+    if examples.unlabeled and source.data is None and source.split == "test" and "validation" in task.splits:
         raise UserError(
-            f"{examples.name}, test: {examples.unlabelled} of {len(examples)} examples have no label, or no answer, as "
+            f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, as "
             "benchmarks keep those to themselves; give --split validation"
         )
     return examples, lengths.target_length
 
 
-def _asked_by_name(members: Sequence["Member"], asked: TaskFormat) -> bool:
+def _asked_by_name(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool:
     """Whether the prompts were trained with the names of tasks before the inputs (`data.task_names`).
 
     A template tells it beside that of the task which the prompt was trained on or, where that is not known here, of the
@@ -120,7 +120,7 @@ def _asked_by_name(members: Sequence["Member"], asked: TaskFormat) -> bool:
     """
     from prompt_jax.data import load
 
-    known: list[tuple[Member, bool]] = []
+    known: list[tuple[LoadedPrompt, bool]] = []
     for member in members:
         own, task = member.metadata.format, member.metadata.task
         if own is None or task is None and own.template != NAMED_INPUTS:

@@ -16,7 +16,7 @@ class EnsembleConfig:
     """Members that are processed at once, the groups one after the other; None is all of them, which is for
     accelerators. On a CPU large matrices gain nothing from being stacked: 1 is the fastest, and takes least memory."""
     seed: tuple[int, ...] = ()
-    """Of initialisation, data order and dropout. Left out, train.seed and the numbers that follow it."""
+    """Of initialization, data order and dropout. Left out, train.seed and the numbers that follow it."""
     learning_rate: tuple[float, ...] = ()
     """As optimizer.learning_rate."""
     weight_decay: tuple[float, ...] = ()

@@ -17,7 +17,7 @@ class TrainConfig:
     accumulate: int = 1
     """Parts that a batch is processed in, one after the other, to save memory; the result is the same."""
     seed: int = 0
-    """Of initialisation, data order and dropout."""
+    """Of initialization, data order and dropout."""
     dropout_rate: float = 0.0
     """Dropout in the base while training. The paper does not state it; its code's value is 0.1. The masks depend on a
     batch's shape, so a row has other masks in another length bucket."""
@@ -25,7 +25,7 @@ class TrainConfig:
     """The loss of a batch: the mean over its target tokens, or the mean over its examples of their tokens' sum, as in
     the prefix paper's code."""
     z_loss: float = 1e-4
-    """Weight of the squared log-normaliser of the output, which keeps logits from drifting (T5X's default)."""
+    """Weight of the squared log-normalizer of the output, which keeps logits from drifting (T5X's default)."""
     eval_every: int = 500
     """Steps between evaluations on the validation split."""
     eval_examples: int | None = None

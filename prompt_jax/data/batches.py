@@ -1,4 +1,4 @@
-"""Tokenised examples as batches of a few shapes, in an order that is a function of the seed.
+"""Tokenized examples as batches of a few shapes, in an order that is a function of the seed.
 
 NumPy only. B rows a batch, S source tokens (one of the bucket lengths), T target tokens (the same in all batches). A
 batch is a dict of
@@ -27,7 +27,7 @@ Placed = TypeVar("Placed")
 
 
 @runtime_checkable  # for the tests, which check types as they run
-class Tokenised(Protocol):
+class Tokenized(Protocol):
     """What is needed of examples: `prompt_jax.data.examples.Examples` has it."""
 
     @property
@@ -91,7 +91,7 @@ class TrainBatches(Iterator[Batch]):
 
     def __init__(
         self,
-        examples: Tokenised,
+        examples: Tokenized,
         batch_size: int,
         seed: int,
         buckets: Sequence[int],
@@ -101,7 +101,7 @@ class TrainBatches(Iterator[Batch]):
         """No example is read or copied yet.
 
         Args:
-          examples: the tokenised examples; T is the length of their longest target.
+          examples: the tokenized examples; T is the length of their longest target.
           batch_size: B.
           seed: of the order; not negative.
           buckets: ascending bucket lengths, from length_buckets.
@@ -211,7 +211,7 @@ class MixtureBatches(TrainBatches):
 
     def __init__(
         self,
-        tasks: Sequence[Tokenised],
+        tasks: Sequence[Tokenized],
         rates: Sequence[float],
         batch_size: int,
         seed: int,

@@ -1,4 +1,4 @@
-"""Tokenised examples in memory, and how answers to them are scored."""
+"""Tokenized examples in memory, and how answers to them are scored."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 from prompt_jax.data.files import DataError
 from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
-from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat
+from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """One split of a task, tokenised, in the order of its source.
+    """One split of a task, tokenized, in the order of its source.
 
     All of it is in host memory. Sets for tuning prompts are small, and this way the order of training is a function
     of the seed alone, a position in it is two numbers, and nothing depends on tf.data's threads.
@@ -25,7 +25,7 @@ class Examples:
       targets: an int32 array [T_i] for each example, the end token included.
       input_texts: the inputs before tokenization, whole where `inputs` is truncated; control tokens of the template are
         marked (`prompt_jax.control_tokens`).
-      target_texts: the targets before tokenization; UNLABELLED where the answer is not known.
+      target_texts: the targets before tokenization; UNLABELED where the answer is not known.
       truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
       format: the task's format; None for a seqio task that has none, or makes its tokens itself.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
@@ -57,9 +57,9 @@ class Examples:
         return len(self.inputs)
 
     @property
-    def unlabelled(self) -> int:
+    def unlabeled(self) -> int:
         """How many examples have no answer: to be predicted, not to train on or to score."""
-        return self.target_texts.count(UNLABELLED) if self.format else 0
+        return self.target_texts.count(UNLABELED) if self.format else 0
 
     @property
     def answered(self) -> bool:
@@ -115,9 +115,9 @@ class Examples:
         """
         if len(predictions) != len(self) * self.answered:
             raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")
-        if self.unlabelled:
+        if self.unlabeled:
             raise DataError(
-                f"{self.name}, {self.split}: {self.unlabelled} of {len(self)} examples have no label, or no answer; "
+                f"{self.name}, {self.split}: {self.unlabeled} of {len(self)} examples have no label, or no answer; "
                 "they can be predicted, but not scored"
             )
         targets = self._postprocessed(self.expected, is_target=True)

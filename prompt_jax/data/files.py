@@ -15,7 +15,7 @@ from prompt_jax.control_tokens import unmarked
 from prompt_jax.data.lines import DataError, fail, is_text, read_lines, shown, without_end
 from prompt_jax.data.rows import KINDS, file_kind, read_rows
 from prompt_jax.storage.paths import as_path
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 
@@ -50,14 +50,14 @@ def read_examples(path: Path, task_format: TaskFormat, target: str | None) -> It
     Args:
       path: the file.
       task_format: the template and the labels.
-      target: the column of the answers; None if there are none, which gives UNLABELLED.
+      target: the column of the answers; None if there are none, which gives UNLABELED.
 
     Raises:
       DataError: as read_rows, or a column is missing, its value is no text, or a label is unknown.
     """
     for line, row in read_rows(path):
         where = f"{path}:{line}"
-        answer = UNLABELLED if target is None else _answer(row, target, task_format.labels, where)
+        answer = UNLABELED if target is None else _answer(row, target, task_format.labels, where)
         yield render(row, task_format, where), answer
 
 
@@ -176,7 +176,7 @@ def file_task(
       task_format: template, labels, metrics and lengths.
       target: the column of the answer; None if the files have none, so that they can only be predicted.
       validation_share: if positive, the share of the train file that becomes the split "validation". It is chosen
-        by a hash of the input's normalised text, so it does not depend on the order of the file, and equal texts
+        by a hash of the input's normalized text, so it does not depend on the order of the file, and equal texts
         stay together.
 
     Raises:
@@ -214,7 +214,7 @@ def data_folder(name: str) -> Path:
     return folder
 
 
-def normalise_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """A text as it is compared for duplicates: lower case, words only, one space between them.
 
     A text without a word ("!!!", ":)") keeps its signs, or all such texts would be the same.
@@ -224,8 +224,8 @@ def normalise_text(text: str) -> str:
 
 
 def text_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the normalised text alone, evenly spread: what splits are made by."""
-    digest = hashlib.sha256(normalise_text(text).encode("utf-8")).digest()
+    """A number in [0, 1) that depends on the normalized text alone, evenly spread: what splits are made by."""
+    digest = hashlib.sha256(normalize_text(text).encode("utf-8")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
@@ -235,7 +235,7 @@ def _answer(row: Mapping[str, Any], column: str, labels: Sequence[str], where: s
         return text
     numbered = not any(_INTEGER.fullmatch(label) for label in labels)
     if numbered and _INTEGER.fullmatch(text) and -1 <= int(text) < len(labels):
-        return UNLABELLED if int(text) == -1 else labels[int(text)]
+        return UNLABELED if int(text) == -1 else labels[int(text)]
     numbers = f", or its number from 0 to {len(labels) - 1}, or -1 if not known" if numbered else ""
     fail(
         where,

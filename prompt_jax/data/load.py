@@ -1,4 +1,4 @@
-"""From a task's name or a user's files to tokenised examples in memory.
+"""From a task's name or a user's files to tokenized examples in memory.
 
 Tasks are defined and found by `prompt_jax.data.tasks`. A seqio task with a vocabulary of its own is accepted for models
 that have the same one (`prompt_jax.data.vocabulary`). These two are the only modules of the package that need seqio and
@@ -28,10 +28,10 @@ from prompt_jax.data.tasks import (
     task_names,
     text_source,
     texts_alone,
-    tokenisation,
+    tokenization,
 )
 from prompt_jax.data.vocabulary import Tokenizer, bind
-from prompt_jax.task_format import NOTE_METRICS, UNLABELLED, TaskFormat
+from prompt_jax.task_format import NOTE_METRICS, UNLABELED, TaskFormat
 
 __all__ = [
     "DataError",
@@ -131,7 +131,7 @@ def load_examples(
         input_texts=_texts(rows, "inputs", tokenizer),
         target_texts=[unmarked(text) for text in _texts(rows, "targets", tokenizer)],
         truncated={"inputs": inputs_cut, "targets": targets_cut},
-        format=task_format if as_texts else None,  # UNLABELLED is a text like others in what is no answer
+        format=task_format if as_texts else None,  # UNLABELED is a text like others in what is no answer
         metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _metric_fns(task),
         postprocess=postprocess,
         rows=tuple(rows) if postprocess else (),
@@ -175,7 +175,7 @@ def _gives_texts(task: Any) -> bool:
     """Whether a task leaves the tokens to the model: a FileTask, or one of `add_task`."""
     if isinstance(task, FileTask):
         return True
-    last = tokenisation()
+    last = tokenization()
     return hasattr(task, "task_format") and list(task.preprocessors[-len(last) :]) == last
 
 
@@ -252,7 +252,7 @@ def _tokens(
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer) -> list[str]:
-    """A feature's texts, as they were before tokenisation where the task keeps them."""
+    """A feature's texts, as they were before tokenization where the task keeps them."""
     key = f"{feature}_pretokenized"
     values = [row.get(key, row[feature]) for row in rows]
     return [
@@ -268,7 +268,7 @@ def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target
         if (written := tokenizer.decode(ids)) != label:
             raise DataError(
                 f"the task {task!r} has the label {label!r}, which the model's tokenizer can only write as "
-                f"{written!r}; expected labels that survive tokenisation"
+                f"{written!r}; expected labels that survive tokenization"
             )
         if len(ids) > target_length:
             raise DataError(
@@ -280,7 +280,7 @@ def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target
 def _check_targets(examples: Examples) -> None:
     if not (examples.format and examples.format.labels):
         return
-    allowed = {*examples.format.labels, UNLABELLED}
+    allowed = {*examples.format.labels, UNLABELED}
     for number, text in enumerate(examples.target_texts):
         if text not in allowed:
             raise DataError(

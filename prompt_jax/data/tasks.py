@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from prompt_jax import metrics
 from prompt_jax.control_tokens import CLOSE, OPEN, mark
 from prompt_jax.data.files import DataError, FileTask
-from prompt_jax.task_format import SENTINEL, UNLABELLED, TaskFormat, without_sentinel
+from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat, without_sentinel
 
 FEATURES = ("inputs", "targets")
 
@@ -136,7 +136,7 @@ def find_task(name: str) -> Any:
     """The seqio.Task of this name.
 
     Raises:
-      DataError: there is none; names those that are spelt most like it.
+      DataError: there is none; names those that are spelled most like it.
     """
     seqio = import_seqio()
     names = task_names()
@@ -313,7 +313,7 @@ def _text_task(
         name,
         source=source,
         output_features=dict.fromkeys(FEATURES, placeholder),
-        preprocessors=[*preprocessors, *tokenisation()],
+        preprocessors=[*preprocessors, *tokenization()],
         postprocess_fn=postprocess,
         metric_fns=[function for function in metrics.metric_fns(task_format) if function is not metrics.log_likelihood],
     )
@@ -343,7 +343,7 @@ def _render(dataset: Any, task_format: TaskFormat, target: str, note: str | None
             return text(value)
         known = tf.gather(task_format.labels, tf.clip_by_value(value, 0, len(task_format.labels) - 1))
         in_range = (value >= 0) & (value < len(task_format.labels))
-        return tf.where(in_range, known, tf.where(value == -1, UNLABELLED, text(value)))
+        return tf.where(in_range, known, tf.where(value == -1, UNLABELED, text(value)))
 
     def row(columns: Mapping[str, Any]) -> dict[str, Any]:
         segments = task_format.segments
@@ -361,7 +361,7 @@ def _begun_with_sentinel(dataset: Any) -> Any:
     def row(columns: Mapping[str, Any]) -> dict[str, Any]:
         text = columns["targets"]
         begun = tf.strings.join([f"{mark(SENTINEL)} ", text])
-        return {**columns, "targets": tf.where(text == UNLABELLED, text, begun)}
+        return {**columns, "targets": tf.where(text == UNLABELED, text, begun)}
 
     return dataset.map(row)
 
@@ -413,11 +413,11 @@ def texts_alone(task: Any, marked: Callable[[str], str]) -> Any:
             return own
         return functools.partial(own, task_format=own.keywords["task_format"].marked(marked))
 
-    steps = task.preprocessors[: -len(tokenisation())]
+    steps = task.preprocessors[: -len(tokenization())]
     return task.replace(preprocessors=[step(own) for own in steps])
 
 
-def tokenisation() -> list[Callable[..., Any]]:
+def tokenization() -> list[Callable[..., Any]]:
     """The last steps of a task that is registered by add_task."""
     seqio = import_seqio()
     return [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]

@@ -88,12 +88,12 @@ def mesh_of(tree: Any) -> Mesh | None:
     return sharding.mesh if on_mesh else None
 
 
-def divided(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
+def named_sharding(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
     """The sharding of arrays whose first axes are these logical ones, the others whole; None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, RULES.spec(*axes))
 
 
-def of_parameters(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
+def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
     """Where each parameter of a base goes: the `placement` of `load_model`; None without a mesh.
 
     A vocabulary that cannot be divided (GPT-2's 50,257 words) is whole on each device.
@@ -127,7 +127,7 @@ def place(tree: Any, sharding: NamedSharding | None = None) -> Any:
 
     Args:
       tree: NumPy arrays, or keys; every process has the same.
-      sharding: from `divided`; None is the default device.
+      sharding: from `named_sharding`; None is the default device.
     """
     if sharding is None:
         return jax.device_put(tree)
@@ -153,6 +153,6 @@ def _addressable(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
-def shape_of(mesh: Mesh | None) -> Mapping[str, int]:
+def mesh_shape(mesh: Mesh | None) -> Mapping[str, int]:
     """The sizes of the mesh's axes, all 1 without one."""
     return dict.fromkeys(("ensemble", "data", "model"), 1) if mesh is None else mesh.shape

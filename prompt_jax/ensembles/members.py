@@ -17,7 +17,7 @@ class MemberError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class LoadedPrompt:
     """A prompt and where it was read from.
 
     Attributes:
@@ -41,13 +41,13 @@ class Member:
         return settings_text(self.metadata.settings)
 
 
-def read_members(paths: Sequence[Path]) -> list[Member]:
+def read_members(paths: Sequence[Path]) -> list[LoadedPrompt]:
     """All prompts of all files, in order. Raises PromptFormatError for a file or a member that is damaged."""
     members = []
     for path in paths:
         read = read_prompts(path)
         numbers = range(len(read)) if len(read) > 1 else [None]
-        members += [Member(path, number, *pair) for number, pair in zip(numbers, read, strict=True)]
+        members += [LoadedPrompt(path, number, *pair) for number, pair in zip(numbers, read, strict=True)]
     return members
 
 
@@ -62,13 +62,13 @@ def check_distinct(paths: Sequence[Path]) -> None:
         named[path.resolve()] = path
 
 
-def member_names(members: Sequence[Member]) -> list[str]:
+def member_names(members: Sequence[LoadedPrompt]) -> list[str]:
     """How the members are told apart: by their files if there are several, and by their settings."""
     several = len({member.path for member in members}) > 1
     return [", ".join(filter(None, [str(member) if several else "", member.settings])) for member in members]
 
 
-def check_one_base(members: Sequence[Member]) -> None:
+def check_one_base(members: Sequence[LoadedPrompt]) -> None:
     """Raises MemberError if two members say that they were trained on different bases."""
     known = [(member, base) for member in members if (base := member.metadata.base) is not None]
     for member, base in known[1:]:
@@ -81,7 +81,9 @@ def check_one_base(members: Sequence[Member]) -> None:
             )
 
 
-def check_one_task(members: Sequence[Member], *, task_given: bool, template_given: bool, labels_given: bool) -> None:
+def check_one_task(
+    members: Sequence[LoadedPrompt], *, task_given: bool, template_given: bool, labels_given: bool
+) -> None:
     """Checks that the members answer one question, asked in the same words.
 
     What a file does not say is taken to fit.
@@ -119,7 +121,7 @@ def check_one_task(members: Sequence[Member], *, task_given: bool, template_give
         )
 
 
-def warn_of_lengths(members: Sequence[Member]) -> None:
+def warn_of_lengths(members: Sequence[LoadedPrompt]) -> None:
     """Warns of members that were trained with other lengths than the first that says, whose are used for all."""
     lengths = [
         format and f"{format.input_length} tokens of input and {format.target_length} of answer"
@@ -139,6 +141,6 @@ def _different(values: Sequence[Any]) -> tuple[int, int] | None:
     return next(((known[0][0], number) for number, value in known if value != known[0][1]), None)
 
 
-def _answers(member: Member) -> str:
+def _answers(member: LoadedPrompt) -> str:
     labels = member.metadata.format.labels if member.metadata.format else ()
     return f"the labels {', '.join(labels)}" if labels else "any text"

@@ -10,7 +10,7 @@ from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
-from prompt_jax.ensembles.members import Member, member_names
+from prompt_jax.ensembles.members import LoadedPrompt, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_list, score_table
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
@@ -52,7 +52,7 @@ class Outcome:
 
 def evaluate_files(
     model: Model,
-    members: Sequence[Member],
+    members: Sequence[LoadedPrompt],
     examples: Examples,
     *,
     target_length: int,
@@ -138,7 +138,7 @@ def evaluate_base(
 
 def _scores(
     examples: Examples,
-    members: Sequence[Member],
+    members: Sequence[LoadedPrompt],
     scores: Sequence[dict[str, float] | None],
     ensemble: dict[str, Any] | None,
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.files import render
-from prompt_jax.ensembles.members import Member, read_members
+from prompt_jax.ensembles.members import LoadedPrompt, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.inference import evaluation
@@ -64,7 +64,7 @@ class Voting:
           batch_size: rows a batch: an input with one member's prompt.
           rank: whether to score the task's labels; of several members these are the scores of `mean_probability`.
         """
-        inputs, cut = evaluation.tokenise(self._model, [line.input for line in lines], self._format.input_length)
+        inputs, cut = evaluation.tokenize(self._model, [line.input for line in lines], self._format.input_length)
         self.cut += cut
         count, labels = len(inputs), self._format.labels
         ids = None if self._ids is None else np.repeat(self._ids, count)
@@ -84,7 +84,7 @@ class Voting:
         return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, shown, strict=True)]
 
 
-def read_named(words: Sequence[str]) -> dict[str, Member]:
+def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:
     """The prompts of files by the names that inputs give them.
 
     Args:
@@ -117,7 +117,7 @@ def read_named(words: Sequence[str]) -> dict[str, Member]:
 
 
 def read_lines(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, Member], marked: Callable[[str], str]
+    rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, LoadedPrompt], marked: Callable[[str], str]
 ) -> Iterator[Line]:
     """The lines of a mixed stream.
 
@@ -140,12 +140,12 @@ def read_lines(
         yield Line(name, render(row, formats[name], where))
 
 
-def _format(member: Member | None) -> TaskFormat:
+def _format(member: LoadedPrompt | None) -> TaskFormat:
     """That of a prompt's task; of the base alone, and of a prompt that says nothing of it, a single column."""
     return (member.metadata.format if member else None) or TaskFormat("{text}")
 
 
-def _known(name: str, named: Mapping[str, Member]) -> str:
+def _known(name: str, named: Mapping[str, LoadedPrompt]) -> str:
     """The names nearest to one, or where none is near some of all."""
     if near := difflib.get_close_matches(name, list(named), n=3, cutoff=0.4):
         return f"Did you mean {' or '.join(map(repr, near))}?"
@@ -160,7 +160,7 @@ class Mixed:
       cut: how many inputs so far were cut to the length of their prompt's task.
     """
 
-    def __init__(self, model: Model, named: Mapping[str, Member], decoding: Decoding = FROM_CHECKPOINT):
+    def __init__(self, model: Model, named: Mapping[str, LoadedPrompt], decoding: Decoding = FROM_CHECKPOINT):
         """Raises PromptStackError, naming the files, where prompts do not go together."""
         members = list(named.values())
         self._model, self._decoding, self._count = model, decoding, 0
@@ -180,7 +180,7 @@ class Mixed:
         formats = [self._formats[line.prompt] for line in lines]
         inputs = []
         for line, own in zip(lines, formats, strict=True):
-            (ids,), cut = evaluation.tokenise(self._model, [line.input], own.input_length)
+            (ids,), cut = evaluation.tokenize(self._model, [line.input], own.input_length)
             inputs.append(ids)
             self.cut += cut
         rows: Any = {

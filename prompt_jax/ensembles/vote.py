@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from prompt_jax.metrics import normalise_answer
+from prompt_jax.metrics import normalize_answer
 from prompt_jax.task_format import SENTINEL, without_sentinel
 
 NO_VOTE = -1  # in place of an answer's number: this member was not asked
@@ -105,7 +105,7 @@ def comparison(labels: Sequence[str], sentinel: bool = False) -> Callable[[str],
 
     With `sentinel` (`Examples.sentinel`), or where labels begin with SENTINEL, an answer is the same without it.
     """
-    same = str if labels else normalise_answer
+    same = str if labels else normalize_answer
     ignored = sentinel or any(label.startswith(SENTINEL) for label in labels)
     return (lambda text: same(without_sentinel(text))) if ignored else same
 

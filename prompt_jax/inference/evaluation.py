@@ -14,7 +14,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.batches import eval_batches, length_buckets
 from prompt_jax.data.examples import Examples, cut
-from prompt_jax.distributed.sharding import divided, fetch, mesh_of, place, shape_of
+from prompt_jax.distributed.sharding import fetch, mesh_of, mesh_shape, named_sharding, place
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import FROM_CHECKPOINT, compiled_generate, compiled_score, row_keys
 from prompt_jax.models import check_context
@@ -225,7 +225,7 @@ def answers(
     if start_ids is not None:  # a line ends with its break, as an answer does with the end token
         ends = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=ends))
-    key = place(jax.random.key(decoding.seed), divided(mesh_of(model.params))) if decoding.temperature else None
+    key = place(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params))) if decoding.temperature else None
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         if before_batch is not None:
@@ -372,7 +372,7 @@ def _scored(
 ) -> Float[np.ndarray, "rows C"]:
     """Log-probability of each answer of the set whose number an input has; `targets` are `_padded`."""
     check_context(model.config, prompt, max(map(len, inputs)), targets[0].shape[2])
-    placed = place(targets, divided(mesh_of(model.params)))
+    placed = place(targets, named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         if before_batch is not None:
@@ -426,7 +426,7 @@ def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
     return Shapes(rows, length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8))
 
 
-def tokenise(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
+def tokenize(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
     """Token ids of texts as inputs, cut to `length` as training inputs are; and how many were cut."""
     tokenizer = _tokenizer(model)
     whole = [tokenizer.input_ids(text) for text in texts]
@@ -456,9 +456,9 @@ def _each(
     check_prompt_ids(prompt, own.get("prompt_ids"), len(inputs))
     shapes = batch_size if isinstance(batch_size, Shapes) else batch_shapes(inputs, batch_size)
     if (mesh := mesh_of(model.params)) is not None:
-        groups = shape_of(mesh)["ensemble"] * shape_of(mesh)["data"]
+        groups = mesh_shape(mesh)["ensemble"] * mesh_shape(mesh)["data"]
         shapes = shapes._replace(rows=-(-shapes.rows // groups) * groups)
-    placed = place(prompt, divided(mesh))
+    placed = place(prompt, named_sharding(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
@@ -471,7 +471,7 @@ def _each(
         index = batch.pop("index")
         # 0 where the index is -1: such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in own.items()}
-        running = run(place(batch, divided(mesh, "rows")), placed)
+        running = run(place(batch, named_sharding(mesh, "rows")), placed)
         collect()  # the batch before, while this one runs
         pending = (index, running)
     collect()

@@ -15,7 +15,7 @@ import numpy as np
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.data.examples import Examples
 from prompt_jax.errors import UserError
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 DEFAULT_LENGTH = 512  # for models without a limit of their own: what T5 was pretrained with
 
@@ -25,7 +25,7 @@ class DesignError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
+class PromptDesign:
     """How the base is asked.
 
     Attributes:
@@ -55,9 +55,9 @@ class Design:
             raise DesignError(f"there cannot be {self.shots} examples before an input")
 
 
-def designed(
+def few_shot_inputs(
     examples: Examples,
-    design: Design,
+    design: PromptDesign,
     model: Model,
     training: Examples | None = None,
     seed: int = 0,
@@ -121,7 +121,7 @@ def designed(
 class _Writer:
     """Tokens of inputs and of examples in the words of a design, as a model is to read them."""
 
-    def __init__(self, design: Design, model: Model, target_length: int):
+    def __init__(self, design: PromptDesign, model: Model, target_length: int):
         assert model.tokenizer is not None
         self._tokenizer: Any = model.tokenizer
         self._start_id = model.config.start_id
@@ -180,12 +180,12 @@ class _Writer:
         return np.array([self._start_id] * ((2 - len(ids)) * self.causal) + ids, np.int32)
 
 
-def _drawn(design: Design, training: Examples | None, seed: int, most: int) -> list[tuple[str, str]]:
+def _drawn(design: PromptDesign, training: Examples | None, seed: int, most: int) -> list[tuple[str, str]]:
     """The examples that are shown, in their order; of as many as there is room for, `most`."""
     if training is None:
         raise DesignError("examples to be shown are drawn from a training split, and there is none")
     order = [int(row) for row in np.random.default_rng(seed).permutation(len(training))]
-    order = [row for row in order if training.target_texts[row] != UNLABELLED]
+    order = [row for row in order if training.target_texts[row] != UNLABELED]
     wanted = design.shots or 1
     if len(order) < wanted:
         raise DesignError(f"{training.name} has {len(order)} examples to be shown, and {wanted} are wanted")

@@ -1,8 +1,8 @@
 """Looking into a prompt: how long its virtual tokens are, which words of the vocabulary they lie close to, and which of
 them, or which prompts, are alike.
 
-Lester et al. 2021, section 7.2: a virtual token's nearest neighbours by cosine in the frozen embedding table form
-clusters of like meaning, and class labels that a prompt was initialised with stay among them.
+Lester et al. 2021, section 7.2: a virtual token's nearest neighbors by cosine in the frozen embedding table form
+clusters of like meaning, and class labels that a prompt was initialized with stay among them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _BLOCK = 8192  # rows of the table in float32 at a time: 128 MiB for the widest 
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A piece of the vocabulary near a virtual token, with the cosine of their angle and their Euclidean distance."""
 
     index: int
@@ -37,11 +37,11 @@ class Neighbour:
 
 @dataclasses.dataclass(frozen=True)
 class TokenInspection:
-    """One virtual token: its Euclidean norm, and its neighbours by each measure, the nearest first."""
+    """One virtual token: its Euclidean norm, and its neighbors by each measure, the nearest first."""
 
     norm: float
-    by_cosine: tuple[Neighbour, ...]
-    by_distance: tuple[Neighbour, ...]
+    by_cosine: tuple[Neighbor, ...]
+    by_distance: tuple[Neighbor, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class LabelShare:
-    """Class labels among the neighbours of virtual tokens.
+    """Class labels among the neighbors of virtual tokens.
 
     Attributes:
-      tokens: by label, the numbers of the virtual tokens that have a piece of it among their neighbours.
-      share: of all neighbours, those that are a piece of a label.
+      tokens: by label, the numbers of the virtual tokens that have a piece of it among their neighbors.
+      share: of all neighbors, those that are a piece of a label.
     """
 
     tokens: Mapping[str, tuple[int, ...]]
@@ -82,7 +82,7 @@ def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
     Args:
       prompt: one that is not stacked.
       model: its base. Without a tokenizer, pieces are called by their numbers.
-      k: neighbours a token, by each measure.
+      k: neighbors a token, by each measure.
 
     Raises:
       ValueError: the prompt has no virtual tokens, or their width is not the base's.
@@ -97,7 +97,7 @@ def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
 def inspect_tokens(
     tokens_pd: Tokens, table_vd: Table, piece: Callable[[int], str], vocab_size: int, k: int
 ) -> Inspection:
-    """Norms and neighbours of virtual tokens [P, D] in the first `vocab_size` rows of a table [V, D].
+    """Norms and neighbors of virtual tokens [P, D] in the first `vocab_size` rows of a table [V, D].
 
     `piece` gives the text of a row.
 
@@ -112,7 +112,7 @@ def inspect_tokens(
         )
     measures: tuple[Measure, ...] = ("cosine", "distance")
     found = {
-        by: _neighbours(tokens_pd, table_vd, piece, nearest(tokens_pd, table_vd, vocab_size, k, by)) for by in measures
+        by: _neighbors(tokens_pd, table_vd, piece, nearest(tokens_pd, table_vd, vocab_size, k, by)) for by in measures
     }
     norms = row_norms(tokens_pd, len(tokens_pd))
     return Inspection(
@@ -132,7 +132,7 @@ def nearest(
       tokens_pd: [P, D] virtual tokens.
       table_vd: [V, D] embedding table.
       vocab_size: only the first so many rows are looked at.
-      k: neighbours a token; at most `vocab_size` are found.
+      k: neighbors a token; at most `vocab_size` are found.
       by: the highest cosine, or the smallest Euclidean distance.
 
     Returns:
@@ -157,9 +157,9 @@ def nearest(
     return best_i
 
 
-def _neighbours(
+def _neighbors(
     tokens_pd: Tokens, table_vd: Table, piece: Callable[[int], str], indices_pk: Int[np.ndarray, "P k"]
-) -> list[tuple[Neighbour, ...]]:
+) -> list[tuple[Neighbor, ...]]:
     """The rows of these numbers, with cosines and distances in float64."""
     found = []
     for token_d, indices in zip(np.asarray(tokens_pd, np.float64), indices_pk, strict=True):
@@ -167,14 +167,14 @@ def _neighbours(
         cosines = unit(rows_kd) @ unit(token_d[None])[0]
         distances = norms(rows_kd - token_d)[:, 0]
         values = zip(indices.tolist(), cosines.tolist(), distances.tolist(), strict=True)
-        found.append(tuple(Neighbour(index, piece(index), *both) for index, *both in values))
+        found.append(tuple(Neighbor(index, piece(index), *both) for index, *both in values))
     return found
 
 
-def label_share(neighbours: Sequence[Sequence[Neighbour]], pieces: Mapping[str, frozenset[int]]) -> LabelShare:
-    """Where the pieces of labels are among the neighbours of each virtual token; `pieces` is of `label_pieces`."""
+def label_share(neighbors: Sequence[Sequence[Neighbor]], pieces: Mapping[str, frozenset[int]]) -> LabelShare:
+    """Where the pieces of labels are among the neighbors of each virtual token; `pieces` is of `label_pieces`."""
     every = frozenset[int]().union(*pieces.values())
-    numbers = [{near.index for near in own} for own in neighbours]
+    numbers = [{near.index for near in own} for own in neighbors]
     hits = sum(len(own & every) for own in numbers)
     return LabelShare(
         {label: tuple(i for i, near in enumerate(numbers) if near & own) for label, own in pieces.items()},

@@ -61,9 +61,9 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
       LogitsError: logits that are not finite.
       ContextError: more than the model has positions for.
     """
-    if examples.unlabelled:
+    if examples.unlabeled:
         raise UserError(
-            f"{examples.name}, {examples.split}: {examples.unlabelled} of {len(examples)} examples have no label, and "
+            f"{examples.name}, {examples.split}: {examples.unlabeled} of {len(examples)} examples have no label, and "
             "so no loss; expected examples that have one"
         )
     if not prompt.parts:

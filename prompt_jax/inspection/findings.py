@@ -21,7 +21,7 @@ class Findings:
       prompt: as read from it.
       metadata: as read from it.
       inspection: None without the base, or without virtual tokens.
-      labels: of the prompt's task among the neighbours by each measure; empty without labels or a tokenizer.
+      labels: of the prompt's task among the neighbors by each measure; empty without labels or a tokenizer.
       similarity: cosines between the slots of each part.
       ablation: None without examples.
     """
@@ -47,7 +47,7 @@ class Findings:
         }
 
 
-def look_into(
+def collect_findings(
     name: str,
     prompt: Prompt,
     metadata: PromptMetadata,
@@ -62,7 +62,7 @@ def look_into(
       prompt: as read from it.
       metadata: as read from it.
       model: the base, or None, which leaves out everything that needs the base's embeddings.
-      k: neighbours a token, by each measure.
+      k: neighbors a token, by each measure.
       ablation: of `leave_one_out`, if there is one.
 
     Raises:

@@ -32,7 +32,7 @@ class Projection:
     size: int
 
 
-def project(
+def pca_projection(
     prompts: Sequence[Float[np.ndarray, "_ D"]],
     table_vd: Table,
     vocab_size: int,
@@ -57,8 +57,8 @@ def project(
     mean_d = sum(np.asarray(table_vd[block], np.float32).sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
     covariance_dd = np.zeros((len(mean_d), len(mean_d)))
     for block in blocks:
-        centred = np.asarray(table_vd[block], np.float32) - mean_d.astype(np.float32)
-        covariance_dd += centred.T @ centred
+        centered = np.asarray(table_vd[block], np.float32) - mean_d.astype(np.float32)
+        covariance_dd += centered.T @ centered
     values, vectors = np.linalg.eigh(covariance_dd / len(rows))
     axes_d2 = vectors[:, :-3:-1]
     axes_d2 = axes_d2 * np.sign(np.take_along_axis(axes_d2, np.abs(axes_d2).argmax(axis=0)[None], axis=0))

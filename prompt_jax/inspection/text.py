@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.inspection import Inspection, LabelShare, Neighbour, row_norms, virtual_tokens
+from prompt_jax.inspection import Inspection, LabelShare, Neighbor, row_norms, virtual_tokens
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
@@ -32,7 +32,7 @@ def describe(found: Findings, model: Model | None) -> str:
     """What `prompt-jax inspect FILE` prints of a prompt: where it comes from, its norms and its nearest pieces.
 
     Args:
-      found: of `look_into`.
+      found: of `collect_findings`.
       model: the base that it was given.
     """
     rows = provenance(found.metadata, found.prompt) | _norms(found) | _alike(found)
@@ -46,7 +46,7 @@ def describe(found: Findings, model: Model | None) -> str:
         return "\n".join([*lines, "", NO_PIECES if found.prompt.parts else NO_PROMPT])
     if found.inspection is None or model is None:
         return "\n".join([*lines, "", NO_BASE])
-    lines += ["", *_neighbour_table(found.inspection)]
+    lines += ["", *_neighbor_table(found.inspection)]
     if found.labels:
         lines += ["", *label_lines(found.labels["cosine"], "by cosine", found.inspection)]
         lines += label_lines(found.labels["distance"], "by distance", found.inspection)
@@ -77,7 +77,7 @@ def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
         "revision": base and base.revision and printable(base.revision),
         "fingerprint": base and printable(base.fingerprint, 20),
         "method": metadata.method and printable(metadata.method),
-        "initialisation": metadata.initialization and printable(metadata.initialization),
+        "initialization": metadata.initialization and printable(metadata.initialization),
         "placement": f"{metadata.placement} the input",
         "length": ", ".join(_length(name, part) for name, part in prompt.parts.items()) or changes(prompt),
         "task": metadata.task and printable(metadata.task),
@@ -102,7 +102,7 @@ def numbers(values: Sequence[float] | Float[np.ndarray, " P"], form: str) -> lis
 
 
 def label_lines(share: LabelShare, by: str, inspection: Inspection) -> list[str]:
-    """In words, which labels are among the neighbours of which tokens."""
+    """In words, which labels are among the neighbors of which tokens."""
     count = len(inspection.tokens)
     having = {number for own in share.tokens.values() for number in own}
     if not having:
@@ -200,10 +200,10 @@ def _number(value: float) -> str:
         return "out of range"
 
 
-def _neighbour_table(inspection: Inspection) -> list[str]:
+def _neighbor_table(inspection: Inspection) -> list[str]:
     """Two lines for each virtual token: number, norm, and pieces by cosine, and by distance, in columns."""
 
-    def cell(near: Neighbour, value: str) -> str:
+    def cell(near: Neighbor, value: str) -> str:
         return f"{printable(near.piece, 24)} {value}"
 
     cells = [

@@ -1,4 +1,4 @@
-"""The reparametrisation of Li and Liang 2021, section 4.3: a small table and an MLP over it are trained in place of
+"""The reparametrization of Li and Liang 2021, section 4.3: a small table and an MLP over it are trained in place of
 what they make. Once it is made, neither is needed."""
 
 from typing import Any
@@ -50,7 +50,7 @@ def apply(variables: Variables) -> Float[Array, "P *out"]:
 
 def fit(variables: Variables, target: Float[Array, "P *out"]) -> Variables:
     """The layers moved towards making the target, by the mean square error; the table stays (the paper's
-    initialisation with real words for little data: Adam, 500 steps of 1e-4)."""
+    initialization with real words for little data: Adam, 500 steps of 1e-4)."""
     optimizer = optax.adam(FIT_RATE)
 
     def loss(layers: Any) -> Array:

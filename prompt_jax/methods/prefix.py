@@ -25,7 +25,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
     gives, each site with a table and layers of its own; float32. With `config.tie_layers` L is half of the layers.
 
     Raises:
-      ConfigError: a site that the model has not, or an initialisation that asks for what is not there.
+      ConfigError: a site that the model has not, or an initialization that asks for what is not there.
     """
     del labels
     shapes = chosen_sites(config, model)
@@ -52,7 +52,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
             trainable[site] = {"keys": jnp.moveaxis(made[:, 0], 0, 1), "values": jnp.moveaxis(made[:, 1], 0, 1)}
             continue
         table_key, layers_key = jax.random.split(own)
-        # The table is what the random initialisation is of; with real words, it is the authors' normal one.
+        # The table is what the random initialization is of; with real words, it is the authors' normal one.
         row = (model.config.d_model,)
         table = (
             _random(table_key, config, row) if target is None else initializers.normal(table_key, config.length, row)

@@ -25,7 +25,7 @@ def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence
     """First values, `{"encoder_tokens": [P, D]}` in float32; with `config.mlp_width` what `mlp.init` gives of them.
 
     Raises:
-      ConfigError: the initialisation asks for what is not there (labels, a tokenizer, a fitting file).
+      ConfigError: the initialization asks for what is not there (labels, a tokenizer, a fitting file).
     """
     if config.mlp_width is None:
         return {"encoder_tokens": _tokens(key, config, model, labels)}

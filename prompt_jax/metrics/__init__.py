@@ -1,7 +1,7 @@
 """Metrics on answers as strings: those of single answers are here, those of texts in `generation_metrics`.
 
 An answer is compared as it is, without stripping or lower-casing (exact_match apart): a prompt that makes the model
-say "Positive" has not learnt to say "positive". Values are fractions in [0, 1], or in [-1, 1] for correlations, but
+say "Positive" has not learned to say "positive". Values are fractions in [0, 1], or in [-1, 1] for correlations, but
 for `UNITS_OF_THEIR_OWN`. `log_likelihood` is of the targets' tokens, and of no answer.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.metrics import generation
-from prompt_jax.metrics.generation import CorpusMetric, mean_of, normalise_answer
+from prompt_jax.metrics.generation import CorpusMetric, mean_of, normalize_answer
 from prompt_jax.task_format import LOG_LIKELIHOOD, NOTE_METRICS, REFERENCE_METRICS, TaskFormat
 
 # A text, or several of which each would be right.
@@ -41,7 +41,7 @@ def accuracy(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str,
 
 
 def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that equal their target, or one of several, normalised as SQuAD's evaluation does.
+    """The share of predictions that equal their target, or one of several, normalized as SQuAD's evaluation does.
 
     Lower case, without punctuation, the articles a, an, the, or repeated white space (Rajpurkar et al. 2016).
     """
@@ -229,7 +229,7 @@ def _matches(same: Callable[[str], str]) -> CorpusMetric:
 # Metrics that are functions of a sum over examples. F1 needs the task's labels, and is not among them.
 CORPUS_METRICS: dict[str, CorpusMetric] = {
     "accuracy": _matches(str),
-    "exact_match": _matches(normalise_answer),
+    "exact_match": _matches(normalize_answer),
     **generation.METRICS,
 }
 

@@ -143,7 +143,7 @@ def _tokenizer() -> Callable[[str], str]:
 def _coco_words(text: str) -> list[str]:
     """Lower-cased words without punctuation.
 
-    MS COCO's evaluation, which E2E's uses, has words from the Stanford parser's tokeniser (Java). These differ from
+    MS COCO's evaluation, which E2E's uses, has words from the Stanford parser's tokenizer (Java). These differ from
     those for few texts: on E2E's development set ROUGE-L is the same, and CIDEr to 0.0001.
     """
     return [word for word in _words(text) if word not in _COCO_DROPPED]
@@ -282,7 +282,7 @@ def _cider(references: References, predictions: Sequence[str]) -> list[float]:
     return [value(own, prediction) for own, prediction in zip(counts, predictions, strict=True)]
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """An answer as SQuAD's evaluation compares it: lower case, no punctuation, no articles, one space between words."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
@@ -290,12 +290,12 @@ def normalise_answer(text: str) -> str:
 def _squad_f1(references: References, predictions: Sequence[str]) -> list[float]:
     """F1 of an answer's words with those of the reference that it has most in common with (Rajpurkar et al. 2016).
 
-    Words are those of `normalise_answer` and count as often as they occur. Without a word in common it is 0, also
+    Words are those of `normalize_answer` and count as often as they occur. Without a word in common it is 0, also
     between two texts without words: SQuAD 1.1's rule.
     """
 
     def value(reference: str, prediction: str) -> float:
-        expected, given = (normalise_answer(text).split() for text in (reference, prediction))
+        expected, given = (normalize_answer(text).split() for text in (reference, prediction))
         common = (Counter(expected) & Counter(given)).total()
         return 2 * common / (len(expected) + len(given)) if common else 0.0
 

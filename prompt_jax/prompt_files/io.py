@@ -24,8 +24,15 @@ from prompt_jax.models import family
 from prompt_jax.models.delta import check_leaves
 from prompt_jax.models.prompt import Prefix, Prompt, PromptStackError, VirtualTokens, check_alike, stack_prompts
 from prompt_jax.prompt_files import hub, npz, peft
-from prompt_jax.prompt_files.metadata import MAX_MEMBERS, Base, Member, PromptFormatError, PromptMetadata, member_name
-from prompt_jax.storage.files import write_whole
+from prompt_jax.prompt_files.metadata import (
+    MAX_MEMBERS,
+    ModelId,
+    PromptFormatError,
+    PromptMetadata,
+    StoredPrompt,
+    member_name,
+)
+from prompt_jax.storage.files import atomic_write
 from prompt_jax.storage.paths import as_path
 
 Format = Literal["npz", "npy", "peft"]
@@ -69,7 +76,7 @@ def save_prompt(
         if placement != "before":
             warnings.warn(f"{path}: a .npy does not say that the tokens go {placement} the input", stacklevel=2)
         embeddings = arrays["encoder_tokens"] if mask is None else arrays["encoder_tokens"][mask]
-        write_whole(path, lambda file: np.save(file, embeddings))
+        atomic_write(path, lambda file: np.save(file, embeddings))
     else:
         raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
 
@@ -148,7 +155,7 @@ def read_prompt(path: str | Path) -> tuple[Prompt, PromptMetadata]:
     return members[0]
 
 
-def read_prompts(path: str | Path) -> list[Member]:
+def read_prompts(path: str | Path) -> list[StoredPrompt]:
     """Reads the prompts of a file with their metadata: the members of an ensemble, or a single one.
 
     Raises:
@@ -163,9 +170,11 @@ def is_prompt_folder(path: Path) -> bool:
     return t5x.is_t5x(path) or (path / peft.CONFIG).is_file() or (path / "member_0").is_dir()
 
 
-def check_bases(path: str | Path, members: Sequence[Member], model: Model, *, allow_other_base: bool = False) -> None:
+def check_bases(
+    path: str | Path, members: Sequence[StoredPrompt], model: Model, *, allow_other_base: bool = False
+) -> None:
     """`check_base` of the prompts of one file."""
-    checked: set[Base | None] = set()
+    checked: set[ModelId | None] = set()
     for number, (prompt, metadata) in enumerate(members):
         if metadata.base not in checked:  # the widths are one
             checked.add(metadata.base)
@@ -195,7 +204,7 @@ def check_base(
     elif metadata.base.fingerprint != model.fingerprint and not allow_other_base:
         raise PromptFormatError(
             f"{path} was trained on {_named(metadata.base)}, not on "
-            f"{_named(Base(model.name, model.revision, model.fingerprint))}; load its own base, or allow another "
+            f"{_named(ModelId(model.name, model.revision, model.fingerprint))}; load its own base, or allow another "
             "explicitly (--allow-other-base, or allow_other_base=True)"
         )
 
@@ -220,7 +229,7 @@ def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
             )
 
 
-def _named(base: Base) -> str:
+def _named(base: ModelId) -> str:
     return f"{base.name}{f'@{base.revision}' if base.revision else ''} ({base.fingerprint[:19]})"
 
 
@@ -234,7 +243,7 @@ def _to_write(path: str | Path) -> Path:
     return as_path(path)
 
 
-def _write_adapters(folder: Path, members: Sequence[Member], model: Model | None, *, ensemble: bool) -> None:
+def _write_adapters(folder: Path, members: Sequence[StoredPrompt], model: Model | None, *, ensemble: bool) -> None:
     if model is None:
         raise PromptFormatError(f"{folder}: an adapter of PEFT says what its base is like; give the model")
     for prompt, _ in members:
@@ -246,7 +255,7 @@ def _write_adapters(folder: Path, members: Sequence[Member], model: Model | None
 # Reading
 
 
-def _read(path: Path) -> tuple[list[Member], bool]:
+def _read(path: Path) -> tuple[list[StoredPrompt], bool]:
     """The prompts of a file or a folder, and whether it is one of an ensemble, which may have a single member."""
     if hub.is_name(path):
         with hub.fetched(path) as local:
@@ -257,7 +266,7 @@ def _read(path: Path) -> tuple[list[Member], bool]:
     return members, ensemble
 
 
-def _read_folder(path: Path) -> tuple[list[Member], bool]:
+def _read_folder(path: Path) -> tuple[list[StoredPrompt], bool]:
     if t5x.is_t5x(path):
         try:
             return [_bare(str(path), t5x.read_prompt(path))], False
@@ -268,7 +277,7 @@ def _read_folder(path: Path) -> tuple[list[Member], bool]:
     return peft.read(path)
 
 
-def _read_file(path: Path) -> tuple[list[Member], bool]:
+def _read_file(path: Path) -> tuple[list[StoredPrompt], bool]:
     with path.open("rb") as file, npz.named_damage(str(path)):
         magic, size = file.read(4), file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -284,12 +293,12 @@ def _read_file(path: Path) -> tuple[list[Member], bool]:
     )
 
 
-def _bare(where: str, array: np.ndarray) -> Member:
+def _bare(where: str, array: np.ndarray) -> StoredPrompt:
     """A prompt of an array [P, D] alone."""
     return Prompt(VirtualTokens(npz.as_float32(where, "the array", array))), PromptMetadata()
 
 
-def _check_together(path: Path, members: Sequence[Member]) -> None:
+def _check_together(path: Path, members: Sequence[StoredPrompt]) -> None:
     """Refuses members that cannot be stacked, or would take out of all proportion more memory than they do alone."""
     prompts = [prompt for prompt, _ in members]
     try:

@@ -27,7 +27,7 @@ class PromptFormatError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class ModelId:
     """The frozen model that a prompt was trained on."""
 
     name: str
@@ -53,7 +53,7 @@ class PromptMetadata:
         {"train.seed": 2, "optimizer.learning_rate": 0.1}.
     """
 
-    base: Base | None = None
+    base: ModelId | None = None
     method: str | None = None
     initialization: str | None = None
     placement: Literal["before", "after"] = "before"
@@ -65,7 +65,7 @@ class PromptMetadata:
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
 
 
-Member = tuple[Prompt, PromptMetadata]
+StoredPrompt = tuple[Prompt, PromptMetadata]
 
 
 def member_name(path: str | Path, number: int) -> str:
@@ -124,7 +124,7 @@ def load(where: str, array: np.ndarray) -> PromptMetadata:
         raise PromptFormatError(f"{where}: placement {values['placement']!r} is neither 'before' nor 'after'")
     try:
         return PromptMetadata(
-            base=None if base is None else _typed(Base, base, "base"),
+            base=None if base is None else _typed(ModelId, base, "base"),
             format=None if task_format is None else _typed(TaskFormat, task_format, "format"),
             **_checked(PromptMetadata, values, "metadata"),
         )
@@ -146,7 +146,7 @@ def _typed(cls: type, values: Any, at: str) -> Any:
 
 # The JSON type of each field that metadata may have.
 _FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
-    Base: {"name": (str,), "revision": (str, type(None)), "fingerprint": (str,)},
+    ModelId: {"name": (str,), "revision": (str, type(None)), "fingerprint": (str,)},
     TaskFormat: {
         "template": (str,),
         "labels": (list,),

@@ -35,14 +35,14 @@ from prompt_jax.models.delta import flat
 from prompt_jax.models.prompt import SITES, Prefix, Prompt, VirtualTokens
 from prompt_jax.prompt_files.metadata import (
     MAX_MEMBERS,
-    Member,
     PromptFormatError,
     PromptMetadata,
+    StoredPrompt,
     dump,
     load,
     member_name,
 )
-from prompt_jax.storage.files import write_whole
+from prompt_jax.storage.files import atomic_write
 
 # The arrays of each part of a prompt, by the names of their entries.
 _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
@@ -89,7 +89,7 @@ def entries_of(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
+    atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub wants allow_pickle there
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def named_damage(where: str) -> Iterator[None]:
         raise PromptFormatError(f"{where}: damaged: {type(error).__name__}: {error}") from error
 
 
-def read(path: Path, file: io.BufferedIOBase) -> tuple[list[Member], bool]:
+def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]:
     """The prompts of a file, and whether it is one of an ensemble, which may have a single member.
 
     Raises:
@@ -145,7 +145,7 @@ def _by_member(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> list[dict[
     return [members[number] for number in range(len(members))]
 
 
-def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> Member:
+def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> StoredPrompt:
     """The prompt of these entries, which are named without a member's number."""
     if unknown := {name for name in entries if name not in _ENTRIES and not _BASE_ENTRY.fullmatch(name)}:
         raise PromptFormatError(

@@ -35,8 +35,8 @@ from prompt_jax.checkpoints.load import T5X, Model
 from prompt_jax.models import family
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
 from prompt_jax.prompt_files import card
-from prompt_jax.prompt_files.metadata import MAX_MEMBERS, Member, PromptFormatError, PromptMetadata
-from prompt_jax.storage.files import write_whole
+from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError, PromptMetadata, StoredPrompt
+from prompt_jax.storage.files import atomic_write
 
 # With these the adapters written here generate the same text as this project (`make test-interop`).
 VERIFIED = {"PEFT": "0.21.2", "Transformers": "5.23.0"}
@@ -61,7 +61,7 @@ _MAX_NUMBER = 1 << 30
 # Reading
 
 
-def read(folder: Path) -> tuple[list[Member], bool]:
+def read(folder: Path) -> tuple[list[StoredPrompt], bool]:
     """The prompts of a folder, and whether it is one of an ensemble's adapters.
 
     Beside an adapter others may be in subfolders, as PEFT saves several: they are not read.
@@ -103,7 +103,7 @@ def _present(file: Path) -> bool:
     return file.is_symlink() or file.exists()
 
 
-def _read_adapter(folder: Path) -> Member:
+def _read_adapter(folder: Path) -> StoredPrompt:
     with _opened(folder / CONFIG) as (file, size):
         if size > _MAX_JSON:
             raise PromptFormatError(f"{folder / CONFIG}: {size} bytes; an adapter's has at most {_MAX_JSON}")
@@ -273,7 +273,7 @@ def _object(file: Path, text: bytes) -> dict[str, Any]:
 # Writing
 
 
-def write(folder: Path, members: Sequence[Member], model: Model, *, ensemble: bool) -> None:
+def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemble: bool) -> None:
     """Writes a prompt as an adapter, or the members of an ensemble as a folder of adapters.
 
     A folder that is half written is not read as an adapter, nor as an ensemble.
@@ -293,7 +293,7 @@ def write(folder: Path, members: Sequence[Member], model: Model, *, ensemble: bo
         raise PromptFormatError(f"{folder}: an adapter is a new folder, and here is something already")
     for place, files in reversed(list(zip(places, adapters, strict=True))):  # without member_0 it is no ensemble
         for name, content in files.items():
-            write_whole(place / name, operator.methodcaller("write", content))
+            atomic_write(place / name, operator.methodcaller("write", content))
 
 
 def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:

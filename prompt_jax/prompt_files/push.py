@@ -15,14 +15,14 @@ from prompt_jax.models.delta import flat
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.hub import FILE, HubError, HubName, parse_name, renamed, repository_info
 from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
-from prompt_jax.prompt_files.io import Member, check_bases, read_prompts, save_ensemble, save_prompt
-from prompt_jax.prompt_files.metadata import Base, PromptFormatError
+from prompt_jax.prompt_files.io import StoredPrompt, check_bases, read_prompts, save_ensemble, save_prompt
+from prompt_jax.prompt_files.metadata import ModelId, PromptFormatError
 from prompt_jax.prompt_files.peft import CARD, CONFIG, MEMBER, PICKLE, TENSORS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What makes a folder an adapter of PEFT, or one of several.
 _OF_ADAPTERS = re.compile(rf"(?:{MEMBER.pattern}/)?(?:{'|'.join(map(re.escape, (CONFIG, TENSORS, PICKLE)))})")
-_Named = TypeVar("_Named", Base, Model)
+_Named = TypeVar("_Named", ModelId, Model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def parse_place(name: str) -> HubName:
 
 def push_members(
     path: str | Path,
-    members: Sequence[Member],
+    members: Sequence[StoredPrompt],
     place: HubName,
     model: Model | None,
     *,
@@ -130,7 +130,7 @@ def _public(base: _Named) -> _Named:
     return dataclasses.replace(base, name=(T5X if base.name.startswith(T5X) else "./") + folder)
 
 
-def _base(members: Sequence[Member], model: Model | None) -> CardBase | None:
+def _base(members: Sequence[StoredPrompt], model: Model | None) -> CardBase | None:
     if model is not None:
         return CardBase(model.name, model.revision, family(model.config).causal)
     known = next((metadata.base for _, metadata in members if metadata.base is not None), None)
@@ -142,7 +142,7 @@ def _shapes(prompt: Prompt) -> dict[str, list[int]]:
     return {kind: list(getattr(part, part.arrays[0]).shape) for kind, part in prompt.parts.items()} | base
 
 
-def _written(folder: Path, members: Sequence[Member], model: Model | None) -> tuple[dict[str, Path], str | None]:
+def _written(folder: Path, members: Sequence[StoredPrompt], model: Model | None) -> tuple[dict[str, Path], str | None]:
     """The files of a prompt, by their paths where it is pushed to, and why there is no adapter if there is none."""
 
     def save(path: Path, **options: Any) -> None:

@@ -13,7 +13,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.distributed.sharding import fetch
 from prompt_jax.inspection import nearest_others, prompt_similarity, virtual_tokens, vocabulary_size
 from prompt_jax.inspection.findings import Findings
-from prompt_jax.inspection.projection import Projection, project
+from prompt_jax.inspection.projection import Projection, pca_projection
 from prompt_jax.inspection.text import NO_BASE, NO_PIECES, NO_PROMPT, label_lines, other_base, provenance
 from prompt_jax.report import plots
 from prompt_jax.report.pages import write_page
@@ -54,7 +54,7 @@ def write_inspection(path: Path, findings: Sequence[Findings], model: Model | No
         similarity=None if similarity is None else plots.similarity_map(similarity, "Cosine similarity of the prompts"),
         projection=projection,
         projection_plot=None if projection is None else plots.projection_plot(projection, numbers),
-        colours=plots.COLOURS,
+        colors=plots.COLORS,
     )
 
 
@@ -92,7 +92,7 @@ def write_similarity(
 
 def _projection(findings: Sequence[Findings], model: Model) -> Projection:
     tokens = [virtual_tokens(found.prompt) for found in findings]
-    return project(tokens, fetch(model.params["embedding"]), vocabulary_size(model))
+    return pca_projection(tokens, fetch(model.params["embedding"]), vocabulary_size(model))
 
 
 def _section(number: int, found: Findings, model: Model | None) -> _Section:

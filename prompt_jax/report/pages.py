@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from prompt_jax.storage.files import write_whole
+from prompt_jax.storage.files import atomic_write
 
 
 def write_page(
@@ -35,7 +35,7 @@ def write_page(
     environment.filters |= {"norm": _norm, "effect": _effect, **(filters or {})}
     page = environment.get_template(template).render(values)
     whole = page.encode("utf-8", errors="replace")  # JSON may hold halves of surrogate pairs
-    write_whole(path, lambda file: file.write(whole))
+    atomic_write(path, lambda file: file.write(whole))
 
 
 def _source(name: str) -> str:

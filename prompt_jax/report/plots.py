@@ -1,4 +1,4 @@
-"""The plots of a report: SVG elements in the colours and the font of the page."""
+"""The plots of a report: SVG elements in the colors and the font of the page."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrM
 from prompt_jax.inspection import Inspection
 from prompt_jax.inspection.projection import Projection
 
-COLOURS = 8  # so many members have a colour of their own; beyond that they share one
+COLORS = 8  # so many members have a color of their own; beyond that they share one
 _NUMBERED = 12  # so many members have numbers in the cells of a heat map
 _POINTS = 200  # of a member's curve: with many members and steps the page would be megabytes
 _CELLS = 4096  # so many cells of a heat map are elements of their own; beyond that those of one shade are one
@@ -29,7 +29,7 @@ class Curve:
     """One member's values by step; there may be none.
 
     Attributes:
-      member: its number, which is that of its colour.
+      member: its number, which is that of its color.
       steps: in their order.
       values: at those steps, all finite.
       best: step and value of the one to be marked, or None.
@@ -43,9 +43,9 @@ class Curve:
     end: Literal["finished", "stopped early", "diverged"] = "finished"
 
 
-# Matplotlib wants colours, and the page has two schemes of them: each of these stands for a CSS variable.
+# Matplotlib wants colors, and the page has two schemes of them: each of these stands for a CSS variable.
 _INK, _MUTED, _GRID, _ACCENT, _SECOND, _BAD = (f"#0{i}0{i}0{i}" for i in range(1, 7))
-_MEMBERS = [f"#0{i}0{i}ff" for i in range(COLOURS)]
+_MEMBERS = [f"#0{i}0{i}ff" for i in range(COLORS)]
 _VARIABLES = {
     _INK: "--ink",
     _MUTED: "--muted",
@@ -53,7 +53,7 @@ _VARIABLES = {
     _ACCENT: "--accent",
     _SECOND: "--second",
     _BAD: "--bad",
-    **{colour: f"--m{i}" for i, colour in enumerate(_MEMBERS)},
+    **{color: f"--m{i}" for i, color in enumerate(_MEMBERS)},
 }
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be selected, in the page's font
@@ -139,10 +139,10 @@ def layer_plot(norms: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Mark
     """Mean norms of a prefix's keys and values by layer, for each site; `name` is the plot's own in the page."""
     with matplotlib.rc_context(_RC):
         figure, axes = _axes("Norms of the prefix", "layer", "mean norm of a head's", wide=True)
-        for (where, own), colour in zip(norms.items(), _MEMBERS, strict=False):
+        for (where, own), color in zip(norms.items(), _MEMBERS, strict=False):
             for kind, style in (("keys", "-"), ("values", "--")):
                 label = f"{where}, {kind}"
-                axes.plot(own[kind], color=colour, linestyle=style, marker="o", markersize=3.5, label=label)
+                axes.plot(own[kind], color=color, linestyle=style, marker="o", markersize=3.5, label=label)
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=len(norms))  # a column for each
         return _svg(figure, name, "Mean norm of keys and values in each layer")
@@ -152,15 +152,15 @@ def effect_plot(effects: np.ndarray, name: str) -> Markup:
     """By how much the loss is higher without each slot; `name` is the plot's own in the page."""
     with matplotlib.rc_context(_RC):
         figure, axes = _axes("Loss without each token", "left out", "nats a target token more", wide=True)
-        colours = [_ACCENT if effect >= 0 else _SECOND for effect in effects]
-        axes.bar(range(len(effects)), effects, color=colours, width=0.8)
+        colors = [_ACCENT if effect >= 0 else _SECOND for effect in effects]
+        axes.bar(range(len(effects)), effects, color=colors, width=0.8)
         axes.axhline(0, color=_MUTED, linewidth=1)
         axes.margins(x=0.01)
         return _svg(figure, name, "Change of the loss when each token is left out")
 
 
 def projection_plot(projection: Projection, numbers: Sequence[int]) -> Markup:
-    """Virtual tokens over the vocabulary's embeddings; `numbers` are those of the prompts' colours."""
+    """Virtual tokens over the vocabulary's embeddings; `numbers` are those of the prompts' colors."""
     first, second = projection.variance
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(
@@ -171,12 +171,12 @@ def projection_plot(projection: Projection, numbers: Sequence[int]) -> Markup:
         )
         axes.xaxis.set_major_locator(MaxNLocator(8))
         axes.grid(axis="x")
-        shared = len(projection.prompts) > COLOURS
+        shared = len(projection.prompts) > COLORS
         dots: dict[str, Any] = {"linestyle": "none", "marker": "."}
         axes.plot(*projection.vocabulary.T, **dots, color=_MUTED, markersize=2, alpha=0.6)
         for number, points in zip(numbers, projection.prompts, strict=True):
-            colour = _ACCENT if shared else _MEMBERS[number]
-            axes.plot(*points.T, **dots, color=colour, markersize=7, alpha=0.75)
+            color = _ACCENT if shared else _MEMBERS[number]
+            axes.plot(*points.T, **dots, color=color, markersize=7, alpha=0.75)
         return _svg(figure, "projection", "Virtual tokens and vocabulary along two principal components")
 
 
@@ -199,7 +199,7 @@ def similarity_map(
 ) -> Markup:
     """Cosines of prompts, or of the tokens of one, each with each.
 
-    `label` says of what for those who do not see it; the fullest colour is at `high`; of many prompts the map has about
+    `label` says of what for those who do not see it; the fullest color is at `high`; of many prompts the map has about
     this width, in pixels.
     """
 
@@ -219,7 +219,7 @@ def _heat_map(
     high: float = 1.0,
     width: int = 480,
 ) -> Markup:
-    """Members by members: the fuller the colour the nearer to `high`, none at `low`, or at a tenth below all values."""
+    """Members by members: the fuller the color the nearer to `high`, none at `low`, or at a tenth below all values."""
     low = min(low, math.floor(10 * matrix_ee.min()) / 10)
     shades = np.clip((matrix_ee - low) / (high - low), 0, 1)
     size = min(56, max(9 if matrix_ee.size <= _CELLS else 3, width // len(members)))  # of a cell
@@ -275,7 +275,7 @@ def _scale(x: int, y: int, low: str, high: str) -> list[str]:
 
 def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
     """A line for each; of many also their mean and range. What diverged is neither part of these nor of the scale."""
-    many = len(curves) > COLOURS
+    many = len(curves) > COLORS
     curves = [curve for curve in curves if len(curve.steps)]
     sound = [curve for curve in curves if curve.end != "diverged"] or curves
     if len(sound) < len(curves):
@@ -286,26 +286,26 @@ def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
         steps, mean, low, high = _mean_and_range(sound)
         axes.fill_between(steps, low, high, color=_ACCENT, alpha=0.14, linewidth=0)
     for curve in curves:
-        colour = (_BAD if curve.end == "diverged" else _ACCENT) if many else _MEMBERS[curve.member]
+        color = (_BAD if curve.end == "diverged" else _ACCENT) if many else _MEMBERS[curve.member]
         style: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45} if many else {"linewidth": 1.4}
         kept = _thinned(len(curve.steps))
-        axes.plot(curve.steps[kept], curve.values[kept], color=colour, **style)
+        axes.plot(curve.steps[kept], curve.values[kept], color=color, **style)
         if curve.best is not None:
             size, fill = (3, "full") if many else (8, "none")
-            axes.plot(*curve.best, color=colour, marker="o", markersize=size, fillstyle=fill)
-        _mark_end(axes, curve, colour)
+            axes.plot(*curve.best, color=color, marker="o", markersize=size, fillstyle=fill)
+        _mark_end(axes, curve, color)
     if many:
         axes.plot(steps, mean, color=_INK, linewidth=2)
 
 
-def _mark_end(axes: Axes, curve: Curve, colour: str) -> None:
+def _mark_end(axes: Axes, curve: Curve, color: str) -> None:
     """A cross where a member diverged, a bar where it was stopped early."""
     if curve.end == "finished":
         return
-    marker, colour = ("x", _BAD) if curve.end == "diverged" else ("|", colour)
+    marker, color = ("x", _BAD) if curve.end == "diverged" else ("|", color)
     low, high = sorted(axes.get_ylim())
     value = min(max(curve.values[-1], low), high)  # at the edge if it is beyond
-    axes.plot(curve.steps[-1], value, color=colour, marker=marker, markersize=9, markeredgewidth=2, clip_on=False)
+    axes.plot(curve.steps[-1], value, color=color, marker=marker, markersize=9, markeredgewidth=2, clip_on=False)
 
 
 def _mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -353,7 +353,7 @@ def _axes(
 
 
 def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an element of the page: with its colours, its own ids, and nothing for other programs in it."""
+    """The figure as an element of the page: with its colors, its own ids, and nothing for other programs in it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -361,6 +361,6 @@ def _svg(figure: Figure, name: str, label: str) -> Markup:
     text = re.sub(r"(<svg)[^>]*(viewBox=\"[^\"]*\")[^>]*>", r"\1 \2>", text[text.index("<svg") :])
     for prefix in (' id="', "url(#", 'href="#'):  # several plots share the page
         text = text.replace(prefix, f"{prefix}{name}-")
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
     return Markup(text.replace("<svg", f'<svg class="{name}" role="img" aria-label="{escape(label)}"', 1))

@@ -28,7 +28,7 @@ class ReportError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class BaseSummary:
     """The frozen model, and its number of parameters."""
 
     name: str
@@ -38,7 +38,7 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestSummary:
     """The best evaluation on a validation split, by the task's first metric or a mean (`train.best_by`)."""
 
     metric: str
@@ -47,7 +47,7 @@ class Best:
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class MemberSummary:
     """One of the prompts of a run.
 
     Attributes:
@@ -65,12 +65,12 @@ class Member:
     length: int
     status: Status
     steps: int
-    best: Best
+    best: BestSummary
     validation: Scores
 
 
 @dataclasses.dataclass(frozen=True)
-class Ensemble:
+class EnsembleSummary:
     """What the members of a test give together.
 
     Attributes:
@@ -112,7 +112,7 @@ class TaskScores:
     members: list[int]
     before: Scores
     scores: list[Scores]
-    ensemble: Ensemble | None
+    ensemble: EnsembleSummary | None
 
     @property
     def metric(self) -> str:
@@ -157,7 +157,7 @@ class Summary:
     """
 
     name: str
-    model: Base
+    model: BaseSummary
     trained_parameters: int
     stored_parameters: int
     steps: int
@@ -165,7 +165,7 @@ class Summary:
     examples: dict[str, dict[str, int]]
     truncated: dict[str, dict[str, dict[Literal["inputs", "targets"], int]]]
     versions: dict[str, str]
-    members: list[Member]
+    members: list[MemberSummary]
     tests: list[TaskScores]
 
     @property

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from prompt_jax import experiment as experiments
 from prompt_jax.inspection import Inspection
-from prompt_jax.metrics import is_share, normalise_answer
+from prompt_jax.metrics import is_share, normalize_answer
 from prompt_jax.report import plots
 from prompt_jax.report.pages import write_page
 from prompt_jax.report.plots import Curve
@@ -77,7 +77,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         diverged=[number for number, member in enumerate(summary.members) if member.status == "diverged"],
         cards=_cards(summary),
         curves=_curves(lines, summary),
-        colours=plots.COLOURS,
+        colors=plots.COLORS,
         shades=_shades(summary),
         overview=_overview(tests),
         alone=all(len(test.members) == 1 for test in tests),
@@ -388,14 +388,14 @@ class Disagreements:
 
 
 def _disagreements(rows: Sequence[Prediction], members: Sequence[int], labels: tuple[str, ...]) -> Disagreements | None:
-    """None for a single member. Without labels answers are compared as they are in a vote, normalised."""
+    """None for a single member. Without labels answers are compared as they are in a vote, normalized."""
     if len(members) < 2 or not rows:
         return None
     found = []
     for row in rows:
         answers: dict[str, tuple[str, list[int]]] = {}
         for number, answer in zip(members, row.members, strict=True):
-            key = answer if labels else normalise_answer(answer)
+            key = answer if labels else normalize_answer(answer)
             answers.setdefault(key, (answer, []))[1].append(number)
         if len(answers) > 1:
             found.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))

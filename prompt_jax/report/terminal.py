@@ -3,7 +3,7 @@
 import unicodedata
 
 
-def harmless(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""Return the text with the characters escaped that a terminal would interpret or hide, such as `\x1b`.
 
     Line feeds stay, as do spaces of all widths and the joiners of emoji and of Persian and Indic scripts.

@@ -14,7 +14,7 @@ from prompt_jax.storage.paths import BucketPath
 _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
-def write_whole(path: Path, write: Callable[[Any], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
     """Writes a file, with `write(binary file)`, under another name first: a reader or a crash never sees half of it.
 
     The data reach the disk before the file gets its name, so that a power failure leaves no empty file either.
@@ -41,8 +41,8 @@ def write_whole(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a text in UTF-8."""
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+    """`atomic_write` of a text in UTF-8."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def delete(path: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Deletes what `write_whole` left in a folder when its process was killed."""
+    """Deletes what `atomic_write` left in a folder when its process was killed."""
     for path in [] if isinstance(folder, BucketPath) else folder.iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

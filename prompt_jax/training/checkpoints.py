@@ -110,7 +110,7 @@ class Checkpoints:
     def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
 
-        One that cannot be read is reported and moved aside, in favour of the last whole one.
+        One that cannot be read is reported and moved aside, in favor of the last whole one.
 
         Raises:
           ResumeError: there are checkpoints, and none can be read, or they are of another base or data.

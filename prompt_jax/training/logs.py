@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from prompt_jax.distributed.processes import is_first
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.report.terminal import harmless
+from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.files import delete, naming, write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import BucketPath
@@ -158,7 +158,7 @@ class Display:
         """A line of text that does not break the bar."""
         if not is_first():
             return
-        text = harmless(text)
+        text = escape_control_characters(text)
         tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
 

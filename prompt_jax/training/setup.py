@@ -21,14 +21,14 @@ from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data import load
 from prompt_jax.data.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import divided, fetch, make_mesh, of_parameters, place, shape_of
+from prompt_jax.distributed.sharding import fetch, make_mesh, mesh_shape, named_sharding, parameter_sharding, place
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import PROMPT_METHODS, Experiment
 from prompt_jax.inference import logits_rules
 from prompt_jax.methods import applied, method
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.prompt import Prompt, unstack_prompts
-from prompt_jax.prompt_files.io import Base, PromptMetadata
+from prompt_jax.prompt_files.io import ModelId, PromptMetadata
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
@@ -36,7 +36,7 @@ from prompt_jax.training.tasks import Task, load_tasks, load_test
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class MemberState:
     """One of the prompts that are trained, or of those with a part for each task; a run without an ensemble has one."""
 
     experiment: Experiment  # what would train it alone
@@ -68,7 +68,7 @@ class Setup:
     """
 
     model: Model
-    members: tuple[Member, ...]
+    members: tuple[MemberState, ...]
     stored: tuple[Stored, ...]  # in the order of the run's files
     steps: int
     further_tests: tuple[tuple[Examples, TaskFormat], ...]  # of tasks that no member is trained on
@@ -128,7 +128,7 @@ class Setup:
 
 
 def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
-    """Loads base and data, initialises what is trained, and builds the training step.
+    """Loads base and data, initializes what is trained, and builds the training step.
 
     Args:
       experiment: checked by `config_checks.check`.
@@ -140,9 +140,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh)
-    check_division(stacks, alone, shape_of(mesh))
+    check_division(stacks, alone, mesh_shape(mesh))
     model = load_model(
-        experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=of_parameters(mesh)
+        experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=parameter_sharding(mesh)
     )
     if model.tokenizer is None:
         raise ConfigError(
@@ -174,7 +174,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         own = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*own, *further_tests):
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
-    of_members = divided(mesh, "members")
+    of_members = named_sharding(mesh, "members")
     states = tuple(
         place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
         for numbers in stacks
@@ -191,7 +191,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         keys=tuple(place(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
         frozen={"base": model.params, "prompt": None},
         step=train_step(experiment, model.config, steps, mesh),
-        place=functools.partial(place, sharding=divided(mesh, "members", "batch")),
+        place=functools.partial(place, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(place, sharding=of_members),
         apply=apply,
     )
@@ -245,7 +245,7 @@ def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment],
             )
 
 
-def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None) -> tuple[Member, ...]:
+def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None) -> tuple[MemberState, ...]:
     """The members with their data, which are loaded once for all that share them."""
     options = alone[0].train
     limits = {"validation": options.eval_examples, "test": options.test_examples}
@@ -258,10 +258,10 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     if mixtures and len(configs) > 1:
         raise ConfigError(f"ensemble.task names {mixtures[0]}, a mixture; members can share one, as data.task")
     settings = experiments.settings(tuple(alone))
-    return tuple(Member(e, own, loaded[e.data]) for e, own in zip(alone, settings, strict=True))
+    return tuple(MemberState(e, own, loaded[e.data]) for e, own in zip(alone, settings, strict=True))
 
 
-def _stored(number: int, member: Member) -> list[Stored]:
+def _stored(number: int, member: MemberState) -> list[Stored]:
     if member.experiment.prompt.per_task is None:
         name = member.tasks[0].name if len(member.tasks) == 1 else str(member.experiment.data.task)
         return [Stored(number, name, member.tasks, member.settings)]
@@ -282,7 +282,7 @@ def _check_length(model: Model, prompt: Prompt, examples: Examples, target_lengt
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 
 
-def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
+def _steps(experiment: Experiment, members: Sequence[MemberState]) -> int:
     """How many steps the run has.
 
     Raises:
@@ -300,7 +300,7 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
     return max(1, math.ceil(options.epochs * counts[0] / options.batch_size))
 
 
-def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
+def _start(member: MemberState, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
     """A member's state before the first step, and its key: functions of its own experiment alone."""
     experiment, config = member.experiment, member.experiment.prompt
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
@@ -314,7 +314,7 @@ def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Ar
     return TrainState.create(trainable, optimizer), run_key
 
 
-def _batches(members: Sequence[Member], stacks: Sequence[Sequence[int]], model: Model) -> MemberBatches:
+def _batches(members: Sequence[MemberState], stacks: Sequence[Sequence[int]], model: Model) -> MemberBatches:
     """One stream of batches for each task, or mixture, and seed."""
     streams: dict[Any, TrainBatches] = {}
     for member in members:
@@ -342,7 +342,7 @@ def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) 
     experiment = setup.members[stored.member].experiment
     trained = experiment.prompt
     return PromptMetadata(
-        base=Base(model.name, model.revision, model.fingerprint),
+        base=ModelId(model.name, model.revision, model.fingerprint),
         method=trained.method,
         initialization=_initialization(trained),
         placement=trained.placement,

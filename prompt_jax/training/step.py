@@ -62,7 +62,7 @@ class Sums(NamedTuple):
     """Sums over target tokens, from which means are made after all parts of a batch have been added up."""
 
     loss: Float[Array, ""]  # cross-entropy
-    z_loss: Float[Array, ""]  # squared log-normaliser, not weighted
+    z_loss: Float[Array, ""]  # squared log-normalizer, not weighted
     correct: Float[Array, ""]
     tokens: Float[Array, ""]
     sentences: Float[Array, ""]  # rows with a target
@@ -71,14 +71,14 @@ class Sums(NamedTuple):
 def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Sums:
     """Cross-entropy of the targets in nats, and what belongs to it, over the positions of the mask."""
     weights = mask.astype(jnp.float32)
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     # A sum and not a gather, which would bring together what is divided over the words.
     words = jnp.arange(logits.shape[-1])[None, None]
     target_logits = jnp.where(words == targets[..., None], logits, 0.0).sum(axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return Sums(
-        ((log_normaliser - target_logits) * weights).sum(),
-        (jnp.square(log_normaliser) * weights).sum(),
+        ((log_normalizer - target_logits) * weights).sum(),
+        (jnp.square(log_normalizer) * weights).sum(),
         (correct * weights).sum(),
         weights.sum(),
         mask.any(axis=1).astype(jnp.float32).sum(),
@@ -104,7 +104,7 @@ def make_train_step(
       optimizer: from `frozen_base`.
       labels: which variables are trainable.
       loss: what the gradient is of: the mean over target tokens, or over sentences of the sum of their tokens.
-      z_loss: weight of the mean squared log-normaliser.
+      z_loss: weight of the mean squared log-normalizer.
       dropout: whether the base's dropout is on (at `config.dropout_rate`).
       accumulate: the batch is processed in so many parts; the gradient is that of the whole batch's mean.
 

@@ -62,7 +62,7 @@ def load_tasks(
 def load_splits(
     config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
 ) -> tuple[dict[str, Examples], TaskFormat]:
-    """The splits "train" and "validation", "test" where there is a labelled one, and the format of the task.
+    """The splits "train" and "validation", "test" where there is a labeled one, and the format of the task.
 
     `limits` has how many examples of the latter two are loaded at most.
     """
@@ -85,10 +85,10 @@ def load_splits(
             continue
         seed = config.subset_seed if split == "train" else 0
         loaded = _load(task, split, task_format, config, model, limits.get(split), seed)
-        if split == "test" and loaded.unlabelled:  # benchmarks keep the answers of their test sets to themselves
+        if split == "test" and loaded.unlabeled:  # benchmarks keep the answers of their test sets to themselves
             continue
-        if loaded.unlabelled:
-            raise DataError(f"{loaded.name}, {split}: {loaded.unlabelled} of {len(loaded)} examples have no label")
+        if loaded.unlabeled:
+            raise DataError(f"{loaded.name}, {split}: {loaded.unlabeled} of {len(loaded)} examples have no label")
         splits[split] = loaded
     return splits, task_format
 
@@ -103,7 +103,7 @@ def load_test(
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
     task_format = _as_configured(task, getattr(task, "task_format", None), config)
     loaded = _load(task, "test", task_format, config, model, limit)
-    if loaded.unlabelled:
+    if loaded.unlabeled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format
 

@@ -117,10 +117,10 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Dequantising a small graph of the same make
+# Dequantizing a small graph of the same make
 
 
-def quantised(name: str, values: np.ndarray, zero_point: int, scale: float) -> list:
+def quantized(name: str, values: np.ndarray, zero_point: int, scale: float) -> list:
     from onnx import numpy_helper
 
     return [
@@ -151,15 +151,15 @@ def save_pair(folder: Path, encoder_table: np.ndarray = TABLE) -> None:
     save_graph(
         folder / "encoder.onnx",
         [
-            *quantised("onnx::MatMul_7", MATRIX, 2, 0.5),
-            *quantised("enc.embed_tokens.weight", encoder_table, 128, 0.25),
+            *quantized("onnx::MatMul_7", MATRIX, 2, 0.5),
+            *quantized("enc.embed_tokens.weight", encoder_table, 128, 0.25),
             numpy_helper.from_array(NORM, "enc.final_layer_norm.weight"),
         ],
         {"/enc/block.0/layer.0/SelfAttention/q/MatMul_quant": "onnx::MatMul_7"},
     )
     save_graph(
         folder / "decoder.onnx",
-        [*quantised("onnx::MatMul_9", MATRIX, 0, 2.0), *quantised("m.shared.weight", TABLE, 128, 0.25)],
+        [*quantized("onnx::MatMul_9", MATRIX, 0, 2.0), *quantized("m.shared.weight", TABLE, 128, 0.25)],
         {"/m/lm_head/MatMul_quant": "onnx::MatMul_9"},
     )
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from prompt_jax.checkpoints import weights
 from prompt_jax.checkpoints.files import TensorInFile, open_safetensors, open_torch
 from prompt_jax.checkpoints.flax_msgpack import open_flax
-from prompt_jax.distributed.sharding import of_parameters
+from prompt_jax.distributed.sharding import parameter_sharding
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.t5 import T5Config, parameters
 
@@ -367,7 +367,7 @@ def test_abstract_parameters_are_divided_as_they_are_placed(dtype):
     """On a mesh of devices that are not there, with what the families' tables say of each axis."""
     mesh = jax.sharding.AbstractMesh((1, 2, 4), ("ensemble", "data", "model"))
     config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=12, num_heads=4, encoder_layers=2, decoder_layers=3)
-    shapes = weights.abstract(parameters(config), dtype, of_parameters(mesh))
+    shapes = weights.abstract(parameters(config), dtype, parameter_sharding(mesh))
     spec = jax.sharding.PartitionSpec
     q = shapes["encoder"]["layers"][0]["self"]["q"]
     if dtype == "int8":

@@ -10,7 +10,7 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
 from prompt_jax.cli import main
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import TaskFormat
 
 
@@ -18,7 +18,7 @@ from prompt_jax.task_format import TaskFormat
 def said(tiny) -> PromptMetadata:
     """What the files say of their prompts."""
     return PromptMetadata(
-        base=Base(tiny.name, tiny.revision, tiny.fingerprint),
+        base=ModelId(tiny.name, tiny.revision, tiny.fingerprint),
         method="soft_prompt",
         task="files",
         format=TaskFormat("{text}", ("negative", "positive"), target_length=12),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import Prompt, VirtualTokens, load_prompt, save_prompt
-from prompt_jax.prompt_files.io import Base, read_prompt, read_prompts
+from prompt_jax.prompt_files.io import ModelId, read_prompt, read_prompts
 
 
 def tokens_of(path) -> list[np.ndarray]:
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):
 
     longer = other("l.npz", np.ones((4, 64), np.float32))
     wider = other("w.npz", np.ones((3, 65), np.float32))
-    stranger = other("s.npz", np.ones((3, 64), np.float32), base=Base("elsewhere", None, "sha256:1"))
+    stranger = other("s.npz", np.ones((3, 64), np.float32), base=ModelId("elsewhere", None, "sha256:1"))
     for argv, message in (
         ((prompt_file,), "an average is of two prompts or more, and there is 1"),
         ((ensemble_file, "--weights", 0.5, 0.6), "the weights 0.5, 0.6 add up to 1.1, and should to 1"),

@@ -14,7 +14,7 @@ import pytest
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
 from prompt_jax.inference import evaluation
-from prompt_jax.prompt_files.io import Base, read_prompt, save_ensemble
+from prompt_jax.prompt_files.io import ModelId, read_prompt, save_ensemble
 from prompt_jax.task_format import TaskFormat
 
 CONFIG = """
@@ -44,7 +44,7 @@ def config(tiny_folder, sentiment_files, tmp_path, monkeypatch) -> Path:
 def prompt_file(tiny, tmp_path) -> Path:
     """A prompt of the tiny model for its task of two labels."""
     metadata = PromptMetadata(
-        base=Base(tiny.name, tiny.revision, tiny.fingerprint),
+        base=ModelId(tiny.name, tiny.revision, tiny.fingerprint),
         method="soft_prompt",
         task="files",
         format=TaskFormat("{text}", ("negative", "positive"), target_length=12),
@@ -266,7 +266,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
         return err
 
     own = ("--data", sentiment_files["test"])
-    said = message(other(base=Base("elsewhere", None, "sha256:1")), *own)
+    said = message(other(base=ModelId("elsewhere", None, "sha256:1")), *own)
     assert f"{prompt_file} was trained on" in said and "other.npz on elsewhere (sha256:1)" in said
     assert f"{prompt_file} is named twice; its prompts would count twice" in message(prompt_file, *own)
     (tmp_path / "link.npz").symlink_to(prompt_file)
@@ -333,7 +333,7 @@ def test_export_and_inspect(prompt_file, tiny_folder, tmp_path, capsys):
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.load(prompt_file)["encoder_tokens"])
     assert run(capsys, "export", prompt_file, tmp_path / "bare", "--format", "npy")[0] == 0
     assert (tmp_path / "bare").read_bytes() == (tmp_path / "out.npy").read_bytes()
-    status, out, err = run(capsys, "inspect", prompt_file, "--model", tiny_folder, "--neighbours", 2)
+    status, out, err = run(capsys, "inspect", prompt_file, "--model", tiny_folder, "--neighbors", 2)
     assert status == 0, err
     assert "soft_prompt" in out and "files" in out and "accuracy" in out
 
@@ -354,7 +354,7 @@ def test_help_of_every_verb(capsys):
         (["trian"], "there is no verb 'trian'. Did you mean 'train'?"),
         (["evaluat", "x"], "Did you mean 'evaluate'?"),
         (["train", "CONFIG", "--prompt.lenght", "3"], "--prompt.length"),
-        (["train", "CONFIG", "--optimiser.learning-rate", "3"], "--optimizer.learning-rate"),
+        (["train", "CONFIG", "--optimizer.learning-rate", "3"], "--optimizer.learning-rate"),
     ],
 )
 def test_the_nearest_right_name_is_given(config, capsys, argv, message):
@@ -367,7 +367,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     save_prompt(
         other,
         load_prompt(prompt_file),
-        PromptMetadata(base=Base("elsewhere", None, "sha256:1"), format=TaskFormat("{text}")),
+        PromptMetadata(base=ModelId("elsewhere", None, "sha256:1"), format=TaskFormat("{text}")),
     )
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     named = ("--model", tiny_folder)
@@ -422,7 +422,7 @@ def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, cap
     from prompt_jax.checkpoints import load
 
     monkeypatch.setattr(load, "load_model", lambda *args, **options: pytest.fail(f"loaded {args}"))
-    base = Base(name.replace("FOLDER", str(tiny_folder)), revision, "sha256:1")
+    base = ModelId(name.replace("FOLDER", str(tiny_folder)), revision, "sha256:1")
     save_prompt(prompt_file, load_prompt(prompt_file), PromptMetadata(base=base))
     status, _, err = run(capsys, "predict", prompt_file, "x")
     assert status == 1 and "if you trust it, say --model" in err and "\x1b" not in err
@@ -451,7 +451,7 @@ def test_a_diverged_run_has_its_own_status(config, capsys):
 
 
 def test_templates_of_several_columns_take_json(tiny, tiny_folder, tmp_path, capsys):
-    metadata = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint), format=TaskFormat("a {x} b {y}"))
+    metadata = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint), format=TaskFormat("a {x} b {y}"))
     save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(np.ones((2, 64), np.float32))), metadata)
     argv = ("predict", tmp_path / "p.npz", "--model", tiny_folder)
     assert run(capsys, *argv[:2], '{"x": "good", "y": "film"}', *argv[2:])[0] == 0

@@ -27,8 +27,8 @@ from prompt_jax.data import load
 from prompt_jax.data.files import file_task
 from prompt_jax.data.lines import DataError
 from prompt_jax.inference import evaluation
-from prompt_jax.prompt_files.io import Base
-from prompt_jax.report.terminal import harmless
+from prompt_jax.prompt_files.io import ModelId
+from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("{text}", input_length=4096)
@@ -123,7 +123,7 @@ def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts,
     task = None if "txt" in way else file_task("t", {"test": path}, FORMAT, target=None)
     for model in models.values():
         expected = [model.tokenizer.input_ids(text) for text in texts]
-        assert [ids.tolist() for ids in evaluation.tokenise(model, found, 4096)[0]] == expected
+        assert [ids.tolist() for ids in evaluation.tokenize(model, found, 4096)[0]] == expected
         if task is not None:
             loaded = load.load_examples(task, model.tokenizer, "test", input_length=4096, target_length=4)
             assert [ids.tolist() for ids in loaded.inputs][name == "plain.tsv" :] == expected
@@ -175,7 +175,7 @@ def prompts(models, tmp_path):
     for family, model in models.items():
         tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
         metadata = PromptMetadata(
-            base=Base(model.name, model.revision, model.fingerprint), format=TaskFormat("{text}", target_length=4)
+            base=ModelId(model.name, model.revision, model.fingerprint), format=TaskFormat("{text}", target_length=4)
         )
         found[family] = tmp_path / f"{family}.npz"
         save_prompt(found[family], Prompt(VirtualTokens(tokens)), metadata)
@@ -282,9 +282,9 @@ def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatc
 def test_what_a_terminal_is_not_to_obey():
     """Control and format characters and line separators; spaces, and joiners of emoji and of Persian, are text."""
     evil = "\x1b[2J\r\t\x00\x9b1A\x7f\u202e\u2066\u2028\u2029\ufeff\u00ad\ud800\U000e0001"
-    assert harmless(evil) == evil.encode("unicode_escape").decode()
+    assert escape_control_characters(evil) == evil.encode("unicode_escape").decode()
     text = "a\nb\u00a0\u3000é 👨‍👩‍👧 می‌خواهم ▁<extra_id_0>"
-    assert harmless(text) == text
+    assert escape_control_characters(text) == text
 
 
 def test_no_verb_prints_what_is_not_escaped():

@@ -11,13 +11,13 @@ import prompt_jax
 from adapters import random_prefix
 from pages import Page
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
-from prompt_jax.prompt_files.io import Base, read_prompt, save_ensemble
+from prompt_jax.prompt_files.io import ModelId, read_prompt, save_ensemble
 
 EVIL = "<script>alert('x')</script>\x1b[2J"
 
 
 def test_a_prompt(prompt_file, tiny, tiny_folder, run):
-    status, out, err = run("inspect", prompt_file, "--model", tiny_folder, "--neighbours", 2)
+    status, out, err = run("inspect", prompt_file, "--model", tiny_folder, "--neighbors", 2)
     assert status == 0, err
     tokens = prompt_jax.load_prompt(prompt_file).encoder_tokens.embeddings
     table = np.asarray(tiny.params["embedding"])[: tiny.tokenizer.vocab_size]
@@ -33,7 +33,7 @@ def test_a_prompt(prompt_file, tiny, tiny_folder, run):
 
 
 def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder, tmp_path, run):
-    argv = ("inspect", prompt_file, ensemble_file, "--model", tiny_folder, "--neighbours", 2)
+    argv = ("inspect", prompt_file, ensemble_file, "--model", tiny_folder, "--neighbors", 2)
     status, out, err = run(*argv, "--html", tmp_path / "page.html")
     assert status == 0, err
     for name in (str(prompt_file), f"{ensemble_file}, member 0", f"{ensemble_file}, member 1"):
@@ -50,10 +50,10 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
     page = Page(text)
     assert "Looking into 3 prompts" in page.words and "member 1" in page.words
     assert "--task NAME" in page.words, "how to see what each token does"
-    assert page.labelled("svg").count("Norm of each virtual token beside the vocabulary's norms") == 3
-    assert page.labelled("svg").count("Cosines, encoder_tokens") == 3
-    assert page.labelled("svg").count("Cosine similarity of the prompts") == 1
-    assert page.labelled("svg").count("Virtual tokens and vocabulary along two principal components") == 1
+    assert page.labeled("svg").count("Norm of each virtual token beside the vocabulary's norms") == 3
+    assert page.labeled("svg").count("Cosines, encoder_tokens") == 3
+    assert page.labeled("svg").count("Cosine similarity of the prompts") == 1
+    assert page.labeled("svg").count("Virtual tokens and vocabulary along two principal components") == 1
     assert [name for name, _ in page.elements].count("details") == 3
     assert "computed from" not in page.words
     run(*argv, "--html", tmp_path / "again.html")
@@ -89,7 +89,7 @@ def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder,
     differences = [mean_loss(np.delete(embeddings, slot, axis=0)) - whole for slot in range(3)]
     assert list(map(float, effects)) == pytest.approx(differences, abs=1e-4)
     page = Page((tmp_path / "page.html").read_text())
-    assert "Change of the loss when each token is left out" in page.labelled("svg")
+    assert "Change of the loss when each token is left out" in page.labeled("svg")
     assert effects[0].replace("-", "−") in page.words and "--task NAME" not in page.words
 
 
@@ -103,8 +103,8 @@ def test_a_prefix(tiny, tiny_folder, sentiment_files, said, tmp_path, run):
         assert f"{site}, mean norm of a head's" in out and f"between its slots at {site}" in out
     assert "a prefix has no nearest pieces" in out and "most without" in out
     page = Page((tmp_path / "page.html").read_text())
-    assert "Mean norm of keys and values in each layer" in page.labelled("svg")
-    assert page.labelled("svg").count("Cosines, decoder_cross") == 1 and "no nearest pieces" in page.words
+    assert "Mean norm of keys and values in each layer" in page.labeled("svg")
+    assert page.labeled("svg").count("Cosines, decoder_cross") == 1 and "no nearest pieces" in page.words
     assert "Nearest pieces of the vocabulary" not in page.words and "Among the vocabulary" not in page.words
 
 
@@ -134,7 +134,7 @@ def test_a_strangers_file(tiny, tiny_folder, said, tmp_path, run):
 
 def test_what_is_wrong_is_said(prompt_file, tiny_folder, sentiment_files, tmp_path, run):
     prompt, metadata = read_prompt(prompt_file)
-    save_prompt(tmp_path / "o.npz", prompt, PromptMetadata(base=Base("elsewhere", None, "sha256:1")))
+    save_prompt(tmp_path / "o.npz", prompt, PromptMetadata(base=ModelId("elsewhere", None, "sha256:1")))
     save_prompt(tmp_path / "w.npz", Prompt(VirtualTokens(np.ones((2, 8), np.float32))), metadata)
     named = ("--model", tiny_folder)
     for argv, message in (

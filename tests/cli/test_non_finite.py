@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import prompt_jax
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("{text}", ("negative", "positive"), target_length=12)
@@ -45,7 +45,9 @@ def prompts(tmp_path):
         model = prompt_jax.load_model(str(folder))
         rng = np.random.default_rng(0)
         tokens = [rng.normal(size=(3, model.config.d_model)).astype(np.float32) for _ in range(3)]
-        metadata = PromptMetadata(base=Base(model.name, model.revision, model.fingerprint), format=FORMAT, task="films")
+        metadata = PromptMetadata(
+            base=ModelId(model.name, model.revision, model.fingerprint), format=FORMAT, task="films"
+        )
         each = [Prompt(VirtualTokens(own)) for own in tokens]
         save_prompt(tmp_path / "p.npz", each[0], metadata)
         save_ensemble(tmp_path / "e.npz", each, [metadata] * 3)

@@ -6,7 +6,7 @@ import pytest
 from adapters import random_prefix
 from pages import Page
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, save_prompt
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path, tiny, said):
     save_prompt(folder / "wide.npz", Prompt(VirtualTokens(np.ones((3, 65), np.float32))), said)
     save_prompt(folder / "x.npz", random_prefix(tiny, 3), said)
     save_prompt(
-        folder / "z.npz", Prompt(VirtualTokens(tokens[0])), PromptMetadata(base=Base("other", None, "sha256:1"))
+        folder / "z.npz", Prompt(VirtualTokens(tokens[0])), PromptMetadata(base=ModelId("other", None, "sha256:1"))
     )
     (folder / "notes.txt").write_text("no prompt")
     (folder / ".hidden").write_text("no prompt")
@@ -59,7 +59,7 @@ def test_a_folder(folder, tmp_path, run):
 
     page = Page((tmp_path / "page.html").read_text())
     assert "Similarity of 3 prompts" in page.words and "notes.txt" in page.words
-    assert page.labelled("svg") == [
+    assert page.labeled("svg") == [
         "Cosine similarity of the prompts' mean tokens",
         "Mean cosine of the prompts' tokens",
     ]

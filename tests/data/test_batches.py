@@ -19,7 +19,7 @@ PAD, START, EOS = 0, 7, 1
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Stands for Examples. Row i begins with the token 100 + i, so that it can be recognised."""
+    """Stands for Examples. Row i begins with the token 100 + i, so that it can be recognized."""
 
     inputs: list[np.ndarray]
     targets: list[np.ndarray]

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import sentencepieces
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.data import load as data
-from prompt_jax.data.files import data_folder, file_task, normalise_text, read_rows, text_fraction
+from prompt_jax.data.files import data_folder, file_task, normalize_text, read_rows, text_fraction
 from prompt_jax.data.load import DataError
 from prompt_jax.errors import UserError
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 SMALL = settings(max_examples=50)
 LABELS = ("bad", "good")
@@ -201,7 +201,7 @@ def labels_read(tmp_path, labels, values):
 
 def test_labels_may_be_strings_or_class_numbers(tmp_path):
     values = ["good", "bad", 0, 1, "0", "1", -1, "-1"]
-    expected = ["good", "bad", "bad", "good", "bad", "good", UNLABELLED, UNLABELLED]
+    expected = ["good", "bad", "bad", "good", "bad", "good", UNLABELED, UNLABELED]
     assert labels_read(tmp_path, LABELS, values) == expected
     assert labels_read(tmp_path, ("False", "True"), [True, False, 0]) == ["True", "False", "False"]
 
@@ -216,8 +216,8 @@ def test_free_text_and_no_targets_at_all(tmp_path):
     path = write(tmp_path / "x.csv", "text,answer\na,so it is\nb,\n")
     free = file_task("t", {"test": path}, TaskFormat("{text}"), target="answer")
     assert list(free.examples("test")) == [("a", "so it is"), ("b", "")]
-    unlabelled = file_task("t", {"test": path}, REVIEW, target=None)
-    assert [target for _, target in unlabelled.examples("test")] == [UNLABELLED] * 2
+    unlabeled = file_task("t", {"test": path}, REVIEW, target=None)
+    assert [target for _, target in unlabeled.examples("test")] == [UNLABELED] * 2
 
 
 def test_a_held_out_share_is_a_function_of_the_texts(tmp_path):
@@ -228,7 +228,7 @@ def test_a_held_out_share_is_a_function_of_the_texts(tmp_path):
     assert task.splits == ("train", "validation")
     train, held_out = ([inputs for inputs, _ in task.examples(split)] for split in ("train", "validation"))
     assert len(train) + len(held_out) == 250 and 30 < len(held_out) < 95
-    assert not set(map(normalise_text, train)) & set(map(normalise_text, held_out))
+    assert not set(map(normalize_text, train)) & set(map(normalize_text, held_out))
 
 
 def test_a_limit_draws_from_all_over_the_file(tmp_path, tokenizer):
@@ -243,9 +243,9 @@ def test_a_limit_draws_from_all_over_the_file(tmp_path, tokenizer):
     assert load(limit=1000).input_texts == whole.input_texts
 
 
-def test_normalised_texts_and_their_fractions():
-    assert normalise_text("  It's GREAT —\tisn't it? ") == "it s great isn t it"
-    assert normalise_text(":) ") == ":)" != normalise_text(":(")
+def test_normalized_texts_and_their_fractions():
+    assert normalize_text("  It's GREAT —\tisn't it? ") == "it s great isn t it"
+    assert normalize_text(":) ") == ":)" != normalize_text(":(")
     assert text_fraction("A b!") == text_fraction("a  B")
     fractions = np.array([text_fraction(str(i)) for i in range(2000)])
     assert fractions.min() >= 0 and fractions.max() < 1
@@ -354,8 +354,8 @@ def test_a_registered_task_renders_strings_and_integers(registry, tokenizer):
     data.add_task("t_years", source(columns), TaskFormat("{year}: {text}, {year}", LABELS))
     examples = load("t_years", tokenizer)
     assert examples.input_texts == ["1999: good\nfilm, 1999", "2021: bad ünk, 2021"]
-    assert examples.target_texts == ["good", UNLABELLED]
-    assert examples.unlabelled == 1
+    assert examples.target_texts == ["good", UNLABELED]
+    assert examples.unlabeled == 1
     assert examples.inputs[1].tolist() == [*tokenizer.encode("2021: bad ünk, 2021"), 1]
     assert len(load("t_years", tokenizer, limit=1)) == 1
 
@@ -633,7 +633,7 @@ def test_rows_of_one_input_and_other_notes_are_other_examples(tokenizer, registr
 def test_free_text_without_an_answer_is_not_scored(tmp_path, tokenizer):
     path = write(tmp_path / "x.csv", "text,answer\nx 1,so it is\nx 2,\n")
     examples = load(file_task("t", {"test": path}, TEXTS, target=None), tokenizer, "test")
-    assert examples.unlabelled == 2
+    assert examples.unlabeled == 2
     with pytest.raises(DataError, match="t, test: 2 of 2 examples have no label, or no answer"):
         examples.score(["a", "b"])
 

@@ -40,7 +40,7 @@ def member(examples, predictions, probabilities=None) -> Evaluation:
 
 
 @pytest.fixture
-def labelled():
+def labeled():
     """Four examples and three members; targets no, yes, yes, no."""
     examples = examples_of(["no", "yes", "yes", "no"], TaskFormat("{x}", LABELS))
     members = [
@@ -51,8 +51,8 @@ def labelled():
     return examples, members
 
 
-def test_majority_by_hand(labelled):
-    examples, members = labelled
+def test_majority_by_hand(labeled):
+    examples, members = labeled
     result = combine(members, examples)
     assert result.vote.predictions == ["no", "yes", "no", "yes"]
     # Ranked: no no no, yes no yes, no yes no, yes no no: no, yes, no, no.
@@ -71,8 +71,8 @@ def test_majority_by_hand(labelled):
     np.testing.assert_allclose(np.exp(result.vote.label_scores[:, 1]), [0.2, 2 / 3, 1.6 / 3, 1.7 / 3], rtol=1e-6)
 
 
-def test_mean_probability_by_hand(labelled):
-    examples, members = labelled
+def test_mean_probability_by_hand(labeled):
+    examples, members = labeled
     result = combine(members, examples, "mean-probability")
     assert result.vote.predictions == ["no", "yes", "yes", "yes"]
     assert result.vote.scores == {"rank/accuracy": 0.75} and result.metric == "rank/accuracy"
@@ -113,15 +113,15 @@ def test_log_likelihood_is_no_vote(tiny):
         evaluate_early(tiny, [Prompt(), Prompt()], alone, **LENGTHS)
 
 
-def test_the_summary_is_json(labelled):
-    examples, members = labelled
+def test_the_summary_is_json(labeled):
+    examples, members = labeled
     summary = json.loads(json.dumps(combine(members, examples).summary()))
     assert set(summary) == {"vote_rule", "vote", "average", "best", "oracle", "agreement", "intervals"}
     assert summary["best"] == 0 and summary["intervals"]["best"] == [0, 0]
 
 
-def test_predictions_are_a_line_an_example(labelled, tmp_path):
-    examples, members = labelled
+def test_predictions_are_a_line_an_example(labeled, tmp_path):
+    examples, members = labeled
     result = combine(members, examples)
     records = prediction_lines(examples, result.answers, result.vote, result.ranked, members[2])
     write_predictions(tmp_path / "p.jsonl", records)
@@ -140,8 +140,8 @@ def test_predictions_are_a_line_an_example(labelled, tmp_path):
     assert line["before"] is None and line["members"] == [None] and line["label_scores"] is None
 
 
-def test_tables(labelled):
-    examples, members = labelled
+def test_tables(labeled):
+    examples, members = labeled
     shown = ensemble_tables(combine(members, examples), "title", ["seed 1", "", "a|b\n*c*"], LABELS, [4, 7, 9])
     text = [line.split() for line in shown[0].text().splitlines()]
     assert text[1] == ["accuracy", "invalid", "rank/accuracy"]

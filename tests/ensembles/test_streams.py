@@ -13,7 +13,7 @@ from prompt_jax.cli import main
 from prompt_jax.ensembles.streams import Line, Mixed, read_named
 from prompt_jax.ensembles.vote import comparison, vote_answers
 from prompt_jax.inference import evaluation
-from prompt_jax.prompt_files.io import Base, read_prompts
+from prompt_jax.prompt_files.io import ModelId, read_prompts
 from prompt_jax.task_format import TaskFormat
 
 
@@ -27,7 +27,7 @@ def run(capsys, *argv) -> tuple[int, str, str]:
 def mixed_files(tiny, tmp_path, monkeypatch) -> dict[str, Path]:
     """Prompts of three tasks and lengths, the last one an ensemble, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    base = Base(tiny.name, tiny.revision, tiny.fingerprint)
+    base = ModelId(tiny.name, tiny.revision, tiny.fingerprint)
     rng = np.random.default_rng(5)
 
     def prompt(length: int) -> Prompt:
@@ -64,7 +64,7 @@ def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, cap
     expected = []
     for line in STREAM:
         if line["prompt"] is None:
-            inputs, _ = evaluation.tokenise(tiny, [line["text"]], 512)
+            inputs, _ = evaluation.tokenize(tiny, [line["text"]], 512)
             given = evaluation.answers(tiny, None, inputs, target_length=16, batch_size=1)
             expected.append({"prompt": None, "input": line["text"], "prediction": given.texts[0], "label_scores": None})
             continue
@@ -100,11 +100,11 @@ def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, cap
 
 
 def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folder, capsys):
-    own, tokens = Base(tiny.name, None, tiny.fingerprint), np.ones((2, 64), np.float32)
+    own, tokens = ModelId(tiny.name, None, tiny.fingerprint), np.ones((2, 64), np.float32)
     after = Prompt(VirtualTokens(tokens, placement="after"))
     save_prompt("after.npz", after, PromptMetadata(base=own))
     save_prompt("takes.npz", Prompt(VirtualTokens(tokens)), PromptMetadata(base=own, format=TaskFormat("{prompt}")))
-    elsewhere = PromptMetadata(base=Base("elsewhere", None, "sha256:1"))
+    elsewhere = PromptMetadata(base=ModelId("elsewhere", None, "sha256:1"))
     save_prompt("elsewhere.npz", Prompt(VirtualTokens(tokens)), elsewhere)
     save_prompt("other/rte.npz", Prompt(VirtualTokens(tokens)), PromptMetadata(base=own))
     good = '{"prompt": "rte", "a": "x", "b": "y"}'
@@ -201,7 +201,7 @@ def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsy
     texts = ["a good film", "great fun", "the plot is bad", "a cold ending"]
     status, out, err = run(capsys, "predict", "vote.npz", *texts, "--model", tiny_folder, "--batch-size", "3")
     assert status == 0, err
-    inputs, _ = evaluation.tokenise(tiny, [f"film: {text}" for text in texts], 512)
+    inputs, _ = evaluation.tokenize(tiny, [f"film: {text}" for text in texts], 512)
     members = [
         evaluation.answers(tiny, prompt, inputs, target_length=7, batch_size=4)
         for prompt, _ in read_prompts("vote.npz")

@@ -26,9 +26,9 @@ def prompts(tiny) -> list[Prompt]:
 
 def examples_of(tiny, texts=TEXTS, labels=("negative", "positive")) -> Examples:
     task_format = TaskFormat("{text}", labels)
-    inputs, _ = evaluation.tokenise(tiny, texts, 32)
+    inputs, _ = evaluation.tokenize(tiny, texts, 32)
     targets = [labels[i % 2] if labels else "film" for i in range(len(texts))]
-    ids = evaluation.tokenise(tiny, targets, 8)[0]
+    ids = evaluation.tokenize(tiny, targets, 8)[0]
     fns = tuple(metric_fns(task_format))
     return Examples("task", "test", inputs, ids, list(texts), targets, {}, task_format, fns)
 

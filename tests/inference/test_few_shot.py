@@ -12,7 +12,7 @@ from prompt_jax import metrics
 from prompt_jax.cli import main
 from prompt_jax.data import load
 from prompt_jax.inference.evaluation import evaluate, evaluate_members
-from prompt_jax.inference.few_shot import Design, DesignError, designed
+from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
 
 LINE_BREAK = 1.5  # how much more a line break is wanted
@@ -58,8 +58,8 @@ def causal(model) -> bool:
 
 def test_an_input_after_its_examples(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    design = Design("Review: {input}", 2, demonstration="{input} Answer: {target}", length=200)
-    asked, shown = designed(tests, design, model, training, seed=1)
+    design = PromptDesign("Review: {input}", 2, demonstration="{input} Answer: {target}", length=200)
+    asked, shown = few_shot_inputs(tests, design, model, training, seed=1)
     assert shown == 2 and len(asked) == len(tests)
     start = list(getattr(model.tokenizer, "start", ()))
     space, end = " " if start else "", " Answer:" if causal(model) else ""
@@ -72,9 +72,9 @@ def test_an_input_after_its_examples(model, sentiment_files):
     written = text(model, before)
     assert written.count("negative") == 1 and written.count("positive") == 1  # a label in turn
     assert "of train" in written and "of test" not in written
-    again, _ = designed(tests, design, model, training, seed=1)
+    again, _ = few_shot_inputs(tests, design, model, training, seed=1)
     np.testing.assert_array_equal(again.inputs[3], asked.inputs[3])
-    other, _ = designed(tests, design, model, training, seed=2)
+    other, _ = few_shot_inputs(tests, design, model, training, seed=2)
     assert len(other.inputs[3]) != len(asked.inputs[3]) or (other.inputs[3] != asked.inputs[3]).any()
     assert asked.target_texts == tests.target_texts
 
@@ -84,8 +84,8 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
     tests, training = (split(gpt2, sentiment_files, name) for name in ("test", "train"))
     rows = np.random.default_rng(0).permutation(len(training))[:2]
     for form, between, end in ((None, "", ""), ("{input}\nthat is {target},\n", "\nthat is", ",")):
-        design = Design("the film {input} has", 2, balanced=False, demonstration=form, length=400)
-        asked, shown = designed(tests, design, gpt2, training)
+        design = PromptDesign("the film {input} has", 2, balanced=False, demonstration=form, length=400)
+        asked, shown = few_shot_inputs(tests, design, gpt2, training)
         lines = [
             f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
         ]
@@ -94,7 +94,10 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
             assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
         assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
     short = dataclasses.replace(tests.take([0, 1]), input_texts=["", "a"])
-    (start, a), start_id = (list(ids) for ids in designed(short, Design(), gpt2)[0].inputs), gpt2.config.start_id
+    (start, a), start_id = (
+        (list(ids) for ids in few_shot_inputs(short, PromptDesign(), gpt2)[0].inputs),
+        gpt2.config.start_id,
+    )
     assert start == [start_id] * 2 and a == [start_id, *gpt2.tokenizer.encode("a")]
 
 
@@ -108,7 +111,9 @@ def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, 
     norm = norm | {"bias": norm["bias"] + LINE_BREAK * model.params["embedding"][line_break]}
     model = dataclasses.replace(model, params=model.params | {"final_norm": norm})
     tests, training = (split(model, sentiment_files, name).take([0, 1, 5, 6]) for name in ("test", "train"))
-    asked, shown = designed(tests, Design("{input} is", shots), model, training, target_length=target_length)
+    asked, shown = few_shot_inputs(
+        tests, PromptDesign("{input} is", shots), model, training, target_length=target_length
+    )
     assert shown == shots
 
     def log_probabilities(ids):  # [T, V]
@@ -150,7 +155,7 @@ def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, 
 
 def test_an_answer_is_not_given_away(model, sentiment_files):
     training = split(model, sentiment_files, "train")
-    asked, shown = designed(training, Design(shots=4, length=1000), model, training)
+    asked, shown = few_shot_inputs(training, PromptDesign(shots=4, length=1000), model, training)
     assert shown == 4 * (1 - 1 / len(training))  # four inputs are among the four that are shown
     for ids, own in zip(asked.inputs, training.input_texts, strict=True):
         assert text(model, ids).count(own) <= 1
@@ -158,14 +163,14 @@ def test_an_answer_is_not_given_away(model, sentiment_files):
 
 def test_as_many_as_fit(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    few, _ = designed(tests, Design(shots=3, length=1000), model, training)
+    few, _ = few_shot_inputs(tests, PromptDesign(shots=3, length=1000), model, training)
     longest = max(map(len, few.inputs))
-    fitting, shown = designed(tests, Design(shots=None, length=longest), model, training)
+    fitting, shown = few_shot_inputs(tests, PromptDesign(shots=None, length=longest), model, training)
     for three, own in zip(few.inputs, fitting.inputs, strict=True):
         assert len(three) <= len(own) <= longest  # the first three are there, and there may be room for a fourth
     assert 3 <= shown < 5
     with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 4 tokens"):
-        none, shown = designed(tests, Design(shots=3, length=4), model, training)
+        none, shown = few_shot_inputs(tests, PromptDesign(shots=3, length=4), model, training)
     assert shown == 0 and all(len(ids) <= 4 for ids in none.inputs) and none.truncated["inputs"] == len(tests)
 
 
@@ -175,10 +180,10 @@ def test_what_does_not_fit_is_left_out(model, sentiment_files):
     long = int(np.random.default_rng(0).permutation(len(training))[0])
     texts = [text + " and long" * 200 * (row == long) for row, text in enumerate(training.input_texts)]
     training = dataclasses.replace(training, input_texts=texts)
-    _, shown = designed(tests, Design(shots=None, balanced=False, length=300), model, training)
+    _, shown = few_shot_inputs(tests, PromptDesign(shots=None, balanced=False, length=300), model, training)
     assert shown > 3
     with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 300 tokens"):
-        _, shown = designed(tests, Design(shots=3, balanced=False, length=300), model, training)
+        _, shown = few_shot_inputs(tests, PromptDesign(shots=3, balanced=False, length=300), model, training)
     assert shown == 0
 
 
@@ -186,13 +191,13 @@ def test_labels_come_in_turn_as_long_as_they_last(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     one = training.target_texts.index("negative")
     training = training.take([row for row, to in enumerate(training.target_texts) if to == "positive"] + [one])
-    asked, shown = designed(tests, Design(shots=4, length=1000), model, training)
+    asked, shown = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
     assert shown == 4
     for ids in asked.inputs:
         assert text(model, ids).count("positive") == 3 and text(model, ids).count("negative") == 1
     training = training.take(range(20))
     with pytest.warns(UserWarning, match="files has no example of 'negative' to be shown"):
-        _, shown = designed(tests, Design(shots=4, length=1000), model, training)
+        _, shown = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
     assert shown == 4
 
 
@@ -200,8 +205,8 @@ def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
     """Of BART, whose byte pairs have none of their own: as if all of it had been one text."""
     bart = roomy(prompt_jax.load_model(str(tiny_folders["bart"])))
     tests, training = (split(bart, sentiment_files, name) for name in ("test", "train"))
-    design = Design("the {input} is", 2, balanced=False, demonstration="{input} {target},", length=400)
-    asked, _ = designed(tests, design, bart, training)
+    design = PromptDesign("the {input} is", 2, balanced=False, demonstration="{input} {target},", length=400)
+    asked, _ = few_shot_inputs(tests, design, bart, training)
     rows = np.random.default_rng(0).permutation(len(training))[:2]
     shown = [f"the {training.input_texts[row]} is {training.target_texts[row]}," for row in rows]
     for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
@@ -211,8 +216,8 @@ def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
 def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_files):
     tests = split(model, sentiment_files, "test")
     long = dataclasses.replace(tests, input_texts=[f"{own} and long and old" * 3 for own in tests.input_texts])
-    for design in (Design("the {input} is", length=30), Design("{input}", length=20)):
-        asked, _ = designed(long, design, model)
+    for design in (PromptDesign("the {input} is", length=30), PromptDesign("{input}", length=20)):
+        asked, _ = few_shot_inputs(long, design, model)
         assert asked.truncated["inputs"] == len(tests)
         before, after = (part.strip() for part in design.text.split("{input}"))
         for ids, own in zip(asked.inputs, long.input_texts, strict=True):
@@ -221,11 +226,11 @@ def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_fi
             rest = len(read(model, f"a {after}".strip())) - len(read(model, "a")) + (not causal(model))
             assert list(ids) == [*whole[: design.length - rest], *whole[len(whole) - rest :]]
             assert text(model, ids).startswith(before) and text(model, ids).endswith(after)
-    uncut, _ = designed(tests, Design("the {input} is", length=200), model)
+    uncut, _ = few_shot_inputs(tests, PromptDesign("the {input} is", length=200), model)
     for ids, own in zip(uncut.inputs, tests.input_texts, strict=True):
         assert list(ids) == read(model, f"the {own} is")
     with pytest.raises(DesignError, match=r"the words 'the \{input\} is' have \d+ tokens.*may have 2 \(--shot-length"):
-        designed(tests, Design("the {input} is", length=2), model)
+        few_shot_inputs(tests, PromptDesign("the {input} is", length=2), model)
 
 
 @pytest.mark.parametrize(("name", "room"), (("gpt2", 64 - 8 + 1), ("bart", 64), ("t5", 512)))
@@ -233,8 +238,8 @@ def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentim
     """An answer of GPT-2 takes some; its first token is had from the last one that is read."""
     model = prompt_jax.load_model(str(tiny_folders[name]))
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    asked, shown = designed(tests, Design(shots=None), model, training, target_length=8)
-    same, _ = designed(tests, Design(shots=None, length=room), model, training, target_length=8)
+    asked, shown = few_shot_inputs(tests, PromptDesign(shots=None), model, training, target_length=8)
+    same, _ = few_shot_inputs(tests, PromptDesign(shots=None, length=room), model, training, target_length=8)
     assert shown > 0
     for one, other in zip(asked.inputs, same.inputs, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -242,12 +247,12 @@ def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentim
         evaluate(model, None, asked, target_length=8, batch_size=10)
         message = rf"at most {room} tokens, not {room + 1} \(--shot-length\): .* has 64 positions"
         with pytest.raises(DesignError, match=message):
-            designed(tests, Design(length=room + 1), model, target_length=8)
+            few_shot_inputs(tests, PromptDesign(length=room + 1), model, target_length=8)
 
 
 def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
     tests = split(model, sentiment_files, "test")
-    asked, shown = designed(tests, Design(), model)
+    asked, shown = few_shot_inputs(tests, PromptDesign(), model)
     assert shown == 0
     for ids, own, whole in zip(asked.inputs, tests.inputs, tests.input_texts, strict=True):
         np.testing.assert_array_equal(ids, model.tokenizer.encode(whole) if causal(model) else own)
@@ -256,21 +261,24 @@ def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
 def test_what_cannot_be_shown(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     with pytest.raises(DesignError, match="has 40 examples to be shown, and 41 are wanted"):
-        designed(tests, Design(shots=41), model, training)
+        few_shot_inputs(tests, PromptDesign(shots=41), model, training)
     with pytest.raises(DesignError, match="drawn from a training split, and there is none"):
-        designed(tests, Design(shots=1), model)
+        few_shot_inputs(tests, PromptDesign(shots=1), model)
     for design, message in (
-        (lambda: Design("no place"), r"should have \{input\}, each once"),
-        (lambda: Design("{input} {foo}"), r"'\{input\} \{foo\}' should have \{input\}, each once, and no other braces"),
-        (lambda: Design("{input} }"), "and no other braces"),
-        (lambda: Design(demonstration="{input}"), r"should have \{input\} and \{target\}, each once"),
-        (lambda: Design(shots=-1), "there cannot be -1 examples"),
+        (lambda: PromptDesign("no place"), r"should have \{input\}, each once"),
+        (
+            lambda: PromptDesign("{input} {foo}"),
+            r"'\{input\} \{foo\}' should have \{input\}, each once, and no other braces",
+        ),
+        (lambda: PromptDesign("{input} }"), "and no other braces"),
+        (lambda: PromptDesign(demonstration="{input}"), r"should have \{input\} and \{target\}, each once"),
+        (lambda: PromptDesign(shots=-1), "there cannot be -1 examples"),
     ):
         with pytest.raises(DesignError, match=message):
             design()
     if causal(model):
         with pytest.raises(DesignError, match=r"reads \{input\} before \{target\}; the demonstration is '\{target\}: "):
-            designed(tests, Design(demonstration="{target}: {input}"), model)
+            few_shot_inputs(tests, PromptDesign(demonstration="{target}: {input}"), model)
 
 
 def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):

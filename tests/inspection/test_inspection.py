@@ -8,7 +8,7 @@ import prompt_jax
 from directions import MODEL, PIECES, TABLE, TOKENS
 from prompt_jax import inspection
 from prompt_jax.inspection import (
-    Neighbour,
+    Neighbor,
     inspect,
     inspect_tokens,
     label_pieces,
@@ -108,9 +108,9 @@ def test_a_prompt_without_virtual_tokens():
         inspect(Prompt(), MODEL)
 
 
-def test_labels_among_neighbours():
-    def near(*indices: int) -> tuple[Neighbour, ...]:
-        return tuple(Neighbour(index, f"#{index}", 1.0, 1.0) for index in indices)
+def test_labels_among_neighbors():
+    def near(*indices: int) -> tuple[Neighbor, ...]:
+        return tuple(Neighbor(index, f"#{index}", 1.0, 1.0) for index in indices)
 
     pieces = {"up": frozenset({1, 2}), "down": frozenset({3}), "left": frozenset()}
     share = label_share([near(1, 5, 2, 9), near(7, 8, 9, 5), near(3, 2, 8, 9)], pieces)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prompt_jax.inspection import projection
-from prompt_jax.inspection.projection import project
+from prompt_jax.inspection.projection import pca_projection
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def table() -> np.ndarray:
 def test_axes_are_those_of_the_vocabulary(table, monkeypatch):
     monkeypatch.setattr(projection, "_BLOCK", 64)
     tokens = [np.random.default_rng(1).normal(size=(count, 8)).astype(np.float32) for count in (4, 2)]
-    found = project(tokens, table, 250)
+    found = pca_projection(tokens, table, 250)
     mean = table[:250].mean(axis=0, dtype=np.float64)
     _, singular, axes = np.linalg.svd(table[:250] - mean, full_matrices=False)
     axes = axes[:2] * np.sign([axis[np.abs(axis).argmax()] for axis in axes[:2]])[:, None]
@@ -29,13 +29,13 @@ def test_axes_are_those_of_the_vocabulary(table, monkeypatch):
 
 
 def test_a_sample_is_evenly_spaced(table):
-    found = project([], table, 300, sample=100, points=10)
+    found = pca_projection([], table, 300, sample=100, points=10)
     assert (found.sample, found.size, found.vocabulary.shape) == (100, 300, (10, 2))
     chosen = np.linspace(0, 299, 100).round().astype(int)
-    whole = project([], table[chosen], 100, points=10)
+    whole = pca_projection([], table[chosen], 100, points=10)
     np.testing.assert_array_equal(found.vocabulary, whole.vocabulary)
 
 
 def test_a_vocabulary_without_any_variance():
-    found = project([np.ones((1, 3), np.float32)], np.zeros((5, 3), np.float32), 5)
+    found = pca_projection([np.ones((1, 3), np.float32)], np.zeros((5, 3), np.float32), 5)
     assert found.variance == (0, 0) and found.prompts[0].shape == (1, 2)

@@ -5,14 +5,14 @@ import numpy as np
 from directions import MODEL, TOKENS
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.ablation import Ablation
-from prompt_jax.inspection.findings import look_into
+from prompt_jax.inspection.findings import collect_findings
 from prompt_jax.inspection.text import describe, numbers, printable
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens
-from prompt_jax.prompt_files.io import Base, PromptMetadata
+from prompt_jax.prompt_files.io import ModelId, PromptMetadata
 from prompt_jax.task_format import TaskFormat
 
 METADATA = PromptMetadata(
-    base=Base("tiny", "abc", MODEL.fingerprint),
+    base=ModelId("tiny", "abc", MODEL.fingerprint),
     method="soft_prompt",
     initialization="labels",
     task="directions",
@@ -23,7 +23,7 @@ METADATA = PromptMetadata(
 
 
 def text_of(prompt: Prompt, metadata: PromptMetadata, model: Model | None, **options) -> str:
-    return describe(look_into(options.pop("name", "best.npz"), prompt, metadata, model, **options), model)
+    return describe(collect_findings(options.pop("name", "best.npz"), prompt, metadata, model, **options), model)
 
 
 def test_describe():
@@ -36,7 +36,7 @@ def test_describe():
         "  revision        abc",
         "  fingerprint     sha256:0123456789ab…",
         "  method          soft_prompt",
-        "  initialisation  labels",
+        "  initialization  labels",
         "  placement       before the input",
         "  length          3 virtual tokens of width 2",
         "  task            directions",
@@ -98,7 +98,7 @@ def test_describe_a_file_that_says_nothing():
 def test_describe_a_hostile_file():
     evil = "\x1b[2J\r\n\u202e\ud800 " + "long " * 100_000
     metadata = PromptMetadata(
-        base=Base(evil, evil, evil),
+        base=ModelId(evil, evil, evil),
         method=evil,
         initialization=evil,
         task=evil,

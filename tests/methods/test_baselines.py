@@ -22,7 +22,7 @@ from prompt_jax.models import family
 from prompt_jax.models.delta import changed, flat
 from prompt_jax.models.layers import depth
 from prompt_jax.models.prompt import PromptStackError, stack_prompts
-from prompt_jax.prompt_files.io import Base, PromptMetadata, read_prompts
+from prompt_jax.prompt_files.io import ModelId, PromptMetadata, read_prompts
 
 FAMILIES = ("t5_v11", "gpt2", "bart")
 METHODS = {
@@ -234,7 +234,7 @@ def test_options_of_other_methods_are_refused(prompt, message):
 @pytest.mark.parametrize("name", METHODS)
 def test_files_are_exact_both_ways(model, tmp_path, name):
     prompts = [trained(model, name, seed=seed) for seed in range(2)]
-    metadata = PromptMetadata(Base(model.name, None, model.fingerprint), METHODS[name].method)
+    metadata = PromptMetadata(ModelId(model.name, None, model.fingerprint), METHODS[name].method)
     save_prompt(tmp_path / "p.npz", prompts[0], metadata)
     read = load_prompt(tmp_path / "p.npz", model)
     assert flat(read.base).keys() == flat(prompts[0].base).keys()

@@ -1,4 +1,4 @@
-"""Initialisers against their definitions."""
+"""Initializers against their definitions."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble, sav
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods import initializers, soft_prompt
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 
 KEY = jax.random.key(0)
 
@@ -100,7 +100,7 @@ def test_a_member_of_a_file(tiny, tmp_path):
     """Of its own length: slots that are not used do not count."""
     random = np.random.default_rng(0)
     prompts = [Prompt(VirtualTokens(random.normal(size=(n, 64)).astype(np.float32))) for n in (4, 3)]
-    base = Base(tiny.name, None, tiny.fingerprint)
+    base = ModelId(tiny.name, None, tiny.fingerprint)
     save_ensemble(tmp_path / "e.npz", prompts, [PromptMetadata(base=base)] * 2)
     options = {"init": "file", "init_file": tmp_path / "e.npz"}
     for number, prompt in enumerate(prompts):
@@ -122,11 +122,11 @@ def test_a_member_of_a_file(tiny, tmp_path):
 
 def test_a_file_of_another_base_or_kind(tiny, tmp_path):
     tokens = np.ones((2, 64), np.float32)
-    other = PromptMetadata(base=Base("elsewhere", None, "sha256:1"))
+    other = PromptMetadata(base=ModelId("elsewhere", None, "sha256:1"))
     save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(tokens)), other)
     with pytest.raises(ConfigError, match=r"p.npz was trained on elsewhere \(sha256:1\), and the base is"):
         init(tiny, length=2, init="file", init_file=tmp_path / "p.npz")
-    own = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    own = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint))
     prefix = random_prefix(tiny, 2)
     for prompt, has in (
         (prefix, "encoder_self and decoder_self and decoder_cross"),
@@ -138,7 +138,7 @@ def test_a_file_of_another_base_or_kind(tiny, tmp_path):
 
 
 def test_a_file_of_another_placement_or_of_a_base(tiny, tmp_path):
-    own = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    own = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint))
     save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(np.ones((2, 64), np.float32), placement="after")), own)
     with pytest.raises(ConfigError, match="p.npz has placement 'after', and prompt has 'before'"):
         init(tiny, length=2, init="file", init_file=tmp_path / "p.npz")
@@ -147,7 +147,7 @@ def test_a_file_of_another_placement_or_of_a_base(tiny, tmp_path):
         init(tiny, length=2, init="file", init_file=tmp_path / "b.npz")
 
 
-def test_a_seed_is_an_initialisation(tiny):
+def test_a_seed_is_an_initialization(tiny):
     first, again = (init(tiny, length=5, init="vocab", init_vocab=200) for _ in range(2))
     other = soft_prompt.init(jax.random.key(1), PromptConfig(length=5, init="vocab", init_vocab=200), tiny)
     np.testing.assert_array_equal(first, again)

@@ -15,7 +15,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.methods import applied, method, prefix
 from prompt_jax.models import bart, family, gpt2, t5
 from prompt_jax.prompt_files.io import load_prompt, save_prompt
-from prompt_jax.prompt_files.metadata import Base, PromptMetadata
+from prompt_jax.prompt_files.metadata import ModelId, PromptMetadata
 
 FAMILIES = ("t5", "gpt2", "bart")
 FREE = PromptConfig(method="prefix", length=4, init="normal")
@@ -170,7 +170,7 @@ def saved(tiny_folders, tmp_path):
     """A model, a prefix of it, and its file."""
     model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
     _, prompt = applied(FREE)(prefix.init(KEY, FREE, model), None)
-    metadata = PromptMetadata(base=Base(model.name, None, model.fingerprint))
+    metadata = PromptMetadata(base=ModelId(model.name, None, model.fingerprint))
     save_prompt(tmp_path / "p.npz", prompt, metadata)
     return model, prompt, tmp_path / "p.npz"
 
@@ -208,7 +208,7 @@ def test_a_prefix_from_a_file(saved):
 def test_a_prefix_from_a_file_of_other_sites(tiny, tmp_path):
     config = PromptConfig(method="prefix", length=2, init="zero")
     _, prompt = applied(config)(prefix.init(KEY, config, tiny), None)
-    save_prompt(tmp_path / "p.npz", prompt, PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint)))
+    save_prompt(tmp_path / "p.npz", prompt, PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint)))
     fewer = dataclasses.replace(config, init="file", init_file=tmp_path / "p.npz", sites=("decoder_self",))
     with pytest.raises(ConfigError, match="has encoder_self and .*, and prompt.sites asks for decoder_self"):
         prefix.init(KEY, fewer, tiny)
@@ -218,7 +218,7 @@ def test_a_prefix_from_a_file_with_unused_slots(saved, tmp_path):
     model, prompt, _ = saved
     mask = np.array([True, False, True, True])
     masked = dataclasses.replace(prompt, decoder_self=dataclasses.replace(prompt.decoder_self, mask=mask))
-    save_prompt(tmp_path / "m.npz", masked, PromptMetadata(base=Base(model.name, None, model.fingerprint)))
+    save_prompt(tmp_path / "m.npz", masked, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
     options = dataclasses.replace(FREE, init="file", init_file=tmp_path / "m.npz", length=3)
     trainable = prefix.init(KEY, options, model)
     np.testing.assert_array_equal(trainable["decoder_self"]["keys"], prompt.decoder_self.keys[:, mask])

@@ -318,18 +318,18 @@ def first_and_others():
         pytest.skip("needs E2E's files in ../shared/data/e2e")
     path = ROOT / "tasks" / "e2e.py"
     load.discover_tasks(path)
-    tokenise = next(
+    tokenize = next(
         module for module in sys.modules.values() if getattr(module, "__file__", None) == str(path)
-    ).tokenise
+    ).tokenize
     tables: dict[str, list[str]] = {}
     with (E2E / "devset.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            tables.setdefault(row["mr"], []).append(tokenise(row["ref"]))
+            tables.setdefault(row["mr"], []).append(tokenize(row["ref"]))
     assert len(tables) == 547
     return [own[1:] for own in tables.values()], [own[0] for own in tables.values()]
 
 
-# Of the official scripts on the published tokenised file, of which the rebuilt one differs in a few signs.
+# Of the official scripts on the published tokenized file, of which the rebuilt one differs in a few signs.
 @pytest.mark.parametrize(
     ("name", "published", "tolerance"),
     [

@@ -17,7 +17,7 @@ def test_accuracy_counts_equal_strings_and_strips_nothing():
     assert metrics.accuracy(["yes", "no", "yes", "no"], ["yes", "yes", "Yes", "no "]) == {"accuracy": 0.25}
 
 
-def test_exact_match_normalises_as_squad_does():
+def test_exact_match_normalizes_as_squad_does():
     targets = ["The Eiffel Tower!", "a cat", "an apple", "theory", "U.S."]
     predictions = ["eiffel  tower", "The cat", "banana", "ory", "us"]
     assert metrics.exact_match(targets, predictions) == {"exact_match": 3 / 5}

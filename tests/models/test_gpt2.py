@@ -136,8 +136,8 @@ def test_source_and_target_are_one_text(model):
     text = random_text(model, 2, 9)
     for prompt in (None, random_tokens(model, 3), random_prefix(model, 3)):
         together = np.asarray(prompt_jax.forward(model.params, model.config, whole(text), prompt))
-        divided = whole(text[:, :5]) | {"decoder_inputs": text[:, 5:]}
-        assert_close(prompt_jax.forward(model.params, model.config, divided, prompt), together[:, 5:])
+        named_sharding = whole(text[:, :5]) | {"decoder_inputs": text[:, 5:]}
+        assert_close(prompt_jax.forward(model.params, model.config, named_sharding, prompt), together[:, 5:])
 
 
 def test_a_prefix_of_real_tokens_is_these_tokens(model):

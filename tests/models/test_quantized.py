@@ -27,23 +27,23 @@ from prompt_jax.models.t5 import T5Config
 BASES = ("t5_v11", "gpt2", "bart")
 
 
-def is_quantised(leaf: Any) -> bool:
+def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
-def dequantised(params: Any) -> Any:
+def dequantized(params: Any) -> Any:
     """The same weights as plain arrays of float32."""
     return jax.tree.map(
-        lambda leaf: leaf.values * leaf.scale if is_quantised(leaf) else leaf.astype(jnp.float32),
+        lambda leaf: leaf.values * leaf.scale if is_quantized(leaf) else leaf.astype(jnp.float32),
         params,
-        is_leaf=is_quantised,
+        is_leaf=is_quantized,
     )
 
 
 def in_float32(params: Any) -> Any:
     """Quantized matrices as they are, all else and thereby the activations in float32."""
     return jax.tree.map(
-        lambda leaf: leaf if is_quantised(leaf) else leaf.astype(jnp.float32), params, is_leaf=is_quantised
+        lambda leaf: leaf if is_quantized(leaf) else leaf.astype(jnp.float32), params, is_leaf=is_quantized
     )
 
 
@@ -116,12 +116,12 @@ def test_what_is_quantized(model):
     full, half = (prompt_jax.load_model(model.name, dtype) for dtype in ("float32", "bfloat16"))
     assert model.fingerprint == full.fingerprint
     found = set()
-    leaves, tree = jax.tree.flatten_with_path(model.params, is_leaf=is_quantised)
+    leaves, tree = jax.tree.flatten_with_path(model.params, is_leaf=is_quantized)
     assert tree == jax.tree.structure(jax.tree.map(lambda leaf: 0, half.params))
     for (path, leaf), exact, rounded in zip(
         leaves, jax.tree.leaves(full.params), jax.tree.leaves(half.params), strict=True
     ):
-        if not is_quantised(leaf):
+        if not is_quantized(leaf):
             assert leaf.dtype == jnp.bfloat16
             np.testing.assert_array_equal(leaf, rounded)
             continue
@@ -150,7 +150,7 @@ def assert_as_with_float_weights(model: Any, length: int) -> None:
 
         return jax.grad(loss, has_aux=True)(prompt)
 
-    (gradient, logits), expected = run(in_float32(model.params)), run(dequantised(model.params))
+    (gradient, logits), expected = run(in_float32(model.params)), run(dequantized(model.params))
     assert_close(logits, expected[1])
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected[0]), strict=True):
         assert np.abs(theirs).max() > 0
@@ -162,7 +162,7 @@ def test_outputs_and_gradients_are_those_of_the_float_weights(model):
     prompt, text = random_prefix(model, 2), whole(random_text(model, 3, 9))
     tokens = [
         prompt_jax.generate(params, model.config, text, prompt, max_new_tokens=4)
-        for params in (in_float32(model.params), dequantised(model.params))
+        for params in (in_float32(model.params), dequantized(model.params))
     ]
     np.testing.assert_array_equal(*tokens)
 
@@ -202,9 +202,9 @@ def test_no_float_copy_of_the_base(name):
         for stored in weights._names(row)
     }
     params = in_float32(weights.assemble(table, tensors, "int8")[0])
-    matrices = [leaf for leaf in jax.tree.leaves(params, is_leaf=is_quantised) if is_quantised(leaf)]
+    matrices = [leaf for leaf in jax.tree.leaves(params, is_leaf=is_quantized) if is_quantized(leaf)]
     values = sum(leaf.values.size for leaf in matrices)
-    plain = dequantised(params)
+    plain = dequantized(params)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(plain)) < 4.2 * values
     batch = whole(np.ones((1, 4), np.int32)) | {"decoder_inputs": np.ones((1, 4), np.int32)}
     prompt = prompt_jax.Prompt(prompt_jax.VirtualTokens(jnp.ones((2, config.d_model))))

@@ -31,7 +31,7 @@ from prompt_jax.prompt_files import hub as names
 from prompt_jax.prompt_files.card import header
 from prompt_jax.prompt_files.hub import HubError, HubName, parse_name
 from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
-from prompt_jax.prompt_files.io import Base, read_prompts
+from prompt_jax.prompt_files.io import ModelId, read_prompts
 from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERSIONS_NOTE
 from prompt_jax.task_format import TaskFormat
 
@@ -84,7 +84,7 @@ def models(tiny_folders) -> dict[str, Model]:
 
 
 def said(model: Model, **values: Any) -> PromptMetadata:
-    base = Base(model.name, None, model.fingerprint)
+    base = ModelId(model.name, None, model.fingerprint)
     return PromptMetadata(base, "soft_prompt", task="sst2", format=FORMAT, scores={"accuracy": 0.5}, **values)
 
 
@@ -146,7 +146,7 @@ def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
 
     for there, here in zip(read_prompts("hub:me/a-prompt"), read_prompts(source), strict=True):
         assert_same(there[0], here[0])
-        assert there[1] == dataclasses.replace(here[1], base=Base("./model", None, model.fingerprint))
+        assert there[1] == dataclasses.replace(here[1], base=ModelId("./model", None, model.fingerprint))
     assert_same(load_prompt("hub:me/a-prompt", model), load_prompt(source, model))
     assert hub.fetched == ["prompt.npz"]  # and once, though read twice
     assert {token for _, path, token in hub.asked if "/large/" in path} == {None}  # the storage is another host
@@ -557,7 +557,7 @@ def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, na
         pushed = push_prompt(
             written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hub:me/p", its_base
         )
-        assert {said.base for _, said in read_prompts("hub:me/p")} == {Base(told, None, model.fingerprint)}
+        assert {said.base for _, said in read_prompts("hub:me/p")} == {ModelId(told, None, model.fingerprint)}
         files = hub.repositories["me/p"].files()
         assert f"    base: {json.dumps(told)}\n" in files[CARD].decode()
         assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
@@ -576,7 +576,7 @@ def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, mo
     Path("google/small").mkdir(parents=True)
     model, commit = dataclasses.replace(models["t5"], name="google/small"), "0" * 40
     for revision, told in ((None, "./small"), (commit, "google/small")):
-        base = Base(model.name, revision, model.fingerprint)
+        base = ModelId(model.name, revision, model.fingerprint)
         save_prompt("p.npz", random_tokens(model, 2), PromptMetadata(base))
         push_prompt("p.npz", "hub:me/p", dataclasses.replace(model, revision=revision))
         assert read_prompts("hub:me/p")[0][1].base == dataclasses.replace(base, name=told)
@@ -759,7 +759,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     assert run("import", "hub:me/p@v1", tmp_path / "again.npz") == f"wrote {tmp_path / 'again.npz'}\n"
     assert_same(load_prompt(tmp_path / "again.npz"), load_prompt(source))
     ((prompt, metadata),) = read_prompts(source)
-    base = Base("./model", None, model.fingerprint)
+    base = ModelId("./model", None, model.fingerprint)
     save_prompt(tmp_path / "expected.npz", prompt, dataclasses.replace(metadata, base=base))
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
     run("export", "hub:me/p/sub", tmp_path / "again.npy")

@@ -18,11 +18,11 @@ import prompt_jax
 from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptFormatError, PromptMetadata, VirtualTokens, load_prompt, save_ensemble, save_prompt
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
-from prompt_jax.prompt_files.io import Base, check_base, read_prompt, read_prompts
+from prompt_jax.prompt_files.io import ModelId, check_base, read_prompt, read_prompts
 from prompt_jax.task_format import TaskFormat
 
 METADATA = PromptMetadata(
-    base=Base("demo", None, "sha256:00"),
+    base=ModelId("demo", None, "sha256:00"),
     method="soft_prompt",
     initialization="vocab",
     task="sentiment_movie",
@@ -205,7 +205,7 @@ def test_published_prompts_are_read_and_written_back(tmp_path, name, shape):
 
 
 def test_a_prompt_is_checked_against_its_base(tiny, tmp_path):
-    own = Base(tiny.name, tiny.revision, tiny.fingerprint)
+    own = ModelId(tiny.name, tiny.revision, tiny.fingerprint)
     prompt, path = prompt_of(np.ones((2, 64))), tmp_path / "p.npz"
     save_prompt(path, prompt, PromptMetadata(base=own))
     assert embeddings_of(load_prompt(path, tiny)).shape == (2, 64)
@@ -227,11 +227,11 @@ def test_a_prompt_is_checked_against_its_base(tiny, tmp_path):
 
 
 def test_all_members_are_checked_against_their_base(tiny, tmp_path):
-    own, path = Base(tiny.name, tiny.revision, tiny.fingerprint), tmp_path / "e.npz"
+    own, path = ModelId(tiny.name, tiny.revision, tiny.fingerprint), tmp_path / "e.npz"
     prompts = [prompt_of(np.ones((length, 64))) for length in (2, 1, 2)]
     save_ensemble(path, prompts, [PromptMetadata(base=own)] * 3)
     assert embeddings_of(load_prompt(path, tiny)).shape == (3, 2, 64)
-    other = PromptMetadata(base=Base("other", None, "sha256:11"))
+    other = PromptMetadata(base=ModelId("other", None, "sha256:11"))
     save_ensemble(path, prompts, [PromptMetadata(base=own), PromptMetadata(base=own), other])
     with pytest.raises(PromptFormatError, match=r"e.npz, member 2 was trained on other \(sha256:11\)"):
         load_prompt(path, tiny)

@@ -37,7 +37,7 @@ from prompt_jax.methods import applied, prefix
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.prompt import PromptStackError, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files import peft
-from prompt_jax.prompt_files.io import Base, read_prompt, read_prompts
+from prompt_jax.prompt_files.io import ModelId, read_prompt, read_prompts
 from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERIFIED
 from prompt_jax.storage import paths
 from prompt_jax.storage.paths import as_path
@@ -237,7 +237,7 @@ def test_the_base_need_not_be_of_one_depth_nor_width():
 
 
 METADATA = PromptMetadata(
-    base=Base("google/some-base", None, "sha256:00"),
+    base=ModelId("google/some-base", None, "sha256:00"),
     method="soft_prompt",
     task="sentiment",
     format=TaskFormat("review: {text}\n---", ("negative", "positive"), ("accuracy",), 128, 8),
@@ -264,7 +264,7 @@ def test_export_and_card_state_the_versions_that_the_interop_tests_install(tiny,
     (pins,) = re.findall(r"^INTEROP := \$\(TORCH\) transformers==(\S+) peft==(\S+)$", makefile, re.MULTILINE)
     assert pins == (VERIFIED["Transformers"], VERIFIED["PEFT"])
     stated = f"Verified with PEFT {pins[1]} and Transformers {pins[0]}. "
-    metadata = PromptMetadata(base=Base(tiny.name, tiny.revision, tiny.fingerprint))
+    metadata = PromptMetadata(base=ModelId(tiny.name, tiny.revision, tiny.fingerprint))
     save_ensemble(tmp_path / "e.npz", [random_tokens(tiny, 3)] * 2, [metadata] * 2)
     for more, card in ((("--member", "1"), "a/README.md"), ((), "b/member_1/README.md")):
         folder = tmp_path / card[0]
@@ -423,7 +423,7 @@ def test_a_tied_prefix_from_a_file(fixtures, tmp_path):
     assert_same(jax.device_get(applied(options)(trainable, None)[1]), load_prompt(fixtures / "bart" / "prefix"))
 
     untied = random_prefix(model, 4, sites=("decoder_self",))
-    save_prompt(tmp_path / "p.npz", untied, PromptMetadata(base=Base(model.name, None, model.fingerprint)))
+    save_prompt(tmp_path / "p.npz", untied, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
     with pytest.raises(ConfigError, match=r"p.npz has a prefix for each layer, and prompt.tie_layers"):
         prefix.init(KEY, dataclasses.replace(options, init_file=tmp_path / "p.npz"), model)
 
@@ -698,7 +698,7 @@ def base_file(tmp_path_factory, fixtures) -> tuple[Path, Model]:
     """A prompt of BART as a file."""
     model = prompt_jax.load_model(str(fixtures / "bart" / "base"))
     path = tmp_path_factory.mktemp("base") / "p.npz"
-    metadata = PromptMetadata(base=Base(model.name, None, model.fingerprint), scores={"accuracy": 1.0})
+    metadata = PromptMetadata(base=ModelId(model.name, None, model.fingerprint), scores={"accuracy": 1.0})
     save_prompt(path, random_tokens(model, 3), metadata)
     return path, model
 
@@ -711,7 +711,7 @@ def test_export_and_import(base_file, tmp_path, capsys):
     assert main(["import", str(tmp_path / "a"), str(tmp_path / "again.npz"), "--model", model.name]) == 0
     prompt, metadata = read_prompt(tmp_path / "again.npz")
     assert_same(prompt, load_prompt(path))
-    assert metadata == PromptMetadata(base=Base(model.name, None, model.fingerprint), method="soft_prompt")
+    assert metadata == PromptMetadata(base=ModelId(model.name, None, model.fingerprint), method="soft_prompt")
     assert main(["import", str(tmp_path / "a"), str(tmp_path / "plain.npz")]) == 0
     assert read_prompt(tmp_path / "plain.npz")[1].base is None
     assert "wrote" in capsys.readouterr().out
@@ -738,7 +738,7 @@ def test_an_imported_prompt_has_the_sizes_of_its_base(base_file, fixtures, tmp_p
 
 def test_an_ensemble_goes_both_ways(base_file, tmp_path):
     path, model = base_file
-    metadata = [PromptMetadata(base=Base(model.name, None, model.fingerprint))] * 3
+    metadata = [PromptMetadata(base=ModelId(model.name, None, model.fingerprint))] * 3
     own = [random_tokens(model, length, seed=length) for length in (2, 3, 1)]
     save_ensemble(tmp_path / "e.npz", own, metadata)
     words = ["--format", "peft", "--model", model.name]

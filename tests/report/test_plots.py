@@ -26,15 +26,15 @@ def _curves(count: int, ends: dict[int, str] | None = None, points: int = 50) ->
     ]
 
 
-def test_members_have_colours_of_their_own_as_far_as_there_are_some():
+def test_members_have_colors_of_their_own_as_far_as_there_are_some():
     few, many = loss_plot(_curves(8)), loss_plot(_curves(9))
     assert all(f"var(--m{i})" in few for i in range(8)) and "var(--accent)" not in few
     assert "var(--m0)" not in many and "var(--accent)" in many and "var(--ink)" in many  # lines, and their mean
 
 
-def test_colours_are_those_of_the_page():
+def test_colors_are_those_of_the_page():
     every = [loss_plot(_curves(1)), score_plot(_curves(20, {3: "diverged", 4: "stopped early"}), "accuracy")]
-    assert not any(colour in plot for plot in every for colour in plots._VARIABLES)
+    assert not any(color in plot for plot in every for color in plots._VARIABLES)
 
 
 def test_what_diverged_is_marked_and_does_not_set_the_scale():
@@ -147,14 +147,14 @@ def test_a_scale_may_end_below_one():
     assert plot.count('fill-opacity="0.50"') == 2 and ">0.20</text>" in plot and ">1.00</text>" not in plot
 
 
-def test_effects_are_bars_of_two_colours():
+def test_effects_are_bars_of_two_colors():
     plot = effect_plot(np.array([0.5, -0.25, 0.0]), "effects-0")
     assert plot.count("fill: var(--accent)") == 2 and plot.count("fill: var(--second)") == 1
     assert plot.startswith('<svg class="effects-0"') and 'id="effects-0-' in plot
-    assert not re.search("#[0-9a-f]{6}", plot), "a colour that is not the page's"
+    assert not re.search("#[0-9a-f]{6}", plot), "a color that is not the page's"
 
 
-def test_prompts_have_their_colours_among_the_vocabulary():
+def test_prompts_have_their_colors_among_the_vocabulary():
     points = np.random.default_rng(0).normal(size=(30, 2))
     projection = Projection(points, (points[:2], points[2:7]), (0.125, 0.0625), 30, 30)
     plot = projection_plot(projection, [0, 2])

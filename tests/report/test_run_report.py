@@ -12,7 +12,7 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
-from prompt_jax.inspection import Inspection, Neighbour, NormRange, TokenInspection
+from prompt_jax.inspection import Inspection, Neighbor, NormRange, TokenInspection
 from prompt_jax.report import run_report
 from prompt_jax.report.run_report import ReportError, write_report
 
@@ -21,8 +21,8 @@ INSPECTION = Inspection(
     tokens=tuple(
         TokenInspection(
             10.0 + i,
-            (Neighbour(7, "▁positive", 0.875, 9.0), Neighbour(8, "</td>", -0.25, 99.0)),
-            (Neighbour(9, "▁near", 0.5, 0.25),),
+            (Neighbor(7, "▁positive", 0.875, 9.0), Neighbor(8, "</td>", -0.25, 99.0)),
+            (Neighbor(9, "▁near", 0.5, 0.25),),
         )
         for i in range(4)
     ),
@@ -262,7 +262,7 @@ def test_disagreements(ensemble):
     assert "text 1 positive positive 0" not in words
 
 
-def test_disagreements_of_free_text_are_of_normalised_answers(tmp_path):
+def test_disagreements_of_free_text_are_of_normalized_answers(tmp_path):
     _write(tmp_path, ENSEMBLE)
     row = {"task": "movie", "input": "q", "target": "Paris", "before": None, "prediction": "Paris"}
     answers = (["Paris", "paris.", "the Paris"], ["Paris", "Rome", "rome"])

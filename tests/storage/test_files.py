@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prompt_jax.storage import files
-from prompt_jax.storage.files import remove_temporary_files, write_text, write_whole
+from prompt_jax.storage.files import atomic_write, remove_temporary_files, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         with pytest.raises(OSError, match=str(path)) as told:
-            write_whole(path, lambda file: file.write(bytes(5000)))
+            atomic_write(path, lambda file: file.write(bytes(5000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert told.value.filename == str(path) and path.read_text() == "old"

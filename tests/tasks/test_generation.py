@@ -103,7 +103,7 @@ def test_contractions_of_e2e_are_those_of_the_papers_files(modules, folder, toke
     ],
 )
 def test_e2es_tokens(modules, text, expected):
-    assert modules["e2e"].tokenise(text) == expected
+    assert modules["e2e"].tokenize(text) == expected
 
 
 @pytest.mark.parametrize("table", ["", "name", "name[a] food[b]", "name[a], food", "name[a]]"])

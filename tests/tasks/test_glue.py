@@ -12,7 +12,7 @@ from adapters import random_tokens
 from prompt_jax import PromptMetadata, load_model, save_prompt
 from prompt_jax.cli import main
 from prompt_jax.data import load as data
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ TEMPLATES |= dict.fromkeys(("rte", "wnli", "mrpc_from_qqp"), TEMPLATES["mrpc"]) 
 VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}
 
 
-def unlabelled(row):
+def unlabeled(row):
     return row | {"label": -1}
 
 
@@ -64,9 +64,9 @@ def unlabelled(row):
 def records(write_records):
     for version in VERSIONS.values():
         for name, rows in ROWS.items():
-            splits = {"train": rows[:1], "validation": rows, "test": [unlabelled(row) for row in rows[-1:]]}
+            splits = {"train": rows[:1], "validation": rows, "test": [unlabeled(row) for row in rows[-1:]]}
             if name == "ax":
-                splits = {"test": [unlabelled(row) for row in ROWS["mnli"]]}
+                splits = {"test": [unlabeled(row) for row in ROWS["mnli"]]}
             if name in ("mnli_matched", "mnli_mismatched"):
                 del splits["train"]
             if name == "mnli":
@@ -97,7 +97,7 @@ def test_records_become_the_texts_of_t5(name, version, tokenizer):
     assert examples.input_texts == [TEMPLATES[name].format(i=i) for i in range(len(labels))]
     assert examples.target_texts == labels
     test = load(name, "test", tokenizer, version)
-    assert test.target_texts == ["<unk>"] and test.unlabelled == 1
+    assert test.target_texts == ["<unk>"] and test.unlabeled == 1
 
 
 @pytest.mark.parametrize("name", ["cola", "mnli", "mrpc", "stsb"])
@@ -108,7 +108,7 @@ def test_there_is_something_to_train_on(name, tokenizer):
 def test_the_diagnostic_set_has_the_form_of_mnli(tokenizer):
     examples = load("ax", "test", tokenizer)
     assert examples.input_texts == [TEMPLATES["mnli"].format(i=i) for i in range(3)]
-    assert examples.unlabelled == 3 and list(examples.format.labels) == labels_of("ax")
+    assert examples.unlabeled == 3 and list(examples.format.labels) == labels_of("ax")
 
 
 def test_similarities_are_numbers_rounded_to_a_fifth(tokenizer):
@@ -120,7 +120,7 @@ def test_similarities_are_numbers_rounded_to_a_fifth(tokenizer):
     exact = [float(text) for text in examples.target_texts]
     assert scores["pearson"] == pytest.approx(np.corrcoef(exact, [*exact[:-1], -1])[0, 1])
     test = load("stsb", "test", tokenizer)
-    assert test.target_texts == ["<unk>"] and test.unlabelled == 1
+    assert test.target_texts == ["<unk>"] and test.unlabeled == 1
     with pytest.raises(data.DataError, match="1 of 1 examples have no label, or no answer"):
         test.score(["3.8"])
 
@@ -159,7 +159,7 @@ def prompt_of(task, tokenizer, tiny_folder, folder):
     for file in ("spiece.model", "tokenizer_config.json"):
         shutil.copy(sentencepieces.model_file(tokenizer).parent / file, folder / "model")
     model = load_model(str(folder / "model"))
-    base = Base(model.name, None, model.fingerprint)
+    base = ModelId(model.name, None, model.fingerprint)
     said = PromptMetadata(base=base, task=task, format=data.find_task(task).task_format)
     save_prompt(folder / "best.npz", random_tokens(model, 3), said)
     return model

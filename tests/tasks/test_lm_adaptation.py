@@ -66,7 +66,7 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     tuned = changed(changed(tuned, "model", name="adapted"), "train", steps=2, eval_every=2, checkpoint_every=2)
     assert main(["train", written(tuned, tmp_path), "--tasks", str(TASKS)]) == 0
     before = [line["validation/log_likelihood"] for line in read_log(tmp_path / "runs" / "prompt") if line["step"] == 0]
-    assert len(before) == 2 and min(before) > first + 0.2, "prompts of the adapted model start from what it has learnt"
+    assert len(before) == 2 and min(before) > first + 0.2, "prompts of the adapted model start from what it has learned"
 
     # Members that answer nothing are scored side by side, and do not vote.
     file = str(tmp_path / "runs" / "prompt" / "best.npz")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prompt_jax.data import load
-from prompt_jax.data.files import normalise_text
+from prompt_jax.data.files import normalize_text
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tasks" / "data" / "sentiment"
@@ -59,12 +59,12 @@ def test_all_rated_texts_are_in_one_split_each(splits, domain):
     rows = [row for split in splits[domain].values() for row in split]
     _, positive, negative = COUNTS[domain]
     assert len(rows) == positive + negative - REMOVED[domain]
-    assert len({normalise_text(text) for text, _ in rows}) == len(rows)
+    assert len({normalize_text(text) for text, _ in rows}) == len(rows)
 
 
 def test_no_text_is_in_two_splits_of_any_domain(splits):
     keys = {
-        name: {normalise_text(text) for domain in splits.values() for text, _ in domain[name]}
+        name: {normalize_text(text) for domain in splits.values() for text, _ in domain[name]}
         for name in ("train", "validation", "test")
     }
     assert not keys["train"] & keys["validation"]

@@ -182,7 +182,7 @@ def test_rte_is_scored_by_accuracy(tokenizer):
 
 def test_examples_without_a_label_are_counted_and_not_scored(tokenizer):
     examples = load("boolq", "test", tokenizer)
-    assert (len(examples), examples.unlabelled) == (1, 1)
+    assert (len(examples), examples.unlabeled) == (1, 1)
     with pytest.raises(data.DataError, match="1 of 1 examples have no label"):
         examples.score(["True"])
 
@@ -245,7 +245,7 @@ def test_record_has_an_example_for_each_answer_in_training_and_for_each_query_el
     examples = load("record", "validation", tokenizer)
     assert examples.input_texts == [names, names, who]
     assert examples.references == (("Anna", "Paul"), ("Paul",), ("<unk>",))
-    assert examples.unlabelled == 1 and load("record", "test", tokenizer).unlabelled == 1
+    assert examples.unlabeled == 1 and load("record", "test", tokenizer).unlabeled == 1
     scores = examples.take([0, 1]).score(["the paul", "Paul A."])
     assert scores == pytest.approx({"squad_f1": (1 + 1) / 2, "exact_match": 1.0})
     scores = examples.take([0, 1]).score(["Anna Paul", "Anna"])
@@ -264,7 +264,7 @@ def test_wsc_asks_for_the_referent(tokenizer):
     examples = validation.take([0, 1, 2, 3])
     assert examples.score(["mark", "Mark", "pony", "a stone"]) == {"referent_accuracy": 1.0}
     assert examples.score(["Pete", "Pete", "his pony", "it"]) == {"referent_accuracy": 0.25}
-    assert load("wsc", "test", tokenizer).unlabelled == 1
+    assert load("wsc", "test", tokenizer).unlabeled == 1
 
 
 def test_a_pronoun_that_is_not_there_is_an_error(tokenizer):

@@ -287,7 +287,7 @@ def test_an_estimate_of_a_compiled_program():
         found.traffic / 819e9
     )
     assert found.bound == "memory" and found.seconds == found.transfer and found.collectives == {}
-    assert found.utilisation == pytest.approx(found.compute / found.transfer)
+    assert found.utilization == pytest.approx(found.compute / found.transfer)
     longer = dataclasses.replace(found, interconnect=1.0)
     assert longer.bound == "interconnect" and longer.seconds == 1 + found.transfer
 

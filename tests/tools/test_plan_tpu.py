@@ -65,7 +65,7 @@ def test_what_is_counted_in_the_program_is_what_is_written(config):
     again, _ = planned(config, *mesh, "--model.remat", "full")
 
     def model(row: dict[str, Any]) -> float:
-        return row["utilisation"] * row["seconds"] * 197e12
+        return row["utilization"] * row["seconds"] * 197e12
 
     assert kept["flops"] == pytest.approx(model(kept), rel=0.02)
     assert model(again) == pytest.approx(model(kept)) and 1.2 < again["flops"] / kept["flops"] < 1.5

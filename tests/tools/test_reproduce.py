@@ -20,7 +20,15 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data import load
-from prompt_jax.report.run_files import Base, Best, Ensemble, Member, Summary, TaskScores, read_summary
+from prompt_jax.report.run_files import (
+    BaseSummary,
+    BestSummary,
+    EnsembleSummary,
+    MemberSummary,
+    Summary,
+    TaskScores,
+    read_summary,
+)
 from reproduction import SMALL, TABLES, running
 from reproduction.running import Runner, flags, gain, of_evaluation, of_training
 from reproduction.table import Column, Evaluation, Row, Table, Templates, Training
@@ -127,7 +135,7 @@ def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
             )
 
 
-@pytest.mark.parametrize("name", ["low-data", "low-data-initialisation"])
+@pytest.mark.parametrize("name", ["low-data", "low-data-initialization"])
 def test_with_little_data_the_lowest_validation_loss_is_the_best(name):
     """`trainer_prefix.py`, `save_based_on_eval`. What is generated is scored all the same."""
     for row, own in table_experiments(name):
@@ -136,7 +144,7 @@ def test_with_little_data_the_lowest_validation_loss_is_the_best(name):
 
 def test_words_that_prompts_start_from():
     """The tokens of GPT-2 after a space, as in the prefix paper's code, and a virtual token a word of T5's."""
-    lengths = {row: own.prompt.length for row, own in table_experiments("low-data-initialisation") if row != "random"}
+    lengths = {row: own.prompt.length for row, own in table_experiments("low-data-initialization") if row != "random"}
     assert lengths.pop("table-to-text:") == 6 and set(lengths.values()) == {1} and len(lengths) == 7
     words = {own.data.task: own.prompt for _, own in table_experiments("prompt-length")}
     record, wsc = words["super_glue_record_v102"], words["super_glue_wsc_v102"]
@@ -211,7 +219,7 @@ def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
 
 
 def test_what_a_vote_gains():
-    ensemble = Ensemble(
+    ensemble = EnsembleSummary(
         "majority", {"accuracy": 0.9}, {"accuracy": 0.85}, 1, 1.0, [], {"best": (-0.02, 0.03), "average": (0.01, 0.09)}
     )
     assert gain("a", ensemble, {"accuracy": 0.89}) == (
@@ -282,7 +290,7 @@ def test_a_row_has_the_members_that_it_names():
 
     def member(init, seed, score, status="finished"):
         settings = {"prompt.init": init, "train.seed": seed}
-        return Member(settings, "a", 5, status, 9, Best("accuracy", score, 9), {"accuracy": score})
+        return MemberSummary(settings, "a", 5, status, 9, BestSummary("accuracy", score, 9), {"accuracy": score})
 
     members = [member("vocab", 0, 0.1), member("labels", 0, 0.2), member("vocab", 1, 0.3), member("labels", 1, 0.4)]
     scores = [{"accuracy": value} for value in (0.5, 0.6, 0.7, 0.8)]
@@ -291,7 +299,7 @@ def test_a_row_has_the_members_that_it_names():
         TaskScores("a", 7, True, [0, 1, 2, 3], before, scores, None),
         TaskScores("b", 7, False, [3, 0], before, [scores[3], scores[0]], None),
     ]
-    base = Base("tiny", None, "sha256:0", 9)
+    base = BaseSummary("tiny", None, "sha256:0", 9)
     summary = Summary("r", base, 9, 9, 9, 1.0, {}, {}, {}, members, tests)
     a, b, validation = ("a", "test", "accuracy"), ("b", "test", "accuracy"), ("a", "validation", "accuracy")
     every = of_training(summary, Row("r"))

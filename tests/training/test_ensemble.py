@@ -74,7 +74,7 @@ def assert_same_training(alone: Experiment, together: Experiment, member: int, t
 
 
 def test_members_of_every_kind_are_as_alone(experiment):
-    """Seed, rate, decay, initialisation and length at once: two lengths, so two compiled steps."""
+    """Seed, rate, decay, initialization and length at once: two lengths, so two compiled steps."""
     together = ensemble(
         experiment,
         seed=(3, 4, 3),
@@ -176,13 +176,13 @@ def test_an_optimizer_of_stacked_members_would_couple_them():
 
 def test_groups_change_nothing(experiment):
     """Members two at a time, one left over; compared with all at once."""
-    whole, divided = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
+    whole, named_sharding = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
     train(whole)
-    train(divided)
+    train(named_sharding)
     first = starts(whole)
     for member in range(3):
-        np.testing.assert_allclose(losses(divided, member), losses(whole, member), rtol=1e-5)
-        assert_same_movement(tokens(divided)[member], tokens(whole)[member], first[member])
+        np.testing.assert_allclose(losses(named_sharding, member), losses(whole, member), rtol=1e-5)
+        assert_same_movement(tokens(named_sharding)[member], tokens(whole)[member], first[member])
 
 
 def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):

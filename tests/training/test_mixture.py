@@ -17,7 +17,7 @@ from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.files import DataError
-from prompt_jax.ensembles.members import Member
+from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import evaluation
@@ -36,7 +36,7 @@ import functools
 import seqio
 
 from prompt_jax import add_task, text_source
-from prompt_jax.task_format import UNLABELLED, TaskFormat
+from prompt_jax.task_format import UNLABELED, TaskFormat
 
 
 def rows(split, labels, count):
@@ -53,7 +53,7 @@ for name, labels, metrics, count in (
     add_task(name, source, TaskFormat("{text}", labels, metrics, 64, 10), short_name=name[5:6])
 source = text_source(functools.partial(rows, labels=("bad", "good"), count=8), splits, ("text", "label"))
 add_task("other_v001", source, TaskFormat("film: {text}", ("bad", "good"), input_length=64), short_name="o")
-for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELLED)):
+for name, target in (("texts", "a film"), ("more_texts", "a film"), ("unknown", UNLABELED)):
     source = text_source(lambda split, target=target: [("a film", target)] * 9, splits)
     add_task(name, source, TaskFormat("{source}"), target="target")
 plain = seqio.TaskRegistry.get("texts")
@@ -208,7 +208,9 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
 def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained, start):
     """With its name where their tasks' names were there, whatever their templates are; and not with both."""
     members = [
-        Member(Path(f"{n}.npz"), None, Prompt(), PromptMetadata(task=task, format=template and TaskFormat(template)))
+        LoadedPrompt(
+            Path(f"{n}.npz"), None, Prompt(), PromptMetadata(task=task, format=template and TaskFormat(template))
+        )
         for n, (task, template) in enumerate(trained)
     ]
     source = Source(task="other_v001", tasks=tasks)
@@ -224,7 +226,7 @@ def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained,
 
 
 def test_of_a_mixture_one_task_is_asked(tiny, tasks):
-    member = Member(Path("0.npz"), None, Prompt(), PromptMetadata(task="both", format=TaskFormat(NAMED_INPUTS)))
+    member = LoadedPrompt(Path("0.npz"), None, Prompt(), PromptMetadata(task="both", format=TaskFormat(NAMED_INPUTS)))
     with pytest.raises(
         UserError, match="0.npz was trained on both, a mixture; .* --task .*: kind_a_v001, kind_b_v001$"
     ):

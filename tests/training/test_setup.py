@@ -11,7 +11,7 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.prompt_files.io import Base
+from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import FormatError
 from prompt_jax.training.setup import metadata, prepare
 from prompt_jax.training.tasks import load_splits
@@ -77,7 +77,7 @@ def test_what_is_stored_is_what_is_written(experiment):
 def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
     """Each from its own, or all from one; and alone as together."""
     tokens = np.random.default_rng(0).normal(size=(3, 4, 64)).astype(np.float32)
-    said = PromptMetadata(base=Base(tiny.name, None, tiny.fingerprint))
+    said = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint))
     save_ensemble(tmp_path / "source" / "e.npz", [Prompt(VirtualTokens(own)) for own in tokens], [said] * 3)
     start = PromptConfig(length=4, init="file", init_file=tmp_path / "source" / "e.npz")
     transfer = dataclasses.replace(experiment, prompt=start, ensemble=EnsembleConfig(init_member=(2, 0, 1)))

@@ -48,16 +48,16 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     _, metrics = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))
     _, prompt = APPLY(state.trainable["prompt"], None)
     logits = np.asarray(family(tiny.config).forward(tiny.params, tiny.config, batch, prompt), np.float64)
-    log_normaliser = np.log(np.exp(logits).sum(-1))
+    log_normalizer = np.log(np.exp(logits).sum(-1))
     mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
-    nll = log_normaliser - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nll = log_normalizer - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     assert metrics["loss"] == pytest.approx(nll[mask].mean(), rel=1e-5)
-    assert metrics["z_loss"] == pytest.approx(0.01 * (log_normaliser[mask] ** 2).mean(), rel=1e-5)
+    assert metrics["z_loss"] == pytest.approx(0.01 * (log_normalizer[mask] ** 2).mean(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == targets)[mask].mean())
     assert metrics["tokens"] == mask.sum() and not metrics["diverged"]
 
 
-def test_the_two_normalisations_of_the_loss(tiny, setup):
+def test_the_two_normalizations_of_the_loss(tiny, setup):
     """The gradient of the mean over sentences is that of the mean over tokens, times tokens a sentence; z-loss too."""
     state, frozen, batch, optimizer = setup
     batch = batch | {"target_mask": batch["target_mask"].at[7].set(False)}  # a row that fills the batch up

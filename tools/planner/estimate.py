@@ -36,7 +36,7 @@ class Estimate:
       traffic: bytes read from and written to the chip's memory.
       collectives: by kind, how many are run and the bytes of all of them.
       compute, transfer, interconnect: seconds that the three take alone, at the chip's peak rates.
-      utilisation: the model's operations a second, without what is computed twice, as a share of all chips' peak.
+      utilization: the model's operations a second, without what is computed twice, as a share of all chips' peak.
     """
 
     program: str
@@ -51,7 +51,7 @@ class Estimate:
     compute: float
     transfer: float
     interconnect: float
-    utilisation: float
+    utilization: float
 
     @property
     def seconds(self) -> float:
@@ -97,7 +97,7 @@ def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
         compute=compute,
         transfer=transfer,
         interconnect=interconnect,
-        utilisation=program.model_flops / (peak * _seconds(compute, transfer, interconnect)),
+        utilization=program.model_flops / (peak * _seconds(compute, transfer, interconnect)),
     )
 
 

@@ -17,7 +17,7 @@ from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.checks import check
-from prompt_jax.distributed.sharding import divided, make_mesh, of_parameters, shape_of
+from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.decoding import compiled_generate
@@ -84,7 +84,7 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
-    check_division(stacks, alone, shape_of(mesh))
+    check_division(stacks, alone, mesh_shape(mesh))
     hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
     if hosts > 1 and used < len(devices):
         raise ConfigError(
@@ -191,7 +191,7 @@ def _generate(
     base = _base(experiment, config, mesh, devices)
     prompt = _prompt(alone, config, base)
     check_context(config, prompt, source, target)
-    sizes = shape_of(mesh)
+    sizes = mesh_shape(mesh)
     groups = sizes["ensemble"] * sizes["data"]
     rows = -(-experiment.train.eval_batch_size // groups) * groups
     of_rows = _placed(mesh, devices, "rows")
@@ -238,12 +238,12 @@ def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt:
 
 
 def _base(experiment: Experiment, config: Config, mesh: Mesh | None, devices: Sequence[Any]) -> Any:
-    placement = of_parameters(mesh) or SingleDeviceSharding(devices[0])
+    placement = parameter_sharding(mesh) or SingleDeviceSharding(devices[0])
     return abstract(family(config).parameters(config), experiment.model.dtype, placement)
 
 
 def _placed(mesh: Mesh | None, devices: Sequence[Any], *axes: str) -> jax.sharding.Sharding:
-    return divided(mesh, *axes) or SingleDeviceSharding(devices[0])
+    return named_sharding(mesh, *axes) or SingleDeviceSharding(devices[0])
 
 
 def _order(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:

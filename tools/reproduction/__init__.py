@@ -10,7 +10,7 @@ from .table import Table
 SMALL: dict[str, Callable[[], Table]] = {
     "superglue": small.methods,
     "prompt-length": small.prompt_length,
-    "initialisation": small.initialisation,
+    "initialization": small.initialization,
     "domain-shift": small.domain_shift,
     "ensembles": small.ensembles,
     "e2e": small.e2e,
@@ -20,7 +20,7 @@ SMALL: dict[str, Callable[[], Table]] = {
 PAPERS: dict[str, Callable[[str | None], Table]] = {
     "superglue": prompt_tuning.superglue,
     "prompt-length": prompt_tuning.prompt_length,
-    "initialisation": prompt_tuning.initialisation,
+    "initialization": prompt_tuning.initialization,
     "lm-adaptation": prompt_tuning.lm_adaptation,
     "domain-shift": prompt_tuning.domain_shift,
     "paraphrase": prompt_tuning.paraphrase,
@@ -34,7 +34,7 @@ PAPERS: dict[str, Callable[[str | None], Table]] = {
     "prefix-length-dart": prefix_tuning.prefix_length_dart,
     "ablations": prefix_tuning.ablations,
     "low-data": prefix_tuning.low_data,
-    "low-data-initialisation": prefix_tuning.low_data_initialisation,
+    "low-data-initialization": prefix_tuning.low_data_initialization,
     "data-share": prefix_tuning.data_share,
 }
 

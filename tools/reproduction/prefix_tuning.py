@@ -287,13 +287,13 @@ INIT_WORDS = {"active": 1, "elephant": 1, "summarize": 1, "table-to-text:": 6, "
 INIT_WORDS |= {"divide": 1, "keep": 1}
 
 
-def low_data_initialisation(model: str | None) -> Table:
+def low_data_initialization(model: str | None) -> Table:
     rows = [Row("random", _subsets(model, 100, "prefix, random", RANDOM))]
     for words, length in INIT_WORDS.items():
         options = {} if words == "table-to-text:" else {"prompt.init_text": words, "prompt.length": length}
         rows.append(Row(words, _subsets(model, 100, f"prefix, “{words}”", options)))
     return Table(
-        "Little data: initialisation by words, 100 examples of E2E",
+        "Little data: initialization by words, 100 examples of E2E",
         "Li and Liang 2021, figure 5 (ACL), a plot: any words are much better than random values, and words of the "
         "task a little better than others.",
         E2E_COLUMNS,

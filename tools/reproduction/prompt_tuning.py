@@ -155,7 +155,7 @@ def prompt_length(model: str | None) -> Table:
     )
 
 
-def initialisation(model: str | None) -> Table:
+def initialization(model: str | None) -> Table:
     rows = [
         Row(
             f"{name}, {title}",
@@ -167,7 +167,7 @@ def initialisation(model: str | None) -> Table:
         for name, base in sizes(model).items()
     ]
     return Table(
-        "Initialisation",
+        "Initialization",
         "Lester et al. 2021, figure 3b, a plot: class labels are the best and random values the worst, and at XXL "
         "there is no difference.",
         columns(),
@@ -191,7 +191,7 @@ def lm_adaptation(model: str | None) -> Table:
             rows.append(Row(f"{name}, {title}", steps, series=title, x=MILLIONS.get(name)))
     return Table(
         "LM adaptation",
-        "Lester et al. 2021, figures 3c and 3d, plots: the longer T5 is adapted to language modelling the better do "
+        "Lester et al. 2021, figures 3c and 3d, plots: the longer T5 is adapted to language modeling the better do "
         "prompts, and without it middle sizes answer with what is no label. configs/lm_adaptation.py makes bases of "
         "fewer steps (figure 3d), each of which --model names in a call of its own.",
         columns(),

@@ -15,7 +15,7 @@ from prompt_jax import experiment as experiments
 from prompt_jax.errors import UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.metrics import is_share
-from prompt_jax.report.run_files import Ensemble, Summary, read_summary
+from prompt_jax.report.run_files import EnsembleSummary, Summary, read_summary
 from prompt_jax.storage.locks import FileLock
 
 from .table import SENTINEL, Evaluation, Options, Row, Search, Templates, Training
@@ -129,7 +129,7 @@ class Runner:
         try:
             found = json.loads((folder / "scores.json").read_text())
             if row.of == "vote" and found["ensemble"] is not None:
-                ensemble = Ensemble(**found["ensemble"])
+                ensemble = EnsembleSummary(**found["ensemble"])
                 self.gains.append(gain(found["task"], ensemble, found["members"][ensemble.best]["scores"]))
             return of_evaluation(found, row)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -285,7 +285,7 @@ def of_training(summary: Summary, row: Row) -> Scores:
     return scores
 
 
-def gain(task: str, ensemble: Ensemble, best: Mapping[str, float]) -> str:
+def gain(task: str, ensemble: EnsembleSummary, best: Mapping[str, float]) -> str:
     """By how much a vote is better than the members' average and than the best of them, by its first metric."""
     metric = next(iter(ensemble.vote))
     points = 100 if is_share(metric) else 1

@@ -129,7 +129,7 @@ def prompt_length() -> Table:
     )
 
 
-def initialisation() -> Table:
+def initialization() -> Table:
     rows = [
         Row(title, (FIVE if init == "vocab" else trained("prompt", f"init-{init}", **{"prompt.init": init}),))
         for title, init in {
@@ -139,7 +139,7 @@ def initialisation() -> Table:
         }.items()
     ]
     return Table(
-        "Initialisation on movie reviews",
+        "Initialization on movie reviews",
         "In place of figure 3b of Lester et al. 2021; prompts of 20 tokens, of which class labels give two. The "
         "learning rate is that of sampled vocabulary.",
         (MOVIE,),
@@ -177,7 +177,7 @@ def low_data() -> Table:
             name = f"{size} examples, {title}"
             rows.append(Row(name, steps, where={"prompt.init": init}, series=title, x=size))
     return Table(
-        "Little data: movie reviews by the number of examples and initialisation",
+        "Little data: movie reviews by the number of examples and initialization",
         "In place of figure 5 of Li and Liang 2021: prompts of 20 tokens, 60 steps; three subsets, a seed each, of "
         "which the larger have the smaller in them; the learning rate is that of all reviews and sampled vocabulary; "
         "the best of three steps on 100 validation reviews, 400 of the test reviews.",

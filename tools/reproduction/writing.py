@@ -15,7 +15,7 @@ from .running import Scores
 from .table import Column, Printed, Table
 
 # For people who cannot tell red from green (Okabe and Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 # Metrics whose models are not part of this package.
 NOT_COMPUTED = ("moverscore", "bertscore", "bleurt")
@@ -145,7 +145,7 @@ def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
     logarithmic = low > 0 and high / low >= 10
     names = list(dict.fromkeys(row.series for row in table.rows))
     for number, name in enumerate(names):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         of_line = [(row.x, each) for row, each in zip(table.rows, drawn, strict=True) if row.series == name]
         own = [(x, each.own[0]) for x, each in of_line if each.own[0]]
         if own:
@@ -153,10 +153,10 @@ def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
             at = [x * (high / low) ** aside if logarithmic else x + (high - low) * aside for x, _ in own]
             means = [statistics.mean(each) for _, each in own]
             deviations = [_deviation(each) for _, each in own]
-            axes.errorbar(at, means, deviations, color=colour, marker="o", capsize=3, label=name)
+            axes.errorbar(at, means, deviations, color=color, marker="o", capsize=3, label=name)
         paper = [(x, _mean(each.paper[0])) for x, each in of_line if each.paper[0] is not None]
         if paper:
-            axes.plot(*zip(*paper, strict=True), color=colour, linestyle=":", label=f"{name}, paper", **PAPER)
+            axes.plot(*zip(*paper, strict=True), color=color, linestyle=":", label=f"{name}, paper", **PAPER)
     axes.set_xlabel(table.x)
     if logarithmic:
         axes.set_xscale("log")
@@ -167,32 +167,32 @@ def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
 
 def _draw_points(axes: Axes, drawn: Sequence[Series]) -> None:
     for place, series in enumerate(drawn):
-        _point(axes, place, series, 0, COLOURS[0], COLOURS[1], "here", "paper")
+        _point(axes, place, series, 0, COLORS[0], COLORS[1], "here", "paper")
     axes.set_yticks(range(len(drawn)), [series.name for series in drawn])
     axes.set_ylim(len(drawn) - 0.5, -0.5)
 
 
 def _draw_groups(axes: Axes, titles: Sequence[str], drawn: Sequence[Series]) -> None:
     for number, series in enumerate(drawn):
-        colour, offset = COLOURS[number], 0.5 * ((number + 0.5) / len(drawn) - 0.5)
+        color, offset = COLORS[number], 0.5 * ((number + 0.5) / len(drawn) - 0.5)
         for group in range(len(titles)):
-            _point(axes, group + offset, series, group, colour, colour, series.name, f"{series.name}, paper")
+            _point(axes, group + offset, series, group, color, color, series.name, f"{series.name}, paper")
     axes.set_yticks(range(len(titles)), titles)
     axes.set_ylim(len(titles) - 0.5, -0.5)
 
 
 def _point(
-    axes: Axes, place: float, series: Series, column: int, colour: str, colour_of_paper: str, name: str, paper: str
+    axes: Axes, place: float, series: Series, column: int, color: str, color_of_paper: str, name: str, paper: str
 ) -> None:
     """A row's mean and deviation, and the paper's, in one column; a name is told once."""
     told = axes.get_legend_handles_labels()[1]
     if own := series.own[column]:
         label = None if name in told else name
         mean, deviation = [statistics.mean(own)], [_deviation(own)]
-        axes.errorbar(mean, [place], xerr=deviation, color=colour, marker="o", linestyle="", capsize=3, label=label)
+        axes.errorbar(mean, [place], xerr=deviation, color=color, marker="o", linestyle="", capsize=3, label=label)
     if (figure := series.paper[column]) is not None:
         label = None if paper in told else paper
-        axes.plot([_mean(figure)], [place], color=colour_of_paper, linestyle="", label=label, **PAPER)
+        axes.plot([_mean(figure)], [place], color=color_of_paper, linestyle="", label=label, **PAPER)
 
 
 PAPER: dict[str, Any] = {"marker": "D", "markersize": 5, "markerfacecolor": "none"}
