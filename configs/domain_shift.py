@@ -4,7 +4,7 @@ The paper tunes on SQuAD and tests on question answering in other domains. Here 
 and tested, each alone and voting, on product reviews, editorials and tweets, which have the same two labels.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="domain_shift",
@@ -14,7 +14,7 @@ experiment = Experiment(
         target_length=4,
         test_tasks=("sentiment_amazon", "sentiment_nyt", "sentiment_tweets"),
     ),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
     ensemble=EnsembleConfig(size=5, group=1),
 )

@@ -14,13 +14,13 @@ Steps and objective are the paper's. Batch, lengths and optimizer are not stated
 paper tunes models with, and T5 1.1 was pretrained without dropout.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, FullTuning, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="lm_adaptation",
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),  # what is trained is float32
     data=DataConfig(task="prefix_lm"),
-    prompt=PromptConfig(method="full"),
+    prompt=FullTuning(),
     # T5's Adafactor, constant; not stated in the paper
     optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
     train=TrainConfig(

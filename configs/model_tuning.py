@@ -6,13 +6,13 @@ state of pretraining, which Hugging Face's checkpoints do not have. Not stated i
 prompts' here, and dropout (0.1 is in effect in its code for prompts). `best.npz` is as large as the model.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, FullTuning, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="model_tuning",
     model=ModelConfig(name="google/t5-v1_1-large", dtype="bfloat16"),
     data=DataConfig(task="super_glue_boolq_v102", input_length=512, target_length=8),
-    prompt=PromptConfig(method="full"),
+    prompt=FullTuning(),
     optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
     train=TrainConfig(batch_size=2**16 // 512, accumulate=4, dropout_rate=0.1, best_by="mean"),
 )

@@ -6,7 +6,7 @@ it does not say of which size of T5. Three runs, as there, are `--ensemble.size 
 are the paper's.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="squad",
@@ -22,6 +22,6 @@ experiment = Experiment(
             "mrqa_drop",
         ),
     ),
-    prompt=PromptConfig(init="vocab"),  # answers are no labels that tokens could start from
+    prompt=PromptTuning(init="vocab"),  # answers are no labels that tokens could start from
     train=TrainConfig(dropout_rate=0.1, best_by="mean", eval_every=2500),  # validation has more than 10,000 questions
 )

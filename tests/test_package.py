@@ -152,10 +152,9 @@ def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
     import prompt_jax
     from prompt_jax import cli
     from prompt_jax.config.optimizer import OptimizerConfig
-    from prompt_jax.config.prompt import PromptConfig
     from prompt_jax.data import load
     from prompt_jax.data.batches import TrainBatches, length_buckets
-    from prompt_jax.methods import applied
+    from prompt_jax.methods.soft_prompt import PromptTuning
     from prompt_jax.task_format import TaskFormat
     from prompt_jax.training import step as steps
     from prompt_jax.training.optimizers import make_optimizer
@@ -171,15 +170,14 @@ def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
 
     optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 3))
     start = {"encoder_tokens": jax.numpy.asarray(first.encoder_tokens.embeddings)}
-    state = steps.TrainState.create({"base": None, "prompt": start}, optimizer)
-    apply = applied(PromptConfig())
-    step = jax.jit(steps.make_train_step(model.config, apply, optimizer))
-    frozen = {"base": model.params, "prompt": None}
+    state = steps.TrainState.create(start, optimizer)
+    method = PromptTuning()
+    step = jax.jit(steps.make_train_step(model.config, method, optimizer))
     for batch in (next(batches) for _ in range(3)):
-        state, metrics = step(state, frozen, batch, jax.random.key(0))
+        state, metrics = step(state, model.params, batch, jax.random.key(0))
     assert int(state.step) == 3 and np.isfinite(metrics["loss"])
 
-    _, prompt = apply(state.trainable["prompt"], model.params)
+    prompt = method.apply(state.trainable["prompt"])
     assert np.abs(np.asarray(prompt.encoder_tokens.embeddings) - first.encoder_tokens.embeddings).max() > 0.01
     logits = prompt_jax.forward(model.params, model.config, batch, prompt)
     assert logits.shape[:2] == batch["decoder_inputs"].shape and np.isfinite(logits).all()

@@ -3,13 +3,13 @@
 A budget for two CPU cores, of which each method has the same: 120 steps of 16 examples.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="sentiment",
     model=ModelConfig("demo"),
     data=DataConfig(task="sentiment_movie", target_length=4, buckets=3),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     train=TrainConfig(
         steps=120, batch_size=16, eval_every=40, eval_examples=300, checkpoint_every=120, keep_checkpoints=1
     ),

@@ -13,6 +13,7 @@ from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.delta import Delta
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -60,7 +61,9 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
         ) from error
 
 
-def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: BaseOptions) -> None:
+def check_base(
+    path: Path, prompt: "Prompt | Delta", metadata: "PromptMetadata", model: "Model", base: BaseOptions
+) -> None:
     from prompt_jax.prompt_files.io import check_base
 
     if model.tokenizer is None:

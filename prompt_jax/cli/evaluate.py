@@ -202,7 +202,7 @@ def _show(args: Evaluate, outcome: "Outcome") -> int:
 def _check_together(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
     """Refuses options that do not go together, and members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
-    from prompt_jax.models.prompt import check_alike
+    from prompt_jax.models.delta import check_alike
 
     source = args.source
     check_source(source, metrics=args.metrics)

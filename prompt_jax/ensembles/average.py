@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.errors import UserError
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, check_stackable, used_arrays
 
 
@@ -15,7 +16,7 @@ class AverageError(UserError, ValueError):
 
 
 def average(
-    prompts: Sequence[Prompt], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
+    prompts: Sequence[Prompt | Delta], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Prompt:
     """The weighted mean of prompts, number by number, added up in float64; the result is float32 and has no mask.
 
@@ -35,7 +36,7 @@ def average(
     names = names or [f"prompt {number}" for number in range(len(prompts))]
     if len(prompts) < 2:
         raise AverageError(f"an average is of two prompts or more, and there is {len(prompts)}")
-    check_stackable(prompts, names)
+    check_stackable(prompts, names)  # so there is no Delta
     weights = [1 / len(prompts)] * len(prompts) if weights is None else list(weights)
     if len(weights) != len(prompts):
         raise AverageError(f"{len(weights)} weights for {len(prompts)} prompts ({', '.join(names)}); give one for each")

@@ -19,6 +19,7 @@ from prompt_jax.ensembles.evaluation import RankedVote, check_rule, labels_of, m
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
 from prompt_jax.inference.evaluation import Evaluation, answers, batch_shapes, label_scores
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, stack_prompts
 
 # Asks some members (their numbers) about some examples (theirs), and gives all votes so far, [E, N], NO_VOTE where a
@@ -46,7 +47,7 @@ class EarlyEvaluation:
 
 def evaluate_early(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     examples: Examples,
     *,
     target_length: int,

@@ -15,6 +15,7 @@ from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority,
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
 from prompt_jax.inference.evaluation import Evaluation, evaluate_members
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
 VoteRule = Literal["majority", "mean-probability"]
@@ -90,7 +91,7 @@ class EnsembleEvaluation:
 
 def evaluate_ensemble(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     examples: Examples,
     *,
     target_length: int,

@@ -16,6 +16,7 @@ from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.inference import evaluation
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
 from prompt_jax.storage.paths import as_path
 from prompt_jax.task_format import TaskFormat
@@ -45,14 +46,17 @@ class Voting:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Delta],
         task_format: TaskFormat,
         decoding: Decoding = FROM_CHECKPOINT,
     ):
         """Raises PromptStackError where prompts do not go together."""
         self._model, self._members, self._format = model, len(prompts), task_format
         self._decoding, self._count = decoding, 0
-        together, self._ids = evaluation.together(prompts)
+        added: Sequence[Any] = prompts
+        if len(prompts) == 1:
+            self._model, added = evaluation.merged_model(model, prompts[0])
+        together, self._ids = evaluation.together(added)
         self._prompt = jax.device_put(together)
         self.cut = 0
 

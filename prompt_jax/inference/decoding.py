@@ -17,7 +17,6 @@ from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
 from prompt_jax.inference import logits_rules
 from prompt_jax.models import check_context, family, longest
-from prompt_jax.models.delta import tuned
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
 HostOrDevice = np.ndarray | jax.Array
@@ -217,7 +216,6 @@ def compiled_generate(
     if rules.beams > 1:
         found = compiled_beam_search(params, config, batch, prompt, max_new_tokens, lengths, decoding)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
-    params, prompt = tuned(params, prompt)
     model, rows = family(config), len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
@@ -275,7 +273,6 @@ def compiled_beam_search(
     decoding: Decoding,
 ) -> Hypotheses:
     rules = logits_rules.settings(config, decoding, max_new_tokens)
-    params, prompt = tuned(params, prompt)
     model, beams, rows = family(config), rules.beams, len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(rules.length_penalty), jnp.float32)
@@ -349,7 +346,6 @@ def compiled_score(
     targets: Int[Array, "C *B T"],
     targets_mask: Bool[Array, "C *B T"],
 ) -> Float[Array, "B C"]:
-    params, prompt = tuned(params, prompt)
     model: Any = family(config)
     encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
     start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets.dtype)[:, None]

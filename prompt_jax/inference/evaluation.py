@@ -18,6 +18,7 @@ from prompt_jax.distributed.sharding import fetch, mesh_of, mesh_shape, named_sh
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import FROM_CHECKPOINT, compiled_generate, compiled_score, row_keys
 from prompt_jax.models import check_context
+from prompt_jax.models.delta import Delta, merged_params
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 
 
@@ -62,7 +63,7 @@ class Evaluation:
 
 def evaluate(
     model: Model,
-    prompt: Prompt | None,
+    prompt: Prompt | Delta | None,
     examples: Examples,
     *,
     target_length: int,
@@ -87,7 +88,7 @@ def evaluate(
 
 def evaluate_members(
     model: Model,
-    prompts: Sequence[Prompt | None],
+    prompts: Sequence[Prompt | Delta | None],
     examples: Examples | Sequence[Examples],
     *,
     target_length: int,
@@ -121,17 +122,16 @@ def evaluate_members(
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
     if len({own.continued for own in each}) > 1:
         raise ValueError("expected texts to be continued for all prompts, or for none")
-    if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
+    if any(isinstance(prompt, Delta) for prompt in prompts):  # each has its own base
         alone = functools.partial(
             evaluate_members,
-            model,
             target_length=target_length,
             batch_size=batch_size,
             rank=rank,
             decoding=decoding,
             before_batch=before_batch,
         )
-        return [alone([prompt], [own])[0] for prompt, own in zip(prompts, each, strict=True)]
+        return [alone(*merged_model(model, prompt), [own])[0] for prompt, own in zip(prompts, each, strict=True)]
     stacked, ids = together(prompts)
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]
@@ -170,7 +170,14 @@ def evaluate_members(
     return results
 
 
-def together(prompts: Sequence[Prompt | None]) -> tuple[Prompt | None, np.ndarray | None]:
+def merged_model(model: Model, added: Prompt | Delta | None) -> tuple[Model, list[Prompt | None]]:
+    """Return the model with a Delta merged into its weights, and the prompts to evaluate it with."""
+    if not isinstance(added, Delta):
+        return model, [added]
+    return dataclasses.replace(model, params=merged_params(model.params, added)), [None]
+
+
+def together(prompts: Sequence[Any]) -> tuple[Prompt | None, np.ndarray | None]:
     """Prompts as `answers` takes them: a stacked one and the id in it of each; one alone as it is, without ids."""
     some = [prompt for prompt in prompts if prompt is not None]
     if len(prompts) == 1 or not some:

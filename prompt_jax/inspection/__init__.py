@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.distributed.sharding import fetch
 from prompt_jax.errors import UserError
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 
 # Arrays of NumPy or JAX, in any floating-point type.
@@ -74,7 +75,7 @@ class LabelShare:
     share: float
 
 
-def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
+def inspect(prompt: Prompt | Delta, model: Model, k: int = 5) -> Inspection:
     """The used virtual tokens of a prompt beside the vocabulary of a base.
 
     Rows of the embedding table beyond the tokenizer's pieces are left out: no text is embedded by them.
@@ -201,7 +202,7 @@ def label_pieces(labels: Sequence[str], tokenizer: Any) -> dict[str, frozenset[i
 # What is alike
 
 
-def token_similarity(prompt: Prompt) -> dict[str, Float[np.ndarray, "_ _"]]:
+def token_similarity(prompt: Prompt | Delta) -> dict[str, Float[np.ndarray, "_ _"]]:
     """Cosines of the used slots of each part of a prompt, each with each.
 
     A slot of a prefix has the keys and values of all layers. A vector of zeros has the cosine 0 with every other.
@@ -209,7 +210,7 @@ def token_similarity(prompt: Prompt) -> dict[str, Float[np.ndarray, "_ _"]]:
     return {name: _cosines(slots(part)) for name, part in prompt.parts.items()}
 
 
-def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
+def prompt_similarity(prompts: Sequence[Prompt | Delta]) -> Float[np.ndarray, "E E"]:
     """How alike the prompts of an ensemble are, each with each: cosines, of all that is in their used slots.
 
     Prompts of one length are compared as whole vectors, slot by slot, although the order of slots is arbitrary: two
@@ -229,7 +230,7 @@ def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
 
 
 def task_similarity(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
 ) -> tuple[Float[np.ndarray, "E E"], Float[np.ndarray, "E E"]]:
     """How alike the tasks of prompts are, by the two measures of SPoT (Vu et al. 2022).
 
@@ -260,7 +261,7 @@ def nearest_others(similarity_ee: Float[np.ndarray, "E E"]) -> list[list[int]]:
     return [[other for other in order if other != own] for own, order in enumerate(orders)]
 
 
-def _comparable(prompts: Sequence[Prompt]) -> list[dict[str, Float[np.ndarray, "_ _"]]]:
+def _comparable(prompts: Sequence[Prompt | Delta]) -> list[dict[str, Float[np.ndarray, "_ _"]]]:
     """The slots of each part of each prompt, in float64."""
     parts = [{name: slots(part) for name, part in prompt.parts.items()} for prompt in prompts]
     if not all(parts):
@@ -287,11 +288,11 @@ def _cosines(rows_nf: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
 # Vectors
 
 
-def virtual_tokens(prompt: Prompt) -> Float[np.ndarray, "P D"]:
+def virtual_tokens(prompt: Prompt | Delta) -> Float[np.ndarray, "P D"]:
     """The used virtual tokens, float32. Raises ValueError if the prompt has none."""
-    if prompt.encoder_tokens is None:
+    if "encoder_tokens" not in prompt.parts:
         raise ValueError("the prompt has no virtual tokens")
-    return used_arrays(prompt.encoder_tokens)["embeddings"].astype(np.float32)
+    return used_arrays(prompt.parts["encoder_tokens"])["embeddings"].astype(np.float32)
 
 
 def slots(part: Any) -> Float[np.ndarray, "P F"]:

@@ -16,6 +16,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import compiled_score
 from prompt_jax.inference.evaluation import batch_shapes, check_finite
 from prompt_jax.models import check_context
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 
 # Prompts in memory at a time, each without another slot: the keys and values of a prefix are large.
@@ -44,7 +45,7 @@ class Ablation:
         return self.without - self.loss
 
 
-def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_size: int) -> Ablation:
+def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, batch_size: int) -> Ablation:
     """The effect of each virtual token; of prompts with prefixes, of slot i of every part at once.
 
     A prompt without a slot is the shorter one in which the others have moved together. Prompts are evaluated as one
@@ -66,7 +67,7 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
             f"{examples.name}, {examples.split}: {examples.unlabeled} of {len(examples)} examples have no label, and "
             "so no loss; expected examples that have one"
         )
-    if not prompt.parts:
+    if isinstance(prompt, Delta) or not prompt.parts:
         raise UserError("what changes the base itself has no virtual tokens or prefix of which one could be left out")
     lengths = np.array(list(map(len, examples.targets)))
     check_context(model.config, prompt, max(map(len, examples.inputs)), int(lengths.max()))

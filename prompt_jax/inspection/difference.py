@@ -12,9 +12,9 @@ from prompt_jax import experiment as experiments
 from prompt_jax.experiment import Experiment
 from prompt_jax.inspection import norms, slots, unit
 from prompt_jax.inspection.text import numbers, printable
-from prompt_jax.models.delta import flat
-from prompt_jax.models.prompt import Part, Prompt, used_arrays
-from prompt_jax.prompt_files.io import PromptMetadata
+from prompt_jax.models.delta import Delta, flat
+from prompt_jax.models.prompt import Part, used_arrays
+from prompt_jax.prompt_files.metadata import StoredPrompt
 
 _VALUE_LIMIT = 60  # characters of a value
 
@@ -61,20 +61,20 @@ def part_difference(a: Part, b: Part) -> PartDifference | None:
     )
 
 
-def prompt_lines(a: tuple[Prompt, PromptMetadata], b: tuple[Prompt, PromptMetadata]) -> list[str]:
+def prompt_lines(a: StoredPrompt, b: StoredPrompt) -> list[str]:
     """In what two prompts, and what files say of them, differ, as lines of text; none if in nothing.
 
     Slots that are not used make no difference.
     """
     fields = [json.loads(json.dumps(dataclasses.asdict(metadata), default=str)) for _, metadata in (a, b)]
     lines = _field_lines(*fields)
-    own, other = a[0].parts, b[0].parts
+    own, other = ({} if isinstance(prompt, Delta) else prompt.parts for prompt in (a[0], b[0]))
     for name in dict.fromkeys((*own, *other)):
         if name not in own or name not in other:
             lines.append(f"  {name}: only the {'first' if name in own else 'second'} has it")
         elif (found := part_difference(own[name], other[name])) is not None:
             lines += _part_lines(name, found)
-    return lines + _base_lines(flat(a[0].base or {}), flat(b[0].base or {}))
+    return lines + _base_lines(*(flat(prompt.leaves) if isinstance(prompt, Delta) else {} for prompt in (a[0], b[0])))
 
 
 def _base_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -136,9 +136,7 @@ def _part_lines(name: str, found: PartDifference) -> list[str]:
     return [*lines, *numbers(found.cosines, ".4f")]
 
 
-def member_lines(
-    a: Sequence[tuple[Prompt, PromptMetadata]], b: Sequence[tuple[Prompt, PromptMetadata]]
-) -> list[tuple[str, list[str]]]:
+def member_lines(a: Sequence[StoredPrompt], b: Sequence[StoredPrompt]) -> list[tuple[str, list[str]]]:
     """`prompt_lines` of each pair of members of one number, with its name; and a word where one has more of them."""
     several = max(len(a), len(b)) > 1
     found = [

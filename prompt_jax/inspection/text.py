@@ -13,6 +13,7 @@ from jaxtyping import Float
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection import Inspection, LabelShare, Neighbor, row_norms, virtual_tokens
 from prompt_jax.inspection.findings import Findings
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -42,7 +43,7 @@ def describe(found: Findings, model: Model | None) -> str:
     lines += _prefix_tables(found)
     if found.ablation is not None:
         lines += ["", *_ablation(found)]
-    if found.prompt.encoder_tokens is None:
+    if "encoder_tokens" not in found.prompt.parts:
         return "\n".join([*lines, "", NO_PIECES if found.prompt.parts else NO_PROMPT])
     if found.inspection is None or model is None:
         return "\n".join([*lines, "", NO_BASE])
@@ -68,7 +69,7 @@ def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 1]}…"
 
 
-def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
+def provenance(metadata: PromptMetadata, prompt: Prompt | Delta) -> dict[str, str]:
     """What a file says of its prompt, by the name of the line."""
     base, task_format = metadata.base, metadata.format
     labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
@@ -123,7 +124,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def _norms(found: Findings) -> dict[str, str]:
-    if found.prompt.encoder_tokens is None:
+    if "encoder_tokens" not in found.prompt.parts:
         return {}
     tokens_pd = virtual_tokens(found.prompt)
     norms = row_norms(tokens_pd, len(tokens_pd))
@@ -153,9 +154,9 @@ def _cosine(value: float) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
 
 
-def changes(prompt: Prompt) -> str:
-    """What a prompt changes of the base, in words."""
-    leaves = jax.tree.leaves(prompt.base)
+def changes(delta: Prompt | Delta) -> str:
+    """Return what a Delta changes of the base, as text."""
+    leaves = jax.tree.leaves(delta)
     return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
 
 

@@ -1,16 +1,15 @@
 """What is added to a frozen model: the second argument of every forward pass."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from flax import struct
 
+from prompt_jax.config.prompt import Placement, Site
 from prompt_jax.errors import UserError
 
-Placement = Literal["before", "after"]
-Site = Literal["encoder_self", "decoder_self", "decoder_cross"]
 SITES: tuple[Site, ...] = ("encoder_self", "decoder_self", "decoder_cross")
 
 NO_PROMPT = -1  # the prompt id of a row that has none
@@ -93,15 +92,12 @@ class Prompt:
       encoder_self: a prefix of the encoder's self-attention.
       decoder_self: a prefix of the decoder's (or a causal model's) self-attention.
       decoder_cross: a prefix of the decoder's attention to the encoder's output.
-      base: what is otherwise in the base itself, of the methods that prompts are compared with: leaves as
-        `prompt_jax.models.delta.changed` takes them. It cannot be stacked.
     """
 
     encoder_tokens: VirtualTokens | None = None
     encoder_self: Prefix | None = None
     decoder_self: Prefix | None = None
     decoder_cross: Prefix | None = None
-    base: Any = None
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -118,7 +114,7 @@ class Prompt:
         return None
 
 
-def stack_prompts(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> Prompt:
+def stack_prompts(prompts: Sequence[Any], names: Sequence[str] | None = None) -> Prompt:
     """Prompts of P_i slots as one stacked Prompt, P being the longest; host arrays.
 
     Shorter ones are right-aligned: their unused slots come first. There is a mask only if some slot is unused.
@@ -152,16 +148,17 @@ def unstack_prompts(prompt: Prompt) -> list[Prompt]:
     return [member(number) for number in range(prompt.stacked)]
 
 
-def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> None:
+def check_stackable(prompts: Sequence[Any], names: Sequence[str] | None = None) -> None:
     """Raises PromptStackError unless the prompts can be stacked; arguments as for `stack_prompts`."""
     names = names or [f"prompt {number}" for number in range(len(prompts))]
     if not prompts:
         raise PromptStackError("at least one prompt is needed to stack")
+    for name, prompt in zip(names, prompts, strict=True):
+        if not isinstance(prompt, Prompt):  # a Delta
+            raise PromptStackError(f"{name} changes weights of the base; only prompts and prefixes can be stacked")
     first = prompts[0].parts
     for name, prompt in zip(names, prompts, strict=True):
         parts = prompt.parts
-        if prompt.base:
-            raise PromptStackError(f"{name} changes the base itself; only prompts and prefixes go together with others")
         if not parts or prompt.stacked is not None:
             raise PromptStackError(
                 f"{name}: only single prompts that are not empty can be stacked, not {_shapes(prompt)}"
@@ -174,17 +171,6 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
         for kind, part in parts.items():
             if problem := _difference(kind, first[kind], part, names[0], name):
                 raise PromptStackError(problem)
-
-
-def check_alike(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> None:
-    """Raises PromptStackError unless the prompts can be members of one ensemble: those that can be stacked, or such as
-    change the same leaves of the base. Arguments as for `stack_prompts`."""
-    if not any(prompt.base for prompt in prompts):
-        return check_stackable(prompts, names)
-    names = names or [f"prompt {number}" for number in range(len(prompts))]
-    kinds = [jax.tree.map(np.shape, prompt) for prompt in prompts]
-    if other := next((name for name, kind in zip(names, kinds, strict=True) if kind != kinds[0]), None):
-        raise PromptStackError(f"{names[0]} and {other} do not change the same leaves of the base")
 
 
 def _difference(kind: str, first: Any, part: Any, first_name: str, name: str) -> str | None:

@@ -33,6 +33,7 @@ import numpy as np
 from prompt_jax.checkpoints.files import unique_names
 from prompt_jax.checkpoints.load import T5X, Model
 from prompt_jax.models import family
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, used_arrays
 from prompt_jax.prompt_files import card
 from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError, PromptMetadata, StoredPrompt
@@ -296,11 +297,11 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
             atomic_write(place / name, operator.methodcaller("write", content))
 
 
-def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
+def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
     """The files of an adapter; the one that makes a folder an adapter is the last."""
     from safetensors.numpy import save
 
-    _check_is_of_peft(where, prompt, model)
+    prompt = _checked_for_peft(where, prompt, model)
     model_family = family(model.config)
     sites, causal = model_family.sites(model.config), model_family.causal
     task = "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM"
@@ -348,11 +349,11 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
     }
 
 
-def _check_is_of_peft(where: str, prompt: Prompt, model: Model) -> None:
+def _checked_for_peft(where: str, prompt: Prompt | Delta, model: Model) -> Prompt:
     """Raises PromptFormatError, with the reason and the way out, for what no adapter can hold."""
+    if isinstance(prompt, Delta):
+        raise PromptFormatError(f"{where}: changes of the base's weights are not exported to PEFT; npz holds them")
     parts = prompt.parts
-    if prompt.base:
-        raise PromptFormatError(f"{where}: what changes the base itself is not exported to PEFT; npz holds it")
     if others := [name for name in parts if name not in ("encoder_tokens", "decoder_self")]:
         raise PromptFormatError(
             f"{where}: PEFT has no prefix of {' and '.join(others)}, only of the decoder's self-attention. Train with "
@@ -376,6 +377,7 @@ def _check_is_of_peft(where: str, prompt: Prompt, model: Model) -> None:
             f"{where}: PEFT counts {family(model.config).name}'s positions on from a prefix, and this one is not "
             "counted. Train with prompt.shift_positions true, or keep the prompt as .npz"
         )
+    return prompt
 
 
 def _flat_prefix(where: str, arrays: Mapping[str, np.ndarray], *, causal: bool) -> np.ndarray:

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
 from prompt_jax.data.batches import prefetch
 from prompt_jax.distributed.processes import Preempted, Preemption, in_first, is_first, wait_for_all
 from prompt_jax.distributed.sharding import fetch
 from prompt_jax.errors import ConfigError, SaveError, UserError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.decoding import GREEDY
 from prompt_jax.inference.evaluation import Evaluation, LogitsError, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import save_ensemble, save_prompt
 from prompt_jax.storage.locks import FileLock, LockLost
@@ -250,7 +250,7 @@ def _step(run: Run, states: Sequence[TrainState], batches: Sequence[Any]) -> tup
     for numbers, state, batch, key in zip(setup.stacks, states, batches, setup.keys, strict=True):
         values = None
         if training & set(numbers):
-            state, values = setup.step(state, setup.frozen, batch, key)
+            state, values = setup.step(state, setup.model.params, batch, key)
         stepped.append(state)
         metrics.append(values)
     return tuple(stepped), metrics
@@ -363,7 +363,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
 
 
 def _validated(
-    run: Run, task: Task, prompts: Sequence[Prompt], before_batch: Callable[[], None]
+    run: Run, task: Task, prompts: Sequence[Prompt | Delta], before_batch: Callable[[], None]
 ) -> list[Evaluation | None]:
     """Each prompt's evaluation on a task's validation split; None where its logits are not finite.
 
@@ -495,7 +495,7 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
 def _describe(experiment: Experiment, setup: Setup, start: int) -> str:
     trained, stored = setup.trained_parameters, setup.stored_parameters
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
-    if experiment.prompt.method not in experiments.REPLACING_METHODS:
+    if not experiment.prompt.replaces_base:
         total += trained
     members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
     share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"

@@ -16,6 +16,7 @@ from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, sco
 from prompt_jax.experiment import Experiment, settings_text
 from prompt_jax.inference.evaluation import Evaluation, evaluate, evaluate_members
 from prompt_jax.inspection import inspect, prompt_similarity
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.run_report import write_report
@@ -65,7 +66,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileL
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     tests = _tests(experiment, setup, prompts)
     # Nearest pieces are of virtual tokens; keys and values have none.
-    inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
+    inspections = [inspect(prompt, setup.model) for prompt in prompts] if "encoder_tokens" in prompts[0].parts else None
     if not is_first():
         return ""
     if lock is not None:
@@ -86,7 +87,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileL
     return "\n".join([*shown, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
 
 
-def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> list[Test]:
+def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delta]) -> list[Test]:
     """The members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
@@ -127,12 +128,11 @@ def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Se
     for number, stored in enumerate(setup.stored):
         standing, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
         metric, score = _best(setup, progress, number)
-        own = (prompt.task_length or prompt.length) if prompt.per_task == "concatenate" else 0
         members.append(
             {
                 "settings": dict(stored.settings),
                 "task": stored.task,
-                "length": prompt.length + own,
+                "length": prompt.stored_length,
                 "status": "finished" if standing.status == "training" else standing.status,
                 "steps": standing.steps,
                 "best": {"metric": metric, "score": score, "step": standing.best_step},

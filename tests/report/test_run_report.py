@@ -10,9 +10,9 @@ import pytest
 from pages import Page
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
 from prompt_jax.inspection import Inspection, Neighbor, NormRange, TokenInspection
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.report import run_report
 from prompt_jax.report.run_report import ReportError, write_report
 
@@ -119,7 +119,7 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write(folder: Path, summary: dict[str, Any], *, logs: bool = True, **prompt: Any) -> Path:
-    experiment = Experiment(data=DataConfig(task="movie"), prompt=PromptConfig(length=4, **prompt))
+    experiment = Experiment(data=DataConfig(task="movie"), prompt=PromptTuning(length=4, **prompt))
     (folder / "config.json").write_text(experiments.to_json(experiment))
     (folder / "summary.json").write_text(json.dumps(summary))
     if logs:

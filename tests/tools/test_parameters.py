@@ -3,25 +3,28 @@
 import pytest
 
 import parameters
-from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 
 
 @pytest.mark.parametrize("name", parameters.PAPER)
 def test_prompts_have_the_papers_share(name):
     total, share = parameters.PAPER[name]
-    base, trained, stored = parameters.counts(name, PromptConfig())
+    base, trained, stored = parameters.counts(name, PromptTuning())
     assert base + trained == total and stored == trained
     if not name.endswith("large"):  # where the paper's own numbers do not agree
         assert 100 * trained / total == pytest.approx(share, abs=1e-5)
 
 
 def test_a_prefix_is_stored_without_its_mlp():
-    prefix = PromptConfig(method="prefix", init="uniform", length=10)
+    prefix = PrefixTuning(init="uniform", length=10)
     base, trained, stored = parameters.counts("openai-community/gpt2-medium", prefix)
     assert base == 354_823_168 and trained == stored == 10 * 24 * 2 * 1024
     # A table, a hidden layer and what comes out of it, as in the prefix paper.
     _, with_mlp, stored_of_mlp = parameters.counts(
-        "openai-community/gpt2-medium", PromptConfig(method="prefix", init="uniform", length=10, mlp_width=512)
+        "openai-community/gpt2-medium", PrefixTuning(init="uniform", length=10, mlp_width=512)
     )
     assert stored_of_mlp == stored
     assert with_mlp == 10 * 1024 + 1024 * 512 + 512 + 512 * 48 * 1024 + 48 * 1024
@@ -35,7 +38,7 @@ def test_multitask_prompts_are_trained_for_all_tasks_and_stored_for_each():
         ("project", width * width + width, length),
     ):
         task_length = 4 if kind == "concatenate" else None
-        prompt = PromptConfig(length=length, per_task=kind, task_length=task_length)
+        prompt = MultitaskPromptTuning(length=length, task_part=kind, task_length=task_length)
         _, trained, stored = parameters.counts("demo", prompt)
         assert tasks == 8 and trained == length * width + tasks * own and stored == stored_length * width
 
@@ -47,7 +50,7 @@ def test_prompt_design_trains_and_stores_nothing(capsys):
 
 
 def test_a_full_model_is_stored_whole(capsys):
-    assert parameters.counts("demo", PromptConfig(method="full")) == (76_961_152,) * 3
+    assert parameters.counts("demo", FullTuning()) == (76_961_152,) * 3
     assert parameters.main(["--models", "demo", "--lengths", "1", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(parameters.METHODS) + 1

@@ -17,9 +17,9 @@ import reproduce
 import tfds_records
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data import load
+from prompt_jax.experiment import check
 from prompt_jax.report.run_files import (
     BaseSummary,
     BestSummary,

@@ -13,9 +13,11 @@ from experiments import changed, named
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models.delta import flat
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
@@ -23,10 +25,10 @@ from prompt_jax.training import loop
 from prompt_jax.training.loop import train
 
 METHODS = {
-    "houlsby": PromptConfig(method="adapter", adapter_width=4),
-    "lin": PromptConfig(method="adapter", adapter="lin", adapter_share=0.05),
-    "last_layers": PromptConfig(method="last_layers", layers=1),
-    "full": PromptConfig(method="full"),
+    "houlsby": AdapterTuning(width=4),
+    "lin": AdapterTuning(kind="lin", share=0.05),
+    "last_layers": LastLayersTuning(layers=1),
+    "full": FullTuning(),
 }
 
 
@@ -42,7 +44,7 @@ def method(request, experiment: Experiment) -> Experiment:
 
 
 def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.ndarray]]:
-    return [flat(prompt.base) for prompt, _ in read_prompts(experiment.folder / file)]
+    return [flat(prompt.leaves) for prompt, _ in read_prompts(experiment.folder / file)]
 
 
 def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
@@ -128,4 +130,4 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
 
 def test_the_last_layers_of_a_model_without_so_many(experiment):
     with pytest.raises(ConfigError, match="prompt.layers is 7, and .* has 2"):
-        train(dataclasses.replace(experiment, prompt=PromptConfig(method="last_layers", layers=7)))
+        train(dataclasses.replace(experiment, prompt=LastLayersTuning(layers=7)))

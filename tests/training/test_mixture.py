@@ -15,12 +15,14 @@ from prompt_jax.cli.source import Source, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.files import DataError
 from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import evaluation
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.metrics import benchmark_average
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import PromptMetadata, read_prompts
@@ -92,9 +94,9 @@ def mixed(experiment: Experiment, monkeypatch) -> Experiment:
 
 
 METHODS = {
-    "shared": PromptConfig(length=4, init_vocab=100),
-    "concatenate": PromptConfig(length=4, init_vocab=100, per_task="concatenate", task_length=2),
-    "full": PromptConfig(method="full"),
+    "shared": PromptTuning(length=4, init_vocab=100),
+    "concatenate": MultitaskPromptTuning(length=4, init_vocab=100, task_part="concatenate", task_length=2),
+    "full": FullTuning(),
 }
 
 
