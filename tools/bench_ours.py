@@ -29,7 +29,8 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.data.batches import TrainBatches, length_buckets
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.buckets import length_buckets
 from prompt_jax.inference.decoding import compiled_generate
 from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
