@@ -15,7 +15,7 @@ from prompt_jax.control_tokens import remove_marks
 from prompt_jax.data.lines import data_error, is_text, quote, read_lines, strip_line_ending
 from prompt_jax.data.rows import KINDS, file_kind, read_rows
 from prompt_jax.errors import DataError
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -176,7 +176,7 @@ def file_task(
     Raises:
       DataError: a file is missing or of an unknown type, or the share is invalid.
     """
-    paths = {split: as_path(path) for split, path in files.items()}
+    paths = {split: parse_path(path) for split, path in files.items()}
     for split, path in paths.items():
         file_kind(path)
         if not path.is_file():
