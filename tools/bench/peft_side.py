@@ -1,4 +1,4 @@
-"""The benchmark's sides that are PEFT on PyTorch. Cases: see bench.py."""
+"""The benchmark's sides that are PEFT on PyTorch. Cases: see __main__.py."""
 
 import itertools
 import time
@@ -10,7 +10,7 @@ from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, T
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
 
-from bench_shared import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
+from tools.bench.cases import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
 
 
 def single(case: str) -> Row:

@@ -20,7 +20,7 @@ from prompt_jax.config.train import TrainConfig
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.metrics_log import read_log
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "configs/reviews.json"
 
 

@@ -1,8 +1,8 @@
 """Plans a run on TPUs without a TPU: compiles its programs for a slice, and says what they need of each chip.
 
     pip install 'prompt-jax[tpu]'
-    python tools/plan.py CONFIG --topology v5e:16x16 [OVERRIDES]
-    python tools/plan.py --all > tools/plans.md
+    python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
+    python -m tools.planner --all > tools/planner/plans.md
 
 No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or one of the published T5 1.1s,
 GPT-2s and BARTs. Inputs and targets are as long as `data.input_length` and `data.target_length` say, or 512 and 16
@@ -24,9 +24,6 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from planner.chips import GIB, Topology, TopologyError, topology
-from planner.estimate import Estimate, TooLarge, estimate
-from planner.programs import base_config, lengths, programs
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.data import DataConfig
@@ -37,6 +34,9 @@ from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.models import family
+from tools.planner.chips import GIB, Topology, TopologyError, topology
+from tools.planner.estimate import Estimate, TooLarge, estimate
+from tools.planner.programs import base_config, lengths, programs
 
 # What libtpu would ask a TPU's host for; there is none. Several processes may plan at once.
 NO_TPU = {
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        print("plan: this takes libtpu, which is for Linux: pip install 'prompt-jax[tpu]'", file=sys.stderr)
+        print("planner: this takes libtpu, which is for Linux: pip install 'prompt-jax[tpu]'", file=sys.stderr)
         return 1
     os.environ |= NO_TPU
     jax.config.update("jax_platforms", "cpu")
@@ -100,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = not argv[0].startswith("-")
         experiment = experiments.load_experiment(Path(argv[0])) if named else Experiment()
         default = Plan(Path(argv[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
-        args = tyro.cli(Plan, default=default, args=argv[named:], prog="plan.py")
+        args = tyro.cli(Plan, default=default, args=argv[named:], prog="python -m tools.planner")
         if not named:
-            raise ConfigError("a configuration file comes first, as in python tools/plan.py configs/boolq.py")
+            raise ConfigError("a configuration file comes first, as in python -m tools.planner configs/boolq.py")
         plan(args)
     except (UserError, TopologyError) as error:
-        print(f"plan: {error}", file=sys.stderr)
+        print(f"planner: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -187,7 +187,7 @@ def _short(number: float) -> str:
 def all_plans() -> None:
     """Prints the table of T5 sizes and slices, as a file of its own."""
     print("# What fits on which TPU\n")
-    print(f"`python tools/plan.py --all > tools/plans.md`, jax {jax.__version__}. No TPU was used.\n")
+    print(f"`python -m tools.planner --all > tools/planner/plans.md`, jax {jax.__version__}. No TPU was used.\n")
     experiment = _experiment("SIZE", MeshConfig())
     source, target = lengths(experiment)
     train = experiment.train

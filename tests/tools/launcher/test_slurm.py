@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.restarts import Restarts
 from launching import AWKWARD, Checkout, wait_for
+from tools.launcher.restarts import Restarts
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 DEMO = ("demo", "configs/tiny.py")
@@ -87,8 +87,8 @@ def test_the_pauses_of_the_script_are_those_of_the_launcher(stood_in):
     pause = re.search(r" +delay=.*\n.*\n", script)[0]
     command = ["bash", "-c", f"for restarts in $(seq 200); do\n{pause}echo $delay\ndone"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    restarts = Restarts(most=200, first_wait=5)
-    assert list(map(int, printed.split())) == [restarts.wait(lasted=1) for _ in range(200)]
+    restarts = Restarts(limit=200, first_delay=5)
+    assert list(map(int, printed.split())) == [restarts.next_delay(1) for _ in range(200)]
 
 
 def run_script(stood_in: Checkout, script: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -220,5 +220,5 @@ def test_slurm_stops_a_job_which_saves(on_slurm):
     assert "runn" in on_slurm.launch("list").stdout
     on_slurm.launch("stop", "demo")
     wait_for(lambda: slurm_states(number) == "CANCELLED")
-    wait_for(lambda: "preempted, after saving" in on_slurm.launch("list").stdout)
+    wait_for(lambda: "preempted after saving" in on_slurm.launch("list").stdout)
     assert sorted(on_slurm.starts()) == ["0.0"]

@@ -62,7 +62,7 @@ def test_restarts_end(checkout):
         "local", "--retries", "2", *FAST, "demo", "configs/tiny.py", code=137, PLAY='{"0": ["SIGKILL"]}'
     )
     assert sorted(checkout.starts()) == ["0.0", "0.1", "0.2"]
-    assert "restarted 2 times" in done.stderr
+    assert "failed after 2 restarts" in done.stderr
 
 
 def test_stop_lets_processes_save_and_the_same_command_goes_on(checkout):
@@ -71,7 +71,7 @@ def test_stop_lets_processes_save_and_the_same_command_goes_on(checkout):
     with checkout.start(*words, **play) as launcher:
         wait_for(lambda: len(checkout.starts()) == 2)
         assert "running" in checkout.launch("list").stdout
-        assert "runs already" in checkout.launch(*words, code=1).stderr
+        assert "is already running" in checkout.launch(*words, code=1).stderr
         checkout.launch("stop", "demo")
         assert launcher.wait(10) == 75
     assert all(gone(start["pid"]) for start in checkout.starts().values())
@@ -91,8 +91,8 @@ def stopped(checkout, *words: str, play: str) -> tuple[int, str]:
 
 def test_stop_names_a_process_that_had_to_be_killed(checkout):
     code, said = stopped(checkout, "--grace", "0.1", play='{"0": ["wait"], "1": ["stubborn"]}')
-    assert code == 137 and "stopped, and not all was saved: process 1 ended with 137 (SIGKILL)" in said
-    assert "stopped: by SIGTERM, and not all was saved" in checkout.launch("list").stdout
+    assert code == 137 and "stopped, but not everything was saved: process 1 ended with 137 (SIGKILL)" in said
+    assert "stopped: by SIGTERM, but not everything was saved" in checkout.launch("list").stdout
 
 
 @pytest.mark.parametrize("status, state", [(0, "done"), (1, "failed")])
@@ -126,9 +126,11 @@ def test_what_a_killed_launcher_leaves_behind_is_named(checkout):
         launcher.kill()
     ((_, start),) = checkout.starts().items()
     assert "running" in checkout.launch("list").stdout
-    assert "runs already" in checkout.launch(*words, code=1).stderr
+    assert "is already running" in checkout.launch(*words, code=1).stderr
     for verb in ("stop", "delete"):
-        assert f"has left behind the processes [{start['pid']}]" in checkout.launch(verb, "demo", code=1).stderr
+        assert (
+            f"was killed, and its processes [{start['pid']}] still run" in checkout.launch(verb, "demo", code=1).stderr
+        )
     os.kill(start["pid"], signal.SIGTERM)
     wait_for(lambda: "ended with its launcher" in checkout.launch("list").stdout)
 
@@ -139,7 +141,7 @@ def test_logs_of_one_worker_over_all_starts(checkout):
     shown = checkout.launch("logs", "--worker", "1", "demo").stdout
     assert shown == "process 1, start 0\nprocess 1, start 1\n"
     missing = checkout.launch("logs", "--worker", "2", "demo", code=1).stderr
-    assert "no log of worker 2; there are: worker-0.log, worker-1.log" in missing
+    assert "no log of worker 2; existing logs: worker-0.log, worker-1.log" in missing
 
 
 def test_logs_follow_a_job_that_runs(checkout):

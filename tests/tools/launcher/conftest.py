@@ -1,9 +1,8 @@
-"""A checkout to launch from, in which `prompt_jax` is a stand-in."""
+"""A checkout to launch from, with a stand-in for `prompt_jax`."""
 
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +10,15 @@ import pytest
 
 from launching import Checkout
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STAND_INS = Path(__file__).parent / "stand_ins"
-
-if str(ROOT / "tools") not in sys.path:
-    sys.path.append(str(ROOT / "tools"))  # as it is for tools/launch.py
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     folder = tmp_path / "a checkout"  # with a space
     shutil.copytree(ROOT / "tools" / "launcher", folder / "tools" / "launcher", ignore=shutil.ignore_patterns("__py*"))
-    shutil.copy(ROOT / "tools" / "launch.py", folder / "tools")
+    shutil.copy(ROOT / "tools" / "__init__.py", folder / "tools")
     (folder / "prompt_jax").mkdir()
     (folder / "prompt_jax" / "__init__.py").touch()
     shutil.copy(STAND_INS / "prompt_jax_cli.py", folder / "prompt_jax" / "cli.py")
@@ -39,8 +35,8 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
         "GIT_COMMITTER_EMAIL": "t@t",
     }
     env = {**os.environ, **author, "RECORDS": str(records), "GIT_CONFIG_GLOBAL": os.devnull}
-    made = Checkout(folder, tmp_path / "state", records, env)
+    checkout = Checkout(folder, tmp_path / "state", records, env)
     for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "first")):
         subprocess.run(["git", *words], cwd=folder, env=env, check=True, capture_output=True)
-    yield made
-    made.end()
+    yield checkout
+    checkout.end()

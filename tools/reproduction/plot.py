@@ -1,94 +1,19 @@
-"""A table as Markdown, with the paper's figures beside its own, and as a plot."""
+"""A table as a plot."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prompt_jax.metrics import benchmark_average, is_share
-
-from .running import Scores
-from .table import Column, Printed, Table
+from tools.reproduction.scores import Scores, values
+from tools.reproduction.table import Printed, Table
 
 # For people who cannot tell red from green (Okabe and Ito 2008).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-# Metrics whose models are not part of this package.
-NOT_COMPUTED = ("moverscore", "bertscore", "bleurt")
-
-
-def values(column: Column, table: Table, scores: Scores) -> list[float]:
-    """The observations of a cell, in percent where they are shares, without those that diverged."""
-    if column.task is not None:
-        found = scores.get((column.task, column.split, column.metric), [])
-        return [scale(column) * value for value in found if not math.isnan(value)]
-    parts = [part for part in table.columns if part.task is not None]
-    found = [scores.get((str(part.task), part.split, part.metric), []) for part in parts]
-    averages = []
-    # The n-th observation of each task is of the n-th seed.
-    for seed in zip(*found, strict=False):
-        tasks: dict[str, dict[str, float]] = {}
-        for part, value in zip(parts, seed, strict=True):
-            tasks.setdefault(str(part.task), {})[part.metric] = value
-        averages.append(100 * benchmark_average(tasks))
-    return [average for average in averages if not math.isnan(average)]
-
-
-def scale(column: Column) -> int:
-    """What a metric's values are multiplied by in a table: shares are in percent, as the papers mostly have them."""
-    return 100 if is_share(column.metric) and column.metric not in NOT_COMPUTED else 1
-
-
-def cell(observed: Sequence[float]) -> str:
-    """Mean and sample standard deviation; how many observations there are is in the row."""
-    if not observed:
-        return ""
-    mean = f"{statistics.mean(observed):.2f}"
-    return f"{mean} ± {statistics.stdev(observed):.2f}" if len(observed) > 1 else mean
-
-
-def printed(figure: Printed | None) -> str:
-    match figure:
-        case None:
-            return ""
-        case (mean, deviation):
-            return f"{mean:g} ± {deviation:g}"
-        case _:
-            return f"{figure:g}"
-
-
-def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, Sequence[str]], plot: str | None) -> str:
-    """The table: each column of its own figures, beside that of the paper where it prints any.
-
-    Args:
-      table: what is written.
-      scores: of each row.
-      missing: what is not there of rows, and why, by their names.
-      plot: the plot's path, as seen from the text's folder.
-    """
-    told = [any(column.title in row.paper for row in table.rows) for column in table.columns]
-    head, alignment = ["", "n"], ["---", "--:"]
-    for column, paper in zip(table.columns, told, strict=True):
-        head += [column.title, f"{column.title}, paper"][: 1 + paper]
-        alignment += ["--:"] * (1 + paper)
-    lines = [f"### {table.title}", "", table.source, "", _line(head), _line(alignment)]
-    for row, own in zip(table.rows, scores, strict=True):
-        cells = [row.name, str(max((len(values(column, table, own)) for column in table.columns), default=0) or "")]
-        for column, paper in zip(table.columns, told, strict=True):
-            found = values(column, table, own)
-            empty = "not computed" if own and column.task is not None else ""
-            cells += [cell(found) or empty, printed(row.paper.get(column.title))][: 1 + paper]
-        lines.append(_line(cells))
-    lines += ["", "Mean ± sample standard deviation of n observations; shares are in percent."]
-    lines += [f"\n{note}" for note in table.notes]
-    lines += [f"\n{name}: {'; '.join(why)}" for name, why in missing.items()]
-    if plot is not None:
-        lines += ["", f"![{table.title}]({plot})"]
-    return "\n".join(lines) + "\n"
 
 
 def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
@@ -118,7 +43,7 @@ def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
         _draw_points(axes, series)
     first = columns[0]
     name = table.plotted or (first.title if len(columns) == 1 else first.metric)
-    unit = f"{name} (%)" if scale(first) == 100 else name
+    unit = f"{name} (%)" if first.scale == 100 else name
     several = any(len(each) > 1 for row in own for each in row)
     (axes.set_ylabel if table.x else axes.set_xlabel)(f"{unit}, mean ± std." if several else unit)
     handles, labels = axes.get_legend_handles_labels()
@@ -204,7 +129,3 @@ def _mean(figure: Printed) -> float:
 
 def _deviation(observed: Sequence[float]) -> float:
     return statistics.stdev(observed) if len(observed) > 1 else math.nan
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

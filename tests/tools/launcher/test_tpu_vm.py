@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from launcher import jobs, tpu_vm
-from launcher.commands import LaunchError
 from launching import AWKWARD, Checkout, wait_for
+from tools.launcher import gcloud, jobs, tpu_vm, tpu_workers
+from tools.launcher.commands import LaunchError
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 TPU = ("--zone", "us-west4-a", "--accelerator", "v5litepod-8", "--runs", "gs://bucket/runs")
@@ -58,7 +58,6 @@ class Cloud:
 @pytest.fixture
 def cloud(checkout, tmp_path):
     """Google Cloud, with room for a TPU of two workers."""
-    shutil.copy(jobs.ROOT / "tools" / "launcher" / "worker.sh", checkout.folder / "tools" / "launcher")
     cloud = Cloud(checkout, tmp_path / "gcloud")
     yield cloud
     cloud.end()
@@ -90,8 +89,8 @@ def test_a_job_from_nothing_to_its_end(cloud):
     )
     assert not cloud.calls("delete")
     last = done.stderr.splitlines()[-1]
-    assert "STILL THERE, AND BILLED: v5litepod-8 demo in us-west4-a (ACTIVE, READY)" in last
-    assert "launch.py delete demo" in last
+    assert "STILL EXISTS AND IS BILLED: v5litepod-8 demo in us-west4-a (ACTIVE, READY)" in last
+    assert "python -m tools.launcher delete demo" in last
     assert "WAITING_FOR_RESOURCES" in done.stderr and cloud.checkout.job("demo")["state"] == "done"
     assert (cloud.checkout.state / "demo" / "logs" / "worker-0.log").read_text() == "process 0, start 0\n"
 
@@ -102,7 +101,7 @@ def test_spot_project_and_autodelete(cloud):
     assert "--spot" in create and all("--project=my-project" in call for call in cloud.calls("compute"))
     (delete,) = cloud.calls("delete")
     assert delete.startswith("compute tpus queued-resources delete demo --force --quiet")
-    assert done.stderr.splitlines()[-1] == "launch: nothing of demo is left, or billed"
+    assert done.stderr.splitlines()[-1] == "launcher: no TPU of demo remains, and nothing is billed"
 
 
 def test_a_tpu_without_the_queue(cloud):
@@ -195,8 +194,11 @@ def test_a_request_that_is_refused_is_not(cloud):
     cloud.write(creates=["INVALID_ARGUMENT: no such accelerator type"])
     done = launch(cloud, code=1)
     assert "no such accelerator type" in done.stderr and len(cloud.calls("create")) == 1
-    assert done.stderr.splitlines()[0] == "launch: demo: not there"
-    assert "nothing of demo is left, or billed" in done.stderr and cloud.checkout.job("demo")["state"] == "failed"
+    assert done.stderr.splitlines()[0] == "launcher: demo: no TPU"
+    assert (
+        "no TPU of demo remains, and nothing is billed" in done.stderr
+        and cloud.checkout.job("demo")["state"] == "failed"
+    )
 
 
 @pytest.mark.parametrize("status, end", [(75, 75), (76, 76), ("SIGABRT", 134), ("SIGKILL", 137)])
@@ -213,7 +215,7 @@ def test_processes_that_are_lost_are_started_again_on_the_same_tpu(cloud, status
 def test_errors_are_not_tried_again_and_the_bill_is_told(cloud, status):
     done = launch(cloud, code=status, PLAY=json.dumps({"0": [status], "1": [status]}))
     assert sorted(cloud.checkout.starts()) == ["0.0", "1.0"]
-    assert f"ended with {status}" in done.stderr and "STILL THERE, AND BILLED" in done.stderr.splitlines()[-1]
+    assert f"ended with {status}" in done.stderr and "STILL EXISTS AND IS BILLED" in done.stderr.splitlines()[-1]
     assert (cloud.checkout.state / "demo" / "logs" / "worker-0.log").exists()
 
 
@@ -221,7 +223,7 @@ def test_restarts_end(cloud):
     play = json.dumps({"0": ["SIGKILL"], "1": ["SIGKILL"]})
     done = launch(cloud, options=("--retries", "1"), code=137, PLAY=play)
     assert sorted(cloud.checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"]
-    assert "restarted 1 times in a row, and no more" in done.stderr
+    assert "giving up after 1 restarts in a row" in done.stderr
 
 
 def test_without_gcloud_nothing_is_begun(checkout):
@@ -230,13 +232,13 @@ def test_without_gcloud_nothing_is_begun(checkout):
     for program in ("git", "mkdir", "rm", "tar"):
         (programs / program).symlink_to(str(shutil.which(program)))
     done = checkout.launch("tpu-vm", *TPU, *DEMO, code=1, PATH=str(programs))
-    assert "launch: gcloud is not installed" in done.stderr and not (checkout.state / "demo" / "code").exists()
+    assert "launcher: gcloud is not installed" in done.stderr and not (checkout.state / "demo" / "code").exists()
 
 
 def test_when_gcloud_does_not_answer_that_is_told(cloud):
     (cloud.folder / "state.json").write_text("broken")
     done = launch(cloud, code=1)
-    assert "COULD NOT ASK whether v5litepod-8 demo in us-west4-a is still there" in done.stderr
+    assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a still exists" in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -273,9 +275,9 @@ def requested(cloud):
 )
 def test_a_tpu_is_not_forgotten_for_another_one(requested, options, was, now):
     refused = launch(requested, options=options, code=1).stderr
-    assert f"demo was launched with {was}, and not {now}: " in refused
-    assert "still requested, and billed from when it is there: v5litepod-8 demo in us-west4-a" in refused
-    assert "nothing of demo is left" not in refused
+    assert f"demo was launched with {was}, not {now}: " in refused
+    assert "still requested, and billed once it exists: v5litepod-8 demo in us-west4-a" in refused
+    assert "no TPU of demo remains" not in refused
     assert len(requested.calls("create")) == 1 and len(requested.checkout.job("demo")["launches"]) == 1
     requested.checkout.launch("delete", "demo")
     assert requested.state["request"] is None
@@ -286,7 +288,7 @@ def test_a_tpu_is_not_forgotten_for_another_one(requested, options, was, now):
 def test_when_it_is_not_known_whether_a_tpu_is_left_it_is_not_forgotten(requested):
     (requested.folder / "state.json").write_text("broken")
     refused = launch(requested, options=("--zone", "us-east1-c"), code=1).stderr
-    assert "COULD NOT ASK whether v5litepod-8 demo in us-west4-a" in refused
+    assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a" in refused
     assert requested.checkout.job("demo")["options"]["zone"] == "us-west4-a"
 
 
@@ -304,9 +306,10 @@ def test_other_words_do_not_pass_for_what_runs(cloud):
     commit = cloud.checkout.git("rev-parse", "HEAD")[:12]
     refused = launch(cloud, "--train.steps", "9", code=1).stderr
     assert (
-        f"demo still runs commit {commit}: train configs/tiny.py" in refused and "launch.py stop demo first" in refused
+        f"demo still runs commit {commit}: train configs/tiny.py" in refused
+        and "first run python -m tools.launcher stop demo" in refused
     )
-    assert "STILL THERE, AND BILLED" in refused
+    assert "STILL EXISTS AND IS BILLED" in refused
     assert len(cloud.checkout.job("demo")["launches"]) == 1 and len(cloud.checkout.starts()) == 2
 
     cloud.checkout.launch("stop", "demo")
@@ -326,11 +329,11 @@ def test_an_interrupted_launcher_leaves_the_job_says_so_and_watches_again(cloud,
         watcher.send_signal(number)
         said = watcher.communicate(timeout=20)[0]
         assert watcher.returncode == 128 + number
-    assert "STILL THERE, AND BILLED" in said.splitlines()[-1]
+    assert "STILL EXISTS AND IS BILLED" in said.splitlines()[-1]
     pids = [start["pid"] for start in cloud.checkout.starts().values()]
     for pid in pids:
         os.kill(pid, 0)  # it is there
-    assert "not watched, last running; STILL THERE" in cloud.checkout.launch("list").stdout
+    assert "not watched, last running; STILL EXISTS" in cloud.checkout.launch("list").stdout
 
     with cloud.checkout.start("tpu-vm", *TPU, *FAST, *DEMO, PLAY='{"0": [0, 0], "1": [0, 0]}') as watcher:
         looks = len(cloud.calls("worker.sh status"))
@@ -347,7 +350,7 @@ def test_stop_ends_processes_and_names_the_bill(cloud):
     with running(cloud) as watcher:
         done = cloud.checkout.launch("stop", "demo")
         watcher.communicate(timeout=20)
-    assert "STILL THERE, AND BILLED" in done.stderr
+    assert "STILL EXISTS AND IS BILLED" in done.stderr
     assert [(cloud.worker(number) / "ended").read_text().split()[0] for number in (0, 1)] == ["75", "75"]
     assert cloud.state["node"] == "READY" and len(cloud.checkout.starts()) == 2
 
@@ -356,7 +359,7 @@ def test_delete_ends_the_tpu_and_a_launcher_that_would_request_it_again(cloud):
     with running(cloud) as watcher:
         done = cloud.checkout.launch("delete", "demo")
         watcher.communicate(timeout=20)
-    assert done.stderr.splitlines()[-1] == "launch: nothing of demo is left, or billed"
+    assert done.stderr.splitlines()[-1] == "launcher: no TPU of demo remains, and nothing is billed"
     assert cloud.state["node"] is None and cloud.state["request"] is None and len(cloud.calls("create")) == 1
     assert not (cloud.checkout.state / "demo").exists()
 
@@ -370,7 +373,7 @@ def test_delete_of_what_is_gone(cloud):
 def test_a_record_stays_if_its_tpu_could_not_be_deleted(cloud):
     launch(cloud)
     (cloud.folder / "state.json").write_text("broken")
-    assert "COULD NOT ASK" in cloud.checkout.launch("delete", "demo", code=1).stderr
+    assert "COULD NOT CHECK" in cloud.checkout.launch("delete", "demo", code=1).stderr
     assert (cloud.checkout.state / "demo" / "job.json").exists()
 
 
@@ -386,7 +389,7 @@ def test_logs_of_a_tpu_that_is_gone_are_what_was_copied(cloud):
     launch(cloud, options=("--autodelete",))
     assert cloud.checkout.launch("logs", "demo").stdout == "process 0, start 0\n"
     missing = cloud.checkout.launch("logs", "--worker", "1", "demo", code=1).stderr
-    assert "demo has no log of worker 1; there are: worker-0.log" in missing
+    assert "demo has no log of worker 1; existing logs: worker-0.log" in missing
 
 
 def test_a_bill_that_is_interrupted_is_not_left_out(cloud, monkeypatch, capsys):
@@ -396,11 +399,11 @@ def test_a_bill_that_is_interrupted_is_not_left_out(cloud, monkeypatch, capsys):
     def interrupted(job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tpu_vm, "capacity", interrupted)
+    monkeypatch.setattr(gcloud, "tpu_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tpu_vm.say_bill(job)
+        gcloud.print_billing(job)
     told = capsys.readouterr().err
-    assert "COULD NOT ASK whether v5litepod-8 demo in us-west4-a is still there, and billed: interrupted" in told
+    assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a still exists and is billed: interrupted" in told
     assert "gcloud compute tpus tpu-vm list" in told
 
 
@@ -428,8 +431,9 @@ def test_gcloud_itself_takes_the_arguments(direct, tmp_path):
     options |= {"runtime_version": "v2-alpha-tpuv5-lite", "direct": direct}
     launched = [{"commit": "0" * 40, "command": ["train"]}]
     job = jobs.Job("demo", "tpu-vm", "gs://bucket/runs", options, {}, launches=launched, folder=tmp_path)
-    steps = [tpu_vm.create(job), tpu_vm.destroy(job), tpu_vm.nodes(job), tpu_vm.requests(job), *tpu_vm.sent(job)]
-    shown = [step.shell() for step in [*steps, tpu_vm.fetch_log(job, 1), tpu_vm.logs(job, 1)]]
+    steps = [gcloud.create_tpu(job), gcloud.delete_tpu(job), gcloud.list_nodes(job), gcloud.list_requests(job)]
+    steps += tpu_workers.start_workers(job)
+    shown = [step.shell() for step in [*steps, tpu_workers.fetch_log(job, 1), tpu_vm.logs(job, 1)]]
     asked = [line for line in shown if line.startswith("gcloud ")]
     assert len(asked) == 10
     commands = tmp_path / "commands.json"
@@ -448,5 +452,5 @@ def test_gcloud_itself_takes_the_arguments(direct, tmp_path):
 @pytest.mark.parametrize("listing", ["WARNING: no JSON", "[1]", '[{"state": "READY"}]'])
 def test_an_answer_that_is_no_list_is_shown(listing):
     with pytest.raises(LaunchError, match="gcloud printed no list of resources") as told:
-        tpu_vm._named(listing, "demo")
+        gcloud.find_resource(listing, "demo")
     assert listing in str(told.value)

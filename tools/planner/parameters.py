@@ -1,7 +1,7 @@
 """Counts what each method trains and stores for a task: Table 4 of Lester et al. 2021, for any model.
 
-    python tools/parameters.py                                    # T5 1.1 of each size, soft prompts of 100 tokens
-    python tools/parameters.py --models demo openai-community/gpt2-medium
+    python -m tools.planner.parameters        # T5 1.1 of each size, soft prompts of 100 tokens
+    python -m tools.planner.parameters --models demo openai-community/gpt2-medium
 
 Nothing is loaded or trained: the models are folders with a config.json, or published ones whose shapes are known here.
 Of multitask prompts what is trained is of all tasks together, and what is stored, and beside the base in all, of one.
@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import tyro
 
-from planner.programs import base_config, start_of
 from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.model import ModelConfig
@@ -24,6 +23,7 @@ from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import PROMPT_METHODS, REPLACING_METHODS, Experiment
 from prompt_jax.methods import applied
 from prompt_jax.models import family
+from tools.planner.programs import base_config, start_of
 
 T5 = tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl"))
 # What the paper prints for a prompt of 100: parameters with the prompt, and the prompt's share of them in percent. That
@@ -64,7 +64,7 @@ class Parameters:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 for an error."""
-    args = tyro.cli(Parameters, args=argv, prog="parameters.py", description=Parameters.__doc__)
+    args = tyro.cli(Parameters, args=argv, prog="python -m tools.planner.parameters", description=Parameters.__doc__)
     try:
         for line in table(args.models, args.lengths):
             print(line)

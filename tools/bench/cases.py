@@ -60,6 +60,30 @@ GENERATIONS = {
     for how in ("greedy", "beam5")
 }
 
+SIDES = ("prompt_jax", "alone", "peft")
+CASES = {
+    "step": ("prompt_jax", "peft"),
+    "step-0": ("prompt_jax", "peft"),
+    "reviews": ("prompt_jax", "peft"),
+    "gpt2-prompt": ("prompt_jax", "peft"),
+    "gpt2-prefix": ("prompt_jax", "peft"),
+    "ensemble": SIDES,
+    "members": ("prompt_jax",),
+    "memory": ("prompt_jax",),
+    "vote": ("prompt_jax",),
+    **dict.fromkeys(GENERATIONS, ("prompt_jax", "peft")),
+    "decoding": ("prompt_jax",),
+    "processes": ("prompt_jax",),
+    "checkpoint": ("prompt_jax",),
+    "resume": ("prompt_jax",),
+}
+# Each of whose processes gives one side's row.
+TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
+# Members and group; a group of one member is all of one.
+MEMORY = {
+    f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at
+}
+
 
 def timed(step: Callable[[], Any], steps: int = STEPS) -> Row:
     """Median seconds of a step that waits for its own end, and the process's peak memory until then."""
@@ -99,6 +123,6 @@ def reviews(low: float = 0.0, high: float = 0.8) -> tuple[list[str], list[str]]:
     """Texts and labels of tasks/data/sentiment/movie.tsv.gz as tasks/sentiment.py splits them: the training split."""
     from prompt_jax.data.files import read_rows, text_fraction
 
-    rows = [row for _, row in read_rows(Path(__file__).parents[1] / "tasks/data/sentiment/movie.tsv.gz")]
+    rows = [row for _, row in read_rows(Path(__file__).parents[2] / "tasks/data/sentiment/movie.tsv.gz")]
     rows = [row for row in rows if abs(float(row["rating"])) > 0.5 and low <= text_fraction(row["text"]) < high]
     return [row["text"] for row in rows], ["positive" if float(row["rating"]) > 0 else "negative" for row in rows]

@@ -1,4 +1,4 @@
-"""The benchmark's case `vote`: see bench.py."""
+"""The benchmark's case `vote`: see __main__.py."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench_shared import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
 from prompt_jax import metrics
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.prompt import PromptConfig
@@ -17,6 +16,7 @@ from prompt_jax.methods import applied, soft_prompt
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files.io import load_prompt
 from prompt_jax.task_format import TaskFormat
+from tools.bench.cases import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
 
 
 def vote(prompts_file: Path | None) -> dict[str, Row]:

@@ -1,10 +1,10 @@
 """Makes a table of the papers, from training to Markdown and plot.
 
-    python tools/reproduce.py                                 # which tables there are
-    python tools/reproduce.py domain-shift                    # the paper's, at its sizes
-    python tools/reproduce.py domain-shift --model demo       # its small edition, on two CPU cores
-    python tools/reproduce.py domain-shift --model demo --quick --dry-run
-    python tools/reproduce.py domain-shift -- --mesh.data 4 --mesh.model 8
+    python -m tools.reproduction                                 # which tables there are
+    python -m tools.reproduction domain-shift                    # the paper's, at its sizes
+    python -m tools.reproduction domain-shift --model demo       # its small edition, on two CPU cores
+    python -m tools.reproduction domain-shift --model demo --quick --dry-run
+    python -m tools.reproduction domain-shift -- --mesh.data 4 --mesh.model 8
 
 What a table needs is trained and evaluated by commands of `prompt-jax`, with seeds as members of an ensemble; the
 commands stand below the table. What an earlier call, or another table, has left in --out is taken from there, and a run
@@ -14,7 +14,6 @@ data or checkpoints are missing say so in a line, and the others are made.
 
 import dataclasses
 import json
-import math
 import os
 import shlex
 import signal
@@ -25,13 +24,15 @@ from typing import Any
 
 import tyro
 
-import parameters
 from prompt_jax import cli
 from prompt_jax.errors import UserError
-from reproduction import SMALL, TABLES
-from reproduction.running import ROOT, Runner, Scores
-from reproduction.table import Table, short
-from reproduction.writing import draw, markdown, scale
+from tools.planner import parameters
+from tools.reproduction import SMALL, TABLES
+from tools.reproduction.markdown import commands_block, markdown, put
+from tools.reproduction.plot import draw
+from tools.reproduction.running import ROOT, Runner
+from tools.reproduction.scores import Scores, supply
+from tools.reproduction.table import short
 
 PARAMETERS, PARAMETERS_TITLE = "parameters", "Parameters that are trained and stored"
 LENGTHS = (1, 5, 20, 50, 100, 150)
@@ -70,22 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for an error or a row that could not be run, 130 where it was interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
-    args = tyro.cli(Reproduce, args=words[:end], prog="reproduce.py", description=Reproduce.__doc__)
+    args = tyro.cli(Reproduce, args=words[:end], prog="python -m tools.reproduction", description=Reproduce.__doc__)
     args = dataclasses.replace(args, further=tuple(words[end + 1 :]))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _make(args)
     except UserError as error:
-        print(f"reproduce: {error}", file=sys.stderr)
+        print(f"reproduction: {error}", file=sys.stderr)
         return 1
     except UnicodeDecodeError as error:
-        print(f"reproduce: --into {args.into}: no text in UTF-8: {error}", file=sys.stderr)
+        print(f"reproduction: --into {args.into}: no text in UTF-8: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"reproduce: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"reproduction: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("reproduce: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print("reproduction: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -142,7 +143,7 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     """Makes one table. Returns whether it has all its rows."""
     table = TABLES[name](args.model)
     if args.model == "demo" and name not in SMALL:
-        print(f"reproduce: {name} has no small edition: this is the paper's amount of training", file=sys.stderr)
+        print(f"reproduction: {name} has no small edition: this is the paper's amount of training", file=sys.stderr)
     if args.model is not None and not (args.model == "demo" and name in SMALL):
         table = dataclasses.replace(table, title=f"{table.title}, with {args.model}")
     out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # runs have this working directory
@@ -154,13 +155,15 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
         scores.append(found)
         if wrong:
             missing[row.name] = wrong
-            print(f"reproduce: {name}, {row.name}: {'; '.join(wrong)}", file=sys.stderr, flush=True)
+            print(f"reproduction: {name}, {row.name}: {'; '.join(wrong)}", file=sys.stderr, flush=True)
     if args.dry_run:
         print("\n".join(runner.commands))
         return True
     supply(table, scores, supplied)
     if not runner.complete and args.into is not None:
-        print(f"reproduce: {args.into} keeps its table {name}, since not all of this one could be run", file=sys.stderr)
+        print(
+            f"reproduction: {args.into} keeps its table {name}, since not all of this one could be run", file=sys.stderr
+        )
         args = dataclasses.replace(args, into=None)
     plots = args.out if args.into is None else args.into.parent / "results"
     plots.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
         notes.append("Made with --quick: the figures say nothing.")
     table = dataclasses.replace(table, notes=tuple(notes))
     shown = str(plot.relative_to(args.out if args.into is None else args.into.parent)) if drawn else None
-    _write(name, markdown(table, scores, missing, shown) + _commands(runner.commands), args)
+    _write(name, markdown(table, scores, missing, shown) + commands_block(runner.commands), args)
     if drawn:
         print(f"wrote {plot}")
     return not missing
@@ -186,33 +189,12 @@ def _stem(name: str, args: Reproduce) -> str:
     return "-".join((["quick"] if args.quick else []) + [name] + model)
 
 
-def supply(table: Table, scores: Sequence[Scores], supplied: Any) -> None:
-    """Puts figures that a user has among the scores of the rows.
-
-    Raises:
-      UserError: they are not what they should be, or name what is not in the table.
-    """
-    if not isinstance(supplied, dict):
-        raise UserError(f"--supplied: expected {{ROW: {{COLUMN: [FIGURE, ...]}}}}, not {supplied!r}")
-    columns = {column.title: column for column in table.columns}
-    rows = {row.name: own for row, own in zip(table.rows, scores, strict=True)}
-    for row, figures in supplied.items():
-        if row not in rows or not isinstance(figures, dict):
-            raise UserError(f"--supplied: {row!r} is no row with its figures; rows are {', '.join(rows)}")
-        for title, values in figures.items():
-            column = columns.get(title)
-            if column is None or column.task is None:
-                raise UserError(f"--supplied: no column {title!r} of a metric; there are {', '.join(columns)}")
-            numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-            if not numbers or not all(map(math.isfinite, values)):
-                raise UserError(f"--supplied: {row!r}, {title!r} must be a list of numbers, not {values!r}")
-            rows[row][column.task, column.split, column.metric] = [value / scale(column) for value in values]
-
-
 def _parameters(args: Reproduce) -> bool:
     """Table 4 of Lester et al. 2021, for which nothing is trained."""
     models = parameters.T5 if args.model is None else (args.model,)
-    command = f"python tools/parameters.py --models {shlex.join(models)} --lengths {' '.join(map(str, LENGTHS))}"
+    command = (
+        f"python -m tools.planner.parameters --models {shlex.join(models)} --lengths {' '.join(map(str, LENGTHS))}"
+    )
     if args.dry_run:
         print(command)
         return True
@@ -221,7 +203,7 @@ def _parameters(args: Reproduce) -> bool:
         "stored is in float32; the MLP of a prefix is not. What multitask prompts train is for 8 tasks together."
     )
     lines = "\n".join(parameters.table(models, LENGTHS))
-    _write(PARAMETERS, f"### {PARAMETERS_TITLE}\n\n{source}\n\n{lines}\n{_commands([command])}", args)
+    _write(PARAMETERS, f"### {PARAMETERS_TITLE}\n\n{source}\n\n{lines}\n{commands_block([command])}", args)
     return True
 
 
@@ -235,25 +217,6 @@ def _write(name: str, text: str, args: Reproduce) -> None:
         path = args.into
         path.write_text(put(path.read_text(), name, text))
     print(f"{text}\nwrote {path}")
-
-
-def _commands(commands: Sequence[str]) -> str:
-    lines = "\n".join(f"    {command}" for command in commands)
-    return f"\n<details><summary>Commands</summary>\n\n{lines}\n\n</details>\n"
-
-
-def put(text: str, name: str, table: str) -> str:
-    """A text with the table between its two marks, in place of what is there.
-
-    Raises:
-      UserError: the text has no such marks.
-    """
-    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"--into: the file has no place for the table: {begin.strip()} and, below it, {end}")
-    return f"{before}{begin}{table}{end}{after}"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_shared import SAVED_MEMBERS, SHAPES, STEPS, Row
+from tools.bench.cases import SAVED_MEMBERS, SHAPES, STEPS, Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The steps that compile the demo's lengths of reviews come first, and are left out.
 WARM_UP, TIMED = 16, 24
 # Shorter validation, which a run begins with.
@@ -44,15 +44,15 @@ def checkpoint() -> dict[str, Row]:
     """Bytes of a checkpoint, and seconds of a step without and with a save after it, by the number of members."""
     import jax
 
-    import bench_ours
     from prompt_jax.training.checkpoints import Checkpoints
+    from tools.bench import jax_side
 
-    shape, base = SHAPES["checkpoint"], bench_ours.random_base()
-    training = bench_ours.Training(base, shape)
+    shape, base = SHAPES["checkpoint"], jax_side.random_base()
+    training = jax_side.Training(base, shape)
     rows = {}
     for members in SAVED_MEMBERS:
-        state = bench_ours.stacked([training.state(seed) for seed in range(members)])
-        one, _ = bench_ours.ensemble_step(base, shape, members, group=1)
+        state = jax_side.stacked([training.state(seed) for seed in range(members)])
+        one, _ = jax_side.ensemble_step(base, shape, members, group=1)
         steps: dict[bool, list[float]] = {False: [], True: []}
         held = []
         with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
 import pytest
 
-import parameters
 from prompt_jax.config.prompt import PromptConfig
+from tools.planner import parameters
 
 
 @pytest.mark.parametrize("name", parameters.PAPER)

@@ -1,7 +1,6 @@
 """The planner without libtpu: what it compiles is what a run compiles, and its counts are right."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from planner import chips, estimate
-from planner.flops import matmul_flops
-from planner.programs import PUBLISHED, base_config, programs
 from prompt_jax.checkpoints import demo
 from prompt_jax.checkpoints.config_files import model_config
 from prompt_jax.config.data import DataConfig
@@ -29,8 +25,11 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.inference import evaluation
 from prompt_jax.models import family
 from prompt_jax.training import setup as setups
+from tools.planner import chips, estimate
+from tools.planner.flops import matmul_flops
+from tools.planner.programs import PUBLISHED, base_config, programs
 
-PLAN = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def experiment(name: str, **changes) -> Experiment:
@@ -293,15 +292,12 @@ def test_an_estimate_of_a_compiled_program():
 
 
 def test_without_libtpu_it_says_what_is_needed():
-    code = f"""if True:
+    code = """if True:
         import runpy, sys
         sys.modules["libtpu"] = None
-        sys.argv = ["plan.py", "x"]
-        runpy.run_path({str(PLAN)!r}, run_name="__main__")
+        sys.argv = ["planner", "x"]
+        runpy.run_module("tools.planner", run_name="__main__")
     """
-    paths = os.pathsep.join([str(PLAN.parent), str(PLAN.parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install 'prompt-jax[tpu]'" in done.stderr

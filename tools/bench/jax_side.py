@@ -1,4 +1,4 @@
-"""The benchmark's sides that are this project's own. Cases: see bench.py."""
+"""The benchmark's sides that are this project's own. Cases: see __main__.py."""
 
 import dataclasses
 import time
@@ -11,19 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import prompt_jax
-from bench_shared import (
-    DECODED,
-    GENERATIONS,
-    MANY_MEMBERS,
-    MEMBERS,
-    SHAPES,
-    Row,
-    Shape,
-    alternately,
-    review_time,
-    reviews,
-    timed,
-)
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
@@ -37,6 +24,19 @@ from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
+from tools.bench.cases import (
+    DECODED,
+    GENERATIONS,
+    MANY_MEMBERS,
+    MEMBERS,
+    SHAPES,
+    Row,
+    Shape,
+    alternately,
+    review_time,
+    reviews,
+    timed,
+)
 
 Batch = dict[str, Any]
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import parameters
-import reproduce
 import tfds_records
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
+from prompt_jax.errors import UserError
 from prompt_jax.report.run_files import (
     BaseSummary,
     BestSummary,
@@ -29,12 +28,16 @@ from prompt_jax.report.run_files import (
     TaskScores,
     read_summary,
 )
-from reproduction import SMALL, TABLES, running
-from reproduction.running import Runner, flags, gain, of_evaluation, of_training
-from reproduction.table import Column, Evaluation, Row, Table, Templates, Training
-from reproduction.writing import NOT_COMPUTED, draw, markdown
+from tools.planner import parameters
+from tools.reproduction import SMALL, TABLES, running
+from tools.reproduction.__main__ import LENGTHS, PARAMETERS, main
+from tools.reproduction.markdown import markdown, put
+from tools.reproduction.plot import draw
+from tools.reproduction.running import Runner, flags
+from tools.reproduction.scores import gain, of_evaluation, of_training, supply
+from tools.reproduction.table import NOT_COMPUTED, Column, Evaluation, Row, Table, Templates, Training
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def commands(name, model, folder, **options):
@@ -321,16 +324,16 @@ def test_a_row_has_the_members_that_it_names():
 
 def test_a_table_takes_its_place_in_a_text():
     text = "# R\n<!-- a -->\nold\n<!-- /a -->\nend\n"
-    assert reproduce.put(text, "a", "new\n") == "# R\n<!-- a -->\nnew\n<!-- /a -->\nend\n"
-    assert reproduce.put(reproduce.put(text, "a", "new\n"), "a", "new\n") == reproduce.put(text, "a", "new\n")
-    with pytest.raises(reproduce.UserError, match="no place for the table: <!-- b -->"):
-        reproduce.put(text, "b", "new\n")
+    assert put(text, "a", "new\n") == "# R\n<!-- a -->\nnew\n<!-- /a -->\nend\n"
+    assert put(put(text, "a", "new\n"), "a", "new\n") == put(text, "a", "new\n")
+    with pytest.raises(UserError, match="no place for the table: <!-- b -->"):
+        put(text, "b", "new\n")
 
 
 def test_figures_that_a_user_supplies():
     table = dataclasses.replace(TABLE, columns=TABLE.columns[1:])
     scores = [{**OURS}, {}, {}]
-    reproduce.supply(table, scores, {"ours": {"Mover": [0.5, 0.52], "A F1": [41, 43]}})
+    supply(table, scores, {"ours": {"Mover": [0.5, 0.52], "A F1": [41, 43]}})
     assert "42.00 ± 1.41 | 7.00 ± 1.41 | 8.8 | 0.51 ± 0.01 |" in markdown(table, scores, {}, None)
     for wrong, said in (
         ({"nobody": {}}, "'nobody' is no row with its figures; rows are ours, theirs, broken"),
@@ -339,52 +342,52 @@ def test_figures_that_a_user_supplies():
         ({"ours": {"B": [math.nan]}}, r"must be a list of numbers, not \[nan\]"),
         ([1], "expected {ROW: "),
     ):
-        with pytest.raises(reproduce.UserError, match=said):
-            reproduce.supply(table, scores, wrong)
+        with pytest.raises(UserError, match=said):
+            supply(table, scores, wrong)
 
 
 def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys, tmp_path):
     broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
-    monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)
-    assert reproduce.main(["two", "--out", str(tmp_path)]) == 1
+    monkeypatch.setitem(TABLES, "two", lambda model: broken)
+    assert main(["two", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error == f"reproduce: two, broken: no configuration file {ROOT / 'configs/none.py'}\n"
+    assert error == f"reproduction: two, broken: no configuration file {ROOT / 'configs/none.py'}\n"
     assert "| theirs |  |  |  | 71.8 |" in (tmp_path / "two.md").read_text()
-    assert reproduce.main(["three"]) == 1
+    assert main(["three"]) == 1
     assert "no table is called 'three'; there are superglue, " in capsys.readouterr().err
 
 
 def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, capsys, tmp_path):
     broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
-    monkeypatch.setitem(reproduce.TABLES, "two", lambda model: broken)
+    monkeypatch.setitem(TABLES, "two", lambda model: broken)
     results = tmp_path / "R.md"
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
-    assert reproduce.main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
+    assert main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
     assert results.read_text() == "<!-- two -->\nthere\n<!-- /two -->\n"
     assert f"{results} keeps its table two, since not all of this one could be run" in capsys.readouterr().err
     assert "| theirs |" in (tmp_path / "out" / "two.md").read_text()
     results.write_bytes(b"\xff")
-    assert reproduce.main(["two", "--into", str(results)]) == 1
+    assert main(["two", "--into", str(results)]) == 1
     assert f"--into {results}: no text in UTF-8" in capsys.readouterr().err
     # One that is whole, but for a member that diverged, takes its place.
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
     diverged = {("a", "test", "accuracy"): [0.5, math.nan]}
     monkeypatch.setattr(Runner, "_trained", lambda *_: diverged)
-    assert reproduce.main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
+    assert main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
     assert "| broken | 1 |  | 50.00 |" in (text := results.read_text()) and "broken: 1 diverged and left out" in text
     with pytest.raises(SystemExit):
-        reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
+        main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
     assert "Unrecognized options: --bogus" in capsys.readouterr().err and not (tmp_path / "new").exists()
-    assert reproduce.main(["two", "--out", str(tmp_path / "new"), "--", "--name=x"]) == 1
+    assert main(["two", "--out", str(tmp_path / "new"), "--", "--name=x"]) == 1
     assert "--name is what each run has of its own here" in capsys.readouterr().err
 
 
 def test_commands_name_data_as_seen_from_where_they_run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
+    assert main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
     assert f"PROMPT_JAX_DATA={tmp_path / 'data'} prompt-jax" in capsys.readouterr().out
     monkeypatch.chdir(ROOT)
-    assert reproduce.main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
+    assert main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
     assert "PROMPT_JAX_DATA=data prompt-jax" in capsys.readouterr().out
 
 
@@ -419,7 +422,7 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, c
         (tmp_path / "mrqa" / "dev" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = ["domain-shift", "--model", str(tiny_folder), "--quick", "--data-dir", str(tmp_path)]
     words += ["--out", str(tmp_path / "out")]
-    assert reproduce.main(words) == 0
+    assert main(words) == 0
     (path,) = (tmp_path / "out").glob("quick-domain-shift-model-*.md")
     first, text = capsys.readouterr(), path.read_text()
     assert first.out.count("prompt-jax train configs/squad.py --name quick-squad-") == 4 * 2 and not first.err
@@ -432,10 +435,10 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, c
     assert len(scores["squad_v010_allanswers", "validation", "squad_f1"]) == 3
     assert "Made with --quick" in text and "prompt-jax train configs/squad.py" in text
     assert path.with_suffix(".svg").exists()
-    assert reproduce.main(words) == 0
+    assert main(words) == 0
     again = capsys.readouterr()
     assert "$ prompt-jax" not in again.out and path.read_text() == text
-    assert reproduce.main([*words, "--", "--optimizer.weight-decay", "0.5"]) == 1
+    assert main([*words, "--", "--optimizer.weight-decay", "0.5"]) == 1
     assert "holds a run with another configuration (changed: optimizer.weight_decay)" in capsys.readouterr().err
 
 
@@ -447,7 +450,7 @@ def test_the_results_are_of_these_tables():
     counted rather than run is what is counted now."""
     text = (ROOT / "RESULTS.md").read_text()
     sections = dict(re.findall(r"<!-- ([a-z0-9-]+) -->\n(.*?)<!-- /\1 -->", text, re.DOTALL))
-    assert set(sections) == {*SMALL, reproduce.PARAMETERS}
+    assert set(sections) == {*SMALL, PARAMETERS}
     for name in SMALL:
         table, section = TABLES[name]("demo"), sections[name]
         runner = Runner(Path("reproduction"), data=Path("data"), dry=True)
@@ -460,8 +463,8 @@ def test_the_results_are_of_these_tables():
         assert head == ["n", *(column.title for column in table.columns)]
         assert [cells[0] for cells in rows] == [row.name for row in table.rows]
         assert (ROOT / "results" / f"{name}.svg").exists() == (f"(results/{name}.svg)" in section)
-    counted = parameters.table(("demo",), reproduce.LENGTHS)
-    assert "\n".join(counted) in sections[reproduce.PARAMETERS]
+    counted = parameters.table(("demo",), LENGTHS)
+    assert "\n".join(counted) in sections[PARAMETERS]
 
 
 def _of_any_search(command):

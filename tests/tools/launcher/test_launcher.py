@@ -1,4 +1,4 @@
-"""What the launcher checks, records and ships, whatever the backend; pauses; and shell that is made of it."""
+"""What the launcher checks, records, ships and prints as shell for every backend; restart delays."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import jobs
-from launcher.commands import Command, LaunchError, SecretFile, TextFile
-from launcher.restarts import Restarts, exit_status
 from launching import AWKWARD
+from tools.launcher import checks, jobs
+from tools.launcher.commands import Command, LaunchError, SecretFile, TextFile
+from tools.launcher.restarts import Restarts, exit_status
 
 TPU = ("--zone", "us-west4-a", "--accelerator", "v5litepod-16", "--runs", "gs://bucket/runs")
 BACKENDS = {"local": (), "slurm": (), "tpu-vm": TPU}
@@ -69,25 +69,25 @@ def test_a_program_that_is_missing_or_fails_is_named():
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Pauses
+# Restart delays
 
 
-def test_pauses_grow_and_end():
-    restarts = Restarts(most=8, first_wait=5)
-    waits = [restarts.wait(lasted=1) for _ in range(9)]
-    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, None]
+def test_delays_grow_and_end():
+    restarts = Restarts(limit=8, first_delay=5)
+    delays = [restarts.next_delay(1) for _ in range(9)]
+    assert delays == [5, 10, 20, 40, 80, 160, 300, 300, None]
 
 
-def test_pauses_do_not_overflow():
-    restarts = Restarts(most=3000, first_wait=0.5)
-    waits = [restarts.wait(lasted=1) for _ in range(3000)]
-    assert waits[:10] == [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256] and set(waits[10:]) == {300}
+def test_delays_do_not_overflow():
+    restarts = Restarts(limit=3000, first_delay=0.5)
+    delays = [restarts.next_delay(1) for _ in range(3000)]
+    assert delays[:10] == [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256] and set(delays[10:]) == {300}
 
 
-def test_a_good_sitting_begins_the_count_anew():
-    restarts = Restarts(most=1, first_wait=5)
-    assert [restarts.wait(lasted) for lasted in (1, 601, 601, 1)] == [5, 5, 5, None]
-    assert Restarts(most=0, first_wait=5).wait(lasted=1e6) is None
+def test_a_long_attempt_resets_the_count():
+    restarts = Restarts(limit=1, first_delay=5)
+    assert [restarts.next_delay(duration) for duration in (1, 601, 601, 1)] == [5, 5, 5, None]
+    assert Restarts(limit=0, first_delay=5).next_delay(1e6) is None
 
 
 def test_exit_statuses_are_those_of_a_shell():
@@ -100,24 +100,24 @@ def test_exit_statuses_are_those_of_a_shell():
 
 @pytest.mark.parametrize("name", ["a", "demo8", "t5-xxl-2", "a" * 50])
 def test_names(name):
-    jobs.check_name(name)
+    checks.check_name(name)
 
 
 @pytest.mark.parametrize(
     "name", ["", "A", "8demo", "-a", "a-", "a_b", "a b", "a/b", "..", "a;b", "$(a)", "a\n", "a" * 51]
 )
 def test_wrong_names(name):
-    with pytest.raises(LaunchError, match="is no name of a job"):
-        jobs.check_name(name)
+    with pytest.raises(LaunchError, match="is not a valid job name"):
+        checks.check_name(name)
 
 
 @pytest.mark.parametrize(
     "bad", ["runs", "/runs", "s3://bucket/runs", "gs://", "gs://b/$(a)", "gs://bucket/a b", "gs://B/a"]
 )
 def test_runs_of_a_pod_are_on_a_bucket(bad):
-    jobs.check_bucket("gs://my-bucket/runs/of me".replace(" ", "_"))
-    with pytest.raises(LaunchError, match="it is a bucket"):
-        jobs.check_bucket(bad)
+    checks.check_bucket("gs://my-bucket/runs/of me".replace(" ", "_"))
+    with pytest.raises(LaunchError, match="expected a bucket"):
+        checks.check_bucket(bad)
 
 
 @pytest.mark.parametrize("backend", ["local", "slurm"])
@@ -128,7 +128,7 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
     assert shlex.quote(str(checkout.folder / "a" / "r")) in here
     for bad in ("gs:/b-1/r", "gs://", "s3://b-1/r", "hdfs:///r"):
         told = checkout.launch(*words, bad, "demo", "configs/tiny.py", code=1).stderr
-        assert told.startswith(f"launch: --runs {bad}: expected a folder, or one on a bucket")
+        assert told.startswith(f"launcher: --runs {bad}: expected a folder, or a bucket such as")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,19 +136,19 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
     "overrides, told",
     [
         (["--name", "x"], "NAME is the run's name"),
-        (["--runs=x"], "an option of the launcher"),
-        (["--overwrite"], "each restart would begin anew"),
+        (["--runs=x"], "it is a launcher option, so put it before NAME"),
+        (["--overwrite"], "each restart would start over"),
         (["--no-distributed"], "each process would train the whole run"),
         (["--train.steps", "3", "--no_distributed"], "each process would train the whole run"),
-        (["--train.steps", "3", "--dry-run"], "--dry-run is an option of the launcher, and comes before NAME"),
-        (["--retries=3"], "comes before NAME"),
-        (["--data.template", "the hf_0123456789 one"], "the value of HF_TOKEN is in the command line"),
+        (["--train.steps", "3", "--dry-run"], "--dry-run is a launcher option, so put it before NAME"),
+        (["--retries=3"], "put it before NAME"),
+        (["--data.template", "the hf_0123456789 one"], "the command line contains the value of HF_TOKEN"),
     ],
 )
 def test_what_is_no_override_is_refused_before_anything_runs(checkout, backend, overrides, told):
     words = (backend, *BACKENDS[backend], "demo", "configs/tiny.py", *overrides)
     done = checkout.launch(*words, code=1, HF_TOKEN="hf_0123456789")
-    assert told in done.stderr and done.stderr.startswith("launch: ") and not done.stdout
+    assert told in done.stderr and done.stderr.startswith("launcher: ") and not done.stdout
     assert not checkout.state.exists()
     assert "hf_0123456789" not in done.stderr
 
@@ -157,14 +157,14 @@ def test_what_is_no_override_is_refused_before_anything_runs(checkout, backend, 
 @pytest.mark.parametrize(
     "config, told",
     [
-        ("configs", "configs is a folder: CONFIG is a file"),
-        (".", "is a folder: CONFIG is a file"),
-        ("requirements.lock", "requirements.lock is no configuration"),
+        ("configs", "configs is a folder: CONFIG must be a file"),
+        (".", "is a folder: CONFIG must be a file"),
+        ("requirements.lock", "requirements.lock is not a configuration"),
     ],
 )
 def test_what_is_no_configuration_is_refused_before_anything_runs(checkout, backend, config, told):
     done = checkout.launch(backend, *BACKENDS[backend], "demo", config, code=1)
-    assert done.stderr.startswith("launch: ") and told in done.stderr and not done.stdout
+    assert done.stderr.startswith("launcher: ") and told in done.stderr and not done.stdout
     assert not checkout.state.exists()
 
 
@@ -174,7 +174,7 @@ def test_what_is_no_configuration_is_refused_before_anything_runs(checkout, back
 )
 def test_wrong_restarts(checkout, backend, option, value):
     words = (backend, *BACKENDS[backend], option, value, "demo", "configs/tiny.py")
-    assert f"launch: {option} must be" in checkout.launch(*words, code=1).stderr
+    assert f"launcher: {option} must be" in checkout.launch(*words, code=1).stderr
     assert not checkout.state.exists()
 
 
@@ -183,7 +183,7 @@ def test_a_folder_of_records_that_cannot_be_made_is_named(checkout):
     for words in (("local", "demo", "configs/tiny.py"), ("list",), ("stop", "demo")):
         told = checkout.launch(*words, code=None)
         assert "Traceback" not in told.stderr
-        assert told.returncode == 0 or told.stderr.startswith(f"launch: {checkout.state}"), told.stderr
+        assert told.returncode == 0 or told.stderr.startswith(f"launcher: {checkout.state}"), told.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_a_folder_of_records_that_cannot_be_made_is_named(checkout):
         (("--poll", "nan"), "--poll must be from 0 to 86400 seconds"),
         (("--zone", "us-west4-a; rm -rf /"), "--zone"),
         (("--accelerator", "v5litepod"), "something like v5litepod-256"),
-        (("--accelerator", "v9x-8"), "name its software too, with --runtime-version"),
+        (("--accelerator", "v9x-8"), "for another one give --runtime-version too"),
         (("--project", "$(id)"), "--project"),
         (("--runtime-version", "a b"), "--runtime-version"),
-        (("--env", "NO_SUCH_VARIABLE"), "there is no such variable"),
-        (("--env", "A=B"), "the name of a variable"),
-        (("--runs", "runs"), "it is a bucket"),
+        (("--env", "NO_SUCH_VARIABLE"), "this variable is not set in the environment"),
+        (("--env", "A=B"), "expected the name of a variable"),
+        (("--runs", "runs"), "expected a bucket"),
     ],
 )
 def test_wrong_options_of_a_pod(checkout, options, told):
@@ -209,13 +209,13 @@ def test_wrong_options_of_a_pod(checkout, options, told):
     [
         (("local", "--processes", "0", "demo", "configs/tiny.py"), "--processes must be from 1 to 64"),
         (("slurm", "--nodes", "0", "demo", "configs/tiny.py"), "--nodes must be positive"),
-        (("slurm", "--sbatch", "gpu", "demo", "configs/tiny.py"), "an option of sbatch"),
+        (("slurm", "--sbatch", "gpu", "demo", "configs/tiny.py"), "expected an option of sbatch"),
         (("local", "--grace", "nan", "demo", "configs/tiny.py"), "--grace must be from 0"),
         (("slurm", "--grace", "-1", "demo", "configs/tiny.py"), "--grace must be from 0"),
-        (("local", "Demo", "configs/tiny.py"), "'Demo' is no name of a job"),
+        (("local", "Demo", "configs/tiny.py"), "'Demo' is not a valid job name"),
         (("local", "demo", "configs/none.py"), "configs/none.py is not in the commit"),
-        (("local", "demo", "../elsewhere.py"), "put it there"),
-        (("stop", "demo"), "there is no job demo"),
+        (("local", "demo", "../elsewhere.py"), "so move it there"),
+        (("stop", "demo"), "no job demo in "),
         (("logs", "--worker", "-1", "demo"), "numbered from 0"),
     ],
 )
@@ -283,13 +283,13 @@ def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_a_name_is_of_one_backend(checkout):
     checkout.launch("local", "demo", "configs/tiny.py")
-    assert "demo is a job on local" in checkout.launch("slurm", "demo", "configs/tiny.py", code=1).stderr
+    assert "demo is already a job on local" in checkout.launch("slurm", "demo", "configs/tiny.py", code=1).stderr
 
 
 def test_a_broken_record_is_named(checkout):
     (checkout.state / "demo").mkdir(parents=True)
     (checkout.state / "demo" / "job.json").write_text("{}")
-    assert "demo/job.json: no record of a job" in checkout.launch("stop", "demo", code=1).stderr
+    assert "demo/job.json is not a valid job record" in checkout.launch("stop", "demo", code=1).stderr
 
 
 # --------------------------------------------------------------------------------------------------------------

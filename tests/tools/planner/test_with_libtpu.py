@@ -18,7 +18,7 @@ pytestmark = [
     ),
 ]
 
-PLAN = Path(__file__).resolve().parents[2] / "tools" / "plan.py"
+ROOT = Path(__file__).resolve().parents[3]
 
 SMALL = """\
 from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
@@ -40,7 +40,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, PLAN, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.planner", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def planned(*arguments: str | Path) -> list[dict[str, Any]]:
@@ -114,4 +115,4 @@ def test_what_cannot_be_is_a_message(config, arguments, message):
     done = run(config, *arguments)
     assert (done.returncode, done.stdout) == (1, "") and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert re.match(f"plan: .*{message}", last)
+    assert re.match(f"planner: .*{message}", last)

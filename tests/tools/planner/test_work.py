@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planner import hlo
+from tools.planner import hlo
+from tools.planner.work import Collective, count_work, trip_count
 
 # A loop of 8 over stacked weights that are sliced in a fusion, as XLA writes scans for TPUs, with one of unknown
 # length in it. S(1) is on the chip.
@@ -92,11 +93,11 @@ ENTRY %main (w: f32[8,16,32]) -> f32[4,32] {
 
 
 def test_loops_count_as_often_as_they_run():
-    found = hlo.work(hlo.parse(LOOPS), unknown_trips=3)
+    found = count_work(hlo.parse(LOOPS), unknown_trips=3)
     assert found.flops == 8 * 2 * 4 * 32 * 16
     reduced, gathered = found.collectives
-    assert reduced == hlo.Collective("all-reduce", 4 * 32 * 4, (0, 2), 8)
-    assert gathered == hlo.Collective("all-gather", 4 * 64 * 4, (0, 4), 3)
+    assert reduced == Collective("all-reduce", 4 * 32 * 4, (0, 2), 8)
+    assert gathered == Collective("all-gather", 4 * 64 * 4, (0, 4), 3)
 
 
 def test_traffic_is_what_is_read_and_written_in_main_memory():
@@ -111,16 +112,16 @@ def test_traffic_is_what_is_read_and_written_in_main_memory():
     in_inner_loop = (row + 2 * row) + 2 * row  # all-gather; slice
     copied = 8 * layer  # to the chip
     expected = copied + 8 * (in_loop + condition) + 3 * in_inner_loop
-    assert hlo.work(hlo.parse(LOOPS), unknown_trips=3).traffic == expected
+    assert count_work(hlo.parse(LOOPS), unknown_trips=3).traffic == expected
 
 
 def test_trip_counts():
     module = hlo.parse(LOOPS)
     loops = {i.name: i for i in module.computations["main"].values() if i.opcode == "while"}
-    assert hlo.trip_count(loops["loop"], module) == 8
-    assert hlo.trip_count(loops["inner_loop"], module) is None
+    assert trip_count(loops["loop"], module) == 8
+    assert trip_count(loops["inner_loop"], module) is None
     known = 'body=%body, backend_config={"known_trip_count":{"n":"12"},"x":{}}'
-    assert hlo.trip_count(loops["inner_loop"]._replace(attributes=known), module) == 12
+    assert trip_count(loops["inner_loop"]._replace(attributes=known), module) == 12
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def convolution(left: str, right: str, out: str, window: str, labels: str) -> fl
         f"  %l = {left} parameter(0)\n  %r = {right} parameter(1)\n"
         f"  ROOT %c = {out} convolution(%l, %r), window={{{window}}}, dim_labels={labels}\n}}\n"
     )
-    return hlo.work(hlo.parse(text)).flops
+    return count_work(hlo.parse(text)).flops
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_what_is_compiled_here():
     shapes = (jnp.zeros((5, 16, 4, 8)), jnp.zeros((3, 2, 6, 16)))
     text = jax.jit(jax.vmap(f, (None, 0))).lower(*shapes).compile().as_text()
     projection, scores = 3 * 2 * 6 * 16 * 4 * 8, 3 * 2 * 4 * 6 * 6 * 8
-    assert hlo.work(hlo.parse(text)).flops == 5 * 2 * (2 * projection + 2 * scores)
+    assert count_work(hlo.parse(text)).flops == 5 * 2 * (2 * projection + 2 * scores)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_groups_in_every_form(groups, first):
         "HloModule m\n\nENTRY %main (x: bf16[3,5]) -> bf16[3,5] {\n  %x = bf16[3,5] parameter(0)\n"
         f"  ROOT %r = bf16[3,5] all-reduce-start(%x), channel_id=1, {groups}, to_apply=%add\n}}\n"
     )
-    assert hlo.work(hlo.parse(text)).collectives == [hlo.Collective("all-reduce", 30, first, 1)]
+    assert count_work(hlo.parse(text)).collectives == [Collective("all-reduce", 30, first, 1)]
 
 
 def test_a_group_of_one_is_no_collective():
@@ -221,7 +222,7 @@ def test_a_group_of_one_is_no_collective():
         "HloModule m\n\nENTRY %main (x: f32[3]) -> f32[3] {\n  %x = f32[3] parameter(0)\n"
         "  ROOT %r = f32[3] all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add\n}\n"
     )
-    assert hlo.work(hlo.parse(text)).collectives == []
+    assert count_work(hlo.parse(text)).collectives == []
 
 
 def test_what_is_not_understood_is_an_error():
@@ -232,7 +233,7 @@ def test_what_is_not_understood_is_an_error():
         "  ROOT %r = f32[3] all-reduce(%x), replica_groups=@axes, to_apply=%add\n}\n"
     )
     with pytest.raises(hlo.HloError, match="r: replica groups of a form that is not known"):
-        hlo.work(hlo.parse(text))
+        count_work(hlo.parse(text))
 
 
 def test_bytes():
