@@ -219,10 +219,10 @@ def test_formats_with_metrics_of_texts():
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ((), ("ter", "bleu"), "ter is better when lower, .*name another first"),
-        ((), ("dart_ter", "dart_bleu"), "dart_ter is better when lower, .*name another first"),
-        (ABC, ("accuracy", "bleu"), "the metric bleu compares texts, .*with labels the metrics are accuracy, f1"),
-        (ABC, ("log_likelihood",), "log_likelihood is of free text, and there are the labels"),
+        ((), ("ter", "bleu"), "ter is better when lower, .*put another metric first"),
+        ((), ("dart_ter", "dart_bleu"), "dart_ter is better when lower, .*put another metric first"),
+        (ABC, ("accuracy", "bleu"), "the metric bleu compares free text, .*for tasks with labels are accuracy, f1"),
+        (ABC, ("log_likelihood",), "log_likelihood is for free text, not for the labels"),
         ((), ("blue",), "unknown metric 'blue'; known are accuracy, .*bleu"),
     ],
 )

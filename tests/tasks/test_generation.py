@@ -299,5 +299,5 @@ def test_xsums_rows_in_tfds_become_lines(modules):
     import tensorflow as tf
 
     rows = tf.data.Dataset.from_tensor_slices({"document": ["One.\nTwo.  Three\n"], "summary": [" All.\n"]})
-    (row,) = modules["xsum"].in_one_line(rows).as_numpy_iterator()
+    (row,) = modules["xsum"].join_lines(rows).as_numpy_iterator()
     assert row == {"source": b"One. Two. Three", "target": b"All."}

@@ -126,7 +126,7 @@ def test_files_that_are_something_else_are_named(folder, tokenizer, content, mes
 
 
 def test_a_missing_file_is_named(folder, tokenizer, monkeypatch):
-    with pytest.raises(DataError, match="DROP.jsonl.gz: no such file, nor unpacked; expected MRQA's data"):
+    with pytest.raises(DataError, match="DROP.jsonl.gz: no such file, nor .jsonl; expected the release of MRQA's data"):
         load("mrqa_drop", "test", tokenizer)
     monkeypatch.delenv("PROMPT_JAX_DATA")
     with pytest.raises(DataError, match="set PROMPT_JAX_DATA to a folder with the data set in mrqa/"):

@@ -120,10 +120,10 @@ def test_what_is_drawn_is_what_the_seed_says(folder, tokenizer, name):
 @pytest.mark.parametrize(
     ("name", "lengths", "message"),
     [
-        ("span_corruption", (30, 5), "targets of up to 8, and they may have 5; expected target_length 8"),
+        ("span_corruption", (30, 5), "targets of up to 8, and target_length is 5; expected target_length 8"),
         ("span_corruption", (2, 30), "at least 3 tokens, and may have 2; expected a larger input_length"),
         ("span_corruption", (300, 300), r"need 17 sentinels, and token \d+ of the model is .*expected a smaller"),
-        ("prefix_lm", (1, 30), "input_length and target_length are at least 2, not 1"),
+        ("prefix_lm", (1, 30), "input_length and target_length must be at least 2, not 1"),
     ],
 )
 def test_lengths_that_cannot_be_are_refused(folder, tokenizer, name, lengths, message):
