@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import data_folder, read_rows
+from prompt_jax.data.files import data_folder
+from prompt_jax.data.rows import read_rows
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 

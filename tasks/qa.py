@@ -23,7 +23,8 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import column_text, data_folder, read_rows
+from prompt_jax.data.files import column_text, data_folder
+from prompt_jax.data.rows import read_rows
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 

@@ -11,7 +11,8 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task
-from prompt_jax.data.files import normalize_text, read_rows, text_fraction
+from prompt_jax.data.files import normalize_text, text_fraction
+from prompt_jax.data.rows import read_rows
 from prompt_jax.task_format import TaskFormat
 
 DATA = Path(__file__).parent / "data" / "sentiment"
