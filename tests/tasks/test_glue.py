@@ -169,7 +169,7 @@ def prompt_of(task, tokenizer, tiny_folder, folder):
 
 @pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
 def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tmp_path):
-    """As documented in `configs/qqp.py` and `configs/mrpc.py`: the other task's validation split, the prompt's labels."""
+    """As in `configs/qqp.py` and `configs/mrpc.py`: the other task's validation split, the prompt's labels."""
     model = prompt_of(f"glue_{source}_v002", tokenizer, tiny_folder, tmp_path)
     other = f"glue_{target}_from_{source}_v002"
     paths = ["--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py"), "--out", str(tmp_path / "out")]

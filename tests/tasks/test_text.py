@@ -122,7 +122,7 @@ def test_the_seed_determines_the_examples(folder, tokenizer, name):
     [
         ("span_corruption", (30, 5), "targets of up to 8, and target_length is 5; expected target_length 8"),
         ("span_corruption", (2, 30), "at least 3 tokens, and may have 2; expected a larger input_length"),
-        ("span_corruption", (300, 300), r"need 17 sentinels, and token \d+ of the model is .*expected a smaller"),
+        ("span_corruption", (300, 300), r"need 17 sentinels, but token \d+ of the model is .*expected a smaller"),
         ("prefix_lm", (1, 30), "input_length and target_length must be at least 2, not 1"),
     ],
 )
