@@ -141,7 +141,7 @@ def log_likelihood(targets: Sequence[np.ndarray], scores: Sequence[float] | np.n
 
     Args:
       targets: token ids of each, the end token included; of several references the first.
-      scores: the log-probability of each target, in nats (`prompt_jax.inference.evaluation.target_scores`).
+      scores: the log-probability of each target, in nats (`prompt_jax.inference.answers.score_targets`).
     """
     total = np.asarray(scores, np.float64).sum()
     return {LOG_LIKELIHOOD: float(total / sum(map(len, targets)))}
