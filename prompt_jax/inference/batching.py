@@ -1,7 +1,7 @@
 """Rows of inputs, run through a model in batches of similar lengths."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,8 +94,8 @@ def run_batches(
     start_ids = rows.start_ids
     if start_ids is None and family(config).causal:
         start_ids = np.full(len(rows), config.start_id)
-    columns = columns | {"prompt_ids": rows.prompt_ids, "start_ids": start_ids}
-    columns = {name: np.asarray(values, np.int32) for name, values in columns.items() if values is not None}
+    given: Mapping[str, np.ndarray | None] = {**columns, "prompt_ids": rows.prompt_ids, "start_ids": start_ids}
+    columns = {name: np.asarray(values, np.int32) for name, values in given.items() if values is not None}
     check_prompt_ids(rows.prompt, columns.get("prompt_ids"), len(rows))
     shapes = rows.batch_size if isinstance(rows.batch_size, Shapes) else batch_shapes(rows.inputs, rows.batch_size)
     mesh = mesh_of(rows.model.params)

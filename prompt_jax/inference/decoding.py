@@ -217,7 +217,7 @@ def _generate(
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
     given = logits_rules.given_tokens(config, batch, start[:, 0], limits)
-    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_numbers)
+    keys: Any = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_numbers)
 
     def append(position, logits, so_far, done):
         """Append each row's next token. Also return this token and which rows are finished."""
