@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.examples import cut
-from prompt_jax.distributed.sharding import mesh_of, named_sharding, place
+from prompt_jax.distributed.sharding import mesh_of, named_sharding, to_devices
 from prompt_jax.errors import UserError
 from prompt_jax.inference.batching import Rows, run_batches
 from prompt_jax.inference.decoding import FROM_CHECKPOINT, generate_scored, score
@@ -61,7 +61,7 @@ def generate_answers(
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
     if decoding.temperature:
-        key = place(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params)))
+        key = to_devices(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         own = {name: batch.pop(name) for name in ("lengths", "row_numbers")}
@@ -195,7 +195,7 @@ def _score_sets(
     """Return the log-probabilities of a set of targets for each row. `numbers` selects each row's set."""
     model = rows.model
     check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets[0].shape[2])
-    placed = place(sets, named_sharding(mesh_of(model.params)))
+    placed = to_devices(sets, named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         number = batch.pop("set")

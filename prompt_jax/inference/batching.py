@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.data.batches import eval_batches, length_buckets
-from prompt_jax.distributed.sharding import fetch, mesh_of, mesh_shape, named_sharding, place
+from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 
@@ -102,14 +102,14 @@ def run_batches(
     if mesh is not None:
         groups = mesh_shape(mesh)["ensemble"] * mesh_shape(mesh)["data"]
         shapes = shapes._replace(rows=-(-shapes.rows // groups) * groups)
-    prompt = place(rows.prompt, named_sharding(mesh))
+    prompt = to_devices(rows.prompt, named_sharding(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
     def collect() -> None:
         if pending is not None:
             index, arrays = pending
-            results.append((index, fetch(arrays)))
+            results.append((index, to_host(arrays)))
 
     for batch in eval_batches(rows.inputs, *shapes, config.pad_id):
         if rows.before_batch is not None:
@@ -117,7 +117,7 @@ def run_batches(
         index = batch.pop("index")
         # Rows that fill the last batch have index -1. With zeros in all columns, such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in columns.items()}
-        running = run(place(batch, named_sharding(mesh, "rows")), prompt)
+        running = run(to_devices(batch, named_sharding(mesh, "rows")), prompt)
         collect()  # the previous batch, while this one runs
         pending = (index, running)
     collect()

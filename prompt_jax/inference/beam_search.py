@@ -94,7 +94,7 @@ def search_beams(
 
     def step(carry):
         position, running, *others, cache = carry
-        logits, cache = model.decode_step(params, config, running.last, cache.reordered(running.parent))
+        logits, cache = model.decode_step(params, config, running.last, cache.reorder_beams(running.parent))
         return position + 1, *append(position, logits, running, *others), cache
 
     logits, cache = model.decode_step(params, config, start, cache)

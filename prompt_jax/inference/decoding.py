@@ -13,7 +13,7 @@ from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
 from prompt_jax.inference import logits_rules
 from prompt_jax.inference.beam_search import Hypotheses, search_beams
-from prompt_jax.models import check_context, family, longest
+from prompt_jax.models import check_context, family, longest_row
 from prompt_jax.models.delta import tuned
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
@@ -157,7 +157,7 @@ def _prepare(
     limit, lengths = _limits(config, batch, max_new_tokens, lengths)
     if check:
         check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-        check_context(config, prompt, longest(batch["inputs_mask"]), limit)
+        check_context(config, prompt, longest_row(batch["inputs_mask"]), limit)
     return batch, limit, lengths
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import place
+from prompt_jax.distributed.sharding import to_devices
 from prompt_jax.errors import UserError
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
@@ -90,7 +90,7 @@ def _losses(
     model: Model, prompt: Prompt, variants: Sequence[int | None], examples: Examples, batch_size: int
 ) -> list[float]:
     """Return the summed loss of all targets, in nats, for the prompt without each of these slots."""
-    stacked = place(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
+    stacked = to_devices(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
     prompt_ids = np.repeat(np.arange(len(variants)), len(examples))
     rows = Rows(model, stacked, list(examples.inputs) * len(variants), prompt_ids, batch_size=batch_size)
     scores = score_targets(rows, list(examples.targets) * len(variants))

@@ -15,8 +15,8 @@ import numpy as np
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.data.batches import prefetch
-from prompt_jax.distributed.processes import Preempted, Preemption, in_first, is_first, wait_for_all
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on_first_process, wait_for_all
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError, SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.answers import LogitsError
@@ -119,10 +119,10 @@ def train(
     check_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
         held = lock or stack.enter_context(run_lock(experiment))
-        in_first(lambda: lock_existing_run(experiment, held))
+        on_first_process(lambda: lock_existing_run(experiment, held))
         setup = prepare(experiment, tasks)
         wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
-        in_first(lambda: open_folder(experiment, overwrite, held))
+        on_first_process(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
         folder = experiment.folder / "checkpoints"
         stack.callback(remove_remains, experiment.folder, held)  # when the last save is done
@@ -131,7 +131,7 @@ def train(
         progress = Progress([Standing() for _ in setup.members])
         restored = checkpoints.restore({"states": states, "best": best})
         if restored is not None:
-            states, best = restored.state["states"], fetch(restored.state["best"])
+            states, best = restored.state["states"], to_host(restored.state["best"])
             progress = _resumed(restored.progress, experiment)
             if progress.step > setup.steps:
                 raise ConfigError(
@@ -139,7 +139,7 @@ def train(
                     f"{setup.steps}; choose another --name, or --overwrite it"
                 )
             setup.batches.seek(restored.position)
-        in_first(lambda: record_configuration(experiment))
+        on_first_process(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
         run = Run(experiment, setup, progress, best, checkpoints, held, log, display)
@@ -157,7 +157,7 @@ def _run(run: Run, states: tuple[TrainState, ...], resumed: bool) -> None:
         with _saving(run):
             _save_prompts(run, "last.npz", setup.trainable(states))
     if progress.evaluation_due or (progress.step < setup.steps and progress.training):
-        in_first(lambda: remove_results(run.experiment.folder))
+        on_first_process(lambda: remove_results(run.experiment.folder))
         try:
             _fit(run, states)
         except LockLost:
@@ -262,7 +262,7 @@ def _finish(run: Run, step: int, metrics: Sequence[Any]) -> None:
     options, members = run.experiment.train, run.progress.members
     losses, diverged = [], {}
     for numbers, stacked in zip(run.setup.stacks, metrics, strict=True):
-        fetched = {} if stacked is None else fetch(stacked)
+        fetched = {} if stacked is None else to_host(stacked)
         for place, number in enumerate(numbers):
             if members[number].status != "training":
                 continue

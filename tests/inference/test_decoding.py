@@ -45,7 +45,7 @@ class SmallCache(NamedTuple):
     generated: jax.Array  # [B, G, N], the tokens so far
     rows: jax.Array  # [B, V]
 
-    def reordered(self, parent):
+    def reorder_beams(self, parent):
         return self._replace(generated=jnp.take_along_axis(self.generated, parent[:, :, None], axis=1))
 
 
