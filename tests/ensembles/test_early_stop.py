@@ -74,5 +74,5 @@ def test_examples_drop_out_once_decided():
 def test_blocks():
     assert [default_blocks(members) for members in (1, 2, 3, 5)] == [[1], [2], [2, 1], [3, 1, 1]]
     for wrong in ([], [3], [2, 3], [5, -1], [4, 0]):
-        with pytest.raises(ValueError, match="do not make up 4"):
+        with pytest.raises(ValueError, match="do not add up to 4"):
             vote_in_blocks(4, 1, Asked(np.zeros((4, 1), int)), wrong)

@@ -18,6 +18,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.checks import check
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
+from prompt_jax.config.model import Remat
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.decoding import generate_scored
@@ -155,7 +156,7 @@ def _train(
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
 
-    def traced(remat: experiments.Remat) -> Any:
+    def traced(remat: Remat) -> Any:
         model = dataclasses.replace(experiment.model, remat=remat)
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)
