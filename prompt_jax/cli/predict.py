@@ -72,7 +72,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
     from prompt_jax.ensembles.streams import Line, Voting
     from prompt_jax.prompt_files.io import check_bases, read_prompts
-    from prompt_jax.prompt_files.metadata import of_different_tasks
+    from prompt_jax.prompt_files.metadata import find_task_mismatch
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
@@ -80,7 +80,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     members = read_prompts(file)
     model = load_base(file, members[0][1], args.base)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
-    if (pair := of_different_tasks([metadata for _, metadata in members])) is not None:
+    if (pair := find_task_mismatch([metadata for _, metadata in members])) is not None:
         a, b = pair
         raise UserError(
             f"members {a} and {b} of {file} are for different tasks and cannot vote; name a member for each input with "
