@@ -17,8 +17,8 @@ from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.checks import check
-from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.config.model import Remat
+from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.decoding import generate_scored
