@@ -316,10 +316,10 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
 
 def test_shots_of_a_task_without_a_training_split(tiny_folder, sentiment_files, tmp_path, capsys):
     (tmp_path / "own.py").write_text(
-        "from prompt_jax import data\nfrom prompt_jax.task_format import TaskFormat\n"
+        "import prompt_jax\nfrom prompt_jax.task_format import TaskFormat\n"
         "rows = lambda split: [('a good film', 'positive'), ('a bad film', 'negative')]\n"
         "how = TaskFormat('{text}', ('negative', 'positive'))\n"
-        "data.add_task('only_a_test', data.text_source(rows, ('test',), ('text', 'label')), how)\n"
+        "prompt_jax.add_task('only_a_test', prompt_jax.text_source(rows, ('test',), ('text', 'label')), how)\n"
     )
     asked = ["evaluate", "--model", str(tiny_folder), "--task", "only_a_test", "--tasks", str(tmp_path / "own.py")]
     assert main([*asked, "--shots", "2"]) == 1
