@@ -70,7 +70,7 @@ def evaluate_early(
     labels = labels_of(examples)
     shape = len(prompts), len(examples)
     blocks = default_blocks(len(prompts)) if blocks is None else blocks
-    same = comparison(labels, examples.sentinel)
+    same = comparison(labels, examples.has_sentinel)
     # The shapes of the largest possible block. Smaller ones need no compilation.
     shapes = batch_shapes(list(examples.inputs) * max(blocks, default=1), options.batch_size)
 

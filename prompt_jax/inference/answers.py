@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data.examples import cut
+from prompt_jax.data.examples import truncate
 from prompt_jax.distributed.sharding import mesh_of, named_sharding, to_devices
 from prompt_jax.errors import UserError
 from prompt_jax.inference.batching import Rows, run_batches
@@ -131,7 +131,7 @@ def tokenize(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.n
     """Return the token ids of input texts, truncated to `length` as in training, and how many were truncated."""
     tokenizer = tokenizer_of(model)
     whole = [tokenizer.input_ids(text) for text in texts]
-    return [cut(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
+    return [truncate(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
 
 
 def tokenizer_of(model: Model) -> Any:

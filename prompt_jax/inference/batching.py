@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.data.batches import eval_batches, length_buckets
+from prompt_jax.data.batches import eval_batches
+from prompt_jax.data.buckets import length_buckets
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts

@@ -73,12 +73,12 @@ def evaluate_members(
     Raises:
       PromptStackError: the prompts cannot be stacked.
       LogitsError: a logit is not finite.
-      ValueError: the numbers of prompts and of lists of examples differ, or only some examples are `continued`.
+      ValueError: the numbers of prompts and of lists of examples differ, or only some examples are `continues_input`.
     """
     each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
     if not prompts or len(each) != len(prompts):
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
-    if len({split.continued for split in each}) > 1:
+    if len({split.continues_input for split in each}) > 1:
         raise ValueError("expected texts to be continued for all prompts, or for none")
     if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
         return [evaluate_members(model, [prompt], [own], options)[0] for prompt, own in zip(prompts, each, strict=True)]
@@ -86,10 +86,10 @@ def evaluate_members(
     labels = [split.format.labels if options.rank and split.format else () for split in each]
     rows = _rows(model, prompts, each, owner, options)
     answers, likelihoods = Answers([], np.zeros(0, np.float32)), None
-    if any(split.answered for split in each):
+    if any(split.needs_answers for split in each):
         row_numbers = np.concatenate([np.arange(len(split), dtype=np.int32) for split in each])
         answers = generate_answers(rows, options.target_length, options.decoding, row_numbers=row_numbers)
-    if any(split.measured for split in each):
+    if any(split.needs_log_likelihood for split in each):
         likelihoods = score_targets(rows, [ids for split in each for ids in split.targets])
     label_scores = score_labels(rows, [labels[number] for number in owner])
 
@@ -121,7 +121,7 @@ def _rows(
     prompt, ids = stack_with_ids(prompts)
     inputs = [row for split in each for row in split.inputs]
     start_ids = None
-    if each[0].continued:
+    if each[0].continues_input:
         start_ids = np.array([row[-1] for row in inputs])
         inputs = [row[:-1] for row in inputs]
     prompt_ids = None if ids is None else ids[owner]

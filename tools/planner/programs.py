@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from planner.flops import matmul_flops
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
@@ -29,6 +28,7 @@ from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.setup import check_division, stacks_of, train_step
 from prompt_jax.training.step import TrainState, frozen_base
+from tools.planner.flops import matmul_flops
 
 # The published shapes, as in the config.json files on the hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
