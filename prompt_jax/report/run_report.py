@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from prompt_jax import experiment as experiments
-from prompt_jax.inspection import Inspection
+from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.metrics import is_share, normalize_answer
 from prompt_jax.report import plots
 from prompt_jax.report.pages import write_page

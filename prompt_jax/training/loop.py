@@ -19,8 +19,9 @@ from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError, SaveError, UserError
 from prompt_jax.experiment import Experiment
+from prompt_jax.inference.answers import LogitsError
 from prompt_jax.inference.decoding import GREEDY
-from prompt_jax.inference.evaluation import Evaluation, LogitsError, evaluate_members
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import save_ensemble, save_prompt
@@ -371,18 +372,14 @@ def _validated(
       LogitsError: they are not at the start, which training cannot mend.
     """
     try:
-        return list(
-            evaluate_members(
-                run.setup.model,
-                prompts,
-                task.examples["validation"],
-                target_length=task.format.target_length,
-                batch_size=run.experiment.train.eval_batch_size,
-                rank=False,
-                decoding=GREEDY,
-                before_batch=before_batch,
-            )
+        options = EvaluationOptions(
+            task.format.target_length,
+            run.experiment.train.eval_batch_size,
+            decoding=GREEDY,
+            rank=False,
+            before_batch=before_batch,
         )
+        return list(evaluate_members(run.setup.model, prompts, task.examples["validation"], options))
     except LogitsError:
         if run.progress.step == 0:
             raise

@@ -12,7 +12,8 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
-from prompt_jax.inspection import Inspection, Neighbor, NormRange, TokenInspection
+from prompt_jax.inspection.neighbors import Inspection, Neighbor, TokenInspection
+from prompt_jax.inspection.vectors import NormRange
 from prompt_jax.report import run_report
 from prompt_jax.report.run_report import ReportError, write_report
 

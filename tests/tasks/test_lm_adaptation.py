@@ -71,7 +71,7 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     # Members that answer nothing are scored side by side, and do not vote.
     file = str(tmp_path / "runs" / "prompt" / "best.npz")
     asked = ["evaluate", file, "--task", "prefix_lm", "--tasks", str(TASKS), "--split", "validation", "--limit", "4"]
-    monkeypatch.setattr(prompt_jax.inference.evaluation, "compiled_generate", None)
+    monkeypatch.setattr(prompt_jax.inference.answers, "generate_scored", None)
     capsys.readouterr()
     asked += ["--model", "adapted"]
     assert main([*asked, "--out", "out"]) == 0
