@@ -146,7 +146,7 @@ class Display:
             self._bar.update(1)
         elif step % self._every == 0 or step == self._steps:
             left = seconds / (step - self._start) * (self._steps - step)
-            self.say(
+            self.write(
                 f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {_clock(left)} left"
             )
 
@@ -154,7 +154,7 @@ class Display:
         """The latest validation scores of the members, of which the mean is shown from now on."""
         self._score = f"  {name} {sum(values) / len(values):.3f}"
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """A line of text that does not break the bar."""
         if not is_first():
             return

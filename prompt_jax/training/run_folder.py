@@ -17,7 +17,7 @@ from prompt_jax.training.checkpoints import is_unfinished
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
 # What a resumed run may do otherwise; with a constant schedule it may also train for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs", "ensemble.group"}
 
 
 def run_lock(experiment: Experiment) -> FileLock:

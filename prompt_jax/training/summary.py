@@ -23,7 +23,7 @@ from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.locks import FileLock
 from prompt_jax.task_format import TaskFormat
-from prompt_jax.training.loop import Progress
+from prompt_jax.training.run import RunProgress
 from prompt_jax.training.setup import Setup
 
 PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -50,7 +50,7 @@ class Test:
         return ranked_alone(self.examples, self.members[0]) if self.ensemble is None else self.ensemble.ranked
 
 
-def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileLock | None = None) -> str:
+def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: FileLock | None = None) -> str:
     """Scores the run's best prompts and writes the three files. Returns the text that the command line prints.
 
     Of several processes all have their part in the scores, and the first writes; the others return no text.
@@ -116,7 +116,7 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
     return prediction_lines(test.examples, answers, test.after, test.ranked, test.before)
 
 
-def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Sequence[Test]) -> dict[str, Any]:
+def _summary(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> dict[str, Any]:
     """`summary.json`; `prompt_jax.report.run_files.Summary` says what is in it."""
     model = setup.model
     examples, truncated = {}, {}
@@ -159,7 +159,7 @@ def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Se
     }
 
 
-def _best(setup: Setup, progress: Progress, number: int) -> tuple[str, float]:
+def _best(setup: Setup, progress: RunProgress, number: int) -> tuple[str, float]:
     """The first metric of a stored prompt, and its value where its member was the best."""
     standing = progress.members[setup.stored[number].member]
     own = setup.own_scores(number, standing.best_scores)

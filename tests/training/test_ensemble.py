@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
@@ -29,9 +29,10 @@ from prompt_jax.methods import applied
 from prompt_jax.models import t5
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.training import loop
+from prompt_jax.training import evaluate, loop
 from prompt_jax.training import step as steps
 from prompt_jax.training.loop import train
+from prompt_jax.training.metrics import Diverged
 from prompt_jax.training.optimizers import make_optimizer
 
 
@@ -86,7 +87,7 @@ def test_members_of_every_kind_are_as_alone(experiment):
     setup, _ = train(together)
     assert setup.stacks == ((0, 2), (1,))
     for number, alone in enumerate(experiments.members(together)):
-        alone = named(alone, f"alone{number}")
+        alone = with_name(alone, f"alone{number}")
         train(alone)
         assert_same_training(alone, together, number)
 
@@ -176,7 +177,7 @@ def test_an_optimizer_of_stacked_members_would_couple_them():
 
 def test_groups_change_nothing(experiment):
     """Members two at a time, one left over; compared with all at once."""
-    whole, named_sharding = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
+    whole, named_sharding = with_name(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
     train(whole)
     train(named_sharding)
     first = starts(whole)
@@ -194,7 +195,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     tasks = tmp_path / "bank.py"
     tasks.write_text(BANK)
     bank = dataclasses.replace(
-        changed(experiment, "train", steps=3, dropout_rate=0.0),
+        with_options(experiment, "train", steps=3, dropout_rate=0.0),
         data=DataConfig(buckets=1),
         ensemble=EnsembleConfig(task=("bank_a", "bank_b")),
     )
@@ -206,7 +207,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     assert [each.task for each in found] == ["bank_a", "bank_b"]
     assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
     for number, alone in enumerate(experiments.members(bank)):
-        alone = named(alone, f"alone{number}")
+        alone = with_name(alone, f"alone{number}")
         train(alone, tasks=tasks)
         assert_same_training(alone, bank, number, tasks)
 
@@ -235,14 +236,14 @@ for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good 
 def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
     """A rate at which parameters overflow."""
     rates = (0.01, 3e38, 0.01)
-    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
     assert "member 1: training diverged and was stopped: loss" in said and "has the best prompt until then" in said
     assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
     for number in (0, 2):
-        alone = named(experiments.members(wild)[number], f"alone{number}")
+        alone = with_name(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
@@ -251,9 +252,9 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
 def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
     """GPT-2's norm of a vector near overflow is NaN. The others are evaluated all the same."""
     monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # or the step before would be the last
-    gpt2 = changed(changed(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
+    gpt2 = with_options(with_options(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
     rates = (0.01, 3e38, 0.01)
-    wild = changed(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    wild = with_options(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
@@ -265,7 +266,7 @@ def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment
     for number in (0, 2):
         steps = [line["step"] for line in read_log(wild.folder) if line["member"] == number and "seconds" in line]
         assert steps == list(range(7))
-        alone = named(experiments.members(wild)[number], f"alone{number}")
+        alone = with_name(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
 
@@ -277,20 +278,20 @@ def test_a_base_that_is_not_finite_ends_the_run_at_its_start(experiment, tiny_fo
     tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"][3, 4] = np.nan
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     with pytest.raises(evaluation.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
-        train(changed(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
+        train(with_options(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
 
 
 def test_all_diverged_ends_the_run(experiment):
     rates = (3e38, 2e38)
-    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
-    with pytest.raises(loop.Diverged, match="has the best prompt until then"):
+    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    with pytest.raises(Diverged, match="has the best prompt until then"):
         train(wild)
 
 
 def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monkeypatch):
     """At an evaluation, so that there is nobody left to evaluate."""
-    run = ensemble(changed(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
-    real = loop.evaluate_members
+    run = ensemble(with_options(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
+    real = evaluate.evaluate_members
 
     def scores(model, prompts, *args, **options):  # the second member gets better all the time
         results = real(model, prompts, *args, **options)
@@ -309,7 +310,7 @@ def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monk
         return dataclasses.replace(setup, step=step)
 
     calls, real_prepare = [], loop.prepare
-    monkeypatch.setattr(loop, "evaluate_members", scores)
+    monkeypatch.setattr(evaluate, "evaluate_members", scores)
     monkeypatch.setattr(loop, "prepare", prepare)
     _, progress = train(run)
     assert [member.status for member in progress.members] == ["stopped early", "diverged"]
@@ -320,13 +321,13 @@ def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monk
 
 def test_early_stopping_is_per_member(experiment, capfd):
     """One member cannot move; the other learns, or at least is not stopped with it."""
-    options = changed(experiment, "train", patience=2, steps=12)
+    options = with_options(experiment, "train", patience=2, steps=12)
     slow = ensemble(options, seed=(0,), learning_rate=(1e-30, 0.3), weight_decay=(0.01,))
     _, progress = train(slow)
     stopped, other = progress.members
     assert stopped.status == "stopped early" and stopped.steps == 6
     assert "member 0: no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
-    alone = named(experiments.members(slow)[1], "alone")
+    alone = with_name(experiments.members(slow)[1], "alone")
     _, expected = train(alone)
     assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
     first = starts(slow)
@@ -353,7 +354,7 @@ def test_files_of_an_ensemble(experiment):
 
 
 def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
-    whole = named(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
+    whole = with_name(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
     train(whole)
     cut = ensemble(experiment, length=(4, 6, 4), group=1)
     real, calls = loop.prepare, []
@@ -382,10 +383,10 @@ def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
 def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypatch):
     """Of the members of length 4 one goes on and one has stopped; of those of length 6 one has diverged and one has
     stopped, so that this stack is run no more. All of it is in the checkpoint that is gone on from."""
-    options = changed(experiment, "train", patience=1, eval_every=2)
-    options = changed(options, "optimizer", name="adamw", weight_decay=0.0)
+    options = with_options(experiment, "train", patience=1, eval_every=2)
+    options = with_options(options, "optimizer", name="adamw", weight_decay=0.0)
     cut = ensemble(options, length=(4, 6, 4, 6), learning_rate=(0.01, 3e38, 1e-30, 1e-30))
-    whole, real, calls = named(cut, "whole"), loop.prepare, []
+    whole, real, calls = with_name(cut, "whole"), loop.prepare, []
     first = starts(cut)
 
     def distances(model, prompts, *args, **options):
@@ -405,7 +406,7 @@ def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypat
 
         return dataclasses.replace(setup, step=step)
 
-    monkeypatch.setattr(loop, "evaluate_members", distances)
+    monkeypatch.setattr(evaluate, "evaluate_members", distances)
     _, expected = train(whole)
     assert [each.status for each in expected.members] == ["training", "diverged", "stopped early", "stopped early"]
     assert [each.steps for each in expected.members] == [6, 0, 2, 2]
@@ -459,8 +460,8 @@ def test_more_devices_than_there_are(experiment):
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     """No collective, and the same members as on one device; a batch of an evaluation is divided."""
     monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
-    spread = ensemble(changed(experiment, "train", steps=3, eval_batch_size=20), size=8)
-    one = named(spread, "one")
+    spread = ensemble(with_options(experiment, "train", steps=3, eval_batch_size=20), size=8)
+    one = with_name(spread, "one")
     train(one)
     (tmp_path / "config.json").write_text(experiments.to_json(spread))
     environment = os.environ | {

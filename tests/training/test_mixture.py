@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import forward
 from prompt_jax.cli import main
 from prompt_jax.cli.source import Source, read_examples
@@ -87,7 +87,7 @@ def tasks(tmp_path_factory) -> Path:
 def mixed(experiment: Experiment, monkeypatch) -> Experiment:
     """On both tasks, whose names come before their inputs."""
     monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
-    experiment = changed(experiment, "train", steps=4, eval_every=2)
+    experiment = with_options(experiment, "train", steps=4, eval_every=2)
     return dataclasses.replace(experiment, data=DataConfig(task="both", task_names=True, buckets=1))
 
 
@@ -106,12 +106,12 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     run = dataclasses.replace(
         mixed, prompt=METHODS[kind], optimizer=rate, ensemble=EnsembleConfig(size=2, length=lengths)
     )
-    whole = named(run, "whole")
+    whole = with_name(run, "whole")
     setup, progress = train(whole, tasks=tasks)
     per_task = run.prompt.per_task is not None
     start = setup.prompts(setup.trainable(setup.states))
     shown = finish(whole, setup, progress)
-    assert "drawn: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
+    assert "sampling rates: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
 
     # What the files say, and the same prompts evaluated from them, asked in the same words.
     stored = read_prompts(whole.folder / "best.npz")
@@ -235,8 +235,8 @@ def test_of_a_mixture_one_task_is_asked(tiny, tasks):
 
 def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
     """And so is in nats where it is shown, and no share."""
-    run = changed(changed(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
-    setup, progress = train(changed(run, "data", task_names=False), tasks=tasks)
+    run = with_options(with_options(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
+    setup, progress = train(with_options(run, "data", task_names=False), tasks=tasks)
     scores = progress.members[0].best_scores
     assert list(scores) == ["log_likelihood", "more_texts/log_likelihood", "texts/log_likelihood"]
     assert progress.members[0].metric == "log_likelihood" and scores["log_likelihood"] < 0
@@ -247,8 +247,8 @@ def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
 
 def test_messages_say_which_prompts_are_a_members(mixed, tasks, capfd):
     """The first cannot move and is stopped; parameters of the second overflow."""
-    run = changed(mixed, "train", patience=1)
-    run = changed(run, "optimizer", name="adamw", weight_decay=0.0)
+    run = with_options(mixed, "train", patience=1)
+    run = with_options(run, "optimizer", name="adamw", weight_decay=0.0)
     run = dataclasses.replace(
         run, prompt=METHODS["concatenate"], ensemble=EnsembleConfig(seed=(0,), learning_rate=(1e-30, 3e38))
     )
@@ -264,7 +264,7 @@ BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", 
 @pytest.mark.parametrize("per_task", (None, "add", "project"))
 def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tasks):
     """The loss of the first step, by hand from the rows' tasks as their texts tell them."""
-    run = changed(changed(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
+    run = with_options(with_options(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
     setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
     batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
@@ -289,7 +289,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
 
 def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
     both = [
-        dataclasses.replace(named(mixed, name), data=DataConfig(task=name, buckets=1)) for name in ("one", NAMES[0])
+        dataclasses.replace(with_name(mixed, name), data=DataConfig(task=name, buckets=1)) for name in ("one", NAMES[0])
     ]
     for run in both:
         train(run, tasks=tasks)
@@ -300,7 +300,7 @@ def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
 
 def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
     """The first virtual tokens."""
-    run = changed(mixed, "prompt", length=4, init="labels")
+    run = with_options(mixed, "prompt", length=4, init="labels")
     (prompt,) = (setup := loop.prepare(run, tasks)).prompts(setup.trainable(setup.states))
     for row, label in enumerate(("negative", "bad film", "positive", "good film")):
         expected = np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(label)].mean(axis=0)
@@ -343,6 +343,6 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
 )
 def test_what_cannot_be_trained(mixed, tasks, changes, kind, message):
     for part, values in changes.items():
-        mixed = changed(mixed, part, **values)
+        mixed = with_options(mixed, part, **values)
     with pytest.raises(kind, match=message):
         train(mixed, tasks=tasks)

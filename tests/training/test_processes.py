@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 
 import jax_processes
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.distributed.processes import Preempted, others_may_be_lost
+from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.training import loop
+from prompt_jax.storage.locks import LockLost
+from prompt_jax.training import evaluate, loop
+from prompt_jax.training.metrics import Diverged
 
 # Two in all test runs; PROMPT_JAX_KILLS=20 for a thorough one.
 KILLS = int(os.environ.get("PROMPT_JAX_KILLS", "2"))
@@ -29,11 +32,11 @@ KILLS = int(os.environ.get("PROMPT_JAX_KILLS", "2"))
 
 @pytest.fixture
 def experiment(experiment: Experiment) -> Experiment:
-    return changed(experiment, "train", steps=4, eval_every=4)
+    return with_options(experiment, "train", steps=4, eval_every=4)
 
 
 def on(experiment: Experiment, name: str, ensemble: int = 1, data: int = 1, model: int = 1) -> Experiment:
-    return dataclasses.replace(named(experiment, name), mesh=MeshConfig(ensemble, data, model))
+    return dataclasses.replace(with_name(experiment, name), mesh=MeshConfig(ensemble, data, model))
 
 
 def losses(experiment: Experiment) -> np.ndarray:
@@ -76,8 +79,8 @@ def test_the_same_run_on_devices_and_in_processes(experiment):
 
 def test_asked_to_leave(experiment, monkeypatch):
     """SIGTERM to a run of one process: it saves and leaves, and goes on bit by bit."""
-    experiment = changed(experiment, "train", checkpoint_every=1000)
-    whole = named(experiment, "whole")
+    experiment = with_options(experiment, "train", checkpoint_every=1000)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
     before, real = signal.getsignal(signal.SIGTERM), loop._step
 
@@ -100,10 +103,10 @@ def test_asked_to_leave(experiment, monkeypatch):
 )
 def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, said):
     """It is made up for: scores, the best prompt and all that follows are as without."""
-    experiment = changed(experiment, "train", eval_every=2, checkpoint_every=1000)
-    whole = named(experiment, "whole")
+    experiment = with_options(experiment, "train", eval_every=2, checkpoint_every=1000)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
-    count, real = 0, loop.evaluate_members
+    count, real = 0, evaluate.evaluate_members
 
     def evaluate_members(*arguments, **options):
         nonlocal count
@@ -113,7 +116,7 @@ def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, sa
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Preempted, match=said):
-        patch.setattr(loop, "evaluate_members", evaluate_members)
+        patch.setattr(evaluate, "evaluate_members", evaluate_members)
         loop.train(experiment)
     _, progress = loop.train(experiment)
     assert count == evaluation + 1 and not progress.evaluation_due
@@ -129,7 +132,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
     by themselves. Each time the same command goes on, and all ends bit by bit as without."""
     # Some seconds' worth, since it takes one until both know that one of them was asked.
     options = {"steps": 600, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 2}
-    experiment = changed(experiment, "train", **options)
+    experiment = with_options(experiment, "train", **options)
     whole, hurt = (on(experiment, name, data=processes) for name in ("whole", "hurt"))
     jax_processes.run(whole, processes)
     started = jax_processes.start(hurt, processes)
@@ -163,7 +166,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
 def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
     """Both end, soon, and the checkpoints before it are used."""
     options = {"steps": 3000, "checkpoint_every": 5, "eval_every": 10_000, "log_every": 1000}
-    experiment = changed(changed(experiment, "train", **options), "prompt", length=100)
+    experiment = with_options(with_options(experiment, "train", **options), "prompt", length=100)
     experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
     started = jax_processes.start(experiment, 2)
     end = time.monotonic() + 200
@@ -176,7 +179,7 @@ def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
     assert re.search("prompt-jax: .*(could not be written|File too large)", first.splitlines()[-1])
     assert "Traceback" not in first + second
     assert statuses[0] == 1 and statuses[1] in (76, -signal.SIGABRT)
-    again = changed(experiment, "train", steps=3001)
+    again = with_options(experiment, "train", steps=3001)
     started = jax_processes.start(again, 2)
     while "resuming at step" not in jax_processes.output(again).read_text():
         assert started[0].poll() is None, jax_processes.output(again).read_text()
@@ -214,7 +217,7 @@ loop._step = step
 )
 def test_a_save_that_fails_in_one_process(experiment, cause, told):
     """The process ends, soon, and what it says last is why, without a traceback of the libraries."""
-    experiment = changed(experiment, "train", steps=5, checkpoint_every=2)
+    experiment = with_options(experiment, "train", steps=5, checkpoint_every=2)
     started = jax_processes.start(experiment, patch=FAILING.format(cause))
     assert jax_processes.finish(experiment, started, timeout=120) == [1]
     said = jax_processes.output(experiment).read_text()
@@ -223,7 +226,7 @@ def test_a_save_that_fails_in_one_process(experiment, cause, told):
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
-    experiment = changed(experiment, "train", checkpoint_every=2)
+    experiment = with_options(experiment, "train", checkpoint_every=2)
     jax_processes.run(experiment)
     for file in (experiment.folder / "checkpoints" / "4" / "state").rglob("d/*"):
         os.truncate(file, 10)
@@ -238,30 +241,29 @@ def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr("prompt_jax.distributed.processes._END_SECONDS", 0.01)
-    saving, address = loop.SaveError("not written"), loop.UserError("not fetched")
+    saving, address = SaveError("not written"), UserError("not fetched")
     saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
     for error in (ValueError("Gloo all-reduce failed"), saving):
         with others_may_be_lost():
             raise error
     assert ended == [76, 76]
-    for error in (loop.SaveError("the disk is full"), loop.LockLost("taken over")):
+    for error in (SaveError("the disk is full"), LockLost("taken over")):
         with others_may_be_lost():
             raise error
         assert capsys.readouterr().err.endswith(f"prompt-jax: {error}\n")
     assert ended == [76, 76, 1, 1]
-    for error in (ValueError("shapes do not fit"), address, loop.Diverged("nan")):
+    for error in (ValueError("shapes do not fit"), address, Diverged("nan")):
         with pytest.raises(type(error)), others_may_be_lost():
             raise error
         time.sleep(0.2)
     assert ended == [76, 76, 1, 1, 1, 1, 3]
 
 
-@pytest.mark.parametrize("policy", ("stop", "continue"))
-def test_what_cannot_be_written(experiment, monkeypatch, capfd, policy):
+def test_what_cannot_be_written(experiment, monkeypatch):
     """As on a disk that gets full: from some step on no file may grow beyond 5,000 bytes, which prompts and checkpoints
     do. The last whole checkpoint stays, and training can go on from it."""
-    experiment = changed(experiment, "train", steps=6, checkpoint_every=2, save_errors=policy)
-    whole = named(experiment, "whole")
+    experiment = with_options(experiment, "train", steps=6, checkpoint_every=2)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
     before, real = resource.getrlimit(resource.RLIMIT_FSIZE), loop._step
 
@@ -274,17 +276,12 @@ def test_what_cannot_be_written(experiment, monkeypatch, capfd, policy):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step)
         try:
-            if policy == "stop":
-                with pytest.raises((loop.SaveError, OSError), match="could not be written|File too large"):
-                    loop.train(experiment)
-            else:
+            with pytest.raises((SaveError, OSError), match="could not be written|File too large"):
                 loop.train(experiment)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     steps = {path.name for path in (experiment.folder / "checkpoints").iterdir() if path.name.isdigit()}
     assert steps == {"2"}
-    if policy == "continue":
-        assert "not saved, and training goes on" in capfd.readouterr().err
     loop.train(experiment)
     np.testing.assert_array_equal(prompts(experiment), prompts(whole))
 
