@@ -23,7 +23,7 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return as_path(self.runs) / self.name
+        return parse_path(self.runs) / self.name
 
 
 PROMPT_METHODS = ("soft_prompt", "prefix")
@@ -194,7 +194,7 @@ def _value(hint: Any, value: Any, at: str) -> Any:
             case typing.Literal if value in arguments:
                 return value
             case _ if option is Path and isinstance(value, (str, Path)):
-                return as_path(value)
+                return parse_path(value)
             case _ if option is float and type(value) in (int, float):
                 return float(value)
             case _ if option in (str, int, bool) and type(value) is option:

@@ -65,8 +65,8 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
     banned, unsupported = values.banned()
     unsupported += [
         f"{name}={value!r}"[:100]
-        for name, escape_control_characters in _NOT_APPLIED.items()
-        if (value := getattr(read, name, None)) is not None and value not in escape_control_characters
+        for name, no_effect in _NOT_APPLIED.items()
+        if (value := getattr(read, name, None)) is not None and value not in no_effect
     ]
     forced_first = values.ids("forced_bos_token_id")
     if forced_first and not encoder_decoder:

@@ -15,7 +15,7 @@ from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
 from prompt_jax.checkpoints.generation_config import read_generation
 from prompt_jax.checkpoints.t5x import open_t5x
 from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
-from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
+from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Shardings, assemble, open_checkpoint, shard_names
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import Config, family
 from prompt_jax.models.layers import Params
@@ -41,7 +41,7 @@ def load_model(
     revision: str | None = None,
     *,
     local_files_only: bool = False,
-    placement: Placement = None,
+    sharding: Shardings = None,
 ) -> Model:
     """Loads a T5 (1.0, 1.1, LM-adapted, Flan), mT5, GPT-2 or BART.
 
@@ -54,7 +54,7 @@ def load_model(
         layers (`prompt_jax.models.quantized`) and bfloat16 for all else, the activations included.
       revision: a branch, tag or commit on the hub.
       local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
-      placement: where parameters go: None for the default device, a sharding for all, or a function from a row of
+      sharding: where parameters go: None for the default device, a sharding for all, or a function from a row of
         the family's table to its sharding, e.g. `prompt_jax.distributed.sharding.of_parameters(mesh)`.
 
     Raises:
@@ -80,7 +80,7 @@ def load_model(
             config = model_config(raw, tensors, source)
             generation, special = read_generation(folder, config.vocab_size, not family(config).causal)
             config = dataclasses.replace(config, generation=generation)
-        params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
+        params, samples = assemble(family(config).parameters(config), tensors, dtype, sharding, source=str(folder))
     # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
     identity = fingerprint(config, samples)
     config = dataclasses.replace(config, **special)

@@ -16,7 +16,7 @@ from prompt_jax.control_tokens import unmarked
 from prompt_jax.errors import UserError
 from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.json_text import json_text
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.streams import Line, Mixed, Voting
@@ -76,7 +76,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
-    file = as_path(args.words[0])
+    file = parse_path(args.words[0])
     members = read_prompts(file)
     model = load_base(file, members[0][1], args.base)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)

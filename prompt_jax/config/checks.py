@@ -7,7 +7,7 @@ from pathlib import Path
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import ENSEMBLE_LISTS, PROMPT_METHODS, Experiment, members
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 # The methods that an option is for alone.
 _METHODS_OF = {
@@ -60,7 +60,7 @@ def _check_alone(experiment: Experiment) -> None:
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name is a folder's name without a path, not {experiment.name!r}")
     try:
-        as_path(experiment.runs)
+        parse_path(experiment.runs)
     except UserError as error:
         raise ConfigError(f"runs: {error}") from error
     positive = {

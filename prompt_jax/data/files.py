@@ -14,7 +14,7 @@ from typing import Any
 from prompt_jax.control_tokens import unmarked
 from prompt_jax.data.lines import DataError, fail, is_text, read_lines, shown, without_end
 from prompt_jax.data.rows import KINDS, file_kind, read_rows
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -182,7 +182,7 @@ def file_task(
     Raises:
       DataError: a file is missing or of an unknown kind, or the share makes no sense.
     """
-    paths = {split: as_path(path) for split, path in files.items()}
+    paths = {split: parse_path(path) for split, path in files.items()}
     for split, path in paths.items():
         file_kind(path)
         if not path.is_file():

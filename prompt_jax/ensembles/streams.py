@@ -17,7 +17,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference import evaluation
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
 
 
@@ -98,8 +98,8 @@ def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:
     files: dict[str, Path] = {}
     for word in words:
         name, _, file = word.partition("=")
-        whole = not (name and file) or as_path(word).exists()  # a path may have the sign in it, such as that of a run
-        name, path = (Path(word).stem, as_path(word)) if whole else (name, as_path(file))
+        whole = not (name and file) or parse_path(word).exists()  # a path may contain the sign, such as a run's
+        name, path = (Path(word).stem, parse_path(word)) if whole else (name, parse_path(file))
         if name in files:
             raise UserError(
                 f"{files[name]} and {path} would both be called {name!r}; give one of them another name: OTHER={path}"

@@ -14,7 +14,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.batches import eval_batches, length_buckets
 from prompt_jax.data.examples import Examples, cut
-from prompt_jax.distributed.sharding import fetch, mesh_of, mesh_shape, named_sharding, place
+from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import FROM_CHECKPOINT, compiled_generate, compiled_score, row_keys
 from prompt_jax.models import check_context
@@ -225,7 +225,9 @@ def answers(
     if start_ids is not None:  # a line ends with its break, as an answer does with the end token
         ends = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=ends))
-    key = place(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params))) if decoding.temperature else None
+    key = None
+    if decoding.temperature:
+        key = to_devices(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         if before_batch is not None:
@@ -372,7 +374,7 @@ def _scored(
 ) -> Float[np.ndarray, "rows C"]:
     """Log-probability of each answer of the set whose number an input has; `targets` are `_padded`."""
     check_context(model.config, prompt, max(map(len, inputs)), targets[0].shape[2])
-    placed = place(targets, named_sharding(mesh_of(model.params)))
+    placed = to_devices(targets, named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         if before_batch is not None:
@@ -458,20 +460,20 @@ def _each(
     if (mesh := mesh_of(model.params)) is not None:
         groups = mesh_shape(mesh)["ensemble"] * mesh_shape(mesh)["data"]
         shapes = shapes._replace(rows=-(-shapes.rows // groups) * groups)
-    placed = place(prompt, named_sharding(mesh))
+    placed = to_devices(prompt, named_sharding(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None
 
     def collect() -> None:
         if pending is not None:
             index, arrays = pending
-            results.append((index, fetch(arrays)))
+            results.append((index, to_host(arrays)))
 
     for batch in eval_batches(inputs, *shapes, model.config.pad_id):
         index = batch.pop("index")
         # 0 where the index is -1: such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in own.items()}
-        running = run(place(batch, named_sharding(mesh, "rows")), placed)
+        running = run(to_devices(batch, named_sharding(mesh, "rows")), placed)
         collect()  # the batch before, while this one runs
         pending = (index, running)
     collect()

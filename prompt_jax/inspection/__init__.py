@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import UserError
 from prompt_jax.models.prompt import Prompt, used_arrays
 
@@ -87,7 +87,7 @@ def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
     Raises:
       ValueError: the prompt has no virtual tokens, or their width is not the base's.
     """
-    tokens_pd, table_vd, tokenizer = virtual_tokens(prompt), fetch(model.params["embedding"]), model.tokenizer
+    tokens_pd, table_vd, tokenizer = virtual_tokens(prompt), to_host(model.params["embedding"]), model.tokenizer
     if tokens_pd.shape[1] != table_vd.shape[1]:
         raise ValueError(f"the virtual tokens have width {tokens_pd.shape[1]}; {model.name} has {table_vd.shape[1]}")
     piece = "#{}".format if tokenizer is None else tokenizer.piece

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import fetch, place
+from prompt_jax.distributed.sharding import to_devices, to_host
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import compiled_score
 from prompt_jax.inference.evaluation import batch_shapes, check_finite
@@ -91,7 +91,7 @@ def _losses(
     model: Model, prompt: Prompt, variants: Sequence[int | None], examples: Examples, batch_size: int
 ) -> Iterator[float]:
     """The summed loss of all examples' targets, in nats, of the prompt without each of these slots."""
-    stacked = place(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
+    stacked = to_devices(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
     inputs, count = list(examples.inputs) * len(variants), len(examples)
     lengths = np.array(list(map(len, examples.targets)))
     targets = np.full((count, lengths.max()), model.config.pad_id, np.int32)
@@ -104,8 +104,8 @@ def _losses(
         index = batch.pop("index")
         variant, example = np.divmod(np.maximum(index, 0), count)  # -1 fills the last batch
         batch["prompt_ids"] = variant.astype(np.int32)
-        own = place((batch, targets[None, example], counted[None, example]))
-        scores = fetch(compiled_score(model.params, model.config, own[0], stacked, *own[1:]))
+        own = to_devices((batch, targets[None, example], counted[None, example]))
+        scores = to_host(compiled_score(model.params, model.config, own[0], stacked, *own[1:]))
         found[index[index >= 0]] = -scores[index >= 0, 0]
     check_finite(model, found)
     yield from found.reshape(len(variants), count).sum(axis=1).tolist()

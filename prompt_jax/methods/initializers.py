@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files import io
@@ -124,7 +124,7 @@ def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
 
 def _rows(embedding: Float[Array, "V D"], rows: Sequence[int] | Array) -> Float[Array, "N D"]:
     """Rows of a table that may be divided over devices, on the default one."""
-    return jnp.asarray(fetch(embedding[jnp.asarray(rows)])).astype(jnp.float32)
+    return jnp.asarray(to_host(embedding[jnp.asarray(rows)])).astype(jnp.float32)
 
 
 def _filled(key: PRNGKeyArray, length: int, rows: list[Array], rest: Fill) -> Float[Array, "P D"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods import initializers, mlp
 from prompt_jax.models import family
@@ -120,7 +120,7 @@ def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "
     compute = jax.jit(family(model.config).activations, static_argnums=1)
     return {
         site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
-        for site, pair in fetch(compute(model.params, model.config, batch)).items()
+        for site, pair in to_host(compute(model.params, model.config, batch)).items()
     }
 
 

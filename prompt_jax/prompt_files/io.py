@@ -33,7 +33,7 @@ from prompt_jax.prompt_files.metadata import (
     member_name,
 )
 from prompt_jax.storage.files import atomic_write
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 Format = Literal["npz", "npy", "peft"]
 
@@ -132,7 +132,7 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
       FileNotFoundError: no such file.
       HubError: the Hub does not give what a name `hub:...` is of.
     """
-    members, ensemble = _read(as_path(path))
+    members, ensemble = _read(parse_path(path))
     if model is not None:
         check_bases(path, members, model, allow_other_base=allow_other_base)
     prompts = [prompt for prompt, _ in members]
@@ -146,7 +146,7 @@ def read_prompt(path: str | Path) -> tuple[Prompt, PromptMetadata]:
       PromptFormatError: not a prompt file, a damaged one, or an ensemble's.
       FileNotFoundError: no such file.
     """
-    members, ensemble = _read(as_path(path))
+    members, ensemble = _read(parse_path(path))
     if ensemble:
         raise PromptFormatError(
             f"{path} is an ensemble of {len(members)} prompts, where one is expected. `prompt-jax export "
@@ -162,7 +162,7 @@ def read_prompts(path: str | Path) -> list[StoredPrompt]:
       PromptFormatError: not a prompt file, or a damaged one; of a member, it names which.
       FileNotFoundError: no such file.
     """
-    return _read(as_path(path))[0]
+    return _read(parse_path(path))[0]
 
 
 def is_prompt_folder(path: Path) -> bool:
@@ -240,7 +240,7 @@ def _named(base: ModelId) -> str:
 def _to_write(path: str | Path) -> Path:
     if hub.is_name(path):
         raise PromptFormatError(f"{path}: a file is written here, not to the Hub; to put it there: prompt-jax push")
-    return as_path(path)
+    return parse_path(path)
 
 
 def _write_adapters(folder: Path, members: Sequence[StoredPrompt], model: Model | None, *, ensemble: bool) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.inspection import nearest_others, prompt_similarity, virtual_tokens, vocabulary_size
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.inspection.projection import Projection, pca_projection
@@ -92,7 +92,7 @@ def write_similarity(
 
 def _projection(findings: Sequence[Findings], model: Model) -> Projection:
     tokens = [virtual_tokens(found.prompt) for found in findings]
-    return pca_projection(tokens, fetch(model.params["embedding"]), vocabulary_size(model))
+    return pca_projection(tokens, to_host(model.params["embedding"]), vocabulary_size(model))
 
 
 def _section(number: int, found: Findings, model: Model | None) -> _Section:

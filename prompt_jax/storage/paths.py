@@ -19,7 +19,7 @@ class BucketError(UserError, OSError):
     """A bucket that cannot be reached, read or written; the message says why."""
 
 
-def as_path(text: str | Path) -> Path:
+def parse_path(text: str | Path) -> Path:
     """The file or folder of a text: a BucketPath for `gs://BUCKET/...`, or `gs:/BUCKET/...` as pathlib writes it.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_jax.distributed.processes import all_agree, is_first, wait_for_all
-from prompt_jax.distributed.sharding import fetch, mesh_of, place
+from prompt_jax.distributed.processes import all_processes, is_first, wait_for_all
+from prompt_jax.distributed.sharding import mesh_of, to_devices, to_host
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.storage.paths import BucketPath
 
@@ -75,7 +75,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
-        state = jax.tree.map(np.array, fetch(state))  # a copy: the next step takes the memory of the state
+        state = jax.tree.map(np.array, to_host(state))  # a copy: the next step takes the memory of the state
         if not is_first():
             return
         items = ocp.args.Composite(
@@ -129,7 +129,7 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=items)
             except Exception as error:  # orbax and tensorstore raise many kinds on damaged files
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            if not all_agree(restored is not None):
+            if not all_processes(restored is not None):
                 damaged[step] = reason
                 continue
             assert restored is not None
@@ -166,4 +166,4 @@ def is_unfinished(path: Path) -> bool:
 def _as_it_was(leaf: np.ndarray, like: Any) -> Any:
     """On the devices that `like` is on, if it is on any."""
     sharding: Any = like.sharding if mesh_of(like) else None
-    return place(leaf, sharding) if isinstance(like, jax.Array) else leaf
+    return to_devices(leaf, sharding) if isinstance(like, jax.Array) else leaf

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from prompt_jax.distributed.processes import is_first
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.report.terminal import escape_control_characters
-from prompt_jax.storage.files import delete, naming, write_text
+from prompt_jax.storage.files import add_path_to_errors, delete, write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import BucketPath
 
@@ -76,7 +76,7 @@ class Log:
         if not is_first():
             return
         line = {"step": step, "member": member, **values}
-        with naming(self._folder / "metrics.jsonl"):
+        with add_path_to_errors(self._folder / "metrics.jsonl"):
             self._file.write((json_text(line) + "\n").encode())
         self._add_events(line)
 
@@ -111,7 +111,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Event) -> None:
-        with naming(self._path):
+        with add_path_to_errors(self._path):
             RecordWriter(self._file).write(event.SerializeToString())
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from prompt_jax.config.checks import check
 from prompt_jax.data.batches import prefetch
-from prompt_jax.distributed.processes import in_first, wait_for_all
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.processes import on_first_process, wait_for_all
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.locks import FileLock, LockLost
@@ -103,10 +103,10 @@ def train(
     check_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
         held = lock or stack.enter_context(run_lock(experiment))
-        in_first(lambda: lock_existing_run(experiment, held))
+        on_first_process(lambda: lock_existing_run(experiment, held))
         setup = prepare(experiment, tasks)
         wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
-        in_first(lambda: open_folder(experiment, overwrite, held))
+        on_first_process(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
         folder = experiment.folder / "checkpoints"
         stack.callback(remove_remains, experiment.folder, held)  # when the last save is done
@@ -115,7 +115,7 @@ def train(
         progress = RunProgress([MemberState() for _ in setup.members])
         restored = checkpoints.restore({"states": states, "best": best})
         if restored is not None:
-            states, best = restored.state["states"], fetch(restored.state["best"])
+            states, best = restored.state["states"], to_host(restored.state["best"])
             progress = from_record(restored.progress, experiment)
             if progress.step > setup.steps:
                 raise ConfigError(
@@ -123,7 +123,7 @@ def train(
                     f"{setup.steps}; choose another --name, or --overwrite it"
                 )
             setup.batches.seek(restored.position)
-        in_first(lambda: record_configuration(experiment))
+        on_first_process(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
         run = Run(experiment, setup, progress, states, best, checkpoints, held, log, display)
@@ -140,7 +140,7 @@ def _train_to_the_end(run: Run, resumed: bool) -> None:
         save_best(run)
         save_last(run)
     if progress.evaluation_due or (progress.step < run.setup.steps and progress.training):
-        in_first(lambda: remove_results(run.experiment.folder))
+        on_first_process(lambda: remove_results(run.experiment.folder))
         try:
             fit(run)
         except LockLost:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import UserError
 from prompt_jax.training.run import Hook, Run
 from prompt_jax.training.step import LARGEST_PARAMETER
@@ -46,7 +46,7 @@ def fetch_metrics(run: Run, step: int, stacks: Sequence[Any]) -> dict[int, dict[
     members = run.progress.members
     metrics, diverged = {}, {}
     for numbers, stacked in zip(run.setup.stacks, stacks, strict=True):
-        fetched = {} if stacked is None else fetch(stacked)
+        fetched = {} if stacked is None else to_host(stacked)
         for place, number in enumerate(numbers):
             if members[number].status != "training":
                 continue

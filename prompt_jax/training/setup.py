@@ -21,7 +21,14 @@ from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data import load
 from prompt_jax.data.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import fetch, make_mesh, mesh_shape, named_sharding, parameter_sharding, place
+from prompt_jax.distributed.sharding import (
+    make_mesh,
+    mesh_shape,
+    named_sharding,
+    parameter_sharding,
+    to_devices,
+    to_host,
+)
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import PROMPT_METHODS, Experiment
 from prompt_jax.inference import logits_rules
@@ -86,7 +93,7 @@ class Setup:
         """Each member's trainable variables, on the host."""
         members: dict[int, Any] = {}
         for numbers, state in zip(self.stacks, states, strict=True):
-            stacked = fetch(state.trainable)
+            stacked = to_host(state.trainable)
             members |= {n: jax.tree.map(operator.itemgetter(i), stacked) for i, n in enumerate(numbers)}
         return [members[number] for number in range(len(self.members))]
 
@@ -142,7 +149,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     mesh = make_mesh(experiment.mesh)
     check_division(stacks, alone, mesh_shape(mesh))
     model = load_model(
-        experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=parameter_sharding(mesh)
+        experiment.model.name, experiment.model.dtype, experiment.model.revision, sharding=parameter_sharding(mesh)
     )
     if model.tokenizer is None:
         raise ConfigError(
@@ -176,7 +183,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
     of_members = named_sharding(mesh, "members")
     states = tuple(
-        place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
+        to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
         for numbers in stacks
     )
     return Setup(
@@ -188,11 +195,11 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         stacks=stacks,
         batches=_batches(members, stacks, model),
         states=states,
-        keys=tuple(place(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
+        keys=tuple(to_devices(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
         frozen={"base": model.params, "prompt": None},
         step=train_step(experiment, model.config, steps, mesh),
-        place=functools.partial(place, sharding=named_sharding(mesh, "members", "batch")),
-        place_members=functools.partial(place, sharding=of_members),
+        place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
+        place_members=functools.partial(to_devices, sharding=of_members),
         apply=apply,
     )
 

@@ -108,11 +108,11 @@ def test_placement(deep):
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     plain = load.load_model(deep)
 
-    same = load.load_model(deep, placement=everywhere)
+    same = load.load_model(deep, sharding=everywhere)
     assert {leaf.sharding for leaf in jax.tree.leaves(same.params)} == {everywhere}
     assert_same_model(same, plain)
 
-    chosen = load.load_model(deep, placement=lambda row: split if row.path.endswith("mlp/up") else everywhere)
+    chosen = load.load_model(deep, sharding=lambda row: split if row.path.endswith("mlp/up") else everywhere)
     assert chosen.params["decoder"]["layers"][0]["mlp"]["up"].sharding == split
     assert chosen.params["decoder"]["layers"][0]["mlp"]["down"].sharding == everywhere
     assert_same_model(chosen, plain)

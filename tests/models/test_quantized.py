@@ -235,7 +235,7 @@ def test_placement(fixtures):
         return NamedSharding(mesh, PartitionSpec(*stacked, *(over[axis] for axis in row.axes)))
 
     folder = fixtures / "t5_v11" / "base"
-    placed, plain = (prompt_jax.load_model(folder, "int8", placement=each) for each in (placement, None))
+    placed, plain = (prompt_jax.load_model(folder, "int8", sharding=each) for each in (placement, None))
     layer = placed.params["decoder"]["layers"][0]
     for site, name, values, scale in (
         ("cross", "q", (None, None, "model", None), (None, None, "model", None)),
@@ -248,5 +248,5 @@ def test_placement(fixtures):
         assert matrix.scale.sharding == NamedSharding(mesh, PartitionSpec(*scale))
     jax.tree.map(np.testing.assert_array_equal, placed.params, plain.params)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    alone = prompt_jax.load_model(folder, "int8", placement=device)
+    alone = prompt_jax.load_model(folder, "int8", sharding=device)
     assert {leaf.sharding for leaf in jax.tree.leaves(alone.params)} == {device}

@@ -40,7 +40,7 @@ from prompt_jax.prompt_files import peft
 from prompt_jax.prompt_files.io import ModelId, read_prompt, read_prompts
 from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERIFIED
 from prompt_jax.storage import paths
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
 
 FAMILIES = ("t5_v11", "gpt2", "bart")
@@ -763,7 +763,7 @@ def test_adapters_on_a_bucket():
         assert sorted(storage.objects) == sorted(
             f"e/member_{number}/{name}" for number in range(2) for name in (CONFIG, TENSORS, CARD)
         )
-        for (again, _), prompt in zip(read_prompts(as_path("gs://bucket/e")), own, strict=True):
+        for (again, _), prompt in zip(read_prompts(parse_path("gs://bucket/e")), own, strict=True):
             assert_same(again, prompt)
         with pytest.raises(PromptFormatError, match="here is something already"):
             save_prompt("gs://bucket/e", own[0], format="peft", model=model)

@@ -31,7 +31,7 @@ from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.storage import paths
 from prompt_jax.storage.locks import LockLost
-from prompt_jax.storage.paths import BucketError, as_path
+from prompt_jax.storage.paths import BucketError, parse_path
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training import loop
 from prompt_jax.training.run_folder import run_lock
@@ -53,7 +53,7 @@ def storage() -> Iterator[Storage]:
 @pytest.fixture
 def runs(storage: Storage, tmp_path: Path) -> Iterator[Path]:
     """A folder of runs on the bucket, for one test."""
-    yield as_path(f"gs://bucket/{tmp_path.name}/runs")
+    yield parse_path(f"gs://bucket/{tmp_path.name}/runs")
     storage.refusing = False
 
 

@@ -17,7 +17,7 @@ import jax_processes
 from experiments import with_name, with_options
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.distributed.processes import Preempted, others_may_be_lost
+from prompt_jax.distributed.processes import Preempted, exit_if_process_lost
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
@@ -244,16 +244,16 @@ def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
     saving, address = SaveError("not written"), UserError("not fetched")
     saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
     for error in (ValueError("Gloo all-reduce failed"), saving):
-        with others_may_be_lost():
+        with exit_if_process_lost():
             raise error
     assert ended == [76, 76]
     for error in (SaveError("the disk is full"), LockLost("taken over")):
-        with others_may_be_lost():
+        with exit_if_process_lost():
             raise error
         assert capsys.readouterr().err.endswith(f"prompt-jax: {error}\n")
     assert ended == [76, 76, 1, 1]
     for error in (ValueError("shapes do not fit"), address, Diverged("nan")):
-        with pytest.raises(type(error)), others_may_be_lost():
+        with pytest.raises(type(error)), exit_if_process_lost():
             raise error
         time.sleep(0.2)
     assert ended == [76, 76, 1, 1, 1, 1, 3]

@@ -20,7 +20,7 @@ import jax_processes
 from experiments import with_name, with_options
 from launching import wait_for
 from prompt_jax import experiment as experiments
-from prompt_jax.distributed.processes import in_first
+from prompt_jax.distributed.processes import on_first_process
 from prompt_jax.errors import ConfigError, SaveError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompt
@@ -412,11 +412,11 @@ def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
 
 def test_all_processes_hear_of_an_error_of_the_first(monkeypatch):
     agreed = []
-    monkeypatch.setattr("prompt_jax.distributed.processes.all_agree", lambda mine: agreed.append(mine) or False)
+    monkeypatch.setattr("prompt_jax.distributed.processes.all_processes", lambda mine: agreed.append(mine) or False)
     monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)
     with pytest.raises(LockHeld, match="in use"):
-        in_first(lambda: (_ for _ in ()).throw(LockHeld("in use")))
+        on_first_process(lambda: (_ for _ in ()).throw(LockHeld("in use")))
     monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: False)
     with pytest.raises(RuntimeError, match="process 0 could not begin; its output says why"):
-        in_first(lambda: pytest.fail("this is the first's"))
+        on_first_process(lambda: pytest.fail("this is the first's"))
     assert agreed == [False, True]

@@ -1,0 +1,96 @@
+"""JSON to dataclasses: types, unknown fields, null, and messages that name the field."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prompt_jax.config.constraints import DISTINCT, INTERVAL, POSITIVE, check_fields
+from prompt_jax.config.convert import ConversionError, from_dict
+from prompt_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    count: Annotated[int, POSITIVE]
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+    path: Path | None = None
+    names: Annotated[tuple[str, ...], DISTINCT] = ()
+    between: Annotated[tuple[float, float], INTERVAL] = (0.0, 1.0)
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    anything: Any = None
+    flag: bool = False
+
+
+@given(
+    count=st.integers(1, 9),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    maybe=st.none() | st.builds(Inner, rate=st.floats(0, 1)),
+    path=st.none() | st.text("abc/.", min_size=1).map(Path),
+    names=st.lists(st.text()).map(tuple),
+    scores=st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
+)
+def test_what_is_written_is_read(count, rate, maybe, path, names, scores):
+    value = Outer(count, Inner(rate), maybe, path, names, scores=scores)
+    assert from_dict(Outer, json.loads(json.dumps(dataclasses.asdict(value), default=str))) == value
+
+
+def test_an_integer_is_a_float():
+    assert type(from_dict(Inner, {"rate": 1}).rate) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], r"^the file must be a JSON object, not \[\]$"),
+        ({}, "^count is missing$"),
+        ({"count": True}, "^count must be int, not True$"),
+        ({"count": "1"}, "^count must be int, not '1'$"),
+        ({"count": 1, "flag": 1}, "^flag must be bool, not 1$"),
+        ({"count": 1, "inner": {"rate": None}}, "^inner.rate must be float, not None$"),
+        ({"count": 1, "inner": {"kind": "c"}}, "^inner.kind must be 'a' or 'b', not 'c'$"),
+        ({"count": 1, "maybe": {"kind": "c"}}, "^maybe.kind must be 'a' or 'b', not 'c'$"),
+        ({"count": 1, "inner": {"rat": 1}}, "^unknown field inner.rat; the fields are rate, kind$"),
+        ({"count": 1, "inner": 3}, "^inner must be a JSON object, not 3$"),
+        ({"count": 1, "path": 3}, r"^path must be Path \| None, not 3$"),
+        ({"count": 1, "names": ["a", 1]}, r"^names must be tuple\[str, ...\], not \['a', 1\]$"),
+        ({"count": 1, "between": [1, 2, 3]}, r"^between must be tuple\[float, float\], not \[1, 2, 3\]$"),
+    ],
+)
+def test_errors_name_the_field(values, message):
+    with pytest.raises(ConversionError, match=message):
+        from_dict(Outer, values)
+
+
+def test_unknown_fields_and_null_where_asked_for():
+    values = {"count": 1, "new": 2, "inner": {"rate": None, "other": 3}, "scores": {"f1": None}}
+    read = from_dict(Outer, values, unknown="ignore", nan=True)
+    assert math.isnan(read.inner.rate) and math.isnan(read.scores["f1"]) and read.maybe is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Outer(0), "^part.count must be positive, not 0$"),
+        (Outer(1, names=("a", "a")), r"^part.names must be without repetitions, not \['a', 'a'\]$"),
+        (Outer(1, between=(1.0, 1.0)), r"^part.between must be a lower and a higher value, not \[1.0, 1.0\]$"),
+        (Outer(1, between=(0.0, math.inf)), r"^part.between must be finite, not \(0.0, inf\)$"),
+    ],
+)
+def test_constraints(options, message):
+    check_fields(Outer(1), "part")
+    with pytest.raises(ConfigError, match=message):
+        check_fields(options, "part")
