@@ -87,7 +87,12 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         inspections=inspections,
         norm_plot=None if inspections is None else plots.norm_plot(inspections[foremost]),
         similarity=None if similarity is None or size == 1 else plots.similarity_map(similarity),
-        cut=any(count for splits in summary.truncated.values() for cut in splits.values() for count in cut.values()),
+        cut=any(
+            count
+            for splits in summary.truncated.values()
+            for each in splits.values()
+            for count in (each.inputs, each.targets)
+        ),
         config=experiments.to_json(experiment),
     )
     return path
