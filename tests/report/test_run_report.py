@@ -13,7 +13,7 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
 from prompt_jax.inspection import Inspection, Neighbor, NormRange, TokenInspection
-from prompt_jax.report import run_report
+from prompt_jax.report import details, formatting
 from prompt_jax.report.run_report import ReportError, write_report
 
 EVIL = "<script>alert('x')</script> & <b>bold</b>"
@@ -531,8 +531,8 @@ def test_arguments_of_another_number_of_members(ensemble):
 
 
 def test_spread():
-    assert run_report._spread("abc") == ["a", "b", "c"] and run_report._spread([]) == []
-    assert run_report._spread(range(24)) == list(range(0, 24, 2))
+    assert details._spread("abc") == ["a", "b", "c"] and details._spread([]) == []
+    assert details._spread(range(24)) == list(range(0, 24, 2))
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,7 @@ def test_spread():
     [([3], "3"), ([0, 1], "0, 1"), ([0, 1, 2], "0–2"), ([0, 2, 3, 4, 9], "0, 2–4, 9"), ([], "")],
 )
 def test_ranges(numbers, text):
-    assert run_report._ranges(numbers) == text
+    assert formatting.ranges(numbers) == text
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_ranges(numbers, text):
     [(0.2, "under 1 s"), (59.7, "1 min"), (61, "1 min 1 s"), (7200, "2 h"), (7265, "2 h 1 min 5 s")],
 )
 def test_duration(seconds, text):
-    assert run_report._duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 # --------------------------------------------------------------------------------------------------------------
