@@ -131,7 +131,7 @@ def _test_cards(test: TaskScores) -> list[Card]:
                 "Best member",
                 None,
                 value_text(best[metric], metric),
-                f"member {ensemble.best}, the best on this very test",
+                f"member {ensemble.best}, the best on this test",
             ),
         ]
     return cards

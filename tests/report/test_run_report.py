@@ -228,7 +228,7 @@ def test_ensemble(ensemble):
     for card in (
         "Test accuracy 12.5% → 80.0% majority vote of 3 members",
         "Average member 71.0% ± 1.0 points over 3 members",
-        "Best member 72.0% member 2, the best on this very test",
+        "Best member 72.0% member 2, the best on this test",
         "Test accuracy by ranking 25.0% → 85.0% vote on the most probable labels",
         "Validation accuracy 82.0% member 2, at step 25, the best",
     ):
@@ -248,7 +248,7 @@ def test_ensemble(ensemble):
 
     assert page.count("svg", **{"class": "heat agreement"}) == page.count("svg", **{"class": "heat similarity"}) == 1
     assert "1, 2: 87.5" in page.words and "1, 2: 0.25" in page.words
-    assert "Cosines of the prompts as whole vectors of 4 virtual tokens" in page.words
+    assert "Cosine similarity of the flattened prompts of 4 virtual tokens" in page.words
     assert "Member 2 seed 2 , the best on the validation split" in page.words
     assert page.count("details") == 3  # the other two members' tokens, and the configuration
 
@@ -316,7 +316,7 @@ def test_domain_shift(tmp_path):
         "nyt_x 31 12.5% 71.0% ± 1.0 72.0% 80.0% tweets 31 12.5% 71.0% ± 1.0 72.0% 80.0% "
         "accuracy by ranking movie trained on 31 25.0% 76.0% ± 1.0 77.0% 85.0%"
     ) in page.words
-    assert "How the prompts bear a shift of domain" in page.words
+    assert "Domain shift (Lester et al. 2021, section 5): the prompts were trained" in page.words
     assert "Test on movie Metric" not in page.words and page.count("details", **{"class": "test"}) == 2
     assert "Test on nyt_x: 12.5% → 80.0% accuracy" in page.words
 
@@ -326,7 +326,7 @@ def test_domain_shift_of_one_prompt(tmp_path):
     words = _page(_write(tmp_path, _summary([_member(0, settings={})], tests))).words
     assert "1 other task 12.5% → 70.0% not trained on" in words
     assert "Base alone With the prompt accuracy movie trained on 31 12.5% 70.0% nyt 31 12.5% 70.0%" in words
-    assert "How the prompt bears" in words and "standard deviation" not in words
+    assert "the prompt was trained" in words and "standard deviation" not in words
 
 
 def test_prompt_bank(tmp_path):
@@ -365,9 +365,9 @@ def test_many_members(tmp_path):
     page = _page(_write(tmp_path, _summary(members, [_test("movie", list(range(20)))])), None, np.eye(20))
     assert "20 soft prompts of 1 to 5 virtual tokens" in page.words
     assert "Diverged: member 7, whose numbers are those of the best prompt until then" in page.words
-    assert "mean of the members their range diverged, in neither" in page.words
+    assert "mean of the members their range diverged (excluded)" in page.words
     assert "7 5 diverged 30" in page.words and "9 5 stopped early 40" in page.words
-    assert "Cosines of the prompts’ mean virtual tokens, since their lengths differ" in page.words
+    assert "Cosine similarity of the prompts’ mean virtual tokens, since their lengths differ" in page.words
     assert "text 3 positive positive × 19 0–18 negative × 1 19 positive" in page.words
     assert page.count("svg", **{"class": "heat agreement plain"}) == 1
 

@@ -51,7 +51,7 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     assert summary["stored_parameters"] == summary["trained_parameters"] == size and summary["tests"] == []
     assert summary["members"][0]["best"]["metric"] == "log_likelihood"
     page = (run / "report.html").read_text()
-    assert "The whole model, tuned for" in page and "Validation log-likelihood, nats a token" in page
+    assert "The whole model, tuned for" in page and "Validation log-likelihood, nats per token" in page
 
     # As a base of its own it is what was scored, and what was exported has the same logits.
     arguments = ["--model", str(tiny_folder), "--format", "model"]
