@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: what they leave, and that they can be stopped anywhere."""
+"""Whole runs of a tiny model: their files, and that they can be interrupted anywhere."""
 
 import dataclasses
 import gc
@@ -37,7 +37,7 @@ def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
 
 @pytest.fixture
 def finished(experiment: Experiment) -> Experiment:
-    """The run, never interrupted."""
+    """The finished run, never interrupted."""
     whole = with_name(experiment, "whole")
     train(whole)
     return whole
@@ -48,7 +48,7 @@ class Interrupted(Exception):
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Makes the next run fail before its given step, counted from its own first."""
+    """Make the next run fail before this step, counted from its first."""
     real, calls = loop.prepare, [0]
 
     def prepare(*args):
@@ -65,7 +65,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(loop, "prepare", prepare)
 
 
-def test_a_run_leaves_its_record(finished: Experiment):
+def test_files_of_a_run(finished: Experiment):
     assert experiments.load_experiment(finished.folder / "config.json") == finished
     prompt, metadata = read_prompt(finished.folder / "last.npz")
     assert metadata.step == 9 and metadata.task == "files" and metadata.format.labels == ("negative", "positive")
@@ -80,13 +80,13 @@ def test_a_run_leaves_its_record(finished: Experiment):
     assert {step.name for step in (finished.folder / "checkpoints").iterdir()} == {"8", "9"}
 
 
-def test_checkpoints_never_hold_the_base(finished: Experiment, tiny):
+def test_checkpoints_do_not_contain_the_base(finished: Experiment, tiny):
     size = sum(file.stat().st_size for file in (finished.folder / "checkpoints" / "9").rglob("*") if file.is_file())
     assert size < 0.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 
 
 def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tmp_path):
-    """The folder's weights change between two sittings."""
+    """The weights in the folder change before the run is resumed."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     moved = with_options(experiment, "model", name=str(folder))
     train(with_options(moved, "train", steps=2))
@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_run_again(finished: Experiment, monkeypatch):
     train(finished)
 
 
-def test_more_steps_go_on(experiment, finished):
+def test_a_run_can_train_more_steps(experiment, finished):
     train(with_options(experiment, "train", steps=5))
     train(experiment)
     np.testing.assert_array_equal(tokens(experiment), tokens(finished))
@@ -136,7 +136,7 @@ def test_more_steps_go_on(experiment, finished):
 
 @pytest.fixture
 def damage():
-    """orbax, when it gives up on a checkpoint, leaves coroutines behind, which complain when they are collected."""
+    """When orbax fails to read a checkpoint, it leaves coroutines that warn when they are collected."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def damage():
 
 
 def leaves_coroutines(test):
-    """Ignores that, also where it comes before the test ends."""
+    """Ignore these warnings, also before the test ends."""
     for ignored in ("ignore:coroutine 'Store:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"):
         test = pytest.mark.filterwarnings(ignored)(test)
     return pytest.mark.usefixtures("damage")(test)
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind):
 
 
 @leaves_coroutines
-def test_no_whole_checkpoint_is_an_error(experiment):
+def test_no_readable_checkpoint_is_an_error(experiment):
     train(with_options(experiment, "train", steps=2))
     for file in (experiment.folder / "checkpoints").rglob("*"):
         if file.is_file() and "state" in file.parts:
@@ -182,21 +182,21 @@ def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
 
 
 def test_early_stopping(experiment, capfd):
-    """A rate of almost nothing cannot do better than the start."""
+    """With a tiny learning rate the score cannot improve."""
     still = with_options(with_options(experiment, "train", patience=2, steps=30), "optimizer", learning_rate=1e-30)
     train(still)
     assert read_log(still.folder)[-1]["step"] == 6
     assert "no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
     before = (still.folder / "last.npz").read_bytes()
-    train(still)  # which is at its end
+    train(still)  # nothing is left to train
     assert (still.folder / "last.npz").read_bytes() == before
 
 
 def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch):
-    """So is the end of patience, and what files and pages say."""
+    """So are early stopping, files and the report."""
     run = with_options(with_options(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
     found = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
-    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # of which a mean says nothing
+    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # not part of the mean
     for by, metric, score, step, status in (
         ("first", "f1", 0.9, 3, "stopped early"),
         ("mean", "mean", 0.65, 6, "training"),
@@ -218,7 +218,7 @@ def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch)
 
 
 def test_the_mean_of_one_metric_is_that_metric(experiment):
-    """And what was written when there was no choice goes on by the first one."""
+    """A run of an earlier version, without the option, resumes with the first metric."""
     run = with_options(experiment, "train", steps=3)
     first, mean = (with_options(with_name(run, by), "train", best_by=by) for by in ("first", "mean"))
     assert train(first)[1].members == train(mean)[1].members
@@ -244,7 +244,7 @@ def test_another_configuration_needs_another_name(experiment):
     assert tokens(other).shape[0] == 5
 
 
-def test_a_folder_that_is_no_run_is_left_alone(experiment):
+def test_a_folder_without_a_run_is_left_alone(experiment):
     experiment.folder.mkdir(parents=True)
     (experiment.folder / "thesis.tex").write_text("all of it")
     for overwrite in (False, True):
@@ -258,7 +258,7 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment):
     assert (experiment.folder / "thesis.tex").exists()
 
 
-def test_the_loop_transfers_nothing_unasked(experiment, monkeypatch):
+def test_the_loop_makes_no_implicit_transfers(experiment, monkeypatch):
     real = loop.fit
 
     def guarded(*args):
@@ -297,6 +297,6 @@ def test_at_most_two_steps_are_in_flight(experiment, monkeypatch):
     assert events == ["step", "step", "fetch", "step", "fetch", "step", "fetch", "fetch"]
 
 
-def test_sgd_of_no_examples_is_refused(experiment):
+def test_fewer_examples_than_a_batch(experiment):
     with pytest.raises(DataError, match="40 examples, fewer than the 64"):
         train(with_options(experiment, "train", batch_size=64))

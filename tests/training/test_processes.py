@@ -1,4 +1,4 @@
-"""One run on one device, on several devices of one process, and in several processes; and what ends a run."""
+"""Runs on one device, on several devices, and in several processes; preemption, kills and failed writes."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def losses(experiment: Experiment) -> np.ndarray:
 
 
 def predictions(experiment: Experiment) -> list[dict]:
-    """Of the examples in their order, the answers without their scores, which are numbers with rounding."""
+    """Return the lines of `predictions.jsonl` without scores, which have rounding errors."""
     lines = map(json.loads, (experiment.folder / "predictions.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "label_scores"} for line in lines]
 
@@ -54,8 +54,8 @@ def prompts(experiment: Experiment) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_the_same_run_on_devices_and_in_processes(experiment):
-    """The same losses and prompts to reordering error, from the same batches."""
+def test_the_same_run_on_several_devices_and_processes(experiment):
+    """Losses and prompts are equal up to reordering error."""
     experiment = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=2))
     one = on(experiment, "one")
     jax_processes.run(one)
@@ -77,8 +77,8 @@ def test_the_same_run_on_devices_and_in_processes(experiment):
         assert predictions(other) == predictions(one), name
 
 
-def test_asked_to_leave(experiment, monkeypatch):
-    """SIGTERM to a run of one process: it saves and leaves, and goes on bit by bit."""
+def test_preemption(experiment, monkeypatch):
+    """After SIGTERM a run of one process saves and ends, and resumes bit-exactly."""
     experiment = with_options(experiment, "train", checkpoint_every=1000)
     whole = with_name(experiment, "whole")
     loop.train(whole)
@@ -101,8 +101,8 @@ def test_asked_to_leave(experiment, monkeypatch):
 @pytest.mark.parametrize(
     "evaluation, said", [(0, "nothing is saved yet"), (1, "saved at step 2"), (2, "saved at step 4")]
 )
-def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, said):
-    """It is made up for: scores, the best prompt and all that follows are as without."""
+def test_preemption_during_an_evaluation(experiment, monkeypatch, evaluation, said):
+    """The resumed run repeats it. Scores, the best prompt and all that follows are unchanged."""
     experiment = with_options(experiment, "train", eval_every=2, checkpoint_every=1000)
     whole = with_name(experiment, "whole")
     loop.train(whole)
@@ -127,10 +127,10 @@ def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", (1, 2))
-def test_asked_to_leave_and_killed(experiment, processes):
-    """SIGTERM to one of them: all save and leave. SIGKILL of one, in the midst of a save and at random: the others end
-    by themselves. Each time the same command goes on, and all ends bit by bit as without."""
-    # Some seconds' worth, since it takes one until both know that one of them was asked.
+def test_preemption_and_kills(experiment, processes):
+    """After SIGTERM to one process all save and end. After SIGKILL of one, during a save or at random, the others exit.
+    Each time the same command resumes, and the result is bit-identical to an uninterrupted run."""
+    # Enough steps for some seconds: it takes one until both processes agree on the preemption.
     options = {"steps": 600, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 2}
     experiment = with_options(experiment, "train", **options)
     whole, hurt = (on(experiment, name, data=processes) for name in ("whole", "hurt"))
@@ -154,7 +154,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
         started[victim].kill()
         statuses = jax_processes.finish(hurt, started, timeout=60)
         assert statuses.pop(victim) in (-signal.SIGKILL, 0)
-        # Lost another process; or JAX's heartbeat ended it; or it was faster.
+        # A lost process was noticed, or JAX's heartbeat ended the process, or it had finished.
         assert set(statuses) <= {76, -signal.SIGABRT, 0}, jax_processes.output(hurt, 1 - victim).read_text()
     assert "resuming at step" in jax_processes.run(hurt, processes)
     np.testing.assert_array_equal(prompts(hurt), prompts(whole))
@@ -164,7 +164,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
 def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
-    """Both end, soon, and the checkpoints before it are used."""
+    """Both exit soon, and the last complete checkpoint is used."""
     options = {"steps": 3000, "checkpoint_every": 5, "eval_every": 10_000, "log_every": 1000}
     experiment = with_options(with_options(experiment, "train", **options), "prompt", length=100)
     experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
@@ -173,7 +173,7 @@ def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
     while not (experiment.folder / "checkpoints" / "5").exists():
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()
         time.sleep(0.05)
-    resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
+    resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # like a full disk
     statuses = jax_processes.finish(experiment, started, timeout=60)
     first, second = (jax_processes.output(experiment, number).read_text() for number in range(2))
     assert re.search("prompt-jax: .*(could not be written|File too large)", first.splitlines()[-1])
@@ -206,17 +206,17 @@ loop._step = step
 @pytest.mark.parametrize(
     "cause, told",
     [
-        # Threads of orbax then wait for each other for five minutes, and Python for them.
+        # Threads of orbax would then wait five minutes for each other, and Python for them.
         (
             "shutil.rmtree(run.checkpoints.folder); run.checkpoints.folder.touch()",
             r"a checkpoint could not be written to .*checkpoints \(.*Not a directory",
         ),
-        # As if the disk were full.
+        # Like a full disk.
         ("resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))", r".*/(best|last)\.npz: File too large"),
     ],
 )
 def test_a_save_that_fails_in_one_process(experiment, cause, told):
-    """The process ends, soon, and what it says last is why, without a traceback of the libraries."""
+    """The process exits soon. Its last line is the reason, without tracebacks of libraries."""
     experiment = with_options(experiment, "train", steps=5, checkpoint_every=2)
     started = jax_processes.start(experiment, patch=FAILING.format(cause))
     assert jax_processes.finish(experiment, started, timeout=120) == [1]
@@ -225,7 +225,7 @@ def test_a_save_that_fails_in_one_process(experiment, cause, told):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
+def test_a_damaged_checkpoint_is_reported_in_one_line(experiment):
     experiment = with_options(experiment, "train", checkpoint_every=2)
     jax_processes.run(experiment)
     for file in (experiment.folder / "checkpoints" / "4" / "state").rglob("d/*"):
@@ -234,9 +234,9 @@ def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
     assert "warning: checkpoint 4 is damaged; step 2 is used" in said and "Traceback" not in said, said
 
 
-def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
-    """At once: another process is lost, also where a save fails for it; and what this process alone knows of. What is
-    wrong with a file or an address is raised, and the process is ended with its status in a while."""
+def test_which_errors_end_one_of_several_processes(monkeypatch, capsys):
+    """The process exits at once if another process is lost, or after an error that only this process has. Other errors
+    are raised, and the process exits with their status after a while."""
     ended: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -259,9 +259,9 @@ def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
     assert ended == [76, 76, 1, 1, 1, 1, 3]
 
 
-def test_what_cannot_be_written(experiment, monkeypatch):
-    """As on a disk that gets full: from some step on no file may grow beyond 5,000 bytes, which prompts and checkpoints
-    do. The last whole checkpoint stays, and training can go on from it."""
+def test_a_full_disk(experiment, monkeypatch):
+    """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops, and resumes from the
+    last complete checkpoint."""
     experiment = with_options(experiment, "train", steps=6, checkpoint_every=2)
     whole = with_name(experiment, "whole")
     loop.train(whole)
@@ -287,7 +287,7 @@ def test_what_cannot_be_written(experiment, monkeypatch):
 
 
 def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: float = 60) -> None:
-    """Returns while a checkpoint is written, under a name that says so; or when the process has ended."""
+    """Wait until a checkpoint is being written, under its temporary name, or until the process has ended."""
     end = time.monotonic() + timeout
     while process.poll() is None and not any((experiment.folder / "checkpoints").glob("*tmp*")):
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()
@@ -295,7 +295,7 @@ def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: fl
 
 
 def wait_for_step(experiment: Experiment, step: int, timeout: float = 200) -> None:
-    """Returns when a run has logged a step."""
+    """Wait until a run has logged a step."""
     end = time.monotonic() + timeout
     while not any(line["step"] >= step for line in read_log(experiment.folder) if "train/loss" in line):
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()

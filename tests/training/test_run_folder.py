@@ -1,4 +1,4 @@
-"""Which process a run's folder belongs to, and what killed processes and deleted files do to a run."""
+"""A run's folder: its lock, its configuration, killed processes and deleted files."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 @pytest.fixture
 def whole(experiment: Experiment) -> Experiment:
-    """The run, never interrupted."""
+    """The finished run, never interrupted."""
     whole = with_name(experiment, "whole")
     finish(whole, *train(whole))
     return whole
@@ -53,7 +53,7 @@ def log(experiment: Experiment) -> list[dict[str, float]]:
 
 
 def events(experiment: Experiment) -> list[tuple[int, str, float]]:
-    """What TensorBoard shows, without times."""
+    """Return what TensorBoard shows, without times."""
     reader = EventAccumulator(str(experiment.folder / "tensorboard" / "member_0"))
     reader.Reload()
     names = [name for name in reader.Tags()["scalars"] if name != "seconds"]
@@ -61,7 +61,7 @@ def events(experiment: Experiment) -> list[tuple[int, str, float]]:
 
 
 def assert_same_files(run: Experiment, whole: Experiment) -> None:
-    """Checks that two runs left the same files with the same contents."""
+    """Check that two runs have the same files with the same contents."""
     assert names(run.folder) == names(whole.folder)
     assert names(run.folder / "checkpoints") == names(whole.folder / "checkpoints")
     for file in ("best.npz", "last.npz"):
@@ -82,7 +82,7 @@ def names(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def before_step(step: int, do: Callable[[Run], object]) -> Iterator[None]:
-    """Calls `do` before a step of the runs inside."""
+    """Call `do` before a step of the runs inside."""
     real = loop._step
 
     def patched(run, *arguments):
@@ -113,7 +113,7 @@ def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-# Where a process is killed, and a file that it then leaves, unlike a run that was not killed.
+# Where a process is killed, and a file that exists only then.
 WINDOWS = {
     "before config.json has its name": ("os.replace = kill", r"\.config\.json\.\d+\.tmp"),
     "before best.npz has its name, at step 3": (
@@ -151,13 +151,13 @@ saving._save_prompts = save
 
 
 def kill_run(experiment: Experiment, patch: str, *options: str) -> None:
-    """Runs the experiment in a process that a patch kills."""
+    """Run the experiment in a process that a patch kills."""
     statuses = jax_processes.finish(experiment, jax_processes.start(experiment, 1, 1, *options, patch=KILL + patch))
     assert statuses == [-signal.SIGKILL], jax_processes.output(experiment).read_text()
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment, whole):
+def test_a_killed_run_has_the_files_of_an_uninterrupted_one_at_its_end(experiment, whole):
     for number, (window, (patch, left)) in enumerate(WINDOWS.items()):
         run = with_name(experiment, f"run{number}")
         kill_run(run, patch)
@@ -168,8 +168,8 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
-    """It can be overwritten again."""
+def test_a_kill_while_overwriting(experiment, whole):
+    """The run can be overwritten again."""
     other = with_options(experiment, "prompt", length=5)
     train(with_options(other, "train", steps=2))
     kill_run(experiment, "shutil.rmtree = kill", "--overwrite")
@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
 
 
 def test_overwriting_through_a_link(experiment, tmp_path):
-    """The files go, and the link to a larger disk stays."""
+    """The files are deleted. The link to a larger disk stays."""
     target = tmp_path / "large disk"
     target.mkdir()
     experiment.runs.mkdir(exist_ok=True)
@@ -195,12 +195,12 @@ def test_overwriting_through_a_link(experiment, tmp_path):
     assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
 
 
-def test_a_run_that_trains_further_has_no_results_until_its_end(experiment):
+def test_results_are_deleted_before_a_run_trains_further(experiment):
     short = with_options(experiment, "train", steps=3)
     finish(short, *train(short))
     results = {"summary.json", "predictions.jsonl", "report.html"}
     assert results < set(names(short.folder))
-    train(short)  # to no further step
+    train(short)  # no step is left
     assert results < set(names(short.folder))
     during: list[set[str]] = []
     with before_step(4, lambda run: during.append(results & set(names(run.experiment.folder)))):
@@ -227,14 +227,14 @@ def test_config_json_is_written_when_it_changes(experiment):
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
-def test_a_configuration_that_is_none(text):
+def test_text_that_is_no_configuration(text):
     with pytest.raises(ConfigError):
         experiments.from_json(text)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
 def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, content):
-    """A power failure may leave such a file. The checkpoints record the configuration too."""
+    """A power failure may empty the file. Checkpoints record the configuration too."""
     with before_step(5, interrupt), pytest.raises(Interrupted):
         train(experiment)
     record = experiment.folder / "config.json"
@@ -252,7 +252,7 @@ def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, conte
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]"])
-def test_what_is_no_record_is_refused(experiment, content):
+def test_a_damaged_config_json(experiment, content):
     experiment.folder.mkdir(parents=True)
     (experiment.folder / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=f"{experiment.folder / 'config.json'} is not the record of a run"):
@@ -260,8 +260,8 @@ def test_what_is_no_record_is_refused(experiment, content):
     assert names(experiment.folder) == ["config.json"]
 
 
-def test_a_log_with_lines_that_are_no_records(tmp_path):
-    """As a crash may leave them."""
+def test_a_log_with_invalid_lines(tmp_path):
+    """A crash may leave them."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": null}\n3\nnull\n[]\n\0\0\n\xff\n{"step": 2')
     (line,) = read_log(tmp_path)
     assert line["step"] == 1 and np.isnan(line["train/loss"])
@@ -295,7 +295,7 @@ def test_a_folder_that_is_deleted_during_training(experiment, whole, capfd):
 
 
 def test_a_folder_that_is_deleted_during_a_save(experiment, whole, monkeypatch):
-    """The save ends in a folder that is made anew, and what it leaves there must not look like somebody's run."""
+    """The save recreates the folder. What it leaves there must not look like a run."""
     real = Checkpoints.save
 
     def save(checkpoints, step, *arguments):
@@ -327,8 +327,8 @@ def test_a_folder_that_is_deleted_before_the_results_are_written(experiment):
         assert names(experiment.folder) == ["best.npz"]
 
 
-def test_what_an_unfinished_save_has_left_in_a_deleted_folder(experiment):
-    """A run can begin there. With a finished checkpoint it cannot: somebody may want it."""
+def test_an_incomplete_save_in_a_deleted_folder(experiment):
+    """A run can begin there, but not beside a complete checkpoint, which may be wanted."""
     left = experiment.folder / "checkpoints" / "4.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
     short = with_options(experiment, "train", steps=2)
@@ -356,13 +356,13 @@ def test_a_folder_in_use_is_left_alone(experiment):
 
 
 @pytest.mark.slow
-def test_of_two_processes_with_one_name_one_trains(experiment):
-    """They start together, with different configurations. All files are of one of them."""
+def test_two_processes_with_one_name(experiment):
+    """They start together with different configurations. One trains, and all files are its own."""
     lengths = (4, 5)
     runs = [with_options(experiment, "prompt", length=length) for length in lengths]
     started = []
     for run, place in zip(runs, ("a", "b"), strict=True):
-        # The configuration and the output are elsewhere, the run's folder is the same.
+        # The configuration and the output are in different folders; the run's folder is the same.
         elsewhere = dataclasses.replace(run, runs=experiment.runs / place)
         started += jax_processes.start(elsewhere, 1, 1, "--runs", str(experiment.runs))
     statuses = [process.wait(300) for process in started]
@@ -391,8 +391,8 @@ loop._step = step
 
 
 @pytest.mark.slow
-def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
-    """It learns which process trains, and does not disturb it."""
+def test_a_second_process_is_refused(experiment, whole, tmp_path):
+    """Its error names the first process, which is not disturbed."""
     signal_file = tmp_path / "continue"
     (first,) = jax_processes.start(experiment, patch=WAITING.format(str(signal_file)))
     wait_for(lambda: (experiment.folder / "checkpoints" / "2").exists(), 200)
@@ -410,7 +410,7 @@ def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
     assert_same_files(experiment, whole)
 
 
-def test_all_processes_hear_of_an_error_of_the_first(monkeypatch):
+def test_all_processes_raise_an_error_of_the_first(monkeypatch):
     agreed = []
     monkeypatch.setattr("prompt_jax.distributed.processes.all_processes", lambda mine: agreed.append(mine) or False)
     monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)
