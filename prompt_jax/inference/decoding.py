@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
 from prompt_jax.inference import logits_rules
-from prompt_jax.models import check_context, family, longest
+from prompt_jax.models import check_context, family, longest_row
 from prompt_jax.models.delta import tuned
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
@@ -187,7 +187,7 @@ def _limits(
 def _check(config: Any, batch: dict[str, Any], prompt: Prompt | None, target: int) -> None:
     """What can be known before anything is compiled."""
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-    check_context(config, prompt, longest(batch["inputs_mask"]), target)
+    check_context(config, prompt, longest_row(batch["inputs_mask"]), target)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def compiled_beam_search(
 
     def step(carry):
         position, running, *others, cache = carry
-        logits, cache = model.decode_step(params, config, running.last, cache.reordered(running.parent))
+        logits, cache = model.decode_step(params, config, running.last, cache.reorder_beams(running.parent))
         return position + 1, *append(position, logits, running, *others), cache
 
     logits, cache = model.decode_step(params, config, start, cache)

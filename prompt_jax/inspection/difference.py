@@ -13,7 +13,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.inspection import norms, slots, unit
 from prompt_jax.inspection.text import numbers, printable
 from prompt_jax.models.delta import flat
-from prompt_jax.models.prompt import Part, Prompt, used_arrays
+from prompt_jax.models.prompt import Prompt, PromptPart, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
 _VALUE_LIMIT = 60  # characters of a value
@@ -40,7 +40,7 @@ class PartDifference:
     cosines: Float[np.ndarray, " P"] | None = None
 
 
-def part_difference(a: Part, b: Part) -> PartDifference | None:
+def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
     """In what two parts of one kind differ; None if their used slots are the same, bit by bit."""
     own, other = used_arrays(a), used_arrays(b)
     if all(own[name].shape == other[name].shape and own[name].tobytes() == other[name].tobytes() for name in own):

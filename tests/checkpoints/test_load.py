@@ -188,9 +188,9 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
         ({"model_type": None}, "model_type None; supported are t5, mt5"),
         (
             {"feed_forward_proj": "gated-silu"},
-            "feed_forward_proj is 'gated-silu'; supported is 'relu' and 'gated-relu' and",
+            "feed_forward_proj is 'gated-silu'; supported: 'relu', 'gated-relu',",
         ),
-        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported is 'relu' and"),
+        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported: 'relu',"),
         ({"feed_forward_proj": ["relu"]}, "config.json cannot be used: "),
         ({"d_model": "20"}, "config.json cannot be used: .*'d_model'.*expected int, got str"),
         ({"d_model": 20.5}, "config.json cannot be used: .*'d_model'.*expected int, got float"),
@@ -198,7 +198,7 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
         ({"dropout_rate": float("nan")}, "dropout_rate is nan"),
         ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon is inf"),
         ({"eos_token_id": 99999}, "eos_token_id is 99999, and vocab_size is "),
-        ({"pad_token_id": -1}, "pad_token_id is -1; a whole number from 0 on was expected"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; expected a whole number of at least 0"),
     ],
 )
 def test_unusable_configs(model_folder, deep_tensors, changes, message):

@@ -12,7 +12,7 @@ from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.errors import UserError
 from prompt_jax.inspection import ablation
 from prompt_jax.inspection.ablation import leave_one_out
-from prompt_jax.models.prompt import Part
+from prompt_jax.models.prompt import PromptPart
 
 TEXTS = ("a good film", "the plot is bad and the jokes are old", "great fun", "no fun, bad acting and a cold ending")
 ANSWERS = ("positive", "negative", "positive", "a bad film")
@@ -56,7 +56,7 @@ def loss(model, prompt: Prompt | None, examples) -> float:
     return total / count
 
 
-def cut(part: Part, slot: int) -> Part:
+def cut(part: PromptPart, slot: int) -> PromptPart:
     axis = part.axes.index("P")
     return part.replace(**{name: np.delete(np.asarray(getattr(part, name)), slot, axis) for name in part.arrays})
 

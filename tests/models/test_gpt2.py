@@ -200,7 +200,7 @@ def test_an_infix_is_not_seen_by_the_source(model):
     infix = Prompt(decoder_self=Prefix(*(leaf[:, 0, 3:] for leaf in real), placement="after"))
     expected = np.asarray(prompt_jax.forward(model.params, model.config, whole(text)))[:, 6:]
     assert_close(prompt_jax.forward(model.params, model.config, batch, infix), expected)
-    with pytest.raises(PromptPartError, match="give the target as `decoder_inputs`"):
+    with pytest.raises(PromptPartError, match="pass the target as `decoder_inputs`"):
         prompt_jax.forward(model.params, model.config, whole(text), infix)
 
 

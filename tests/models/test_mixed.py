@@ -341,5 +341,5 @@ def test_what_cannot_be_stacked_is_said():
     with pytest.raises(PromptStackError, match="prompt 1"):
         stack_prompts([prompt(2, 3), prompt(2, 4)])
     for single in (prompt(2, 3), Prompt()):
-        with pytest.raises(PromptStackError, match="a stacked prompt has a leading axis N, and this one has not"):
+        with pytest.raises(PromptStackError, match="a stacked prompt has a leading axis N, and this one does not"):
             unstack_prompts(single)
