@@ -260,8 +260,8 @@ def test_which_errors_end_one_of_several_processes(monkeypatch, capsys):
 
 
 def test_a_full_disk(experiment, monkeypatch):
-    """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops. It resumes from the
-    last complete checkpoint."""
+    """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops. It resumes from
+    the last complete checkpoint."""
     experiment = with_options(experiment, "train", steps=6, checkpoint_every=2)
     whole = with_name(experiment, "whole")
     loop.train(whole)
