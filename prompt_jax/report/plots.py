@@ -259,9 +259,7 @@ def _merged(shades: np.ndarray, edge: int, size: int) -> list[str]:
         for start, end in zip([0, *ends], ends, strict=False):
             runs.setdefault(int(levels[start]), []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
     place = f'transform="translate({edge} {edge}) scale({size})"'
-    paths = [
-        f'<path fill-opacity="{level / _SHADES:g}" d="{"".join(path)}"/>' for level, path in sorted(runs.items())
-    ]
+    paths = [f'<path fill-opacity="{level / _SHADES:g}" d="{"".join(path)}"/>' for level, path in sorted(runs.items())]
     return [f"<g {place}>", *paths, "</g>"]
 
 

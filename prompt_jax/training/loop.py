@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.config.checks import check
-from prompt_jax.data.batches import prefetch
+from prompt_jax.data.prefetch import prefetch
 from prompt_jax.distributed.processes import on_first_process, wait_for_all
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
