@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pages import Page
 from prompt_jax.report.run_files import ReportError
 from prompt_jax.report.run_report import write_report
 from run_folders import ENSEMBLE, SINGLE, a_run, a_test, predictions, write_lines, write_run

@@ -328,7 +328,7 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
         ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
-        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain has plain, a plain task of seqio"),
+        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain contains plain, a plain seqio task"),
         (
             {"data": {"task": "by_size"}},
             DataError,
