@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.distributed.sharding import to_host
-from prompt_jax.inspection import nearest_others, prompt_similarity, virtual_tokens, vocabulary_size
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.inspection.projection import Projection, pca_projection
+from prompt_jax.inspection.similarity import nearest_others, prompt_similarity
 from prompt_jax.inspection.text import NO_BASE, NO_PIECES, NO_PROMPT, label_lines, other_base, provenance
+from prompt_jax.inspection.vectors import virtual_tokens, vocabulary_size
 from prompt_jax.report import plots
 from prompt_jax.report.pages import write_page
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from prompt_jax.inspection import Inspection
+from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.inspection.projection import Projection
 
 COLORS = 8  # with more members all have the same color

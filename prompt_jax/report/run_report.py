@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_jax import experiment as experiments
-from prompt_jax.inspection import Inspection
+from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.report import plots
 from prompt_jax.report.details import test_detail
 from prompt_jax.report.formatting import FILTERS

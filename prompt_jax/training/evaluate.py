@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prompt_jax.inference.answers import LogitsError
 from prompt_jax.inference.decoding import GREEDY
-from prompt_jax.inference.evaluation import Evaluation, LogitsError, evaluate_members
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
@@ -91,19 +92,15 @@ def _evaluate_task(
     Raises:
       LogitsError: the logits are not finite before training, which cannot help.
     """
+    options = EvaluationOptions(
+        task.format.target_length,
+        run.experiment.train.eval_batch_size,
+        decoding=GREEDY,
+        rank=False,
+        before_batch=before_batch,
+    )
     try:
-        return list(
-            evaluate_members(
-                run.setup.model,
-                prompts,
-                task.examples["validation"],
-                target_length=task.format.target_length,
-                batch_size=run.experiment.train.eval_batch_size,
-                rank=False,
-                decoding=GREEDY,
-                before_batch=before_batch,
-            )
-        )
+        return list(evaluate_members(run.setup.model, prompts, task.examples["validation"], options))
     except LogitsError:
         if run.progress.step == 0:
             raise

@@ -14,8 +14,9 @@ from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, comb
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_table
 from prompt_jax.experiment import Experiment, settings_text
-from prompt_jax.inference.evaluation import Evaluation, evaluate, evaluate_members
-from prompt_jax.inspection import inspect, prompt_similarity
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate, evaluate_members
+from prompt_jax.inspection.neighbors import inspect
+from prompt_jax.inspection.similarity import prompt_similarity
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.run_files import (
@@ -111,13 +112,11 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
 
     tests = []
     for place, (examples, task_format, numbers) in enumerate(runs):
-        options: dict[str, Any] = {
-            "target_length": task_format.target_length,
-            "batch_size": experiment.train.eval_batch_size,
-            "decoding": experiment.decoding,
-        }
-        before = evaluate(setup.model, None, examples, **options)
-        members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, **options)
+        options = EvaluationOptions(
+            task_format.target_length, experiment.train.eval_batch_size, decoding=experiment.decoding
+        )
+        before = evaluate(setup.model, None, examples, options)
+        members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, options)
         ensemble = combine(members, examples) if len(members) > 1 and examples.needs_answers else None
         tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
     return tests

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pages import Page
-from prompt_jax.inspection import Inspection, Neighbor, NormRange, TokenInspection
+from prompt_jax.inspection.neighbors import Inspection, Neighbor, TokenInspection
+from prompt_jax.inspection.vectors import NormRange
 from prompt_jax.report.run_report import write_report
 from run_folders import (
     ENSEMBLE,

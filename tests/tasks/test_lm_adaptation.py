@@ -73,7 +73,7 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     # Members that answer nothing are scored side by side, and do not vote.
     file = str(tmp_path / "runs" / "prompt" / "best.npz")
     asked = ["evaluate", file, "--task", "prefix_lm", "--tasks", str(TASKS), "--split", "validation", "--limit", "4"]
-    monkeypatch.setattr(prompt_jax.inference.evaluation, "compiled_generate", None)
+    monkeypatch.setattr(prompt_jax.inference.answers, "generate_scored", None)
     capsys.readouterr()
     asked += ["--model", "adapted"]
     assert main([*asked, "--out", "out"]) == 0

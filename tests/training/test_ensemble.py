@@ -24,7 +24,8 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference import evaluation
+from prompt_jax.inference import answers, batching
+from prompt_jax.inference.evaluation import Evaluation
 from prompt_jax.methods import applied
 from prompt_jax.models import t5
 from prompt_jax.prompt_files.io import read_prompts
@@ -191,7 +192,7 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
 
     Dropout is off, because its masks depend on the shape of the batch, and the shorter batches are padded.
     """
-    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     tasks = tmp_path / "bank.py"
     tasks.write_text(BANK)
     bank = dataclasses.replace(
@@ -277,7 +278,7 @@ def test_a_base_with_nan_ends_the_run_at_its_start(experiment, tiny_folder, tmp_
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"][3, 4] = np.nan
     save_file(tensors, tmp_path / "base" / "model.safetensors")
-    with pytest.raises(evaluation.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
+    with pytest.raises(answers.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
         train(with_options(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
 
 
@@ -393,7 +394,7 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
         """Return scores that are the distances prompts have moved."""
         found = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
         moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in found]
-        return [evaluation.Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
+        return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
 
     def failing(*args):
         setup = real(*args)
@@ -459,7 +460,7 @@ def test_too_many_devices(experiment):
 
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     """Training needs no collective and gives the same members as one device. Evaluation batches are sharded."""
-    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     spread = ensemble(with_options(experiment, "train", steps=3, eval_batch_size=20), size=8)
     one = with_name(spread, "one")
     train(one)
@@ -496,7 +497,7 @@ def validation(experiment: Experiment, member: int) -> list[float]:
 
 def on_eight_devices(config: Path) -> dict:
     """Train an ensemble over the devices of this process, for the test above."""
-    evaluation.EVAL_BUCKETS = 1
+    batching.EVAL_BUCKETS = 1
     experiment = dataclasses.replace(experiments.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
     batch = setup.place(next(setup.batches))
@@ -509,26 +510,26 @@ def on_eight_devices(config: Path) -> dict:
         refused = ""
     except ConfigError as error:
         refused = str(error)
-    batches, real = [], evaluation.compiled_generate
+    batches, real = [], answers.generate_scored
 
-    def spy(params, config, batch, *rest):
-        generated = real(params, config, batch, *rest)
+    def spy(params, config, batch, *rest, **options):
+        generated = real(params, config, batch, *rest, **options)
         parts = (array.addressable_shards[0].data.shape[0] for array in (batch["inputs"], generated.tokens))
         batches.append([len(batch["inputs"]), *parts])
         return generated
 
-    evaluation.compiled_generate = spy
+    answers.generate_scored = spy
     train(experiment)
-    evaluation.compiled_generate = real
+    answers.generate_scored = real
 
     # The base on all devices and on one.
     examples, prompts = setup.members[0].tasks[0].examples["validation"], setup.prompts(starts_of_setup)
-    stacked, ids = evaluation.together(prompts[:3])
-    rows = {"prompt_ids": ids[np.arange(len(examples)) % 3], "batch_size": 5}
+    stacked, ids = batching.stack_with_ids(prompts[:3])
+    ids = ids[np.arange(len(examples)) % 3]
     alone = dataclasses.replace(setup.model, params=jax.device_put(setup.model.params, jax.devices()[0]))
-    both = (setup.model, alone)
-    given = [evaluation.answers(base, stacked, examples.inputs, target_length=6, **rows) for base in both]
-    ranked = [evaluation.label_scores(base, stacked, examples.inputs, ("no", "yes"), **rows) for base in both]
+    both = [batching.Rows(base, stacked, examples.inputs, ids, batch_size=5) for base in (setup.model, alone)]
+    given = [answers.generate_answers(rows, 6) for rows in both]
+    ranked = [np.array(answers.score_labels(rows, [("no", "yes")] * len(rows))) for rows in both]
     kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
     return {
         "devices": jax.device_count(),

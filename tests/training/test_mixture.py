@@ -19,7 +19,7 @@ from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, DataError, UserError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference import evaluation
+from prompt_jax.inference import batching
 from prompt_jax.metrics import benchmark_average
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import PromptMetadata, read_prompts
@@ -85,7 +85,7 @@ def tasks(tmp_path_factory) -> Path:
 @pytest.fixture
 def mixed(experiment: Experiment, monkeypatch) -> Experiment:
     """A run on both tasks, with task names before the inputs."""
-    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     experiment = with_options(experiment, "train", steps=4, eval_every=2)
     return dataclasses.replace(experiment, data=DataConfig(task="both", task_names=True, buckets=1))
 
