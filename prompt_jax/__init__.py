@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prompt_jax.config.model import ModelConfig
     from prompt_jax.config.optimizer import OptimizerConfig
     from prompt_jax.config.train import TrainConfig
-    from prompt_jax.data.load import add_task, text_source
+    from prompt_jax.data.text_tasks import add_task, text_source
     from prompt_jax.experiment import Experiment
     from prompt_jax.inference.decoding import beam_search, generate
     from prompt_jax.methods.adapter import AdapterTuning
@@ -58,7 +58,7 @@ _HOME = {
     "PromptTuning": "methods.soft_prompt",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
-    "add_task": "data.load",
+    "add_task": "data.text_tasks",
     "beam_search": "inference.decoding",
     "forward": "models",
     "generate": "inference.decoding",
@@ -69,7 +69,7 @@ _HOME = {
     "save_ensemble": "prompt_files.io",
     "save_prompt": "prompt_files.io",
     "stack_prompts": "models.prompt",
-    "text_source": "data.load",
+    "text_source": "data.text_tasks",
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.methods import Method, PromptTuning, method_from_dict, method_to_dict
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return as_path(self.runs) / self.name
+        return parse_path(self.runs) / self.name
 
 
 # The lists of an ensemble, and the field that each sets.
@@ -189,7 +189,7 @@ def _check_member(experiment: Experiment) -> None:
     if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
         raise ConfigError(f"name must be a folder's name without a path, not {experiment.name!r}")
     try:
-        as_path(experiment.runs)
+        parse_path(experiment.runs)
     except UserError as error:
         raise ConfigError(f"runs: {error}") from error
     experiment.prompt.check()
@@ -222,6 +222,8 @@ def _to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def _from_dict(values: dict[str, Any]) -> Experiment:
+    if isinstance(values.get("train"), dict):  # from an earlier version
+        values["train"].pop("save_errors", None)
     others = {name: value for name, value in values.items() if name != "prompt"}
     try:
         experiment = from_dict(Experiment, others)

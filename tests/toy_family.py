@@ -55,7 +55,7 @@ def embed(params, ids, config):
     return params["embedding"][ids]
 
 
-def begin(params, x, positions, config, key):
+def add_positions(params, x, positions, config, key):
     frequencies = THETA ** (-jnp.arange(0, config.d_kv, 2) / config.d_kv)
     return x, (positions[..., None] * frequencies[None, None])[:, :, None]  # [B, T, 1, K / 2]
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from prompt_jax.checkpoints.files import TensorInFile, Tensors, read_json
 from prompt_jax.checkpoints.t5x import is_t5x
-from prompt_jax.checkpoints.tokenizer import reading
+from prompt_jax.checkpoints.tokenizer import transformers_errors
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import FAMILIES, Config
-from prompt_jax.models.hugging_face import Values
+from prompt_jax.models.hugging_face import ConfigValues
 
 # Fields of models that classify. AutoConfig names each of the labels, however many there are.
 _OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
@@ -53,7 +53,7 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
     Raises:
       CheckpointError: a value of the wrong type; `source` is named.
     """
-    with reading(f"{source} cannot be used"):
+    with transformers_errors(f"{source} cannot be used"):
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
@@ -81,7 +81,7 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
     # Transformers 5 says of every T5 that its output is tied, whatever the file says.
     announced = raw.get("tie_word_embeddings") is False
     tied = layout.output is not None and _is_tied(tensors, *layout.output, announced)
-    config = layout.config(kind, Values(auto_config(raw, source), source), tied_output=tied, causal=family.causal)
+    config = layout.config(kind, ConfigValues(auto_config(raw, source), source), tied_output=tied, causal=family.causal)
     for name, shape in layout.optional(config).items():
         tensors.setdefault(name, TensorInFile(shape, functools.partial(np.zeros, shape, np.float32)))
     return config

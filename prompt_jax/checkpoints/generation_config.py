@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prompt_jax.checkpoints.files import check_text_file
-from prompt_jax.checkpoints.tokenizer import reading
+from prompt_jax.checkpoints.tokenizer import transformers_errors
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.generation_settings import EarlyStopping, GenerationSettings
 
@@ -56,7 +56,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
     if legacy:
         file = folder / "config.json"
     check_text_file(file)
-    with reading(f"{file} cannot be read"):
+    with transformers_errors(f"{file} cannot be read"):
         from transformers import GenerationConfig
 
         of_model: Any = {"config_file_name": "config.json", "_from_model_config": True} if legacy else {}
@@ -65,8 +65,8 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
     banned, unsupported = values.banned()
     unsupported += [
         f"{name}={value!r}"[:100]
-        for name, escape_control_characters in _NOT_APPLIED.items()
-        if (value := getattr(read, name, None)) is not None and value not in escape_control_characters
+        for name, no_effect in _NOT_APPLIED.items()
+        if (value := getattr(read, name, None)) is not None and value not in no_effect
     ]
     forced_first = values.ids("forced_bos_token_id")
     if forced_first and not encoder_decoder:

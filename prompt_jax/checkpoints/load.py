@@ -15,12 +15,13 @@ from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
 from prompt_jax.checkpoints.generation_config import read_generation
 from prompt_jax.checkpoints.t5x import open_t5x
 from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
-from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Placement, assemble, open_checkpoint, shard_names
+from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Shardings, assemble, open_checkpoint, shard_names
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import Config, family
 from prompt_jax.models.layers import Params
 
-T5X = "t5x:"  # before the folder of a checkpoint of T5X
+T5X = "t5x:"  # prefix of the folder of a T5X checkpoint
+_HUB = "hf://"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def load_model(
     revision: str | None = None,
     *,
     local_files_only: bool = False,
-    placement: Placement = None,
+    sharding: Shardings = None,
 ) -> Model:
     """Loads a T5 (1.0, 1.1, LM-adapted, Flan), mT5, GPT-2 or BART.
 
@@ -54,7 +55,7 @@ def load_model(
         layers (`prompt_jax.models.quantized`) and bfloat16 for all else, the activations included.
       revision: a branch, tag or commit on the hub.
       local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
-      placement: where parameters go: None for the default device, a sharding for all, or a function from a row of
+      sharding: where parameters go: None for the default device, a sharding for all, or a function from a row of
         the family's table to its sharding, e.g. `prompt_jax.distributed.sharding.of_parameters(mesh)`.
 
     Raises:
@@ -73,6 +74,7 @@ def load_model(
             config, tensors = open_t5x(folder)
             hf = t5_configuration()
         else:
+            name_or_path, revision = _parse_hub_name(name_or_path, revision)
             folder, revision = _locate(name_or_path, revision, local_files_only)
             raw, source = read_config(folder), str(folder / "config.json")
             hf = auto_config(raw, source)
@@ -80,7 +82,7 @@ def load_model(
             config = model_config(raw, tensors, source)
             generation, special = read_generation(folder, config.vocab_size, not family(config).causal)
             config = dataclasses.replace(config, generation=generation)
-        params, samples = assemble(family(config).parameters(config), tensors, dtype, placement, source=str(folder))
+        params, samples = assemble(family(config).parameters(config), tensors, dtype, sharding, source=str(folder))
     # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
     identity = fingerprint(config, samples)
     config = dataclasses.replace(config, **special)
@@ -98,6 +100,16 @@ def load_model(
 
 # --------------------------------------------------------------------------------------------------------------
 # The folder
+
+
+def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
+    """Return the name and the revision of `hf://NAME[@REVISION]`, and anything else unchanged."""
+    if not str(name_or_path).startswith(_HUB):
+        return name_or_path, revision
+    name, _, own_revision = str(name_or_path).removeprefix(_HUB).partition("@")
+    if own_revision and revision is not None and own_revision != revision:
+        raise CheckpointError(f"{name_or_path}: the revision is {revision!r} too; name only one")
+    return name, own_revision or revision
 
 
 def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prompt_jax.checkpoints.files import TensorInFile, Tensors, brief, open_safetensors, open_torch, read_json
+from prompt_jax.checkpoints.files import TensorInFile, Tensors, one_line, open_safetensors, open_torch, read_json
 from prompt_jax.checkpoints.fingerprint import Samples, sample
 from prompt_jax.checkpoints.flax_msgpack import open_flax
 from prompt_jax.errors import CheckpointError
@@ -23,7 +23,7 @@ from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.quantized import Quantized, quantize
 
 # Where leaves go: the default device, one sharding for all, or one for each row of the table.
-Placement = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
+Shardings = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # With "int8" it is that of what is not quantized.
@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path) -> Iterator[Tensors]:
 
 
 def assemble(
-    table: list[Parameter], tensors: Tensors, dtype: str, placement: Placement = None, source: str = "checkpoint"
+    table: list[Parameter], tensors: Tensors, dtype: str, sharding: Shardings = None, source: str = "checkpoint"
 ) -> tuple[dict[str, Any], Samples]:
     """Reads the parameters of the table.
 
@@ -100,7 +100,7 @@ def assemble(
       table: `parameters(config)`.
       tensors: the checkpoint; nothing may be missing or left over.
       dtype: of the result, as for `load_model`.
-      placement: where each leaf goes; None is the default device.
+      sharding: where each leaf goes; None is the default device.
       source: named in errors.
 
     Returns:
@@ -114,20 +114,20 @@ def assemble(
     for parameter in table:
         for index, name in enumerate(_names(parameter)):
             samples[f"{parameter.path}[{index}]"] = sample(_ours(parameter, tensors[name].read()))
-    leaves = {parameter.path: _placed(parameter, tensors, dtype, placement) for parameter in table}
+    leaves = {parameter.path: _placed(parameter, tensors, dtype, sharding) for parameter in table}
     return _nested(leaves), samples
 
 
-def abstract(table: list[Parameter], dtype: str, placement: Placement = None) -> dict[str, Any]:
+def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> dict[str, Any]:
     """What `assemble` would give, as shapes with dtypes and shardings: enough to compile for, without any weights.
 
     Arguments as for `assemble`.
     """
 
     def leaf(parameter: Parameter) -> Any:
-        sharding = _sharding(parameter, placement)
+        own = _sharding(parameter, sharding)
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_fitting(sharding, part.shape)),
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_fitting(own, part.shape)),
             _shape(parameter, dtype),
         )
 
@@ -155,7 +155,7 @@ def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: s
 
 def _listing(lines: list[str]) -> str:
     rest = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n".join(f"  {brief(line)}" for line in lines[:_LISTED] + rest)
+    return "\n".join(f"  {one_line(line)}" for line in lines[:_LISTED] + rest)
 
 
 def _names(parameter: Parameter) -> list[str]:
@@ -206,9 +206,9 @@ def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized
     return Quantized(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
 
 
-def _placed(parameter: Parameter, tensors: Tensors, dtype: str, placement: Placement) -> jax.Array | Quantized:
+def _placed(parameter: Parameter, tensors: Tensors, dtype: str, shardings: Shardings) -> jax.Array | Quantized:
     """A leaf on the devices; each process reads the parts of its own."""
-    shape, sharding = _shape(parameter, dtype), _sharding(parameter, placement)
+    shape, sharding = _shape(parameter, dtype), _sharding(parameter, shardings)
     index: Any
     if sharding is None:
         return jax.device_put(_part(parameter, tensors, dtype, (slice(None),) * len(_leaf_shape(parameter))))
@@ -258,8 +258,8 @@ def _stacked(count: int, layers: Iterator[Any]) -> Any:
     return stacked
 
 
-def _sharding(parameter: Parameter, placement: Placement) -> jax.sharding.Sharding | None:
-    return placement(parameter) if callable(placement) else placement
+def _sharding(parameter: Parameter, sharding: Shardings) -> jax.sharding.Sharding | None:
+    return sharding(parameter) if callable(sharding) else sharding
 
 
 def _fitting(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:

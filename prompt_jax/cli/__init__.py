@@ -19,7 +19,7 @@ from prompt_jax.cli.common import print_error
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.terminal import escape_control_characters
-from prompt_jax.storage.paths import as_path
+from prompt_jax.storage.paths import parse_path
 
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
@@ -93,7 +93,7 @@ def parse(verb: str, rest: list[str]) -> Any:
         named = bool(rest) and not rest[0].startswith("-")
         if not named and not {"-h", "--help"} & set(rest):
             raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
-        path = as_path(rest[0]) if named else Path("CONFIG")
+        path = parse_path(rest[0]) if named else Path("CONFIG")
         experiment, rest = train.choose_method(
             experiments.load_experiment(path) if named else Experiment(), rest[1:] if named else rest
         )
@@ -112,7 +112,7 @@ def _with_buckets() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="PATH",
-            instance_from_str=lambda words: as_path(words[0]),
+            instance_from_str=lambda words: parse_path(words[0]),
             is_instance=lambda value: isinstance(value, Path),
             str_from_instance=lambda value: [str(value)],
         )

@@ -46,8 +46,8 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
     if metadata.base is None:
         raise UserError(f"{path} does not say which base it was trained on; name it with --model")
     name, revision = metadata.base.name, metadata.base.revision
-    hub_name = len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
-    if name != "demo" and (not hub_name or Path(name).exists()):
+    is_hub_id = len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
+    if name != "demo" and (not is_hub_id or Path(name).exists()):
         raise UserError(
             f"{path} was trained on {name}, which is no name on the hub; if you trust it, say --model {name}"
         )

@@ -41,7 +41,7 @@ class Import:
 
     source: tyro.conf.Positional[Path]
     """A folder with an adapter of PEFT or with adapters member_0, member_1, ..., or any prompt file; also on the Hub,
-    as hub:USER/NAME, hub:USER/NAME/FOLDER or either with @REVISION."""
+    as hf://USER/NAME[@REVISION][/PATH]."""
     dest: tyro.conf.Positional[Path]
     """The .npz to write."""
     model: str | None = None

@@ -22,7 +22,7 @@ class Push:
     file: tyro.conf.Positional[Path]
     """A prompt file."""
     dest: tyro.conf.Positional[str]
-    """hub:USER/NAME, hub:USER/NAME/FOLDER or either with @BRANCH; the repository is made if there is none."""
+    """hf://USER/NAME[@BRANCH][/FOLDER]. The repository is created if it does not exist."""
     private: bool = False
     """Make a repository that nobody else sees."""
     message: str | None = None

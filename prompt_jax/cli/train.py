@@ -67,7 +67,7 @@ def run(args: Train) -> int:
     from prompt_jax.training.run_folder import run_lock
     from prompt_jax.training.summary import finish
 
-    with processes.others_may_be_lost(), run_lock(args.experiment) as lock:
+    with processes.exit_if_process_lost(), run_lock(args.experiment) as lock:
         setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)
         if text := finish(args.experiment, setup, progress, lock):
             show(text)

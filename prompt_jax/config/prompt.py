@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-Placement = Literal["before", "after"]
+PromptPlacement = Literal["before", "after"]
 Site = Literal["encoder_self", "decoder_self", "decoder_cross"]
 Initialization = Literal["uniform", "normal", "zero", "vocab", "labels", "text", "file"]

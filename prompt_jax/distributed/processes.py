@@ -82,14 +82,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def all_agree(mine: bool) -> bool:
+def all_processes(mine: bool) -> bool:
     """Whether it is so in every process."""
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.process_allgather(mine).all())
 
 
-def in_first(action: Callable[[], object]) -> None:
+def on_first_process(action: Callable[[], object]) -> None:
     """Run an action in the first process. If it fails there, all processes raise an error.
 
     Raises:
@@ -101,7 +101,7 @@ def in_first(action: Callable[[], object]) -> None:
             action()
         except (UserError, OSError) as error:
             failure = error
-    if not all_agree(failure is None):
+    if not all_processes(failure is None):
         raise failure or DistributedError("process 0 could not begin; its output says why")
 
 
@@ -138,7 +138,7 @@ class Preemption:
 
 
 @contextlib.contextmanager
-def others_may_be_lost() -> Iterator[None]:
+def exit_if_process_lost() -> Iterator[None]:
     """Exit at once, in a distributed run, after an error that only this process has.
 
     These errors are that another process is gone (the exit status is ProcessLost's) and that this process could not
@@ -155,17 +155,19 @@ def others_may_be_lost() -> Iterator[None]:
         status = getattr(error, "exit_status", 1)
         if _is_of_a_lost_process(cause):
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            leave(ProcessLost.exit_status, f"another process was lost ({reason}); run the same command again to resume")
+            exit_now(
+                ProcessLost.exit_status, f"another process was lost ({reason}); run the same command again to resume"
+            )
         elif isinstance(error, SaveError | LockLost):
-            leave(status, str(error))
+            exit_now(status, str(error))
         else:
-            ending = threading.Timer(_END_SECONDS, leave, [status])
+            ending = threading.Timer(_END_SECONDS, exit_now, [status])
             ending.daemon = True
             ending.start()
             raise
 
 
-def leave(status: int, message: str = "") -> None:
+def exit_now(status: int, message: str = "") -> None:
     """Exit at once, after a last message, without waiting for threads or other processes."""
     if message:
         print(f"prompt-jax: {message}", file=sys.stderr)

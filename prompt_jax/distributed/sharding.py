@@ -1,8 +1,8 @@
 """Where arrays are: the mesh of devices, and which of their axes are divided over it.
 
 A mesh has the axes `ensemble`, `data` and `model`; a run on a single device has none, and None stands for it
-everywhere. Arrays may be spread over the devices of several processes: `place` and `fetch` are how they get there and
-back, and every process calls them in the same order.
+everywhere. Arrays may span the devices of several processes. `to_devices` and `to_host` transfer them; every
+process must call both in the same order.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def named_sharding(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
 
 
 def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
-    """Where each parameter of a base goes: the `placement` of `load_model`; None without a mesh.
+    """Where each parameter of a base goes: the `sharding` of `load_model`; None without a mesh.
 
     A vocabulary that cannot be divided (GPT-2's 50,257 words) is whole on each device.
 
@@ -122,7 +122,7 @@ def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter]
     return sharding
 
 
-def place(tree: Any, sharding: NamedSharding | None = None) -> Any:
+def to_devices(tree: Any, sharding: NamedSharding | None = None) -> Any:
     """Host arrays on the devices: each process makes the parts that its own devices have.
 
     Args:
@@ -141,7 +141,7 @@ def place(tree: Any, sharding: NamedSharding | None = None) -> Any:
     return jax.tree.map(one, tree)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """The arrays on the host, whole, whichever processes' devices have them."""
     mesh = next((m for leaf in jax.tree.leaves(tree) if not _addressable(leaf) and (m := mesh_of(leaf))), None)
     if mesh is not None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.distributed.sharding import fetch
+from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
@@ -127,7 +127,7 @@ def prompt_of_file(options: "PromptTuning | PrefixTuning", model: Model) -> Prom
 
 def _rows(embedding: Float[Array, "V D"], rows: Sequence[int] | Array) -> Float[Array, "N D"]:
     """Return rows of a table, which may be sharded, on the default device."""
-    return jnp.asarray(fetch(embedding[jnp.asarray(rows)])).astype(jnp.float32)
+    return jnp.asarray(to_host(embedding[jnp.asarray(rows)])).astype(jnp.float32)
 
 
 def _filled(

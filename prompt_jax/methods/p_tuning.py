@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prompt_jax.config.constraints import BELOW_ONE, POSITIVE
-from prompt_jax.config.prompt import Placement
+from prompt_jax.config.prompt import PromptPlacement
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods.method import Method, Trainable
 
@@ -28,7 +28,7 @@ class PTuning(Method):
 
     length: Annotated[int, POSITIVE] = 20
     """Number of virtual tokens."""
-    placement: Placement = "before"
+    placement: PromptPlacement = "before"
     """Put the virtual tokens before the input or after it."""
     encoder: Literal["lstm", "mlp"] = "lstm"
     """A bidirectional LSTM with an MLP on top, as in the paper, or an MLP only."""

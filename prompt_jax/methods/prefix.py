@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prompt_jax.config.constraints import BELOW_ONE, DISTINCT, INTERVAL, NOT_NEGATIVE, POSITIVE
-from prompt_jax.config.prompt import Placement, Site
+from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods.method import Method, Trainable
 from prompt_jax.methods.soft_prompt import check_init
@@ -28,7 +28,7 @@ class PrefixTuning(Method):
     """Number of keys and values in each layer."""
     sites: Annotated[tuple[Site, ...], DISTINCT] = ()
     """Attention sites with a prefix; empty means all that the model has."""
-    placement: Placement = "before"
+    placement: PromptPlacement = "before"
     """Put the prefix before the input, or after it: the infix of a causal model, between source and target."""
     init: Literal["uniform", "normal", "zero", "text", "file"] = "normal"
     """Initialization: `uniform` or `normal` noise, `zero`, `text` (the activations of a text), `file` (another prefix).
@@ -159,7 +159,7 @@ class PrefixTuning(Method):
         import jax.numpy as jnp
         import numpy as np
 
-        from prompt_jax.distributed.sharding import fetch
+        from prompt_jax.distributed.sharding import to_host
         from prompt_jax.methods.initializers import word_ids
         from prompt_jax.models import family
 
@@ -173,7 +173,7 @@ class PrefixTuning(Method):
         compute = jax.jit(family(model.config).activations, static_argnums=1)
         return {
             site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
-            for site, pair in fetch(compute(model.params, model.config, batch)).items()
+            for site, pair in to_host(compute(model.params, model.config, batch)).items()
         }
 
     def _random(self, key: "PRNGKeyArray", shape: tuple[int, ...]) -> "Array":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from prompt_jax.config.constraints import INTERVAL, NOT_BLANK, NOT_NEGATIVE, POSITIVE
-from prompt_jax.config.prompt import Initialization, Placement
+from prompt_jax.config.prompt import Initialization, PromptPlacement
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods.method import Method, Trainable, check_option
 from prompt_jax.task_format import without_sentinel
@@ -29,7 +29,7 @@ class PromptTuning(Method):
 
     length: Annotated[int, POSITIVE] = 100
     """Number of virtual tokens."""
-    placement: Placement = "before"
+    placement: PromptPlacement = "before"
     """Put the virtual tokens before the input, as in the paper, or after it."""
     init: Initialization = "labels"
     """Initialization: `uniform` or `normal` noise, `zero`, `vocab` (embeddings sampled from the most frequent tokens),

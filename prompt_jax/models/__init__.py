@@ -1,14 +1,21 @@
-"""Frozen language models as pure functions of their parameters.
+"""Frozen language models as pure functions of their parameters. Start reading here.
 
-These letters name the axes of shapes everywhere in the project:
+These letters name the axes of arrays in the whole project:
 
-    B batch        S source tokens   T target (or any) tokens   P prompt length
-    L layers       D model width     H heads                    G key-value heads   K head width
-    F feed-forward V vocabulary      E ensemble members         C label classes
+    B batch               S source tokens     T target (or any) tokens   P prompt length
+    L layers              D model width       H heads                    G key-value heads   K head width
+    F feed-forward width  V vocabulary        E ensemble members         C label classes
     N prompts in a stack, or new tokens
 
-A family of models is one file and one line in `FAMILIES`. The file has the family's configuration, how Hugging Face
-writes it, its table of parameters, and its layer. `decoder_only` and `encoder_decoder` make the rest.
+`forward` computes logits from frozen parameters, a batch and a `Prompt` (prompt.py). A prefix enters attention in
+`PastKeyValues.key_values` (inputs.py): it yields one layer's prefix as additional keys and values, and `attend`
+(attention.py) attends to them and to the text's with one softmax.
+
+To add a model family:
+  1. Write one file like gpt2.py or t5.py: the config, Hugging Face's names for it (`HUGGING_FACE`), the table of
+     parameters, and the layer, written once. `DecoderOnlyModule` (decoder_only.py) and `EncoderDecoderModule`
+     (encoder_decoder.py) list what the file provides. tests/toy_family.py is a minimal example.
+  2. Add one line to `FAMILIES` below.
 """
 
 from functools import partial
@@ -24,7 +31,7 @@ from prompt_jax.models.decoder_only import DecoderOnly
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
-Config = Any  # an instance of one of the classes in FAMILIES
+Config = Any  # an instance of a class in FAMILIES
 Family = DecoderOnly | EncoderDecoder
 
 FAMILIES: dict[type, Family] = {
@@ -35,11 +42,11 @@ FAMILIES: dict[type, Family] = {
 
 
 class ContextError(UserError, ValueError):
-    """A text that is longer, with its prompt, than the model has positions; the message gives both numbers."""
+    """A text and its prompt need more positions than the model has."""
 
 
 def family(config: Any) -> Family:
-    """Return the functions that compute models of this configuration."""
+    """Return the family of a model's config."""
     return FAMILIES[type(config)]
 
 
@@ -51,29 +58,32 @@ def forward(
     *,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T V"]:
-    """Logits of the target's real positions, float32, with the prompt added to the frozen base.
+    """Return the logits of the target's positions, float32, with the prompt added to the frozen base.
+
+    Logits at padded positions are meaningless.
 
     Args:
       params: a model's `.params`.
       config: its `.config`.
-      batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool, padded on any side; `decoder_inputs` [B, T] int32
-        (start token first, `config.start_id`) and, if these are not padded on the right alone, `decoder_mask` [B, T].
-        A causal model reads both as one text, and the inputs alone where there are no `decoder_inputs`: then the
-        logits are those of all the inputs. With a stacked prompt `prompt_ids` [B] int32: the number of each row's
-        prompt, -1 for none.
-      prompt: a Prompt; a stacked one (`prompt_jax.stack_prompts`) if rows have prompts of their own; None is the
-        base model. A row gives what it gives alone with its prompt.
-      key: turns dropout on.
+      batch: a dict of arrays:
+        `inputs` [B, S] int32 and `inputs_mask` [B, S] bool, padded on any side.
+        `decoder_inputs` [B, T] int32, which start with `config.start_id`. A causal model appends them to the inputs.
+          Without them, it returns the logits of the inputs.
+        `decoder_mask` [B, T] bool, only needed if the decoder inputs are not padded on the right.
+        `prompt_ids` [B] int32, only with a stacked prompt: the index of each row's prompt, or -1 for none.
+      prompt: None for the base model. A stacked prompt (`prompt_jax.stack_prompts`) gives each row its prompt. A row's
+        logits do not depend on other rows.
+      key: enables dropout.
 
     Raises:
-      PromptStackError: a stacked prompt without `prompt_ids` or the other way round, or an id that is no prompt's.
-        Inside a transformation the ids' values are not known; then the logits of such a row are NaN.
-      PromptPartError: a prompt with a part that the model has no place for.
-      ContextError: more than the model has positions for, as far as masks are known.
+      PromptStackError: a stacked prompt without `prompt_ids`, `prompt_ids` without a stacked prompt, or an id out of
+        range. Under `jit`, where ids have no values, a row with such an id has NaN logits.
+      PromptPartError: the model does not support a part of the prompt.
+      ContextError: text and prompt need more positions than the model has. Under `jit`, padding counts as text.
     """
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
     target = batch.get("decoder_inputs")
-    check_context(config, prompt, longest(batch["inputs_mask"]), 0 if target is None else target.shape[1])
+    check_context(config, prompt, longest_row(batch["inputs_mask"]), 0 if target is None else target.shape[1])
     return _forward(params, config, batch, prompt, key)
 
 
@@ -85,19 +95,19 @@ def _forward(
 
 
 def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> None:
-    """Raises ContextError unless source and target of so many tokens have positions, with the prompt."""
-    if not hasattr(config, "positions"):  # they are relative
+    """Raise ContextError if a prompt, `source` tokens and `target` tokens need more positions than the model has."""
+    if not hasattr(config, "positions"):  # relative positions have no limit
         return
-    for what, needed in family(config).positions_needed(prompt, source, target).items():
+    for name, needed in family(config).positions_needed(prompt, source, target).items():
         if needed > config.positions:
             raise ContextError(
-                f"{what} together have {needed} tokens, and the model has {config.positions} positions: shorten the "
+                f"{name} together have {needed} tokens, and the model has {config.positions} positions: shorten the "
                 "text (data.input_length, data.target_length) or the prompt (prompt.length)"
             )
 
 
-def longest(mask: Any) -> int:
-    """The most real tokens of a row; what the mask has room for, where it is not known."""
+def longest_row(mask: Any) -> int:
+    """Return the largest number of real tokens in a row; under `jit`, the padded length."""
     if isinstance(mask, jax.core.Tracer):
         return mask.shape[1]
     return int(np.asarray(jax.device_get(mask)).sum(axis=1).max(initial=0))

@@ -1,4 +1,8 @@
-"""Attention and dropout, shared by all model families. Shapes: see `prompt_jax.models`."""
+"""Attention and dropout of all model families. `prompt_jax.models` explains the shape letters.
+
+`attend` takes any number of `KeyValues`: those of the text, and those of a prefix (`PastKeyValues.key_values` in
+inputs.py makes them).
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,13 +14,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
-# Added to the score of a masked key. Large enough that its weight is exactly zero, and finite, so that a row without
-# any key (padding that fills a batch) gives numbers and not NaN.
+# Added to the score of a masked key. It is large enough for a weight of exactly zero. It is finite, so that a row with
+# no key at all (a row that only fills up a batch) gives finite values and not NaN.
 MASKED = -1e9
 
 
 class KeyValues(NamedTuple):
-    """Some of the keys and values that queries attend to."""
+    """A block of keys and values that queries attend to, such as the text's or a prefix's."""
 
     k: Float[Array, "..."]  # [S, G, K] for the whole batch, or [B, S, G, K]
     v: Float[Array, "..."]  # as k
@@ -25,7 +29,7 @@ class KeyValues(NamedTuple):
 
 
 Scores = Float[Array, "B H T _"]
-WeightedSum = Callable[[Float[Array, "B H T _"]], Float[Array, "B H T _"]]  # of values, from attention weights
+WeightedSum = Callable[[Float[Array, "B H T _"]], Float[Array, "B H T _"]]  # attention weights -> sum of values
 
 
 def attend(
@@ -34,12 +38,12 @@ def attend(
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Return softmax(q k + bias) v, with one softmax over all keys.
+    """Return softmax(q k + bias) v, with one softmax over the keys of all blocks.
 
     Args:
-      q: queries, already scaled. Query head h attends to key-value head h // (H / G).
-      key_values: the keys and values.
-      dropout_rate: of the attention weights, if a key is given.
+      q: scaled queries. Query head h attends to key-value head h // (H / G).
+      key_values: blocks of keys and values.
+      dropout_rate: dropout on the attention weights, applied only with a key.
     """
     scores = [attention_scores(q, each) for each in key_values]
     sums = [functools.partial(_weighted_sum, each) for each in key_values]
@@ -48,7 +52,7 @@ def attend(
 
 
 def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues) -> Scores:
-    """Return the scores of one block of keys, float32, bias included."""
+    """Return the scores of one block of keys, float32, including its bias."""
     rows = "b" if key_values.k.ndim == 4 else ""
     axes = f"{rows}gsk" if key_values.heads_first else f"{rows}sgk"
     groups = key_values.k.shape[-3 if key_values.heads_first else -2]
@@ -76,15 +80,15 @@ def weighted_sums(
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> list[Float[Array, "B T H _"]]:
-    """Return one weighted sum of values for each block of scores; the weights are one softmax over all scores.
+    """Return a weighted sum of values for each block, with one softmax over the scores of all blocks.
+
+    The softmax's denominator divides the sums, not the weights. Then the backward pass keeps one array [B, H, T, S]
+    instead of two; these are the largest arrays of the model.
 
     Args:
-      scores: of each block of keys.
-      sums: how each block's values are summed, given the weights.
-      dropout_rate: of the weights, if a key is given.
-
-    The sums are divided by the softmax's denominator, and not the weights. So only one of the two largest arrays of
-    the model, [B, H, T, S], is kept for the backward pass.
+      scores: one array for each block of keys.
+      sums: for each block, the function from weights to the sum of its values.
+      dropout_rate: dropout on the weights, applied only with a key.
     """
     largest = functools.reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - jax.lax.stop_gradient(largest)) for score in scores]
@@ -92,14 +96,14 @@ def weighted_sums(
 
     results = []
     for number, (weight, weighted_sum) in enumerate(zip(weights, sums, strict=True)):
-        kept = keep_mask(weight.shape, dropout_rate, None if key is None else jax.random.fold_in(key, number))
+        mask = dropout_mask(weight.shape, dropout_rate, None if key is None else jax.random.fold_in(key, number))
 
-        # Recomputed in the backward pass from weights and mask, which are kept anyway.
+        # The backward pass keeps weights and mask anyway and recomputes the rest from them.
         @jax.checkpoint
-        def contract(weight, kept, weighted_sum=weighted_sum):
-            return weighted_sum(drop(weight, kept, dropout_rate))
+        def contract(weight, mask, weighted_sum=weighted_sum):
+            return weighted_sum(apply_dropout_mask(weight, mask, dropout_rate))
 
-        results.append((contract(weight, kept) / total).swapaxes(1, 2))
+        results.append((contract(weight, mask) / total).swapaxes(1, 2))
     return results
 
 
@@ -114,13 +118,13 @@ def attend_projected(
     dropout_rate: float,
     key: PRNGKeyArray | None,
 ) -> Float[Array, "B T H K"]:
-    """Return attention over the keys and values that x is projected to, and over more of them.
+    """Return attention over the projections of x, keys x W_k and values x W_v, and over the blocks `key_values`.
 
-    The projections move to the side of the queries: (q W_k) x instead of q (x W_k). If there are fewer queries than a
-    head is wide, as for labels, this takes fewer operations, and keeps no keys and values for the backward pass.
+    It computes (q W_k) x instead of q (x W_k). With fewer queries than a head is wide (short targets such as labels),
+    this needs fewer operations, and the backward pass keeps no keys and values.
     """
-    moved = weighted_einsum("bthk,dhk->bthd", q, w_k)
-    scores = jnp.einsum("bthd,bsd->bhts", moved, x, preferred_element_type=jnp.float32) + bias
+    projected = weighted_einsum("bthk,dhk->bthd", q, w_k)
+    scores = jnp.einsum("bthd,bsd->bhts", projected, x, preferred_element_type=jnp.float32) + bias
 
     def weighted_sum(weights: Scores) -> Float[Array, "B H T D"]:
         return jnp.einsum("bhts,bsd->bhtd", weights.astype(x.dtype), x)
@@ -133,24 +137,24 @@ def attend_projected(
 
 
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
-    """Return the bias that hides keys whose mask is false."""
+    """Return the attention bias that hides keys where the mask is false."""
     return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
-    """Zero each element with probability `rate` and scale up the others; without a key, return x.
+    """Zero each element with probability `rate` and scale the others by 1 / (1 - rate); without a key, return x.
 
-    `jax.random.bernoulli` draws the mask for the shape of x. So with one key, a row that is padded to another length
-    (another length bucket, or an ensemble member beside longer ones) has another mask.
+    `jax.random.bernoulli` draws the mask for the shape of x. With the same key, a row that is padded to another length
+    (in another length bucket, or next to longer ensemble members) gets another mask.
     """
-    return drop(x, keep_mask(x.shape, rate, key), rate)
+    return apply_dropout_mask(x, dropout_mask(x.shape, rate, key), rate)
 
 
-def keep_mask(shape: tuple[int, ...], rate: float, key: PRNGKeyArray | None) -> Bool[Array, "..."] | None:
-    """Return a mask that is true with probability 1 - rate; None if nothing is dropped."""
+def dropout_mask(shape: tuple[int, ...], rate: float, key: PRNGKeyArray | None) -> Bool[Array, "..."] | None:
+    """Return a mask that is true with probability 1 - rate, or None if there is no dropout."""
     return None if key is None or rate == 0.0 else jax.random.bernoulli(key, 1.0 - rate, shape)
 
 
-def drop(x: Array, kept: Bool[Array, "..."] | None, rate: float) -> Array:
-    """Zero the elements whose mask is false and scale up the others."""
-    return x if kept is None else jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+def apply_dropout_mask(x: Array, mask: Bool[Array, "..."] | None, rate: float) -> Array:
+    """Zero elements where the mask is false and scale the others by 1 / (1 - rate)."""
+    return x if mask is None else jnp.where(mask, x / (1.0 - rate), 0.0).astype(x.dtype)

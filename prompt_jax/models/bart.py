@@ -1,7 +1,7 @@
-"""BART (Lewis et al. 2020), base and large. See `prompt_jax.models.encoder_decoder` for all that is not here.
+"""BART (Lewis et al. 2020), base and large. `prompt_jax.models.encoder_decoder` has the rest of the model.
 
-Positions are learned; each sublayer is normalized after its residual connection. Transformers computes the same numbers
-on inputs that are padded on the right.
+Positions are learned, and a layer norm follows each residual connection. Results equal Transformers' for inputs padded
+on the right.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from prompt_jax.models.parameter import Parameter, layer_norm_parameters
 NAME = "BART"
 ENCODER_KEYS, DECODER_KEYS = 4, 6
 EPSILON = 1e-5
-FIRST_POSITION = 2  # the table's row for position 0; rows before it are unused
+FIRST_POSITION = 2  # the table's row for position 0; earlier rows are unused
 HUGGING_FACE = HuggingFace(
     model_type="bart",
     architecture="BartForConditionalGeneration",
@@ -49,22 +49,22 @@ HUGGING_FACE = HuggingFace(
         "add_final_layer_norm": (False,),
     },
     multiples=(("d_model", "encoder_attention_heads"), ("d_model", "decoder_attention_heads")),
-    read=lambda values, tied: {"bos_id": values.token("bos_token_id")},
+    read=lambda values, tied: {"bos_id": values.token_id("bos_token_id")},
     write=lambda config: {"bos_token_id": config.bos_id, "decoder_start_token_id": config.start_id},
     prefix="model.",
     unused=r"(en|de)coder\.version",  # in older checkpoints
     copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")},
-    # Files of the model without a language modeling head, such as bart-base's, lack it; Transformers has zeros then.
+    # Missing in checkpoints without a language modeling head, such as bart-base; Transformers then uses zeros.
     optional=lambda config: {"final_logits_bias": (1, config.vocab_size)},
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class BartConfig:
-    """The architecture, and how to compute it (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
 
     vocab_size: int
-    positions: int  # the longest input, and the longest output
+    positions: int  # maximum length of the input, and of the output
     d_model: int
     encoder_layers: int
     encoder_heads: int
@@ -73,12 +73,12 @@ class BartConfig:
     decoder_heads: int
     decoder_d_ff: int
     activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    scale_embedding: bool = False  # times d_model ** 0.5
+    scale_embedding: bool = False  # multiplies embeddings by d_model ** 0.5
     pad_id: int = 1
     eos_id: int = 2
     start_id: int = 2  # the decoder's first input
-    bos_id: int = 0  # <s>, with which every text begins, the target included
-    dropout_rate: float = 0.1  # used only if a key is given
+    bos_id: int = 0  # <s>, which begins every input and target
+    dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     generation: GenerationSettings = GenerationSettings()
 
@@ -89,7 +89,7 @@ def shape(config: BartConfig, side: str) -> tuple[int, int, int]:
 
 
 def parameters(config: BartConfig) -> list[Parameter]:
-    """Return every parameter of a model."""
+    """Return the table of parameters."""
     d, v = config.d_model, config.vocab_size
     table = [
         Parameter("embedding", "shared.weight", (v, d), ("vocab", "embed")),
@@ -132,7 +132,7 @@ def embed(params: Params, ids: Int[Array, "B T"], config: BartConfig) -> Float[A
     return x * jnp.asarray(config.d_model**0.5, x.dtype) if config.scale_embedding else x
 
 
-def begin(
+def add_positions(
     side: Params, x: Float[Array, "B T D"], positions: Int[Array, "#B #T"], config: BartConfig, key: Any
 ) -> Float[Array, "B T D"]:
     x = layer_norm(x + side["positions"][positions + FIRST_POSITION], side["embed_norm"], EPSILON)
@@ -159,7 +159,7 @@ def decoder_layer(
     return _mlp(x, weights["mlp"], config, keys[4:]), kept
 
 
-def end(side: Params, x: Float[Array, "B T D"], config: BartConfig, key: Any) -> Float[Array, "B T D"]:
+def final_norm(side: Params, x: Float[Array, "B T D"], config: BartConfig, key: Any) -> Float[Array, "B T D"]:
     return x
 
 
@@ -168,7 +168,7 @@ def logits(params: Params, x: Float[Array, "B T D"], config: BartConfig) -> Floa
     return out + params["logits_bias"].astype(jnp.float32)[None, None]
 
 
-def cross_keys(encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
+def cross_key_values(encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
     k, v = (project_heads(encoded, weights[name]) + weights[f"{name}_bias"][None, None] for name in "kv")
     return k, v
 
@@ -182,7 +182,7 @@ def attend_encoded(
     config: BartConfig,
     key: Any,
 ) -> Float[Array, "B T H K"]:
-    source = KeyValues(*cross_keys(encoded, weights), bias)
+    source = KeyValues(*cross_key_values(encoded, weights), bias)
     return attend(q, source, *prefix, dropout_rate=config.dropout_rate, key=key)
 
 
@@ -192,12 +192,12 @@ def _query(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T H K"]
 
 
 def _self_attention(x: Float[Array, "B T D"], weights: Params, attend: Any, config: BartConfig, keys: Any) -> Any:
-    mixed, kept = attend(_query(x, weights), *cross_keys(x, weights), keys[0])
+    mixed, kept = attend(_query(x, weights), *cross_key_values(x, weights), keys[0])
     return _attention_output(x, mixed, weights, config, keys[1]), kept
 
 
 def _attention_output(x: Array, mixed: Float[Array, "B T H K"], weights: Params, config: BartConfig, key: Any) -> Array:
-    return _add(x, merge_heads(mixed, weights["o"]) + weights["o_bias"][None, None], weights, config, key)
+    return _add_and_norm(x, merge_heads(mixed, weights["o"]) + weights["o_bias"][None, None], weights, config, key)
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: Any) -> Float[Array, "B T D"]:
@@ -206,9 +206,11 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: An
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }[config.activation]
-    return _add(x, feed_forward(x, weights, activate, config.dropout_rate, keys[0]), weights, config, keys[1])
+    return _add_and_norm(x, feed_forward(x, weights, activate, config.dropout_rate, keys[0]), weights, config, keys[1])
 
 
-def _add(x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Params, config: BartConfig, key: Any) -> Array:
-    """Return the norm of x plus the output y of a sublayer with its adapter."""
+def _add_and_norm(
+    x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Params, config: BartConfig, key: Any
+) -> Array:
+    """Add the output y of a sublayer, after dropout and adapter, to x, and apply the layer norm."""
     return layer_norm(x + apply_adapter(dropout(y, config.dropout_rate, key), weights), weights["norm"], EPSILON)

@@ -1,18 +1,18 @@
-"""The skeleton of a decoder-only model: all that a family such as GPT-2 or Llama does not need to say itself.
+"""The skeleton of decoder-only models such as GPT-2 and Llama. `prompt_jax.models` explains the shape letters.
 
-A family provides `parameters, embed, begin, layer, logits` (`Family`). The skeleton makes from them the forward pass,
-prefill and decoding, the activations for prefixes, and the conversion of virtual tokens to a prefix. Each layer is
-written once: it receives `attend(q, k, v, key) -> (mixed, kept)`, which attends to these keys and the prefix in teacher
-forcing, and appends to the cache in decoding.
+A family's file provides `parameters`, `embed`, `add_positions`, `layer` and `logits` (see `DecoderOnlyModule`). From
+these, the skeleton builds the forward pass, prefill and decoding, activations for prefixes, and the conversion of
+virtual tokens to a prefix. A layer is written once. It calls `attend(q, k, v, key) -> (mixed, kept)`: in teacher
+forcing this attends to the text and the prefix; in decoding it also appends to the cache.
 
-A text may be split into source and target, as in Li and Liang (2021): `encode` reads the source and keeps its keys and
-values, `decode` reads the start token and the target after it. Together they are the model reading one text, but only
-the target's logits are computed, and batches look like those of encoder-decoders.
+A batch may split a text into source and target, as in Li and Liang (2021). `encode` reads the source and keeps its keys
+and values, and `decode` reads the start token and the target. The result equals reading one text, but only the target's
+logits are computed, and batches look like those of encoder-decoders.
 
-Nothing in a prompt before the text depends on the text. So virtual tokens become the prefix that they amount to
-(`as_prefix`): its keys and values are computed once for the whole batch, and every row attends to the same ones.
+A prompt before the text does not depend on the text. So virtual tokens are converted to the equivalent prefix
+(`as_prefix`), computed once for the whole batch and shared by all rows.
 
-Positions are counted over real tokens, so padding on any side changes nothing. Shapes: see `prompt_jax.models`.
+Positions count real tokens only, so padding on any side changes nothing.
 """
 
 import dataclasses
@@ -27,54 +27,58 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from prompt_jax.models.attention import MASKED, KeyValues, attend
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.inputs import PastKeyValues, gather_positions, prefix_kv, real_first
+from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv
 from prompt_jax.models.layers import Params, apply_adapter, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
 
 Batch = Mapping[str, Any]
-KeysAndValues = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
+KeyValueArrays = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
 
 
-class Family(Protocol):
-    """What a file such as `gpt2.py` provides. `config` has `layers, kv_heads, d_kv, dropout_rate` and `remat`."""
+class DecoderOnlyModule(Protocol):
+    """What a family's file, such as `gpt2.py`, provides.
+
+    `config` has at least the fields `layers`, `kv_heads`, `d_kv`, `dropout_rate`, `remat`, `pad_id`, `eos_id` and
+    `start_id`.
+    """
 
     NAME: str
     HUGGING_FACE: HuggingFace
-    KEYS_PER_LAYER: int
+    KEYS_PER_LAYER: int  # dropout keys that `layer` needs
 
     def parameters(self, config: Any) -> list[Parameter]:
-        """Return every parameter of a model, with its name in a checkpoint."""
+        """Return the table of parameters."""
 
     def embed(self, params: Params, ids: Int[Array, "B T"], config: Any) -> Float[Array, "B T D"]:
-        """Embed tokens, without positions. Virtual tokens stand in this space."""
+        """Embed tokens, without positions. Virtual tokens are vectors in this space."""
 
-    def begin(
+    def add_positions(
         self, params: Params, x: Float[Array, "B T D"], positions: Int[Array, "#B #T"], config: Any, key: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Return the input of the first layer, and what all layers share, such as rotary angles."""
+        """Return the first layer's input, and what all layers share (such as rotary angles, or None)."""
 
     def layer(
         self, x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, config: Any, keys: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Return the layer's output, and `kept` of its call `mixed, kept = attend(q, k, v, key)`. q is scaled."""
+        """Call `mixed, kept = attend(q, k, v, key)` with scaled q, and return the layer's output and `kept`."""
 
     def logits(self, params: Params, x: Float[Array, "B T D"], config: Any) -> Float[Array, "B T V"]:
         """Return the logits, float32."""
 
 
 class Encoded(NamedTuple):
-    """What the target is read after: a prefix, the source, an infix."""
+    """What precedes the target: prefix, source and infix."""
 
     past: tuple[PastKeyValues, ...]
-    position: Int[Array, "#B"]  # of the start token
+    position: Int[Array, "#B"]  # the start token's position
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOnly:
-    """A decoder-only model of a family, as functions of parameters and configuration."""
+    """The functions of a decoder-only family. They take parameters and a config."""
 
-    module: Any  # see Family
+    module: Any  # the family's file, a DecoderOnlyModule
     causal: bool = dataclasses.field(default=True, init=False)
 
     @property
@@ -86,15 +90,18 @@ class DecoderOnly:
         return self.module.HUGGING_FACE
 
     def parameters(self, config: Any) -> list[Parameter]:
-        """Return every parameter of a model."""
+        """Return the table of parameters."""
         return self.module.parameters(config)
 
     def sites(self, config: Any) -> dict[Site, tuple[int, int, int]]:
-        """Return the attention sites that take a prefix, with their layers, key-value heads and head width."""
+        """Return (layers, key-value heads, head width) of each attention site that takes a prefix."""
         return {"decoder_self": (config.layers, config.kv_heads, config.d_kv)}
 
     def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
-        """Return how many positions texts of these lengths take; the start token is one of the target's."""
+        """Return how many positions a prompt, `source` tokens and `target` tokens (with the start token) need.
+
+        The result's keys say what the numbers count, for error messages.
+        """
         slots = sum(part.slots for part in (prompt or Prompt()).parts.values())
         return {"prompt, source and target": source + target + slots}
 
@@ -110,19 +117,10 @@ class DecoderOnly:
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T V"]:
-        """Return the logits of the target's positions, or of all positions if the text is not split.
+        """Return the logits of the target's positions, or of all positions without `decoder_inputs`.
 
-        Args:
-          params: the frozen base.
-          config: its architecture.
-          batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool; `decoder_inputs` [B, T] int32 (the start token,
-            then the target without its last token) and, if these are not padded on the right only, `decoder_mask`
-            [B, T]. Without `decoder_inputs` the inputs are one text, [B, T]. A stacked prompt needs `prompt_ids` [B].
-          prompt: what is added to the base; None is the base model.
-          key: turns dropout on.
-
-        Returns:
-          float32; masked positions have no meaning.
+        Arguments and result as for `prompt_jax.models.forward`. The decoder inputs are the start token and the target
+        without its last token.
         """
         keys = split_key(key, 2)
         if "decoder_inputs" in batch:
@@ -130,7 +128,7 @@ class DecoderOnly:
             return self.decode(params, config, encoded, batch, prompt, key=keys[1])
         before, between = self._prefixes(params, config, batch, prompt, keys[0])
         if between.layers is not None:
-            raise PromptPartError("an infix stands between source and target; give the target as `decoder_inputs`")
+            raise PromptPartError("an infix stands between source and target; pass the target as `decoder_inputs`")
         text = {"decoder_inputs": batch["inputs"], "decoder_mask": batch["inputs_mask"]}
         return self.decode(params, config, Encoded((before,), before.used_slots), text, prompt, key=keys[1])
 
@@ -146,7 +144,7 @@ class DecoderOnly:
         """Read the source after the prompt. Arguments as for `forward`."""
         keys = split_key(key, 2)
         before, between = self._prefixes(params, config, batch, prompt, keys[0])
-        order = real_first(batch["inputs_mask"])
+        order = left_aligned_order(batch["inputs_mask"])
         ids = gather_positions(batch["inputs"], order)
         mask = gather_positions(batch["inputs_mask"], order).astype(bool)
         first = before.used_slots
@@ -166,10 +164,10 @@ class DecoderOnly:
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T V"]:
-        """Read the target after what is encoded, and return its logits. Arguments as for `forward`."""
+        """Read the target after the encoded source, and return its logits. Arguments as for `forward`."""
         ids, order = jnp.asarray(batch["decoder_inputs"]), None
         if batch.get("decoder_mask") is not None:
-            order = real_first(batch["decoder_mask"])
+            order = left_aligned_order(batch["decoder_mask"])
             ids = gather_positions(ids, order)
         positions = encoded.position[:, None] + np.arange(ids.shape[1])[None]
         x = self.module.embed(params, ids, config)
@@ -180,12 +178,10 @@ class DecoderOnly:
 
     def activations(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None = None
-    ) -> dict[Site, KeysAndValues]:
-        """Return the keys and values of a text at each attention site: the prefix that these tokens amount to.
+    ) -> dict[Site, KeyValueArrays]:
+        """Return the keys and values of the inputs at each attention site: a prefix equivalent to these tokens.
 
-        Args:
-          params, config, prompt: as for `forward`.
-          batch: `inputs` and `inputs_mask`. Real positions come first in each row of the result.
+        Arguments as for `forward`. Real positions come first in each row of the result.
         """
         source = self.encode(params, config, batch, prompt).past[1].layers
         assert source is not None
@@ -201,29 +197,34 @@ class DecoderOnly:
         *,
         used: Any = None,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
-        """Run embedded tokens through all layers, each token after those before it and after all of the past.
+    ) -> tuple[Float[Array, "B T D"], KeyValueArrays]:
+        """Run embedded tokens through all layers. A token attends to the past, earlier tokens and itself.
 
-        `used` [B, T] says which tokens others may see.
+        Args:
+          x: embedded tokens.
+          positions: their positions.
+          past: what precedes them, such as a prefix or the source.
+          used: [B, T], false for tokens that none may attend to; None means all are used.
+          key: enables dropout.
 
         Returns:
           the last layer's output, and the tokens' keys and values.
         """
-        places = np.arange(x.shape[1])
-        bias = jnp.asarray(np.where(places[None, :] <= places[:, None], 0.0, MASKED)[None, None], jnp.float32)
+        indices = np.arange(x.shape[1])
+        bias = jnp.asarray(np.where(indices[None, :] <= indices[:, None], 0.0, MASKED)[None, None], jnp.float32)
         if used is not None:
             bias = bias + jnp.where(used, 0.0, MASKED)[:, None, None, :]
         keys = split_key(key, 2)
-        x, shared = self.module.begin(params, x, positions, config, keys[0])
+        x, shared = self.module.add_positions(params, x, positions, config, keys[0])
 
         def layer(x, weights, extra, keys):
-            before = [kv for each, kept in zip(past, extra, strict=True) for kv in each.key_values(kept, x.dtype)]
+            before = [kv for each, one in zip(past, extra, strict=True) for kv in each.key_values(one, x.dtype)]
 
-            def attend_here(q, k, v, key=None):
+            def self_attend(q, k, v, key=None):
                 mixed = attend(q, KeyValues(k, v, bias), *before, dropout_rate=config.dropout_rate, key=key)
                 return mixed, (k, v)
 
-            x, kept = self.module.layer(x, weights, shared, attend_here, config, keys)
+            x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
             return apply_adapter(x, weights), kept
 
         extra = tuple(each.layers for each in past)
@@ -234,15 +235,15 @@ class DecoderOnly:
     # Prompts
 
     def as_prefix(self, params: Params, config: Any, prompt: Prompt, *, key: PRNGKeyArray | None = None) -> Prompt:
-        """Return the same prompt with the keys and values of its virtual tokens in their place; logits are equal.
+        """Replace virtual tokens by their keys and values; the logits are equal.
 
         Args:
-          params, config: the frozen base, which the result depends on.
-          prompt: a single or a stacked one.
-          key: turns dropout on.
+          params, config: the frozen base, on which the result depends.
+          prompt: a single or stacked prompt.
+          key: enables dropout.
 
         Raises:
-          PromptPartError: virtual tokens after the input, which depend on it.
+          PromptPartError: virtual tokens after the input, whose keys and values depend on the input.
         """
         check_parts(prompt, ("encoder_tokens", "decoder_self"), self.name)
         tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
@@ -254,10 +255,10 @@ class DecoderOnly:
             return prompt
         if tokens.placement == "after":
             raise PromptPartError(
-                f"virtual tokens after the input depend on it, and {self.name} has no place for them; use an infix"
+                f"virtual tokens after the input depend on it, and {self.name} does not support them; use an infix"
             )
         if prefix is not None and prefix.placement == "after":
-            raise PromptPartError("virtual tokens go together with a prefix before them, and not with an infix")
+            raise PromptPartError("virtual tokens can be combined with a prefix, but not with an infix")
         stacked = prompt.stacked is not None
         each: Any = prompt if stacked else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)
         tokens, prefix = each.encoder_tokens, each.decoder_self  # [N, ...]
@@ -265,8 +266,8 @@ class DecoderOnly:
         rows, slots = x.shape[:2]
         used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
         past = prefix_kv(prefix, jnp.arange(rows))
-        places = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
-        positions = past.used_slots[:, None] + places
+        indices = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
+        positions = past.used_slots[:, None] + indices
         _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
         made = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, G, K]
         if prefix is not None:
@@ -277,7 +278,7 @@ class DecoderOnly:
     def _prefixes(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, key: PRNGKeyArray | None
     ) -> tuple[PastKeyValues, PastKeyValues]:
-        """Return what stands before the text, and what stands between source and target."""
+        """Return the prefix before the text, and the infix between source and target."""
         ids = batch.get("prompt_ids")
         check_prompt_ids(prompt, ids, len(batch["inputs"]))
         prefix = None if prompt is None else self.as_prefix(params, config, prompt, key=key).decoder_self
@@ -286,14 +287,15 @@ class DecoderOnly:
         return prefix_kv(prefix, ids), PastKeyValues(None)
 
     # ----------------------------------------------------------------------------------------------------------
-    # Decoding, one token at a time
+    # Decoding
 
     def prefill(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
     ) -> tuple[Int[Array, "B beams"], Cache]:
         """Read the source, and return the start tokens and a cache for `capacity` generated tokens.
 
-        The start tokens are the batch's `start_ids` [B], or else the separator of tasks, `config.start_id`.
+        The start tokens are the batch's `start_ids` [B]. By default they are `config.start_id`, the separator between
+        a task's source and target.
         """
         rows = len(batch["inputs"])
         encoded = self.encode(params, config, batch, prompt)
@@ -314,19 +316,19 @@ class DecoderOnly:
     def decode_step(
         self, params: Params, config: Any, tokens: Int[Array, "B beams"], cache: Cache
     ) -> tuple[Float[Array, "B beams V"], Cache]:
-        """Append one token to each beam of each row, and return the logits of the next."""
+        """Append one token to each beam of each row, and return the next token's logits."""
         positions = (cache.position + cache.length)[:, None]
         x = self.module.embed(params, tokens, config)
-        x, shared = self.module.begin(params, x, positions, config, None)
+        x, shared = self.module.add_positions(params, x, positions, config, None)
 
         def layer(x, weights, append, past):
-            def attend_here(q, k, v, key=None):
+            def self_attend(q, k, v, key=None):
                 kept, generated = append(k, v)
-                before = [kv for number in range(len(cache.seen)) for kv in past(number)]
+                before = [kv for number in range(len(cache.past)) for kv in past(number)]
                 return attend(q, generated, *before), kept
 
             keys = split_key(None, self.module.KEYS_PER_LAYER)
-            x, kept = self.module.layer(x, weights, shared, attend_here, config, keys)
+            x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
             return apply_adapter(x, weights), kept
 
         x, cache = decode_layers(layer, x, params["layers"], cache)
@@ -334,7 +336,7 @@ class DecoderOnly:
 
 
 def _concatenated(first: Any, second: Prefix) -> Prefix:
-    """Return two prefixes [N, L, P, G, K] as one, the second after the first."""
+    """Concatenate two prefixes [N, L, P, G, K]."""
     keys, values = (
         jnp.concatenate([jnp.asarray(a).astype(b.dtype), b], axis=2)
         for a, b in ((first.keys, second.keys), (first.values, second.values))

@@ -1,13 +1,13 @@
-"""The skeleton of an encoder-decoder model: all that a family such as T5 or BART does not need to say itself.
+"""The skeleton of encoder-decoder models such as T5 and BART. `prompt_jax.models` explains the shape letters.
 
-A family provides `parameters, embed, begin, encoder_layer, decoder_layer, end, logits` and the projections of
-cross-attention (`Family`). The skeleton makes from them the forward pass, prefill and decoding, and the activations
-for prefixes. Each layer is written once. It receives `attend(q, k, v, key) -> (mixed, kept)`, which attends to these
-keys and the prefix in teacher forcing, and appends to the cache in decoding; and `attend_cross(q, weights, key) ->
-mixed`, which attends to the encoder's output.
+A family's file provides `parameters`, `embed`, `add_positions`, `encoder_layer`, `decoder_layer`, `final_norm`,
+`logits`, and the projections of cross-attention (see `EncoderDecoderModule`). From these, the skeleton builds the
+forward pass, prefill and decoding, and activations for prefixes. A layer is written once. It calls
+`attend(q, k, v, key) -> (mixed, kept)`: in teacher forcing this attends to the text and the prefix; in decoding it also
+appends to the cache. It calls `attend_cross(q, weights, key) -> mixed` to attend to the encoder's output.
 
-Positions are counted over real tokens, so padding on any side changes nothing. The order of positions is: prefix,
-virtual tokens, text. Shapes: see `prompt_jax.models`.
+Positions count real tokens only, so padding on any side changes nothing. The order of positions is: prefix, virtual
+tokens, text.
 """
 
 import dataclasses
@@ -22,38 +22,42 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prompt_jax.models.attention import MASKED, KeyValues, attend, mask_bias
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.inputs import PastKeyValues, gather_positions, prefix_kv, real_first, virtual_tokens
+from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv, virtual_tokens
 from prompt_jax.models.layers import Params, apply_adapter, join_stacks, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, Site, check_no_infix, check_prompt_ids
 
 Batch = Mapping[str, Any]
-KeysAndValues = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
-# From a layer's weights to the biases of its self-attention: over text, and over a prefix.
+KeyValueArrays = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
+# From a layer's weights to its self-attention biases: for the text, and for a prefix.
 Biases = Callable[[Params], tuple[Any, Any]]
 
 
-class Family(Protocol):
-    """What a file such as `t5.py` provides. `config` has `dropout_rate` and `remat`; `side` is encoder or decoder."""
+class EncoderDecoderModule(Protocol):
+    """What a family's file, such as `t5.py`, provides.
+
+    `config` has at least the fields `dropout_rate`, `remat`, `pad_id`, `eos_id` and `start_id`. `side` is "encoder" or
+    "decoder", or the parameters of that side.
+    """
 
     NAME: str
     HUGGING_FACE: HuggingFace
-    ENCODER_KEYS: int
+    ENCODER_KEYS: int  # dropout keys that an encoder layer needs
     DECODER_KEYS: int
 
     def parameters(self, config: Any) -> list[Parameter]:
-        """Return every parameter of a model, with its name in a checkpoint."""
+        """Return the table of parameters."""
 
     def shape(self, config: Any, side: str) -> tuple[int, int, int]:
-        """Return the layers, key-value heads and head width of a side."""
+        """Return the number of layers, key-value heads and head width of a side."""
 
     def embed(self, params: Params, ids: Int[Array, "B T"], config: Any) -> Float[Array, "B T D"]:
-        """Embed tokens, without positions. Virtual tokens stand in this space."""
+        """Embed tokens, without positions. Virtual tokens are vectors in this space."""
 
-    def begin(
+    def add_positions(
         self, side: Params, x: Float[Array, "B T D"], positions: Int[Array, "#B #T"], config: Any, key: Any
     ) -> Float[Array, "B T D"]:
-        """Return the input of the first layer."""
+        """Return the first layer's input."""
 
     def biases(
         self,
@@ -65,13 +69,14 @@ class Family(Protocol):
         bidirectional: bool,
         row: Any = None,
     ) -> Biases:
-        """Return the biases of self-attention, the mask included.
+        """Return the self-attention biases, including the mask.
 
         Args:
-          places: [T] of queries and keys.
-          mask: the bias of masked positions, or None.
+          places: [T], the positions of queries and keys.
+          mask: a bias that hides masked positions, or None.
           prefix: the length of the prefix.
-          row: the only query wanted, or None for all.
+          bidirectional: whether queries attend to later keys.
+          row: index of the only query to return, or None for all queries.
         """
 
     def encoder_layer(
@@ -84,36 +89,36 @@ class Family(Protocol):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Return the layer's output, and `kept` of its call of `attend`."""
 
-    def cross_keys(self, encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
-        """Return the keys and values [B, S, G, K] of the encoder's output in one layer."""
+    def cross_key_values(self, encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
+        """Project the encoder's output to one layer's keys and values [B, S, G, K]."""
 
     def attend_encoded(
         self, q: Array, encoded: Float[Array, "B S D"], weights: Params, bias: Array, prefix: Any, config: Any, key: Any
     ) -> Float[Array, "B T H K"]:
         """Attend to the encoder's output and a prefix in teacher forcing."""
 
-    def end(self, side: Params, x: Float[Array, "B T D"], config: Any, key: Any) -> Float[Array, "B T D"]:
-        """Return the output of a side, given that of its last layer."""
+    def final_norm(self, side: Params, x: Float[Array, "B T D"], config: Any, key: Any) -> Float[Array, "B T D"]:
+        """Return a side's output from its last layer's output."""
 
     def logits(self, params: Params, x: Float[Array, "B T D"], config: Any) -> Float[Array, "B T V"]:
         """Return the logits, float32."""
 
 
 class Encoded(NamedTuple):
-    """What the decoder sees of the input: the encoder's output, and which of its positions are real."""
+    """The encoder's output, and the mask of its real positions."""
 
     output: Float[Array, "B S D"]
     mask: Bool[Array, "B S"]
 
 
-_CROSS, _SELF_PREFIX, _CROSS_PREFIX = range(3)  # the items of the cache's `seen`
+_CROSS, _SELF_PREFIX, _CROSS_PREFIX = range(3)  # indices into `Cache.past`
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoder:
-    """An encoder-decoder model of a family, as functions of parameters and configuration."""
+    """The functions of an encoder-decoder family. They take parameters and a config."""
 
-    module: Any  # see Family
+    module: Any  # the family's file, an EncoderDecoderModule
     causal: bool = dataclasses.field(default=False, init=False)
 
     @property
@@ -125,16 +130,19 @@ class EncoderDecoder:
         return self.module.HUGGING_FACE
 
     def parameters(self, config: Any) -> list[Parameter]:
-        """Return every parameter of a model."""
+        """Return the table of parameters."""
         return self.module.parameters(config)
 
     def sites(self, config: Any) -> dict[Site, tuple[int, int, int]]:
-        """Return the attention sites that take a prefix, with their layers, key-value heads and head width."""
+        """Return (layers, key-value heads, head width) of each attention site that takes a prefix."""
         decoder = self.module.shape(config, "decoder")
         return {"encoder_self": self.module.shape(config, "encoder"), "decoder_self": decoder, "decoder_cross": decoder}
 
     def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
-        """Return how many positions texts of these lengths take; the start token is one of the target's."""
+        """Return how many positions encoder and decoder need for a prompt, `source` tokens and `target` tokens.
+
+        The target includes the start token. The result's keys say what the numbers count, for error messages.
+        """
         prompt = prompt or Prompt()
         tokens = 0 if prompt.encoder_tokens is None else prompt.encoder_tokens.slots
 
@@ -160,17 +168,8 @@ class EncoderDecoder:
     ) -> Float[Array, "B T V"]:
         """Return the logits of the decoder's positions.
 
-        Args:
-          params: the frozen base.
-          config: its architecture.
-          batch: `inputs` [B, S] int32 and `inputs_mask` [B, S] bool; `decoder_inputs` [B, T] int32 (the start token,
-            then the target without its last token) and, if these are not padded on the right only, `decoder_mask`
-            [B, T] bool. A stacked prompt needs `prompt_ids` [B] int32.
-          prompt: what is added to the base; None is the base model.
-          key: turns dropout on.
-
-        Returns:
-          float32; masked positions have no meaning.
+        Arguments and result as for `prompt_jax.models.forward`. The decoder inputs are the start token and the target
+        without its last token.
         """
         keys = split_key(key, 2)
         encoded = self.encode(params, config, batch, prompt, key=keys[0])
@@ -185,7 +184,7 @@ class EncoderDecoder:
         *,
         key: PRNGKeyArray | None = None,
     ) -> Encoded:
-        """Run the encoder over virtual tokens and text. The order of the output's positions is the encoder's own."""
+        """Run the encoder over virtual tokens and text. The output's positions may be reordered; see its mask."""
         return self._encode(params, config, batch, prompt, key)[0]
 
     def decode(
@@ -203,15 +202,14 @@ class EncoderDecoder:
 
     def activations(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None = None
-    ) -> dict[Site, KeysAndValues]:
-        """Return the keys and values of text at each attention site: the prefix that these tokens amount to.
+    ) -> dict[Site, KeyValueArrays]:
+        """Return the keys and values of the text at each attention site: a prefix equivalent to these tokens.
 
-        Args:
-          params, config, batch, prompt: as for `forward`. Real positions come first in each row.
+        Arguments as for `forward`. Real positions come first in each row of the result.
         """
         encoded, encoder_self = self._encode(params, config, batch, prompt, capture=True)
         _, decoder_self = self._decode(params, config, encoded, batch, prompt, capture=True)
-        cross = self._cross_keys(params, encoded)
+        cross = self._cross_key_values(params, encoded)
         return {"encoder_self": encoder_self, "decoder_self": decoder_self, "decoder_cross": cross}
 
     def _encode(
@@ -223,13 +221,13 @@ class EncoderDecoder:
         key: PRNGKeyArray | None = None,
         capture: bool = False,
     ) -> tuple[Encoded, Any]:
-        """Return what `encode` returns and, if wanted, the keys and values of the self-attention [L, B, S, G, K]."""
+        """Return `encode`'s result and, with `capture`, the self-attention's keys and values [L, B, S, G, K]."""
         prompt_ids, prompt = batch.get("prompt_ids"), prompt or Prompt()
         check_prompt_ids(prompt, prompt_ids, len(batch["inputs"]))
         check_no_infix(prompt, self.name)
-        # Real positions move to the front of each row, so that text and virtual tokens touch and one table of relative
-        # positions serves the whole batch. Nothing moves back: cross-attention has no positions.
-        order = real_first(batch["inputs_mask"])
+        # Real positions move to the front of each row. Then virtual tokens are adjacent to the text, and one table of
+        # relative positions serves the whole batch. They stay there, because cross-attention has no positions.
+        order = left_aligned_order(batch["inputs_mask"])
         ids, mask = (gather_positions(batch[name], order) for name in ("inputs", "inputs_mask"))
         x, mask = self.module.embed(params, ids, config), mask.astype(bool)
         prefix = prefix_kv(prompt.encoder_self, prompt_ids)
@@ -239,7 +237,7 @@ class EncoderDecoder:
             x = jnp.concatenate([x, virtual] if after else [virtual, x], axis=1)
             mask = jnp.concatenate([mask, used] if after else [used, mask], axis=1)
             if after or tokens.mask is not None or (prompt_ids is not None and prefix.length):
-                order = real_first(mask)
+                order = left_aligned_order(mask)
                 x, mask = gather_positions(x, order), gather_positions(mask, order)
 
         side, keys, places = params["encoder"], split_key(key, 3), np.arange(x.shape[1])
@@ -247,14 +245,14 @@ class EncoderDecoder:
         positions = _offset(prefix, prompt.encoder_self)[:, None] + places[None]
 
         def layer(x, weights, extra, keys):
-            attend_here = self._teacher_forced(biases(weights), prefix, extra, config)
-            x, kept = self.module.encoder_layer(x, weights, attend_here, config, keys)
+            self_attend = self._teacher_forced_attention(biases(weights), prefix, extra, config)
+            x, kept = self.module.encoder_layer(x, weights, self_attend, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
-        x = self.module.begin(side, x, positions, config, keys[0])
+        x = self.module.add_positions(side, x, positions, config, keys[0])
         options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.ENCODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], prefix.layers, **options)
-        return Encoded(self.module.end(side, x, config, keys[2]), mask), captured
+        return Encoded(self.module.final_norm(side, x, config, keys[2]), mask), captured
 
     def _decode(
         self,
@@ -266,13 +264,13 @@ class EncoderDecoder:
         key: PRNGKeyArray | None = None,
         capture: bool = False,
     ) -> tuple[Float[Array, "B T V"], Any]:
-        """Return what `decode` returns and, if wanted, the keys and values of the self-attention [L, B, T, G, K]."""
+        """Return `decode`'s result and, with `capture`, the self-attention's keys and values [L, B, T, G, K]."""
         prompt, prompt_ids = prompt or Prompt(), batch.get("prompt_ids")
         check_prompt_ids(prompt, prompt_ids, len(batch["decoder_inputs"]))
         prefix, cross_prefix = (prefix_kv(each, prompt_ids) for each in (prompt.decoder_self, prompt.decoder_cross))
         ids, order = jnp.asarray(batch["decoder_inputs"]), None
         if batch.get("decoder_mask") is not None:
-            order = real_first(batch["decoder_mask"])
+            order = left_aligned_order(batch["decoder_mask"])
             ids = gather_positions(ids, order)
 
         side, keys, places = params["decoder"], split_key(key, 3), np.arange(ids.shape[1])
@@ -282,38 +280,38 @@ class EncoderDecoder:
         positions = _offset(prefix, prompt.decoder_self)[:, None] + places[None]
 
         def layer(x, weights, extra, keys):
-            attend_here = self._teacher_forced(biases(weights), prefix, extra[0], config)
+            self_attend = self._teacher_forced_attention(biases(weights), prefix, extra[0], config)
             before = cross_prefix.key_values(extra[1], x.dtype)
 
             def attend_cross(q, weights, key=None):
                 return self.module.attend_encoded(q, encoded.output, weights, cross_bias, before, config, key)
 
-            x, kept = self.module.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
+            x, kept = self.module.decoder_layer(x, weights, self_attend, attend_cross, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
-        x = self.module.begin(side, self.module.embed(params, ids, config), positions, config, keys[0])
+        x = self.module.add_positions(side, self.module.embed(params, ids, config), positions, config, keys[0])
         extra = prefix.layers, cross_prefix.layers
         options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.DECODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], extra, **options)
-        x = self.module.end(side, x, config, keys[2])
+        x = self.module.final_norm(side, x, config, keys[2])
         if order is not None:
             x = gather_positions(x, jnp.argsort(order, axis=1))
         return self.module.logits(params, x, config), captured
 
-    def _teacher_forced(
+    def _teacher_forced_attention(
         self, biases: tuple[Any, Any], prefix: PastKeyValues, layer: Any, config: Any
     ) -> Callable[..., Any]:
-        """Return the `attend` of a layer that sees all positions at once."""
-        text, before = biases
+        """Return a layer's `attend` for teacher forcing, with one layer of the prefix."""
+        text_bias, prefix_bias = biases
 
-        def attend_here(q, k, v, key=None):
-            key_values = KeyValues(k, v, text), *prefix.key_values(layer, q.dtype, before)
+        def self_attend(q, k, v, key=None):
+            key_values = KeyValues(k, v, text_bias), *prefix.key_values(layer, q.dtype, prefix_bias)
             return attend(q, *key_values, dropout_rate=config.dropout_rate, key=key), (k, v)
 
-        return attend_here
+        return self_attend
 
     # ----------------------------------------------------------------------------------------------------------
-    # Decoding, one token at a time
+    # Decoding
 
     def prefill(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
@@ -322,7 +320,7 @@ class EncoderDecoder:
         encoded, prompt_ids = self.encode(params, config, batch, prompt), batch.get("prompt_ids")
         prompt, (_, heads, width) = prompt or Prompt(), self.module.shape(config, "decoder")
         prefix = prefix_kv(prompt.decoder_self, prompt_ids)
-        cross = PastKeyValues(self._cross_keys(params, encoded), used=encoded.mask)
+        cross = PastKeyValues(self._cross_key_values(params, encoded), used=encoded.mask)
         cache = empty_cache(
             params["decoder"]["layers"],
             (cross, prefix, prefix_kv(prompt.decoder_cross, prompt_ids)),
@@ -339,37 +337,37 @@ class EncoderDecoder:
     def decode_step(
         self, params: Params, config: Any, tokens: Int[Array, "B beams"], cache: Cache
     ) -> tuple[Float[Array, "B beams V"], Cache]:
-        """Append one token to each beam of each row, and return the logits of the next."""
+        """Append one token to each beam of each row, and return the next token's logits."""
         side, places = params["decoder"], np.arange(cache.capacity)
         prefix = cache.past_length(_SELF_PREFIX)
         biases = self.module.biases(side, config, places, None, prefix, bidirectional=False, row=cache.length)
 
         def layer(x, weights, append, past):
-            text, before = biases(weights)
+            text_bias, prefix_bias = biases(weights)
 
-            def attend_here(q, k, v, key=None):
-                kept, generated = append(k, v, text)
-                return attend(q, generated, *past(_SELF_PREFIX, before)), kept
+            def self_attend(q, k, v, key=None):
+                kept, generated = append(k, v, text_bias)
+                return attend(q, generated, *past(_SELF_PREFIX, prefix_bias)), kept
 
             def attend_cross(q, weights, key=None):
                 return attend(q, *past(_CROSS), *past(_CROSS_PREFIX))
 
             keys = split_key(None, self.module.DECODER_KEYS)
-            x, kept = self.module.decoder_layer(x, weights, attend_here, attend_cross, config, keys)
+            x, kept = self.module.decoder_layer(x, weights, self_attend, attend_cross, config, keys)
             return apply_adapter(x, weights), kept
 
         positions = (cache.position + cache.length)[:, None]
-        x = self.module.begin(side, self.module.embed(params, tokens, config), positions, config, None)
+        x = self.module.add_positions(side, self.module.embed(params, tokens, config), positions, config, None)
         x, cache = decode_layers(layer, x, side["layers"], cache)
-        return self.module.logits(params, self.module.end(side, x, config, None), config), cache
+        return self.module.logits(params, self.module.final_norm(side, x, config, None), config), cache
 
-    def _cross_keys(self, params: Params, encoded: Encoded) -> KeysAndValues:
-        """Return the decoder's keys and values of the encoder's output, in all layers."""
+    def _cross_key_values(self, params: Params, encoded: Encoded) -> KeyValueArrays:
+        """Project the encoder's output to the keys and values of all decoder layers."""
         cross = join_stacks(params["decoder"]["layers"])["cross"]
-        return jax.lax.map(lambda layer: self.module.cross_keys(encoded.output, layer), cross)
+        return jax.lax.map(lambda layer: self.module.cross_key_values(encoded.output, layer), cross)
 
 
 def _offset(prefix_key_values: PastKeyValues, prefix: Prefix | None) -> Int[Array, "#B"]:
-    """Return the position of what follows a prefix."""
+    """Return the position of the first token after a prefix."""
     shifts = prefix is not None and prefix.shift_positions
     return prefix_key_values.used_slots if shifts else jnp.zeros(1, jnp.int32)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about decoding."""
+"""A checkpoint's settings for generation."""
 
 import dataclasses
 from typing import Literal
@@ -8,23 +8,23 @@ EarlyStopping = Literal["false", "true", "never"]
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """A checkpoint's settings of generation. `Decoding` overrides those that it has a value for.
+    """Settings from a checkpoint's generation_config.json. Values set in `Decoding` override them.
 
     Attributes:
-      end_ids: ids that end an answer; empty for the configuration's `eos_id` alone.
-      forced_first: the first token of every answer, as `<s>` of bart-large; an encoder-decoder's.
-      forced_last: the tokens that an answer must end with when it reaches its greatest length.
+      end_ids: ids that end an answer; if empty, only the config's `eos_id` does.
+      forced_first: the first token of every answer of an encoder-decoder, such as `<s>` for bart-large.
+      forced_last: the tokens that end an answer at the maximum length.
       banned: tokens that are never generated.
-      banned_first: tokens that are not generated first (after `forced_first`, if there is one).
-      no_repeat_ngram: number of tokens of a sequence that is not repeated; 0 is off.
-      encoder_no_repeat_ngram: number of tokens of a sequence that is not copied from the input; 0 is off.
-      repetition_penalty: divides the positive and multiplies the negative scores of tokens that the text already has.
-      min_length: minimum length in tokens, with those that generation starts from.
+      banned_first: tokens that are not generated first (after `forced_first`, if set).
+      no_repeat_ngram: no n-gram of this many tokens is repeated; 0 is off.
+      encoder_no_repeat_ngram: no n-gram of this many tokens is copied from the input; 0 is off.
+      repetition_penalty: for tokens already in the text, divides positive and multiplies negative scores.
+      min_length: minimum length in tokens, including the tokens that generation starts from.
       min_new_tokens: minimum number of generated tokens.
-      max_length, max_new_tokens: the same for the maximum; None where the checkpoint does not say.
-      renormalize: whether scores are made log-probabilities again after all other rules.
-      beams, length_penalty, early_stopping: of beam search, as in `Decoding`.
-      not_applied: "name=value" of settings that change the next token and are not supported.
+      max_length, max_new_tokens: the maxima; None if the checkpoint does not set them.
+      renormalize: whether scores are normalized to log-probabilities after all other rules.
+      beams, length_penalty, early_stopping: beam search, as in `Decoding`.
+      not_applied: "name=value" of unsupported settings that would change the generated tokens.
     """
 
     end_ids: tuple[int, ...] = ()

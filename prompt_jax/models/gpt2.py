@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), of every size. See `prompt_jax.models.decoder_only` for all that is not here."""
+"""GPT-2 (Radford et al. 2019), all sizes. `prompt_jax.models.decoder_only` has the rest of the model."""
 
 import dataclasses
 from typing import Any
@@ -33,12 +33,12 @@ HUGGING_FACE = HuggingFace(
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False,),  # float32 scores, as here, in another order
+        "reorder_and_upcast_attn": (False,),  # scores are float32 here anyway
         "add_cross_attention": (False,),
         "tie_word_embeddings": (True,),
     },
     multiples=(("n_embd", "n_head"),),
-    defaults=lambda values: {"n_inner": 4 * values.whole("n_embd")},
+    defaults=lambda values: {"n_inner": 4 * values.integer("n_embd")},
     write=lambda config: {"bos_token_id": config.eos_id},
     prefix="transformer.",
     unused=r"h\.\d+\.attn\.(masked_)?bias",  # the causal mask, in older checkpoints
@@ -48,10 +48,10 @@ HUGGING_FACE = HuggingFace(
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """The architecture, and how to compute it (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
 
     vocab_size: int
-    positions: int  # the longest text, with the prompt
+    positions: int  # maximum length of prompt and text
     d_model: int
     d_ff: int
     num_heads: int
@@ -59,8 +59,8 @@ class GPT2Config:
     norm_epsilon: float = 1e-5
     pad_id: int = 50256
     eos_id: int = 50256
-    start_id: int = 50256  # stands between source and target
-    dropout_rate: float = 0.1  # used only if a key is given
+    start_id: int = 50256  # the separator between source and target
+    dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     generation: GenerationSettings = GenerationSettings()
 
@@ -74,7 +74,7 @@ class GPT2Config:
 
 
 def parameters(config: GPT2Config) -> list[Parameter]:
-    """Return every parameter. Hugging Face's `Conv1D` stores [in, out]."""
+    """Return the table of parameters. Hugging Face's `Conv1D` stores [in, out]."""
     d, h, k, f, depth = config.d_model, config.num_heads, config.d_kv, config.d_ff, config.layers
     attention, mlp, block = "layers/0/self", "layers/0/mlp", "h.{layer}"
     table = [
@@ -103,7 +103,7 @@ def embed(params: Params, ids: Int[Array, "B T"], config: GPT2Config) -> Float[A
     return params["embedding"][ids]
 
 
-def begin(
+def add_positions(
     params: Params,
     x: Float[Array, "B T D"],
     positions: Int[Array, "#B #T"],

@@ -1,4 +1,4 @@
-"""How a family's configuration and tensors are written in a checkpoint folder of Hugging Face's layout."""
+"""`HuggingFace`: how Hugging Face's checkpoints store a family's config and tensors."""
 
 import dataclasses
 import reprlib
@@ -9,48 +9,51 @@ from typing import Any, NoReturn
 from prompt_jax.errors import CheckpointError
 
 
-class Values:
-    """The values of a config.json, checked as they are taken.
+class ConfigValues:
+    """The values of a config.json. Each method checks the value it returns.
 
     Args:
-      config: Transformers' configuration of the model, which has the defaults.
-      source: named in errors.
+      config: Transformers' config object of the model, which supplies defaults.
+      source: the file's name in error messages.
+
+    Raises (each method):
+      CheckpointError: the value is invalid or not supported.
     """
 
     def __init__(self, config: Any, source: str):
         self.config, self.source = config, source
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a value; the default if the configuration has none, or null."""
+        """Return a value, or the default if it is missing or null."""
         value = getattr(self.config, name, None)
         return default if value is None else value
 
-    def whole(self, name: str, least: int = 1, default: int | None = None) -> int:
+    def integer(self, name: str, minimum: int = 1, default: int | None = None) -> int:
         value = self.get(name, default)
-        if isinstance(value, list) and value:  # of several end tokens, the first ends targets
+        if isinstance(value, list) and value:  # with several end tokens, the first ends training targets
             value = value[0]
-        if type(value) is not int or value < least:
-            self.fail(f"{name} is {reprlib.repr(value)}; a whole number from {least} on was expected")
+        if type(value) is not int or value < minimum:
+            self.fail(f"{name} is {reprlib.repr(value)}; expected a whole number of at least {minimum}")
         return value
 
-    def token(self, name: str, default: int | None = None) -> int:
-        """Return the id of a special token, which the vocabulary must have."""
-        value, entries = self.whole(name, 0, default), self.whole("vocab_size")
-        if value >= entries:
-            self.fail(f"{name} is {value}, and vocab_size is {entries}")
+    def token_id(self, name: str, default: int | None = None) -> int:
+        """Return the id of a special token, which must be below `vocab_size`."""
+        value, vocab_size = self.integer(name, 0, default), self.integer("vocab_size")
+        if value >= vocab_size:
+            self.fail(f"{name} is {value}, and vocab_size is {vocab_size}")
         return value
 
     def fraction(self, name: str) -> float:
         value = self.get(name)
         if type(value) not in (int, float) or not 0 <= value < 1:
-            self.fail(f"{name} is {reprlib.repr(value)}; a number from 0 to 1 was expected")
+            self.fail(f"{name} is {reprlib.repr(value)}; expected a number in [0, 1)")
         return float(value)
 
-    def one_of(self, name: str, allowed: tuple[Any, ...]) -> Any:
-        """Return the value of an option of which only some values are supported; the first if the file has none."""
+    def choice(self, name: str, allowed: tuple[Any, ...]) -> Any:
+        """Return a value that must be one of `allowed`; the first by default."""
         value = self.get(name, allowed[0])
         if not any(value is each or (type(value) is str and value == each) for each in allowed):
-            self.fail(f"{name} is {reprlib.repr(value)}; supported is {' and '.join(map(repr, allowed))}")
+            self.fail(f"{name} is {reprlib.repr(value)}; supported: {', '.join(map(repr, allowed))}")
         return value
 
     def fail(self, problem: str) -> NoReturn:
@@ -59,21 +62,23 @@ class Values:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFace:
-    """A family's layout.
+    """A family's config.json and tensors in Hugging Face's checkpoints.
 
     Attributes:
-      model_type: `model_type` in a config.json that is written; `also_read` has others that are read.
-      architecture: Transformers' class.
-      fields: the names in config.json of the configuration's fields.
-      options: options of which only some values are supported; the first is Transformers' default.
-      multiples: (a, b): the value a must be a multiple of the value b.
-      defaults: values for null fields, given the others.
-      read, write: what else of the configuration follows from config.json, and the other way round.
-      prefix: that names of tensors have in files of a model with a language modeling head.
-      unused: a pattern of tensors that no model needs.
-      copies: for a tensor, the names that copies of it may have.
-      output: the output weights and the embedding table, which are equal or the same tensor if the output is tied.
-      optional: shapes of tensors that files may lack; they are zero then.
+      model_type: `model_type` in config.json.
+      architecture: the name of Transformers' class.
+      fields: maps field names of our config to names in config.json.
+      also_read: further values of `model_type` that are read.
+      options: supported values of options in config.json; the first is Transformers' default.
+      multiples: pairs (a, b) of names in config.json; the value of a must be a multiple of that of b.
+      defaults: computes values for null fields.
+      read: computes further fields of our config, from config.json and whether the output is tied.
+      write: computes further values for config.json from our config.
+      prefix: prefix of tensor names in checkpoints with a language modeling head.
+      unused: regular expression for tensors that are ignored.
+      copies: for a tensor, names of copies that a checkpoint may also contain.
+      output: the names of the output weights and the embedding table, which are equal if the output is tied.
+      optional: shapes of tensors that may be missing and are then zero.
     """
 
     model_type: str
@@ -82,8 +87,8 @@ class HuggingFace:
     also_read: tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     multiples: tuple[tuple[str, str], ...] = ()
-    defaults: Callable[[Values], Mapping[str, int]] = lambda values: {}
-    read: Callable[[Values, bool], Mapping[str, Any]] = lambda values, tied: {}
+    defaults: Callable[[ConfigValues], Mapping[str, int]] = lambda values: {}
+    read: Callable[[ConfigValues, bool], Mapping[str, Any]] = lambda values, tied: {}
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     prefix: str = ""
     unused: str | None = None
@@ -91,34 +96,34 @@ class HuggingFace:
     output: tuple[str, str] | None = None
     optional: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
 
-    def config(self, kind: type, values: Values, *, tied_output: bool, causal: bool) -> Any:
-        """Return a model's configuration, of the class `kind`.
+    def config(self, kind: type, values: ConfigValues, *, tied_output: bool, causal: bool) -> Any:
+        """Return a model's config, an instance of the class `kind`.
 
         Raises:
-          CheckpointError: a value that no model can have, or that is not supported.
+          CheckpointError: a value is invalid or not supported.
         """
         for name, allowed in self.options.items():
-            values.one_of(name, allowed)
-        for whole, part in self.multiples:
-            if values.whole(whole) % values.whole(part):
-                values.fail(f"{whole} {values.get(whole)} is no multiple of {part} {values.get(part)}")
+            values.choice(name, allowed)
+        for name, divisor in self.multiples:
+            if values.integer(name) % values.integer(divisor):
+                values.fail(f"{name} {values.get(name)} is no multiple of {divisor} {values.get(divisor)}")
         hints, defaults = typing.get_type_hints(kind), self.defaults(values)
         fields: dict[str, Any] = {}
         for ours, theirs in self.fields.items():
             if hints[ours] is int:
-                fields[ours] = values.whole(theirs, default=defaults.get(theirs))
+                fields[ours] = values.integer(theirs, default=defaults.get(theirs))
             elif hints[ours] is float:
                 fields[ours] = values.fraction(theirs)
             else:
-                fields[ours] = values.one_of(theirs, self.options[theirs])
-        end = values.token("eos_token_id")
-        pad = values.token("pad_token_id", end if causal else 0)
-        start = end if causal else values.token("decoder_start_token_id", pad)
+                fields[ours] = values.choice(theirs, self.options[theirs])
+        end = values.token_id("eos_token_id")
+        pad = values.token_id("pad_token_id", end if causal else 0)
+        start = end if causal else values.token_id("decoder_start_token_id", pad)
         more = self.read(values, tied_output)
         return kind(**fields, pad_id=pad, eos_id=end, start_id=start, **more)
 
     def config_json(self, config: Any) -> dict[str, Any]:
-        """Return the content of a config.json."""
+        """Return the content of config.json."""
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],

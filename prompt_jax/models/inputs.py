@@ -1,6 +1,6 @@
-"""What the rows of a batch attend to: their real positions, virtual tokens and prefixes.
+"""Virtual tokens and prefixes for the rows of a batch, and rows without padding on the left.
 
-Shapes: see `prompt_jax.models`. N is the number of prompts in a stacked Prompt.
+`prompt_jax.models` explains the shape letters. N is the number of prompts in a stacked Prompt.
 """
 
 from typing import Any, NamedTuple
@@ -11,33 +11,32 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from prompt_jax.models.attention import KeyValues, mask_bias
 from prompt_jax.models.prompt import NO_PROMPT, Prefix, VirtualTokens
 
-# A prompt id out of range gives the fill value.
+# For a prompt id out of range, gathers return the fill value.
 _OUT_OF_RANGE: dict[str, Any] = {"mode": "fill", "wrap_negative_indices": False}
 
 
-def real_first(mask: Any, last: bool = False) -> Int[Array, "B T"]:
-    """Return for each row the order that moves its real positions to the front (or to the end)."""
-    mask = jnp.asarray(mask, bool)
-    return jnp.argsort(mask if last else ~mask, axis=1, stable=True)
+def left_aligned_order(mask: Any) -> Int[Array, "B T"]:
+    """Return for each row the indices that move real positions (mask true) to the front, in their order."""
+    return jnp.argsort(~jnp.asarray(mask, bool), axis=1, stable=True)
 
 
 def gather_positions(x: Shaped[Any, "B T *rest"], order: Int[Array, "B T"]) -> Array:
-    """Return the rows with their positions in this order."""
+    """Reorder the positions of each row: `x[b, order[b]]`."""
     return jnp.take_along_axis(jnp.asarray(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def virtual_tokens(
     tokens: VirtualTokens, ids: Int[Any, "B"] | None, rows: int, dtype: Any
 ) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
-    """Return the virtual tokens of each row, and which of them are used."""
+    """Return each row's virtual tokens and mask of used slots. `ids` are the rows' prompts, None for one prompt."""
     embeddings, mask = jnp.asarray(tokens.embeddings), tokens.mask
-    if ids is None:  # all rows share one prompt
+    if ids is None:
         used = jnp.ones(len(embeddings), bool) if mask is None else jnp.asarray(mask)
         virtual = jnp.broadcast_to(embeddings.astype(dtype)[None], (rows, *embeddings.shape))
         return virtual, jnp.broadcast_to(used[None], virtual.shape[:2])
     virtual = _gather_prompts(embeddings, ids).astype(dtype)
     used = _used(mask, ids, virtual.shape[1])
-    # Zeros, because a value that is not finite would pass through an attention weight of 0.
+    # An attention weight of 0 times a value that is not finite would give NaN.
     return jnp.where(used[..., None], virtual, 0.0), used
 
 
@@ -45,10 +44,10 @@ class PastKeyValues(NamedTuple):
     """Keys and values that precede the text, such as a prefix's, for the rows of a batch.
 
     Attributes:
-      layers: (keys, values), scanned with the model's layers: [L, P, G, K] for the whole batch, [L, B, P, G, K] for
-        each row, or [L, N, P, G, K] with `ids`. None if there are none.
-      ids: which of the N each row has.
-      used: which slots are used; None means all.
+      layers: (keys, values), scanned together with the model's layers: [L, P, G, K] for the whole batch,
+        [L, B, P, G, K] for each row, or [L, N, P, G, K] with `ids`. None for an empty past.
+      ids: each row's index into N.
+      used: mask of used slots; None if all are used.
     """
 
     layers: tuple[Array, Array] | None
@@ -57,17 +56,28 @@ class PastKeyValues(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The number of slots, used or not."""
+        """Return the number of slots, including unused ones."""
         return 0 if self.layers is None else self.layers[0].shape[-3]
 
     @property
     def used_slots(self) -> Int[Array, "#B"]:
+        """Return the number of used slots in each row."""
         return jnp.full(1, self.length, jnp.int32) if self.used is None else self.used.sum(axis=1, dtype=jnp.int32)
 
     def key_values(
         self, layer: Any, dtype: Any, bias: Float[Array, "1 H T P"] | None = None, *, heads_first: bool = False
     ) -> list[KeyValues]:
-        """Return what attention takes of one layer of `layers`: one item, or none. `heads_first`: [..., G, P, K]."""
+        """Return one layer's keys and values for `attend`: this is where a prefix enters attention.
+
+        Args:
+          layer: one layer of `layers`, or None.
+          dtype: the dtype of the result.
+          bias: added to the scores, such as T5's relative positions.
+          heads_first: whether the layer is [..., G, P, K] instead of [..., P, G, K].
+
+        Returns:
+          a list of one item, or an empty list if the layer is None.
+        """
         if layer is None:
             return []
         if self.ids is not None and self.used is not None:
@@ -81,9 +91,9 @@ class PastKeyValues(NamedTuple):
 
 
 def prefix_kv(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> PastKeyValues:
-    """Return a prefix's keys and values for a batch whose rows have the prompts `ids` (None if it is not stacked).
+    """Return a prefix's keys and values for a batch. `ids` are the rows' prompts, None if the prefix is not stacked.
 
-    Unused slots come first, so that the used ones touch the text.
+    Slots are reordered: unused ones come first, so that used ones are adjacent to the text.
     """
     if prefix is None:
         return PastKeyValues(None)
@@ -95,18 +105,19 @@ def prefix_kv(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> PastKeyValues
     if ids is not None:
         keys, values = (leaf.swapaxes(0, 1) for leaf in leaves)
         return PastKeyValues((keys, values), jnp.asarray(ids), _used(mask, ids, keys.shape[-3]))
-    if mask is not None:  # zeros, as for virtual tokens
+    if mask is not None:  # zeros, for the same reason as in virtual_tokens
         leaves = [jnp.where(mask[None, :, None, None], leaf, 0.0) for leaf in leaves]
     return PastKeyValues((leaves[0], leaves[1]), used=None if mask is None else mask[None])
 
 
 def _gather_prompts(stacked: Float[Array, "N *rest"], ids: Int[Any, "B"]) -> Float[Array, "B *rest"]:
-    """Return each row's entry; any entry for a row without a prompt."""
+    """Return each row's prompt; for rows without one, the first (which is masked); for ids out of range, NaN."""
     ids = jnp.asarray(ids)
     return stacked.at[jnp.where(ids == NO_PROMPT, 0, ids)].get(fill_value=jnp.nan, **_OUT_OF_RANGE)
 
 
 def _used(mask: Any, ids: Int[Any, "B"], length: int) -> Bool[Array, "B P"]:
+    """Return the mask of each row's used slots; a row without a prompt uses none."""
     ids = jnp.asarray(ids)
     used = jnp.broadcast_to((ids != NO_PROMPT)[:, None], (len(ids), length))
     if mask is None:

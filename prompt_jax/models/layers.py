@@ -1,4 +1,4 @@
-"""Running stacks of layers, and the projections that layers are made of. Shapes: see `prompt_jax.models`."""
+"""Run stacks of layers, and the sublayers and norms that layers consist of. Shape letters: see `prompt_jax.models`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from prompt_jax.models.quantized import Weights, weighted_einsum
 
 Params = dict[str, Any]
 
-# What the backward pass keeps of each layer; it recomputes the rest.
+# What the backward pass keeps from each layer; it recomputes the rest.
 _KEPT: dict[Remat, Callable] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -30,17 +30,17 @@ def run_layers(
     key: PRNGKeyArray | None,
     keys_per_layer: int,
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """Apply `layer(x, weights, extra, keys) -> (x, output)` for each layer of each stack.
+    """Apply `layer(x, weights, extra, keys) -> (x, output)` to each layer of each stack with `jax.lax.scan`.
 
     Args:
-      layer: one layer. `keys` are `keys_per_layer` independent keys, or as many None.
+      layer: computes one layer. `keys` are `keys_per_layer` independent keys, or as many None.
       x: the input of the first layer.
       stacks: weights with leaves [L_i, ...].
       extra: leaves [L, ...] over the layers of all stacks, or None.
-      remat: what the backward pass recomputes: nothing; everything but products with weight matrices ("dots"), which
-        is attention and activation functions; or whole layers ("full").
-      key: for dropout, or None.
-      keys_per_layer: how many keys a layer needs.
+      remat: what the backward pass recomputes: nothing ("none"), attention and activation functions ("dots"), or whole
+        layers ("full").
+      key: enables dropout.
+      keys_per_layer: the number of dropout keys that a layer needs.
 
     Returns:
       the last layer's x, and the outputs of all layers, [L, ...].
@@ -64,12 +64,12 @@ def run_layers(
 
 
 def join_stacks(stacks: tuple[Any, ...]) -> Any:
-    """Return the layers of several stacks as one stack."""
+    """Concatenate the layers of several stacks to one stack."""
     return stacks[0] if len(stacks) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
 
 
 def split_layers(stacks: tuple[Params, ...], last: int) -> tuple[tuple[Params, ...], Params]:
-    """Return the stacks below the last layers of a model, and these `last` layers as a stack."""
+    """Split a model's layers into the stacks below its last `last` layers, and a stack of these last layers."""
     *lower, top = stacks
     rest = depth(top) - last
     if rest > 0:
@@ -84,27 +84,27 @@ def depth(stack: Any) -> int:
 
 
 def split_key(key: PRNGKeyArray | None, count: int) -> Any:
-    """Return `count` independent keys; as many None without a key."""
+    """Return `count` independent keys, or as many None without a key."""
     return (None,) * count if key is None else jax.random.split(key, count)
 
 
 def project_heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) -> Float[Array, "B T H K"]:
-    """Project to the heads of an attention."""
+    """Project to attention heads."""
     return weighted_einsum("btd,dhk->bthk", x, weights)
 
 
 def merge_heads(x: Float[Array, "B T H K"], weights: Float[Weights, "H K D"]) -> Float[Array, "B T D"]:
-    """Project all heads together back to the model's width."""
+    """Project the concatenated heads to the model width."""
     return weighted_einsum("bthk,hkd->btd", x, weights)
 
 
 def project_up(x: Float[Array, "B T D"], weights: Float[Weights, "D F"]) -> Float[Array, "B T F"]:
-    """Apply the first projection of a feed-forward sublayer."""
+    """Project to the feed-forward width."""
     return weighted_einsum("btd,df->btf", x, weights)
 
 
 def project_down(x: Float[Array, "B T F"], weights: Float[Weights, "F D"]) -> Float[Array, "B T D"]:
-    """Apply the last projection of a feed-forward sublayer."""
+    """Project from the feed-forward width to the model width."""
     return weighted_einsum("btf,fd->btd", x, weights)
 
 
@@ -115,18 +115,19 @@ def feed_forward(
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T D"]:
-    """Apply a feed-forward sublayer with biases, with dropout between its two projections."""
+    """Apply a feed-forward sublayer with biases, and dropout between its two projections."""
     hidden = project_up(x, weights["up"])
-    # Keeps the product for the backward pass, and recomputes the activation.
+    # The backward pass keeps the product and recomputes the activation.
     hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
     return project_down(dropout(hidden, dropout_rate, key), weights["down"]) + weights["down_bias"][None, None]
 
 
 def apply_adapter(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T D"]:
-    """Return the output of a sublayer, or of a whole layer, after its adapter, if `weights` has one.
+    """Apply the adapter in `weights`, if there is one, to the output of a sublayer or layer.
 
-    An adapter is a bottleneck with a residual connection: after each sublayer (Houlsby et al. 2019, section 2.1), or
-    after each layer with a norm of its own (Lin et al. 2020, section 3). `down` is [D, M] and `up` [M, D].
+    An adapter is a bottleneck of width M with a residual connection; `down` is [D, M] and `up` [M, D]. It follows each
+    sublayer (Houlsby et al. 2019, section 2.1), or each layer and then begins with a layer norm (Lin et al. 2020,
+    section 3).
     """
     if (adapter := weights.get("adapter")) is None:
         return x
@@ -149,6 +150,6 @@ def layer_norm(x: Float[Array, "B T D"], weights: Params, epsilon: float) -> Flo
 def rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], epsilon: float) -> Float[Array, "B T D"]:
     """Apply a root-mean-square norm, without mean and bias, in float32."""
     x32 = x.astype(jnp.float32)
-    # As a contraction, the square keeps only x for the backward pass, and not 2 x beside it.
+    # With einsum, the backward pass keeps only x, and not 2 x as well.
     variance = jnp.einsum("btd,btd->bt", x32, x32)[..., None] / x.shape[-1]
     return (x32 * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype) * scale[None, None]

@@ -1,21 +1,21 @@
-"""One row of a family's table of weights."""
+"""`Parameter`: one row of a model family's parameter table."""
 
 from typing import NamedTuple
 
 
 class Parameter(NamedTuple):
-    """One leaf of the parameters: its place here, in a checkpoint, and on a mesh.
+    """A parameter's path and shape, its name and shape in a checkpoint, and its logical axes.
 
     Attributes:
-      path: in the nested dict; a stacked leaf holds `layers` arrays of `shape`.
-      name: Hugging Face's name, with `{layer}`.
-      shape: of one layer.
-      axes: the logical names of the shape's axes.
-      transposed: whether the checkpoint stores it as a PyTorch linear layer, [out, in]. Reading transposes it and then
-        reshapes it to `shape`.
-      layers: the number of layers, or None.
-      stored: the shape in the checkpoint, if it does not follow from the above.
-      third: which third of the stored tensor it is, if queries, keys and values are one tensor.
+      path: path in the nested dict of parameters.
+      name: Hugging Face's name, with `{layer}` for the layer's number.
+      shape: shape in one layer.
+      axes: logical names of the axes of `shape`, which the mesh's rules map to mesh axes.
+      transposed: whether the checkpoint stores a PyTorch linear layer, [out, in]. It is transposed and then reshaped to
+        `shape`.
+      layers: the number of layers, the leading axis of the leaf; None for a parameter outside layers.
+      stored: the shape in the checkpoint, if it does not follow from `shape` and `transposed`.
+      third: 0, 1 or 2 for queries, keys or values that the checkpoint stores as thirds of one tensor.
     """
 
     path: str
@@ -29,6 +29,6 @@ class Parameter(NamedTuple):
 
 
 def layer_norm_parameters(path: str, name: str, width: int, layers: int | None = None) -> list[Parameter]:
-    """Return the scale and bias of a layer norm."""
+    """Return the table rows of a layer norm's scale and bias."""
     scale = Parameter(f"{path}/scale", f"{name}.weight", (width,), ("embed",), layers=layers)
     return [scale, scale._replace(path=f"{path}/bias", name=f"{name}.bias")]

@@ -1,10 +1,10 @@
-"""Weight matrices of 8 bits, for a frozen base.
+"""8-bit weight matrices for a frozen base.
 
-A weight is an int8 value times a float32 scale; each output of a matrix has one scale. Only weights are quantized.
-Activations keep their dtype.
+A weight is an int8 value times a float32 scale, with one scale for each output of a matrix. Activations are not
+quantized.
 
-The values are those of qwix, with which the tests compare. qwix itself is not used: its `einsum` of float activations
-does the same as `weighted_einsum`, but keeps a float copy of the weights for the backward pass.
+Tests compare the values with qwix. We do not use qwix itself, because its `einsum` keeps a float copy of the weights
+for the backward pass.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ from jaxtyping import Array, Float
 
 @struct.dataclass
 class Quantized:
-    """A quantized matrix, or a stack of them.
+    """A quantized matrix, or a stack of matrices.
 
     Attributes:
-      values: int8, in the matrix's shape.
-      scale: float32, in that shape with a 1 for each input axis.
+      values: int8, of the matrix's shape.
+      scale: float32, of the matrix's shape with input axes of size 1.
     """
 
-    values: Any  # an array; Any, because tree maps put other things in its place
+    values: Any  # an array; typed Any because tree maps store other types here
     scale: Any
 
     @property
@@ -34,7 +34,7 @@ class Quantized:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the weights before they were rounded."""
+        """Return the dtype of the dequantized weights."""
         return self.scale.dtype
 
 
@@ -42,10 +42,10 @@ Weights = Array | Quantized
 
 
 def quantize(matrix: np.ndarray, inputs: int) -> Quantized:
-    """Quantize a matrix on the host; its first `inputs` axes are contracted with the activations.
+    """Quantize a matrix on the host. Its first `inputs` axes are contracted with the activations.
 
-    The largest weight of an output becomes 127 or -127. If a weight is not finite, the scale of its output is not
-    finite either, and neither is any product with it. Needs memory for two float32 copies.
+    The largest weight of an output becomes 127 or -127. A weight that is not finite makes its output's scale, and so
+    every product with it, not finite. The function needs memory for two float32 copies.
     """
     axes = tuple(range(inputs))
     matrix = matrix.astype(np.float32, copy=False)
@@ -59,9 +59,10 @@ def quantize(matrix: np.ndarray, inputs: int) -> Quantized:
 
 
 def weighted_einsum(equation: str, x: Float[Array, "..."], weights: Float[Weights, "..."]) -> Float[Array, "..."]:
-    """Return `jnp.einsum` of activations and weights, in the dtype of the activations.
+    """Return `jnp.einsum` of activations and weights, in the activations' dtype.
 
-    The backward pass dequantizes the weights again. To keep the float copies of all layers would double the base.
+    The backward pass dequantizes the weights again, because float copies of all layers would need more memory than the
+    base itself.
     """
     if not isinstance(weights, Quantized):
         return jnp.einsum(equation, x, weights)

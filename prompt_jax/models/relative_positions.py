@@ -1,4 +1,4 @@
-"""T5's relative positions: a learned bias for each bucket of distances between query and key."""
+"""T5's relative positions: a learned attention bias for each bucket of distances between query and key."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 def relative_bias(table: Float[Array, "buckets H"], buckets: Int[np.ndarray, "T S"]) -> Float[Array, "1 H T S"]:
-    """Return the bias of each query and key, float32."""
+    """Return the bias for each query and key, float32."""
     return table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]
 
 
@@ -21,34 +21,34 @@ def relative_biases(
     prefix: int,
     row: Int[Array, ""] | None,
 ) -> Callable[[Float[Array, "buckets H"]], tuple[Array, Array | None]]:
-    """Return a function from a table to the biases over text, with the mask, and over a prefix.
+    """Return a function from a bias table to the attention biases of the text (plus `mask`) and of a prefix.
 
     Args:
-      bucket: from distances (key position minus query position) to buckets.
-      places: the positions of queries and keys of the text.
-      mask: the bias of masked positions, or None.
-      prefix: the length of a prefix; it stands directly before position 0.
-      row: the only query wanted, or None for all.
+      bucket: function from distances (key position minus query position) to buckets.
+      places: the positions of the text's queries and keys.
+      mask: a bias that hides masked positions, or None.
+      prefix: the length of the prefix, which ends directly before position 0.
+      row: index of the only query to return, or None for all queries.
     """
     text = bucket(places[None, :] - places[:, None])
     before = bucket(np.arange(-prefix, 0)[None, :] - places[:, None]) if prefix else None
 
     def biases(table: Float[Array, "buckets H"]) -> tuple[Array, Array | None]:
-        found = [None if buckets is None else relative_bias(table, buckets) for buckets in (text, before)]
+        both = [None if buckets is None else relative_bias(table, buckets) for buckets in (text, before)]
         if row is not None:
-            found = jax.tree.map(lambda bias: jax.lax.dynamic_slice_in_dim(bias, row, 1, axis=2), found)
-        over_text, over_prefix = found
-        assert over_text is not None
-        return over_text if mask is None else over_text + mask, over_prefix
+            both = jax.tree.map(lambda bias: jax.lax.dynamic_slice_in_dim(bias, row, 1, axis=2), both)
+        text_bias, prefix_bias = both
+        assert text_bias is not None
+        return text_bias if mask is None else text_bias + mask, prefix_bias
 
     return biases
 
 
 def relative_buckets(distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
-    """Return the bucket of each distance (key position minus query position), as in T5.
+    """Return T5's bucket of each distance (key position minus query position).
 
-    Half of the buckets are for single distances, the others widen logarithmically up to `max_distance`. NumPy computes
-    them, because an approximate logarithm puts distances at the edge of a bucket into the wrong one.
+    Half of the buckets hold one distance each; the others widen logarithmically up to `max_distance`. This uses NumPy
+    because an accelerator's approximate logarithm assigns distances at the edge of a bucket to the wrong one.
     """
     offset = np.zeros_like(distance)
     if bidirectional:

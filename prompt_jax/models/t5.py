@@ -1,7 +1,7 @@
-"""T5 (Raffel et al. 2020): 1.0, 1.1, LM-adapted, Flan and mT5, of every size.
+"""T5 (Raffel et al. 2020): 1.0, 1.1, LM-adapted, Flan and mT5, all sizes.
 
-See `prompt_jax.models.encoder_decoder` for all that is not here. Positions are relative. The published code (T5X,
-Transformers) computes the same numbers.
+`prompt_jax.models.encoder_decoder` has the rest of the model. Positions are relative. Results equal those of T5X and
+Transformers.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models.attention import KeyValues, attend, attend_projected, dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation_settings import GenerationSettings
-from prompt_jax.models.hugging_face import HuggingFace, Values
+from prompt_jax.models.hugging_face import ConfigValues, HuggingFace
 from prompt_jax.models.layers import (
     Params,
     apply_adapter,
@@ -43,15 +43,15 @@ _FEED_FORWARD: dict[str, tuple[Literal["relu", "gelu"], bool]] = {
 }
 
 
-def _read(values: Values, tied_output: bool) -> dict[str, Any]:
-    activation, gated = _FEED_FORWARD[values.one_of("feed_forward_proj", tuple(_FEED_FORWARD))]
+def _read(values: ConfigValues, tied_output: bool) -> dict[str, Any]:
+    activation, gated = _FEED_FORWARD[values.choice("feed_forward_proj", tuple(_FEED_FORWARD))]
     scaled = bool(values.get("scale_decoder_outputs", False))  # T5 1.0; mT5's configuration has no such field
     return {"activation": activation, "gated": gated, "tied_output": tied_output, "scale_output": scaled}
 
 
 def _write(config: "T5Config") -> dict[str, Any]:
     if config.relative_per_layer:
-        raise CheckpointError("relative positions in each layer exist in T5X only; Transformers' T5 has none")
+        raise CheckpointError("only T5X supports a table of relative positions in each layer; Transformers does not")
     activation = {"relu": "relu", "gelu": "gelu_new"}[config.activation]
     return {
         "feed_forward_proj": f"gated-{activation}".replace("_new", "") if config.gated else activation,
@@ -87,7 +87,7 @@ HUGGING_FACE = HuggingFace(
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The architecture, and how to compute it (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
 
     vocab_size: int
     d_model: int
@@ -98,16 +98,16 @@ class T5Config:
     decoder_layers: int
     activation: Literal["relu", "gelu"] = "gelu"  # "gelu" is its tanh approximation
     gated: bool = True  # T5 1.1: act(x wi_0) * (x wi_1)
-    tied_output: bool = False  # logits from the embedding table, without lm_head
+    tied_output: bool = False  # computes logits from the embedding table, without lm_head
     scale_output: bool = False  # T5 1.0 multiplies the decoder's output by d_model ** -0.5
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    relative_per_layer: bool = False  # a table of relative positions for each layer, as T5X's scanned models have
+    relative_per_layer: bool = False  # a table of relative positions in each layer, as in T5X's scanned models
     norm_epsilon: float = 1e-6
     pad_id: int = 0
     eos_id: int = 1
     start_id: int = 0  # the decoder's first input
-    dropout_rate: float = 0.1  # used only if a key is given
+    dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     generation: GenerationSettings = GenerationSettings()
 
@@ -117,7 +117,7 @@ def shape(config: T5Config, side: str) -> tuple[int, int, int]:
 
 
 def parameters(config: T5Config) -> list[Parameter]:
-    """Return every parameter of a model."""
+    """Return the table of parameters."""
     d, h, k, f, v = config.d_model, config.num_heads, config.d_kv, config.d_ff, config.vocab_size
     table = [Parameter("embedding", "shared.weight", (v, d), ("vocab", "embed"))]
     if not config.tied_output:
@@ -162,7 +162,9 @@ def embed(params: Params, ids: Int[Array, "B T"], config: T5Config) -> Float[Arr
     return params["embedding"][ids]
 
 
-def begin(side: Params, x: Float[Array, "B T D"], positions: Any, config: T5Config, key: Any) -> Float[Array, "B T D"]:
+def add_positions(
+    side: Params, x: Float[Array, "B T D"], positions: Any, config: T5Config, key: Any
+) -> Float[Array, "B T D"]:
     return dropout(x, config.dropout_rate, key)
 
 
@@ -181,7 +183,7 @@ def decoder_layer(
     return x + _mlp(x, weights["mlp"], config, keys[4:]), kept
 
 
-def end(side: Params, x: Float[Array, "B T D"], config: T5Config, key: Any) -> Float[Array, "B T D"]:
+def final_norm(side: Params, x: Float[Array, "B T D"], config: T5Config, key: Any) -> Float[Array, "B T D"]:
     return dropout(rms_norm(x, side["final_norm"], config.norm_epsilon), config.dropout_rate, key)
 
 
@@ -199,13 +201,13 @@ def _self_attention(x: Float[Array, "B T D"], weights: Params, attend: Any, conf
 
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any) -> Float[Array, "B T D"]:
-    """Return the feed-forward sublayer's output with its adapter, without the residual connection."""
+    """Return the output of the feed-forward sublayer and its adapter, without the residual connection."""
     x = rms_norm(x, weights["norm"], config.norm_epsilon)
     activate = jax.nn.relu if config.activation == "relu" else jax.nn.gelu
     hidden = project_up(x, weights["up"])
     if config.gated:
         gate = project_up(x, weights["gate"])
-        # Keeps the two products for the backward pass, and recomputes the rest.
+        # The backward pass keeps the two products and recomputes the rest.
         hidden = jax.checkpoint(lambda gate, up: activate(gate) * up)(gate, hidden)
     else:
         hidden = activate(hidden)
@@ -217,7 +219,7 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any)
 # Cross-attention
 
 
-def cross_keys(encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
+def cross_key_values(encoded: Float[Array, "B S D"], weights: Params) -> tuple[Array, Array]:
     return project_heads(encoded, weights["k"]), project_heads(encoded, weights["v"])
 
 
@@ -231,19 +233,19 @@ def attend_encoded(
     key: PRNGKeyArray | None,
 ) -> Float[Array, "B T H K"]:
     options: Any = {"dropout_rate": config.dropout_rate, "key": key}
-    if q.shape[1] < config.d_kv:  # as labels are
+    if q.shape[1] < config.d_kv:  # short targets, such as labels
         return attend_projected(q, encoded, weights["k"], weights["v"], bias, prefix, **options)
-    return attend(q, KeyValues(*cross_keys(encoded, weights), bias), *prefix, **options)
+    return attend(q, KeyValues(*cross_key_values(encoded, weights), bias), *prefix, **options)
 
 
 def biases(
     side: Params, config: T5Config, places: np.ndarray, mask: Any, prefix: int, bidirectional: bool, row: Any = None
 ) -> Biases:
-    """Return the relative positions' biases. A side with one table computes them once for all layers."""
+    """Return the biases of relative positions. If the layers share one table, they are computed once."""
     options: Any = {"buckets": config.relative_buckets, "max_distance": config.relative_max_distance}
     bucket = functools.partial(relative_buckets, bidirectional=bidirectional, **options)
-    of_table = relative_biases(bucket, places, mask, prefix, row)
+    biases_from_table = relative_biases(bucket, places, mask, prefix, row)
     if config.relative_per_layer:
-        return lambda weights: of_table(weights["self"]["relative_bias"])
-    shared = of_table(side["relative_bias"])
+        return lambda weights: biases_from_table(weights["self"]["relative_bias"])
+    shared = biases_from_table(side["relative_bias"])
     return lambda weights: shared

@@ -30,7 +30,7 @@ def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             with temporary.open("wb") as file:
                 write(file)
                 file.flush()
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Makes an OSError inside name this file; those of writing and syncing name none."""
     try:
         yield

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.errors import UserError
-from prompt_jax.storage.files import delete, naming
+from prompt_jax.storage.files import add_path_to_errors, delete
 from prompt_jax.storage.paths import BucketPath
 
 
@@ -72,7 +72,7 @@ class FileLock:
                 "it will stop",
                 stacklevel=2,
             )
-        with naming(self.path):
+        with add_path_to_errors(self.path):
             self.path.write_bytes(text.encode())
         self._text = text
 

@@ -17,10 +17,20 @@ from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data import load
-from prompt_jax.data.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import fetch, make_mesh, mesh_shape, named_sharding, parameter_sharding, place
+from prompt_jax.data.member_batches import MemberBatches
+from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.data.registry import mixture_rates
+from prompt_jax.distributed.sharding import (
+    make_mesh,
+    mesh_shape,
+    named_sharding,
+    parameter_sharding,
+    to_devices,
+    to_host,
+)
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
@@ -85,7 +95,7 @@ class Setup:
         """Each member's trainable variables, on the host."""
         members: dict[int, Any] = {}
         for numbers, state in zip(self.stacks, states, strict=True):
-            stacked = fetch(state.trainable)
+            stacked = to_host(state.trainable)
             members |= {n: jax.tree.map(operator.itemgetter(i), stacked) for i, n in enumerate(numbers)}
         return [members[number] for number in range(len(self.members))]
 
@@ -138,7 +148,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     mesh = make_mesh(experiment.mesh)
     check_division(stacks, alone, mesh_shape(mesh))
     model = load_model(
-        experiment.model.name, experiment.model.dtype, experiment.model.revision, placement=parameter_sharding(mesh)
+        experiment.model.name, experiment.model.dtype, experiment.model.revision, sharding=parameter_sharding(mesh)
     )
     if model.tokenizer is None:
         raise ConfigError(
@@ -172,7 +182,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
     of_members = named_sharding(mesh, "members")
     states = tuple(
-        place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
+        to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in numbers)), of_members)
         for numbers in stacks
     )
     return Setup(
@@ -184,10 +194,10 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         stacks=stacks,
         batches=_batches(members, stacks, model),
         states=states,
-        keys=tuple(place(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
+        keys=tuple(to_devices(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
         step=train_step(experiment, model.config, steps, mesh),
-        place=functools.partial(place, sharding=named_sharding(mesh, "members", "batch")),
-        place_members=functools.partial(place, sharding=of_members),
+        place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
+        place_members=functools.partial(to_devices, sharding=of_members),
         method=experiment.prompt,
     )
 
@@ -246,7 +256,7 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     limits = {"validation": options.eval_examples, "test": options.test_examples}
     configs = list(dict.fromkeys(each.data for each in alone))
     loaded = {config: load_tasks(config, model, limits, tasks) for config in configs}
-    mixtures = [config.task for config in configs if config.task and load.rates_of_mixture(config.task)]
+    mixtures = [config.task for config in configs if config.task and mixture_rates(config.task)]
     if alone[0].prompt.per_task and mixtures != [config.task for config in configs]:
         name = next(config.task for config in configs if config.task not in mixtures)
         raise ConfigError(f"prompt.method {alone[0].prompt.name!r} needs a mixture of tasks, and {name} is one task")
@@ -274,7 +284,7 @@ def _check_length(
     try:
         # An answer may be as long as targets are cut to.
         check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
-        logits_rules.settings(model.config, decoding, target_length)
+        logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 

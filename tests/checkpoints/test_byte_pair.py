@@ -131,12 +131,12 @@ def test_output_weights_of_their_own_are_refused(tiny_folders, folder):
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     (
-        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; supported is 'gelu_new'"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; supported: 'gelu_new'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"n_head": 5}, "n_embd 64 is no multiple of n_head"),
         ("gpt2", {"eos_token_id": 256}, "eos_token_id is 256, and vocab_size is 256"),
         ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
-        ("bart", {"normalize_before": True}, "normalize_before is True; supported is False"),
+        ("bart", {"normalize_before": True}, "normalize_before is True; supported: False"),
         ("bart", {"decoder_start_token_id": 999}, "decoder_start_token_id is 999, and vocab_size is 256"),
         ("gpt2", {"n_positions": 63}, r"wpe.weight \[64, 64\], expected \[63, 64\]"),
         ("bart", {"decoder_attention_heads": 5}, "d_model 64 is no multiple of decoder_attention_heads"),

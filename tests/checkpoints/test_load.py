@@ -108,11 +108,11 @@ def test_placement(deep):
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     plain = load.load_model(deep)
 
-    same = load.load_model(deep, placement=everywhere)
+    same = load.load_model(deep, sharding=everywhere)
     assert {leaf.sharding for leaf in jax.tree.leaves(same.params)} == {everywhere}
     assert_same_model(same, plain)
 
-    chosen = load.load_model(deep, placement=lambda row: split if row.path.endswith("mlp/up") else everywhere)
+    chosen = load.load_model(deep, sharding=lambda row: split if row.path.endswith("mlp/up") else everywhere)
     assert chosen.params["decoder"]["layers"][0]["mlp"]["up"].sharding == split
     assert chosen.params["decoder"]["layers"][0]["mlp"]["down"].sharding == everywhere
     assert_same_model(chosen, plain)
@@ -188,9 +188,9 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
         ({"model_type": None}, "model_type None; supported are t5, mt5"),
         (
             {"feed_forward_proj": "gated-silu"},
-            "feed_forward_proj is 'gated-silu'; supported is 'relu' and 'gated-relu' and",
+            "feed_forward_proj is 'gated-silu'; supported: 'relu', 'gated-relu',",
         ),
-        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported is 'relu' and"),
+        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported: 'relu',"),
         ({"feed_forward_proj": ["relu"]}, "config.json cannot be used: "),
         ({"d_model": "20"}, "config.json cannot be used: .*'d_model'.*expected int, got str"),
         ({"d_model": 20.5}, "config.json cannot be used: .*'d_model'.*expected int, got float"),
@@ -198,7 +198,7 @@ def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
         ({"dropout_rate": float("nan")}, "dropout_rate is nan"),
         ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon is inf"),
         ({"eos_token_id": 99999}, "eos_token_id is 99999, and vocab_size is "),
-        ({"pad_token_id": -1}, "pad_token_id is -1; a whole number from 0 on was expected"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; expected a whole number of at least 0"),
     ],
 )
 def test_unusable_configs(model_folder, deep_tensors, changes, message):
@@ -261,6 +261,19 @@ def test_from_the_hubs_cache(hub_cache, deep, revision):
     model = load.load_model("google/tiny", revision=revision)
     assert (model.name, model.revision) == ("google/tiny", COMMIT)
     assert_same_model(model, load.load_model(deep))
+
+
+def test_the_scheme_of_the_hub(hub_cache):
+    plain = load.load_model("google/tiny")
+    for name, revision in (
+        ("hf://google/tiny", None),
+        ("hf://google/tiny@main", "main"),
+        (f"hf://google/tiny@{COMMIT}", None),
+    ):
+        model = load.load_model(name, revision=revision)
+        assert (model.name, model.revision, model.fingerprint) == (plain.name, COMMIT, plain.fingerprint)
+    with pytest.raises(CheckpointError, match="hf://google/tiny@main: the revision is 'v2' too"):
+        load.load_model("hf://google/tiny@main", revision="v2")
 
 
 def test_local_files_only_does_not_ask_the_hub(hub_cache, monkeypatch):

@@ -18,11 +18,11 @@ from prompt_jax.checkpoints import weights
 from prompt_jax.checkpoints.load import load_model
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.distributed.sharding import RULES, fetch, make_mesh, named_sharding, parameter_sharding, place
+from prompt_jax.distributed.sharding import RULES, make_mesh, named_sharding, parameter_sharding, to_devices, to_host
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment, check
-from prompt_jax.inference.evaluation import target_scores
-from prompt_jax.methods.soft_prompt import PromptTuning
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference.answers import score_targets
+from prompt_jax.inference.batching import Rows
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
@@ -107,7 +107,7 @@ def on_eight_devices() -> dict:
     found: dict = {}
     for key, mesh in (("too many", MeshConfig(3, -1, 16)), ("heads", MeshConfig(model=8))):
         try:
-            load_model(FIXTURES / "t5_v11" / "base", placement=parameter_sharding(make_mesh(mesh)))
+            load_model(FIXTURES / "t5_v11" / "base", sharding=parameter_sharding(make_mesh(mesh)))
         except ConfigError as error:
             found[key] = str(error)
     mesh = make_mesh(MeshConfig(data=2, model=4))
@@ -115,9 +115,9 @@ def on_eight_devices() -> dict:
         found[name] = {dtype: loaded(FIXTURES / folder / "base", dtype, mesh) for dtype in weights.DTYPES}
         found[name]["step"] = stepped(FIXTURES / folder / "base")
         for where, own in (("scores", mesh), ("scores on one", None)):
-            model = load_model(FIXTURES / folder / "base", placement=parameter_sharding(own))
+            model = load_model(FIXTURES / folder / "base", sharding=parameter_sharding(own))
             inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
-            found[name][where] = target_scores(model, None, inputs, targets, batch_size=3).tolist()
+            found[name][where] = score_targets(Rows(model, None, inputs, batch_size=3), targets).tolist()
     return found
 
 
@@ -134,7 +134,7 @@ def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
 
     weights._part = spy
     try:
-        divided_base = load_model(folder, dtype, placement=parameter_sharding(mesh)).params
+        divided_base = load_model(folder, dtype, sharding=parameter_sharding(mesh)).params
     finally:
         weights._part = real
     whole = load_model(folder, dtype).params
@@ -150,14 +150,14 @@ def stepped(folder: Path) -> dict:
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
     losses, text = {}, ""
     for mesh in (make_mesh(sizes), None):
-        model = load_model(folder, placement=parameter_sharding(mesh))
+        model = load_model(folder, sharding=parameter_sharding(mesh))
         starts = []
         for seed in range(members):
             prompt = prompt_config.initialize(jax.random.key(seed), model)
             starts.append(TrainState.create(prompt, optimizer))
         own = named_sharding(mesh, "members")
-        state = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
-        keys = place(jnp.stack([jax.random.key(seed) for seed in range(members)]), own)
+        state = to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
+        keys = to_devices(jnp.stack([jax.random.key(seed) for seed in range(members)]), own)
         rng = np.random.default_rng(0)
 
         def ids(length, rng=rng, words=model.config.vocab_size):
@@ -170,13 +170,17 @@ def stepped(folder: Path) -> dict:
         }
         step = make_train_step(model.config, prompt_config, optimizer, accumulate=2)
         compiled = jax.jit(vmap_members(step, group=1, mesh=mesh))
-        arguments = {"base": model.params, "prompt": None}, place(batch, named_sharding(mesh, "members", "batch")), keys
+        arguments = (
+            model.params,
+            to_devices(batch, named_sharding(mesh, "members", "batch")),
+            keys,
+        )
         if mesh is not None:
             text = compiled.lower(state, *arguments).compile().as_text()
         losses[mesh is None] = []
         for _ in range(2):
             state, metrics = compiled(state, *arguments)
-            losses[mesh is None].append(fetch(metrics["loss"]).tolist())
+            losses[mesh is None].append(to_host(metrics["loss"]).tolist())
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     return {

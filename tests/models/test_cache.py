@@ -33,7 +33,7 @@ def test_a_beam_sees_the_tokens_of_the_beams_it_comes_from():
     cache = empty()
     inputs = [[[[] for _ in range(LAYERS)] for _ in range(BEAMS)] for _ in range(ROWS)]  # that each beam has seen
     for step in range(CAPACITY):
-        cache = cache.reordered(jnp.asarray(parents[step]))
+        cache = cache.reorder_beams(jnp.asarray(parents[step]))
         inputs = [
             [[list(seen) for seen in row[parent]] for parent in chosen]
             for row, chosen in zip(inputs, parents[step], strict=True)
@@ -52,5 +52,5 @@ def test_a_beam_sees_the_tokens_of_the_beams_it_comes_from():
 
 def test_the_order_of_beams_moves_no_keys_and_values():
     cache = empty()
-    reordered = cache.reordered(jnp.ones((ROWS, BEAMS), jnp.int32))
+    reordered = cache.reorder_beams(jnp.ones((ROWS, BEAMS), jnp.int32))
     assert reordered.generated is cache.generated

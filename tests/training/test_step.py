@@ -1,4 +1,4 @@
-"""The training step: frozen means params, and the arithmetic of its loss."""
+"""The training step: frozen means frozen, and the arithmetic of its loss."""
 
 import dataclasses
 

@@ -12,16 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from planner.flops import matmul_flops
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
-from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.model import Remat
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
-from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.models import Config, check_context, family
 from prompt_jax.models.delta import Delta, merged_params, params_and_prompt
 from prompt_jax.models.prompt import Prompt
@@ -29,6 +28,7 @@ from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.setup import check_division, stacks_of, train_step
 from prompt_jax.training.step import TrainState, frozen_base
+from tools.planner.flops import matmul_flops
 
 # The published shapes, as in the config.json files on the hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
@@ -81,7 +81,7 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     """
     check(experiment)
     if experiment.prompt.per_task:
-        raise ConfigError("a plan loads no data, and prompt.per_task depends on the number of tasks; leave it out")
+        raise ConfigError("a plan loads no data, so it cannot know the number of tasks of multitask prompts")
     alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
@@ -157,7 +157,7 @@ def _train(
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
 
-    def traced(remat: experiments.Remat) -> Any:
+    def traced(remat: Remat) -> Any:
         model = dataclasses.replace(experiment.model, remat=remat)
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)
@@ -168,7 +168,7 @@ def _train(
 
 
 def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = None) -> TrainState:
-    """A member's state before the first step; `tasks` is how many have a prompt of their own, with prompt.per_task."""
+    """A member's state before the first step; `tasks` is the number of tasks of multitask prompts."""
     # The values, which this one has and others take a tokenizer or a file for, do not matter.
     prompt: Any = member.prompt
     if hasattr(prompt, "init"):
@@ -205,29 +205,30 @@ def _generate(
     batch = {"inputs": column(source), "inputs_mask": column(source, dtype=jnp.bool_)}
     if isinstance(prompt, Prompt) and prompt.stacked is not None:
         batch["prompt_ids"] = column()
+    if family(config).causal:
+        batch["start_ids"] = column()
     decoding = dataclasses.replace(experiment.decoding, seed=0)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    generate = compiled_generate if isinstance(prompt, Prompt) else _generate_with_delta
-    traced = generate.trace(
+    key = _shapes(key, _placed(mesh, devices)) if decoding.temperature else None
+    static = {"max_new_tokens": target, "decoding": decoding, "check": False}
+    generate: Any = generate_scored if isinstance(prompt, Prompt) else _generate_merged
+    traced = jax.jit(generate, static_argnames=("config", *static)).trace(
         base,
         config,
         batch,
         _shapes(prompt, _placed(mesh, devices)),
-        target,
-        column(),
-        decoding,
-        column(dtype=key.dtype) if decoding.temperature else None,
+        key=key,
+        row_numbers=column(),
+        lengths=column(),
+        **static,
     )
     trips = max(1, target - 1)  # the first token comes with the reading of the input
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
     return Program("generation", traced.lower, _order(mesh, devices), flops, trips)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4, 6))
-def _generate_with_delta(
-    base: Any, config: Config, batch: Any, delta: Delta, target: int, numbers: Any, decoding: Decoding, keys: Any
-) -> Any:
-    return compiled_generate(merged_params(base, delta), config, batch, None, target, numbers, decoding, keys)
+def _generate_merged(params: Any, config: Config, batch: Any, delta: Delta, **options: Any) -> Any:
+    return generate_scored(merged_params(params, delta), config, batch, **options)
 
 
 def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt | Delta:
