@@ -201,7 +201,7 @@ def _fit(run: Run, states: tuple[TrainState, ...]) -> None:
 
             last = step == setup.steps
             evaluating, saving = last or step % options.eval_every == 0, last or step % options.checkpoint_every == 0
-            leaving = preemption.noticed()
+            leaving = preemption.requested()
             if evaluating or saving or leaving:
                 _finish(run, *pending)
                 pending = None
@@ -323,7 +323,7 @@ def _evaluate(run: Run, states: tuple[TrainState, ...], preemption: Preemption) 
     prompts = setup.prompts(trainable)
 
     def go_on() -> None:
-        if preemption.noticed():
+        if preemption.requested():
             raise _Leaving
 
     own: dict[int, dict[str, dict[str, float]]] = {number: {} for number in progress.training}
