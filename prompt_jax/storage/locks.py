@@ -87,7 +87,7 @@ class FileLock:
                 except BlockingIOError:
                     if wait is None:
                         raise LockHeld(
-                            f"{self.path.parent} is in use by {self._holder()}; wait for it to end"
+                            f"{self.path.parent} is in use by {self._holder()}; wait for its end"
                         ) from None
                     wait(self._holder())
                     fcntl.flock(file, fcntl.LOCK_EX)

@@ -404,7 +404,7 @@ def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
         assert second.wait(300) == 1
         said = jax_processes.output(elsewhere).read_text()
         holder = rf"process {first.pid} on {socket.gethostname()}, started 2\d{{3}}-\d\d-\d\d [\d:]{{8}} UTC"
-        told = rf"prompt-jax: {experiment.folder} is in use by {holder}; wait for it to end\n"
+        told = rf"prompt-jax: {experiment.folder} is in use by {holder}; wait for its end\n"
         assert re.fullmatch(told, said), said
     assert first.poll() is None
     signal_file.touch()
