@@ -86,9 +86,7 @@ class FileLock:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if wait is None:
-                        raise LockHeld(
-                            f"{self.path.parent} is in use by {self._holder()}; wait for its end"
-                        ) from None
+                        raise LockHeld(f"{self.path.parent} is in use by {self._holder()}; wait for its end") from None
                     wait(self._holder())
                     fcntl.flock(file, fcntl.LOCK_EX)
                 except OSError as error:

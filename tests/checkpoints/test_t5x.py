@@ -409,7 +409,7 @@ def test_values_that_are_not_finite(fixtures, tmp_path):
 
 
 def test_where_to_look_is_said(checkpoint, tmp_path):
-    with pytest.raises(PromptFormatError, match="has checkpoints of T5X; name one of them: checkpoint_1"):
+    with pytest.raises(PromptFormatError, match="has T5X checkpoints; name one of them: checkpoint_1"):
         load_prompt(tmp_path)
     for name, message in (
         (str(checkpoint), "for a checkpoint of T5X say t5x:"),

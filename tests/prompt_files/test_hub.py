@@ -799,7 +799,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     run("predict", "--prompts", f"b=hf://me/p@v1,{source}", "--input", lines, "--model", model.name)
 
     monkeypatch.chdir(tmp_path)
-    to_push = "hf://me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
+    to_push = "hf://me/x.npz: a file is written to this machine, not to the Hub; use prompt-jax push"
     for words, message in (
         (("export", source, "hf://me/x.npz"), to_push),
         (("export", source, "hf://me/x.npz", "--format", "peft", "--model", model.name), to_push),

@@ -275,7 +275,7 @@ BROKEN = {
     "nan": ({"encoder_tokens": np.full((2, 3), np.nan, np.float32)}, "6 values that are not finite"),
     "overflow": ({"encoder_tokens": np.full((2, 3), 1e300)}, "6 values that are not finite"),
     "objects": ({"encoder_tokens": np.array([[object()]])}, "object"),
-    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt is of floats"),
+    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt has floats"),
     "vector": ({"encoder_tokens": np.ones(3)}, r"encoder_tokens is \[3\]; expected \[P, D\]"),
     "empty": ({"encoder_tokens": np.ones((0, 3))}, r"\[0, 3\]"),
     "absent": ({"metadata": text()}, "no encoder_tokens"),

@@ -355,7 +355,7 @@ def test_what_peft_cannot_hold_is_refused(tmp_path):
         save_ensemble(tmp_path / "a", two, [METADATA] * 2, format="peft", model=t5_model)
     even = t5_of(2)
     two = [tied(random_prefix(even, 2, sites=("decoder_self",))), random_prefix(even, 2, sites=("decoder_self",))]
-    with pytest.raises(PromptFormatError, match="member_1: PEFT gives layers"):
+    with pytest.raises(PromptFormatError, match="member_1: in PEFT, layers"):
         save_ensemble(tmp_path / "a", two, [METADATA] * 2, format="peft", model=even)
     assert not list(tmp_path.iterdir())
 
@@ -366,7 +366,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     save_prompt(tmp_path / "a", random_tokens(model, 2), format="peft", model=model)
     for name in ("a", "file"):
-        with pytest.raises(PromptFormatError, match="here is something already"):
+        with pytest.raises(PromptFormatError, match="needs a new or empty folder"):
             save_prompt(tmp_path / name, random_tokens(model, 2, seed=1), format="peft", model=model)
     assert_same(load_prompt(tmp_path / "a"), random_tokens(model, 2))
     assert (tmp_path / "file").read_text() == "mine"
@@ -722,8 +722,8 @@ def test_export_and_import(base_file, tmp_path, capsys):
         (("import", tmp_path / "a", tmp_path / "x.npz", "--revision", "main"), "--revision is of --model"),
         (("import", path, tmp_path / "x.npz", "--model", model.name), "says itself that it was trained on"),
         (("export", tmp_path / "a", tmp_path / "b", "--format", "peft"), "name it with --model"),
-        (("export", path, tmp_path / "a", "--format", "peft", "--model", model.name), "here is something already"),
-        (("export", tmp_path / "a", tmp_path / "b"), "or say which format"),
+        (("export", path, tmp_path / "a", "--format", "peft", "--model", model.name), "needs a new or empty folder"),
+        (("export", tmp_path / "a", tmp_path / "b"), "or give a format"),
     ):
         assert main([str(word) for word in words]) == 1
         assert message in capsys.readouterr().err
@@ -766,7 +766,7 @@ def test_adapters_on_a_bucket():
         )
         for (again, _), prompt in zip(read_prompts(parse_path("gs://bucket/e")), own, strict=True):
             assert_same(again, prompt)
-        with pytest.raises(PromptFormatError, match="here is something already"):
+        with pytest.raises(PromptFormatError, match="needs a new or empty folder"):
             save_prompt("gs://bucket/e", own[0], format="peft", model=model)
         with pytest.raises(FileNotFoundError):
             load_prompt("gs://bucket/nothing")
