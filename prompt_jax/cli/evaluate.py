@@ -174,11 +174,13 @@ def _pool(
     source: Source, file: Path | None, asked: "Examples", nobody: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
     """What examples are drawn from: the training split of the task that is asked, or a file."""
-    from prompt_jax.data import load
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
+    from prompt_jax.data.registry import find_task
 
     if file is None:
         assert source.task is not None
-        if "train" not in (splits := load.find_task(source.task).splits):
+        if "train" not in (splits := find_task(source.task).splits):
             there = ", ".join(splits)
             raise UserError(
                 f"{source.task} has no split 'train' for --shots, but {there}; give a file with --shots-from"
@@ -187,9 +189,9 @@ def _pool(
     if asked.format is None:
         raise UserError(f"{asked.name} makes its tokens itself, and cannot be shown examples of --shots-from {file}")
     own = dataclasses.replace(asked.format, metrics=("accuracy",))  # others may need more than a file has
-    task = load.file_task(file.name, {"train": file}, own, target=source.target)
+    task = file_task(file.name, {"train": file}, own, target=source.target)
     tokenizer: Any = model.tokenizer
-    return load.load_examples(task, tokenizer, "train", input_length=own.input_length, target_length=own.target_length)
+    return load_examples(task, tokenizer, "train", LoadOptions(own.input_length, own.target_length))
 
 
 def _show(args: Evaluate, outcome: "Outcome") -> int:
