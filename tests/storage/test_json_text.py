@@ -1,4 +1,4 @@
-"""JSON that every program can read."""
+"""JSON according to RFC 8259."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def test_numbers_that_are_not_finite_are_null():
 
 
 def test_a_runs_log_has_no_nan_and_is_read_back_with_it(tmp_path):
-    for _ in range(2):  # the second takes over the lines of the first
+    for _ in range(2):  # the second reuses the lines of the first
         with Log(tmp_path, 3, 1) as log:
             log.write(3, 0, {"train/grad_norm": math.inf, "train/loss": 0.5})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -42,7 +42,7 @@ def test_a_prompt_file_leaves_out_scores_that_are_not_finite(tmp_path):
 
 @pytest.mark.parametrize("score", [math.nan, -math.inf])
 def test_a_report_takes_null_for_a_number(tmp_path, score):
-    """What `summary.json` has where a metric of a user's own is NaN."""
+    """As in `summary.json` when a custom metric is NaN."""
     from prompt_jax.report.run_files import _built
 
     assert math.isnan(_built(dict[str, float], json.loads(json_text({"accuracy": score})), "scores")["accuracy"])

@@ -1,4 +1,4 @@
-"""Paths of buckets, as far as they go without one; runs on a bucket are in training/test_bucket.py."""
+"""Paths of buckets without a bucket. Runs in a bucket are in training/test_bucket.py."""
 
 import copy
 import dataclasses
