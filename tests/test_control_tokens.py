@@ -14,7 +14,7 @@ from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark, remove_mark
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.text_tasks import add_task, text_source
-from prompt_jax.inference.evaluation import label_ids
+from prompt_jax.inference.answers import label_ids
 from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
 from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import TaskFormat
@@ -160,10 +160,10 @@ def prompt_file(model, tmp_path):
 @pytest.mark.parametrize("several", (False, True))
 def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, several):
     """Of one prompt, and of prompts that inputs name."""
-    from prompt_jax.inference import evaluation
+    from prompt_jax.ensembles import streams
 
-    seen, tokenize = [], evaluation.tokenize
-    monkeypatch.setattr(evaluation, "tokenize", lambda *a: (r := tokenize(*a), seen.extend(r[0]))[0])
+    seen, tokenize = [], streams.tokenize
+    monkeypatch.setattr(streams, "tokenize", lambda *a: (r := tokenize(*a), seen.extend(r[0]))[0])
     rows = [{"text": text, "prompt": "p"} for text in TEXTS]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--prompts", f"p={prompt_file}"] if several else [str(prompt_file)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
+from prompt_jax.config.convert import from_dict
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.training.logs import Log, read_log
@@ -25,7 +26,7 @@ def test_numbers_that_are_not_finite_are_null():
 
 
 def test_a_runs_log_has_no_nan_and_is_read_back_with_it(tmp_path):
-    for _ in range(2):  # the second reuses the lines of the first
+    for _ in range(2):  # the second takes over the lines of the first
         with Log(tmp_path, 3, 1) as log:
             log.write(3, 0, {"train/grad_norm": math.inf, "train/loss": 0.5})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -43,6 +44,7 @@ def test_a_prompt_file_leaves_out_scores_that_are_not_finite(tmp_path):
 @pytest.mark.parametrize("score", [math.nan, -math.inf])
 def test_a_report_takes_null_for_a_number(tmp_path, score):
     """As in `summary.json` when a custom metric is NaN."""
-    from prompt_jax.report.run_files import _built
+    from prompt_jax.report.run_files import BestSummary
 
-    assert math.isnan(_built(dict[str, float], json.loads(json_text({"accuracy": score})), "scores")["accuracy"])
+    best = json.loads(json_text({"metric": "accuracy", "score": score, "step": 1}))
+    assert math.isnan(from_dict(BestSummary, best, nan=True).score)
