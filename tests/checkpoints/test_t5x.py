@@ -306,11 +306,11 @@ def bomb(folder: Path) -> None:
 
 
 DAMAGE = {
-    "no chunk": (lambda f: (f / ZARR / "1.0").unlink(), "1.0 is missing, or no file"),
+    "no chunk": (lambda f: (f / ZARR / "1.0").unlink(), "1.0 is missing, or not a regular file"),
     "another chunk": (lambda f: (f / ZARR / "1.0").rename(f / ZARR / "1.1"), "1.0 is missing"),
     "no metadata": (lambda f: (f / ZARR / ".zarray").unlink(), "has no .zarray"),
     "no JSON": (lambda f: (f / ZARR / ".zarray").write_text("{"), "is not JSON"),
-    "a list": (lambda f: (f / ZARR / ".zarray").write_text("[]"), "is not JSON object"),
+    "a list": (lambda f: (f / ZARR / ".zarray").write_text("[]"), "is not a JSON object"),
     "long": (lambda f: (f / ZARR / ".zarray").write_text(" " * 70_000 + "{}"), "at most 65536 bytes"),
     "deep": (lambda f: (f / ZARR / ".zarray").write_text("[" * 60_000), "is not JSON"),
     "shape": (lambda f: change(f, shape=[6, -4]), "shape is not a list of"),
@@ -413,7 +413,7 @@ def test_where_to_look_is_said(checkpoint, tmp_path):
         load_prompt(tmp_path)
     for name, message in (
         (str(checkpoint), "for a T5X checkpoint give t5x:"),
-        ("t5x:gs://bucket/checkpoint_1", "copy it here"),
+        ("t5x:gs://bucket/checkpoint_1", "copy it"),
         ("t5x:~nobody-of-this-name/c", "there is no such user"),
     ):
         with pytest.raises(CheckpointError, match=message):
