@@ -477,7 +477,7 @@ def test_damaged_files_are_named_as_on_the_hub(hub, models, tmp_path, fixtures):
         "hf://you/p@main": "hf://you/p@main: damaged: BadZipFile",
         "hf://you/q/of": f"hf://you/q/of: {TENSORS}: prompt_embeddings claims F32",
         "hf://you/r": "hf://you/r: there are 2 members and no member_1",
-        "hf://you/s": f"hf://you/s: no {TENSORS}, which an adapter of PEFT has",
+        "hf://you/s": f"hf://you/s: no {TENSORS}, which a PEFT adapter needs",
     }.items():
         fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
 
