@@ -244,8 +244,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
         ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
-        ([ensemble_file, prompt_file], 0, "--member is the number of a prompt in one file; there are 2"),
-        ([], 0, "--member is the number of a prompt in a file, and no file is named"),
+        ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
+        ([], 0, "--member needs a prompt file, and there is none"),
     ):
         status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)
         assert status == 1 and message in err
@@ -384,7 +384,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("evaluate", prompt_file, *named, "--task", "films"), "no task is called 'films'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
-        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop are for two prompts or more"),
+        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop need two prompts or more"),
         (("evaluate", prompt_file, *named, "--labels", "a", "b"), "--labels say how --data is read"),
         (("predict", tmp_path, "x"), "is a folder without adapter_config.json, and so no adapter of PEFT"),
         (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),

@@ -11,7 +11,7 @@ import pytest
 from experiments import changed, named
 from prompt_jax import forward
 from prompt_jax.cli import main
-from prompt_jax.cli.source import Source, read_examples
+from prompt_jax.cli.source import ExampleOptions, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
@@ -213,7 +213,7 @@ def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained,
         )
         for n, (task, template) in enumerate(trained)
     ]
-    source = Source(task="other_v001", tasks=tasks)
+    source = ExampleOptions(task="other_v001", tasks=tasks)
     if start is None:
         with pytest.raises(UserError, match="0.npz was trained with the names .*, 1.npz without"):
             read_examples(source, members, tiny)
@@ -230,7 +230,7 @@ def test_of_a_mixture_one_task_is_asked(tiny, tasks):
     with pytest.raises(
         UserError, match="0.npz was trained on both, a mixture; .* --task .*: kind_a_v001, kind_b_v001$"
     ):
-        read_examples(Source(tasks=tasks), [member], tiny)
+        read_examples(ExampleOptions(tasks=tasks), [member], tiny)
 
 
 def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
