@@ -25,7 +25,7 @@ class Average:
     """Prompt files of the same base and size. All members of an ensemble's file are used."""
     weights: tuple[float, ...] | None = None
     """One weight for each prompt; they must sum to 1. `1.5 -0.5` extrapolates from the second prompt past the first.
-    Default: equal weights."""
+    None means equal weights."""
 
 
 def run(args: Average) -> int:

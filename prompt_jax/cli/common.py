@@ -26,7 +26,7 @@ class BaseOptions:
     """The base that a prompt file is used with."""
 
     model: str | None = None
-    """Name or folder of the base. Default: the one the prompt file names, if it has been downloaded before."""
+    """Name or folder of the base. None means the one the prompt file names, if it has been downloaded before."""
     revision: str | None = None
     """Branch, tag or commit of --model on the Hugging Face Hub."""
     dtype: Dtype = "float32"

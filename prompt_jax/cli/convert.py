@@ -24,11 +24,11 @@ class Export:
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """File to write. For the formats peft and model, a new or empty folder."""
     member: int | None = None
-    """Member of an ensemble to write, numbered from 0. Default: all members."""
+    """Member of an ensemble to write, numbered from 0. None means all members."""
     format: Literal["npz", "npy", "peft", "model"] | None = None
     """npz: this project's format, a NumPy archive. npy: the bare array, as in T5X's prompt-tuning. peft: an adapter for
     PEFT, or a folder of adapters for an ensemble; this loads the base. model: after training layers or the full model,
-    the whole model in Hugging Face's format. Default: by the extension of DEST."""
+    the whole model in Hugging Face's format. None follows the extension of DEST."""
     as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
     """prefix: replace a causal model's virtual tokens by their keys and values. Logits are equal, inference is faster.
     This loads the base."""

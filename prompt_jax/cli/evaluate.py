@@ -37,13 +37,13 @@ class FewShotOptions:
     shot_seeds: tuple[int, ...] = (0,)
     """Seeds for drawing the examples of --shots. Several seeds are scored separately and vote."""
     shot_text: str | None = None
-    """Template of an in-context example, with {input} (after --design) and {target}. Default: "{input} {target}." for
+    """Template of an in-context example, with {input} (after --design) and {target}. None means "{input} {target}." for
     encoder-decoders, and "{input} {target}" and a line break for causal models."""
     shot_length: int | None = None
-    """Maximum tokens of an input with its in-context examples. Default: as many as the model has positions for; 512
+    """Maximum tokens of an input with its in-context examples. None means as many as the model has positions for; 512
     for T5."""
     shots_from: Path | None = None
-    """File to draw in-context examples from, with the columns of --data or the task. Default: the training split."""
+    """File to draw in-context examples from, with the columns of --data or the task. None means the training split."""
     shots_as_drawn: bool = False
     """Draw in-context examples regardless of their labels. By default, the labels take turns."""
 
@@ -63,7 +63,7 @@ class Evaluate:
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     source: Annotated[ExampleOptions, tyro.conf.arg(name="")] = ExampleOptions()
     metrics: tuple[str, ...] | None = None
-    """Names of metrics. Default: the task's, or the prompt's for --data."""
+    """Names of metrics. None means the task's, or the prompt's for --data."""
     batch_size: int = 64
     """Rows in a batch. Each row is one example with one member's prompt."""
     vote: Literal["majority", "mean-probability"] = "majority"

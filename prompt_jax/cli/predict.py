@@ -34,16 +34,16 @@ class Predict:
     JSON object. Put -- before a text that starts with a hyphen."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
     """Several prompt files of one base, instead of FILE. Each input is then a JSON object with the columns of its
-    prompt's template and a field `prompt`: a NAME (default: the file's name without extension), NAME/0, NAME/1, ... for
-    a member of an ensemble, or null for the base with the column `text`. Batches mix prompts and keep the order."""
+    prompt's template and a field `prompt`: NAME (by default the file's name without extension), NAME/0, NAME/1, ... for
+    the members of an ensemble, or null for the base with the column `text`."""
     template: str | None = None
-    """Template of an input, with column names in braces. Default: the prompt's."""
+    """Template of an input, with column names in braces. None means the prompt's."""
     labels: tuple[str, ...] | None = None
-    """Possible answers, which --json scores. Default: the prompt's."""
+    """Possible answers, which --json scores. None means the prompt's."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     input: Path | None = None
     """File with one text a line, or .jsonl, .csv or .tsv file with the template's columns; optionally .gz; UTF-8, or
-    UTF-16 with a byte order mark. Default: standard input."""
+    UTF-16 with a byte order mark. None means standard input."""
     json: bool = False
     """Print one JSON object a line, in ASCII, with the log-probability (nats) of each label."""
     batch_size: int = 64

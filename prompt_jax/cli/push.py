@@ -26,7 +26,7 @@ class Push:
     private: bool = False
     """Create a private repository."""
     message: str | None = None
-    """Commit message. Default: one that names the prompt."""
+    """Commit message. None means a default message."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 

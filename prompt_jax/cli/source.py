@@ -21,19 +21,19 @@ class ExampleOptions:
     """Labeled examples from a task or a file."""
 
     task: str | None = None
-    """Task in the tasks folder. Default: the task that the prompt was trained on."""
+    """Task in the tasks folder. None means the task that the prompt was trained on."""
     data: Path | None = None
     """Your .jsonl, .csv or .tsv file, instead of a task. It is read with the prompt's template and labels."""
     target: str = "label"
     """Column of --data with the answers."""
     template: str | None = None
-    """Template for the rows of --data, with column names in braces. Default: the prompt's."""
+    """Template for the rows of --data, with column names in braces. None means the prompt's."""
     labels: tuple[str, ...] | None = None
-    """Possible answers of --data, in the order of their numbers. Default: the prompt's."""
+    """Possible answers of --data, in the order of their numbers. None means the prompt's."""
     split: str = "test"
     """Split of the task."""
     tasks: Path | None = None
-    """Folder or file with seqio tasks. Default: `tasks` in the working directory, if it exists."""
+    """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
     limit: int | None = None
     """Maximum number of examples. They are drawn at random with a fixed seed."""
 
@@ -104,8 +104,8 @@ def read_examples(
     )
     if examples.unlabeled and source.data is None and source.split == "test" and "validation" in task.splits:
         raise UserError(
-            f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, because "
-            "benchmarks keep those of the test split secret; give --split validation"
+            f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, "
+            "because benchmarks keep those of the test split secret; give --split validation"
         )
     return examples, lengths.target_length
 
