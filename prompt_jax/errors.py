@@ -15,6 +15,10 @@ class CheckpointError(UserError, ValueError):
     """A model cannot be loaded or saved."""
 
 
+class DataError(UserError, ValueError):
+    """Data that cannot be read or used: what is wrong, where, and what would be right."""
+
+
 class SaveError(UserError, RuntimeError):
     """A file of a run could not be written. With several processes, only the writing one raises this."""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prompt_jax.control_tokens import unmarked
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import UserError
 
 _FIELD = re.compile(r"\{([^{}]*)\}")  # a column's name is any text without braces
@@ -20,7 +20,7 @@ ANSWER_METRICS = (
     *("group_exact_match", "referent_accuracy"),
 )
 
-# Metrics that need a note on each example beside its answer (`prompt_jax.data.load.add_task`).
+# Metrics that need a note on each example beside its answer (`prompt_jax.add_task`).
 NOTE_METRICS = ("group_exact_match", "referent_accuracy")
 
 # Of texts against references, of which an input may have several: splits but train then have each input once.
@@ -141,7 +141,7 @@ class TaskFormat:
         for column in self.columns:
             if column not in row:
                 raise FormatError(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
-        return _FIELD.sub(lambda match: unmarked(str(row[match[1]])), self.template)
+        return _FIELD.sub(lambda match: remove_marks(str(row[match[1]])), self.template)
 
     def marked(self, mark: Callable[[str], str]) -> "TaskFormat":
         """The format with the control tokens of its template marked (`prompt_jax.control_tokens`).

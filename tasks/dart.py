@@ -17,7 +17,8 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import DataError, data_folder
+from prompt_jax.data.files import data_folder
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 FILES = {split: f"dart-v1.1.1-full-{name}.json" for split, name in (("train", "train"), ("validation", "dev"))}

@@ -17,7 +17,8 @@ import re
 from collections.abc import Iterator
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import DataError, data_folder, read_rows
+from prompt_jax.data.files import data_folder, read_rows
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 FILES = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}

@@ -24,7 +24,8 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import DataError, data_folder, read_rows, text_of
+from prompt_jax.data.files import column_text, data_folder, read_rows
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 FILES = {  # in TFDS's spelling, and in the release's
@@ -51,14 +52,14 @@ def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
         where = f"{path}:{line}"
         try:
             for question in row["qas"]:
-                answers, number = question["answers"], text_of(question, "qid", where)
+                answers, number = question["answers"], column_text(question, "qid", where)
                 if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
                     found = json.dumps(answers)[:40]
                     raise DataError(f"{where}: the question {number} has the answers {found}; expected a list of texts")
                 if not answers:
                     raise DataError(f"{where}: the question {number} has no answer; expected some")
                 for answer in answers[:1] if split == "train" else dict.fromkeys(answers):
-                    yield text_of(question, "question", where), text_of(row, "context", where), answer, number
+                    yield column_text(question, "question", where), column_text(row, "context", where), answer, number
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: not MRQA's JSON ({type(error).__name__}: {error})") from error
 

@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from prompt_jax import text_source
 from prompt_jax.data import denoising
-from prompt_jax.data.files import DataError, data_folder, read_documents
+from prompt_jax.data.files import data_folder, read_documents
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import LOG_LIKELIHOOD, TaskFormat
 
 SPLITS = ("train", "validation")
@@ -77,7 +78,7 @@ def span_corruption(dataset: tf.data.Dataset, output_features, sequence_length) 
     vocabulary = output_features["inputs"].vocabulary
     longest, given = sequence_length["inputs"], sequence_length["targets"]
     try:
-        size = denoising.text_length(longest)
+        size = denoising.max_text_length(longest)
     except ValueError as error:
         raise DataError(f"span_corruption: {error}; expected a larger input_length") from error
     spans, needed = denoising.noise_counts(size)[1], denoising.corrupted_lengths(size)[1]
@@ -104,7 +105,7 @@ def prefix_lm(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.
     size = min(sequence_length.values())
     if size < 2:
         raise DataError(f"prefix_lm: input_length and target_length are at least 2, not {size}")
-    return drawn(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.cut_in_two)
+    return drawn(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.split_prefix)
 
 
 for _objective, _longest in ((span_corruption, 114), (prefix_lm, 512)):

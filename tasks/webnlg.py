@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import DataError, data_folder
+from prompt_jax.data.files import data_folder
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 FILES = {"train": "train/**/*.xml", "validation": "dev/**/*.xml", "test": "test/testdata_with_lex.xml"}

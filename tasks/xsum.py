@@ -20,7 +20,8 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import DataError, data_folder
+from prompt_jax.data.files import data_folder
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 SPLITS = ("train", "validation", "test")

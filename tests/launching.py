@@ -1,4 +1,4 @@
-"""A checkout to launch from, and the launcher as a process of its own; for the tests of `tools/launch.py`."""
+"""A checkout to launch from, and the launcher as a separate process, for the tests of `tools.launcher`."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Arguments that only arrive if they are quoted right, wherever there is a shell on the way.
+# Arguments that arrive unchanged only if every shell on the way gets them quoted correctly.
 AWKWARD = ["--data.template", '{a}: it\'s "$(touch pwned)" `x` \\ *;&|', "", "--x", "a\nb", "é ~", "--", "#", "!1"]
 
 
 @dataclasses.dataclass
 class Checkout:
-    """A repository with the launcher, and where its jobs leave what they do."""
+    """A repository with the launcher, and the folders of its job records and of the processes' notes."""
 
     folder: Path
     state: Path
@@ -28,10 +28,10 @@ class Checkout:
 
     def command(self, *words: str) -> list[str]:
         verb, *rest = words
-        return [sys.executable, "tools/launch.py", verb, "--state", str(self.state), *rest]
+        return [sys.executable, "-m", "tools.launcher", verb, "--state", str(self.state), *rest]
 
     def launch(self, *words: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        """The launcher to its end, which is to be with `code`."""
+        """Run the launcher to its end and check its exit status; None allows any."""
         done = subprocess.run(
             self.command(*words),
             cwd=self.folder,
@@ -45,7 +45,7 @@ class Checkout:
         return done
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """The launcher, under way."""
+        """Start the launcher."""
         process = subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
@@ -58,7 +58,7 @@ class Checkout:
         return process
 
     def end(self) -> None:
-        """Ends what a test that failed has left behind."""
+        """Kill the processes that a failed test left behind."""
         for process in self.started:
             process.kill()
             process.wait()
@@ -73,7 +73,7 @@ class Checkout:
         ).stdout.strip()
 
     def starts(self) -> dict[str, dict[str, Any]]:
-        """What processes have noted, by process and start: "1.0" is the first start of process 1."""
+        """Return the notes of processes, by process and start: "1.0" is the first start of process 1."""
         return {path.stem: json.loads(path.read_text()) for path in sorted(self.records.glob("*.json"))}
 
     def job(self, name: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Checkout:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
-    """What it gives, once that is true."""
+    """Call `what` until its result is true, and return the result."""
     until = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < until, "waited in vain"

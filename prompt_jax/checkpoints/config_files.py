@@ -13,7 +13,7 @@ import numpy as np
 
 from prompt_jax.checkpoints.files import TensorInFile, Tensors, read_json
 from prompt_jax.checkpoints.t5x import is_t5x
-from prompt_jax.checkpoints.tokenizer import reading
+from prompt_jax.checkpoints.tokenizer import transformers_errors
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import FAMILIES, Config
 from prompt_jax.models.hugging_face import ConfigValues
@@ -53,7 +53,7 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
     Raises:
       CheckpointError: a value of the wrong type; `source` is named.
     """
-    with reading(f"{source} cannot be used"):
+    with transformers_errors(f"{source} cannot be used"):
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})

@@ -41,7 +41,7 @@ _DTYPES = {
 }
 
 
-def brief(error: BaseException | str, most: int = 300) -> str:
+def one_line(error: BaseException | str, most: int = 300) -> str:
     """Return the message of an error as one line of limited length."""
     line = " ".join(str(error)[: 10 * most].split()) or type(error).__name__
     return line if len(line) <= most else f"{line[:most]}..."
@@ -57,7 +57,7 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is no JSON: {brief(error)}") from error
+        raise CheckpointError(f"{file} is no JSON: {one_line(error)}") from error
 
 
 def check_text_file(file: Path) -> None:
@@ -65,7 +65,7 @@ def check_text_file(file: Path) -> None:
     try:
         status = file.stat()
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {brief(error.strerror or error)}") from error
+        raise CheckpointError(f"{file} cannot be read: {one_line(error.strerror or error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{file} is not a regular file")
     if status.st_size == 0:

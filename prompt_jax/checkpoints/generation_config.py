@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prompt_jax.checkpoints.files import check_text_file
-from prompt_jax.checkpoints.tokenizer import reading
+from prompt_jax.checkpoints.tokenizer import transformers_errors
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.generation_settings import EarlyStopping, GenerationSettings
 
@@ -56,7 +56,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
     if legacy:
         file = folder / "config.json"
     check_text_file(file)
-    with reading(f"{file} cannot be read"):
+    with transformers_errors(f"{file} cannot be read"):
         from transformers import GenerationConfig
 
         of_model: Any = {"config_file_name": "config.json", "_from_model_config": True} if legacy else {}

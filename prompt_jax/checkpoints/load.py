@@ -20,7 +20,8 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models import Config, family
 from prompt_jax.models.layers import Params
 
-T5X = "t5x:"  # before the folder of a checkpoint of T5X
+T5X = "t5x:"  # prefix of the folder of a T5X checkpoint
+_HUB = "hf://"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ def load_model(
             config, tensors = open_t5x(folder)
             hf = t5_configuration()
         else:
+            name_or_path, revision = _parse_hub_name(name_or_path, revision)
             folder, revision = _locate(name_or_path, revision, local_files_only)
             raw, source = read_config(folder), str(folder / "config.json")
             hf = auto_config(raw, source)
@@ -98,6 +100,16 @@ def load_model(
 
 # --------------------------------------------------------------------------------------------------------------
 # The folder
+
+
+def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
+    """Return the name and the revision of `hf://NAME[@REVISION]`, and anything else unchanged."""
+    if not str(name_or_path).startswith(_HUB):
+        return name_or_path, revision
+    name, _, own_revision = str(name_or_path).removeprefix(_HUB).partition("@")
+    if own_revision and revision is not None and own_revision != revision:
+        raise CheckpointError(f"{name_or_path}: the revision is {revision!r} too; name only one")
+    return name, own_revision or revision
 
 
 def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:

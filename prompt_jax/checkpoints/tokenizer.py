@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
-from prompt_jax.checkpoints.files import brief, check_text_file, read_json
-from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark
+from prompt_jax.checkpoints.files import check_text_file, one_line, read_json
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark
 from prompt_jax.errors import CheckpointError
 
 # The files of a tokenizer; a model on the Hub has some of them.
@@ -53,7 +53,7 @@ class Tokenizer:
         Raises:
           CheckpointError: an id that the model's embedding table does not have.
         """
-        marked = keep_marks_of(self._control, text)
+        marked = keep_marks(self._control, text)
         ids = self._read(marked) if self._fast else self._slow(marked)
         if (highest := max(ids, default=0)) >= self.rows:
             raise CheckpointError(
@@ -241,7 +241,7 @@ def load_tokenizer(
         return None
     if "tokenizer_config.json" in present:
         _check_extra_ids(folder / "tokenizer_config.json", rows)
-    with reading(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
+    with transformers_errors(f"the tokenizer in {folder} ({', '.join(present)}) cannot be read"):
         from transformers import AutoTokenizer
 
         loaded = AutoTokenizer.from_pretrained(
@@ -283,7 +283,7 @@ def t5_configuration() -> Any:
 
 
 @contextlib.contextmanager
-def reading(failure: str) -> Iterator[None]:
+def transformers_errors(failure: str) -> Iterator[None]:
     """Run a reader of Transformers without its log, and turn every error that it raises into a CheckpointError."""
     with _quiet():
         import transformers  # noqa: F401  # whose own failure is no fault of the files
@@ -296,7 +296,7 @@ def reading(failure: str) -> Iterator[None]:
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
                 raise
-            raise CheckpointError(f"{failure}: {brief(error)}") from error
+            raise CheckpointError(f"{failure}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

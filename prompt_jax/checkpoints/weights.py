@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prompt_jax.checkpoints.files import TensorInFile, Tensors, brief, open_safetensors, open_torch, read_json
+from prompt_jax.checkpoints.files import TensorInFile, Tensors, one_line, open_safetensors, open_torch, read_json
 from prompt_jax.checkpoints.fingerprint import Samples, sample
 from prompt_jax.checkpoints.flax_msgpack import open_flax
 from prompt_jax.errors import CheckpointError
@@ -155,7 +155,7 @@ def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: s
 
 def _listing(lines: list[str]) -> str:
     rest = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n".join(f"  {brief(line)}" for line in lines[:_LISTED] + rest)
+    return "\n".join(f"  {one_line(line)}" for line in lines[:_LISTED] + rest)
 
 
 def _names(parameter: Parameter) -> list[str]:

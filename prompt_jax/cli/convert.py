@@ -41,7 +41,7 @@ class Import:
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Prompt file, folder with a PEFT adapter, or folder with PEFT adapters member_0, member_1, ...; or one of these on
-    the Hub: hub:USER/NAME[/FOLDER][@REVISION]."""
+    the Hub: hf://USER/NAME[@REVISION][/PATH]."""
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The .npz file to write."""
     model: str | None = None

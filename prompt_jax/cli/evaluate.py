@@ -182,11 +182,13 @@ def _training_examples(
     source: ExampleOptions, file: Path | None, asked: "Examples", no_prompt: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
     """Return the examples to draw in-context examples from: the training split of the task, or those of a file."""
-    from prompt_jax.data import load
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
+    from prompt_jax.data.registry import find_task
 
     if file is None:
         assert source.task is not None
-        if "train" not in (splits := load.find_task(source.task).splits):
+        if "train" not in (splits := find_task(source.task).splits):
             names = ", ".join(splits)
             raise UserError(
                 f"{source.task} has no split 'train' for --shots, but {names}; give a file with --shots-from"
@@ -195,11 +197,9 @@ def _training_examples(
     if asked.format is None:
         raise UserError(f"{asked.name} tokenizes its inputs itself, so --shots-from {file} cannot add examples to them")
     form = dataclasses.replace(asked.format, metrics=("accuracy",))  # other metrics may need more columns
-    task = load.file_task(file.name, {"train": file}, form, target=source.target)
+    task = file_task(file.name, {"train": file}, form, target=source.target)
     tokenizer: Any = model.tokenizer
-    return load.load_examples(
-        task, tokenizer, "train", input_length=form.input_length, target_length=form.target_length
-    )
+    return load_examples(task, tokenizer, "train", LoadOptions(form.input_length, form.target_length))
 
 
 def _print_outcome(args: Evaluate, outcome: "Outcome") -> int:

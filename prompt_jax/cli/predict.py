@@ -12,7 +12,7 @@ import tyro
 from prompt_jax.cli.common import BaseOptions, check_model, check_positive, load_base, override_format, print_note
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.control_tokens import unmarked
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import UserError
 from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.json_text import json_text
@@ -57,7 +57,7 @@ def run(args: Predict) -> int:
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
     for chunk in _chunks(lines, args.batch_size):
         for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
-            shown = {**line._asdict(), "input": unmarked(line.input), **answer._asdict()}
+            shown = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
             if args.prompts is None:
                 del shown["prompt"]
             print(json_text(shown) if args.json else _one_line(answer.prediction))
@@ -71,7 +71,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
     from prompt_jax.ensembles.streams import Line, Voting
     from prompt_jax.prompt_files.io import check_bases, read_prompts
-    from prompt_jax.prompt_files.metadata import of_different_tasks
+    from prompt_jax.prompt_files.metadata import find_task_mismatch
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
@@ -79,7 +79,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     members = read_prompts(file)
     model = load_base(file, members[0][1], args.base)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
-    if (pair := of_different_tasks([metadata for _, metadata in members])) is not None:
+    if (pair := find_task_mismatch([metadata for _, metadata in members])) is not None:
         a, b = pair
         raise UserError(
             f"members {a} and {b} of {file} are for different tasks and cannot vote; name a member for each input with "

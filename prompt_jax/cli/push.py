@@ -22,7 +22,7 @@ class Push:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """Prompt file."""
     dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
-    """hub:USER/NAME[/FOLDER][@BRANCH]. The repository is created if it does not exist."""
+    """hf://USER/NAME[@BRANCH][/FOLDER]. The repository is created if it does not exist."""
     private: bool = False
     """Create a private repository."""
     message: str | None = None

@@ -54,7 +54,10 @@ def read_examples(
 
     Missing choices come from the first prompt with metadata for them.
     """
-    from prompt_jax.data import load
+    from prompt_jax.data.downloads import is_downloaded
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
+    from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name, task_names
 
     first = next((member for member in members if member.metadata.format is not None), members[0])
     path, task_format, before = first.path, first.metadata.format, ""
@@ -62,27 +65,27 @@ def read_examples(
         if task_format is None and source.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
         task_format = override_format(task_format, source.template, source.labels, metrics)
-        task: Any = load.file_task(source.data.name, {source.split: source.data}, task_format, target=source.target)
+        task: Any = file_task(source.data.name, {source.split: source.data}, task_format, target=source.target)
     else:
         name = source.task or next((member.metadata.task for member in members if member.metadata.task), None)
         if name is None:
             raise UserError(f"{path} does not say which task it was trained on; give --task NAME or --data FILE")
-        load.discover_tasks(source.tasks)
-        if source.task is None and (rates := load.rates_of_mixture(name)) is not None:
+        discover_tasks(source.tasks)
+        if source.task is None and (rates := mixture_rates(name)) is not None:
             raise UserError(
                 f"{path} was trained on {name}, a mixture; choose one of its tasks with --task: {', '.join(rates)}"
             )
-        if source.task is None and name not in load.task_names():
+        if source.task is None and name not in task_names():
             raise UserError(
                 f"{path} was trained on {name}, which is not in the tasks folder; give --data FILE, --task NAME or "
                 "--tasks DIR"
             )
-        task = load.find_task(name)
-        if source.task is None and not load.on_this_machine(task):
+        task = find_task(name)
+        if source.task is None and not is_downloaded(task):
             raise UserError(f"the data of {name} are not on this machine; to download them, give --task {name}")
         registered = getattr(task, "task_format", None)
         if registered is not None and _trained_with_task_names(members, registered):
-            before = f"{load.short_name(name)} "
+            before = f"{short_name(name)} "
         if source.task is not None or task_format is None:
             task_format = registered
         elif registered is not None and task_format.template != before + registered.template:
@@ -91,17 +94,11 @@ def read_examples(
                 stacklevel=2,
             )
     lengths = task_format or TaskFormat("{inputs}")
-    assert model.tokenizer is not None  # check_base
-    examples = load.load_examples(
-        task,
-        model.tokenizer,
-        source.split,
-        input_length=lengths.input_length,
-        target_length=lengths.target_length,
-        limit=source.limit,
-        metric_names=metrics or (),
-        before=before,
+    assert model.tokenizer is not None  # check_model
+    options = LoadOptions(
+        lengths.input_length, lengths.target_length, limit=source.limit, metrics=metrics or (), prepend=before
     )
+    examples = load_examples(task, model.tokenizer, source.split, options)
     if examples.unlabeled and source.data is None and source.split == "test" and "validation" in task.splits:
         raise UserError(
             f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, "
@@ -119,15 +116,15 @@ def _trained_with_task_names(members: Sequence["LoadedPrompt"], asked: TaskForma
     Raises:
       UserError: only some were.
     """
-    from prompt_jax.data import load
+    from prompt_jax.data.registry import find_task, short_name, task_names
 
     known: list[tuple[LoadedPrompt, bool]] = []
     for member in members:
         stored, task = member.metadata.format, member.metadata.task
         if stored is None or task is None and stored.template != NAMED_INPUTS:
             continue
-        start = f"{load.short_name(task or '')} "
-        registered = getattr(load.find_task(task), "task_format", None) if task in load.task_names() else None
+        start = f"{short_name(task or '')} "
+        registered = getattr(find_task(task), "task_format", None) if task in task_names() else None
         named = stored.template in (NAMED_INPUTS, start + (registered or asked).template)
         if registered is not None and not registered.template.startswith(start):  # the task's template may have changed
             named = named or stored.template.startswith(start)

@@ -77,7 +77,7 @@ def evaluate_early(
     labels = labels_of(examples)
     shape = len(prompts), len(examples)
     blocks = default_blocks(len(prompts)) if blocks is None else blocks
-    same = comparison(labels, examples.sentinel)
+    same = comparison(labels, examples.has_sentinel)
     # Of the largest block there can be: the others have nothing to compile.
     shapes = batch_shapes(list(examples.inputs) * max(blocks, default=1), batch_size)
 

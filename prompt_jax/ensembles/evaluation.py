@@ -126,7 +126,7 @@ def combine(
     """The vote of members that have been evaluated on these examples. Arguments and errors as `evaluate_ensemble`."""
     check_rule(vote, examples)
     labels = labels_of(examples)
-    same = comparison(labels, examples.sentinel)
+    same = comparison(labels, examples.has_sentinel)
     answers, voted, ranked = _vote(members, examples, labels, vote)
     metric = next(iter(voted.scores))
     best = int(np.argmax(np.nan_to_num([member.scores[metric] for member in members], nan=-np.inf)))
@@ -161,7 +161,7 @@ def labels_of(examples: Examples) -> tuple[str, ...]:
 
 def check_rule(vote: VoteRule, examples: Examples) -> None:
     """Raises VoteError where the rule cannot be used on these examples."""
-    if not examples.answered:
+    if not examples.needs_answers:
         raise VoteError(
             f"{examples.name} is scored by log_likelihood alone, and there are no answers to vote on; name another "
             "metric beside it, or score the members without a vote"
@@ -230,7 +230,7 @@ def majority_vote(
       ranked: the vote on most probable labels; None without labels.
     """
     labels = labels_of(examples)
-    speakers = vote_answers(answers, log_probabilities, comparison(labels, examples.sentinel))
+    speakers = vote_answers(answers, log_probabilities, comparison(labels, examples.has_sentinel))
     predictions = [answers[member][example] for example, member in enumerate(speakers)]
     scores = dict(examples.score(predictions))
     if ranked is not None:

@@ -71,7 +71,7 @@ def evaluate_files(
     cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
     title = f"{examples.name}, {examples.split}, {len(examples)} examples{cut}"
 
-    if len(members) == 1 or (not examples.answered and not early_stop and vote == "majority"):
+    if len(members) == 1 or (not examples.needs_answers and not early_stop and vote == "majority"):
         results = evaluate_members(model, prompts, examples, **options)
         own = [result.scores for result in results]
         called = [f"member {number}" for number in range(len(members))]
@@ -126,7 +126,7 @@ def evaluate_base(
     task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}
     task |= {"truncated": first.truncated, "base": model.name, "ways": own}
     answers: list[Sequence[str | None]] = [result.predictions for result in results]
-    if len(results) == 1 or not first.answered:
+    if len(results) == 1 or not first.needs_answers:
         tables = [score_table(title, {name: result.scores for name, result in zip(names, results, strict=True)})]
         shown = tables if len(results) > 1 else [score_list(f"{title}, {names[0]}", results[0].scores)]
         return Outcome(shown, tables, task, first, answers, results[0], ranked_alone(first, results[0]))

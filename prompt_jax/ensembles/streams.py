@@ -10,7 +10,7 @@ import numpy as np
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data.files import render
+from prompt_jax.data.files import render_row
 from prompt_jax.ensembles.members import LoadedPrompt, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
@@ -137,7 +137,7 @@ def read_lines(
         name = row["prompt"]
         if name is not None and (not isinstance(name, str) or name not in named):
             raise UserError(f"{where}: there is no prompt {name!r:.80}. {_known(str(name), named)}")
-        yield Line(name, render(row, formats[name], where))
+        yield Line(name, render_row(row, formats[name], where))
 
 
 def _format(member: LoadedPrompt | None) -> TaskFormat:

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data.batches import eval_batches, length_buckets
-from prompt_jax.data.examples import Examples, cut
+from prompt_jax.data.batches import eval_batches
+from prompt_jax.data.buckets import length_buckets
+from prompt_jax.data.examples import Examples, truncate
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.errors import UserError
 from prompt_jax.inference.decoding import FROM_CHECKPOINT, compiled_generate, compiled_score, row_keys
@@ -119,7 +120,7 @@ def evaluate_members(
     each = [examples] * len(prompts) if isinstance(examples, Examples) else list(examples)
     if not prompts or len(each) != len(prompts):
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
-    if len({own.continued for own in each}) > 1:
+    if len({own.continues_input for own in each}) > 1:
         raise ValueError("expected texts to be continued for all prompts, or for none")
     if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
         alone = functools.partial(
@@ -136,11 +137,11 @@ def evaluate_members(
     inputs = [row for own in each for row in own.inputs]
     owner = [number for number, own in enumerate(each) for _ in range(len(own))]
     rows: Any = {"prompt_ids": None if ids is None else ids[owner], "start_ids": None, "batch_size": batch_size}
-    if each[0].continued:
+    if each[0].continues_input:
         rows["start_ids"] = np.array([row[-1] for row in inputs])
         inputs = [row[:-1] for row in inputs]
     given, likelihoods = Answers([], np.zeros(0, np.float32)), None
-    if any(own.answered for own in each):
+    if any(own.needs_answers for own in each):
         given = answers(
             model,
             stacked,
@@ -151,7 +152,7 @@ def evaluate_members(
             before_batch=before_batch,
             **rows,
         )
-    if any(own.measured for own in each):
+    if any(own.needs_log_likelihood for own in each):
         targets = [ids for own in each for ids in own.targets]
         likelihoods = target_scores(model, stacked, inputs, targets, before_batch=before_batch, **rows)
     labels = [own.format.labels if rank and own.format else () for own in each]
@@ -432,7 +433,7 @@ def tokenize(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.n
     """Token ids of texts as inputs, cut to `length` as training inputs are; and how many were cut."""
     tokenizer = _tokenizer(model)
     whole = [tokenizer.input_ids(text) for text in texts]
-    return [cut(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
+    return [truncate(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
 
 
 def _tokenizer(model: Model) -> Any:

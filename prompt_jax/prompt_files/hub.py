@@ -1,11 +1,11 @@
-"""Prompts on the Hugging Face Hub, by the name `hub:USER/NAME[/FOLDER][@REVISION]` wherever a prompt file is named.
+"""Prompts on the Hugging Face Hub, named `hf://USER/NAME[@REVISION][/PATH]` wherever a prompt file is expected.
 
-A repository, or a folder of it, has a prompt as `prompt.npz`, as an adapter of PEFT, as adapters `member_0`, `member_1`
-and so on, or as one `.npz` of another name; the first of these is read, and only its files are fetched, into the Hub's
-usual cache. A single file can be named as well: `hub:USER/NAME/FOLDER/FILE.npz`.
+A repository, or a folder of it, holds a prompt as `prompt.npz`, as a PEFT adapter, as adapters `member_0`, `member_1`
+and so on, or as one `.npz` of another name. The first of these is read. Only its files are downloaded, into the Hub's
+usual cache. PATH may also name a single file: `hf://USER/NAME/FOLDER/FILE.npz`.
 
-Repositories come from strangers: names are checked before anything is asked, sizes before anything is fetched, and what
-is fetched is read as any other prompt file is.
+Repositories may come from strangers: names are checked before any request, sizes before any download, and the files are
+read like any other prompt file.
 """
 
 import contextlib
@@ -20,31 +20,32 @@ from typing import Any
 from prompt_jax.checkpoints.load import hub_errors, hub_reason
 from prompt_jax.errors import UserError
 from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError
-from prompt_jax.prompt_files.peft import CONFIG, MEMBER, PICKLE, TENSORS
+from prompt_jax.prompt_files.peft import MEMBER
+from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
 
-FILE = "prompt.npz"  # as `prompt_jax.prompt_files.push` names it
+FILE = "prompt.npz"  # the file that `prompt_jax.prompt_files.push` writes
 MAX_SIZE = 4 << 30  # bytes of a prompt's files; prefixes of T5-XXL at all sites have 236 MB for 100 slots
-TIMEOUT = 30.0  # seconds that the Hub has for a list of files
+TIMEOUT = 30.0  # seconds to wait for a list of files
 
-_PREFIX = "hub:"
-_WANTED = "expected hub:USER/NAME, hub:USER/NAME/FOLDER or either with @REVISION"
-# The Hub's rules for users and repositories, and Git's for references, or a little less.
-_OWN_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_SCHEME, _OLD_SCHEME = "hf://", "hub:"
+_EXPECTED = "expected hf://USER/NAME[@REVISION][/PATH]"
+# Git's rules for references, or slightly stricter.
 _REVISION = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock$))[A-Za-z0-9_](?:[\w./+-]{0,198}[\w+-])?", re.ASCII)
+_REVISION_WITH_SLASH = re.compile(r"refs/(?:pr/\d+|convert/[\w.-]+)", re.ASCII)
 
 
 class HubError(UserError, OSError):
-    """The Hub does not give or take what it was asked for; the message names it and says why."""
+    """The Hub refused a request or could not be reached; the message names the prompt and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HubName:
-    """What a name stands for; as a text it is the name again.
+    """The parts of a name on the Hub. `str` returns the name.
 
     Attributes:
       repository: USER/NAME.
-      folder: in the repository, or a file there; "" for all of it.
-      revision: a branch, tag or commit; None for the branch that the Hub has as the first, main.
+      folder: a folder or file of the repository; "" for its root.
+      revision: a branch, tag or commit; None for the default branch.
     """
 
     repository: str
@@ -52,69 +53,79 @@ class HubName:
     revision: str | None
 
     def __str__(self) -> str:
-        at = "" if self.revision is None else f"@{self.revision}"
-        return f"{_PREFIX}{self.repository}{'/' if self.folder else ''}{self.folder}{at}"
+        revision = self.revision or ""
+        if not _REVISION_WITH_SLASH.fullmatch(revision):
+            revision = revision.replace("/", "%2F")
+        return f"{_SCHEME}{self.repository}{'@' * bool(revision)}{revision}{'/' * bool(self.folder)}{self.folder}"
 
     def inside(self, file: str) -> str:
-        """The path in the repository of a file of the folder."""
+        """Return the repository path of a file in the folder."""
         return f"{self.folder}/{file}" if self.folder else file
 
 
-def is_name(path: str | Path) -> bool:
-    """Whether it is a name on the Hub; a file whose path begins so is named by its absolute path."""
-    return str(path).startswith(_PREFIX)
+def is_hub_name(path: str | Path) -> bool:
+    """Return whether a path is a name on the Hub. pathlib shortens `hf://` to `hf:/`."""
+    return str(path).startswith(("hf:/", _OLD_SCHEME))
 
 
-def parse_name(text: str) -> HubName:
-    """Takes a name apart.
+def parse_hub_name(text: str) -> HubName:
+    """Parse a name on the Hub as `huggingface_hub` does, or in the earlier form `hub:USER/NAME[/PATH][@REVISION]`.
 
     Raises:
-      PromptFormatError: no name on the Hub; the message says which part is wrong.
+      PromptFormatError: not a valid name; the message says which part is wrong.
     """
-    place, at, revision = text.removeprefix(_PREFIX).partition("@")
-    parts = place.split("/")
-    if not text.startswith(_PREFIX) or len(parts) < 2:
-        raise PromptFormatError(f"{text!r} names no repository on the Hub; {_WANTED}")
-    for part in parts[:2]:
-        if not _OWN_NAME.fullmatch(part):
-            raise PromptFormatError(f"{text!r}: {part!r} is no user or repository of the Hub; {_WANTED}")
-    for part in parts[2:]:
+    from huggingface_hub.errors import HfUriError
+    from huggingface_hub.utils import parse_hf_uri
+
+    if not is_hub_name(text):
+        raise PromptFormatError(f"{text!r} is not a name on the Hub; {_EXPECTED}")
+    uri, at, old_revision = text, "", ""
+    if text.startswith(_OLD_SCHEME):
+        uri, at, old_revision = text.removeprefix(_OLD_SCHEME).partition("@")
+    try:
+        parsed = parse_hf_uri(_SCHEME + uri.removeprefix("hf:").lstrip("/"))
+    except HfUriError as error:
+        raise PromptFormatError(f"{text!r}: {error.msg.strip().rstrip('.')}; {_EXPECTED}") from error
+    if parsed.type != "model":
+        raise PromptFormatError(f"{text!r} is a {parsed.type}; prompts are in repositories of models: {_EXPECTED}")
+    name = HubName(parsed.id, parsed.path_in_repo, old_revision if at else parsed.revision)
+    for part in name.folder.split("/") if name.folder else ():
         if part in ("", ".", "..") or len(part) > 255 or "\\" in part or not part.isprintable():
-            raise PromptFormatError(f"{text!r}: {part!r} is no folder or file of a repository; {_WANTED}")
-    if at and not _REVISION.fullmatch(revision):
-        raise PromptFormatError(f"{text!r}: {revision!r} is no branch, tag or commit; {_WANTED}")
-    return HubName("/".join(parts[:2]), "/".join(parts[2:]), revision if at else None)
+            raise PromptFormatError(f"{text!r}: {part!r} is not a folder or file of a repository; {_EXPECTED}")
+    if name.revision is not None and not _REVISION.fullmatch(name.revision):
+        raise PromptFormatError(f"{text!r}: {name.revision!r} is not a branch, tag or commit; {_EXPECTED}")
+    return name
 
 
 @contextlib.contextmanager
-def fetched(path: str | Path) -> Iterator[Path]:
-    """The prompt of a name on this machine: a file, or a folder with an adapter or several.
+def download(path: str | Path) -> Iterator[Path]:
+    """Download a prompt from the Hub and yield its local path: a file, or a folder with one or several adapters.
 
-    The Hub's cache has links in place of files. A file is given as what its link leads to, and a folder is a copy of
-    ordinary files, which is gone afterwards: nothing that reads them has to follow a link. A PromptFormatError that is
-    raised meanwhile names the prompt on the Hub instead.
+    The Hub's cache holds links. A single file is yielded as the target of its link. A folder is yielded as a temporary
+    copy with ordinary files, so that readers need not follow links. In PromptFormatErrors raised inside, the local path
+    is replaced by the name on the Hub.
 
     Raises:
-      HubError: the Hub, or without it the cache, does not give the files.
-      PromptFormatError: it is no name, or names nothing that is a prompt.
+      HubError: neither the Hub nor the cache has the files.
+      PromptFormatError: not a valid name, or there is no prompt under that name.
     """
-    name = parse_name(str(path))
-    whole, files = _fetch(name)
+    name = parse_hub_name(str(path))
+    single, files = _download_files(name)
     with contextlib.ExitStack() as stack:
-        if whole:
+        if single:
             (local,) = files.values()
         else:
             local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prompt_jax_")))
             for file, source in files.items():
                 (local / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source, local / file)
-        with renamed(local, str(name)):
+        with replace_path_in_errors(local, str(name)):
             yield local
 
 
 @contextlib.contextmanager
-def renamed(local: Path, name: str) -> Iterator[None]:
-    """Puts the name that a user knows into the messages of PromptFormatErrors, in the place of a path."""
+def replace_path_in_errors(local: Path, name: str) -> Iterator[None]:
+    """Replace a temporary path in the messages of PromptFormatErrors by a name that the user knows."""
     try:
         yield
     except PromptFormatError as error:
@@ -123,35 +134,35 @@ def renamed(local: Path, name: str) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Fetching
+# Downloading
 
 
-def _fetch(name: HubName) -> tuple[bool, dict[str, Path]]:
-    """Whether the prompt is a single file, and its files by their paths in the folder."""
-    sizes = _listed(name)
-    whole, files = _needed(name, sizes)
-    size = 0
+def _download_files(name: HubName) -> tuple[bool, dict[str, Path]]:
+    """Return whether the prompt is a single file, and the local files by their paths in the folder."""
+    sizes = _list_files(name)
+    single, files = _select_files(name, sizes)
+    total = 0
     for file in files:
-        own = sizes[name.inside(file) if file else name.folder]
-        if own is None:
-            raise HubError(f"{name}: the Hub does not say how large {file or name.folder} is, and it is not fetched")
-        size += own
-    if size > MAX_SIZE:
-        raise PromptFormatError(f"{name}: {size} bytes in {len(files)} files; a prompt has at most {MAX_SIZE}")
-    places, revision = {}, name.revision
+        size = sizes[name.inside(file) if file else name.folder]
+        if size is None:
+            raise HubError(f"{name}: not downloaded, because the Hub does not report the size of {file or name.folder}")
+        total += size
+    if total > MAX_SIZE:
+        raise PromptFormatError(f"{name}: {total} bytes in {len(files)} files; a prompt has at most {MAX_SIZE}")
+    local, revision = {}, name.revision
     for file in files:
         inside = name.inside(file) if file else name.folder
-        entry = _download(name, inside, revision)
+        entry = _download_file(name, inside, revision)
         snapshot = entry.parents[inside.count("/")]  # .../snapshots/COMMIT
-        places[file], revision = _followed(name, entry, snapshot.parents[1]), snapshot.name
-    return whole, places
+        local[file], revision = _resolve_link(name, entry, snapshot.parents[1]), snapshot.name
+    return single, local
 
 
 def repository_info(name: HubName) -> Any:
-    """What the Hub says of a repository at a revision, as its client has it: `siblings` are the files.
+    """Return huggingface_hub's `ModelInfo` of a repository at a revision; `siblings` are the files.
 
     Raises:
-      one of `hub_errors`: a ValueError where the answer, which may be a proxy's, is no list of files.
+      one of `hub_errors`: a ValueError if the answer, which may be a proxy's, is not a list of files.
     """
     from huggingface_hub import HfApi
 
@@ -163,26 +174,26 @@ def repository_info(name: HubName) -> Any:
             if file.size is not None and (type(file.size) is not int or file.size < 0):
                 raise TypeError(f"{file.rfilename:.60} has the size {file.size!r:.60}")
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the answer is no list of a repository's files: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the answer is not a list of files: {type(error).__name__}: {error}") from error
     return info
 
 
-def _listed(name: HubName) -> Mapping[str, int | None]:
-    """The repository's files and their sizes; those in the cache where the Hub is not to be reached."""
+def _list_files(name: HubName) -> Mapping[str, int | None]:
+    """Return the sizes of the repository's files, or of the cached files if the Hub cannot be reached."""
     try:
         info = repository_info(name)
     except hub_errors() as error:
         reason = hub_reason(error, "listing its files", "repository")
-        if not _is_away(error):
+        if not _is_unavailable(error):
             raise HubError(f"{name}: {reason}") from error
-        if cached := _cached(name):
+        if cached := _list_cached_files(name):
             return cached
         raise HubError(f"{name} is not in the cache, and {reason}") from error
     return {file.rfilename: file.size for file in info.siblings or ()}
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether the Hub was not reached or has a fault of its own, when its client takes the cache's files too."""
+def _is_unavailable(error: Exception) -> bool:
+    """Return whether the Hub was unreachable or failed, so that huggingface_hub falls back to the cache too."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -190,8 +201,8 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, errors.HTTPError | ConnectionError)
 
 
-def _cached(name: HubName) -> dict[str, int | None]:
-    """The files of a name that are in the cache, and their sizes (https://huggingface.co/docs/hub/local-cache)."""
+def _list_cached_files(name: HubName) -> dict[str, int | None]:
+    """Return the sizes of a repository's cached files (https://huggingface.co/docs/hub/local-cache)."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE, f"models--{name.repository.replace('/', '--')}")
@@ -204,8 +215,8 @@ def _cached(name: HubName) -> dict[str, int | None]:
     return {file.relative_to(snapshot).as_posix(): file.stat().st_size for file in files}
 
 
-def _needed(name: HubName, sizes: Mapping[str, int | None]) -> tuple[bool, list[str]]:
-    """Whether the prompt is a single file, and the paths of its files in the folder; "" is the folder itself."""
+def _select_files(name: HubName, sizes: Mapping[str, int | None]) -> tuple[bool, list[str]]:
+    """Return whether the prompt is a single file, and the paths of its files in the folder; "" is the folder itself."""
     if name.folder in sizes:
         return True, [""]
     start = name.inside("")
@@ -213,34 +224,34 @@ def _needed(name: HubName, sizes: Mapping[str, int | None]) -> tuple[bool, list[
     archives = sorted(file for file in files if file.endswith(".npz") and "/" not in file)
     if FILE in archives:
         return True, [FILE]
-    folders = [""] if CONFIG in files else _members(name, files)
+    folders = [""] if CONFIG in files else _member_folders(name, files)
     if len(archives) == 1 and not folders:
         return True, archives
     if archives and not folders:
-        one = dataclasses.replace(name, folder=name.inside(archives[0]))
-        raise PromptFormatError(f"{name} has several prompts, {_some(archives)}; name one, e.g. {one}")
+        example = dataclasses.replace(name, folder=name.inside(archives[0]))
+        raise PromptFormatError(f"{name} has several prompts, {_join(archives)}; name one, e.g. {example}")
     if not files:
-        there = _some(_shown(set(sizes))) or "nothing"
-        raise PromptFormatError(f"{name}: there is no {name.folder or 'file'} in the repository, but {there}")
+        found = _join(_summarize(set(sizes))) or "nothing"
+        raise PromptFormatError(f"{name}: the repository has no {name.folder or 'file'}; it has {found}")
     if not folders:
         arrays = sorted(file for file in files if file.endswith(".npy") and "/" not in file)
-        wanted = "a repository or a folder that has one of them"
+        expected = "a repository or a folder that has one of them"
         if arrays:
-            wanted = f"the file, e.g. {dataclasses.replace(name, folder=name.inside(arrays[0]))}"
+            expected = f"the file, e.g. {dataclasses.replace(name, folder=name.inside(arrays[0]))}"
         raise PromptFormatError(
-            f"{name}: there is no {FILE} in it and no adapter of PEFT, but {_some(_shown(files))}; name {wanted}"
+            f"{name} has neither {FILE} nor a PEFT adapter; it has {_join(_summarize(files))}; name {expected}"
         )
     for folder in folders:
         if folder + PICKLE in files and folder + TENSORS not in files:
             raise PromptFormatError(
-                f"{name}: {folder + PICKLE} is a pickle, which can run code, and is not fetched. Where you trust it, "
+                f"{name}: {folder + PICKLE} is a pickle, which can run code, and is not downloaded. If you trust it, "
                 f"load the adapter with PEFT and save it again: that writes {TENSORS}"
             )
     return False, [folder + file for folder in folders for file in (CONFIG, TENSORS) if folder + file in files]
 
 
-def _members(name: HubName, files: set[str]) -> list[str]:
-    """The folders of an ensemble's adapters; what is wrong with their numbers is for the reader to say."""
+def _member_folders(name: HubName, files: set[str]) -> list[str]:
+    """Return the folders of an ensemble's adapters. The reader checks their numbers."""
     folders = [file.removesuffix(CONFIG) for file in files if file.endswith(f"/{CONFIG}")]
     folders = sorted(folder for folder in folders if MEMBER.fullmatch(folder[:-1]))
     if len(folders) > MAX_MEMBERS:
@@ -248,20 +259,21 @@ def _members(name: HubName, files: set[str]) -> list[str]:
     return folders
 
 
-def _shown(files: set[str]) -> list[str]:
-    """What a folder has, subfolders with a prompt of their own by their whole paths."""
-    prompts = {file.rpartition("/")[0] + "/" for file in files if file.endswith((f"/{CONFIG}", ".npz"))}
+def _summarize(files: set[str]) -> list[str]:
+    """Return the files and subfolders of a folder, first the subfolders that hold a prompt."""
+    inner = {file for file in files if "/" in file}
+    prompts = {file.rpartition("/")[0] + "/" for file in inner if file.endswith((f"/{CONFIG}", ".npz"))}
     others = {file.partition("/")[0] + "/" * ("/" in file) for file in files}
     return sorted(prompts) + sorted(others - {folder.partition("/")[0] + "/" for folder in prompts})
 
 
-def _some(names: list[str], most: int = 8) -> str:
+def _join(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:100] for name in names[:most]) + more
 
 
-def _download(name: HubName, file: str, revision: str | None) -> Path:
-    """A file in the cache, where it is brought unless it is there."""
+def _download_file(name: HubName, file: str, revision: str | None) -> Path:
+    """Return a file's path in the cache, after downloading it if necessary."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -270,11 +282,11 @@ def _download(name: HubName, file: str, revision: str | None) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise HubError(f"{name}: the Hub could not be reached for {file}, which is not in the cache") from error
     except hub_errors() as error:
-        raise HubError(f"{name}: {hub_reason(error, f'fetching {file}', 'repository')}") from error
+        raise HubError(f"{name}: {hub_reason(error, f'downloading {file}', 'repository')}") from error
 
 
-def _followed(name: HubName, entry: Path, repository: Path) -> Path:
-    """The file that an entry of the cache is, or that its link leads to: one among the Hub's, and none elsewhere."""
+def _resolve_link(name: HubName, entry: Path, repository: Path) -> Path:
+    """Return the file that a cache entry links to. It must be in the Hub's cache."""
     from huggingface_hub import constants
 
     file = entry.resolve()

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.checkpoints.load import T5X
-from prompt_jax.prompt_files.card import block, facts, header, quoted
+from prompt_jax.prompt_files.card import facts, indented_block, quote, yaml_header
 from prompt_jax.prompt_files.hub import FILE, HubName
-from prompt_jax.prompt_files.metadata import PromptMetadata, of_different_tasks
-from prompt_jax.prompt_files.peft import CONFIG, TENSORS, VERSIONS_NOTE
+from prompt_jax.prompt_files.metadata import PromptMetadata, find_task_mismatch
+from prompt_jax.prompt_files.peft import VERSIONS_NOTE
+from prompt_jax.prompt_files.peft_tensors import CONFIG, TENSORS
 
 # In the cards of repositories, of which others are left alone.
 MARK = "<!-- prompt-jax push writes this card, and writes it anew. Delete this line to keep a card of your own. -->"
@@ -61,7 +62,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
         kind = "adapter" if any("adapter" in name.split("/") for name in first.shapes) else "fine-tuning"
     causal = base is not None and base.causal is True
     on_hub = base.name if base is not None and base.on_hub else None
-    lines = header(on_hub, adapter=adapters, causal=causal, tags=[kind, "prompt_jax"])
+    lines = [yaml_header(on_hub, adapter=adapters, causal=causal, tags=[kind, "prompt_jax"])]
     lines += ["", MARK, "", f"# {what} for a frozen language model", ""]
     adapter = "`member_0` and so on are adapters" if len(members) > 1 else f"`{CONFIG}` and `{TENSORS}` are an adapter"
     own = f"`{FILE}` has what was trained" + (f", and {adapter} of PEFT with the same" if adapters else "")
@@ -85,10 +86,10 @@ def _said(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
         for member in members
     ]
     same = {name: value for name, value in each[0].items() if all(one.get(name) == value for one in each)}
-    lines = block(own | same)
+    lines = indented_block(own | same)
     for number, one in enumerate(each):
         rest = {name: value for name, value in one.items() if name not in same}
-        lines += block({f"member {number}": rest})
+        lines += indented_block({f"member {number}": rest})
     return lines
 
 
@@ -104,7 +105,7 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
     words = "a text" if len(columns) == 1 else json.dumps(row, ensure_ascii=False)
     file = shlex.quote(ours)
     about = "It answers with the vote of the majority. A member's own answer:"
-    if of_different_tasks([member.metadata for member in members]) is not None:
+    if find_task_mismatch([member.metadata for member in members]) is not None:
         own = name.repository.rpartition("/")[2]
         words = json.dumps({"prompt": f"{own}/0", **row}, ensure_ascii=False)
         file = f"--prompts {shlex.quote(f'{own}={ours}')}"
@@ -116,7 +117,7 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
     model = f"--model {_word(base.name, 'NAME')}"
     model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
     command = f"prompt-jax predict {file} {shlex.quote(words)} {model}"
-    of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
+    of_base = quote(base.name) + (f", revision={quote(base.revision)}" if base.revision else "")
     ids = f"model.tokenizer.input_ids({_text(members)})"
     if base.causal is not False:  # it may be a causal model
         ids = f"[*{ids}, *model.tokenizer.separator]"
@@ -125,7 +126,7 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
         "import prompt_jax",
         "",
         f"model = prompt_jax.load_model({of_base})",
-        f"prompt = prompt_jax.load_prompt({quoted(ours)}, model)",
+        f"prompt = prompt_jax.load_prompt({quote(ours)}, model)",
         "",
         f"ids = {ids}",
         'batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}',
@@ -139,14 +140,14 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
 def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> list[str]:
     several = len(members) > 1
     kind = "AutoModelForCausalLM" if base.causal else "AutoModelForSeq2SeqLM"
-    of_base = quoted(base.name) + (f", revision={quoted(base.revision)}" if base.revision else "")
+    of_base = quote(base.name) + (f", revision={quote(base.revision)}" if base.revision else "")
     imports = ["from peft import PeftModel", f"from transformers import {kind}, AutoTokenizer"]
     if base.name == "demo":
         imports, of_base = [*imports, "from prompt_jax.checkpoints.demo import demo_folder"], "demo_folder()"
     folder = name.inside("member_0") if several else name.folder
-    where = quoted(name.repository)
-    where += f", subfolder={quoted(folder)}" if folder else ""
-    where += f", revision={quoted(name.revision)}" if name.revision else ""
+    where = quote(name.repository)
+    where += f", subfolder={quote(folder)}" if folder else ""
+    where += f", revision={quote(name.revision)}" if name.revision else ""
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
     if base.causal:  # as `Tokenizer.input_ids` and `Tokenizer.separator` have it
         imports = ["import torch", *imports]
@@ -184,7 +185,7 @@ def _columns(members: Sequence[CardMember]) -> tuple[str, ...]:
 def _text(members: Sequence[CardMember], start: str = "") -> str:
     """An input in Python: the template, with a text for each column."""
     own = members[0].metadata.format
-    return quoted(start + ("a text" if own is None else own.render(dict.fromkeys(own.columns, "a text"))))
+    return quote(start + ("a text" if own is None else own.render(dict.fromkeys(own.columns, "a text"))))
 
 
 def _length(members: Sequence[CardMember]) -> int:

@@ -6,7 +6,7 @@ A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is on
 A folder is an adapter of PEFT, an ensemble of adapters (`prompt_jax.prompt_files.peft`), or a T5X checkpoint with a
 prompt (`prompt_jax.checkpoints.t5x`).
 
-`hub:USER/NAME` and the like are prompts on the Hugging Face Hub: see `prompt_jax.prompt_files.hub`.
+`hf://USER/NAME[@REVISION][/PATH]` is a prompt on the Hugging Face Hub: see `prompt_jax.prompt_files.hub`.
 """
 
 import io
@@ -32,6 +32,7 @@ from prompt_jax.prompt_files.metadata import (
     StoredPrompt,
     member_name,
 )
+from prompt_jax.prompt_files.peft_tensors import CONFIG
 from prompt_jax.storage.files import atomic_write
 from prompt_jax.storage.paths import parse_path
 
@@ -62,7 +63,7 @@ def save_prompt(
         place on the Hub, to which prompts are pushed.
     """
     path = _to_write(path)
-    arrays = npz.entries_of(str(path), prompt, metadata or PromptMetadata())
+    arrays = npz.prompt_entries(str(path), prompt, metadata or PromptMetadata())
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
     if format == "peft":
         _write_adapters(path, [(prompt, metadata or PromptMetadata())], model, ensemble=False)
@@ -114,7 +115,7 @@ def save_ensemble(
     check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
     arrays: dict[str, np.ndarray] = {}
     for number, (prompt, own) in enumerate(zip(prompts, metadata, strict=True)):
-        entries = npz.entries_of(member_name(path, number), prompt, own)
+        entries = npz.prompt_entries(member_name(path, number), prompt, own)
         arrays |= {f"{number}/{name}": array for name, array in entries.items()}
     if format == "peft":
         _write_adapters(path, list(zip(prompts, metadata, strict=True)), model, ensemble=True)
@@ -130,7 +131,7 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
     Raises:
       PromptFormatError: not a prompt file, a damaged one, or one of another base (unless `allow_other_base`).
       FileNotFoundError: no such file.
-      HubError: the Hub does not give what a name `hub:...` is of.
+      HubError: a prompt named `hf://...` could not be downloaded.
     """
     members, ensemble = _read(parse_path(path))
     if model is not None:
@@ -167,7 +168,7 @@ def read_prompts(path: str | Path) -> list[StoredPrompt]:
 
 def is_prompt_folder(path: Path) -> bool:
     """Whether a folder is one prompt, or an ensemble of them, rather than a folder of prompt files."""
-    return t5x.is_t5x(path) or (path / peft.CONFIG).is_file() or (path / "member_0").is_dir()
+    return t5x.is_t5x(path) or (path / CONFIG).is_file() or (path / "member_0").is_dir()
 
 
 def check_bases(
@@ -238,7 +239,7 @@ def _named(base: ModelId) -> str:
 
 
 def _to_write(path: str | Path) -> Path:
-    if hub.is_name(path):
+    if hub.is_hub_name(path):
         raise PromptFormatError(f"{path}: a file is written here, not to the Hub; to put it there: prompt-jax push")
     return parse_path(path)
 
@@ -257,8 +258,8 @@ def _write_adapters(folder: Path, members: Sequence[StoredPrompt], model: Model 
 
 def _read(path: Path) -> tuple[list[StoredPrompt], bool]:
     """The prompts of a file or a folder, and whether it is one of an ensemble, which may have a single member."""
-    if hub.is_name(path):
-        with hub.fetched(path) as local:
+    if hub.is_hub_name(path):
+        with hub.download(path) as local:
             return _read(local)
     members, ensemble = _read_folder(path) if path.is_dir() else _read_file(path)
     if ensemble:
@@ -269,7 +270,7 @@ def _read(path: Path) -> tuple[list[StoredPrompt], bool]:
 def _read_folder(path: Path) -> tuple[list[StoredPrompt], bool]:
     if t5x.is_t5x(path):
         try:
-            return [_bare(str(path), t5x.read_prompt(path))], False
+            return [_bare(str(path), t5x.read_prompt_array(path))], False
         except CheckpointError as error:
             raise PromptFormatError(str(error)) from error
     if not is_prompt_folder(path) and (steps := t5x.steps_in(path)):
@@ -278,7 +279,7 @@ def _read_folder(path: Path) -> tuple[list[StoredPrompt], bool]:
 
 
 def _read_file(path: Path) -> tuple[list[StoredPrompt], bool]:
-    with path.open("rb") as file, npz.named_damage(str(path)):
+    with path.open("rb") as file, npz.reading_errors(str(path)):
         magic, size = file.read(4), file.seek(0, io.SEEK_END)
         file.seek(0)
         if magic == b"PK\x03\x04":

@@ -38,9 +38,9 @@ from prompt_jax.prompt_files.metadata import (
     PromptFormatError,
     PromptMetadata,
     StoredPrompt,
-    dump,
-    load,
     member_name,
+    metadata_from_array,
+    metadata_to_json,
 )
 from prompt_jax.storage.files import atomic_write
 
@@ -57,7 +57,7 @@ _MAX_METADATA = 1 << 20  # bytes
 MAX_RATIO = 100
 
 
-def entries_of(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
+def prompt_entries(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
     """The entries of one prompt, checked.
 
     Raises:
@@ -85,7 +85,7 @@ def entries_of(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str
         _check_values(where, f"base/{path}", arrays[f"base/{path}"])
     ((placement, shift_positions),) = rules
     metadata = dataclasses.replace(metadata, placement=placement, shift_positions=shift_positions)
-    return {**arrays, "metadata": np.array(dump(where, metadata))}
+    return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -93,7 +93,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def named_damage(where: str) -> Iterator[None]:
+def reading_errors(where: str) -> Iterator[None]:
     """Makes one error of the many kinds that NumPy's and zipfile's readers raise on a damaged file."""
     try:
         yield
@@ -108,7 +108,7 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
 
     Raises:
       PromptFormatError: not of this format; of a member, it names which. What else the readers of NumPy and zipfile
-        raise on a damaged file is left to `named_damage`.
+        raise on a damaged file is left to `reading_errors`.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -124,7 +124,7 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
         members = []
         for number, own in enumerate(_by_member(path, entries)):
             where = member_name(path, number)
-            with named_damage(where):
+            with reading_errors(where):
                 members.append(_read_entries(where, archive, own))
     return members, True
 
@@ -152,7 +152,7 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
             f"{where}: unexpected entry {min(unknown)!r}; a prompt has {', '.join(sorted(_ENTRIES))}"
         )
     arrays = {name: _read_entry(where, name, archive, info) for name, info in entries.items()}
-    metadata = load(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
+    metadata = metadata_from_array(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
     parts: dict[str, Any] = {}
     for kind, names in _PART_ENTRIES.items():
         there = [name for name in (*names, f"{kind}/mask") if name in arrays]

@@ -13,11 +13,12 @@ from prompt_jax.errors import UserError
 from prompt_jax.models import family
 from prompt_jax.models.delta import flat
 from prompt_jax.models.prompt import Prompt
-from prompt_jax.prompt_files.hub import FILE, HubError, HubName, parse_name, renamed, repository_info
+from prompt_jax.prompt_files.hub import FILE, HubError, HubName, parse_hub_name, replace_path_in_errors, repository_info
 from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
 from prompt_jax.prompt_files.io import StoredPrompt, check_bases, read_prompts, save_ensemble, save_prompt
 from prompt_jax.prompt_files.metadata import ModelId, PromptFormatError
-from prompt_jax.prompt_files.peft import CARD, CONFIG, MEMBER, PICKLE, TENSORS
+from prompt_jax.prompt_files.peft import CARD, MEMBER
+from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What makes a folder an adapter of PEFT, or one of several.
@@ -64,7 +65,7 @@ def push_prompt(
 
     Args:
       path: of any prompt file.
-      name: `hub:USER/NAME[/FOLDER][@BRANCH]`.
+      name: `hf://USER/NAME[@BRANCH][/FOLDER]`.
       model: the prompt's base, without which there are no adapters.
       private: whether a new repository is one that nobody else sees.
       message: of the commit.
@@ -83,7 +84,7 @@ def push_prompt(
 
 def parse_place(name: str) -> HubName:
     """Where a prompt is pushed to. Raises PromptFormatError where none can be."""
-    place = parse_name(name)
+    place = parse_hub_name(name)
     if place.revision is not None and _COMMIT.fullmatch(place.revision):
         raise PromptFormatError(f"{name}: a commit stays as it is; push to a branch")
     if place.folder.endswith(".npz"):
@@ -158,7 +159,7 @@ def _written(folder: Path, members: Sequence[StoredPrompt], model: Model | None)
         no_adapter = "it says what its base is like, and the base is not given"
     else:
         try:
-            with renamed(adapters, "the prompt"):
+            with replace_path_in_errors(adapters, "the prompt"):
                 save(adapters, format="peft", model=model)
         except PromptFormatError as error:
             no_adapter = str(error)

@@ -1,4 +1,5 @@
-"""Where files are: on this machine, or on a bucket of Google Cloud Storage, `gs://BUCKET/...`."""
+"""Paths of files: on this machine, in a bucket of Google Cloud Storage (`gs://BUCKET/...`), or on the Hugging Face Hub
+(`hf://USER/NAME...`)."""
 
 import contextlib
 import errno
@@ -20,12 +21,16 @@ class BucketError(UserError, OSError):
 
 
 def parse_path(text: str | Path) -> Path:
-    """The file or folder of a text: a BucketPath for `gs://BUCKET/...`, or `gs:/BUCKET/...` as pathlib writes it.
+    """Return the path that a text names: a BucketPath for `gs://...`, a HubPath for `hf://...`, else a local path.
+
+    pathlib shortens `gs://` to `gs:/`, which is accepted too.
 
     Raises:
-      UserError: an address of another kind, or without a bucket.
+      UserError: another scheme, or no bucket.
     """
     scheme, colon, rest = str(text).partition(":/")
+    if colon and scheme == "hf":
+        return HubPath(text)
     if colon and scheme in _ELSEWHERE:
         raise UserError(f"{text}: expected a folder, or gs://BUCKET/...; other buckets have to be mounted as a folder")
     if not colon or scheme != "gs":
@@ -35,21 +40,29 @@ def parse_path(text: str | Path) -> Path:
     return BucketPath(text)
 
 
-class BucketPath(PosixPath):
-    """A file or folder on a bucket, with the methods of `pathlib.Path` that runs take.
-
-    A file is there whole or not at all and is never appended to; a folder is there as long as something is in it.
-    Methods raise FileNotFoundError where there is no such file, and BucketError for all else.
-    """
+class _Remote(PosixPath):
+    """A path with a scheme, which pathlib alone would shorten from `gs://` to `gs:/`."""
 
     def __str__(self) -> str:
-        return "gs://" + "/".join(self.parts[1:])  # the first part is `gs:`
+        return f"{self.parts[0]}//{'/'.join(self.parts[1:])}"
 
-    def absolute(self) -> "BucketPath":
+    def absolute(self) -> Any:
         return self
 
-    def resolve(self, strict: bool = False) -> "BucketPath":
+    def resolve(self, strict: bool = False) -> Any:
         return self
+
+
+class HubPath(_Remote):
+    """A name on the Hugging Face Hub, which `prompt_jax.prompt_files.hub` parses and downloads."""
+
+
+class BucketPath(_Remote):
+    """A file or folder in a bucket, with the methods of `pathlib.Path` that this package uses.
+
+    Files are written whole, never appended to. A folder exists while it contains a file. Methods raise
+    FileNotFoundError if there is no such file, and BucketError for any other failure.
+    """
 
     def check(self) -> None:
         """Raises BucketError if the bucket is not there, or not to be used by this account."""

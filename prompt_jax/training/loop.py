@@ -14,7 +14,7 @@ import numpy as np
 
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
-from prompt_jax.data.batches import prefetch
+from prompt_jax.data.prefetch import prefetch
 from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on_first_process, wait_for_all
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError, SaveError, UserError

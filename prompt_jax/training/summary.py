@@ -105,7 +105,7 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
         }
         before = evaluate(setup.model, None, examples, **options)
         members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, **options)
-        ensemble = combine(members, examples) if len(members) > 1 and examples.answered else None
+        ensemble = combine(members, examples) if len(members) > 1 and examples.needs_answers else None
         tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
     return tests
 

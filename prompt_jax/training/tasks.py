@@ -7,10 +7,11 @@ from typing import Any
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.data import DataConfig
-from prompt_jax.data import load
 from prompt_jax.data.examples import Examples
-from prompt_jax.data.files import DataError
-from prompt_jax.errors import ConfigError
+from prompt_jax.data.files import file_task
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name
+from prompt_jax.errors import ConfigError, DataError
 from prompt_jax.metrics import is_share
 from prompt_jax.task_format import LOWER_IS_BETTER, TaskFormat
 
@@ -34,17 +35,17 @@ def load_tasks(
     """The task of the configuration, or those of the mixture that it names; arguments as for `load_splits`."""
     rates = None
     if config.task is not None:
-        load.discover_tasks(tasks)
-        rates = load.rates_of_mixture(config.task)
+        discover_tasks(tasks)
+        rates = mixture_rates(config.task)
     if rates is None:
         return (Task(*load_splits(config, model, limits, tasks)),)
-    if config.task_names and len({load.short_name(name) for name in rates}) < len(rates):
+    if config.task_names and len({short_name(name) for name in rates}) < len(rates):
         raise ConfigError(f"data.task_names: two tasks of {config.task} have one short name")
-    plain = [name for name in rates if getattr(load.find_task(name), "task_format", None) is None]
+    plain = [name for name in rates if getattr(find_task(name), "task_format", None) is None]
     if len(rates) > 1 and plain:
         raise ConfigError(
             f"{config.task} has {plain[0]}, a plain task of seqio, whose metrics may have any unit: the best is by "
-            "their mean over all tasks; register it with prompt_jax.data.load.add_task, or train on it alone"
+            "their mean over all tasks; register it with prompt_jax.add_task, or train on it alone"
         )
     own = tuple(
         Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
@@ -67,15 +68,15 @@ def load_splits(
     `limits` has how many examples of the latter two are loaded at most.
     """
     if config.task is not None:
-        load.discover_tasks(tasks)
-        task = load.find_task(config.task)
+        discover_tasks(tasks)
+        task = find_task(config.task)
         task_format = getattr(task, "task_format", None)
     else:
         files = {"train": config.train, "validation": config.validation, "test": config.test}
         task_format = TaskFormat(config.template, config.labels, config.metrics or ("accuracy",))
         share = 0.0 if config.validation else config.validation_share
         named = {split: path for split, path in files.items() if path is not None}
-        task = load.file_task("files", named, task_format, target=config.target, validation_share=share)
+        task = file_task("files", named, task_format, target=config.target, validation_share=share)
 
     task_format = _as_configured(task, task_format, config)
     limits = {**limits, "train": config.train_examples}
@@ -84,7 +85,8 @@ def load_splits(
         if split == "test" and split not in task.splits:
             continue
         seed = config.subset_seed if split == "train" else 0
-        loaded = _load(task, split, task_format, config, model, limits.get(split), seed)
+        options = _load_options(task, task_format, config, limits.get(split), seed)
+        loaded = _load(task, model, split, options)
         if split == "test" and loaded.unlabeled:  # benchmarks keep the answers of their test sets to themselves
             continue
         if loaded.unlabeled:
@@ -97,12 +99,12 @@ def load_test(
     name: str, config: DataConfig, model: Model, limit: int | None, tasks: Path | None
 ) -> tuple[Examples, TaskFormat]:
     """The test split of a task that is only tested on."""
-    load.discover_tasks(tasks)
-    task = load.find_task(name)
+    discover_tasks(tasks)
+    task = find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
     task_format = _as_configured(task, getattr(task, "task_format", None), config)
-    loaded = _load(task, "test", task_format, config, model, limit)
+    loaded = _load(task, model, "test", _load_options(task, task_format, config, limit))
     if loaded.unlabeled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format
@@ -110,7 +112,7 @@ def load_test(
 
 def _before(task: Any, config: DataConfig) -> str:
     """What comes before a task's inputs."""
-    return f"{load.short_name(task.name)} " if config.task_names else ""
+    return f"{short_name(task.name)} " if config.task_names else ""
 
 
 def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
@@ -125,24 +127,19 @@ def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig
     )
 
 
-def _load(
-    task: Any,
-    split: str,
-    task_format: TaskFormat,
-    config: DataConfig,
-    model: Model,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Examples:
-    assert model.tokenizer is not None  # prepare
-    return load.load_examples(
-        task,
-        model.tokenizer,
-        split,
+def _load_options(
+    task: Any, task_format: TaskFormat, config: DataConfig, limit: int | None, seed: int = 0
+) -> LoadOptions:
+    return LoadOptions(
         input_length=task_format.input_length,
         target_length=task_format.target_length,
         limit=limit,
         seed=seed,
-        metric_names=config.metrics,
-        before=_before(task, config),
+        metrics=config.metrics,
+        prepend=_before(task, config),
     )
+
+
+def _load(task: Any, model: Model, split: str, options: LoadOptions) -> Examples:
+    assert model.tokenizer is not None  # prepare
+    return load_examples(task, model.tokenizer, split, options)

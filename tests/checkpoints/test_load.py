@@ -263,6 +263,19 @@ def test_from_the_hubs_cache(hub_cache, deep, revision):
     assert_same_model(model, load.load_model(deep))
 
 
+def test_the_scheme_of_the_hub(hub_cache):
+    plain = load.load_model("google/tiny")
+    for name, revision in (
+        ("hf://google/tiny", None),
+        ("hf://google/tiny@main", "main"),
+        (f"hf://google/tiny@{COMMIT}", None),
+    ):
+        model = load.load_model(name, revision=revision)
+        assert (model.name, model.revision, model.fingerprint) == (plain.name, COMMIT, plain.fingerprint)
+    with pytest.raises(CheckpointError, match="hf://google/tiny@main: the revision is 'v2' too"):
+        load.load_model("hf://google/tiny@main", revision="v2")
+
+
 def test_local_files_only_does_not_ask_the_hub(hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("it looks for a host"))

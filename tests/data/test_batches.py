@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_jax.data.batches import MixtureBatches, TrainBatches, eval_batches, length_buckets, prefetch
+from prompt_jax.data.batches import TrainBatches, eval_batches
+from prompt_jax.data.buckets import length_buckets
+from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.data.prefetch import prefetch
 
 PAD, START, EOS = 0, 7, 1
 

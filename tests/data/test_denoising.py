@@ -20,21 +20,21 @@ def random(seed=0):
 
 def test_lengths_are_those_of_t5():
     """T5's pretraining has texts of 568 tokens for inputs of 512 and targets of 114 (its operative configuration)."""
-    assert denoising.text_length(512) == 568
+    assert denoising.max_text_length(512) == 568
     assert denoising.corrupted_lengths(568) == (512, 114)
     assert denoising.corrupted_lengths(569)[0] > 512
 
 
 @pytest.mark.parametrize("input_length", [3, 4, 10, 31, 64, 513, 1000])
 def test_the_longest_text_that_fits_is_taken(input_length):
-    length = denoising.text_length(input_length)
+    length = denoising.max_text_length(input_length)
     fits = [n for n in range(2, 2 * input_length) if denoising.corrupted_lengths(n)[0] <= input_length]
     assert length == max(fits) and fits == list(range(2, length + 1))
 
 
 def test_an_input_that_holds_nothing_is_refused():
     with pytest.raises(ValueError, match="an input has at least 3 tokens, and may have 2"):
-        denoising.text_length(2)
+        denoising.max_text_length(2)
 
 
 @settings(max_examples=100)
@@ -95,7 +95,7 @@ def test_input_and_target_together_are_the_text(ids, seed):
 
 def test_texts_are_cut_anywhere():
     draw, ids = random(), np.arange(5, dtype=np.int32)
-    cuts = [denoising.cut_in_two(ids, draw) for _ in range(2000)]
+    cuts = [denoising.split_prefix(ids, draw) for _ in range(2000)]
     assert all(np.concatenate(cut).tolist() == ids.tolist() for cut in cuts)
     times = collections.Counter(len(first) for first, _ in cuts)
     assert set(times) == {1, 2, 3, 4} and all(400 < count < 600 for count in times.values())
@@ -106,4 +106,4 @@ def test_texts_of_one_token_hold_nothing_to_predict(length):
     with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):
         denoising.span_mask(length, random())
     with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):
-        denoising.cut_in_two(np.zeros(length, np.int32), random())
+        denoising.split_prefix(np.zeros(length, np.int32), random())

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 import sentencepieces
 from prompt_jax.checkpoints.tokenizer import Tokenizer
-from prompt_jax.data import load as data
 from prompt_jax.data.files import data_folder, file_task, normalize_text, read_rows, text_fraction
-from prompt_jax.data.load import DataError
-from prompt_jax.errors import UserError
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, find_task, task_names
+from prompt_jax.data.text_tasks import add_task, as_seqio, text_source
+from prompt_jax.errors import DataError, UserError
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 SMALL = settings(max_examples=50)
@@ -165,7 +166,7 @@ def test_csv_rows_are_numbered_by_the_line_they_begin_on(tmp_path):
 def test_what_is_wrong_with_a_file_is_said_with_its_line(tmp_path, tokenizer, name, content, message):
     task = file_task("t", {"train": write(tmp_path / name, content)}, REVIEW)
     with pytest.raises(DataError, match=message):
-        data.load_examples(task, tokenizer, "train", input_length=64, target_length=16)
+        load_examples(task, tokenizer, "train", LoadOptions(64, 16))
 
 
 @pytest.mark.parametrize("cut", [5, -3])
@@ -184,7 +185,7 @@ def test_a_damaged_gzip_file_is_a_data_error(tmp_path, cut):
         ({"train": "x.txt"}, 0, r"x.txt: expected a file named .jsonl, .csv or .tsv"),
         ({}, 0, "names no file"),
         ({"train": "x.csv"}, 1.0, "less than 1, not 1.0"),
-        ({"train": "x.csv", "validation": "x.csv"}, 0.1, "there is none for validation"),
+        ({"train": "x.csv", "validation": "x.csv"}, 0.1, "none for validation"),
         ({"test": "x.csv"}, 0.1, "there are files for test"),
     ],
 )
@@ -235,7 +236,10 @@ def test_a_limit_draws_from_all_over_the_file(tmp_path, tokenizer):
     """The file is sorted by its labels, as files often are."""
     rows = [f"text {i},{'good' if i < 100 else 'bad'}" for i in range(200)]
     task = file_task("t", {"test": write(tmp_path / "x.csv", "\n".join(["text,label", *rows, ""]))}, REVIEW)
-    load = functools.partial(data.load_examples, task, tokenizer, "test", input_length=64, target_length=16)
+
+    def load(limit=None):
+        return load_examples(task, tokenizer, "test", LoadOptions(64, 16, limit))
+
     few, whole = load(limit=60), load()
     assert len(few) == 60 and 20 < few.target_texts.count("good") < 40
     places = [whole.input_texts.index(text) for text in few.input_texts]
@@ -260,7 +264,7 @@ def review_file(tmp_path, rows=(("this film is good", "good"), ("that one was ba
 
 
 def load(task, tokenizer, split="train", input_length=64, target_length=16, **options):
-    return data.load_examples(task, tokenizer, split, input_length=input_length, target_length=target_length, **options)
+    return load_examples(task, tokenizer, split, LoadOptions(input_length, target_length, **options))
 
 
 def test_a_file_becomes_token_ids(tmp_path, tokenizer):
@@ -351,7 +355,7 @@ def source(columns, splits=("train",)):
 
 def test_a_registered_task_renders_strings_and_integers(registry, tokenizer):
     columns = {"text": ["good\nfilm", "bad ünk"], "year": [1999, 2021], "label": [1, -1]}
-    data.add_task("t_years", source(columns), TaskFormat("{year}: {text}, {year}", LABELS))
+    add_task("t_years", source(columns), TaskFormat("{year}: {text}, {year}", LABELS))
     examples = load("t_years", tokenizer)
     assert examples.input_texts == ["1999: good\nfilm, 1999", "2021: bad ünk, 2021"]
     assert examples.target_texts == ["good", UNLABELED]
@@ -366,7 +370,7 @@ def test_preprocessors_come_before_the_template(registry, tokenizer):
 
         return dataset.map(lambda row: {"text": tf.strings.lower(row["loud"]), "answer": "good"})
 
-    data.add_task("t_lower", source({"loud": ["A B"]}), REVIEW, target="answer", preprocessors=[lower])
+    add_task("t_lower", source({"loud": ["A B"]}), REVIEW, target="answer", preprocessors=[lower])
     assert load("t_lower", tokenizer).input_texts == ["review: a b"]
 
 
@@ -380,7 +384,7 @@ def test_preprocessors_come_before_the_template(registry, tokenizer):
     ],
 )
 def test_a_source_that_does_not_fit_its_format_is_an_error(registry, tokenizer, columns, message):
-    data.add_task("t_wrong", source(columns), REVIEW)
+    add_task("t_wrong", source(columns), REVIEW)
     with pytest.raises(DataError, match=message):
         load("t_wrong", tokenizer)
 
@@ -535,11 +539,11 @@ def test_a_file_task_is_a_seqio_task_too(tmp_path, tokenizer):
 
     task = file_task("reviews", {"train": review_file(tmp_path)}, REVIEW)
     expected = load(task, tokenizer)
-    again = load(data.as_seqio(task), tokenizer)
+    again = load(as_seqio(task), tokenizer)
     assert again.input_texts == expected.input_texts and again.target_texts == expected.target_texts
     vocabulary = seqio.SentencePieceVocabulary(str(sentencepieces.model_file(tokenizer)), extra_ids=4)
     feature = seqio.Feature(vocabulary)
-    bound = data.as_seqio(task).replace(output_features={"inputs": feature, "targets": feature})
+    bound = as_seqio(task).replace(output_features={"inputs": feature, "targets": feature})
     rows = bound.get_dataset({"inputs": 64, "targets": 16}, "train", shuffle=False).as_numpy_iterator()
     assert [row["targets"].tolist() for row in rows] == [ids.tolist() for ids in expected.targets]
 
@@ -558,41 +562,41 @@ add_task("t_found", seqio.FunctionDataSource(lambda split, shuffle_files: None, 
 def test_tasks_are_found_once_and_names_suggested(registry, tmp_path):
     write(tmp_path / "mine.py", TASKS)
     write(tmp_path / "_helper.py", "raise RuntimeError")
-    assert "t_found" in data.discover_tasks(tmp_path)
-    assert "t_found" in data.discover_tasks(tmp_path / "mine.py")
-    assert data.find_task("t_found").task_format == TaskFormat("{x}")
+    assert "t_found" in discover_tasks(tmp_path)
+    assert "t_found" in discover_tasks(tmp_path / "mine.py")
+    assert find_task("t_found").task_format == TaskFormat("{x}")
     with pytest.raises(DataError, match="no task is called 't_fuond'; did you mean t_found"):
-        data.find_task("t_fuond")
+        find_task("t_fuond")
 
 
 def test_without_a_folder_of_tasks_there_is_nothing_to_find(monkeypatch, tmp_path, registry):
     monkeypatch.chdir(tmp_path)
-    before = data.task_names()
-    assert data.discover_tasks() == before
+    before = task_names()
+    assert discover_tasks() == before
     (tmp_path / "tasks").mkdir()
     write(tmp_path / "tasks" / "mine.py", TASKS)
-    assert data.discover_tasks() == sorted([*before, "t_found"])
+    assert discover_tasks() == sorted([*before, "t_found"])
     with pytest.raises(DataError, match="elsewhere: no such file or directory"):
-        data.discover_tasks(tmp_path / "elsewhere")
+        discover_tasks(tmp_path / "elsewhere")
 
 
 def test_a_broken_module_is_named_with_its_cause_and_leaves_nothing(registry, tmp_path):
     path = write(tmp_path / "broken.py", TASKS + "\n1 / 0\n")
     for _ in range(2):  # the second time for the same reason, not for a task that is there already
         with pytest.raises(DataError, match=r"broken.py: .*ZeroDivisionError: division by zero"):
-            data.discover_tasks(tmp_path)
-    assert "t_found" not in data.task_names()
+            discover_tasks(tmp_path)
+    assert "t_found" not in task_names()
     write(path, TASKS)
-    assert "t_found" in data.discover_tasks(tmp_path)
+    assert "t_found" in discover_tasks(tmp_path)
 
 
 def test_a_mixture_is_not_a_task(registry):
     import seqio
 
-    data.add_task("t_part", source({"text": ["a"], "label": ["good"]}), REVIEW)
+    add_task("t_part", source({"text": ["a"], "label": ["good"]}), REVIEW)
     seqio.MixtureRegistry.add("t_mixture", ["t_part"], default_rate=1)
     with pytest.raises(DataError, match="'t_mixture' is a mixture"):
-        data.find_task("t_mixture")
+        find_task("t_mixture")
     seqio.MixtureRegistry.remove("t_mixture")
 
 
@@ -614,12 +618,12 @@ def both_kinds(tmp_path, registry, task_format):
     path = described_file(tmp_path)
     files = file_task("described", {"train": path, "validation": path, "test": path}, task_format)
     columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED]}
-    return files, data.add_task("described_seqio", source(columns, ("train", "test")), task_format)
+    return files, add_task("described_seqio", source(columns, ("train", "test")), task_format)
 
 
 def test_rows_of_one_input_and_other_notes_are_other_examples(tokenizer, registry):
     columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED], "number": [1, 2, 1, 3, 2, 9]}
-    data.add_task("described", source(columns, ("train", "test")), TEXTS, note="number")
+    add_task("described", source(columns, ("train", "test")), TEXTS, note="number")
     examples = load("described", tokenizer, "test")
     assert examples.input_texts == ["x 1", "x 2", "x 3", "x 1"] and examples.notes == ("1", "2", "3", "9")
     assert examples.references[0] == ("this film is good", "a good film") and examples.references[3] == ("good",)
@@ -663,7 +667,7 @@ def test_training_has_a_row_for_each_pair(tmp_path, tokenizer, registry):
 def test_metrics_of_single_answers_leave_rows_as_they_are(tmp_path, tokenizer, registry):
     for task in both_kinds(tmp_path, registry, dataclasses.replace(TEXTS, metrics=("exact_match",))):
         assert len(load(task, tokenizer, "test")) == 6
-        chosen = load(task, tokenizer, "test", metric_names=("chrf", "bleu"))
+        chosen = load(task, tokenizer, "test", metrics=("chrf", "bleu"))
         assert len(chosen) == 3 and chosen.format.metrics == ("chrf", "bleu")
         assert list(chosen.score(["a", "b", "c"])) == ["chrf", "bleu"]
 
@@ -697,7 +701,7 @@ def test_metrics_cannot_be_chosen_for_a_task_without_a_format(tokenizer, registr
         preprocessors=[],
     )
     with pytest.raises(DataError, match="'plain' has metrics of its own"):
-        load(task, tokenizer, metric_names=("bleu",))
+        load(task, tokenizer, metrics=("bleu",))
 
 
 def test_what_a_source_of_texts_raises_comes_through(tokenizer, registry):
@@ -705,7 +709,7 @@ def test_what_a_source_of_texts_raises_comes_through(tokenizer, registry):
         raise DataError(f"no {split} here")
         yield
 
-    task = data.add_task("broken", data.text_source(broken, ("train",)), TaskFormat("{source}"), target="target")
+    task = add_task("broken", text_source(broken, ("train",)), TaskFormat("{source}"), target="target")
     with pytest.raises(DataError, match=r"^no train here$"):
         load(task, tokenizer)
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 import sentencepieces
 from fuzzing import FUZZ
-from prompt_jax.data import load
-from prompt_jax.data.files import DataError, file_task, read_documents, read_examples, text_fraction
-from prompt_jax.data.lines import MAX_LINE, read_lines, stream_lines, without_end
+from prompt_jax.data.files import file_task, read_documents, read_examples, text_fraction
+from prompt_jax.data.lines import MAX_LINE, read_lines, stream_lines, strip_line_ending
+from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.rows import read_rows
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 TABLES = Path(__file__).parents[1] / "fixtures" / "tables"
@@ -66,7 +67,7 @@ def test_every_line_end_and_encoding_gives_the_same_lines(tmp_path, end, encodin
     lines = ["plain", "", " spaces\t", "\u2028\x85\x0b\x0c\x1c\x1d\x1e", "naïve 🙂", "nul \0 in it", "\ufeffmark"]
     for last in ("", end):
         path = write(tmp_path / name, (end.join(lines) + last).encode(encoding))
-        assert list(map(without_end, read_lines(path))) == lines
+        assert list(map(strip_line_ending, read_lines(path))) == lines
     assert list(read_lines(write(tmp_path / name, "".encode(encoding)))) == []
 
 
@@ -283,7 +284,7 @@ def test_a_limit_keeps_no_other_rows_in_memory(tmp_path):
     tokenizer.input_ids("text")  # which loads it
     tracemalloc.start()
     try:
-        few = load.load_examples(task, tokenizer, "test", input_length=20_000, target_length=8, limit=2, seed=3)
+        few = load_examples(task, tokenizer, "test", LoadOptions(20_000, 8, limit=2, seed=3))
         assert tracemalloc.get_traced_memory()[1] < 1_500_000  # of 3 MB of texts
     finally:
         tracemalloc.stop()

@@ -9,7 +9,8 @@ import pytest
 
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.data.examples import Examples
-from prompt_jax.data.load import file_task, load_examples
+from prompt_jax.data.files import file_task
+from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
@@ -171,7 +172,7 @@ def examples(tiny, sentiment_files, monkeypatch) -> Examples:
     monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
     task_format = TaskFormat("{text}", ("negative", "positive"), target_length=12)
     task = file_task("files", {"train": sentiment_files["train"]}, task_format)
-    return load_examples(task, tiny.tokenizer, "train", input_length=64, target_length=12, limit=20)
+    return load_examples(task, tiny.tokenizer, "train", LoadOptions(64, 12, limit=20))
 
 
 def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):

@@ -10,7 +10,8 @@ import pytest
 import prompt_jax
 from prompt_jax import metrics
 from prompt_jax.cli import main
-from prompt_jax.data import load
+from prompt_jax.data.files import file_task
+from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.inference.evaluation import evaluate, evaluate_members
 from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
@@ -37,8 +38,8 @@ def roomy(model):
 
 
 def split(model, files, name: str):
-    task = load.file_task("files", files, FORMAT)
-    return load.load_examples(task, model.tokenizer, name, input_length=64, target_length=8)
+    task = file_task("files", files, FORMAT)
+    return load_examples(task, model.tokenizer, name, LoadOptions(64, 8))
 
 
 def text(model, ids: np.ndarray) -> str:
@@ -89,7 +90,7 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
         lines = [
             f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
         ]
-        assert shown == 2 and asked.continued
+        assert shown == 2 and asked.continues_input
         for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
             assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
         assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
@@ -316,10 +317,10 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
 
 def test_shots_of_a_task_without_a_training_split(tiny_folder, sentiment_files, tmp_path, capsys):
     (tmp_path / "own.py").write_text(
-        "from prompt_jax import data\nfrom prompt_jax.task_format import TaskFormat\n"
+        "from prompt_jax import add_task, text_source\nfrom prompt_jax.task_format import TaskFormat\n"
         "rows = lambda split: [('a good film', 'positive'), ('a bad film', 'negative')]\n"
         "how = TaskFormat('{text}', ('negative', 'positive'))\n"
-        "data.add_task('only_a_test', data.text_source(rows, ('test',), ('text', 'label')), how)\n"
+        "add_task('only_a_test', text_source(rows, ('test',), ('text', 'label')), how)\n"
     )
     asked = ["evaluate", "--model", str(tiny_folder), "--task", "only_a_test", "--tasks", str(tmp_path / "own.py")]
     assert main([*asked, "--shots", "2"]) == 1

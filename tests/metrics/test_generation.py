@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from prompt_jax import metrics
-from prompt_jax.data import load
+from prompt_jax.data.registry import discover_tasks
 from prompt_jax.metrics import meteor
-from prompt_jax.metrics.generation import METRICS, _coco_words
+from prompt_jax.metrics.coco import coco_words
+from prompt_jax.metrics.generation import METRICS
 from prompt_jax.task_format import LOWER_IS_BETTER, REFERENCE_METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -149,8 +150,8 @@ def test_coco_metrics_are_those_of_its_package(name):
     package = pytest.importorskip(f"pycocoevalcap.{module[0]}", reason="needs the extra meteor")
     references, predictions = texts(40, 2)
     expected, _ = getattr(package, module[1])().compute_score(
-        {i: [" ".join(_coco_words(text)) for text in own] for i, own in enumerate(references)},
-        {i: [" ".join(_coco_words(text))] for i, text in enumerate(predictions)},
+        {i: [" ".join(coco_words(text)) for text in own] for i, own in enumerate(references)},
+        {i: [" ".join(coco_words(text))] for i, text in enumerate(predictions)},
     )
     assert METRICS[name](references, predictions) == pytest.approx(expected)
 
@@ -317,7 +318,7 @@ def first_and_others():
     if not E2E.is_dir():
         pytest.skip("needs E2E's files in ../shared/data/e2e")
     path = ROOT / "tasks" / "e2e.py"
-    load.discover_tasks(path)
+    discover_tasks(path)
     tokenize = next(
         module for module in sys.modules.values() if getattr(module, "__file__", None) == str(path)
     ).tokenize

@@ -28,11 +28,13 @@ from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, p
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.cli import main
 from prompt_jax.prompt_files import hub as names
-from prompt_jax.prompt_files.card import header
-from prompt_jax.prompt_files.hub import HubError, HubName, parse_name
+from prompt_jax.prompt_files.card import yaml_header
+from prompt_jax.prompt_files.hub import HubError, HubName, parse_hub_name
 from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
 from prompt_jax.prompt_files.io import ModelId, read_prompts
-from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERSIONS_NOTE
+from prompt_jax.prompt_files.peft import CARD, VERSIONS_NOTE
+from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
+from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("review: {text}", labels=("negative", "positive"), input_length=32, target_length=4)
@@ -139,15 +141,15 @@ def prompts_of(name: str, model: Model) -> list[Prompt]:
 def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
     model = models[family]
     source = written(tmp_path / "p.npz", model, *prompts_of(name, model))
-    pushed = push_prompt(source, "hub:me/a-prompt", model)
-    assert (pushed.name, pushed.address) == ("hub:me/a-prompt", f"{hub.address}/me/a-prompt")
+    pushed = push_prompt(source, "hf://me/a-prompt", model)
+    assert (pushed.name, pushed.address) == ("hf://me/a-prompt", f"{hub.address}/me/a-prompt")
     assert pushed.commit == hub.repositories["me/a-prompt"].branches["main"]
     assert hub.repositories["me/a-prompt"].messages == ["initial commit", "A prompt of prompt_jax"]  # one commit
 
-    for there, here in zip(read_prompts("hub:me/a-prompt"), read_prompts(source), strict=True):
+    for there, here in zip(read_prompts("hf://me/a-prompt"), read_prompts(source), strict=True):
         assert_same(there[0], here[0])
         assert there[1] == dataclasses.replace(here[1], base=ModelId("./model", None, model.fingerprint))
-    assert_same(load_prompt("hub:me/a-prompt", model), load_prompt(source, model))
+    assert_same(load_prompt("hf://me/a-prompt", model), load_prompt(source, model))
     assert hub.fetched == ["prompt.npz"]  # and once, though read twice
     assert {token for _, path, token in hub.asked if "/large/" in path} == {None}  # the storage is another host
 
@@ -156,27 +158,27 @@ def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
 def test_the_adapter_of_what_is_pushed_is_read(hub, models, tmp_path, family):
     model = models[family]
     source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
-    pushed = push_prompt(source, "hub:me/p", model)
+    pushed = push_prompt(source, "hf://me/p", model)
     assert pushed.no_adapter is None and set(pushed.files) == {"prompt.npz", CARD, *ADAPTER}
     hub.repositories["me/p"].commit("main", {"prompt.npz": None})
-    assert_same(load_prompt("hub:me/p"), load_prompt(source))
+    assert_same(load_prompt("hf://me/p"), load_prompt(source))
     assert set(hub.fetched) == ADAPTER
 
 
 def test_an_ensemble_is_one_file_and_a_folder_of_adapters(hub, models, tmp_path):
     model = models["bart"]
     source = written(tmp_path / "p.npz", model, *prompts_of("ensemble", model))
-    push_prompt(source, "hub:me/p/of/three@tries", model)
+    push_prompt(source, "hf://me/p@tries/of/three", model)
     repository = hub.repositories["me/p"]
     assert set(repository.files("tries")) == {".gitattributes"} | {
         f"of/three/{file}"
         for file in ("prompt.npz", CARD, *(f"member_{i}/{name}" for i in range(3) for name in ADAPTER))
     }
     assert set(repository.files()) == {".gitattributes"}
-    single = read_prompts("hub:me/p/of/three/member_1@tries")
+    single = read_prompts("hf://me/p@tries/of/three/member_1")
     assert_same(single[0][0], read_prompts(source)[1][0])
     repository.commit("tries", {"of/three/prompt.npz": None})
-    for (there, _), (here, _) in zip(read_prompts("hub:me/p/of/three@tries"), read_prompts(source), strict=True):
+    for (there, _), (here, _) in zip(read_prompts("hf://me/p@tries/of/three"), read_prompts(source), strict=True):
         assert_same(there, here)
 
 
@@ -189,14 +191,14 @@ def test_the_place_and_the_revision_are_the_named_ones(hub, models, tmp_path):
     hub.of_files("you/p", {"prompt.npz": second, "an_array.npy": fourth})
     hub.of_files("you/p", {"prompt.npz": third}, branch="refs/pr/1")
     for name, expected in {
-        "hub:you/p": second,
-        "hub:you/p@main": second,
-        f"hub:you/p@{old}": first,
-        "hub:you/p@refs/pr/1": third,
-        "hub:you/p/sub": third,
-        "hub:you/p/sub/any.npz": third,
-        "hub:you/p/prompt.npz": second,
-        "hub:you/p/an_array.npy": fourth,
+        "hf://you/p": second,
+        "hf://you/p@main": second,
+        f"hf://you/p@{old}": first,
+        "hf://you/p@refs/pr/1": third,
+        "hf://you/p/sub": third,
+        "hf://you/p/sub/any.npz": third,
+        "hf://you/p/prompt.npz": second,
+        "hf://you/p/an_array.npy": fourth,
     }.items():
         (tmp_path / "expected.npz").write_bytes(expected)
         assert_same(load_prompt(name), load_prompt(tmp_path / "expected.npz"))
@@ -209,35 +211,35 @@ def test_an_adapter_comes_before_other_archives(hub, models, tmp_path):
     single, several = (
         written(tmp_path / f"{name}.npz", model, *prompts_of(name, model)) for name in ("tokens", "ensemble")
     )
-    for name, source in (("hub:me/p", single), ("hub:me/q", several)):
+    for name, source in (("hf://me/p", single), ("hf://me/q", several)):
         push_prompt(source, name, model)
-        hub.repositories[name.removeprefix("hub:")].commit("main", {"prompt.npz": None, "optimizer.npz": b"no prompt"})
+        hub.repositories[name.removeprefix("hf://")].commit("main", {"prompt.npz": None, "optimizer.npz": b"no prompt"})
         assert_same(load_prompt(name), load_prompt(source))
     hub.repositories["me/p"].commit("main", {"another.npz": b"nor this", "prompt.npz": several.read_bytes()})
-    assert_same(load_prompt("hub:me/p"), load_prompt(several))
+    assert_same(load_prompt("hf://me/p"), load_prompt(several))
 
 
 def test_without_the_hub_there_is_the_cache(hub, models, tmp_path, monkeypatch):
     model = models["gpt2"]
     source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
-    commit = push_prompt(source, "hub:me/p", model).commit
-    for name in ("hub:me/p", f"hub:me/p@{commit}"):
+    commit = push_prompt(source, "hf://me/p", model).commit
+    for name in ("hf://me/p", f"hf://me/p@{commit}"):
         load_prompt(name)
 
     def from_the_cache() -> None:
-        for name in ("hub:me/p", "hub:me/p@main", f"hub:me/p@{commit}"):
+        for name in ("hf://me/p", "hf://me/p@main", f"hf://me/p@{commit}"):
             assert_same(load_prompt(name), load_prompt(source))
 
     hub.refuse = (503, "down for maintenance", {})
     from_the_cache()
     point_at("http://127.0.0.1:9", monkeypatch)  # where nothing listens
     from_the_cache()
-    fails(lambda: load_prompt("hub:me/other"), "hub:me/other is not in the cache, and the hub could not be reached")
+    fails(lambda: load_prompt("hf://me/other"), "hf://me/other is not in the cache, and the hub could not be reached")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     from_the_cache()
-    fails(lambda: load_prompt("hub:me/p@v2"), "hub:me/p@v2 is not in the cache", "HF_HUB_OFFLINE")
-    fails(lambda: load_prompt("hub:me/p/sub"), "there is no sub in the repository", error=PromptFormatError)
-    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: pushing failed", "HF_HUB_OFFLINE")
+    fails(lambda: load_prompt("hf://me/p@v2"), "hf://me/p@v2 is not in the cache", "HF_HUB_OFFLINE")
+    fails(lambda: load_prompt("hf://me/p/sub"), "the repository has no sub; it has prompt.npz", error=PromptFormatError)
+    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: pushing failed", "HF_HUB_OFFLINE")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -247,56 +249,74 @@ def test_without_the_hub_there_is_the_cache(hub, models, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hub:", "names no repository"),
-        ("hub:name", "names no repository"),
-        ("hub:/etc/passwd", "'' is no user or repository"),
-        ("hub:../name", "'..' is no user or repository"),
-        ("hub:user/..", "'..' is no user or repository"),
-        ("hub:user/a..b", "'a..b' is no user or repository"),
-        ("hub:user/a--b", "'a--b' is no user or repository"),
-        ("hub:user/name.git", "'name.git' is no user or repository"),
-        ("hub:user/.hidden", "'.hidden' is no user or repository"),
-        ("hub:user/ünicode", "is no user or repository"),
-        (f"hub:user/{'n' * 97}", "is no user or repository"),
-        ("hub:user/name/../other", "'..' is no folder or file"),
-        ("hub:user/name//sub", "'' is no folder or file"),
-        ("hub:user/name/sub/", "'' is no folder or file"),
-        ("hub:user/name/.", "'.' is no folder or file"),
-        ("hub:user/name/a\\b", "is no folder or file"),
-        ("hub:user/name/a\x00b", "is no folder or file"),
-        ("hub:user/name@", "'' is no branch, tag or commit"),
-        ("hub:user/name@../x", "'../x' is no branch"),
-        ("hub:user/name@/etc", "'/etc' is no branch"),
-        ("hub:user/name@a/../b", "'a/../b' is no branch"),
-        ("hub:user/name@a//b", "'a//b' is no branch"),
-        ("hub:user/name@a\nb", "is no branch"),
-        ("hub:user/name@a@b", "'a@b' is no branch"),
+        ("hf://", "Empty body"),
+        ("hf://name", "Repository id must be 'namespace/name'"),
+        ("hf://../name", "The name cannot start or end with '-' or '.'"),
+        ("hf://user/..", "The name cannot start or end with '-' or '.'"),
+        ("hf://user/a..b", "Cannot have -- or .. in repo_id"),
+        ("hf://user/a--b", "Cannot have -- or .. in repo_id"),
+        ("hf://user/name.git", "cannot end by '.git'"),
+        ("hf://user/.hidden", "The name cannot start or end with '-' or '.'"),
+        ("hf://user/ünicode", "Repo id must use alphanumeric chars"),
+        (f"hf://user/{'n' * 97}", "the maximum length is 96"),
+        ("hf://datasets/user/name", "is a dataset; prompts are in repositories of models"),
+        ("hf://user/name/../other", "'..' is not a folder or file"),
+        ("hf://user/name//sub", "Path must not contain empty segments"),
+        ("hf://user/name/.", "'.' is not a folder or file"),
+        ("hf://user/name/a\\b", "is not a folder or file"),
+        ("hf://user/name/a\x00b", "is not a folder or file"),
+        ("hf://user/name@", "Empty revision"),
+        ("hf://user/name@/etc", "Empty revision"),
+        ("hf://user/name@../x", "'..' is not a branch"),
+        ("hf://user/name@..%2Fx", "'../x' is not a branch"),
+        ("hf://user/name@a/../b", "'..' is not a folder or file"),
+        ("hf://user/name@a%2F%2Fb", "'a//b' is not a branch"),
+        ("hf://user/name@a\nb", "is not a branch"),
+        ("hf://user/name@a@b", "'a@b' is not a branch"),
+        ("hub:name", "Repository id must be 'namespace/name'"),
+        ("hub:user/..", "The name cannot start or end with '-' or '.'"),
+        ("hub:user/name/../other", "'..' is not a folder or file"),
+        ("hub:user/name@", "'' is not a branch"),
+        ("hub:user/name@a/../b", "'a/../b' is not a branch"),
+        ("user/name", "is not a name on the Hub"),
     ],
 )
-def test_what_is_wrong_with_a_name_is_said(text, message):
-    fails(lambda: parse_name(text), message, "expected hub:USER/NAME", error=PromptFormatError)
+def test_invalid_names_are_explained(text, message):
+    fails(lambda: parse_hub_name(text), message, "expected hf://USER/NAME[@REVISION][/PATH]", error=PromptFormatError)
 
 
-def test_names_are_taken_apart():
+def test_names_are_parsed():
     for text, expected in {
-        "hub:user/name": HubName("user/name", "", None),
-        "hub:u_1/n.2-x/a/b c.npz@v1.0": HubName("u_1/n.2-x", "a/b c.npz", "v1.0"),
-        "hub:user/name@refs/pr/3": HubName("user/name", "", "refs/pr/3"),
+        "hf://user/name": HubName("user/name", "", None),
+        "hf://u_1/n.2-x@v1.0/a/b c.npz": HubName("u_1/n.2-x", "a/b c.npz", "v1.0"),
+        "hf://user/name@refs/pr/3": HubName("user/name", "", "refs/pr/3"),
+        "hf://user/name@refs/pr/3/sub": HubName("user/name", "sub", "refs/pr/3"),
+        "hf://user/name@tries%2Fb/sub": HubName("user/name", "sub", "tries/b"),
+        "hf://user/name/file@1.npz": HubName("user/name", "file@1.npz", None),
     }.items():
-        assert parse_name(text) == expected
+        assert parse_hub_name(text) == expected
         assert str(expected) == text
-    assert not names.is_name(Path("folder/hub:user/name"))
-    assert names.is_name(Path("./hub:user/name")) and not names.is_name(Path("hub:user/name").absolute())
+    for text, expected in {
+        "hf:/user/name/sub": HubName("user/name", "sub", None),  # as pathlib writes it
+        "hub:user/name": HubName("user/name", "", None),  # the earlier form
+        "hub:u_1/n.2-x/a/b c.npz@v1.0": HubName("u_1/n.2-x", "a/b c.npz", "v1.0"),
+        "hub:user/name/sub@refs/pr/3": HubName("user/name", "sub", "refs/pr/3"),
+    }.items():
+        assert parse_hub_name(text) == expected
+    assert names.is_hub_name(Path("hf://user/name")) and names.is_hub_name(parse_path("hf://user/name"))
+    assert str(parse_path(Path("hf://user/name"))) == str(parse_path("hf://user/name").absolute()) == "hf://user/name"
+    assert not names.is_hub_name(Path("folder/hub:user/name"))
+    assert names.is_hub_name(Path("./hub:user/name")) and not names.is_hub_name(Path("hub:user/name").absolute())
 
 
 @FUZZ
-@given(st.text("ab.-_/@\\~ \x00é", max_size=24) | st.text())
-def test_any_text_is_a_name_or_is_refused(text):
+@given(st.sampled_from(["hf://", "hub:"]), st.text("ab.-_/@\\~ \x00é", max_size=24) | st.text())
+def test_any_text_is_a_name_or_is_refused(scheme, text):
     try:
-        name = parse_name(f"hub:a/b{text}")
+        name = parse_hub_name(f"{scheme}a/b{text}")
     except PromptFormatError:
         return
-    assert str(name) == f"hub:a/b{text}"
+    assert parse_hub_name(str(name)) == name
     parts = [*name.repository.split("/"), *name.folder.split("/"), *(name.revision or "x").split("/")]
     assert not {".", ".."} & set(parts) and "" not in parts[:2] + parts[3:]
     huggingface_hub.utils.validate_repo_id(name.repository)
@@ -311,25 +331,27 @@ def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
     hub.of_files("you/p", content)
     hub.of_files("you/gated", content).gated = True
     hub.of_files("you/private", content).private = True
-    fails(lambda: load_prompt("hub:you/none"), "hub:you/none: the hub has no such repository", "`hf auth login`")
-    fails(lambda: load_prompt("hub:you/gated"), "hub:you/gated: its owners grant access by request", "`hf auth login`")
-    fails(lambda: load_prompt("hub:you/p@v9"), "hub:you/p@v9: the repository exists, but not that revision")
-    load_prompt("hub:you/private")
+    fails(lambda: load_prompt("hf://you/none"), "hf://you/none: the hub has no such repository", "`hf auth login`")
+    fails(
+        lambda: load_prompt("hf://you/gated"), "hf://you/gated: its owners grant access by request", "`hf auth login`"
+    )
+    fails(lambda: load_prompt("hf://you/p@v9"), "hf://you/p@v9: the repository exists, but not that revision")
+    load_prompt("hf://you/private")
 
     log_in(monkeypatch, None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
-    load_prompt("hub:you/p")
-    fails(lambda: load_prompt("hub:you/private"), "or it is private and you are not logged in (`hf auth login`)")
+    load_prompt("hf://you/p")
+    fails(lambda: load_prompt("hf://you/private"), "or it is private and you are not logged in (`hf auth login`)")
     log_in(monkeypatch, "hf_WrongSecret0123456789")
-    fails(lambda: load_prompt("hub:you/p"), "does not know the token that you are logged in with", "`hf auth login`")
+    fails(lambda: load_prompt("hf://you/p"), "does not know the token that you are logged in with", "`hf auth login`")
 
 
 @pytest.mark.parametrize(
     ("refuse", "message"),
     [
-        ((500, "boom", {}), "hub:you/p is not in the cache, and listing its files failed: Server error '500"),
-        ((403, "no", {}), "hub:you/p: the account or the token that you are logged in with may not do that"),
-        ((429, "slow down", {}), "hub:you/p: listing its files failed: 429 Too Many Requests"),
+        ((500, "boom", {}), "hf://you/p is not in the cache, and listing its files failed: Server error '500"),
+        ((403, "no", {}), "hf://you/p: the account or the token that you are logged in with may not do that"),
+        ((429, "slow down", {}), "hf://you/p: listing its files failed: 429 Too Many Requests"),
         ((500, f"Authorization: Bearer {hub_server.TOKEN}", {}), "(a token)"),
         ((418, f"and {hub_server.TOKEN}, too", {}), "(a token)"),
     ],
@@ -337,13 +359,13 @@ def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
 def test_faults_of_the_hub(hub, refuse, message):
     """Nor is a token shown that a server repeats."""
     hub.refuse = refuse
-    fails(lambda: load_prompt("hub:you/p"), message)
+    fails(lambda: load_prompt("hf://you/p"), message)
 
 
 def test_no_list_of_files(hub, monkeypatch):
     """But the page on which the guests of a hotel log in."""
     hub.refuse = (200, "<html>", {})
-    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: listing its files failed: Expecting value")
+    fails(lambda: load_prompt("hf://you/p"), "hf://you/p: listing its files failed: Expecting value")
 
 
 @pytest.mark.parametrize(
@@ -363,10 +385,10 @@ def test_no_list_of_files(hub, monkeypatch):
 )
 def test_lists_of_files_that_are_none(hub, models, tmp_path, answer):
     hub.refuse = (200, json.dumps(answer), {})
-    message = "failed: the answer is no list of a repository's files"
-    fails(lambda: load_prompt("hub:you/p"), f"hub:you/p: listing its files {message}")
+    message = "failed: the answer is not a list of files"
+    fails(lambda: load_prompt("hf://you/p"), f"hf://you/p: listing its files {message}")
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    fails(lambda: push_prompt(source, "hub:me/p"), f"hub:me/p: pushing {message}")
+    fails(lambda: push_prompt(source, "hf://me/p"), f"hf://me/p: pushing {message}")
 
 
 def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
@@ -374,11 +396,11 @@ def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
     address = hub.address.replace("//", "//joe:Secret@pw@")
     point_at(address, monkeypatch)
     log_in(monkeypatch, None)
-    fails(lambda: load_prompt("hub:you/p"), f"url '{hub.address}/api/models/you/p")
+    fails(lambda: load_prompt("hf://you/p"), f"url '{hub.address}/api/models/you/p")
     log_in(monkeypatch, hub_server.TOKEN)
     hub.users = {"Basic " + base64.b64encode(b"joe:Secret@pw").decode(): "me"}
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    assert push_prompt(source, "hub:me/p").address == f"{hub.address}/me/p"
+    assert push_prompt(source, "hf://me/p").address == f"{hub.address}/me/p"
 
 
 def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
@@ -389,7 +411,7 @@ def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
         raise RuntimeError("Data processing error: File reconstruction error: CAS Client Error: connection closed")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
-    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: fetching prompt.npz failed: Data processing error: File")
+    fails(lambda: load_prompt("hf://you/p"), "hf://you/p: downloading prompt.npz failed: Data processing error: File")
 
 
 def test_an_upload_that_breaks_off(hub, models, tmp_path, monkeypatch):
@@ -397,7 +419,8 @@ def test_an_upload_that_breaks_off(hub, models, tmp_path, monkeypatch):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
     hub.storage = "http://127.0.0.1:9"  # where nothing listens
     fails(
-        lambda: push_prompt(source, "hub:me/p"), "hub:me/p: the hub could not be reached, or broke off: pushing failed"
+        lambda: push_prompt(source, "hf://me/p"),
+        "hf://me/p: the hub could not be reached, or broke off: pushing",
     )
 
 
@@ -405,18 +428,21 @@ def test_files_that_end_too_early(hub, models, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
     hub.truncate = True
-    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: ", "fetching prompt.npz failed: ")
+    fails(lambda: load_prompt("hf://you/p"), "hf://you/p: ", "downloading prompt.npz failed: ")
     hub.truncate = False
-    load_prompt("hub:you/p")  # nothing was left behind
+    load_prompt("hf://you/p")  # nothing was left behind
 
 
 def test_what_is_too_large_is_not_fetched(hub, models, tmp_path):
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
     hub.claimed["prompt.npz"] = names.MAX_SIZE + 1
-    message = f"hub:you/p: {names.MAX_SIZE + 1} bytes in 1 files; a prompt has at most {names.MAX_SIZE}"
-    fails(lambda: load_prompt("hub:you/p"), message, error=PromptFormatError)
+    message = f"hf://you/p: {names.MAX_SIZE + 1} bytes in 1 files; a prompt has at most {names.MAX_SIZE}"
+    fails(lambda: load_prompt("hf://you/p"), message, error=PromptFormatError)
     hub.claimed["prompt.npz"] = None
-    fails(lambda: load_prompt("hub:you/p"), "hub:you/p: the Hub does not say how large prompt.npz is")
+    fails(
+        lambda: load_prompt("hf://you/p"),
+        "hf://you/p: not downloaded, because the Hub does not report the size of prompt.npz",
+    )
     assert hub.fetched == []
 
 
@@ -428,13 +454,13 @@ def test_repositories_without_a_prompt_say_what_they_have(hub, models, tmp_path)
     hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(5)})
     hub.of_files("you/t", {"of/prompt.npy": b"", "of/x/other.npy": b""}, branch="v1")
     for name, message in {
-        "hub:you/t/of@v1": "no adapter of PEFT, but prompt.npy, x/; name the file, e.g. hub:you/t/of/prompt.npy@v1",
-        "hub:you/p": "hub:you/p has several prompts, a.npz, b.npz; name one, e.g. hub:you/p/a.npz",
-        "hub:you/q": "hub:you/q: there is no prompt.npz in it and no adapter of PEFT, but x/y/, .gitattributes, conf",
-        "hub:you/q/none": "hub:you/q/none: there is no none in the repository, but x/y/, .gitattributes, config.json",
-        "hub:you/q/config.json": "hub:you/q/config.json: neither a NumPy archive",
-        "hub:you/r/p": f"hub:you/r/p: {PICKLE} is a pickle, which can run code, and is not fetched",
-        "hub:you/s": f"hub:you/s: member_0/{CONFIG}: damaged",
+        "hf://you/t@v1/of": "nor a PEFT adapter; it has prompt.npy, x/; name the file, e.g. hf://you/t@v1/of/prompt.npy",
+        "hf://you/p": "hf://you/p has several prompts, a.npz, b.npz; name one, e.g. hf://you/p/a.npz",
+        "hf://you/q": "hf://you/q has neither prompt.npz nor a PEFT adapter; it has x/y/, .gitattributes, conf",
+        "hf://you/q/none": "hf://you/q/none: the repository has no none; it has x/y/, .gitattributes, config.json",
+        "hf://you/q/config.json": "hf://you/q/config.json: neither a NumPy archive",
+        "hf://you/r/p": f"hf://you/r/p: {PICKLE} is a pickle, which can run code, and is not downloaded",
+        "hf://you/s": f"hf://you/s: member_0/{CONFIG}: damaged",
     }.items():
         fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
     assert f"p/{PICKLE}" not in hub.fetched
@@ -449,31 +475,31 @@ def test_damaged_files_are_named_as_on_the_hub(hub, models, tmp_path, fixtures):
     hub.of_files("you/r", {f"member_2/{file}": data for file, data in files.items()})
     hub.of_files("you/s", {CONFIG: files[CONFIG]})
     for name, message in {
-        "hub:you/p@main": "hub:you/p@main: damaged: BadZipFile",
-        "hub:you/q/of": f"hub:you/q/of: {TENSORS}: prompt_embeddings claims F32",
-        "hub:you/r": "hub:you/r: there are 2 members and no member_1",
-        "hub:you/s": f"hub:you/s: no {TENSORS}, which an adapter of PEFT has",
+        "hf://you/p@main": "hf://you/p@main: damaged: BadZipFile",
+        "hf://you/q/of": f"hf://you/q/of: {TENSORS}: prompt_embeddings claims F32",
+        "hf://you/r": "hf://you/r: there are 2 members and no member_1",
+        "hf://you/s": f"hf://you/s: no {TENSORS}, which an adapter of PEFT has",
     }.items():
         fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
 
 
 def test_a_link_out_of_the_cache_is_not_followed(hub, models, tmp_path):
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
-    load_prompt("hub:you/p")
+    load_prompt("hf://you/p")
     (entry,) = (tmp_path / "cache").glob("models--you--p/snapshots/*/prompt.npz")
     assert entry.is_symlink()
     entry.unlink()
     entry.symlink_to(tmp_path / "of_0.npz")
-    fails(lambda: load_prompt("hub:you/p"), "leads out of the Hub's cache", error=PromptFormatError)
+    fails(lambda: load_prompt("hf://you/p"), "leads out of the Hub's cache", error=PromptFormatError)
     entry.unlink()
     shutil.copy(tmp_path / "of_0.npz", entry)  # as where there are no links
-    load_prompt("hub:you/p")
+    load_prompt("hf://you/p")
 
 
 def test_many_members_are_too_many(hub, monkeypatch):
     monkeypatch.setattr(names, "MAX_MEMBERS", 3)
     hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(4)})
-    fails(lambda: load_prompt("hub:you/s"), "4 members; an ensemble has at most 3", error=PromptFormatError)
+    fails(lambda: load_prompt("hf://you/s"), "4 members; an ensemble has at most 3", error=PromptFormatError)
     assert hub.fetched == []
 
 
@@ -484,19 +510,19 @@ def test_many_members_are_too_many(hub, monkeypatch):
 def test_a_push_replaces_what_was_there(hub, models, tmp_path):
     """Its adapters too, which would be another prompt's, and its card unless somebody has written one."""
     model = models["t5"]
-    push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hub:me/p", model)
+    push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hf://me/p", model)
     hub.of_files("me/p", {"member_0/notes.txt": b"mine"})
     source = written(tmp_path / "b.npz", model, random_prefix(model, 2))
-    pushed = push_prompt(source, "hub:me/p", model, message="prefixes")
+    pushed = push_prompt(source, "hf://me/p", model, message="prefixes")
     assert set(pushed.deleted) == {f"member_{i}/{name}" for i in range(3) for name in ADAPTER}
     assert "PEFT has no prefix of encoder_self" in pushed.no_adapter and pushed.no_adapter.startswith("the prompt: ")
     assert set(hub.repositories["me/p"].files()) == {".gitattributes", CARD, "prompt.npz", "member_0/notes.txt"}
     assert hub.repositories["me/p"].messages[-1] == "prefixes"
-    assert_same(load_prompt("hub:me/p"), load_prompt(source))
+    assert_same(load_prompt("hf://me/p"), load_prompt(source))
 
     for card, kept in ((b"---\nlicense: mit\n---\nMine.", True), (MARK.encode() + b"\nOurs.", False)):
         hub.of_files("me/p", {CARD: card})
-        pushed = push_prompt(source, "hub:me/p", model)
+        pushed = push_prompt(source, "hf://me/p", model)
         assert (hub.repositories["me/p"].files()[CARD] == card) == kept == (CARD not in pushed.files)
         assert any("was not written by a push, and stays as it is" in note for note in pushed.notes) == kept
 
@@ -504,11 +530,11 @@ def test_a_push_replaces_what_was_there(hub, models, tmp_path):
 def test_private_repositories(hub, models, tmp_path):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
     for _ in range(2):
-        push_prompt(source, "hub:me/hidden", private=True)
-    push_prompt(source, "hub:me/open")
+        push_prompt(source, "hf://me/hidden", private=True)
+    push_prompt(source, "hf://me/open")
     assert (hub.repositories["me/hidden"].private, hub.repositories["me/open"].private) == (True, False)
     before = hub.repositories["me/open"].branches["main"]
-    fails(lambda: push_prompt(source, "hub:me/open", private=True), "is there already, and is public")
+    fails(lambda: push_prompt(source, "hf://me/open", private=True), "is there already, and is public")
     assert hub.repositories["me/open"].branches["main"] == before
 
 
@@ -517,24 +543,24 @@ def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
     hub.of_files("you/p", {})
     hub.of_files("me/gated", {}).gated = True
     for name, message in {
-        "hub:you/p": "hub:you/p: the account or the token that you are logged in with may not do that",
-        "hub:you/new": "hub:you/new: the account or the token that you are logged in with may not do that",
+        "hf://you/p": "hf://you/p: the account or the token that you are logged in with may not do that",
+        "hf://you/new": "hf://you/new: the account or the token that you are logged in with may not do that",
     }.items():
         fails(lambda name=name: push_prompt(source, name), message, "`hf auth login`")
     for name, message in {
-        "hub:me/p@" + "0" * 40: "a commit stays as it is; push to a branch",
-        "hub:me/p/prompt.npz": "a prompt is pushed to a folder, as prompt.npz",
-        "me/p": "'me/p' names no repository on the Hub",
+        "hf://me/p@" + "0" * 40: "a commit stays as it is; push to a branch",
+        "hf://me/p/prompt.npz": "a prompt is pushed to a folder, as prompt.npz",
+        "me/p": "'me/p' is not a name on the Hub",
     }.items():
         fails(lambda name=name: push_prompt(source, name), message, error=PromptFormatError)
     other = models["bart"]
-    fails(lambda: push_prompt(source, "hub:me/p", other), "was trained on", error=PromptFormatError)
+    fails(lambda: push_prompt(source, "hf://me/p", other), "was trained on", error=PromptFormatError)
 
     log_in(monkeypatch, "hf_WrongSecret0123456789")
-    fails(lambda: push_prompt(source, "hub:me/p"), "does not know the token that you are logged in with")
+    fails(lambda: push_prompt(source, "hf://me/p"), "does not know the token that you are logged in with")
     log_in(monkeypatch, None)
     count = len(hub.asked)
-    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: to push to it, log in with `hf auth login`")
+    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: to push to it, log in with `hf auth login`")
     assert len(hub.asked) == count and "me/p" not in hub.repositories
 
 
@@ -555,9 +581,9 @@ def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, na
     prompts = prompts_of("ensemble", model)
     for its_base, several in ((None, False), (model, False), (model, True)):
         pushed = push_prompt(
-            written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hub:me/p", its_base
+            written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hf://me/p", its_base
         )
-        assert {said.base for _, said in read_prompts("hub:me/p")} == {ModelId(told, None, model.fingerprint)}
+        assert {said.base for _, said in read_prompts("hf://me/p")} == {ModelId(told, None, model.fingerprint)}
         files = hub.repositories["me/p"].files()
         assert f"    base: {json.dumps(told)}\n" in files[CARD].decode()
         assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
@@ -578,15 +604,15 @@ def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, mo
     for revision, told in ((None, "./small"), (commit, "google/small")):
         base = ModelId(model.name, revision, model.fingerprint)
         save_prompt("p.npz", random_tokens(model, 2), PromptMetadata(base))
-        push_prompt("p.npz", "hub:me/p", dataclasses.replace(model, revision=revision))
-        assert read_prompts("hub:me/p")[0][1].base == dataclasses.replace(base, name=told)
+        push_prompt("p.npz", "hf://me/p", dataclasses.replace(model, revision=revision))
+        assert read_prompts("hf://me/p")[0][1].base == dataclasses.replace(base, name=told)
         head, _, _ = parsed(hub.repositories["me/p"].files()[CARD].decode())
         assert head.get("base_model") == (told if revision else None)
 
 
 def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, monkeypatch):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    push_prompt(source, "hub:me/p")
+    push_prompt(source, "hf://me/p")
     download = huggingface_hub.hf_hub_download
 
     def meanwhile(*args: Any, **options: Any) -> str:
@@ -594,7 +620,7 @@ def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, 
         return download(*args, **options)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
-    fails(lambda: push_prompt(source, "hub:me/p"), "hub:me/p: pushing failed", "A commit has happened since")
+    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: pushing failed", "A commit has happened since")
     assert hub.repositories["me/p"].files()[CARD] == b"Mine."
 
 
@@ -613,7 +639,7 @@ def parsed(card: str) -> tuple[dict[str, Any], str, list[str]]:
 
 
 def card_of(name: str, members: list[CardMember], base: CardBase | None, **options: Any) -> str:
-    return repository_card(parse_name(name), members, base, **options)
+    return repository_card(parse_hub_name(name), members, base, **options)
 
 
 def test_the_card_says_what_a_user_needs():
@@ -621,7 +647,7 @@ def test_the_card_says_what_a_user_needs():
     metadata = PromptMetadata(None, "soft_prompt", task="sst2", format=FORMAT, step=7, scores={"accuracy": 0.5})
     member = CardMember({"encoder_tokens": [3, 64]}, metadata)
     base = CardBase("google/t5-v1_1-small", commit, False)
-    head, text, code = parsed(card_of("hub:me/p/sub@tries", [member], base, adapters=True))
+    head, text, code = parsed(card_of("hf://me/p@tries/sub", [member], base, adapters=True))
     assert head == {
         "base_model": "google/t5-v1_1-small",
         "library_name": "peft",
@@ -639,16 +665,16 @@ def test_the_card_says_what_a_user_needs():
     ):
         assert f"\n    {fact}\n" in text
     ours, theirs = code
-    assert 'load_prompt("hub:me/p/sub@tries", model)' in ours and f'revision="{commit}"' in ours
+    assert 'load_prompt("hf://me/p@tries/sub", model)' in ours and f'revision="{commit}"' in ours
     assert 'from_pretrained(base, "me/p", subfolder="sub", revision="tries")' in theirs
     assert f'AutoModelForSeq2SeqLM.from_pretrained("google/t5-v1_1-small", revision="{commit}")' in theirs
 
-    head, text, code = parsed(card_of("hub:me/p", [member], CardBase("gpt2", None, True), adapters=False))
+    head, text, code = parsed(card_of("hf://me/p", [member], CardBase("gpt2", None, True), adapters=False))
     assert head["pipeline_tag"] == "text-generation" and "library_name" not in head
     assert len(code) == 1 and "PEFT" not in text
-    head, text, code = parsed(card_of("hub:me/p", [member], None, adapters=False))
+    head, text, code = parsed(card_of("hf://me/p", [member], None, adapters=False))
     assert "base_model" not in head and code == [] and "name it with `--model`" in text
-    head, text, code = parsed(card_of("hub:me/p", [member], CardBase("demo", None, False), adapters=True))
+    head, text, code = parsed(card_of("hf://me/p", [member], CardBase("demo", None, False), adapters=True))
     assert "base_model" not in head and "demo_folder()" in code[1]
 
 
@@ -668,22 +694,22 @@ def test_texts_of_strangers_stay_texts():
     member = CardMember({"decoder_self": [2, 3, 4, 5]}, metadata)
     for members in ([member], [member, member]):
         for adapters in (False, True):
-            card = card_of("hub:me/p/a b`", members, CardBase(NASTY, NASTY, True), adapters=adapters)
+            card = card_of("hf://me/p/a b`", members, CardBase(NASTY, NASTY, True), adapters=adapters)
             head, text, code = parsed(card.encode().decode())  # it can be written
             assert head["tags"][-2:] == ["prefix-tuning", "prompt_jax"] and "base_model" not in head
             assert len(code) == 1 + adapters
             assert all(line.startswith("    ") for line in text.splitlines() if "script" in line)
             assert card.splitlines() == card.split("\n")[:-1]
     plain = NASTY.replace("\ud800", "")
-    (tags,) = (yaml.safe_load("\n".join(header(plain, adapter=True, causal=False, tags=[plain])[1:-1]))["tags"],)
-    assert tags == [f"base_model:adapter:{plain}", plain]
+    head = yaml.safe_load(yaml_header(plain, adapter=True, causal=False, tags=[plain]).removesuffix("---"))
+    assert head["tags"] == [f"base_model:adapter:{plain}", plain]
 
 
 @pytest.mark.parametrize(("family", "name"), (("t5", "tokens"), ("gpt2", "ensemble")))
 def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, capsys):
     model = models[family]
     monkeypatch.chdir(Path(model.name).parent)  # where the base is as the card says
-    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
+    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     exec(parsed(card)[2][0], {})
     shown = capsys.readouterr().out
@@ -699,14 +725,14 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
     monkeypatch.chdir(Path(model.name).parent)
     prompts = prompts_of("ensemble", model)
     save_ensemble(tmp_path / "p.npz", prompts, [dataclasses.replace(said(model), task=task) for task in "aab"])
-    push_prompt(tmp_path / "p.npz", "hub:me/p/in@tries", model)
+    push_prompt(tmp_path / "p.npz", "hf://me/p@tries/in", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     _, text, code = parsed(card)
     assert "vote of the majority" not in text and "an input names one, `p/0` to `p/2`," in text
     exec(code[0], {})
     shown = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
-    assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hub:me/p/in@tries"]
+    assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hf://me/p@tries/in"]
     assert main(words[1:]) == 0 and capsys.readouterr().out == shown
 
 
@@ -720,7 +746,7 @@ def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, famil
     pytest.importorskip("peft")
     model = models[family]
     monkeypatch.chdir(Path(model.name).parent)
-    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hub:me/p/in@tries", model)
+    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
     _, _, code = parsed(hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode())
     ours: dict[str, Any] = {}
     exec(code[0], ours)
@@ -744,52 +770,52 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
-    out = run("push", source, "hub:me/p@v1", "--private", "--message", "first", "--model", model.name)
+    out = run("push", source, "hf://me/p@v1", "--private", "--message", "first", "--model", model.name)
     commit = hub.repositories["me/p"].branches["v1"]
-    assert f"hub:me/p@v1\n{hub.address}/me/p/tree/v1\ncommit {commit}\n" in out
+    assert f"hf://me/p@v1\n{hub.address}/me/p/tree/v1\ncommit {commit}\n" in out
     assert "wrote prompt.npz, " in out and "no adapter" not in out and "told of as ./model: others say" in out
     assert hub.repositories["me/p"].private and hub.repositories["me/p"].messages[-1] == "first"
 
-    out = run("push", source, "hub:me/p/sub")
+    out = run("push", source, "hf://me/p/sub")
     assert "no PEFT adapter: " in out and f"if you trust it, say --model {model.name}" in out
     asked = len(hub.asked)
-    run("push", "hub:me/p/sub", "hub:me/q")
+    run("push", "hf://me/p/sub", "hf://me/q")
     assert sum(path.startswith("/api/models/me/p?") for _, path, _ in hub.asked[asked:]) == 1  # it is read once
 
-    assert run("import", "hub:me/p@v1", tmp_path / "again.npz") == f"wrote {tmp_path / 'again.npz'}\n"
+    assert run("import", "hf://me/p@v1", tmp_path / "again.npz") == f"wrote {tmp_path / 'again.npz'}\n"
     assert_same(load_prompt(tmp_path / "again.npz"), load_prompt(source))
     ((prompt, metadata),) = read_prompts(source)
     base = ModelId("./model", None, model.fingerprint)
     save_prompt(tmp_path / "expected.npz", prompt, dataclasses.replace(metadata, base=base))
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
-    run("export", "hub:me/p/sub", tmp_path / "again.npy")
-    run("export", "hub:me/p@v1", tmp_path / "peft", "--format", "peft", "--model", model.name)
+    run("export", "hf://me/p/sub", tmp_path / "again.npy")
+    run("export", "hf://me/p@v1", tmp_path / "peft", "--format", "peft", "--model", model.name)
     assert_same(load_prompt(tmp_path / "peft"), load_prompt(source))
-    assert "hub:me/p@v1" in run("inspect", "hub:me/p@v1", "--model", model.name)
-    assert run("predict", "hub:me/p@v1", "a good film", "--model", model.name)
+    assert "hf://me/p@v1" in run("inspect", "hf://me/p@v1", "--model", model.name)
+    assert run("predict", "hf://me/p@v1", "a good film", "--model", model.name)
     hub.of_files("me/p", {"lines.txt": b""})
     lines = tmp_path / "lines.jsonl"
     lines.write_text(json.dumps({"prompt": "b", "text": "a good film"}) + "\n")
-    run("predict", "--prompts", f"b=hub:me/p@v1,{source}", "--input", lines, "--model", model.name)
+    run("predict", "--prompts", f"b=hf://me/p@v1,{source}", "--input", lines, "--model", model.name)
 
     monkeypatch.chdir(tmp_path)
-    to_push = "hub:me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
+    to_push = "hf://me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
     for words, message in (
-        (("export", source, "hub:me/x.npz"), to_push),
-        (("export", source, "hub:me/x.npz", "--format", "peft", "--model", model.name), to_push),
-        (("import", source, "hub:me/x.npz"), to_push),
-        (("average", "hub:me/x.npz", source, "again.npz", "--weights", "0.5", "0.5"), to_push),
-        (("import", "hub:me/none", tmp_path / "x.npz"), "hub:me/none: the hub has no such repository"),
-        (("import", "hub:me/p/none", tmp_path / "x.npz"), "hub:me/p/none: there is no none in the repository"),
-        (("push", source, "me/p"), "'me/p' names no repository on the Hub"),
-        (("push", tmp_path / "none.npz", "hub:me/p"), "no such file"),
-        (("push", source, "hub:you/p", "--model", model.name), "may not do that"),
+        (("export", source, "hf://me/x.npz"), to_push),
+        (("export", source, "hf://me/x.npz", "--format", "peft", "--model", model.name), to_push),
+        (("import", source, "hf://me/x.npz"), to_push),
+        (("average", "hf://me/x.npz", source, "again.npz", "--weights", "0.5", "0.5"), to_push),
+        (("import", "hf://me/none", tmp_path / "x.npz"), "hf://me/none: the hub has no such repository"),
+        (("import", "hf://me/p/none", tmp_path / "x.npz"), "hf://me/p/none: the repository has no none"),
+        (("push", source, "me/p"), "'me/p' is not a name on the Hub"),
+        (("push", tmp_path / "none.npz", "hf://me/p"), "no such file"),
+        (("push", source, "hf://you/p", "--model", model.name), "may not do that"),
     ):
         assert main([str(word) for word in words]) == 1
         shown = capsys.readouterr()
         assert message in shown.err and "Secret" not in shown.err + shown.out
-    assert not Path("hub:me").exists()
-    fails(lambda: save_ensemble("hub:me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
+    assert not Path("hf:").exists()
+    fails(lambda: save_ensemble("hf://me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
     with contextlib.suppress(SystemExit):
         main(["push", "--help"])
-    assert "hub:USER/NAME" in capsys.readouterr().out
+    assert "hf://USER/NAME" in capsys.readouterr().out

@@ -152,7 +152,9 @@ def test_what_is_no_ensemble_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         save_ensemble(path, [good, good], [METADATA])
     for wrong in ([[1]], np.nan):
-        with pytest.raises(PromptFormatError, match="member 0: the setting 'a' is .*, which is no text, finite number"):
+        with pytest.raises(
+            PromptFormatError, match="member 0: the setting 'a' is .*; expected a text, a finite number"
+        ):
             save_ensemble(path, [good], [PromptMetadata(settings={"a": wrong})])
     with pytest.raises(PromptFormatError, match="an ensemble is a .npz"):
         save_ensemble(tmp_path / "e.npy", [good], [METADATA])
@@ -293,10 +295,10 @@ BROKEN = {
         {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a}", "target_length": 2_000_000_000})},
         "target_length must be from 1 to 65536",
     ),
-    "large score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": 10**400})}, "no number"),
+    "large score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": 10**400})}, "scores must be"),
     "infinite score": (
         {"encoder_tokens": GOOD, "metadata": np.array('{"format_version": 1, "scores": {"a": 1e999}}')},
-        "no number",
+        "scores must be finite",
     ),
     "no text": ({"encoder_tokens": GOOD, "metadata": GOOD}, "metadata is float32"),
     "beyond Unicode": (
@@ -307,15 +309,18 @@ BROKEN = {
         {"encoder_tokens": GOOD, "metadata": np.frombuffer(b"\0\0\0{\xff\xff\xff\xff\0\0\0}", ">U3").reshape(())},
         r"metadata has the character U\+FFFFFFFF",
     ),
-    "no json": ({"encoder_tokens": GOOD, "metadata": np.array("{")}, "metadata is no JSON"),
-    "deep json": ({"encoder_tokens": GOOD, "metadata": np.array("[" * 100_000)}, "metadata is no JSON"),
+    "no json": ({"encoder_tokens": GOOD, "metadata": np.array("{")}, "metadata is not JSON"),
+    "deep json": ({"encoder_tokens": GOOD, "metadata": np.array("[" * 100_000)}, "metadata is not JSON"),
     "list": ({"encoder_tokens": GOOD, "metadata": np.array("[]")}, "JSON list"),
     "version": ({"encoder_tokens": GOOD, "metadata": np.array('{"format_version": 9}')}, "version 9"),
-    "unknown": ({"encoder_tokens": GOOD, "metadata": text(code="import os")}, "unknown field 'code'"),
-    "type": ({"encoder_tokens": GOOD, "metadata": text(step="3")}, "metadata.step is '3', not int or NoneType"),
-    "boolean": ({"encoder_tokens": GOOD, "metadata": text(step=True)}, "metadata.step is True"),
+    "unknown": (
+        {"encoder_tokens": GOOD, "metadata": text(code="import os")},
+        "unknown field code; the fields are base",
+    ),
+    "type": ({"encoder_tokens": GOOD, "metadata": text(step="3")}, r"metadata: step must be int \| None, not '3'"),
+    "boolean": ({"encoder_tokens": GOOD, "metadata": text(step=True)}, r"metadata: step must be int \| None, not True"),
     "infinite": ({"encoder_tokens": GOOD, "metadata": np.array('{"scores": {"a": Infinity}}')}, "not a number"),
-    "score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": "b"})}, "scores has an entry that is no number"),
+    "score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": "b"})}, "scores must be .*, not {'a': 'b'}"),
     "template": (
         {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a.{b}}"})},
         "has a brace that is not part",
@@ -324,17 +329,26 @@ BROKEN = {
         {"encoder_tokens": GOOD, "metadata": text(format={"template": "{a}", "metrics": ["os.system"]})},
         "unknown metric 'os.system'",
     ),
-    "placement": ({"encoder_tokens": GOOD, "metadata": text(placement="inside")}, "placement 'inside'"),
-    "settings": ({"encoder_tokens": GOOD, "metadata": text(settings=[1])}, r"metadata.settings is \[1\], not dict"),
-    "object in settings": ({"encoder_tokens": GOOD, "metadata": text(settings={"a": {}})}, "an entry that is no text"),
-    "lists in lists": ({"encoder_tokens": GOOD, "metadata": text(settings={"a": [[1]]})}, "an entry that is no text"),
+    "placement": (
+        {"encoder_tokens": GOOD, "metadata": text(placement="inside")},
+        "placement must be 'before' or 'after', not 'inside'",
+    ),
+    "settings": ({"encoder_tokens": GOOD, "metadata": text(settings=[1])}, r"settings must be .*, not \[1\]"),
+    "object in settings": (
+        {"encoder_tokens": GOOD, "metadata": text(settings={"a": {}})},
+        "settings must be .*not {'a': {}}",
+    ),
+    "lists in lists": (
+        {"encoder_tokens": GOOD, "metadata": text(settings={"a": [[1]]})},
+        r"'a' is \[\[1\]\]; expected",
+    ),
     "large setting": (
         {"encoder_tokens": GOOD, "metadata": text(settings={"a": [10**400]})},
-        "that is no text, finite number",
+        "expected a text, a finite number",
     ),
     "base": (
         {"encoder_tokens": GOOD, "metadata": text(base={"name": "x", "revision": None})},
-        "base has no 'fingerprint'",
+        "base.fingerprint is missing",
     ),
 }
 

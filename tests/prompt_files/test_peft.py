@@ -38,7 +38,8 @@ from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.prompt import PromptStackError, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files import peft
 from prompt_jax.prompt_files.io import ModelId, read_prompt, read_prompts
-from prompt_jax.prompt_files.peft import CARD, CONFIG, PICKLE, TENSORS, VERIFIED
+from prompt_jax.prompt_files.peft import CARD, VERIFIED
+from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
 from prompt_jax.storage import paths
 from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
@@ -252,8 +253,8 @@ def test_the_card_says_what_a_user_needs(tmp_path):
     save_prompt(tmp_path / "a", random_tokens(model, 3), METADATA, format="peft", model=model)
     card = (tmp_path / "a" / CARD).read_text()
     assert card.startswith(
-        '---\nbase_model: "google/some-base"\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n'
-        '- "base_model:adapter:google/some-base"\n---\n\n# '
+        "---\nbase_model: google/some-base\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n"
+        "- base_model:adapter:google/some-base\n---\n\n# "
     )
     assert '\n    template: "review: {text}\\n---"\n    labels: ["negative", "positive"]\n' in card
     assert card.endswith("\n### Framework versions\n\n- PEFT 0.21.2\n- Transformers 5.23.0\n")
@@ -467,9 +468,9 @@ BROKEN_TENSORS = {
     "short": (b"\x08\0\0\0", "truncated"),
     "endless header": (b"\xff" * 8 + b"{}", "a header of 18446744073709551615"),
     "large header": (written(b" " * (1 << 21)), "a header of 2097152"),
-    "no json": (written("{"), "no JSON"),
-    "no text": (written(b"\xff\xfe"), "no JSON"),
-    "deep json": (written("[" * 100_000), "no JSON"),
+    "no json": (written("{"), "not JSON"),
+    "no text": (written(b"\xff\xfe"), "not JSON"),
+    "deep json": (written("[" * 100_000), "not JSON"),
     "list": (written("[]"), "a JSON list"),
     "empty": (written({}), "it has the tensors none"),
     "another": (written(tensor(name="base_model.lora_A"), ZEROS), "it has the tensors base_model.lora_A;"),
@@ -484,7 +485,7 @@ BROKEN_TENSORS = {
         "'dtype' comes twice",
     ),
     "no fields": (written({"prompt_embeddings": [1]}), "prompt_embeddings is None"),
-    "integers": (written(tensor(dtype="I32"), ZEROS), "is 'I32'; a prompt is of floats"),
+    "integers": (written(tensor(dtype="I32"), ZEROS), "is 'I32'; a prompt has floats"),
     "odd dtype": (written(tensor(dtype=["F32"]), ZEROS), r"is \['F32'\]; a prompt"),
     "huge": (written(tensor((1 << 40, 1 << 40), end=1 << 82)), r"is \[1099511627776, 1099511627776\]; .*\[5, 64\]"),
     "overflow": (written(tensor((1 << 62, 4), end=0)), r"makes it \[5, 64\]"),
@@ -519,22 +520,22 @@ def test_what_is_wrong_with_a_tensor_is_said(adapter, case):
 
 DEEP = '{"peft_type": ' + "[" * 900 + "]" * 900 + "}"
 BROKEN_CONFIGS = {
-    "no json": ("{", "no JSON"),
-    "no text": (b"\xff", "no JSON"),
+    "no json": ("{", "not JSON"),
+    "no text": (b"\xff", "not JSON"),
     "large": (" " * (1 << 21), "2097152 bytes"),
-    "deep": ("[" * 100_000, "no JSON"),
-    "less deep": (DEEP, "peft_type is"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "less deep": (DEEP, "peft_type must be"),
     "list": ("[1]", "a JSON list"),
     "twice": ('{"peft_type": "LORA", "peft_type": "PROMPT_TUNING"}', "'peft_type' comes twice"),
     "twice, of many": ("{" + "".join(f'"{i}": 0,' for i in range(60_000)) + '"59999": 1}', "'59999' comes twice"),
-    "many digits": ('{"num_virtual_tokens": ' + "9" * 5000 + "}", "no JSON"),
-    "lora": ({"peft_type": "LORA"}, "peft_type is 'LORA'; what is read here is PROMPT_TUNING"),
+    "many digits": ('{"num_virtual_tokens": ' + "9" * 5000 + "}", "not JSON"),
+    "lora": ({"peft_type": "LORA"}, "peft_type must be 'PROMPT_TUNING' or .*, not 'LORA'"),
     "multitask": ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "'MULTITASK_PROMP"),
-    "no kind": ({"peft_type": None}, "peft_type is None"),
-    "task": ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'; .* CAUSAL_LM, SEQ_2_SEQ_LM"),
-    "length": ({"num_virtual_tokens": None}, "there is no num_virtual_tokens. PEFT completes"),
-    "length of text": ({"num_virtual_tokens": "5"}, "num_virtual_tokens is '5', not a number"),
-    "boolean": ({"num_virtual_tokens": True}, "num_virtual_tokens is True"),
+    "no kind": ({"peft_type": None}, "peft_type is missing"),
+    "task": ({"task_type": "SEQ_CLS"}, "'CAUSAL_LM' or 'SEQ_2_SEQ_LM', not 'SEQ_CLS'"),
+    "length": ({"num_virtual_tokens": None}, "num_virtual_tokens is 0 or missing. PEFT completes"),
+    "length of text": ({"num_virtual_tokens": "5"}, "num_virtual_tokens must be int, not '5'"),
+    "boolean": ({"num_virtual_tokens": True}, "num_virtual_tokens must be int, not True"),
     "zero": ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
     "absurd": ({"num_virtual_tokens": 10**400}, "num_virtual_tokens is 1000"),
     "other length": ({"num_virtual_tokens": 6}, r"is \[5, 64\]; adapter_config.json makes it \[6, 64\]"),
@@ -542,8 +543,8 @@ BROKEN_CONFIGS = {
     "modules": ({"modules_to_save": ["lm_head"]}, "the adapter changes the base"),
     "submodules": ({"num_transformer_submodules": 2}, "PROMPT_TUNING of CAUSAL_LM has 1"),
     "of another task": ({"task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 3}, "has 1 or 2"),
-    "no layers": ({"peft_type": "PREFIX_TUNING", "num_layers": None}, "there is no num_layers. PEFT completes"),
-    "no heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": None}, "there is no num_attention_heads"),
+    "no layers": ({"peft_type": "PREFIX_TUNING", "num_layers": None}, "num_layers is 0 or missing. PEFT completes"),
+    "no heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": None}, "num_attention_heads is 0 or missing"),
     "heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": 5}, "a multiple of the 5 heads"),
     "prefix": ({"peft_type": "PREFIX_TUNING", "num_layers": 1 << 30}, r"makes it \[5, 137438953472\]"),
     # PEFT 0.21.2 takes such a file, and its logits are wrong.

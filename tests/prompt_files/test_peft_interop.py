@@ -14,7 +14,8 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.models import gpt2
 from prompt_jax.prompt_files.io import read_prompts
-from prompt_jax.prompt_files.peft import CARD, CONFIG, TENSORS, VERIFIED
+from prompt_jax.prompt_files.peft import CARD, VERIFIED
+from prompt_jax.prompt_files.peft_tensors import CONFIG, TENSORS
 
 pytestmark = pytest.mark.interop
 

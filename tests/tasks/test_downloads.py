@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from prompt_jax.data.load import DataError
-from prompt_jax.data.tasks import source_rows
+from prompt_jax.data.downloads import source_dataset
+from prompt_jax.errors import DataError
 
 NO_NAME = r"\[Errno -3\] no such name"
 
@@ -45,7 +45,7 @@ def check_error(name, folder, reason):
     source = seqio.TfdsDataSource(name, tfds_data_dir=str(folder), splits=("validation",))
     message = f"the data of t, TFDS's {name}, are not in {folder} "
     with pytest.raises(DataError, match=f"^{re.escape(message)}.* and cannot be downloaded: {reason}$"):
-        source_rows(seqio.Task("t", source, output_features={}), "validation")
+        source_dataset(seqio.Task("t", source, output_features={}), "validation")
 
 
 def test_hosts_that_are_out_of_reach_are_asked_once(network, tmp_path):

@@ -11,7 +11,9 @@ import sentencepieces
 from adapters import random_tokens
 from prompt_jax import PromptMetadata, load_model, save_prompt
 from prompt_jax.cli import main
-from prompt_jax.data import load as data
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, find_task
+from prompt_jax.errors import DataError
 from prompt_jax.prompt_files.io import ModelId
 
 ROOT = Path(__file__).parents[2]
@@ -74,11 +76,11 @@ def records(write_records):
                 splits |= {"validation_matched": matched, "validation_mismatched": rows[:1]}
                 splits |= {"test_matched": test, "test_mismatched": []}
             write_records(f"glue/{name}:{version}", splits)
-    data.discover_tasks(ROOT / "tasks" / "glue.py")
+    discover_tasks(ROOT / "tasks" / "glue.py")
 
 
 def load(name, split, tokenizer, version="v002"):
-    return data.load_examples(f"glue_{name}_{version}", tokenizer, split, input_length=64, target_length=32)
+    return load_examples(f"glue_{name}_{version}", tokenizer, split, LoadOptions(64, 32))
 
 
 def labels_of(name):
@@ -121,7 +123,7 @@ def test_similarities_are_numbers_rounded_to_a_fifth(tokenizer):
     assert scores["pearson"] == pytest.approx(np.corrcoef(exact, [*exact[:-1], -1])[0, 1])
     test = load("stsb", "test", tokenizer)
     assert test.target_texts == ["<unk>"] and test.unlabeled == 1
-    with pytest.raises(data.DataError, match="1 of 1 examples have no label, or no answer"):
+    with pytest.raises(DataError, match="1 of 1 examples have no label, or no answer"):
         test.score(["3.8"])
 
 
@@ -160,7 +162,7 @@ def prompt_of(task, tokenizer, tiny_folder, folder):
         shutil.copy(sentencepieces.model_file(tokenizer).parent / file, folder / "model")
     model = load_model(str(folder / "model"))
     base = ModelId(model.name, None, model.fingerprint)
-    said = PromptMetadata(base=base, task=task, format=data.find_task(task).task_format)
+    said = PromptMetadata(base=base, task=task, format=find_task(task).task_format)
     save_prompt(folder / "best.npz", random_tokens(model, 3), said)
     return model
 

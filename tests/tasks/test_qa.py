@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prompt_jax.data import load as data
-from prompt_jax.data.load import DataError
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks
+from prompt_jax.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 FILES = {  # as they are released
@@ -38,7 +39,7 @@ REFERENCES = (("on a mat", "a mat ."), ("The cat",), ("dog", "A dog"), ("none",)
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    data.discover_tasks(ROOT / "tasks" / "qa.py")
+    discover_tasks(ROOT / "tasks" / "qa.py")
 
 
 def lines(name="SQuAD"):
@@ -64,7 +65,7 @@ def write(path, content):
 
 
 def load(name, split, tokenizer):
-    return data.load_examples(name, tokenizer, split, input_length=512, target_length=64)
+    return load_examples(name, tokenizer, split, LoadOptions(512, 64))
 
 
 @pytest.mark.parametrize("name", FILES)

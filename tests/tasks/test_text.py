@@ -10,10 +10,11 @@ import pytest
 import sentencepieces
 from prompt_jax import load_model
 from prompt_jax.data import denoising
-from prompt_jax.data import load as data
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.files import read_documents
-from prompt_jax.data.load import DataError
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks
+from prompt_jax.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -26,7 +27,7 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    data.discover_tasks(ROOT / "tasks" / "text.py")
+    discover_tasks(ROOT / "tasks" / "text.py")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def load(name, tokenizer, split="train", input_length=30, target_length=30, **options):
-    return data.load_examples(name, tokenizer, split, input_length=input_length, target_length=target_length, **options)
+    return load_examples(name, tokenizer, split, LoadOptions(input_length, target_length, **options))
 
 
 def text_of(examples, first_sentinel):
@@ -78,7 +79,7 @@ def test_span_corruption_goes_through_all_texts(folder, tokenizer):
     ids = [i for text in DOCUMENTS for i in tokenizer.encode(text)]
     texts = list(text_of(examples, tokenizer.vocab_size - 1))
     assert [i for text in texts for i in text] == ids
-    size = denoising.text_length(30)
+    size = denoising.max_text_length(30)
     assert [len(text) for text in texts[:-1]] == [size] * (len(ids) // size)
     assert {len(row) for row in examples.inputs[:-1]} == {30}
     assert examples.truncated == {"inputs": 0, "targets": 0}
@@ -134,7 +135,7 @@ def test_lengths_that_cannot_be_are_refused(folder, tokenizer, name, lengths, me
 def test_models_other_than_t5_are_refused(folder, tiny_folders, name):
     for family in ("gpt2", "bart"):
         tokenizer = load_model(str(tiny_folders[family])).tokenizer
-        with pytest.raises(DataError, match=f"the task '{name}' makes its tokens itself, as T5 .*; expected a T5, or"):
+        with pytest.raises(DataError, match=f"the task '{name}' makes its own tokens.*; expected a T5, or"):
             load(name, tokenizer)
 
 

@@ -24,8 +24,8 @@ from experiments import changed, named
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.data.files import DataError, file_task
-from prompt_jax.errors import ConfigError
+from prompt_jax.data.files import file_task
+from prompt_jax.errors import ConfigError, DataError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log

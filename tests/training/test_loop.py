@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import changed, named
 from prompt_jax import experiment as experiments
-from prompt_jax.data.files import DataError
-from prompt_jax.errors import ConfigError
+from prompt_jax.errors import ConfigError, DataError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.evaluation import Evaluation
 from prompt_jax.prompt_files.io import read_prompt

@@ -16,9 +16,8 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.data.files import DataError
 from prompt_jax.ensembles.members import LoadedPrompt
-from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.errors import ConfigError, DataError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import evaluation
 from prompt_jax.metrics import benchmark_average
@@ -309,12 +308,12 @@ def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
 
 def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
     """Those of its tasks: 2 x 1/4, 2 x 3/4 and 0.5."""
-    from prompt_jax.data import load
+    from prompt_jax.data.registry import discover_tasks, mixture_rates, short_name
 
-    load.discover_tasks(tasks)
-    assert load.rates_of_mixture("nested") == {"kind_a_v001": 0.5, "kind_b_v001": 1.5, "texts": 0.5}
-    assert load.rates_of_mixture("texts") is None
-    assert [load.short_name(name) for name in (*NAMES, "texts", "glue_x_v002", "v1_test_v2_b")] == [
+    discover_tasks(tasks)
+    assert mixture_rates("nested") == {"kind_a_v001": 0.5, "kind_b_v001": 1.5, "texts": 0.5}
+    assert mixture_rates("texts") is None
+    assert [short_name(name) for name in (*NAMES, "texts", "glue_x_v002", "v1_test_v2_b")] == [
         *("a", "b", "texts", "glue_x", "v1_test"),
     ]
 

@@ -1,7 +1,11 @@
-"""The parts of `tools/launch.py`: Python's standard library alone, so that it runs where JAX is not installed.
+"""Launches training on this machine, on Slurm or on Cloud TPUs: `python -m tools.launcher`.
 
-commands.py    what is run, apart from running it: a dry run prints it as shell
-jobs.py        the record of a job, what is checked before it starts, and the code that it is given
-restarts.py    which ends of a process are worth another start, and when
-local.py slurm.py tpu_vm.py    the backends
+It uses only Python's standard library, so it also runs where JAX is not installed.
+
+commands.py     commands and files as steps; a dry run prints them as shell
+checks.py       checks of the command line
+jobs.py         the record of a job and the code that it runs
+restarts.py     which exit statuses lead to a restart, and after what delay
+local.py slurm.py tpu_vm.py     the backends
+gcloud.py tpu_workers.py        parts of tpu_vm.py: the TPU as a resource, and its workers
 """

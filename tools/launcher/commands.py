@@ -1,4 +1,4 @@
-"""What is run, apart from running it: programs, and files for them. A dry run prints each as a line of shell."""
+"""Steps of a launch: programs to run and files to write. A dry run prints each step as shell."""
 
 import dataclasses
 import os
@@ -11,27 +11,27 @@ from typing import Protocol
 
 
 class LaunchError(Exception):
-    """Something asked for cannot be done; the message says what was wrong, where, and what would be right."""
+    """A launch is impossible. The message says what was wrong, where, and what would be right."""
 
 
 class Step(Protocol):
-    """One thing to do."""
+    """One action of a launch."""
 
     def shell(self) -> str:
-        """As shell that does the same, without secrets."""
+        """Return equivalent shell, without secrets."""
 
     def run(self) -> None:
-        """Does it. Raises LaunchError."""
+        """Run the step. Raises LaunchError if it fails."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A program with its arguments.
+    """A program and its arguments.
 
     Attributes:
-      argv: the program, and the arguments as they arrive.
-      env: added to the environment. It is printed: no secrets.
-      folder: where it runs; None is here.
+      argv: the program and its arguments, unquoted.
+      env: variables added to the environment. They are printed, so no secrets.
+      folder: working directory; None keeps the current one.
     """
 
     argv: tuple[str, ...]
@@ -43,13 +43,13 @@ class Command:
         return line if self.folder is None else f"(cd {shlex.quote(str(self.folder))} && {line})"
 
     def start(self, **options) -> subprocess.Popen:
-        """As a process with nothing to read; `options` are Popen's. Raises LaunchError: it cannot be started."""
+        """Start the process without standard input; `options` go to Popen. Raises LaunchError if it cannot start."""
         environment = {**os.environ, **self.env}
         try:
             return subprocess.Popen(self.argv, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, **options)
         except OSError as error:
             if shutil.which(self.argv[0]) is None:
-                raise LaunchError(f"{self.argv[0]} is not installed on this machine, or not in PATH") from error
+                raise LaunchError(f"{self.argv[0]} is not installed on this machine or not in PATH") from error
             raise LaunchError(f"{error.strerror}: {self.shell()}") from error
 
     def run(self) -> None:
@@ -59,7 +59,7 @@ class Command:
             raise LaunchError(f"ended with {process.returncode}: {self.shell()}")
 
     def output(self) -> str:
-        """What it prints. Raises LaunchError, with what it says of an error."""
+        """Return its standard output. Raises LaunchError, with its standard error, if it fails."""
         with self.start(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             out, err = _communicate(process)
         if process.returncode:
@@ -67,14 +67,14 @@ class Command:
         return out
 
     def succeeds(self) -> bool:
-        """Whether it ends with 0; what it prints is not shown."""
+        """Return whether it ends with 0, hiding its output."""
         with self.start(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             _communicate(process)
         return process.returncode == 0
 
 
 def _communicate(process: subprocess.Popen) -> tuple[str, str]:
-    """Waits for a process, which ends with us if we are interrupted."""
+    """Wait for a process; terminate it if the launcher is interrupted."""
     try:
         return process.communicate()
     except BaseException:
@@ -84,7 +84,7 @@ def _communicate(process: subprocess.Popen) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file to write; its text ends with a new line. It is printed: no secrets."""
+    """A file to write. Its text ends with a line break. It is printed, so no secrets."""
 
     path: Path
     text: str
@@ -101,7 +101,7 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True)
 class SecretFile:
-    """A file to source with variables of our environment, for its owner's eyes only. Their values are not printed."""
+    """A shell file that exports variables of the environment. Only its owner can read it; values are not printed."""
 
     path: Path
     names: tuple[str, ...]
@@ -118,7 +118,7 @@ class SecretFile:
 
 
 def perform(steps: Iterable[Step], dry_run: bool) -> None:
-    """Does the steps one after the other, or prints them. Raises LaunchError: one has failed."""
+    """Run the steps in order, or print them. Raises LaunchError if one fails."""
     for step in steps:
         if dry_run:
             print(step.shell())

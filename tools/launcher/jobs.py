@@ -1,4 +1,4 @@
-"""A job: its record, what is checked before it starts, and the code that it is given."""
+"""The record of a job, and the code that it runs."""
 
 import contextlib
 import dataclasses
@@ -6,45 +6,30 @@ import datetime
 import fcntl
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.commands import Command, LaunchError, Step
-from launcher.restarts import LONGEST_WAIT
+from tools.launcher.checks import check_name
+from tools.launcher.commands import Command, LaunchError, Step
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout that is launched
 VERSION = 1
 
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")  # what Google Cloud takes for a TPU, and so for all
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"_(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
-_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[\w.=+-]+)*/?", re.ASCII)
-
-# Options of `prompt-jax train` that the launcher gives, or that would undo what was done at each restart.
-_TAKEN = {
-    "--name": "NAME is the run's name",
-    "--runs": "it is an option of the launcher, before NAME",
-    "--distributed": "the launcher gives it",
-    "--no-distributed": "each process would train the whole run, in the same folder",
-    "--overwrite": "each restart would begin anew; delete the run's folder, or take another name",
-}
-
 
 @dataclasses.dataclass
 class Job:
-    """What is recorded of a job, in `job.json` of its folder.
+    """The record of a job: `job.json` in the job's folder.
 
     Attributes:
-      name: of the job and of the run.
+      name: name of the job and of the run.
       backend: where it runs.
       runs: folder of all runs; the run is in `runs`/`name`.
-      options: of the backend.
-      ids: what the backend knows the job by.
-      state: how it stood when this was last written: starting, running, stopped, done, or failed.
-      detail: why.
-      launches: each with `time`, `commit`, `dirty` (the working tree had changes, which are not in what runs),
+      options: options of the backend.
+      ids: the backend's identifiers of the job.
+      state: starting, running, submitted, stopped, done or failed, when the record was last written.
+      detail: reason for the state.
+      launches: one dict per launch, with `time`, `commit`, `dirty` (the working tree had changes, which do not run),
         `argv` (the launcher's) and `command` (the arguments of prompt-jax).
     """
 
@@ -57,7 +42,7 @@ class Job:
     detail: str = ""
     launches: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     version: int = VERSION
-    folder: Path = Path()  # not written
+    folder: Path = Path()  # not part of job.json
 
     @property
     def commit(self) -> str:
@@ -70,41 +55,43 @@ class Job:
 
     @property
     def code(self) -> Path:
-        """Where the committed code is put on this machine."""
+        """The folder of the committed code on this machine."""
         return self.folder / "code"
 
     def log(self, worker: int) -> Path:
         return self.folder / "logs" / f"worker-{worker}.log"
 
     def write(self, **changes: Any) -> None:
-        """Changes fields, and writes all of them: the file is the old one or the new one, never half of one."""
+        """Change fields and write the record atomically."""
         for name, value in changes.items():
             setattr(self, name, value)
         fields = {name: value for name, value in vars(self).items() if name != "folder"}
-        whole = self.folder / "job.json.new"
-        with whole.open("w", encoding="utf-8") as file:
+        new = self.folder / "job.json.new"
+        with new.open("w", encoding="utf-8") as file:
             file.write(json.dumps(fields, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        whole.replace(self.folder / "job.json")
+        new.replace(self.folder / "job.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
-        """Holds the job's lock, which processes inherit that are given its file descriptor.
+        """Hold the job's lock. Child processes that inherit the yielded file descriptor hold it too.
 
         Raises:
-          LaunchError: it is held, since the job runs.
+          LaunchError: another process holds the lock.
         """
         with (self.folder / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LaunchError(f"{self.name} runs already; launch.py stop {self.name} stops it") from error
+                raise LaunchError(
+                    f"{self.name} is already running; stop it with python -m tools.launcher stop {self.name}"
+                ) from error
             yield file.fileno()
 
     @property
-    def held(self) -> bool:
-        """Whether a launcher, or what it has left behind, still works on the job on this machine."""
+    def is_locked(self) -> bool:
+        """Whether a launcher on this machine, or a process that it left behind, still works on the job."""
         try:
             with self.locked():
                 return False
@@ -113,115 +100,46 @@ class Job:
         except FileNotFoundError:  # the folder is gone
             return False
 
-    def end_launcher(self) -> list[Step]:
-        """Steps that end the launcher that works on this job, and wait for what it has to do before it goes."""
-        if not self.held:
+    def stop_launcher(self) -> list[Step]:
+        """Return the steps that stop the job's launcher and wait until it has cleaned up."""
+        if not self.is_locked:
             return []
-        if not _lives(self.ids.get("pid")):
+        if not _is_alive(self.ids.get("pid")):
             raise LaunchError(
-                f"the launcher of {self.name} was killed, and has left behind the processes "
-                f"{self.ids.get('processes')}: end them with kill, then say this again"
+                f"the launcher of {self.name} was killed, and its processes {self.ids.get('processes')} still run: "
+                "stop them with kill, then repeat this command"
             )
         return [Command(("kill", "-TERM", str(self.ids["pid"]))), Command(("flock", str(self.folder / "lock"), "true"))]
 
     def remove(self) -> Step:
-        """The step that deletes what the launcher keeps of the job. The run's own folder stays."""
+        """Return the step that deletes the job's record, code and logs. The run's folder stays."""
         return Command(("rm", "-r", "--", str(self.folder)))
 
 
 def state_folder() -> Path:
-    """Where records are kept if nothing else is said."""
+    """Return the default folder of job records."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "prompt_jax" / "jobs"
 
 
 def read_job(state: Path, name: str) -> Job:
-    """The record of a job. Raises LaunchError: there is none, or it is not one."""
+    """Read the record of a job. Raises LaunchError if it is missing or invalid."""
     check_name(name)
     path = state / name / "job.json"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["version"] != VERSION:
-            raise LaunchError(f"{path} is of version {fields['version']}, and this launcher reads {VERSION}")
+            raise LaunchError(f"{path} has version {fields['version']}; this launcher reads version {VERSION}")
         return Job(**fields, folder=path.parent)
     except FileNotFoundError as error:
         known = ", ".join(job.name for job in read_jobs(state)) or "none"
-        raise LaunchError(f"there is no job {name} in {state}; there are: {known}") from error
+        raise LaunchError(f"no job {name} in {state}; known jobs: {known}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise LaunchError(f"{path}: no record of a job: {error}") from error
+        raise LaunchError(f"{path} is not a valid job record: {error}") from error
 
 
 def read_jobs(state: Path) -> list[Job]:
-    """All records, by name."""
+    """Read all records, sorted by name."""
     return [read_job(state, path.parent.name) for path in sorted(state.glob("*/job.json"))]
-
-
-def check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise LaunchError(
-            f"{name!r} is no name of a job: 1 to 50 lower-case letters, digits and hyphens, the first a letter, the "
-            "last no hyphen"
-        )
-
-
-def check_bucket(runs: str) -> None:
-    if not _BUCKET.fullmatch(runs):
-        raise LaunchError(
-            f"--runs {runs}: all workers write to it and it outlives them, so it is a bucket, e.g. gs://my-bucket/runs"
-        )
-
-
-def runs_folder(runs: str) -> str:
-    """The folder of all runs as processes elsewhere find it: absolute, or on a bucket. Raises LaunchError."""
-    if not re.match(r"[\w.+-]+:/", runs):
-        return os.path.abspath(runs)
-    if not _BUCKET.fullmatch(runs):
-        raise LaunchError(f"--runs {runs}: expected a folder, or one on a bucket, e.g. gs://my-bucket/runs")
-    return runs.rstrip("/")
-
-
-def check_variables(names: Sequence[str]) -> None:
-    for name in names:
-        if not _VARIABLE.fullmatch(name):
-            raise LaunchError(f"--env {name}: the name of a variable, whose value is taken from the environment here")
-        if name not in os.environ:
-            raise LaunchError(f"--env {name}: there is no such variable in the environment here")
-
-
-def check_restarts(retries: int, backoff: float) -> None:
-    if retries < 0:
-        raise LaunchError(f"--retries must be 0 or more, not {retries}")
-    check_seconds("--backoff", backoff, LONGEST_WAIT)
-
-
-def check_seconds(option: str, seconds: float, most: float = 86400.0) -> None:
-    if not 0 <= seconds <= most:  # false for NaN too
-        raise LaunchError(f"{option} must be from 0 to {most:g} seconds, not {seconds:g}")
-
-
-def check_overrides(overrides: Sequence[str], options: Sequence[str]) -> None:
-    """Refuses what is not an override of the configuration: a run that costs money is not begun by mistake.
-
-    Args:
-      overrides: what comes after CONFIG.
-      options: the launcher's own, which were meant to come before NAME.
-    """
-    for word in overrides:
-        option = word.split("=")[0].replace("_", "-")  # prompt-jax takes both
-        if option in _TAKEN:
-            raise LaunchError(f"{option} is not for after CONFIG: {_TAKEN[option]}")
-        if option in options:
-            raise LaunchError(
-                f"{option} is an option of the launcher, and comes before NAME; after CONFIG are overrides"
-            )
-
-
-def check_secrets(argv: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Refuses a command line, which others on a machine can read, with the value of a secret in it."""
-    for name, value in environment.items():
-        if _SECRET.search(name) and len(value) >= 8 and any(value in word for word in argv):
-            raise LaunchError(
-                f"the value of {name} is in the command line, which others can read: leave it in the environment"
-            )
 
 
 def make_job(
@@ -236,15 +154,15 @@ def make_job(
     argv: Sequence[str],
     allow_dirty: bool,
 ) -> Job:
-    """A job as it is about to start; nothing is written. Known before, it goes on under its record.
+    """Return the job to launch, as a further launch of its record if there is one. Writes nothing.
 
     Raises:
-      LaunchError: a wrong name, a working tree with changes, a configuration that is not committed, or a name that
-        another backend has a job of.
+      LaunchError: an invalid name, a working tree with changes, a configuration that is not committed, or a job of
+        this name on another backend.
     """
     check_name(name)
     commit, dirty = _commit(allow_dirty)
-    path = _committed(config, commit)
+    path = _committed_path(config, commit)
     launch = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
@@ -256,15 +174,18 @@ def make_job(
     if (folder / "job.json").exists():
         job = read_job(state.absolute(), name)
         if job.backend != backend:
-            raise LaunchError(f"{name} is a job on {job.backend}: take another name, or launch.py delete {name} first")
+            raise LaunchError(
+                f"{name} is already a job on {job.backend}: choose another name, or first run "
+                f"python -m tools.launcher delete {name}"
+            )
         job.runs, job.launches = runs, [*job.launches, launch]
         job.options = job.options | options
         return job
     return Job(name, backend, runs, options, {}, launches=[launch], folder=folder)
 
 
-def ship(job: Job) -> list[Step]:
-    """Steps that put the committed code into the job's folder, in place of an earlier one."""
+def ship_code(job: Job) -> list[Step]:
+    """Return the steps that put the committed code into the job's folder, replacing an earlier commit."""
     archive = job.folder / "code.tar"
     return [
         Command(("mkdir", "-p", str(job.folder / "logs"))),
@@ -275,7 +196,7 @@ def ship(job: Job) -> list[Step]:
     ]
 
 
-def _lives(pid: int | None) -> bool:
+def _is_alive(pid: int | None) -> bool:
     try:
         os.kill(pid or 0, 0)
     except ProcessLookupError:
@@ -288,31 +209,31 @@ def _git(*words: str) -> str:
 
 
 def _commit(allow_dirty: bool) -> tuple[str, bool]:
-    """The commit that is launched, and whether the working tree differs from it."""
+    """Return the commit to launch, and whether the working tree differs from it."""
     try:
         commit = _git("rev-parse", "HEAD")
     except LaunchError as error:
-        raise LaunchError(f"what is launched is a commit, and {ROOT} has none: {error}") from error
+        raise LaunchError(f"the launcher runs a commit, and {ROOT} has none: {error}") from error
     changes = _git("status", "--porcelain")
     if changes and not allow_dirty:
         raise LaunchError(
-            "the working tree has changes, and it is the commit that runs. Commit them, or leave them out with "
+            "the working tree has changes, but the launcher runs the commit. Commit them, or ignore them with "
             f"--allow-dirty:\n{changes}"
         )
     return commit, bool(changes)
 
 
-def _committed(config: str, commit: str) -> str:
-    """The path of the configuration in the repository. Raises LaunchError: it is no file that the commit has."""
+def _committed_path(config: str, commit: str) -> str:
+    """Return the configuration's path in the repository. Raises LaunchError if it is not a file of the commit."""
     path = Path(config).resolve()
     if not path.is_relative_to(ROOT):
-        raise LaunchError(f"{config} is not in {ROOT}: what is launched is a commit of it, so put it there")
+        raise LaunchError(f"{config} is not in {ROOT}: the launcher runs a commit of this checkout, so move it there")
     inside = path.relative_to(ROOT).as_posix()
     entry = f"{commit}:{'' if inside == '.' else inside}"
     if not Command(("git", "-C", str(ROOT), "cat-file", "-e", entry)).succeeds():
         raise LaunchError(f"{inside} is not in the commit {commit[:12]}: commit it first")
     if _git("cat-file", "-t", entry) != "blob":
-        raise LaunchError(f"{config} is a folder: CONFIG is a file, e.g. configs/demo.py")
+        raise LaunchError(f"{config} is a folder: CONFIG must be a file, e.g. configs/demo.py")
     if path.suffix not in (".py", ".json"):
-        raise LaunchError(f"{config} is no configuration: CONFIG ends in .py or, written by a run, in .json")
+        raise LaunchError(f"{config} is not a configuration: CONFIG must end in .py, or in .json if a run wrote it")
     return inside

@@ -1,23 +1,26 @@
-"""Which ends of a process are worth another start, and when. The exit statuses are those of `prompt-jax train`."""
+"""Which exit statuses lead to a restart, and after what delay. The statuses are those of `prompt-jax train`."""
 
 import dataclasses
 
+PREEMPTED = 75  # preempted or stopped, after saving
+PEER_LOST = 76
+
 RESTARTABLE = {
-    75: "preempted, after saving",
-    76: "another process was lost",
-    134: "SIGABRT, as JAX ends a process that has lost another",
+    PREEMPTED: "preempted after saving",
+    PEER_LOST: "another process was lost",
+    134: "SIGABRT, raised by JAX after losing another process",
     137: "SIGKILL",
     143: "SIGTERM, before it could save",
 }
 FINAL = {0: "done", 1: "an error", 2: "a wrong configuration", 3: "diverged"}
 
-LONGEST_WAIT = 300.0  # seconds
-MOST_DOUBLINGS = 20  # bounds the exponent; a first wait of 1 s exceeds LONGEST_WAIT after 9
-GOOD_SITTING = 600.0  # seconds after which the count of restarts begins anew
+MAX_DELAY = 300.0  # seconds
+MAX_DOUBLINGS = 20  # bounds the exponent; a first delay of 1 s exceeds MAX_DELAY after 9
+RESET_AFTER = 600.0  # seconds; after an attempt of this length, counting restarts begins again
 
 
 def exit_status(returncode: int) -> int:
-    """As a shell has it: Python's -9 of a process that SIGKILL has ended is 137."""
+    """Return the exit status that a shell reports: 137 for Python's -9, a process ended by SIGKILL."""
     return 128 - returncode if returncode < 0 else returncode
 
 
@@ -26,19 +29,19 @@ def meaning(status: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
-    """How a sitting has ended, by the process that failed first: the ends of the others follow from that one.
+class Outcome:
+    """How an attempt ended, judged by the process that failed first: its failure causes those of the others.
 
     Attributes:
-      status: exit status; 0 if all processes have done their work.
-      who: the process that failed first.
+      status: exit status; 0 if all processes succeeded.
+      process: the process that failed first.
     """
 
     status: int
-    who: str = ""
+    process: str = ""
 
     def __str__(self) -> str:
-        return f"{self.who} ended with {self.status} ({meaning(self.status)})" if self.status else "done"
+        return f"{self.process} ended with {self.status} ({meaning(self.status)})" if self.status else "done"
 
 
 @dataclasses.dataclass
@@ -46,17 +49,17 @@ class Restarts:
     """Counts restarts in a row.
 
     Attributes:
-      most: restarts in a row; a sitting of ten minutes begins the count anew.
-      first_wait: seconds before the first one, twice as many before each further one, and never above five minutes.
+      limit: most restarts in a row; an attempt of ten minutes resets the count.
+      first_delay: seconds before the first restart. The delay doubles with each restart, up to five minutes.
     """
 
-    most: int
-    first_wait: float
+    limit: int
+    first_delay: float
     count: int = 0
 
-    def wait(self, lasted: float) -> float | None:
-        """Seconds to wait before the next start, after a sitting of `lasted` seconds; None: there is to be none."""
-        self.count = 1 if lasted >= GOOD_SITTING else self.count + 1
-        if self.count > self.most:
+    def next_delay(self, duration: float) -> float | None:
+        """Return the seconds to wait after an attempt of `duration` seconds, or None if the limit is reached."""
+        self.count = 1 if duration >= RESET_AFTER else self.count + 1
+        if self.count > self.limit:
             return None
-        return min(self.first_wait * 2.0 ** min(self.count - 1, MOST_DOUBLINGS), LONGEST_WAIT)
+        return min(self.first_delay * 2.0 ** min(self.count - 1, MAX_DOUBLINGS), MAX_DELAY)

@@ -1,8 +1,8 @@
-"""Jobs of Slurm: one process a node, submitted with sbatch.
+"""Slurm jobs: one process per node, submitted with sbatch.
 
-The job's script starts the processes again where that helps (`restarts.py`), and has the job queued anew when it was
-preempted or its time is up. The job's folder must be on a file system that the nodes share, as homes usually are.
-The job has the environment that it is submitted from, which Slurm keeps to itself: secrets are in no file of ours.
+The job's script restarts the processes (`restarts.py`) and requeues the job after preemption or at its time limit. The
+nodes must share the file system of the job's folder, which is usually true of home folders. The job inherits the
+environment of the submission through Slurm, so the launcher writes secrets to no file.
 """
 
 import argparse
@@ -11,18 +11,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launcher import jobs, local
-from launcher.commands import Command, LaunchError, Step, TextFile, perform
-from launcher.jobs import Job
-from launcher.restarts import GOOD_SITTING, LONGEST_WAIT, MOST_DOUBLINGS, RESTARTABLE, meaning
+from tools.launcher import checks, jobs, local
+from tools.launcher.commands import Command, LaunchError, Step, TextFile, perform
+from tools.launcher.jobs import Job
+from tools.launcher.restarts import MAX_DELAY, MAX_DOUBLINGS, PREEMPTED, RESET_AFTER, RESTARTABLE, meaning
 
-NOTICE = 60  # seconds before the end of the job's time at which it is told to save
+NOTICE = 60  # seconds before the job's time limit at which Slurm sends SIGTERM
 
-# One process: its exit status is noted, and which process was the first to fail, since the ends of the others follow
-# from that. A process that fails leaves the others a while to end by themselves; Slurm kills those that do not.
+# The script of one process. It records the exit status, and which process failed first, because that failure causes
+# those of the others. After a failure it waits for the others to end; Slurm kills those that do not.
 _TASK = """\
-trap : TERM  # the process is told too, and decides
-# One process has all GPUs of its node; by itself JAX would give it one.
+trap : TERM  # the process receives it too, and decides
+# Use all GPUs of the node: by default JAX uses one per process.
 if test -n "${SLURM_GPUS_ON_NODE:-}"; then
     export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
 fi
@@ -42,7 +42,7 @@ exit "$status"
 
 _SCRIPT = """\
 #!/bin/bash
-# The job {name}, commit {commit}: made by tools/launch.py for sbatch.
+# The job {name}, commit {commit}: made by tools.launcher for sbatch.
 JOB={folder}
 COMMAND=({command})
 export PYTHONPATH=$JOB/code ENDS=$JOB/ends GRACE={grace}
@@ -50,7 +50,7 @@ cd "$JOB/code" || exit 1
 rm -f "$JOB/status"
 trap 'echo $? > "$JOB/status"' EXIT
 stopped=
-trap 'stopped=yes' TERM  # by scancel, or since the job's time is up
+trap 'stopped=yes' TERM  # from scancel, or near the job's time limit
 
 restarts=0
 while true; do
@@ -58,7 +58,7 @@ while true; do
     SECONDS=0
     srun --kill-on-bad-exit=1 --open-mode=append --output="$JOB/logs/worker-%t.log" \\
         bash "$JOB/task.sh" "${{COMMAND[@]}}" &
-    # A signal ends `wait`, but not srun.
+    # A signal interrupts `wait`, but not srun.
     while true; do
         wait $!
         status=$?
@@ -70,15 +70,15 @@ while true; do
     echo "worker $worker ended with $status"
     test -n "$stopped" && exit "$status"
     case $status in
-        75) scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 ;;
+        {preempted}) scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 ;;
         {restartable}) ;;
         *) exit "$status" ;;
     esac
-    test "$SECONDS" -ge {good} && restarts=0
+    test "$SECONDS" -ge {reset_after} && restarts=0
     restarts=$((restarts + 1))
     test "$restarts" -gt {retries} && exit "$status"
     delay=$(({backoff} << (restarts <= {doublings} ? restarts - 1 : {doublings})))
-    test "$delay" -le {longest} || delay={longest}
+    test "$delay" -le {max_delay} || delay={max_delay}
     echo "restart $restarts in $delay s"
     sleep "$delay"
 done
@@ -86,48 +86,57 @@ done
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="how many, with a process each (default 1)")
+    parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="number of nodes, with one process each (default 1)"
+    )
     parser.add_argument(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION",
-        help="a further option of sbatch, as --sbatch=--partition=gpu --sbatch=--gpus-per-node=8; may be repeated",
+        help="option for sbatch, e.g. --sbatch=--partition=gpu; repeat it for several",
     )
-    parser.add_argument("--grace", type=int, default=120, metavar="SECONDS", help="for the others when one fails (120)")
+    parser.add_argument(
+        "--grace",
+        type=int,
+        default=120,
+        metavar="SECONDS",
+        help="time for the others to end after a failure (default 120)",
+    )
     parser.add_argument(
         "--runs",
         default="runs",
         metavar="FOLDER",
-        help="folder of all runs, or gs://BUCKET/...; nodes must share it (runs)",
+        help="folder of all runs, shared by the nodes, or gs://BUCKET/... (default runs)",
     )
 
 
 def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The folder of all runs, and what is recorded of the options. Raises LaunchError."""
+    """Return the folder of all runs and the options to record. Raises LaunchError."""
     if options.nodes < 1:
         raise LaunchError(f"--nodes must be positive, not {options.nodes}")
-    jobs.check_seconds("--grace", options.grace)
+    checks.check_seconds("--grace", options.grace)
     for option in options.sbatch:
         if not option.startswith("-"):
-            raise LaunchError(f"--sbatch {option}: an option of sbatch, e.g. --sbatch=--partition=gpu")
-    return jobs.runs_folder(options.runs), {"nodes": options.nodes, "sbatch": options.sbatch}
+            raise LaunchError(f"--sbatch {option}: expected an option of sbatch, e.g. --sbatch=--partition=gpu")
+    return checks.runs_folder(options.runs), {"nodes": options.nodes, "sbatch": options.sbatch}
 
 
 def script(job: Job, retries: int, backoff: float, grace: int) -> str:
-    """What sbatch is given."""
+    """Return the script for sbatch."""
     return _SCRIPT.format(
         name=job.name,
         commit=job.commit,
         folder=shlex.quote(str(job.folder)),
         command=shlex.join([sys.executable, "-m", "prompt_jax.cli", *job.command]),
         grace=grace,
-        restartable=" | ".join(str(status) for status in RESTARTABLE if status != 75),
-        good=round(GOOD_SITTING),
+        restartable=" | ".join(str(status) for status in RESTARTABLE if status != PREEMPTED),
+        preempted=PREEMPTED,
+        reset_after=round(RESET_AFTER),
         retries=retries,
         backoff=max(1, round(backoff)),
-        longest=round(LONGEST_WAIT),
-        doublings=MOST_DOUBLINGS,
+        max_delay=round(MAX_DELAY),
+        doublings=MAX_DOUBLINGS,
     )
 
 
@@ -142,9 +151,9 @@ def submission(job: Job) -> Command:
 
 
 def launch(job: Job, options: argparse.Namespace) -> int:
-    """Submits the job. Returns 0."""
+    """Submit the job. Returns 0."""
     text = script(job, options.retries, options.backoff, options.grace)
-    steps = [*jobs.ship(job), TextFile(job.folder / "task.sh", _TASK), TextFile(job.folder / "job.sh", text)]
+    steps = [*jobs.ship_code(job), TextFile(job.folder / "task.sh", _TASK), TextFile(job.folder / "job.sh", text)]
     if options.dry_run:
         perform([*steps, submission(job)], dry_run=True)
         return 0
@@ -152,23 +161,25 @@ def launch(job: Job, options: argparse.Namespace) -> int:
     with job.locked():
         if job.name in (known := _queued([job], dry_run=False)):
             raise LaunchError(
-                f"{job.name} is {known[job.name]}, as Slurm's job {job.ids['job']}; launch.py stop {job.name} stops it"
+                f"{job.name} is {known[job.name]}, as Slurm's job {job.ids['job']}; stop it with "
+                f"python -m tools.launcher stop {job.name}"
             )
         perform(steps, dry_run=False)
         number = submission(job).output().strip().split(";")[0]  # JOB, or JOB;CLUSTER
         job.write(state="submitted", ids={"job": number})
-    print(f"launch: {job.name} is Slurm's job {number}; launch.py logs {job.name} follows it", file=sys.stderr)
+    follow = f"follow it with python -m tools.launcher logs {job.name}"
+    print(f"launcher: {job.name} is Slurm's job {number}; {follow}", file=sys.stderr)
     return 0
 
 
 def states(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
-    """How jobs stand, by name."""
+    """Return the states of jobs, by name."""
     queued = _queued(known, dry_run)
-    return {} if dry_run else {job.name: queued.get(job.name) or _end(job) for job in known}
+    return {} if dry_run else {job.name: queued.get(job.name) or _final_state(job) for job in known}
 
 
 def _queued(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
-    """The states, in lower case, of those jobs that Slurm still has, by name."""
+    """Return the states, in lower case, of the jobs in Slurm's queue, by name."""
     names = {job.ids["job"]: job.name for job in known if "job" in job.ids}
     if not names:
         return {}
@@ -180,17 +191,17 @@ def _queued(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
     return {names[number]: state.lower() for number, state in lines if number in names}
 
 
-def _end(job: Job) -> str:
-    """How a job has ended that Slurm has no more."""
-    status = job.folder / "status"  # the script's, if it came to its end
+def _final_state(job: Job) -> str:
+    """Return how a job ended that has left Slurm's queue."""
+    status = job.folder / "status"  # written when the script ends
     text = status.read_text().strip() if status.exists() else ""
-    if not text.isdecimal():  # it may be about to be written
+    if not text.isdecimal():  # missing, or still empty
         return "ended" if job.ids else job.state
     return "done" if (code := int(text)) == 0 else f"ended with {code} ({meaning(code)})"
 
 
 def logs(job: Job, worker: int) -> Command:
-    return local.follow(job, worker, running=job.name in _queued([job], dry_run=False))
+    return local.show_log(job, worker, follow=job.name in _queued([job], dry_run=False))
 
 
 def stop(job: Job) -> list[Step]:

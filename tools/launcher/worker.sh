@@ -1,15 +1,15 @@
 #!/bin/bash
-# On a worker of a TPU: bash worker.sh setup|start|status|stop|log. Sent there by tools/launch.py, with code.tar, run.sh
-# and env, into a folder of the job's own.
+# Runs on a TPU worker: bash worker.sh setup|start|status|stop|log. The launcher copies it into the job's folder, with
+# code.tar, run.sh and env.
 set -eu
 cd "$(dirname "$0")"
 
-# The number of a process may have been given to another one since.
+# Another process may have reused the number in pid.
 alive() { test -e pid && grep -qs running.sh "/proc/$(cat pid)/cmdline"; }
-worker=$(hostname | sed 's/.*-w-//') # its number
+worker=$(hostname | sed 's/.*-w-//') # number of the worker
 
 case $1 in
-setup) # the code, and a Python for it: images of TPUs have 3.10. Done before, it is not done again.
+setup) # install the code and Python 3.12 (TPU images have 3.10), unless done before
     if ! alive && ! cmp -s code.tar installed.tar; then
         export PATH="$HOME/.local/bin:$PATH"
         command -v uv > /dev/null || python3 -m pip install --quiet --user uv==0.13.8
@@ -23,12 +23,12 @@ setup) # the code, and a Python for it: images of TPUs have 3.10. Done before, i
 start)
     if ! alive; then
         rm -f ended
-        cp run.sh running.sh # bash reads it as it goes, so that it must not change
+        cp run.sh running.sh # bash reads a script while running it, so it must not change
         setsid nohup bash running.sh >> log 2>&1 < /dev/null &
         echo $! > pid
     fi
     ;;
-status) # a line: the worker, and how its process stands
+status) # print one line: the worker and the state of its process
     if test -e ended; then
         echo "worker $worker ended $(cat ended)"
     elif alive; then
@@ -37,7 +37,7 @@ status) # a line: the worker, and how its process stands
         echo "worker $worker gone"
     fi
     ;;
-stop) # the process may save; it has a minute for that
+stop) # give the process a minute to save
     if alive; then
         kill -TERM -- "-$(cat pid)" || true
         for ((i = 0; i < 60; i++)); do
@@ -51,7 +51,7 @@ log)
     exec tail -n +1 -F log
     ;;
 *)
-    echo "worker.sh: no such verb: $1" >&2
+    echo "worker.sh: unknown verb: $1" >&2
     exit 2
     ;;
 esac

@@ -71,7 +71,7 @@ class Topology:
 
         Args:
           kind: its name in HLO.
-          size: bytes, as `planner.hlo.Collective` has them.
+          size: bytes, as `planner.work.Collective` has them.
           group: numbers of its devices; all of them is ().
           order: the devices that the program was compiled for.
         """

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from planner import hlo
-from planner.chips import Topology
-from planner.programs import Program
+from tools.planner.chips import Topology
+from tools.planner.hlo import parse
+from tools.planner.programs import Program
+from tools.planner.work import count_work
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
@@ -74,7 +75,7 @@ def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
             return too_large
         raise
     sizes: Any = compiled.memory_analysis()
-    work = hlo.work(hlo.parse(compiled.as_text()), unknown_trips=program.unknown_trips)
+    work = count_work(parse(compiled.as_text()), unknown_trips=program.unknown_trips)
     collectives: dict[str, tuple[int, float]] = {}
     interconnect = 0.0
     for each in work.collectives:

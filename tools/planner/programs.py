@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from planner.flops import matmul_flops
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.checks import check
+from prompt_jax.config.model import Remat
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
@@ -28,6 +28,7 @@ from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.setup import check_division, stacks_of, train_step
 from prompt_jax.training.step import TrainState, frozen_base
+from tools.planner.flops import matmul_flops
 
 # The published shapes, as in the config.json files on the hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
@@ -155,7 +156,7 @@ def _train(
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
 
-    def traced(remat: experiments.Remat) -> Any:
+    def traced(remat: Remat) -> Any:
         model = dataclasses.replace(experiment.model, remat=remat)
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)

@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Callable
 
-from . import prefix_tuning, prompt_tuning, small
-from .table import Table
+from tools.reproduction import prefix_tuning, prompt_tuning, small
+from tools.reproduction.table import Table
 
 # The small editions, for the demo's T5 on two CPU cores.
 SMALL: dict[str, Callable[[], Table]] = {

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .table import Column, Printed, Row, Table, Training, short
+from tools.reproduction.table import Column, Printed, Row, Table, Training, short
 
 SEEDS = (0, 1, 2)
 

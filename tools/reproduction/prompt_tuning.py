@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from .table import SENTINEL, Column, Evaluation, Row, Table, Training, short
+from tools.reproduction.table import SENTINEL, Column, Evaluation, Row, Table, Training, short
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 ADAPTED = {f"T5-{size}": f"google/t5-{size}-lm-adapt" for size in SIZES}

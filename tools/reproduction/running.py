@@ -9,16 +9,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import UserError
 from prompt_jax.experiment import Experiment
-from prompt_jax.metrics import is_share
-from prompt_jax.report.run_files import EnsembleSummary, Summary, read_summary
+from prompt_jax.report.run_files import EnsembleSummary, read_summary
 from prompt_jax.storage.locks import FileLock
-
-from .table import SENTINEL, Evaluation, Options, Row, Search, Templates, Training
+from tools.reproduction.scores import Scores, gain, of_evaluation, of_training
+from tools.reproduction.table import Evaluation, Options, Row, Search, Templates, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,9 +38,6 @@ QUICK = {
 ASKED_TO_LEAVE = 75  # the exit status of `train` that has saved
 QUICK_LIMIT = 4  # examples that evaluate scores
 SEARCH_TESTS = 16  # a search is decided on validation data; its tests only have to run
-
-# By task, split and metric: a value for each observation; NaN for a member that diverged.
-Scores = dict[tuple[str, str, str], list[float]]
 
 
 class StepFailed(UserError, RuntimeError):
@@ -250,65 +245,3 @@ def flags(options: Options) -> list[str]:
         else:
             words += [flag, str(value)]
     return words
-
-
-def of_training(summary: Summary, row: Row) -> Scores:
-    """The scores of a run: of its tests, and on validation data those of each member's best step."""
-    scores: Scores = {}
-    diverged = [member.status == "diverged" for member in summary.members]
-    chosen = [n for n, member in enumerate(summary.members) if row.where.items() <= member.settings.items()]
-
-    def of_member(number: int, own: Mapping[str, float]) -> Mapping[str, float]:
-        return dict.fromkeys(own, math.nan) if diverged[number] else own
-
-    for test in summary.tests:
-        match row.of:
-            case "vote" if test.ensemble is not None:
-                own = [test.ensemble.vote]
-            case "best":
-                own = [test.scores[test.members.index(test.best)]]
-            case _:
-                pairs = zip(test.members, test.scores, strict=True)
-                own = [of_member(number, each) for number, each in pairs if number in chosen]
-        _add(scores, test.task, "test", own)
-    if row.of != "members":
-        return scores
-    for number in chosen:
-        member = summary.members[number]
-        validation = of_member(number, member.validation)
-        _add(scores, member.task, "validation", [validation])
-        # Members that are trained on a mixture have scores of each of its tasks, under its name.
-        parts = {name.partition("/")[0] for name in validation if "/" in name}
-        for part in parts - {"rank"}:
-            own_part = {n.removeprefix(f"{part}/"): v for n, v in validation.items() if n.startswith(f"{part}/")}
-            _add(scores, part, "validation", [own_part])
-    return scores
-
-
-def gain(task: str, ensemble: EnsembleSummary, best: Mapping[str, float]) -> str:
-    """By how much a vote is better than the members' average and than the best of them, by its first metric."""
-    metric = next(iter(ensemble.vote))
-    points = 100 if is_share(metric) else 1
-    against = []
-    for other, score in {"average": ensemble.average[metric], "best": best[metric]}.items():
-        low, high = (points * each for each in ensemble.intervals[other])  # type: ignore[index]
-        against.append(f"{points * (ensemble.vote[metric] - score):+.2f} ({low:+.2f} to {high:+.2f}) over the {other}")
-    return f"{task}, {metric}: {', '.join(against)}"
-
-
-def of_evaluation(found: Mapping[str, Any], row: Row) -> Scores:
-    """The scores that `prompt-jax evaluate --out` wrote."""
-    ensemble = found.get("ensemble")
-    own = [each["scores"] for each in found.get("members", found.get("ways"))]
-    if row.of == "vote" and ensemble is not None:
-        own = [ensemble["vote"]]
-    elif row.of == "best" and ensemble is not None:
-        own = [own[ensemble["best"]]]
-    scores: Scores = {}
-    _add(scores, found["task"], found["split"], own)
-    return scores
-
-
-def _add(scores: Scores, task: str, split: str, own: Sequence[Mapping[str, float]]) -> None:
-    for metric in own[0] if own else ():
-        scores.setdefault((task.removesuffix(SENTINEL), split, metric), []).extend(each[metric] for each in own)

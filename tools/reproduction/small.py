@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .table import Column, Evaluation, Row, Search, Table, Templates, Training
+from tools.reproduction.table import Column, Evaluation, Row, Search, Table, Templates, Training
 
 SENTIMENT, E2E = "configs/results/sentiment.py", "configs/results/e2e.py"
 MOVIE = Column("movie", "sentiment_movie", "accuracy")

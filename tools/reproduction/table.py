@@ -6,8 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from prompt_jax.metrics import is_share
+
 # A task of this name is the same one with a sentinel before its targets, and has the other's column.
 SENTINEL = "_sentinel"
+
+# Metrics whose models are not part of this package.
+NOT_COMPUTED = ("moverscore", "bertscore", "bleurt")
 
 Options = Mapping[str, Any]  # fields as the command line has them: {"prompt.length": 5}
 
@@ -67,6 +72,11 @@ class Column:
     task: str | None
     metric: str
     split: Literal["test", "validation"] = "test"
+
+    @property
+    def scale(self) -> int:
+        """The factor from the metric's values to the table's: shares are shown in percent, as mostly in the papers."""
+        return 100 if is_share(self.metric) and self.metric not in NOT_COMPUTED else 1
 
 
 # A figure that a paper prints, in the units of the table's cells: its value, and the standard deviation where told.

@@ -1,0 +1,303 @@
+"""The planner without libtpu: what it compiles is what a run compiles, and its counts are right."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_jax.checkpoints import demo
+from prompt_jax.checkpoints.config_files import model_config
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.config.train import TrainConfig
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
+from prompt_jax.inference import evaluation
+from prompt_jax.models import family
+from prompt_jax.training import setup as setups
+from tools.planner import chips, estimate
+from tools.planner.flops import matmul_flops
+from tools.planner.programs import PUBLISHED, base_config, programs
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def experiment(name: str, **changes) -> Experiment:
+    base = Experiment(
+        model=ModelConfig(name=name),
+        data=DataConfig(task="any", input_length=32, target_length=8),
+        prompt=PromptConfig(length=5),
+        train=TrainConfig(batch_size=4, eval_batch_size=6),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What is compiled
+
+
+@pytest.mark.parametrize("kind, method", [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "soft_prompt")])
+def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_files, tmp_path, monkeypatch):
+    """From shapes, the very programs that a run makes from its weights and its data."""
+    data = DataConfig(**sentiment_files, labels=("negative", "positive"), input_length=32, target_length=8, buckets=1)
+    given = experiment(
+        str(tiny_folders[kind]),
+        runs=tmp_path,
+        data=data,
+        prompt=PromptConfig(method=method, length=5, init="normal"),
+        ensemble=EnsembleConfig(size=2, learning_rate=(0.1, 0.3)),
+        decoding=Decoding(beams=2),
+    )
+    setup = setups.prepare(given)
+    (batch,) = next(setup.batches)
+    answers = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
+    longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=answers)
+    train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
+    ours = setup.step.lower(setup.states[0], setup.frozen, setup.place(batch), setup.keys[0])
+    assert text(train.lower()) == text(ours)
+
+    seen, real = [], evaluation.compiled_generate
+
+    def spy(*arguments):
+        seen.append(text(real.lower(*arguments)))
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "compiled_generate", spy)
+    prompts = setup.prompts(setup.trainable(setup.states))
+    examples = setup.members[0].tasks[0].examples["train"]
+    rows = [longest.input_length] * 3
+    inputs = [np.resize(examples.inputs[0], length) for length in rows]
+    stacked, ids = evaluation.together(prompts)
+    evaluation.answers(
+        setup.model,
+        stacked,
+        inputs,
+        prompt_ids=ids[[0, 1, 0]],
+        target_length=answers,
+        batch_size=evaluation.Shapes(6, (longest.input_length,)),
+        decoding=given.decoding,
+    )
+    assert seen == [text(generation.lower())]
+
+
+def text(lowered) -> str:
+    """A program without the places of its arguments, which are those of no mesh."""
+    stripped = re.sub(r"sdy\.sharding = #sdy\.sharding<@empty_mesh[^>]*>(, )?", "", lowered.as_text())
+    return re.sub(r" {}|  sdy\.mesh @empty_mesh .*\n", "", stripped)
+
+
+def test_sampling_takes_keys(tiny_folder):
+    *_, generation = programs(experiment(str(tiny_folder), decoding=Decoding(temperature=0.7)), jax.devices()[:1])
+    assert "tensor<6x2xui32>" in text(generation.lower()).splitlines()[1]
+
+
+def test_prompts_of_several_lengths_are_programs_of_their_own(tiny_folder):
+    given = experiment(str(tiny_folder), ensemble=EnsembleConfig(length=(3, 7, 3)))
+    *train, generation = programs(given, jax.devices()[:1])
+    assert [program.name for program in train] == ["training step, 2 x 3", "training step"]
+    first, second = (program.lower().as_text() for program in train)
+    width = base_config(str(tiny_folder)).d_model
+    assert f"tensor<2x3x{width}xf32>" in first and f"tensor<1x7x{width}xf32>" in second
+    of_all = generation.lower().as_text()
+    assert f"tensor<3x7x{width}xf32>" in of_all and "tensor<3x7xi1>" in of_all
+
+
+def test_what_a_run_would_refuse_is_refused(tiny_folder):
+    devices = jax.devices()[:1]
+    with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
+        next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
+    with pytest.raises(ConfigError, match="'t5-huge' is no folder with a config.json, nor .*google/t5-v1_1-xxl"):
+        next(programs(experiment("t5-huge"), devices))
+    several = [SimpleNamespace(process_index=number // 4) for number in range(8)]
+    with pytest.raises(ConfigError, match="make 1 devices, and the 2 hosts have 8: all have to take part"):
+        next(programs(experiment(str(tiny_folder)), several))
+
+
+@pytest.mark.parametrize("data", [3, 5, 7])
+def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
+    chips = [
+        SimpleNamespace(coords=(x, y, 0), core_on_chip=0, device_kind="TPU v5 lite", platform="tpu", process_index=0)
+        for y in range(4)
+        for x in range(2)
+    ]
+    told = (
+        f"mesh.data {data} x .* is {data} of 8 chips, and the first {data} are no block .*; sizes that make 8 take all"
+    )
+    with pytest.raises(ConfigError, match=told):
+        next(programs(experiment(str(tiny_folder), mesh=MeshConfig(data=data)), chips))
+
+
+def test_the_demo_is_of_the_shape_that_is_planned():
+    assert base_config("demo") == model_config(demo._CONFIG, {}, source="demo")
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    [  # as the model cards, or the papers, have them
+        *(("google/t5-v1_1-small", 77), ("google/t5-base-lm-adapt", 248), ("google/flan-t5-large", 783)),
+        *(("google/t5-v1_1-xl", 2850), ("google/t5-xxl-lm-adapt", 11135)),
+        *(("openai-community/gpt2", 124), ("openai-community/gpt2-medium", 355), ("openai-community/gpt2-large", 774)),
+        *(("openai-community/gpt2-xl", 1558), ("facebook/bart-large", 406)),
+    ],
+)
+def test_published_shapes_have_the_published_sizes(name, millions):
+    assert name in PUBLISHED
+    config = base_config(name)
+    table = family(config).parameters(config)
+    assert round(sum(np.prod(row.shape) * (row.layers or 1) for row in table) / 1e6) == millions
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Operations
+
+
+def test_flops_of_what_is_written():
+    def f(x, w):
+        def body(x, _):
+            return jax.checkpoint(lambda x: jax.nn.relu(x @ w))(x), None
+
+        x, _ = jax.lax.scan(body, x, None, length=7)
+        x = jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: x @ w, x)
+        return jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ w, x)
+
+    x, w = jax.ShapeDtypeStruct((5, 3), "float32"), jax.ShapeDtypeStruct((3, 3), "float32")
+    once = 2 * 5 * 3 * 3
+    assert matmul_flops(jax.make_jaxpr(f)(x, w), unknown_trips=4) == (7 + 1 + 4) * once
+    mapped = jax.jit(jax.vmap(f, (0, None))).trace(x.update(shape=(2, 5, 3)), w)
+    # Mapped over, both branches are computed.
+    assert matmul_flops(mapped.jaxpr) == 2 * (7 + 1 + 1) * once
+
+
+@pytest.mark.parametrize("target", [16, 64])
+def test_flops_of_a_training_step_by_hand(target):
+    """T5 1.1 small: 8 + 8 layers of width 512, 6 heads of 64, feed-forward 1024, 32128 words.
+
+    Each weight is met twice: forwards, and for the gradient of what goes in; there is none of the weights. A product
+    of two activations, as in attention, has a gradient for both.
+    """
+    data = DataConfig(task="any", input_length=512, target_length=target)
+    given = experiment("google/t5-v1_1-small", data=data, prompt=PromptConfig(length=100))
+    given = dataclasses.replace(given, model=ModelConfig(given.model.name, remat="full"))
+    step = next(programs(given, jax.devices()[:1]))
+    d, heads, words, rows, source = 512, 6 * 64, 32128, 4, 612
+    attention, feed_forward = 4 * d * heads, 3 * d * 1024
+    encoder = 8 * (rows * source * (attention + feed_forward) * 2 + 2 * rows * source * source * heads * 3)
+    own = rows * target * (2 * attention + feed_forward) * 2 + 2 * rows * target * target * heads * 3
+    if target < 64:  # the keys' and values' matrices are on the side of the queries
+        cross = 2 * rows * target * source * 6 * d * 3
+    else:  # their share is of the source, not of the target
+        cross = rows * (source - target) * 2 * d * heads * 2 + 2 * rows * target * source * heads * 3
+    decoder = 8 * (own + cross)
+    by_hand = 2 * (encoder + decoder + rows * target * d * words * 2)
+    # What is not counted by hand: the norms' sums of squares.
+    assert step.model_flops == pytest.approx(by_hand, rel=3e-3)
+    assert step.model_flops > by_hand
+
+
+def test_flops_of_a_mesh_are_those_of_all_devices(tiny_folder):
+    """Inside `shard_map` shapes are of one device."""
+    mesh = jax.sharding.AbstractMesh((4, 2), ("ensemble", "model"))
+    own = jax.sharding.PartitionSpec("ensemble")
+    mapped = jax.shard_map(
+        lambda x: x @ x, mesh=mesh, in_specs=own, out_specs=own, axis_names={"ensemble"}, check_vma=False
+    )
+    jaxpr = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((8, 3, 3), "float32"))
+    assert matmul_flops(jaxpr) == 8 * 2 * 3**3
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Chips
+
+
+def slice_of(kind: str, *sizes: int) -> chips.Topology:
+    places = [(x, y, z) for z in range((*sizes, 1)[2]) for y in range(sizes[1]) for x in range(sizes[0])]
+    return chips.Topology("test", chips.CHIPS[kind], sizes, tuple(SimpleNamespace(coords=place) for place in places))
+
+
+@pytest.mark.parametrize(
+    "kind, sizes, group, links, hops",
+    [
+        ("v5e", (16, 16), tuple(range(16)), 2, 8),  # a closed ring
+        ("v5e", (16, 16), tuple(range(8)), 1, 7),  # half of it is a line
+        ("v5e", (4, 4), (0, 4, 8, 12), 1, 3),  # nothing closes the axes of a part of a pod
+        ("v5e", (16, 16), (), 4, 16),  # all, along both axes
+        ("v4", (2, 2, 4), (0, 1), 1, 1),
+        ("v5p", (4, 4, 4), (0, 16, 32, 48), 2, 2),
+        ("v5p", (2, 4, 4), (0, 2, 4, 6), 1, 3),
+    ],
+)
+def test_collectives_go_over_the_links_that_there_are(kind, sizes, group, links, hops):
+    where = slice_of(kind, *sizes)
+    count, link, size = len(group) or len(where.devices), where.chip.link, 1e9
+
+    def seconds(name: str) -> float:
+        return where.collective_seconds(name, size, group, list(where.devices)) - hops * chips.HOP
+
+    assert seconds("all-gather") == pytest.approx(size * (count - 1) / count / (links * link))
+    assert seconds("all-reduce") == pytest.approx(2 * seconds("all-gather"))
+    assert seconds("reduce-scatter") == pytest.approx(seconds("all-gather"))
+    assert seconds("collective-permute") == pytest.approx(size / (links * link))
+
+
+@pytest.mark.parametrize("name", ["v5litepod-16", "v5e:16", "v5e:4x4x4", "v4:4x4", "v9:2x2", "v5e:axb", "v5e:-4x4"])
+def test_a_topology_that_there_is_not(name):
+    with pytest.raises(chips.TopologyError, match="is no topology; expected .* v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4"):
+        chips.topology(name)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What comes of it
+
+
+def test_out_of_memory():
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (168.06G) exceeds "
+        "available HBM (15.75G)."
+    )
+    found = estimate.out_of_memory("training step", said)
+    assert found == estimate.TooLarge("training step", 168.06 * 2**30, 15.75 * 2**30)
+    older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 905.50M of 512.00M hbm. Exceeded by 1G"
+    assert estimate.out_of_memory("x", older) == estimate.TooLarge("x", 905.5 * 2**20, 512 * 2**20)
+    assert estimate.out_of_memory("x", "INTERNAL: something (1G) exceeds available HBM (2G)") is None
+    assert estimate.out_of_memory("x", "RESOURCE_EXHAUSTED: out of vmem") is None
+
+
+def test_an_estimate_of_a_compiled_program():
+    """A product whose operands are known, on one chip."""
+    x, w = jax.ShapeDtypeStruct((64, 128), "float32"), jax.ShapeDtypeStruct((128, 256), "float32")
+    lowered = jax.jit(lambda x, w: x @ w).lower(x, w)
+    program = SimpleNamespace(
+        name="product", lower=lambda: lowered, devices=["chip"], model_flops=2 * 64 * 128 * 256, unknown_trips=1
+    )
+    found = estimate.estimate(program, slice_of("v5e", 1, 1))
+    assert (found.arguments, found.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
+    assert found.flops == 2 * 64 * 128 * 256 and found.traffic == found.arguments + found.outputs
+    assert found.compute == pytest.approx(found.flops / 197e12) and found.transfer == pytest.approx(
+        found.traffic / 819e9
+    )
+    assert found.bound == "memory" and found.seconds == found.transfer and found.collectives == {}
+    assert found.utilization == pytest.approx(found.compute / found.transfer)
+    longer = dataclasses.replace(found, interconnect=1.0)
+    assert longer.bound == "interconnect" and longer.seconds == 1 + found.transfer
+
+
+def test_without_libtpu_it_says_what_is_needed():
+    code = """if True:
+        import runpy, sys
+        sys.modules["libtpu"] = None
+        sys.argv = ["planner", "x"]
+        runpy.run_module("tools.planner", run_name="__main__")
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'prompt-jax[tpu]'" in done.stderr

@@ -1,0 +1,1 @@
+"""Benchmarks, among them training and generation side by side with PEFT on PyTorch: `python -m tools.bench`."""

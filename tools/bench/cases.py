@@ -1,0 +1,128 @@
+"""What the sides of the benchmark have in common: the cases' shapes, the texts, and the clock."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+STEPS = 8  # timed in each process, after two that compile and warm up
+MEMBERS = 5  # of the ensemble that is compared
+SAVED_MEMBERS = (1, 5)
+DECODED = (1, 2, 4, 8, 16, 32)  # inputs
+MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
+VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
+
+MODELS: tuple[Literal["t5", "gpt2"], ...] = ("t5", "gpt2")
+
+Row = dict[str, float]  # a measurement's numbers, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a training step: rows of a member's batch, lengths in tokens, and the base's dropout rate."""
+
+    batch: int
+    length: int  # of the prompt
+    dropout: float
+    source: int = 128  # GPT-2 has no more than a source, all of which is learned
+    target: int = 16
+    model: Literal["t5", "gpt2"] = "t5"  # T5-small's shape, or GPT-2 small's
+    method: Literal["soft_prompt", "prefix"] = "soft_prompt"
+
+
+SHAPES = {
+    "step": Shape(batch=8, length=100, dropout=0.1),
+    "step-0": Shape(batch=8, length=100, dropout=0.0),
+    "reviews": Shape(batch=32, length=20, dropout=0.1),  # each at its own length
+    "gpt2-prompt": Shape(batch=16, length=100, dropout=0.0, source=32, target=0, model="gpt2"),
+    "gpt2-prefix": Shape(batch=8, length=10, dropout=0.0, source=128, target=0, model="gpt2", method="prefix"),
+    "ensemble": Shape(batch=8, length=100, dropout=0.1),
+    "members": Shape(batch=1, length=20, dropout=0.0, source=16),
+    "memory": Shape(batch=8, length=100, dropout=0.1),
+    "checkpoint": Shape(batch=8, length=100, dropout=0.1),
+}
+# Generation: 32 tokens for 8 inputs, with a prompt of 100 or a prefix of 10.
+GENERATIONS = {
+    f"{model}-{method}-{how}": Shape(
+        batch=8,
+        length=100 if method == "prompt" else 10,
+        dropout=0.0,
+        source=128 if model == "t5" else 32,
+        target=32,
+        model=model,
+        method="soft_prompt" if method == "prompt" else "prefix",
+    )
+    for model in MODELS
+    for method in ("prompt", "prefix")
+    for how in ("greedy", "beam5")
+}
+
+SIDES = ("prompt_jax", "alone", "peft")
+CASES = {
+    "step": ("prompt_jax", "peft"),
+    "step-0": ("prompt_jax", "peft"),
+    "reviews": ("prompt_jax", "peft"),
+    "gpt2-prompt": ("prompt_jax", "peft"),
+    "gpt2-prefix": ("prompt_jax", "peft"),
+    "ensemble": SIDES,
+    "members": ("prompt_jax",),
+    "memory": ("prompt_jax",),
+    "vote": ("prompt_jax",),
+    **dict.fromkeys(GENERATIONS, ("prompt_jax", "peft")),
+    "decoding": ("prompt_jax",),
+    "processes": ("prompt_jax",),
+    "checkpoint": ("prompt_jax",),
+    "resume": ("prompt_jax",),
+}
+# Each of whose processes gives one side's row.
+TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
+# Members and group; a group of one member is all of one.
+MEMORY = {
+    f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at
+}
+
+
+def timed(step: Callable[[], Any], steps: int = STEPS) -> Row:
+    """Median seconds of a step that waits for its own end, and the process's peak memory until then."""
+    seconds = [_seconds(step) for _ in range(2 + steps)]
+    return {"seconds": statistics.median(seconds[2:]), "peak_mib": peak_mib()}
+
+
+def alternately(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Row]:
+    """Median seconds of each side, all of them in turn in each round, after one that compiles and warms up."""
+    seconds = [{name: _seconds(side) for name, side in sides.items()} for _ in range(1 + rounds)]
+    return {name: {"seconds": statistics.median(row[name] for row in seconds[1:])} for name in sides}
+
+
+def review_time(step: Callable[[], None], tokenize_seconds: float) -> Row:
+    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenizing them."""
+    count = 5 * STEPS
+    for _ in range(2):
+        step()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return {"seconds": (time.perf_counter() - start) / count + tokenize_seconds, "peak_mib": peak_mib()}
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def peak_mib() -> float:
+    """The largest amount of the host's memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reviews(low: float = 0.0, high: float = 0.8) -> tuple[list[str], list[str]]:
+    """Texts and labels of tasks/data/sentiment/movie.tsv.gz as tasks/sentiment.py splits them: the training split."""
+    from prompt_jax.data.files import read_rows, text_fraction
+
+    rows = [row for _, row in read_rows(Path(__file__).parents[2] / "tasks/data/sentiment/movie.tsv.gz")]
+    rows = [row for row in rows if abs(float(row["rating"])) > 0.5 and low <= text_fraction(row["text"]) < high]
+    return [row["text"] for row in rows], ["positive" if float(row["rating"]) > 0 else "negative" for row in rows]

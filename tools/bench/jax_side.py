@@ -1,0 +1,296 @@
+"""The benchmark's sides that are this project's own. Cases: see __main__.py."""
+
+import dataclasses
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prompt_jax
+from prompt_jax.checkpoints.load import Model, load_model
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.buckets import length_buckets
+from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.methods import applied, method
+from prompt_jax.models import family, gpt2, t5
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.training import step as steps
+from prompt_jax.training.optimizers import make_optimizer
+from tools.bench.cases import (
+    DECODED,
+    GENERATIONS,
+    MANY_MEMBERS,
+    MEMBERS,
+    SHAPES,
+    Row,
+    Shape,
+    alternately,
+    review_time,
+    reviews,
+    timed,
+)
+
+Batch = dict[str, Any]
+
+
+class Training:
+    """The training step of a frozen base, and what it starts from."""
+
+    def __init__(self, base: tuple[Any, Any], shape: Shape):
+        config, params = base
+        self.options = PromptConfig(method=shape.method, length=shape.length, init="normal")
+        self.optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
+        config = dataclasses.replace(config, dropout_rate=shape.dropout)
+        self.step = steps.make_train_step(config, applied(self.options), self.optimizer, dropout=shape.dropout > 0)
+        self.frozen = {"base": params, "prompt": None}
+        self._model = Model("random", None, params, config, None, "")
+
+    def state(self, seed: int) -> steps.TrainState:
+        first = method(self.options).init(jax.random.key(seed), self.options, self._model)
+        return steps.TrainState.create({"base": None, "prompt": first}, self.optimizer)
+
+
+def step(case: str) -> Row:
+    """Steps of a single prompt with one batch again and again, and how many operations one has."""
+    config, params = base = random_base(SHAPES[case].model)
+    batch, key = random_batch(SHAPES[case]), jax.random.key(1)
+    training = Training(base, SHAPES[case])
+    compiled, state = jax.jit(training.step, donate_argnums=0), training.state(0)
+
+    def one() -> None:
+        nonlocal state
+        state, metrics = compiled(state, training.frozen, jax.device_put(batch), key)
+        metrics["loss"].block_until_ready()
+
+    measured = timed(one) | device_peak()  # first, since counting takes memory of its own
+    # Each layer a stack of its own, so that the compiler counts all of them: it counts a loop's body once.
+    unrolled = jax.tree.map(lambda x: x, params)
+    for part in (unrolled,) if "layers" in unrolled else (unrolled["encoder"], unrolled["decoder"]):
+        (stack,) = part["layers"]
+        layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stack)
+        part["layers"] = (layer,) * len(jax.tree.leaves(stack)[0])
+    counted: Any = jax.jit(training.step).lower(state, {"base": unrolled, "prompt": None}, batch, key).compile()
+    return measured | {"flops": counted.cost_analysis()["flops"], "matmul": matmul_rate()}
+
+
+def review_steps() -> Row:
+    """Steps of a single prompt for the demo model, on bucketed batches of movie reviews."""
+    model = load_model("demo")
+    batches, lengths, tokenize_seconds = review_batches(model)
+    training = Training((model.config, model.params), SHAPES["reviews"])
+    compiled, state, key = jax.jit(training.step, donate_argnums=0), training.state(0), jax.random.key(1)
+
+    def one(batch: Batch | None = None) -> None:
+        nonlocal state
+        state, metrics = compiled(state, training.frozen, jax.device_put(batch or next(batches)), key)
+        metrics["loss"].block_until_ready()
+
+    seen: set[tuple[int, ...]] = set()
+    while len(seen) < lengths:  # each length is compiled before the clock runs
+        batch = next(batches)
+        if batch["inputs"].shape not in seen:
+            seen.add(batch["inputs"].shape)
+            one(batch)
+    return review_time(one, tokenize_seconds) | device_peak() | {"matmul": matmul_rate()}
+
+
+def generation(case: str) -> Row:
+    """So many tokens for each input, none of which ends before."""
+    shape = GENERATIONS[case]
+    config, params = base = random_base(shape.model)
+    (batch, prompt), beams = inputs_and_prompt(base, shape), 5 if case.endswith("beam5") else 1
+    decoding = Decoding(beams=beams, min_new_tokens=shape.target)
+
+    def one() -> None:
+        tokens = prompt_jax.generate(params, config, batch, prompt, max_new_tokens=shape.target, decoding=decoding)
+        tokens.block_until_ready()
+
+    return timed(one, steps=2) | device_peak()
+
+
+def decoding_memory() -> dict[str, Row]:
+    """What the compiler says of the memory of generation, by the number of inputs: GPT-2 small, a prefix of 200."""
+    rows = {}
+    for size in DECODED:
+        shape = dataclasses.replace(GENERATIONS["gpt2-prefix-beam5"], batch=size, length=200)
+        config, params = base = random_base("gpt2")
+        batch, prompt = inputs_and_prompt(base, shape)
+        arguments = batch, prompt, shape.target, None, Decoding(beams=5)
+        sizes = compiled_generate.lower(params, config, *arguments).compile().memory_analysis()
+        rows[str(size)] = {
+            "prefix_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(prompt)) / 2**20,
+            "temporary_mib": sizes.temp_size_in_bytes / 2**20,
+        }
+    return rows
+
+
+def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Prompt]:
+    """A batch to generate from, and a random prompt on the device."""
+    training = Training(base, shape)
+    _, prompt = applied(training.options)(training.state(0).trainable["prompt"], None)
+    batch = {name: value for name, value in random_batch(shape).items() if name.startswith("inputs")}
+    return batch, prompt
+
+
+def alone() -> Row:
+    """A step of each of the members, one after the other, by one compiled step of a single prompt."""
+    shape = SHAPES["ensemble"]
+    training = Training(random_base(), shape)
+    compiled, keys = jax.jit(training.step, donate_argnums=0), jax.random.split(jax.random.key(1), MEMBERS)
+    states = [training.state(seed) for seed in range(MEMBERS)]
+    batches = [random_batch(shape, seed) for seed in range(MEMBERS)]
+    # An accelerator is given the next step before this one's end. On a CPU that would only take memory.
+    in_turn = jax.default_backend() == "cpu"
+
+    def all_members() -> None:
+        for i, (batch, key) in enumerate(zip(batches, keys, strict=True)):
+            states[i], metrics = compiled(states[i], training.frozen, jax.device_put(batch), key)
+            if in_turn:
+                metrics["loss"].block_until_ready()
+        jax.block_until_ready(states)
+
+    return timed(all_members) | device_peak()
+
+
+def together() -> Row:
+    """One step of all members: one by one in a single program on a CPU, all at once on an accelerator."""
+    group = 1 if jax.default_backend() == "cpu" else None
+    one, _ = ensemble_step(random_base(), SHAPES["ensemble"], MEMBERS, group)
+    return timed(lambda: jax.block_until_ready(one())) | device_peak()
+
+
+def member_rates() -> dict[str, Row]:
+    """Seconds of a step of ever more members at once, by their number."""
+    base = random_base()
+    in_a_row = {members: max(2, 16 // members) for members in MANY_MEMBERS}
+
+    def several(members: int) -> Callable[[], None]:
+        one, _ = ensemble_step(base, SHAPES["members"], members)
+
+        def run() -> None:  # as in training, nothing waits for a single step
+            jax.block_until_ready([one() for _ in range(in_a_row[members])])
+
+        return run
+
+    measured = alternately({str(members): several(members) for members in MANY_MEMBERS}, rounds=4)
+    seconds = {members: measured[str(members)]["seconds"] / in_a_row[members] for members in MANY_MEMBERS}
+    return {str(members): {"seconds": each, "rate": members / each} for members, each in seconds.items()}
+
+
+def memory(members: int, group: int | None) -> Row:
+    """The process's peak memory, and what the compiler says of the step's, with members all at once or in groups."""
+    base = random_base()
+    one, compiled = ensemble_step(base, SHAPES["memory"], members, group)
+    measured = timed(lambda: jax.block_until_ready(one()), steps=2) | device_peak()
+    sizes = compiled.memory_analysis()
+    return measured | {
+        "base_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(base[1])) / 2**20,
+        "arguments_mib": sizes.argument_size_in_bytes / 2**20,
+        "temporary_mib": sizes.temp_size_in_bytes / 2**20,
+    }
+
+
+def ensemble_step(
+    base: tuple[Any, Any], shape: Shape, members: int, group: int | None = None
+) -> tuple[Callable[[], Any], Any]:
+    """A function that runs a step of all members without waiting for its end and gives the losses; and the step."""
+    training = Training(base, shape)
+    state = stacked([training.state(seed) for seed in range(members)])
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *(random_batch(shape, seed) for seed in range(members)))
+    keys = jax.random.split(jax.random.key(1), members)
+    whole = jax.jit(steps.over_members(training.step, group=group), donate_argnums=0)
+    compiled = whole.lower(state, training.frozen, batch, keys).compile()
+
+    def one() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, training.frozen, jax.device_put(batch), keys)
+        return metrics["loss"]
+
+    return one, compiled
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Trees of arrays as one, whose arrays have a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
+    """Batches of movie reviews, how many lengths they have, and the seconds that tokenizing one takes."""
+    texts, labels = reviews()
+    tokenizer: Any = model.tokenizer
+    start = time.perf_counter()
+    inputs = [np.array(tokenizer.input_ids(text), np.int32) for text in texts]
+    targets = [np.array(tokenizer.target_ids(text), np.int32) for text in labels]
+    seconds = time.perf_counter() - start
+    lengths, size = [len(row) for row in inputs], SHAPES["reviews"].batch
+    buckets = length_buckets(lengths, DataConfig.buckets, max(lengths))
+    examples = types.SimpleNamespace(inputs=inputs, targets=targets)
+    batches = TrainBatches(examples, size, 0, buckets, model.config.pad_id, model.config.start_id)
+    return batches, len(buckets), seconds / len(texts) * size
+
+
+def random_base(model: Literal["t5", "gpt2"] = "t5") -> tuple[Any, Any]:
+    """T5-small's shape or GPT-2 small's with random weights."""
+    config: Any = gpt2.GPT2Config(50257, 1024, 768, 3072, 12, 12)
+    if model == "t5":
+        config = t5_small()
+    rng = np.random.default_rng(0)
+    params: dict[str, Any] = {}
+    for row in family(config).parameters(config):
+        *parents, leaf = row.path.split("/")
+        node = params
+        for name in parents:
+            node = node.setdefault(name, {})
+        shape = row.shape if row.layers is None else (row.layers, *row.shape)
+        node[leaf] = jnp.asarray(0.05 * rng.standard_normal(shape, np.float32))
+    for part in (params,) if "layers" in params else (params["encoder"], params["decoder"]):
+        part["layers"] = (part["layers"]["0"],)
+    return config, params
+
+
+def t5_small() -> t5.T5Config:
+    return t5.T5Config(
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=2048,
+        num_heads=8,
+        encoder_layers=6,
+        decoder_layers=6,
+        activation="relu",
+        gated=False,
+        tied_output=True,
+        scale_output=True,
+    )
+
+
+def random_batch(shape: Shape, seed: int = 0) -> Batch:
+    """A batch without padding."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.integers(2, 32000, (shape.batch, shape.source)).astype(np.int32)
+    batch = {"inputs": inputs, "inputs_mask": np.ones(inputs.shape, bool)}
+    targets = rng.integers(2, 32000, (shape.batch, shape.target or shape.source)).astype(np.int32)
+    if shape.target:
+        batch["decoder_inputs"] = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return batch | {"targets": targets, "target_mask": np.ones(targets.shape, bool)}
+
+
+def matmul_rate() -> float:
+    """The machine's rate, in operations a second, for square float32 matrices of 2,048 through XLA."""
+    a = jnp.ones((2048, 2048))
+    multiply = jax.jit(lambda a: a @ a)
+    return 2 * 2048**3 / timed(lambda: multiply(a).block_until_ready())["seconds"]
+
+
+def device_peak() -> Row:
+    """The largest amount of the accelerator's memory that was in use so far; empty on a CPU, which does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return {"device_mib": stats["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in stats else {}

@@ -1,0 +1,135 @@
+"""The benchmark's sides that are PEFT on PyTorch. Cases: see __main__.py."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, TaskType, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers.optimization import Adafactor
+
+from tools.bench.cases import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
+
+
+def single(case: str) -> Row:
+    """Steps of a single prompt."""
+    torch.manual_seed(0)
+    shape = SHAPES[case]
+    if case == "reviews":
+        base, batches, tokenize_seconds = review_batches(shape.batch)
+    else:
+        base, batches = random_base(shape), itertools.repeat(random_batch(shape))
+    model = get_peft_model(base, options(shape)).train()
+    optimizer = adafactor([parameter for parameter in model.parameters() if parameter.requires_grad])
+
+    def one() -> None:
+        model(**next(batches)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    a = torch.ones(2048, 2048)
+    matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
+    return (review_time(one, tokenize_seconds) if case == "reviews" else timed(one)) | matmul
+
+
+def generation(case: str) -> Row:
+    """So many tokens for each input, none of which ends before."""
+    torch.manual_seed(0)
+    shape = GENERATIONS[case]
+    model = get_peft_model(random_base(shape), options(shape)).eval()
+    batch = {name: value for name, value in random_batch(shape).items() if name != "labels"}
+    how = {"num_beams": 5 if case.endswith("beam5") else 1, "do_sample": False, "pad_token_id": 0}
+    length = {"min_new_tokens": shape.target, "max_new_tokens": shape.target}
+    with torch.no_grad():
+        return timed(lambda: model.generate(**batch, **how, **length), steps=2)
+
+
+def ensemble() -> Row:
+    """A step of each of the members, one after the other: adapters of one base, each with an optimizer of its own."""
+    torch.manual_seed(0)
+    shape, names = SHAPES["ensemble"], [f"member{number}" for number in range(MEMBERS)]
+    model = get_peft_model(random_base(shape), options(shape), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, options(shape))
+    model.train()
+    parameters = {name: list(model.prompt_encoder[name].parameters()) for name in names}
+    optimizers = {name: adafactor(own) for name, own in parameters.items()}
+    batches = {name: random_batch(shape) for name in names}
+
+    def gradient(name: str) -> None:
+        model.set_adapter(name)
+        model(**batches[name]).loss.backward()
+
+    def all_members() -> None:
+        for name, optimizer in optimizers.items():
+            gradient(name)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for name in names:  # before the clock runs
+        gradient(name)
+        moved = {n for n, parameter in model.named_parameters() if parameter.grad is not None}
+        expected = {n for n, parameter in model.named_parameters() if any(parameter is own for own in parameters[name])}
+        if moved != expected:
+            raise RuntimeError(f"PEFT with the adapter {name} has gradients of {sorted(moved)}, not {sorted(expected)}")
+        optimizers[name].zero_grad()
+    return timed(all_members)
+
+
+def options(shape: Shape) -> PromptLearningConfig:
+    kind = PromptTuningConfig if shape.method == "soft_prompt" else PrefixTuningConfig
+    task = TaskType.SEQ_2_SEQ_LM if shape.model == "t5" else TaskType.CAUSAL_LM
+    return kind(task_type=task, num_virtual_tokens=shape.length)
+
+
+def adafactor(parameters: list[Any]) -> Adafactor:
+    """As the prompt-tuning paper has it."""
+    return Adafactor(
+        parameters, lr=0.3, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=1e-5
+    )
+
+
+def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel:
+    """T5-small's shape or GPT-2 small's with random weights."""
+    if shape.model == "gpt2":
+        rate = shape.dropout
+        return GPT2LMHeadModel(GPT2Config(resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate))
+    sizes: dict[str, Any] = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6}
+    sizes |= {"num_heads": 8, "feed_forward_proj": "relu", "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=shape.dropout))
+
+
+def random_batch(shape: Shape) -> dict[str, torch.Tensor]:
+    """A batch without padding."""
+    ids = torch.randint(2, 32000, (shape.batch, shape.source))
+    labels = torch.randint(2, 32000, (shape.batch, shape.target)) if shape.target else ids
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def review_batches(size: int) -> tuple[Any, Iterator[dict[str, Any]], float]:
+    """The demo model and, with its tokenizer, the reviews in random order, each batch padded to its longest row; and
+    the seconds that tokenizing a batch takes."""
+    import traceforge_title_model
+    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+
+    from prompt_jax.checkpoints.demo import demo_folder
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(traceforge_title_model.span_dir() / "tokenizer.json"),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    model = T5ForConditionalGeneration.from_pretrained(str(demo_folder()))
+    texts, labels = reviews()
+    start = time.perf_counter()
+    inputs, targets = (tokenizer([text + "</s>" for text in column])["input_ids"] for column in (texts, labels))
+    seconds = time.perf_counter() - start
+    rows: Any = [
+        {"input_ids": x, "attention_mask": [1] * len(x), "labels": y} for x, y in zip(inputs, targets, strict=True)
+    ]
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    loader: Any = torch.utils.data.DataLoader(rows, size, shuffle=True, drop_last=True, collate_fn=collate)
+    return model, iter(loader), seconds / len(texts) * size

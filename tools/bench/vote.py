@@ -1,0 +1,68 @@
+"""The benchmark's case `vote`: see __main__.py."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_jax import metrics
+from prompt_jax.checkpoints.load import Model, load_model
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.data.examples import Examples
+from prompt_jax.ensembles.early_stop import evaluate_early
+from prompt_jax.inference import evaluation
+from prompt_jax.methods import applied, soft_prompt
+from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
+from prompt_jax.prompt_files.io import load_prompt
+from prompt_jax.task_format import TaskFormat
+from tools.bench.cases import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOKENS, VOTED, Row, alternately, reviews
+
+
+def vote(prompts_file: Path | None) -> dict[str, Row]:
+    """Answers of all members to the same reviews: in one flat pass, and in a pass for each member.
+
+    With trained prompts also the share of passes that a vote by majority saves by its early stop, for generated
+    answers and for most probable labels.
+    """
+    model = load_model("demo")
+    examples = review_examples(model, VOTED)
+    prompts = vocabulary_prompts(model) if prompts_file is None else unstack_prompts(load_prompt(prompts_file, model))
+    together, count = stack_prompts(prompts), len(prompts)
+    prompt_ids = np.repeat(np.arange(count, dtype=np.int32), len(examples))
+    options: dict[str, Any] = {"target_length": VOTE_TOKENS, "batch_size": VOTE_BATCH}
+
+    def flat() -> None:
+        evaluation.answers(model, together, examples.inputs * count, prompt_ids=prompt_ids, **options)
+
+    def singly() -> None:
+        for prompt in prompts:
+            evaluation.answers(model, prompt, examples.inputs, **options)
+
+    rows = alternately({"one flat pass": flat, "single passes": singly}, VOTE_ROUNDS)
+    rows = {side: row | {"members": count} for side, row in rows.items()}
+    if prompts_file is not None:
+        saved = evaluate_early(model, prompts, examples, **options).saved
+        rows["one flat pass"] |= {f"saved_{what}": float(share) for what, share in saved.items()}
+    return rows
+
+
+def vocabulary_prompts(model: Model) -> list[Prompt]:
+    """Untrained prompts of the demo's length."""
+    config = PromptConfig(length=SHAPES["reviews"].length, init="vocab")
+    trainable = [soft_prompt.init(jax.random.key(seed), config, model) for seed in range(MEMBERS)]
+    return [applied(config)(variables, None)[1] for variables in trainable]
+
+
+def review_examples(model: Model, count: int) -> Examples:
+    """So many movie reviews of the demo's test split, drawn at random: the source is sorted by rating."""
+    split = reviews(0.9, 1.0)
+    drawn = np.random.default_rng(0).permutation(len(split[0]))[:count]
+    texts, labels = ([column[i] for i in drawn] for column in split)
+    task_format = TaskFormat("{text}", ("negative", "positive"), input_length=128)
+    inputs, cut = evaluation.tokenize(model, texts, task_format.input_length)
+    targets, _ = evaluation.tokenize(model, labels, VOTE_TOKENS)
+    truncated = {"inputs": cut, "targets": 0}
+    return Examples(
+        "reviews", "test", inputs, targets, texts, labels, truncated, task_format, metric_fns=(metrics.accuracy,)
+    )

@@ -1,0 +1,238 @@
+"""Plans a run on TPUs without a TPU: compiles its programs for a slice, and says what they need of each chip.
+
+    pip install 'prompt-jax[tpu]'
+    python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
+    python -m tools.planner --all > tools/planner/plans.md
+
+No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or one of the published T5 1.1s,
+GPT-2s and BARTs. Inputs and targets are as long as `data.input_length` and `data.target_length` say, or 512 and 16
+tokens. The other options are those of `prompt-jax train`; the mesh is the experiment's, as in --mesh.data -1
+--mesh.model 16.
+
+A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all is T5 1.1 of each size, an ensemble
+of 32 prompts, on five slices.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from prompt_jax import experiment as experiments
+from prompt_jax.checkpoints.weights import abstract
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.distributed.sharding import make_mesh, mesh_shape
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import Experiment
+from prompt_jax.models import family
+from tools.planner.chips import GIB, Topology, TopologyError, topology
+from tools.planner.estimate import Estimate, TooLarge, estimate
+from tools.planner.programs import base_config, lengths, programs
+
+# What libtpu would ask a TPU's host for; there is none. Several processes may plan at once.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+SLICES = {"v4-32": "v4:2x2x4", "v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16", "v5p-64": "v5p:2x4x4", "v6e-16": "v6e:4x4"}
+SIZES = ("small", "base", "large", "xl", "xxl")
+MEMBERS = 32
+
+ASSUMPTIONS = """\
+Sizes, operations and times are of each chip. Memory is the compiler's own account: arguments are the base, prompts,
+optimizer states and the batch; `full` is how much of the chip's they take together. Where the compiler found no room,
+the table has what it would have taken.
+
+Operations (TFLOP) and memory traffic (GB) are read from the compiled program: its matrix products, and what each of its
+operations reads and writes in the chip's main memory; loops count as often as they run. Collectives are the bytes that
+each chip has of what is reduced or gathered. From these, at the documented peak rates and with 1 us for each hop
+between chips, come the times; a step is the longer of computing and memory, which go on together, and the
+interconnect, which is waited for. MFU is the model's own operations, without what is computed twice to save memory, a
+second, as a share of the chips' peak. So a step is a lower bound and MFU an upper one: what no real program reaches.
+Generation is of answers that are all of the longest length, to the longest inputs.
+"""
+
+Result = Estimate | TooLarge
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run needs of each chip of a TPU slice, and how long its steps take at the least; no TPU is needed."""
+
+    config: tyro.conf.Positional[Path]
+    """A configuration file that builds an Experiment; it comes first."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    topology: str
+    """The slice, in chips: v4:2x2x4, v5e:16x16, v5p:2x4x4, v6e:4x4 and the like."""
+    json: bool = False
+    """Print a JSON object instead of a table."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, also where something is too large, 1 for an error, 2 for wrong arguments."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        print(__doc__)
+        return 2
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        print("planner: this takes libtpu, which is for Linux: pip install 'prompt-jax[tpu]'", file=sys.stderr)
+        return 1
+    os.environ |= NO_TPU
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        if argv == ["--all"]:
+            all_plans()
+            return 0
+        named = not argv[0].startswith("-")
+        experiment = experiments.load_experiment(Path(argv[0])) if named else Experiment()
+        default = Plan(Path(argv[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
+        args = tyro.cli(Plan, default=default, args=argv[named:], prog="python -m tools.planner")
+        if not named:
+            raise ConfigError("a configuration file comes first, as in python -m tools.planner configs/boolq.py")
+        plan(args)
+    except (UserError, TopologyError) as error:
+        print(f"planner: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def plan(args: Plan) -> None:
+    """Prints the plan of one experiment."""
+    where = topology(args.topology)
+    results = [estimate(program, where) for program in programs(args.experiment, where.devices)]
+    if args.json:
+        plans = {"programs": [_as_json(each) for each in results]}
+        print(json.dumps(_summary(args.experiment, where) | plans, indent=2))
+        return
+    print("\n".join(f"{name}: {value}" for name, value in _summary(args.experiment, where).items()))
+    print("\n" + "\n".join(table([(each.program, each) for each in results])))
+    print("\n" + ASSUMPTIONS, end="")
+
+
+def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
+    mesh, (source, target) = make_mesh(experiment.mesh, list(where.devices)), lengths(experiment)
+    members = experiments.members(experiment)
+    group = experiment.ensemble.group
+    return {
+        "base": f"{experiment.model.name}, {experiment.model.dtype}, remat {experiment.model.remat}",
+        "members": f"{len(members)}, in groups of {group}" if group and len(members) > 1 else len(members),
+        "batch": f"{experiment.train.batch_size} a member, {source} + {target} tokens a row",
+        "generation": f"{experiment.train.eval_batch_size} rows",
+        "topology": f"{where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB",
+        "mesh": " x ".join(f"{name} {size}" for name, size in mesh_shape(mesh).items()),
+    }
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    derived = {"seconds": result.seconds, "bound": result.bound} if isinstance(result, Estimate) else {}
+    return dataclasses.asdict(result) | derived
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Tables
+
+_COLUMNS = (
+    *("", "arguments", "temporaries", "outputs", "full", "TFLOP", "traffic", "collectives"),
+    *("compute", "memory", "interconnect", "step", "bound by", "MFU"),
+)
+
+
+def table(rows: Sequence[tuple[str, Result]]) -> list[str]:
+    """Lines of Markdown, a row for each result under its name."""
+    cells = [_COLUMNS, *((name, *_cells(result)) for name, result in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return [f"| {line} |" for line in (lines[0], " | ".join("-" * width for width in widths), *lines[1:])]
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    if isinstance(result, TooLarge):
+        text = f"too large: {result.used / GIB:.1f} GiB, and there are {result.available / GIB:.1f}"
+        return "", "", "", text, *[""] * (len(_COLUMNS) - 5)
+    whole = result.arguments + result.temporaries + result.outputs + result.code
+    collectives = (f"{n} {kind} {_short(size / 1e9)} GB" for kind, (n, size) in sorted(result.collectives.items()))
+    times = (result.compute, result.transfer, result.interconnect, result.seconds)
+    return (
+        *(f"{size / GIB:.2f} GiB" for size in (result.arguments, result.temporaries, result.outputs)),
+        f"{whole / result.memory:.0%}",
+        _short(result.flops / 1e12),
+        f"{_short(result.traffic / 1e9)} GB",
+        ", ".join(collectives) or "none",
+        *(f"{_short(seconds * 1e3)} ms" for seconds in times),
+        result.bound,
+        f"{result.utilization:.0%}",
+    )
+
+
+def _short(number: float) -> str:
+    """Three digits, and no more than three after the point."""
+    digits = next((digits for digits, least in ((0, 100), (1, 10), (2, 1)) if number >= least), 3)
+    return f"{number:.{digits}f}"
+
+
+def all_plans() -> None:
+    """Prints the table of T5 sizes and slices, as a file of its own."""
+    print("# What fits on which TPU\n")
+    print(f"`python -m tools.planner --all > tools/planner/plans.md`, jax {jax.__version__}. No TPU was used.\n")
+    experiment = _experiment("SIZE", MeshConfig())
+    source, target = lengths(experiment)
+    train = experiment.train
+    print(
+        f"T5 1.1 in {experiment.model.dtype}, {MEMBERS} soft prompts of {experiment.prompt.length} tokens at once, "
+        f"{experiment.ensemble.group} at a time on each device. A step is a\nbatch of {train.batch_size} for each, "
+        f"{source} tokens in and {target} out, with remat {experiment.model.remat}; generation is of "
+        f"{train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has as little tensor parallelism as leaves "
+        "three quarters of the memory, and\nthen members before rows.\n"
+    )
+    print(ASSUMPTIONS)
+    for title, name in SLICES.items():
+        where = topology(name)
+        rows = []
+        for size in SIZES:
+            experiment = _experiment(size, _mesh(size, where))
+            mesh = " x ".join(map(str, dataclasses.astuple(experiment.mesh)))
+            for program in programs(experiment, where.devices):
+                print(f"{title}, {size}, {program.name}", file=sys.stderr, flush=True)
+                rows.append((f"{size}, {mesh}, {program.name.partition(',')[0]}", estimate(program, where)))
+            jax.clear_caches()
+        print(f"## {title}: {name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB\n")
+        print("\n".join(table(rows)) + "\n", flush=True)
+
+
+def _experiment(size: str, mesh: MeshConfig) -> Experiment:
+    return Experiment(
+        model=ModelConfig(name=f"google/t5-v1_1-{size}", dtype="bfloat16", remat="full"),
+        data=DataConfig(task="any", input_length=512, target_length=16),
+        ensemble=EnsembleConfig(size=MEMBERS, group=1),
+        mesh=mesh,
+    )
+
+
+def _mesh(size: str, where: Topology) -> MeshConfig:
+    """As little tensor parallelism as leaves three quarters of the memory, and then members before rows."""
+    experiment = _experiment(size, MeshConfig())
+    config = base_config(experiment.model.name)
+    leaves = jax.tree.leaves(abstract(family(config).parameters(config), experiment.model.dtype))
+    base, model = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), 1
+    while base / model > where.chip.memory / 4:
+        model *= 2
+    rest = len(where.devices) // model
+    return MeshConfig(ensemble=min(MEMBERS, rest), data=max(1, rest // MEMBERS), model=model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Counts what each method trains and stores for a task: Table 4 of Lester et al. 2021, for any model.
+
+    python -m tools.planner.parameters        # T5 1.1 of each size, soft prompts of 100 tokens
+    python -m tools.planner.parameters --models demo openai-community/gpt2-medium
+
+Nothing is loaded or trained: the models are folders with a config.json, or published ones whose shapes are known here.
+Of multitask prompts what is trained is of all tasks together, and what is stored, and beside the base in all, of one.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import tyro
+
+from prompt_jax.checkpoints.weights import abstract
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.experiment import PROMPT_METHODS, REPLACING_METHODS, Experiment
+from prompt_jax.methods import applied
+from prompt_jax.models import family
+from tools.planner.programs import base_config, start_of
+
+T5 = tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl"))
+# What the paper prints for a prompt of 100: parameters with the prompt, and the prompt's share of them in percent. That
+# of large is a slip (102,400 of 783,252,480 are 0.01307 %), and that of xl is not rounded.
+PAPER = {
+    T5[0]: (77_012_352, 0.06648),
+    T5[1]: (247_654_656, 0.03101),
+    T5[2]: (783_252_480, 0.01907),
+    T5[3]: (2_849_961_984, 0.00718),
+    T5[4]: (11_135_741_952, 0.00368),
+}
+TASKS = 8  # of multitask prompts: SuperGLUE's
+METHODS = {
+    "soft prompt": PromptConfig(),
+    f"multitask (add), {TASKS} tasks": PromptConfig(per_task="add"),
+    f"multitask (concatenate), {TASKS} tasks": PromptConfig(per_task="concatenate"),
+    f"multitask (project), {TASKS} tasks": PromptConfig(per_task="project"),
+    "prefix": PromptConfig(method="prefix", init="uniform"),
+    "prefix with MLP": PromptConfig(method="prefix", init="uniform", mlp_width=512),
+    "adapters (Houlsby)": PromptConfig(method="adapter"),
+    "adapters (Lin)": PromptConfig(method="adapter", adapter="lin"),
+    "last two layers": PromptConfig(method="last_layers"),
+    "full model": PromptConfig(method="full"),
+    "prompt design": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What each method trains of a model, and what is stored for each task."""
+
+    models: tuple[str, ...] = T5
+    """Folders with a config.json, or published models: T5 1.1, LM-adapted and Flan, GPT-2, BART."""
+    lengths: tuple[int, ...] = (100,)
+    """Of soft prompts, and the last one of multitask prompts and prefixes too. The paper has 1, 5, 20, 50, 100 and
+    150."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 for an error."""
+    args = tyro.cli(Parameters, args=argv, prog="python -m tools.planner.parameters", description=Parameters.__doc__)
+    try:
+        for line in table(args.models, args.lengths):
+            print(line)
+    except UserError as error:
+        print(f"parameters: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    if not lengths or min(lengths) < 1:
+        raise ConfigError(f"--lengths must be positive, not {' '.join(map(str, lengths)) or 'none'}")
+    yield "| model | method | trained | in all | share | stored for a task, MiB | paper: in all | paper: share |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    methods: dict[str, PromptConfig | None] = {}
+    for what, prompt in METHODS.items():
+        if prompt is None or prompt.method not in PROMPT_METHODS:
+            methods[what] = prompt
+            continue
+        for length in lengths if what == "soft prompt" else lengths[-1:]:
+            methods[f"{what}, {length}"] = dataclasses.replace(prompt, length=length)
+    for name in models:
+        for number, (what, prompt) in enumerate(methods.items()):
+            base, trained, stored = counts(name, prompt)
+            total = base if prompt is not None and prompt.method in REPLACING_METHODS else base + stored
+            printed = ("", "")
+            if what == "soft prompt, 100" and name in PAPER:
+                printed = f"{PAPER[name][0]:,}", f"{PAPER[name][1]:.5f} %"
+            shown = f"{trained:,}", f"{total:,}", f"{100 * trained / total:.5f} %", f"{4 * stored / 2**20:,.2f}"
+            yield f"| {' | '.join((name if number == 0 else '', what, *shown, *printed))} |"
+
+
+def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
+    """The parameters of a model, those that a method trains, and those that it stores for a task; None trains none."""
+    config = base_config(name)
+    base = abstract(family(config).parameters(config), "float32")
+    if prompt is None:
+        return size(base), 0, 0
+    member = Experiment(model=ModelConfig(name), data=DataConfig(task="any"), prompt=prompt)
+    trainable = start_of(member, config, base, TASKS).trainable["prompt"]
+    _, stored = jax.eval_shape(applied(prompt), trainable, base)
+    return size(base), size(trainable), size(stored) // (TASKS if prompt.per_task else 1)
+
+
+def size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
