@@ -288,7 +288,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     np.savez(tmp_path / "damaged.npz", **entries | {"1/encoder_tokens": entries["1/encoder_tokens"] * np.nan})
     assert "damaged.npz, member 1" in message(tmp_path / "damaged.npz", *own)
 
-    assert "by mean-probability every member counts" in message(
+    assert "--vote mean-probability needs every member" in message(
         other(), *own, "--early-stop", "--vote", "mean-probability"
     )
     free = dataclasses.replace(task_format, labels=())
@@ -354,7 +354,7 @@ def test_help_of_every_verb(capsys):
         (["trian"], "there is no verb 'trian'. Did you mean 'train'?"),
         (["evaluat", "x"], "Did you mean 'evaluate'?"),
         (["train", "CONFIG", "--prompt.lenght", "3"], "--prompt.length"),
-        (["train", "CONFIG", "--optimizer.learning-rate", "3"], "--optimizer.learning-rate"),
+        (["train", "CONFIG", "--optimiser.learning-rate", "3"], "--optimizer.learning-rate"),
     ],
 )
 def test_the_nearest_right_name_is_given(config, capsys, argv, message):
@@ -380,7 +380,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("predict", other, "x"), "trained on elsewhere, which is not on this machine. To download it, say --model"),
         (("predict", other, "x", *named), "was trained on elsewhere (sha256:1), not on"),
         (("predict", prompt_file, "x"), "if you trust it, say --model"),
-        (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
+        (("evaluate", prompt_file, *named), "which is not in the tasks folder; give --data FILE, --task NAME or"),
         (("evaluate", prompt_file, *named, "--task", "films"), "no task is called 'films'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
