@@ -82,6 +82,7 @@ class Evaluate:
 def run(args: Evaluate) -> int:
     from prompt_jax.ensembles.members import check_distinct, read_members
     from prompt_jax.ensembles.outcome import evaluate_files
+    from prompt_jax.inference.evaluation import EvaluationOptions
 
     if not args.files:
         return _evaluate_base(args)
@@ -101,16 +102,8 @@ def run(args: Evaluate) -> int:
     for member in members:
         check_model(member.path, member.prompt, member.metadata, model, args.base)
     examples, target_length = read_examples(args.source, members, model, args.metrics)
-    outcome = evaluate_files(
-        model,
-        members,
-        examples,
-        target_length=target_length,
-        batch_size=args.batch_size,
-        decoding=args.decoding,
-        vote=args.vote,
-        early_stop=args.early_stop,
-    )
+    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
+    outcome = evaluate_files(model, members, examples, options, args.vote, early_stop=args.early_stop)
     return _print_outcome(args, outcome)
 
 
@@ -118,6 +111,7 @@ def _evaluate_base(args: Evaluate) -> int:
     from prompt_jax.checkpoints.load import load_model
     from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.ensembles.outcome import evaluate_base
+    from prompt_jax.inference.evaluation import EvaluationOptions
     from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
@@ -167,14 +161,8 @@ def _evaluate_base(args: Evaluate) -> int:
         f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
         for seed, (_, shown) in zip(seeds, made, strict=True)
     ]
-    outcome = evaluate_base(
-        model,
-        [asked for asked, _ in made],
-        names,
-        target_length=target_length,
-        batch_size=args.batch_size,
-        decoding=args.decoding,
-    )
+    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
+    outcome = evaluate_base(model, [asked for asked, _ in made], names, options)
     return _print_outcome(args, outcome)
 
 

@@ -54,7 +54,7 @@ def log_likelihood(targets: Sequence[np.ndarray], scores: Sequence[float] | np.n
 
     Args:
       targets: the token ids of each target, end token included. Only the first of several references counts.
-      scores: the log-probability of each target, in nats (`prompt_jax.inference.evaluation.target_scores`).
+      scores: the log-probability of each target, in nats (`prompt_jax.inference.answers.score_targets`).
     """
     total = np.asarray(scores, np.float64).sum()
     return {LOG_LIKELIHOOD: float(total / sum(map(len, targets)))}

@@ -287,7 +287,7 @@ def _check_length(model: Model, prompt: Prompt, examples: Examples, target_lengt
     try:
         # An answer may be as long as targets are cut to.
         check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
-        logits_rules.settings(model.config, decoding, target_length)
+        logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 

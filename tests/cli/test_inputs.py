@@ -27,7 +27,7 @@ from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.text_tasks import add_task
 from prompt_jax.errors import DataError
-from prompt_jax.inference import evaluation
+from prompt_jax.inference.answers import tokenize
 from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.task_format import TaskFormat
@@ -124,7 +124,7 @@ def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts,
     task = None if "txt" in way else file_task("t", {"test": path}, FORMAT, target=None)
     for model in models.values():
         expected = [model.tokenizer.input_ids(text) for text in texts]
-        assert [ids.tolist() for ids in evaluation.tokenize(model, found, 4096)[0]] == expected
+        assert [ids.tolist() for ids in tokenize(model, found, 4096)[0]] == expected
         if task is not None:
             loaded = load_examples(task, model.tokenizer, "test", LoadOptions(4096, 4))
             assert [ids.tolist() for ids in loaded.inputs][name == "plain.tsv" :] == expected
