@@ -105,7 +105,10 @@ def test_a_chip_is_a_device(config, topology, chips):
     "arguments, message",
     [
         (("--topology", "v5e:3x3"), "libtpu knows no slice v5e:3x3: "),
-        (("--topology", "v5e:4x4"), "make 1 devices, but the 4 hosts have 16, and a mesh over several hosts must use all"),
+        (
+            ("--topology", "v5e:4x4"),
+            "make 1 devices, but the 4 hosts have 16, and a mesh over several hosts must",
+        ),
         (("--topology", "v5e:4x4", "--mesh.model", "16"), "mesh.model is 16, and .* has 6 heads"),
         (("--topology", "v5e:4x4", "--mesh.data", "16", "--train.batch-size", "24"), "train.batch_size is 24"),
         (("--topology", "v5e:2x2", "--model.name", "no/such"), "model.name 'no/such' is neither a folder"),
