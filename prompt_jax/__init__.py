@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prompt_jax.config.optimizer import OptimizerConfig
     from prompt_jax.config.prompt import PromptConfig
     from prompt_jax.config.train import TrainConfig
-    from prompt_jax.data.load import add_task, text_source
+    from prompt_jax.data.text_tasks import add_task, text_source
     from prompt_jax.experiment import Experiment
     from prompt_jax.inference.decoding import beam_search, generate
     from prompt_jax.models import forward
@@ -44,7 +44,7 @@ _HOME = {
     "PromptMetadata": "prompt_files.io",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
-    "add_task": "data.load",
+    "add_task": "data.text_tasks",
     "beam_search": "inference.decoding",
     "forward": "models",
     "generate": "inference.decoding",
@@ -54,7 +54,7 @@ _HOME = {
     "save_ensemble": "prompt_files.io",
     "save_prompt": "prompt_files.io",
     "stack_prompts": "models.prompt",
-    "text_source": "data.load",
+    "text_source": "data.text_tasks",
 }
 
 __all__ = [

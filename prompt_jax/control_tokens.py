@@ -1,8 +1,9 @@
-"""Control tokens in text: where a template has one it is a token, and in a user's data it is plain text.
+"""Control tokens in text: tokens in a template, plain text in data.
 
-A template may contain control tokens of the model, such as `<|user|>` or `<mask>`. The same characters in a row of data
-must not become a token, or data could imitate the template. So control tokens of templates are marked with two Unicode
-noncharacters, which are removed from data, and `prompt_jax.checkpoints.tokenizer` reads only marked tokens as tokens.
+A template may contain control tokens of the model, such as `<|user|>` or `<mask>`. The same characters in data must not
+become a token, or data could imitate the template. So control tokens in templates are marked: they are enclosed in two
+Unicode noncharacters, which are removed from data. `prompt_jax.checkpoints.tokenizer` reads only marked tokens as
+control tokens.
 """
 
 import re
@@ -12,18 +13,20 @@ _MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}")
 
 
 def mark(token: str) -> str:
-    """A control token, marked so that the tokenizer reads it as one."""
+    """Return a control token with the marks around it."""
     return f"{OPEN}{token}{CLOSE}"
 
 
-def unmarked(text: str) -> str:
-    """The text without any marks: what a person sees, and what data may contain."""
+def remove_marks(text: str) -> str:
+    """Return the text without marks: what people see, and what data may contain."""
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
-def keep_marks_of(tokens: frozenset[str], text: str) -> str:
-    """The text with the marks of these tokens only; other marked text becomes plain text."""
+def keep_marks(tokens: frozenset[str], text: str) -> str:
+    """Return the text with marks around these tokens only. Other marked text becomes plain text."""
     if OPEN not in text and CLOSE not in text:
         return text
     parts = _MARKED.split(text)  # plain, marked, plain, ...
-    return "".join(mark(part) if place % 2 and part in tokens else unmarked(part) for place, part in enumerate(parts))
+    return "".join(
+        mark(part) if place % 2 and part in tokens else remove_marks(part) for place, part in enumerate(parts)
+    )

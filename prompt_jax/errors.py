@@ -15,6 +15,10 @@ class CheckpointError(UserError, ValueError):
     """A model that cannot be loaded: what is wrong, where, and what would be right."""
 
 
+class DataError(UserError, ValueError):
+    """Data that cannot be read or used: what is wrong, where, and what would be right."""
+
+
 class SaveError(UserError, RuntimeError):
     """A file of a run could not be written. Of several processes only the one that writes has this error."""
 

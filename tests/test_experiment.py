@@ -40,15 +40,15 @@ def test_one_config_reproduces_the_prompt_tuning_code():
 
 
 def test_the_tasks_of_configs_are_there():
-    from prompt_jax.data import load
+    from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 
-    known = set(load.discover_tasks(ROOT / "tasks"))
+    known = set(discover_tasks(ROOT / "tasks"))
     for path in sorted((ROOT / "configs").rglob("*.py")):
         experiment = experiments.load_experiment(path)
         trained = {member.data.task for member in experiments.members(experiment)} - {None}
-        named = {name for name in trained if not load.rates_of_mixture(name)} | set(experiment.data.test_tasks)
+        named = {name for name in trained if not mixture_rates(name)} | set(experiment.data.test_tasks)
         assert named <= known, path
-        assert all("test" in load.find_task(name).splits for name in experiment.data.test_tasks), path
+        assert all("test" in find_task(name).splits for name in experiment.data.test_tasks), path
 
 
 @given(

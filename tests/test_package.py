@@ -153,8 +153,10 @@ def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
     from prompt_jax import cli
     from prompt_jax.config.optimizer import OptimizerConfig
     from prompt_jax.config.prompt import PromptConfig
-    from prompt_jax.data import load
-    from prompt_jax.data.batches import TrainBatches, length_buckets
+    from prompt_jax.data.batches import TrainBatches
+    from prompt_jax.data.buckets import length_buckets
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
     from prompt_jax.methods import applied
     from prompt_jax.task_format import TaskFormat
     from prompt_jax.training import step as steps
@@ -164,8 +166,8 @@ def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
     first = prompt_jax.load_prompt(prompt_file, model)
 
     task_format = TaskFormat("{text}", labels=("negative", "positive"), input_length=32, target_length=16)
-    task = load.file_task("files", {"train": Path(data_file)}, task_format)
-    examples = load.load_examples(task, model.tokenizer, "train", input_length=32, target_length=16)
+    task = file_task("files", {"train": Path(data_file)}, task_format)
+    examples = load_examples(task, model.tokenizer, "train", LoadOptions(32, 16))
     buckets = length_buckets([len(ids) for ids in examples.inputs], 2, 32)
     batches = TrainBatches(examples, 8, 0, buckets, model.config.pad_id, model.config.start_id)
 
@@ -273,7 +275,8 @@ def test_only_data_imports_tensorflow_and_nothing_does_at_once():
     }
     tensorflow = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
     assert {name for name, target, _ in found if target in tensorflow} == {
-        "prompt_jax.data.tasks",
+        "prompt_jax.data.seqio_import",
+        "prompt_jax.data.text_tasks",
         "prompt_jax.data.vocabulary",
     }
     assert {name for name, target, now in found if now and target in tensorflow | {"torch", "transformers"}} == set()

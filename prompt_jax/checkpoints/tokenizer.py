@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 from prompt_jax.checkpoints.files import check_text_file, one_line, read_json
-from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks_of, mark
+from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark
 from prompt_jax.errors import CheckpointError
 
 # The files of a tokenizer; a model on the Hub has some of them.
@@ -53,7 +53,7 @@ class Tokenizer:
         Raises:
           CheckpointError: an id that the model's embedding table does not have.
         """
-        marked = keep_marks_of(self._control, text)
+        marked = keep_marks(self._control, text)
         ids = self._read(marked) if self._fast else self._slow(marked)
         if (highest := max(ids, default=0)) >= self.rows:
             raise CheckpointError(

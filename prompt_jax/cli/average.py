@@ -29,7 +29,7 @@ class Average:
 
 
 def run(args: Average) -> int:
-    from prompt_jax.ensembles.average import average
+    from prompt_jax.ensembles.average import average_prompts
     from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
     from prompt_jax.prompt_files.io import save_prompt
 
@@ -40,7 +40,7 @@ def run(args: Average) -> int:
     check_distinct(args.files)
     members = read_members(args.files)
     check_one_base(members)
-    prompt = average([member.prompt for member in members], args.weights, [str(member) for member in members])
+    prompt = average_prompts([member.prompt for member in members], args.weights, [str(member) for member in members])
     save_prompt(args.dest, prompt, _metadata(members, args.weights))
     show(f"wrote {args.dest}, the average of {len(members)} prompts")
     return 0

@@ -77,6 +77,7 @@ class Evaluate:
 def run(args: Evaluate) -> int:
     from prompt_jax.ensembles.members import check_distinct, read_members
     from prompt_jax.ensembles.outcome import evaluate_files
+    from prompt_jax.inference.evaluation import EvaluationOptions
 
     if not args.files:
         return _base_alone(args)
@@ -96,16 +97,8 @@ def run(args: Evaluate) -> int:
     for member in members:
         check_base(member.path, member.prompt, member.metadata, model, args.base)
     examples, target_length = read_examples(args.source, members, model, args.metrics)
-    outcome = evaluate_files(
-        model,
-        members,
-        examples,
-        target_length=target_length,
-        batch_size=args.batch_size,
-        decoding=args.decoding,
-        vote=args.vote,
-        early_stop=args.early_stop,
-    )
+    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
+    outcome = evaluate_files(model, members, examples, options, args.vote, early_stop=args.early_stop)
     return _show(args, outcome)
 
 
@@ -113,6 +106,7 @@ def _base_alone(args: Evaluate) -> int:
     from prompt_jax.checkpoints.load import load_model
     from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.ensembles.outcome import evaluate_base
+    from prompt_jax.inference.evaluation import EvaluationOptions
     from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
@@ -159,14 +153,8 @@ def _base_alone(args: Evaluate) -> int:
         f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
         for seed, (_, shown) in zip(seeds, made, strict=True)
     ]
-    outcome = evaluate_base(
-        model,
-        [asked for asked, _ in made],
-        names,
-        target_length=target_length,
-        batch_size=args.batch_size,
-        decoding=args.decoding,
-    )
+    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
+    outcome = evaluate_base(model, [asked for asked, _ in made], names, options)
     return _show(args, outcome)
 
 
@@ -174,11 +162,13 @@ def _pool(
     source: Source, file: Path | None, asked: "Examples", nobody: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
     """What examples are drawn from: the training split of the task that is asked, or a file."""
-    from prompt_jax.data import load
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
+    from prompt_jax.data.registry import find_task
 
     if file is None:
         assert source.task is not None
-        if "train" not in (splits := load.find_task(source.task).splits):
+        if "train" not in (splits := find_task(source.task).splits):
             there = ", ".join(splits)
             raise UserError(
                 f"{source.task} has no split 'train' for --shots, but {there}; give a file with --shots-from"
@@ -187,9 +177,9 @@ def _pool(
     if asked.format is None:
         raise UserError(f"{asked.name} makes its tokens itself, and cannot be shown examples of --shots-from {file}")
     own = dataclasses.replace(asked.format, metrics=("accuracy",))  # others may need more than a file has
-    task = load.file_task(file.name, {"train": file}, own, target=source.target)
+    task = file_task(file.name, {"train": file}, own, target=source.target)
     tokenizer: Any = model.tokenizer
-    return load.load_examples(task, tokenizer, "train", input_length=own.input_length, target_length=own.target_length)
+    return load_examples(task, tokenizer, "train", LoadOptions(own.input_length, own.target_length))
 
 
 def _show(args: Evaluate, outcome: "Outcome") -> int:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.data.files import render
-from prompt_jax.data.lines import DataError, is_text, read_lines, stream_lines, without_end
+from prompt_jax.data.files import render_row
+from prompt_jax.data.lines import is_text, read_lines, stream_lines, strip_line_ending
 from prompt_jax.data.rows import KINDS, read_rows
-from prompt_jax.errors import UserError
+from prompt_jax.errors import DataError, UserError
 from prompt_jax.task_format import TaskFormat
 
 
@@ -44,7 +44,7 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
     lines = stream_lines(_standard_input(), name) if file is None else read_lines(file)
     number = 0
     for number, line in enumerate(lines, 1):
-        yield f"{name}:{number}", without_end(line)
+        yield f"{name}:{number}", strip_line_ending(line)
     if not number:
         raise DataError(f"{name}: no input; expected a text on each line")
 
@@ -63,7 +63,7 @@ def input_texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> I
         if len(columns) == 1 and isinstance(line, str):
             yield task_format.render({columns[0]: line})
         else:
-            yield render(as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
+            yield render_row(as_row(line, where, f"a JSON object with {', '.join(columns)}"), task_format, where)
 
 
 def as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:

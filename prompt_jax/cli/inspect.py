@@ -43,8 +43,8 @@ class Inspect:
 def run(args: Inspect) -> int:
     from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
     from prompt_jax.ensembles.tables import Table
-    from prompt_jax.inspection import prompt_similarity
     from prompt_jax.inspection.findings import collect_findings
+    from prompt_jax.inspection.similarity import prompt_similarity
     from prompt_jax.inspection.text import describe, printable
     from prompt_jax.models.prompt import check_alike
 

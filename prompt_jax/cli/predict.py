@@ -12,7 +12,7 @@ import tyro
 from prompt_jax.cli.common import BaseOptions, check_base, check_positive, chosen_format, load_base, print_error
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.control_tokens import unmarked
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import UserError
 from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.storage.json_text import json_text
@@ -58,7 +58,7 @@ def run(args: Predict) -> int:
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
     for chunk in _chunks(lines, args.batch_size):
         for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
-            shown = {**line._asdict(), "input": unmarked(line.input), **answer._asdict()}
+            shown = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
             if args.prompts is None:
                 del shown["prompt"]
             print(json_text(shown) if args.json else _one_line(answer.prediction))

@@ -29,7 +29,7 @@ class Similarity:
 
 def run(args: Similarity) -> int:
     from prompt_jax.ensembles.tables import Table
-    from prompt_jax.inspection import nearest_others, task_similarity
+    from prompt_jax.inspection.similarity import nearest_others, task_similarity
 
     if not args.paths:
         raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")

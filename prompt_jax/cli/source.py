@@ -54,7 +54,10 @@ def read_examples(
 
     What prompts say is taken from the first that says it.
     """
-    from prompt_jax.data import load
+    from prompt_jax.data.downloads import is_downloaded
+    from prompt_jax.data.files import file_task
+    from prompt_jax.data.load import LoadOptions, load_examples
+    from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name, task_names
 
     first = next((member for member in members if member.metadata.format is not None), members[0])
     path, own, before = first.path, first.metadata.format, ""
@@ -62,27 +65,27 @@ def read_examples(
         if own is None and source.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
         own = chosen_format(own, source.template, source.labels, metrics)
-        task: Any = load.file_task(source.data.name, {source.split: source.data}, own, target=source.target)
+        task: Any = file_task(source.data.name, {source.split: source.data}, own, target=source.target)
     else:
         name = source.task or next((member.metadata.task for member in members if member.metadata.task), None)
         if name is None:
             raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
-        load.discover_tasks(source.tasks)
-        if source.task is None and (rates := load.rates_of_mixture(name)) is not None:
+        discover_tasks(source.tasks)
+        if source.task is None and (rates := mixture_rates(name)) is not None:
             raise UserError(
                 f"{path} was trained on {name}, a mixture; say with --task which of its tasks is asked: "
                 f"{', '.join(rates)}"
             )
-        if source.task is None and name not in load.task_names():
+        if source.task is None and name not in task_names():
             raise UserError(
                 f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"
             )
-        task = load.find_task(name)
-        if source.task is None and not load.on_this_machine(task):
+        task = find_task(name)
+        if source.task is None and not is_downloaded(task):
             raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
         theirs = getattr(task, "task_format", None)
         if theirs is not None and _asked_by_name(members, theirs):
-            before = f"{load.short_name(name)} "
+            before = f"{short_name(name)} "
         if source.task is None and own is not None and theirs is not None and own.template != before + theirs.template:
             warnings.warn(
                 f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
@@ -91,16 +94,10 @@ def read_examples(
         own = theirs if source.task is not None else own or theirs
     lengths = own or TaskFormat("{inputs}")
     assert model.tokenizer is not None  # check_base
-    examples = load.load_examples(
-        task,
-        model.tokenizer,
-        source.split,
-        input_length=lengths.input_length,
-        target_length=lengths.target_length,
-        limit=source.limit,
-        metric_names=metrics or (),
-        before=before,
+    options = LoadOptions(
+        lengths.input_length, lengths.target_length, limit=source.limit, metrics=metrics or (), prepend=before
     )
+    examples = load_examples(task, model.tokenizer, source.split, options)
     if examples.unlabeled and source.data is None and source.split == "test" and "validation" in task.splits:
         raise UserError(
             f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, as "
@@ -118,15 +115,15 @@ def _asked_by_name(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool
     Raises:
       UserError: some were, and some were not.
     """
-    from prompt_jax.data import load
+    from prompt_jax.data.registry import find_task, short_name, task_names
 
     known: list[tuple[LoadedPrompt, bool]] = []
     for member in members:
         own, task = member.metadata.format, member.metadata.task
         if own is None or task is None and own.template != NAMED_INPUTS:
             continue
-        start = f"{load.short_name(task or '')} "
-        theirs = getattr(load.find_task(task), "task_format", None) if task in load.task_names() else None
+        start = f"{short_name(task or '')} "
+        theirs = getattr(find_task(task), "task_format", None) if task in task_names() else None
         named = own.template in (NAMED_INPUTS, start + (theirs or asked).template)
         if theirs is not None and not theirs.template.startswith(start):  # whatever it was when it was trained on
             named = named or own.template.startswith(start)

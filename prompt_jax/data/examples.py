@@ -1,4 +1,4 @@
-"""Tokenized examples in memory, and how answers to them are scored."""
+"""Tokenized examples in memory, and the scores of answers to them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_jax.data.files import DataError
+from prompt_jax.errors import DataError
 from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
 from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 
@@ -15,27 +15,27 @@ from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 class Examples:
     """One split of a task, tokenized, in the order of its source.
 
-    All of it is in host memory. Sets for tuning prompts are small, and this way the order of training is a function
-    of the seed alone, a position in it is two numbers, and nothing depends on tf.data's threads.
+    All of it is in host memory. Data sets for prompt tuning are small. In memory, the training order is a function of
+    the seed alone, a position in it is two numbers, and tf.data's threads play no role.
 
     Attributes:
       name: the task's name.
       split: the split's name.
-      inputs: an int32 array [S_i] for each example, the end token included.
-      targets: an int32 array [T_i] for each example, the end token included.
-      input_texts: the inputs before tokenization, whole where `inputs` is truncated; control tokens of the template are
-        marked (`prompt_jax.control_tokens`).
-      target_texts: the targets before tokenization; UNLABELED where the answer is not known.
-      truncated: how many examples were cut to the length asked for, under "inputs" and "targets".
-      format: the task's format; None for a seqio task that has none, or makes its tokens itself.
+      inputs: an int32 array [S_i] for each example, end token included.
+      targets: an int32 array [T_i] for each example, end token included.
+      input_texts: the inputs before tokenization and truncation. Control tokens of the template are marked
+        (`prompt_jax.control_tokens`).
+      target_texts: the targets before tokenization; UNLABELED if the answer is unknown.
+      truncated: how many examples were truncated, under "inputs" and "targets".
+      format: the task's format; None for a plain seqio task, which makes its own tokens.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
-      rows: what the task's pipeline gave for each example; only kept for `postprocess`.
-      references: for a task whose metrics compare with references, all target texts of each input, of which
-        `target_texts` and `targets` have the first; empty for other tasks, and for training, where each is an example.
-      notes: what metrics are told of each example beside its answer (`task_format.NOTE_METRICS`); may be empty.
-      continued: whether an answer is the rest of the input's line, without a start token before it and an end token
-        after: how a causal model is asked in words. Targets have no end token then.
+      rows: the output of the task's pipeline for each example; only kept for `postprocess`.
+      references: for a task whose metrics compare with references, all target texts of each input, the first of which
+        is in `target_texts` and `targets`. Empty for other tasks and for the split "train".
+      notes: the notes that metrics need in addition to the answers (`task_format.NOTE_METRICS`); may be empty.
+      continues_input: whether an answer continues the input's line, with neither start nor end token, as when a causal
+        model is prompted with text. Targets then have no end token.
     """
 
     name: str
@@ -51,40 +51,40 @@ class Examples:
     rows: tuple[dict[str, Any], ...] = ()
     references: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
-    continued: bool = False
+    continues_input: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     @property
     def unlabeled(self) -> int:
-        """How many examples have no answer: to be predicted, not to train on or to score."""
+        """The number of examples without an answer. They can be predicted, but neither trained on nor scored."""
         return self.target_texts.count(UNLABELED) if self.format else 0
 
     @property
-    def answered(self) -> bool:
-        """Whether answers are generated: all but for a task whose only metric is the targets' log-likelihood."""
+    def needs_answers(self) -> bool:
+        """Whether answers are generated. False only if the targets' log-likelihood is the single metric."""
         return not self.metric_fns or any(function is not log_likelihood for function in self.metric_fns)
 
     @property
-    def measured(self) -> bool:
-        """Whether one of the metrics is the targets' log-likelihood."""
+    def needs_log_likelihood(self) -> bool:
+        """Whether the targets' log-likelihood is one of the metrics."""
         return log_likelihood in self.metric_fns
 
     @property
-    def sentinel(self) -> bool:
+    def has_sentinel(self) -> bool:
         """Whether targets begin with SENTINEL. Answers are then compared without it."""
         return any(text.startswith(SENTINEL) for text in self.target_texts)
 
     @property
     def expected(self) -> Sequence[Target]:
-        """What metrics compare with: each example's references where there are, or else its target's text."""
+        """What metrics compare answers with: each example's references if it has any, otherwise its target."""
         return self.references or self.target_texts
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
-        """The examples of these numbers, in this order; a number may come again, as in a bootstrap's resample.
+        """Return the examples with these indices, in this order. Indices may repeat, as in a bootstrap sample.
 
-        `truncated` stays that of the whole split.
+        `truncated` still counts the whole split.
         """
 
         def of(values: Sequence[Any]) -> list[Any]:
@@ -104,16 +104,16 @@ class Examples:
         )
 
     def score(self, predictions: Sequence[str], log_probabilities: np.ndarray | None = None) -> dict[str, float]:
-        """The task's metrics by name, its first one first, and for a task with labels `invalid` beside them.
+        """Return the task's metrics by name in their order and, for a task with labels, `invalid`.
 
         Args:
-          predictions: the answer for each example, in their order; none where no metric is of answers.
-          log_probabilities: [N] of the targets, in nats; without them `log_likelihood` is left out.
+          predictions: the answer to each example; empty if `needs_answers` is false.
+          log_probabilities: [N] of the targets, in nats. Without them, `log_likelihood` is left out.
 
         Raises:
-          ValueError: another number of predictions than of examples, or examples without a label.
+          ValueError: the number of predictions is not that of the examples, or examples have no label.
         """
-        if len(predictions) != len(self) * self.answered:
+        if len(predictions) != len(self) * self.needs_answers:
             raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")
         if self.unlabeled:
             raise DataError(
@@ -121,7 +121,7 @@ class Examples:
                 "they can be predicted, but not scored"
             )
         targets = self._postprocessed(self.expected, is_target=True)
-        answers = self._postprocessed(predictions, is_target=False) if self.answered else []
+        answers = self._postprocessed(predictions, is_target=False) if self.needs_answers else []
         scores: dict[str, float] = {}
         for function in self.metric_fns:
             if function is not log_likelihood:
@@ -138,13 +138,13 @@ class Examples:
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among a metric's results; seqio's metrics may also return texts and histograms to be logged."""
+    """Return the numbers among a metric's results. seqio's metrics may also return text and histograms to log."""
     numbers = {name: getattr(value, "value", value) for name, value in values.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}
 
 
-def cut(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:
-    """The ids, int32, at most so many; what is longer is cut before its end token, if it has one."""
+def truncate(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:
+    """Return at most `length` ids, int32. A final end token is kept."""
     kept = np.array(ids[:length], np.int32)
     if len(ids) > length and ids[-1] == eos_id:
         kept[-1] = eos_id

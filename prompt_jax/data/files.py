@@ -1,4 +1,4 @@
-"""A user's examples in JSONL, CSV and TSV files, which `data_rows` reads, as input and target texts."""
+"""Examples in JSONL, CSV and TSV files, as input and target texts."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.control_tokens import unmarked
-from prompt_jax.data.lines import DataError, fail, is_text, read_lines, shown, without_end
+from prompt_jax.control_tokens import remove_marks
+from prompt_jax.data.lines import data_error, is_text, quote, read_lines, strip_line_ending
 from prompt_jax.data.rows import KINDS, file_kind, read_rows
+from prompt_jax.errors import DataError
 from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
@@ -23,83 +24,77 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 def read_documents(path: Path) -> Iterator[str]:
     """Yield the documents of a `.txt` file, or the column `text` of another file, lazily and in order.
 
-    In a `.txt` file blank lines separate documents. A document is its lines with LF between them.
+    In a `.txt` file, blank lines separate documents. The lines of a document are joined with LF.
 
     Raises:
-      DataError: as read_rows, or a text file without a word.
+      DataError: as `read_rows`, or a `.txt` file that has no text.
     """
     if file_kind(path, (".txt", *KINDS)) != ".txt":
-        yield from (text_of(row, "text", f"{path}:{line}") for line, row in read_rows(path))
+        yield from (column_text(row, "text", f"{path}:{line}") for line, row in read_rows(path))
         return
-    found = False
-    for blank, lines in itertools.groupby(map(without_end, read_lines(path)), lambda line: not line.strip()):
+    empty = True
+    for blank, lines in itertools.groupby(map(strip_line_ending, read_lines(path)), lambda line: not line.strip()):
         if not blank:
-            found = True
+            empty = False
             yield "\n".join(lines)
-    if not found:
-        raise DataError(f"{path}: no text; expected documents with an empty line between them")
+    if empty:
+        raise DataError(f"{path}: no text; expected documents separated by blank lines")
 
 
 def read_examples(path: Path, task_format: TaskFormat, target: str | None) -> Iterator[tuple[str, str]]:
-    """(input text, target text) of each row of a file, lazily and in order.
+    """Yield (input text, target text) for each row of a file, lazily and in order.
 
-    The template's columns and the target's may hold text, numbers and booleans, which become text as Python's `str`
-    writes them. For a task with labels the target is a label's string or its class number, counted from 0, and -1
-    where it is not known. Where a label is itself an integer, numbers are taken as labels' strings only.
+    Columns may hold text, numbers and booleans, which become text through Python's `str`. For a task with labels, the
+    target is a label, its index from 0, or -1 if it is unknown. If any label is itself an integer, numbers are read as
+    labels, not as indices.
 
     Args:
       path: the file.
       task_format: the template and the labels.
-      target: the column of the answers; None if there are none, which gives UNLABELED.
+      target: the column with the targets; None if the file has no targets, which become UNLABELED.
 
     Raises:
-      DataError: as read_rows, or a column is missing, its value is no text, or a label is unknown.
+      DataError: as `read_rows`; or a column is missing or not text, or a label is unknown.
     """
     for line, row in read_rows(path):
         where = f"{path}:{line}"
-        answer = UNLABELED if target is None else _answer(row, target, task_format.labels, where)
-        yield render(row, task_format, where), answer
+        answer = UNLABELED if target is None else _target(row, target, task_format.labels, where)
+        yield render_row(row, task_format, where), answer
 
 
-def render(row: Mapping[str, Any], task_format: TaskFormat, where: str) -> str:
-    """The input text of a row; `where` it is from is named in errors.
+def render_row(row: Mapping[str, Any], task_format: TaskFormat, where: str) -> str:
+    """Return the input text of a row. Error messages begin with `where`, the row's location.
 
     Raises:
-      DataError: a column of the template is missing, or its value is no text.
+      DataError: a column of the template is missing or not text.
     """
-    return task_format.render({column: text_of(row, column, where) for column in task_format.columns})
+    return task_format.render({column: column_text(row, column, where) for column in task_format.columns})
 
 
-def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
-    """A column of a row as text; `where` it is from is named in errors.
+def column_text(row: Mapping[str, Any], column: str, where: str) -> str:
+    """Return a column of a row as text. Error messages begin with `where`, the row's location.
 
     Raises:
-      DataError: there is none, or it holds neither text nor a number or boolean.
+      DataError: the column is missing, or holds neither text nor a finite number nor a boolean.
     """
     if column not in row:
         names = [f"{name!r:.60}" for name in row]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        fail(where, f"no column {column!r:.60}", f"it among {', '.join(names[:20]) or 'no columns'}{more}")
+        raise data_error(where, f"no column {column!r:.60}", f"it among {', '.join(names[:20]) or 'no columns'}{more}")
     value = row[column]
     if not isinstance(value, (str, int, float)) or isinstance(value, float) and not math.isfinite(value):
-        fail(where, f"column {column!r:.60} holds {json.dumps(value)[:40]}", "text, a finite number or a boolean")
-    text = unmarked(str(value))
+        raise data_error(
+            where, f"column {column!r:.60} holds {json.dumps(value)[:40]}", "text, a finite number or a boolean"
+        )
+    text = remove_marks(str(value))
     if not is_text(text):
-        fail(where, f"column {column!r:.60} holds half of a surrogate pair", "text that UTF-8 can write")
+        raise data_error(where, f"column {column!r:.60} holds half of a surrogate pair", "text that UTF-8 can encode")
     return text
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """A task over a user's files; `file_task` makes and checks it.
-
-    Attributes:
-      name: what the task is called in reports.
-      files: the file of each split.
-      task_format: template, labels, metrics and lengths.
-      target: the column of the answer, or None.
-      validation_share: the share of the train file that is the split "validation".
-    """
+    """A task whose examples are in files. Create it with `file_task`, which documents the fields and checks them."""
 
     name: str
     files: Mapping[str, Path]
@@ -109,36 +104,36 @@ class FileTask:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits there are."""
+        """The names of the splits."""
         return (*self.files, "validation") if self.validation_share else tuple(self.files)
 
     def examples(self, split: str, limit: int | None = None, seed: int = 0) -> Iterator[tuple[str, str]]:
-        """(input text, target text) of each example of a split, lazily, in the order of its file.
+        """Yield (input text, target text) for each example of a split, lazily, in the order of its file.
 
         Args:
-          split: its name.
-          limit: if given, only so many examples, drawn at random. The file is read twice, and no other row is kept.
-          seed: of the draw.
+          split: the split's name.
+          limit: if given, a random sample of at most this many examples. The file is read twice to save memory.
+          seed: the seed of the sample.
 
         Raises:
-          DataError: as read_examples, or a held-out share that leaves a split empty.
+          DataError: as `read_examples`, or the hold-out leaves the split empty.
         """
         if limit is not None and limit < (count := sum(1 for _ in self.examples(split))):
-            import numpy as np  # here, so that `--help` does without
+            import numpy as np  # not needed for `--help`
 
-            # As `prompt_jax.data.load` draws from rows in memory.
+            # The same sample as `prompt_jax.data.load` takes of rows in memory.
             kept = set(np.random.default_rng(seed).permutation(count)[:limit].tolist())
             yield from (row for number, row in enumerate(self.examples(split)) if number in kept)
         elif self.validation_share and split in ("train", "validation"):
-            yield from self._part_of_train(split)
+            yield from self._split_train_file(split)
         else:
             yield from read_examples(self.files[split], self.task_format, self.target)
 
-    def _part_of_train(self, split: str) -> Iterator[tuple[str, str]]:
+    def _split_train_file(self, split: str) -> Iterator[tuple[str, str]]:
         path, share, empty = self.files["train"], self.validation_share, True
         fractions = []
         for inputs, targets in read_examples(path, self.task_format, self.target):
-            fraction = text_fraction(unmarked(inputs))
+            fraction = text_fraction(remove_marks(inputs))
             if (fraction < share) == (split == "validation"):
                 empty = False
                 yield inputs, targets
@@ -150,7 +145,7 @@ class FileTask:
                 if split == "validation"
                 else ("all", f"data.validation_share of at most {math.floor(1000 * max(fractions)) / 1000}")
             )
-            fail(
+            raise data_error(
                 str(path),
                 f"the split {split!r} of the task {self.name!r} has no examples, since data.validation_share {share:g} "
                 f"holds out {amount} of {len(fractions)}",
@@ -166,21 +161,20 @@ def file_task(
     target: str | None = "label",
     validation_share: float = 0.0,
 ) -> FileTask:
-    """A task over a user's JSONL, CSV or TSV files, to be passed to `prompt_jax.data.load.load_examples`.
+    """Create a task from JSONL, CSV or TSV files, for `prompt_jax.data.load.load_examples`.
 
-    The files are read when examples are loaded, and errors in them are raised then.
+    The files are read when examples are loaded. Errors in them are raised then.
 
     Args:
-      name: what the task is called in reports.
+      name: the task's name in reports.
       files: the file of each split: "train", "validation", "test".
       task_format: template, labels, metrics and lengths.
-      target: the column of the answer; None if the files have none, so that they can only be predicted.
-      validation_share: if positive, the share of the train file that becomes the split "validation". It is chosen
-        by a hash of the input's normalized text, so it does not depend on the order of the file, and equal texts
-        stay together.
+      target: the column with the answers; None if the files have none, so that they can only be predicted.
+      validation_share: if positive, this share of the train file is held out as the split "validation". A hash of the
+        normalized input text decides, so the order of the file does not matter and equal texts share a split.
 
     Raises:
-      DataError: a file is missing or of an unknown kind, or the share makes no sense.
+      DataError: a file is missing or of an unknown type, or the share is invalid.
     """
     paths = {split: parse_path(path) for split, path in files.items()}
     for split, path in paths.items():
@@ -193,17 +187,17 @@ def file_task(
         raise DataError(f"validation_share must be at least 0 and less than 1, not {validation_share}")
     if validation_share and ("validation" in paths or "train" not in paths):
         raise DataError(
-            f"validation_share takes examples from the file of train, and needs that there is none for "
-            f"validation; there are files for {', '.join(paths)}"
+            "validation_share holds out part of the train file, so it needs a file for train and none for validation; "
+            f"there are files for {', '.join(paths)}"
         )
     return FileTask(name, paths, task_format, target, validation_share)
 
 
 def data_folder(name: str) -> Path:
-    """The folder of a data set that tasks read as it was released: `name` in the folder that PROMPT_JAX_DATA names.
+    """Return `$PROMPT_JAX_DATA/name`, the folder with a data set as its authors released it.
 
     Raises:
-      DataError: the environment variable is not set, or there is no such folder.
+      DataError: the environment variable is not set, or the folder does not exist.
     """
     root = os.environ.get("PROMPT_JAX_DATA")
     if not root:
@@ -215,30 +209,30 @@ def data_folder(name: str) -> Path:
 
 
 def normalize_text(text: str) -> str:
-    """A text as it is compared for duplicates: lower case, words only, one space between them.
+    """Return a text in the form in which duplicates are compared: lowercase words separated by single spaces.
 
-    A text without a word ("!!!", ":)") keeps its signs, or all such texts would be the same.
+    A text without words ("!!!", ":)") keeps its symbols. Otherwise all such texts would be equal.
     """
     folded = text.casefold()
     return " ".join(re.findall(r"\w+", folded)) or " ".join(folded.split())
 
 
 def text_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the normalized text alone, evenly spread: what splits are made by."""
+    """Return a hash of the normalized text, uniform in [0, 1). Splits are made by it."""
     digest = hashlib.sha256(normalize_text(text).encode("utf-8")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _answer(row: Mapping[str, Any], column: str, labels: Sequence[str], where: str) -> str:
-    text = text_of(row, column, where)
+def _target(row: Mapping[str, Any], column: str, labels: Sequence[str], where: str) -> str:
+    text = column_text(row, column, where)
     if not labels or text in labels:
         return text
     numbered = not any(_INTEGER.fullmatch(label) for label in labels)
     if numbered and _INTEGER.fullmatch(text) and -1 <= int(text) < len(labels):
         return UNLABELED if int(text) == -1 else labels[int(text)]
     numbers = f", or its number from 0 to {len(labels) - 1}, or -1 if not known" if numbered else ""
-    fail(
+    raise data_error(
         where,
-        f"column {column!r:.60} holds the label {shown(text)}",
+        f"column {column!r:.60} holds the label {quote(text)}",
         f"one of {', '.join(map(repr, labels))}{numbers}",
     )

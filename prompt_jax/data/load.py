@@ -1,8 +1,6 @@
-"""From a task's name or a user's files to tokenized examples in memory.
+"""Load a task's split as tokenized examples in memory.
 
-Tasks are defined and found by `prompt_jax.data.tasks`. A seqio task with a vocabulary of its own is accepted for models
-that have the same one (`prompt_jax.data.vocabulary`). These two are the only modules of the package that need seqio and
-TensorFlow, which are imported by the functions that use them.
+A task is a FileTask, or a task in seqio's registry. TensorFlow and seqio are only needed for the latter.
 """
 
 import dataclasses
@@ -13,115 +11,82 @@ from typing import Any
 import numpy as np
 
 from prompt_jax import metrics
-from prompt_jax.control_tokens import unmarked
-from prompt_jax.data.examples import Examples, cut
-from prompt_jax.data.files import DataError, FileTask, file_task
-from prompt_jax.data.tasks import (
-    add_task,
-    as_seqio,
-    discover_tasks,
-    find_task,
-    on_this_machine,
-    rates_of_mixture,
-    short_name,
-    source_rows,
-    task_names,
-    text_source,
-    texts_alone,
-    tokenization,
-)
-from prompt_jax.data.vocabulary import Tokenizer, bind
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.control_tokens import remove_marks
+from prompt_jax.data.downloads import source_dataset
+from prompt_jax.data.examples import Examples, truncate
+from prompt_jax.data.files import FileTask
+from prompt_jax.data.registry import find_task
+from prompt_jax.data.text_tasks import without_tokenization, yields_text
+from prompt_jax.data.vocabulary import bind_vocabulary
+from prompt_jax.errors import DataError
 from prompt_jax.task_format import NOTE_METRICS, UNLABELED, TaskFormat
 
-__all__ = [
-    "DataError",
-    "Examples",
-    "FileTask",
-    "Tokenizer",
-    "add_task",
-    "as_seqio",
-    "discover_tasks",
-    "file_task",
-    "find_task",
-    "load_examples",
-    "on_this_machine",
-    "rates_of_mixture",
-    "short_name",
-    "task_names",
-    "text_source",
-]
+Row = Mapping[str, Any]
 
 
-def load_examples(
-    task: Any,
-    tokenizer: Tokenizer,
-    split: str,
-    *,
-    input_length: int,
-    target_length: int,
-    limit: int | None = None,
-    seed: int = 0,
-    metric_names: Sequence[str] = (),
-    before: str = "",
-) -> Examples:
-    """Runs a task's pipeline over a split and keeps the result in memory.
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """How a split is tokenized and sampled.
 
-    Where the task's metrics compare with references, rows of the same input (and note) are one example, with their
-    targets as its references, in the order in which the inputs first appear; but not in the split "train".
+    Attributes:
+      input_length: the maximum length of an input in tokens, end token included. Longer inputs are truncated before
+        their end token, and counted.
+      target_length: the same for targets.
+      limit: if given, load a random sample of at most this many examples, since sources are often sorted. For metrics
+        on groups of examples, the sample consists of whole groups, except in the split "train".
+      seed: the seed of the sample and of the task's random preprocessors. For one seed, a smaller sample is a subset of
+        a larger one.
+      metrics: names of metrics that replace those of the task's format.
+      prepend: text before each input, such as the task's name.
+    """
+
+    input_length: int
+    target_length: int
+    limit: int | None = None
+    seed: int = 0
+    metrics: tuple[str, ...] = ()
+    prepend: str = ""
+
+
+def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOptions) -> Examples:
+    """Run a task's pipeline over a split and keep the result in memory.
+
+    If the task's metrics compare with references, rows with equal input (and note) are merged into one example with
+    several references. Examples keep the order in which their inputs first appear. The split "train" is not merged.
 
     Args:
       task: the name of a registered task, a seqio.Task, or a FileTask.
       tokenizer: the model's.
       split: the split's name.
-      input_length: the longest input in tokens, end token included. What is longer is cut before its end token,
-        and counted.
-      target_length: the same of targets.
-      limit: if given, only so many examples, drawn at random but always the same ones: sources are often sorted. Where
-        groups of examples are scored, whole groups, in splits other than "train", up to so many.
-      seed: of the draw, and of a task's preprocessors that draw random numbers. What a smaller limit draws is part of
-        what a larger one does.
-      metric_names: instead of the metrics of the task's format, if given.
-      before: comes before each input, such as the task's name.
+      options: lengths, sample, metrics, and text before each input.
 
     Raises:
-      DataError: an unknown task or split, no examples, a broken file, a target that is none of the task's labels, a
-        task that does not fit the tokenizer, or metrics for one that has no format.
+      DataError: an unknown task or split, no examples, a malformed file, a target that is not one of the labels, a task
+        that does not fit the tokenizer, or metrics for a task without a format.
       FormatError: metrics that do not fit the task's labels.
     """
     task = find_task(task) if isinstance(task, str) else task
-    task_format: TaskFormat | None = getattr(task, "task_format", None)
-    if metric_names:
-        if task_format is None:
-            raise DataError(f"the task {task.name!r} has metrics of its own, and none can be chosen by name")
-        task_format = dataclasses.replace(task_format, metrics=tuple(metric_names))
-    as_texts = _gives_texts(task)
-    if before:
-        if task_format is None or not as_texts:
-            raise DataError(f"the task {task.name!r} makes its tokens itself: nothing can be put before its inputs")
-        task_format = dataclasses.replace(task_format, template=before + task_format.template)
+    text = yields_text(task)
+    task_format = _task_format(task, options, text)
     if split not in task.splits:
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
-        _check_labels(task.name, task_format.labels, tokenizer, target_length)
-    grouped = as_texts and task_format is not None and bool(task_format.compared) and split != "train"
-    lengths = {"inputs": input_length, "targets": target_length}
-    rows = list(_rows(task, tokenizer, split, lengths, seed, None if grouped else limit))
-    if before:
-        rows = [{**row, "inputs": tokenizer.marked(before).encode() + row["inputs"]} for row in rows]
-    if grouped:
-        rows = _by_input(rows)
-    notes = tuple(row["note"].decode("utf-8") for row in rows if task_format is not None and "note" in row)
-    if task_format is not None and rows and not notes and (told := set(task_format.metrics) & set(NOTE_METRICS)):
-        raise DataError(f"the task {task.name!r} has no notes, which {sorted(told)[0]} needs; choose other metrics")
-    if limit is not None and limit < len(rows):
-        whole = split != "train" and task_format is not None and "group_exact_match" in task_format.metrics
-        kept = _drawn(notes if whole else range(len(rows)), limit, seed)
+        _check_labels(task.name, task_format.labels, tokenizer, options.target_length)
+    merged = text and task_format is not None and bool(task_format.compared) and split != "train"
+    rows = list(_rows(task, tokenizer, split, options, limit=None if merged else options.limit))
+    if merged:
+        rows = _merge_references(rows)
+    notes = () if task_format is None else _notes(task.name, rows, task_format)
+    if options.limit is not None and options.limit < len(rows):
+        grouped = split != "train" and task_format is not None and "group_exact_match" in task_format.metrics
+        kept = _sample(notes if grouped else range(len(rows)), options.limit, options.seed)
         rows, notes = [rows[i] for i in kept], tuple(notes[i] for i in kept if notes)
     if not rows:
         raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
-    labels = task_format.labels if task_format is not None and as_texts else ()
-    inputs, inputs_cut = _tokens(task.name, rows, "inputs", input_length, tokenizer)
-    targets, targets_cut = _tokens(task.name, rows, "targets", target_length, tokenizer, labels)
+    labels = task_format.labels if task_format is not None and text else ()
+    inputs, inputs_truncated = _token_ids(task.name, rows, "inputs", options.input_length, tokenizer)
+    targets, targets_truncated = _token_ids(task.name, rows, "targets", options.target_length, tokenizer, labels)
     postprocess = None if isinstance(task, FileTask) else task.postprocessor
     examples = Examples(
         name=task.name,
@@ -129,106 +94,128 @@ def load_examples(
         inputs=inputs,
         targets=targets,
         input_texts=_texts(rows, "inputs", tokenizer),
-        target_texts=[unmarked(text) for text in _texts(rows, "targets", tokenizer)],
-        truncated={"inputs": inputs_cut, "targets": targets_cut},
-        format=task_format if as_texts else None,  # UNLABELED is a text like others in what is no answer
-        metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _metric_fns(task),
+        target_texts=[remove_marks(target) for target in _texts(rows, "targets", tokenizer)],
+        truncated={"inputs": inputs_truncated, "targets": targets_truncated},
+        format=task_format if text else None,  # other tasks may use the text UNLABELED as an answer
+        metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _seqio_metrics(task),
         postprocess=postprocess,
         rows=tuple(rows) if postprocess else (),
-        references=tuple(map(_references, rows)) if grouped else (),
+        references=tuple(map(_references, rows)) if merged else (),
         notes=notes,
     )
     _check_targets(examples)
     return examples
 
 
-def _rows(
-    task: Any, tokenizer: Tokenizer, split: str, lengths: Mapping[str, int], seed: int, limit: int | None
-) -> Iterator[dict[str, Any]]:
-    """What a task gives for each example, in the source's order, lazily; of a user's files only `limit` examples.
+def _task_format(task: Any, options: LoadOptions, text: bool) -> TaskFormat | None:
+    """Return a task's format with the metrics and the template of the options; None for a plain seqio task."""
+    task_format: TaskFormat | None = getattr(task, "task_format", None)
+    if options.metrics:
+        if task_format is None:
+            raise DataError(f"the task {task.name!r} has metrics of its own; none can be chosen by name")
+        task_format = dataclasses.replace(task_format, metrics=options.metrics)
+    if options.prepend:
+        if task_format is None or not text:
+            raise DataError(f"the task {task.name!r} makes its own tokens; no text can be prepended to its inputs")
+        task_format = dataclasses.replace(task_format, template=options.prepend + task_format.template)
+    return task_format
 
-    Tasks of `add_task` give `inputs` and `targets` as texts, which are tokenized outside TensorFlow, because
-    calling Python from its pipelines is slow. Other tasks run as they are, but step
-    by step: seqio's `Task.get_dataset` passes its seed to sources that take none, and without a seed, preprocessors
-    that draw random numbers would give something else each time. They are told the lengths if one of them cannot do
-    without: those that can (`append_eos_after_trim`) would cut without counting.
+
+def _rows(
+    task: Any, tokenizer: Tokenizer, split: str, options: LoadOptions, limit: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield a task's rows in order, lazily; only a sample of `limit` rows for a FileTask.
+
+    Tasks of `add_task` yield text. It is tokenized outside TensorFlow, whose pipelines call Python slowly. Other tasks
+    run unchanged, but step by step: seqio's `Task.get_dataset` passes a seed to sources that take none, and without a
+    seed random preprocessors would differ between runs.
     """
+    prepend = tokenizer.marked(options.prepend).encode("utf-8")
     if isinstance(task, FileTask):
         task = dataclasses.replace(task, task_format=task.task_format.marked(tokenizer.marked))
-        for inputs, targets in task.examples(split, limit, seed):
-            yield {"inputs": inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
+        for inputs, targets in task.examples(split, limit, options.seed):
+            yield {"inputs": prepend + inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
         return
-    as_texts = _gives_texts(task)
-    task = texts_alone(task, tokenizer.marked) if as_texts else bind(task, tokenizer)
-    told = lengths if any(map(_needs_lengths, task.preprocessors)) else None
-    dataset = source_rows(task, split)
-    dataset = task.preprocess_precache(dataset, seed=seed)
-    dataset = task.preprocess_postcache(dataset, sequence_length=told, seed=seed)
-    if as_texts:
-        for block in dataset.batch(1024).as_numpy_iterator():
-            yield from (dict(zip(block, row, strict=True)) for row in zip(*block.values(), strict=True))
-    else:
+    text = yields_text(task)
+    task = without_tokenization(task, tokenizer.marked) if text else bind_vocabulary(task, tokenizer)
+    # Preprocessors with optional lengths, such as `append_eos_after_trim`, would truncate without counting.
+    needed = any(map(_requires_lengths, task.preprocessors))
+    lengths = {"inputs": options.input_length, "targets": options.target_length} if needed else None
+    dataset = source_dataset(task, split)
+    dataset = task.preprocess_precache(dataset, seed=options.seed)
+    dataset = task.preprocess_postcache(dataset, sequence_length=lengths, seed=options.seed)
+    if not text:
         yield from dataset.as_numpy_iterator()
+        return
+    for block in dataset.batch(1024).as_numpy_iterator():
+        for values in zip(*block.values(), strict=True):
+            row = dict(zip(block, values, strict=True))
+            yield {**row, "inputs": prepend + row["inputs"]}
 
 
-def _gives_texts(task: Any) -> bool:
-    """Whether a task leaves the tokens to the model: a FileTask, or one of `add_task`."""
-    if isinstance(task, FileTask):
-        return True
-    last = tokenization()
-    return hasattr(task, "task_format") and list(task.preprocessors[-len(last) :]) == last
+def _requires_lengths(preprocessor: Any) -> bool:
+    """Return whether a preprocessor has a parameter `sequence_length` without a default."""
+    parameter = inspect.signature(preprocessor).parameters.get("sequence_length")
+    return parameter is not None and parameter.default is parameter.empty
 
 
-def _needs_lengths(preprocessor: Any) -> bool:
-    """Whether a preprocessor has an argument `sequence_length` without a default."""
-    argument = inspect.signature(preprocessor).parameters.get("sequence_length")
-    return argument is not None and argument.default is argument.empty
-
-
-def _references(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(unmarked(text.decode("utf-8")) for text in row["references"])
-
-
-def _by_input(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each input and note, the first that has it, with the targets of all of them as `references`."""
-    kept: dict[tuple[bytes, bytes], dict[str, Any]] = {}
+def _merge_references(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the first row of each input and note, with the targets of all its rows as `references`."""
+    merged: dict[tuple[bytes, bytes], dict[str, Any]] = {}
     for row in rows:
-        first = kept.setdefault((row["inputs"], row.get("note", b"")), {**row, "references": []})
+        first = merged.setdefault((row["inputs"], row.get("note", b"")), {**row, "references": []})
         first["references"].append(row["targets"])
-    return list(kept.values())
+    return list(merged.values())
 
 
-def _drawn(groups: Sequence[Any], limit: int, seed: int) -> list[int]:
-    """The places of at most `limit` rows, in order: those of the first groups of a random order that fit, at least one.
+def _references(row: Row) -> tuple[str, ...]:
+    return tuple(remove_marks(text.decode("utf-8")) for text in row["references"])
 
-    `groups` has the group of each row. What a smaller limit gives is part of what a larger one does.
+
+def _notes(task: str, rows: Sequence[Row], task_format: TaskFormat) -> tuple[str, ...]:
+    """Return the notes of all rows, or none.
+
+    Raises:
+      DataError: there are none, but a metric needs them.
+    """
+    notes = tuple(row["note"].decode("utf-8") for row in rows if "note" in row)
+    if rows and not notes and (needed := set(task_format.metrics) & set(NOTE_METRICS)):
+        raise DataError(f"the task {task!r} has no notes, which {sorted(needed)[0]} needs; choose other metrics")
+    return notes
+
+
+def _sample(groups: Sequence[Any], limit: int, seed: int) -> list[int]:
+    """Return the sorted indices of a random sample of at most `limit` rows, which consists of whole groups.
+
+    `groups` has the group of each row. The first group is included even if it exceeds the limit. A smaller sample is a
+    subset of a larger one.
     """
     members: dict[Any, list[int]] = {}
-    for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
-    own = list(members.values())
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    candidates = list(members.values())
     kept: list[int] = []
-    for number in np.random.default_rng(seed).permutation(len(own)):
-        if kept and len(kept) + len(own[number]) > limit:
+    for number in np.random.default_rng(seed).permutation(len(candidates)):
+        if kept and len(kept) + len(candidates[number]) > limit:
             break
-        kept += own[number]
+        kept += candidates[number]
     return sorted(kept)
 
 
-def _tokens(
+def _token_ids(
     task: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     feature: str,
     length: int,
     tokenizer: Tokenizer,
     labels: Sequence[str] = (),
 ) -> tuple[list[np.ndarray], int]:
-    """The ids of a feature, int32 [T_i], at most `length` with the end token kept; and how many were cut.
+    """Return the token ids of a feature, int32 [T_i] with T_i at most `length`, and how many rows were truncated.
 
-    A text that is one of the `labels` may have control tokens, as a template.
+    Like a template, a text that is one of the `labels` may contain control tokens.
     """
     marked = {label: tokenizer.marked(label) for label in labels}
-    result, longer = [], 0
+    result, truncated = [], 0
     for row in rows:
         value = row.get(feature)
         if isinstance(value, bytes):
@@ -246,15 +233,14 @@ def _tokens(
                 f"the task {task!r} gives {feature} with the token id {outside[0]}; expected ids from 0 to "
                 f"{tokenizer.rows - 1}, the rows of the model's embedding table"
             )
-        result.append(cut(ids, length, tokenizer.eos_id))
-        longer += len(ids) > length
-    return result, longer
+        result.append(truncate(ids, length, tokenizer.eos_id))
+        truncated += len(ids) > length
+    return result, truncated
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer) -> list[str]:
-    """A feature's texts, as they were before tokenization where the task keeps them."""
-    key = f"{feature}_pretokenized"
-    values = [row.get(key, row[feature]) for row in rows]
+def _texts(rows: Sequence[Row], feature: str, tokenizer: Tokenizer) -> list[str]:
+    """Return a feature's texts before tokenization, or decoded if the task does not keep them."""
+    values = [row.get(f"{feature}_pretokenized", row[feature]) for row in rows]
     return [
         value.decode("utf-8") if isinstance(value, bytes) else tokenizer.decode([int(i) for i in value])
         for value in values
@@ -262,7 +248,7 @@ def _texts(rows: Sequence[Mapping[str, Any]], feature: str, tokenizer: Tokenizer
 
 
 def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target_length: int) -> None:
-    """A label that the model cannot write, or not whole, would be counted as wrong for ever."""
+    """Raise DataError if the model cannot generate a label in full, since its answers would always be wrong."""
     for label in labels:
         ids = list(tokenizer.target_ids(tokenizer.marked(label)))
         if (written := tokenizer.decode(ids)) != label:
@@ -289,9 +275,9 @@ def _check_targets(examples: Examples) -> None:
             )
 
 
-def _metric_fns(task: Any) -> tuple[metrics.MetricFn, ...]:
-    """The metrics on predictions of a task without a format, or equality with the target where it has none."""
-    if len(task.metric_objs) > len(task.metric_fns):  # seqio makes an object of each function
+def _seqio_metrics(task: Any) -> tuple[metrics.MetricFn, ...]:
+    """Return the metrics on predictions of a plain seqio task; accuracy if it has none."""
+    if len(task.metric_objs) > len(task.metric_fns):  # seqio creates an object for each function
         raise DataError(f"the task {task.name!r} has metric_objs; expected metric_fns")
     for function in task.metric_fns:
         if function not in task.predict_metric_fns:

@@ -1,12 +1,12 @@
-"""The rows of JSONL, CSV and TSV files, read in plain Python, one at a time. `data_lines` says which bytes are text.
+"""The rows of JSONL, CSV and TSV files, read in plain Python, one at a time. See `lines` for encodings.
 
 - `.jsonl`: one JSON object a line.
 - `.csv`: a header line, then cells separated by commas and quoted as in RFC 4180. A quoted cell may hold line breaks.
-- `.tsv`: a header line, then cells separated by tabs. Two kinds are in use. pandas, Python's csv module and Excel quote
-  cells as in CSV. In others, such as GLUE's, a quotation mark is text. `_first_text_quote` tells them apart.
+- `.tsv`: a header line, then cells separated by tabs. Two variants are in use. pandas, Python's csv module and Excel
+  quote cells as in CSV. In others, such as GLUE's, a quotation mark is text. `_first_text_quote` tells them apart.
 
-Blank lines are skipped. A column without a name, such as pandas' index, is left out. Everything else that is wrong is a
-DataError with the file and the line.
+Blank lines are skipped. A column without a name, such as pandas' index, is dropped. Anything else that is malformed
+raises DataError with file and line.
 """
 
 import csv
@@ -17,14 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.data.lines import MAX_LINE, DataError, fail, read_lines, shown, without_end
+from prompt_jax.data.lines import MAX_LINE, data_error, quote, read_lines, strip_line_ending
+from prompt_jax.errors import DataError
 
 KINDS = (".jsonl", ".csv", ".tsv")
 
 # A quoted cell of a TSV file, without line breaks.
 _QUOTED = re.compile(r'(?:^|\t)("(?:[^"\t]|"")*+")(?=[\t\r\n]|$)')
 
-# The characters for which programs quote a cell of a TSV file: Python's csv module and pandas; Excel.
+# The characters that make programs quote a cell of a TSV file: Python's csv module and pandas; Excel.
 _SPECIAL = (frozenset('\t\r\n"'), frozenset('\t\r\n",'))
 
 
@@ -63,9 +64,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            fail(f"{path}:{number}", f"broken JSON ({error})", "one JSON object a line")
+            raise data_error(f"{path}:{number}", f"broken JSON ({error})", "one JSON object a line") from error
         if not isinstance(row, dict):
-            fail(f"{path}:{number}", f"a JSON {type(row).__name__}", "one JSON object a line")
+            raise data_error(f"{path}:{number}", f"a JSON {type(row).__name__}", "one JSON object a line")
         yield number, row
 
 
@@ -82,7 +83,7 @@ def _read_tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _with_header(path: Path, records: Iterator["_Record"], hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the records after the first one, which names their cells; `hint` ends errors about their number."""
+    """Yield the records after the header line as dicts; `hint` ends error messages about the number of cells."""
     header = None
     for line, text, cells in records:
         where = f"{path}:{line}"
@@ -92,16 +93,16 @@ def _with_header(path: Path, records: Iterator["_Record"], hint: str) -> Iterato
             header = _header(cells, text, where)
             continue
         if len(cells) != len(header):
-            fail(where, f"{len(cells)} cells", f"{len(header)} ({_some(header)}){hint}")
+            raise data_error(where, f"{len(cells)} cells", f"{len(header)} ({_list_columns(header)}){hint}")
         yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
 def _header(cells: Sequence[str], text: str, where: str) -> Sequence[str]:
     names = [cell for cell in cells if cell]
     if not names or len(set(names)) != len(names):
-        fail(where, f"a header line with the columns {_some(cells)}", "distinct names")
+        raise data_error(where, f"a header line with the columns {_list_columns(cells)}", "distinct names")
     if "\0" in text:
-        fail(where, "a header line with NUL characters", "UTF-8, or UTF-16 with a byte order mark")
+        raise data_error(where, "a header line with NUL characters", "UTF-8, or UTF-16 with a byte order mark")
     return cells
 
 
@@ -112,24 +113,24 @@ _NAMES = {",": ", or the name .csv", "\t": ", or the name .tsv", ";": ""}
 def _check_separator(line: str, separator: str, where: str) -> None:
     """Raise DataError if a header line has another separator and not this one.
 
-    It looks at the line before it is parsed, since cells in quotation marks with another separator are broken CSV.
+    Checks the line before it is parsed, since quoted cells with another separator are broken CSV.
     """
     if separator in line:
         return
     wanted = _SEPARATORS[separator]
-    for other, found in _SEPARATORS.items():
+    for other, present in _SEPARATORS.items():
         if other in line:
-            fail(where, f"a header line with {found} and no {wanted}", f"{wanted}{_NAMES[other]}")
+            raise data_error(where, f"a header line with {present} and no {wanted}", f"{wanted}{_NAMES[other]}")
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Records: the line on which a record begins, its text, and its cells. A blank line has no cells
+# A record: the line on which it begins, its text, and its cells. A blank line has no cells.
 
 _Record = tuple[int, str, list[str]]
 
 
 class _BrokenQuotes(DataError):
-    """Cells that are not quoted as in RFC 4180, in the record that begins on `line`."""
+    """The record that begins on `line` is not quoted as in RFC 4180."""
 
     def __init__(self, message: str, line: int):
         super().__init__(message)
@@ -137,23 +138,23 @@ class _BrokenQuotes(DataError):
 
 
 def _quoted_records(path: Path, separator: str) -> Iterator[_Record]:
-    taken: list[str] = []  # the lines of a record
+    record_lines: list[str] = []
 
     def lines() -> Iterator[str]:
         size = 0
         for number, line in enumerate(read_lines(path), 1):
             if number == 1:
                 _check_separator(line, separator, f"{path}:1")
-            size = len(line) + (size if taken else 0)
+            size = len(line) + (size if record_lines else 0)
             if size > MAX_LINE:
                 raise csv.Error(f"more than {MAX_LINE:,} characters in one row: a quotation mark may be missing")
-            taken.append(line)
+            record_lines.append(line)
             yield line
 
     reader = csv.reader(lines(), delimiter=separator, strict=True)
     while True:
         begin = reader.line_num + 1
-        taken.clear()
+        record_lines.clear()
         limit = csv.field_size_limit(MAX_LINE)  # a global of the csv module, so it is restored
         try:
             cells = next(reader)
@@ -165,7 +166,7 @@ def _quoted_records(path: Path, separator: str) -> Iterator[_Record]:
             raise _BrokenQuotes(f"{path}:{begin}: broken {what} ({error}); expected {expected}", begin) from error
         finally:
             csv.field_size_limit(limit)
-        yield begin, "".join(taken), cells
+        yield begin, "".join(record_lines), cells
 
 
 def _plain_records(path: Path, text_quote: int) -> Iterator[_Record]:
@@ -177,11 +178,11 @@ def _plain_records(path: Path, text_quote: int) -> Iterator[_Record]:
         if not warned and '""' in line and (cell := _doubled(line)) is not None:
             warned = True
             warnings.warn(
-                f"{path}:{number}: the cell {shown(cell)} looks quoted, but quotation marks are read as text, since no "
+                f"{path}:{number}: the cell {quote(cell)} looks quoted, but quotation marks are read as text, since no "
                 f"program that quotes cells writes line {text_quote}. Fix that line, or use a .csv or .jsonl file",
                 stacklevel=2,
             )
-        text = without_end(line)
+        text = strip_line_ending(line)
         yield number, line, text.split("\t") if text else []
 
 
@@ -233,7 +234,7 @@ def _quoted_cells(text: str, cells: Sequence[str]) -> list[bool]:
     return quoted
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the names of columns, or some of them, for an error message."""
+def _list_columns(names: Sequence[str]) -> str:
+    """Return the names of the first columns for an error message."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(f"{name:.40}" for name in names[:10]) + more

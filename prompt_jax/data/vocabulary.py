@@ -1,75 +1,51 @@
-"""A seqio task with the model's tokenizer in place of its placeholder for one."""
+"""The model's tokenizer as the vocabulary of a seqio task."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from prompt_jax.control_tokens import mark, unmarked
-from prompt_jax.data.files import DataError
-from prompt_jax.data.tasks import FEATURES, import_seqio
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.control_tokens import mark, remove_marks
+from prompt_jax.data.seqio_import import import_seqio
+from prompt_jax.data.text_tasks import FEATURES
+from prompt_jax.errors import DataError
 
 
-@runtime_checkable  # for the tests, which check types as they run
-class Tokenizer(Protocol):
-    """What is needed of a model's tokenizer.
+def bind_vocabulary(task: Any, tokenizer: Tokenizer) -> Any:
+    """Return the task with the model's vocabulary.
 
-    Attributes:
-      eos_id: the id of the end token, which `encode` does not add.
-      pad_id: the id of padding.
-      vocab_size: one more than the highest id of a token.
-      rows: number of rows of the model's embedding table; every id is smaller.
-      unigram: the pieces and scores of a SentencePiece Unigram model; None for another model.
+    Raises:
+      DataError: the task's vocabulary is neither a placeholder nor the model's, or the model is not a T5.
     """
-
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def unigram(self) -> list[tuple[str, float]] | None: ...
-    def marked(self, template: str) -> str: ...
-    def encode(self, text: str) -> Sequence[int]: ...
-    def input_ids(self, text: str) -> Sequence[int]: ...
-    def target_ids(self, text: str) -> Sequence[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-def bind(task: Any, tokenizer: Tokenizer) -> Any:
-    """The task with the model's vocabulary in place of its placeholder or its own equal one."""
     seqio = import_seqio()
     features = task.output_features
     if not all(feature in features for feature in FEATURES):
         raise DataError(f"the task {task.name!r} has the features {', '.join(features)}; expected inputs and targets")
     for feature in FEATURES:
-        own = features[feature].vocabulary
-        if not isinstance(own, seqio.PassThroughVocabulary) and not _same_vocabulary(own, tokenizer):
+        vocabulary = features[feature].vocabulary
+        if not isinstance(vocabulary, seqio.PassThroughVocabulary) and not _same_vocabulary(vocabulary, tokenizer):
             raise DataError(
-                f"the {feature} of the task {task.name!r} have a vocabulary that is not the model's: {own}; "
+                f"the {feature} of the task {task.name!r} have a vocabulary that is not the model's: {vocabulary}; "
                 f"expected the model's, or seqio.PassThroughVocabulary, which is replaced by it"
             )
     if list(tokenizer.input_ids("")) != [tokenizer.eos_id]:
         raise DataError(
-            f"the task {task.name!r} makes its tokens itself, as T5 has them, and this model has others around source "
-            "and target; expected a T5, or a task that leaves the tokens to the model (prompt_jax.data.load.add_task)"
+            f"the task {task.name!r} makes its own tokens in T5's format, which this model does not use; expected a "
+            "T5, or a task that leaves tokenization to the model (prompt_jax.add_task)"
         )
-    vocabulary = _vocabulary(tokenizer)
-    bound = {name: dataclasses.replace(features[name], vocabulary=vocabulary) for name in FEATURES}
+    model_vocabulary = _vocabulary(tokenizer)
+    bound = {name: dataclasses.replace(features[name], vocabulary=model_vocabulary) for name in FEATURES}
     return task.replace(output_features=bound)
 
 
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """The model's tokenizer as a seqio.Vocabulary.
+    """Return the model's tokenizer as a seqio.Vocabulary.
 
-    All tasks have the ids of the model's tokenizer with it, and tokenizers need not be SentencePiece. Where pieces are
-    equally likely ("Hmmm", "Nooooo"), seqio's own SentencePieceVocabulary may choose others. As in seqio, T5's
-    sentinels are tokens in any text.
+    So every task has the ids of the model's tokenizer, SentencePiece or not. Between equally likely pieces ("Hmmm",
+    "Nooooo"), seqio.SentencePieceVocabulary may choose differently. As in seqio, T5's sentinels are tokens in any text.
     """
     seqio = import_seqio()
     import tensorflow as tf
@@ -84,7 +60,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
         _base_vocab_size = vocab_size = tokenizer.vocab_size
 
         def _encode(self, s: str) -> list[int]:
-            return list(tokenizer.encode(re.sub(r"<extra_id_\d+>", lambda match: mark(match[0]), unmarked(s))))
+            return list(tokenizer.encode(re.sub(r"<extra_id_\d+>", lambda match: mark(match[0]), remove_marks(s))))
 
         def _decode(self, ids: Sequence[int]) -> str:
             return tokenizer.decode(ids)
@@ -103,15 +79,15 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
     return ModelVocabulary()
 
 
-def _same_vocabulary(own: Any, tokenizer: Tokenizer) -> bool:
-    """Whether a task's vocabulary has the tokenizer's pieces with their scores, wherever it was read from."""
+def _same_vocabulary(vocabulary: Any, tokenizer: Tokenizer) -> bool:
+    """Return whether a vocabulary has the tokenizer's pieces and scores, from whichever file it was read."""
     seqio = import_seqio()
-    if not isinstance(own, seqio.SentencePieceVocabulary) or tokenizer.unigram is None:
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary) or tokenizer.unigram is None:
         return False
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(own.sp_model)
-    # seqio writes a sentinel with SentencePiece's sign of a space before it.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model)
+    # seqio prefixes sentinels with SentencePiece's space symbol.
     pieces = [re.sub(r"^▁(?=<extra_id_\d+>$)", "", entry.piece) for entry in proto.pieces]
     if pieces != [piece for piece, _ in tokenizer.unigram]:
         return False

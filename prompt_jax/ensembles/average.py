@@ -14,7 +14,7 @@ class AverageError(UserError, ValueError):
     """Prompts that cannot be added up, or weights that do not fit them; the message says what would be right."""
 
 
-def average(
+def average_prompts(
     prompts: Sequence[Prompt], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Prompt:
     """The weighted mean of prompts, number by number, added up in float64; the result is float32 and has no mask.

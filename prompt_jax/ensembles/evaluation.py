@@ -8,13 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals, right_answers
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
-from prompt_jax.inference.decoding import FROM_CHECKPOINT
-from prompt_jax.inference.evaluation import Evaluation, evaluate_members
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members, rank_scores
 from prompt_jax.models.prompt import Prompt
 
 VoteRule = Literal["majority", "mean-probability"]
@@ -92,22 +90,18 @@ def evaluate_ensemble(
     model: Model,
     prompts: Sequence[Prompt],
     examples: Examples,
-    *,
-    target_length: int,
-    batch_size: int,
-    decoding: Decoding = FROM_CHECKPOINT,
+    options: EvaluationOptions,
     vote: VoteRule = "majority",
+    *,
     seed: int = 0,
 ) -> EnsembleEvaluation:
-    """Runs all members over the examples in one flat pass, and lets them vote.
+    """Evaluate all members on the examples, in batches that mix members, and let them vote.
 
     Args:
       model: the frozen base.
       prompts: the members, of one placement; lengths may differ.
       examples: of one split.
-      target_length: the most tokens of an answer.
-      batch_size: rows (an example with one member's prompt) a batch.
-      decoding: how answers are generated.
+      options: how members are evaluated.
       vote: the rule.
       seed: of the bootstrap.
 
@@ -115,18 +109,16 @@ def evaluate_ensemble(
       VoteError: mean-probability for a task without labels, or a task that is scored by log_likelihood alone.
     """
     check_rule(vote, examples)
-    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
-    members = evaluate_members(model, prompts, examples, **options)
-    return combine(members, examples, vote, seed=seed)
+    return combine(evaluate_members(model, prompts, examples, options), examples, vote, seed=seed)
 
 
 def combine(
     members: Sequence[Evaluation], examples: Examples, vote: VoteRule = "majority", *, seed: int = 0
 ) -> EnsembleEvaluation:
-    """The vote of members that have been evaluated on these examples. Arguments and errors as `evaluate_ensemble`."""
+    """Let members vote that have been evaluated on these examples. Arguments and errors as for `evaluate_ensemble`."""
     check_rule(vote, examples)
     labels = labels_of(examples)
-    same = comparison(labels, examples.sentinel)
+    same = comparison(labels, examples.has_sentinel)
     answers, voted, ranked = _vote(members, examples, labels, vote)
     metric = next(iter(voted.scores))
     best = int(np.argmax(np.nan_to_num([member.scores[metric] for member in members], nan=-np.inf)))
@@ -161,7 +153,7 @@ def labels_of(examples: Examples) -> tuple[str, ...]:
 
 def check_rule(vote: VoteRule, examples: Examples) -> None:
     """Raises VoteError where the rule cannot be used on these examples."""
-    if not examples.answered:
+    if not examples.needs_answers:
         raise VoteError(
             f"{examples.name} is scored by log_likelihood alone, and there are no answers to vote on; name another "
             "metric beside it, or score the members without a vote"
@@ -230,14 +222,9 @@ def majority_vote(
       ranked: the vote on most probable labels; None without labels.
     """
     labels = labels_of(examples)
-    speakers = vote_answers(answers, log_probabilities, comparison(labels, examples.sentinel))
+    speakers = vote_answers(answers, log_probabilities, comparison(labels, examples.has_sentinel))
     predictions = [answers[member][example] for example, member in enumerate(speakers)]
     scores = dict(examples.score(predictions))
     if ranked is not None:
         scores |= rank_scores(examples, ranked.vote)
     return Evaluation(scores, predictions, None, log_probabilities[speakers, np.arange(len(examples))])
-
-
-def rank_scores(examples: Examples, answers: Sequence[str]) -> dict[str, float]:
-    """The metrics of most probable labels, under `rank/`. None of them can be invalid."""
-    return {f"rank/{name}": value for name, value in examples.score(answers).items() if name != "invalid"}

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import RankedVote, VoteRule, combine, evaluate_ensemble, labels_of, ranked_alone
 from prompt_jax.ensembles.members import LoadedPrompt, member_names
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_list, score_table
-from prompt_jax.inference.decoding import FROM_CHECKPOINT
-from prompt_jax.inference.evaluation import Evaluation, evaluate_members
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members
 from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 
@@ -54,25 +52,21 @@ def evaluate_files(
     model: Model,
     members: Sequence[LoadedPrompt],
     examples: Examples,
-    *,
-    target_length: int,
-    batch_size: int,
-    decoding: Decoding = FROM_CHECKPOINT,
+    options: EvaluationOptions,
     vote: VoteRule = "majority",
+    *,
     early_stop: bool = False,
 ) -> Outcome:
-    """Evaluates a single prompt, an ensemble, or with `early_stop` an ensemble's vote alone. Members whose only metric
-    is log_likelihood do not vote.
+    """Evaluate a single prompt, an ensemble or, with `early_stop`, only an ensemble's vote.
 
-    Other arguments and errors as for `evaluate_ensemble`.
+    Members do not vote if log_likelihood is the only metric. Other arguments and errors as for `evaluate_ensemble`.
     """
-    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
     prompts = [member.prompt for member in members]
     cut = "".join(f", {count} {part} cut" for part, count in examples.truncated.items() if count)
     title = f"{examples.name}, {examples.split}, {len(examples)} examples{cut}"
 
-    if len(members) == 1 or (not examples.answered and not early_stop and vote == "majority"):
-        results = evaluate_members(model, prompts, examples, **options)
+    if len(members) == 1 or (not examples.needs_answers and not early_stop and vote == "majority"):
+        results = evaluate_members(model, prompts, examples, options)
         own = [result.scores for result in results]
         called = [f"member {number}" for number in range(len(members))]
         names = member_rows(called, member_names(members)) if len(members) > 1 else [str(members[0])]
@@ -82,7 +76,7 @@ def evaluate_files(
         return Outcome(shown, tables, scores, examples, [r.predictions for r in results], results[0], ranked)
 
     if early_stop:
-        early = evaluate_early(model, prompts, examples, **options)
+        early = evaluate_early(model, prompts, examples, options)
         saved = {f"saved passes for {part}": share for part, share in early.saved.items()}
         title = f"{title}, {len(members)} members, majority vote, stopped early"
         shown = [score_list(title, early.vote.scores | saved)]
@@ -90,7 +84,7 @@ def evaluate_files(
         scores = _scores(examples, members, [None] * len(members), together)
         return Outcome(shown, shown, scores, examples, early.answers, early.vote, early.ranked)
 
-    ensemble = evaluate_ensemble(model, prompts, examples, vote=vote, **options)
+    ensemble = evaluate_ensemble(model, prompts, examples, options, vote)
     title = f"{title}, {len(members)} members, {vote} vote"
     shown = ensemble_tables(ensemble, title, member_names(members), labels_of(examples))
     together = ensemble.summary() | {"metric": ensemble.metric, "confusion": None}
@@ -105,28 +99,25 @@ def evaluate_base(
     model: Model,
     examples: Sequence[Examples],
     names: Sequence[str],
-    *,
-    target_length: int,
-    batch_size: int,
-    decoding: Decoding = FROM_CHECKPOINT,
+    options: EvaluationOptions,
 ) -> Outcome:
-    """Evaluates the base alone, asked in one way or in several, which then vote as the members of an ensemble do.
+    """Evaluate the base alone with one or several few-shot prompts, which vote as the members of an ensemble do.
 
     Args:
       model: the base.
-      examples: the same ones, with the inputs of each way.
-      names: of the ways.
+      examples: the same examples, with the inputs of each few-shot prompt.
+      names: of the few-shot prompts.
+      options: how they are evaluated.
     """
-    options: Any = {"target_length": target_length, "batch_size": batch_size, "decoding": decoding}
     first = examples[0]
     cut = f", {count} inputs cut" if (count := first.truncated.get("inputs", 0)) else ""
     title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples{cut}"
-    results = evaluate_members(model, [None] * len(examples), examples, **options)
+    results = evaluate_members(model, [None] * len(examples), examples, options)
     own = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
     task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}
     task |= {"truncated": first.truncated, "base": model.name, "ways": own}
     answers: list[Sequence[str | None]] = [result.predictions for result in results]
-    if len(results) == 1 or not first.answered:
+    if len(results) == 1 or not first.needs_answers:
         tables = [score_table(title, {name: result.scores for name, result in zip(names, results, strict=True)})]
         shown = tables if len(results) > 1 else [score_list(f"{title}, {names[0]}", results[0].scores)]
         return Outcome(shown, tables, task, first, answers, results[0], ranked_alone(first, results[0]))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.control_tokens import unmarked
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.evaluation import RankedVote
 from prompt_jax.inference.evaluation import Evaluation
@@ -41,7 +41,7 @@ def prediction_lines(
         scores = None if vote.label_scores is None else vote.label_scores[i].tolist()
         yield {
             "task": examples.name,
-            "input": unmarked(examples.input_texts[i]),
+            "input": remove_marks(examples.input_texts[i]),
             "target": examples.target_texts[i],
             **({"references": list(examples.references[i])} if examples.references else {}),
             "before": None if before is None else before.predictions[i],

@@ -10,11 +10,12 @@ import numpy as np
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data.files import render
+from prompt_jax.data.files import render_row
 from prompt_jax.ensembles.members import LoadedPrompt, read_members
 from prompt_jax.ensembles.vote import comparison, mean_probability, vote_answers
 from prompt_jax.errors import UserError
-from prompt_jax.inference import evaluation
+from prompt_jax.inference.answers import generate_answers, label_ids, score_labels, tokenize
+from prompt_jax.inference.batching import Rows, stack_with_ids
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
 from prompt_jax.storage.paths import parse_path
@@ -52,8 +53,8 @@ class Voting:
         """Raises PromptStackError where prompts do not go together."""
         self._model, self._members, self._format = model, len(prompts), task_format
         self._decoding, self._count = decoding, 0
-        together, self._ids = evaluation.together(prompts)
-        self._prompt = jax.device_put(together)
+        stacked, self._ids = stack_with_ids(prompts)
+        self._prompt = jax.device_put(stacked)
         self.cut = 0
 
     def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
@@ -64,22 +65,21 @@ class Voting:
           batch_size: rows a batch: an input with one member's prompt.
           rank: whether to score the task's labels; of several members these are the scores of `mean_probability`.
         """
-        inputs, cut = evaluation.tokenize(self._model, [line.input for line in lines], self._format.input_length)
+        inputs, cut = tokenize(self._model, [line.input for line in lines], self._format.input_length)
         self.cut += cut
         count, labels = len(inputs), self._format.labels
         ids = None if self._ids is None else np.repeat(self._ids, count)
-        rows: Any = {"inputs": inputs * self._members, "prompt_ids": ids, "batch_size": batch_size}
-        options: Any = {"target_length": self._format.target_length, "decoding": self._decoding}
+        rows = Rows(self._model, self._prompt, inputs * self._members, ids, batch_size=batch_size)
         numbers = np.tile(np.arange(self._count, self._count + count), self._members)
         self._count += count
-        given = evaluation.answers(self._model, self._prompt, numbers=numbers, **options, **rows)
-        texts = [given.texts[member * count :][:count] for member in range(self._members)]
-        spoken = given.log_probabilities.reshape(self._members, count)
-        predictions = [texts[member][i] for i, member in enumerate(vote_answers(texts, spoken, comparison(labels)))]
+        answers = generate_answers(rows, self._format.target_length, self._decoding, row_numbers=numbers)
+        texts = [answers.texts[member * count :][:count] for member in range(self._members)]
+        log_probabilities = answers.log_probabilities.reshape(self._members, count)
+        speakers = vote_answers(texts, log_probabilities, comparison(labels))
+        predictions = [texts[member][i] for i, member in enumerate(speakers)]
         if not (rank and labels):
             return [Answer(prediction, None) for prediction in predictions]
-        scores = evaluation.label_scores(self._model, self._prompt, labels=labels, **rows)
-        scores = scores.reshape(self._members, count, len(labels))
+        scores = np.array(score_labels(rows, [labels] * len(rows))).reshape(self._members, count, len(labels))
         shown = scores[0] if self._members == 1 else mean_probability(scores)
         return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, shown, strict=True)]
 
@@ -137,7 +137,7 @@ def read_lines(
         name = row["prompt"]
         if name is not None and (not isinstance(name, str) or name not in named):
             raise UserError(f"{where}: there is no prompt {name!r:.80}. {_known(str(name), named)}")
-        yield Line(name, render(row, formats[name], where))
+        yield Line(name, render_row(row, formats[name], where))
 
 
 def _format(member: LoadedPrompt | None) -> TaskFormat:
@@ -172,7 +172,7 @@ class Mixed:
         # What is compiled does not depend on which prompts the lines of a batch name.
         self._longest = max(own.target_length for own in self._formats.values())
         labels = {label for own in self._formats.values() for label in own.labels}
-        self._longest_label = max((len(evaluation.label_ids(model, label)) for label in labels), default=None)
+        self._longest_label = max((len(label_ids(model, label)) for label in labels), default=None)
         self.cut = 0
 
     def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
@@ -180,26 +180,20 @@ class Mixed:
         formats = [self._formats[line.prompt] for line in lines]
         inputs = []
         for line, own in zip(lines, formats, strict=True):
-            (ids,), cut = evaluation.tokenize(self._model, [line.input], own.input_length)
+            (ids,), cut = tokenize(self._model, [line.input], own.input_length)
             inputs.append(ids)
             self.cut += cut
-        rows: Any = {
-            "inputs": inputs,
-            "prompt_ids": np.array([self._ids[line.prompt] for line in lines]),
-            "batch_size": batch_size,
-        }
-        lengths = [own.target_length for own in formats]
-        options: Any = {"target_length": lengths, "longest": self._longest, "decoding": self._decoding}
+        prompt_ids = np.array([self._ids[line.prompt] for line in lines])
+        rows = Rows(self._model, self._prompt, inputs, prompt_ids, batch_size=batch_size)
+        lengths = [task_format.target_length for task_format in formats]
         numbers = np.arange(self._count, self._count + len(lines))
         self._count += len(lines)
-        given = evaluation.answers(self._model, self._prompt, numbers=numbers, **options, **rows)
-        labels = [own.labels if rank else () for own in formats]
-        scores = evaluation.own_label_scores(
-            self._model, self._prompt, labels=labels, longest=self._longest_label, **rows
-        )
+        answers = generate_answers(rows, self._longest, self._decoding, lengths=lengths, row_numbers=numbers)
+        labels = [task_format.labels if rank else () for task_format in formats]
+        scores = score_labels(rows, labels, longest=self._longest_label)
         return [
-            Answer(text, None if row is None else _by_label(own, row))
-            for text, own, row in zip(given.texts, labels, scores, strict=True)
+            Answer(text, None if row is None else _by_label(names, row))
+            for text, names, row in zip(answers.texts, labels, scores, strict=True)
         ]
 
 

@@ -103,7 +103,7 @@ def answer_ids(answers: Sequence[Sequence[str | None]], same: Callable[[str], st
 def comparison(labels: Sequence[str], sentinel: bool = False) -> Callable[[str], str]:
     """Return what answers are compared by: themselves where the task has labels, else as SQuAD's evaluation does.
 
-    With `sentinel` (`Examples.sentinel`), or where labels begin with SENTINEL, an answer is the same without it.
+    With `sentinel` (`Examples.has_sentinel`), or where labels begin with SENTINEL, an answer is the same without it.
     """
     same = str if labels else normalize_answer
     ignored = sentinel or any(label.startswith(SENTINEL) for label in labels)

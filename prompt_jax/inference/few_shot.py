@@ -113,7 +113,7 @@ def few_shot_inputs(
     targets = [ids[:-1] for ids in examples.targets] if writer.causal else examples.targets
     truncated = {**examples.truncated, "inputs": longer}
     written = dataclasses.replace(
-        examples, inputs=inputs, targets=targets, truncated=truncated, continued=writer.causal
+        examples, inputs=inputs, targets=targets, truncated=truncated, continues_input=writer.causal
     )
     return written, float(np.mean(counts))
 

@@ -1,7 +1,7 @@
-"""Rules of generation that change the scores of the next token, with the order and the results of Transformers'.
+"""Rules of generation that change the scores of the next token: Transformers' logits processors.
 
-Transformers calls them logits processors (`GenerationMixin._get_logits_processor`). Unlike there, a row's padding never
-counts, so that a row gives what it gives alone. Shapes: see `prompt_jax.models`; G beams.
+They run in the order of `GenerationMixin._get_logits_processor` and give the same results, except that they ignore
+padding. A row's result therefore does not depend on its batch. Shapes: see `prompt_jax.models`; G beams.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ NO_TOKEN = -1
 class Given(NamedTuple):
     """The tokens before the generated ones, for each row."""
 
-    tokens: Int[Array, "B _"]  # NO_TOKEN, then the input of a causal model, then the start token
-    length: Int[Array, "B"]  # how many tokens
-    source: Int[Array, "B S"]  # the input; NO_TOKEN after it
-    limits: Int[Array, "B"]  # the most tokens that may be generated
+    tokens: Int[Array, "B _"]  # NO_TOKEN, then a causal model's input, then the start token
+    length: Int[Array, "B"]  # the number of tokens
+    source: Int[Array, "B S"]  # the input, then NO_TOKEN
+    limits: Int[Array, "B"]  # the maximum number of generated tokens
 
 
-def settings(config: Any, decoding: Decoding, max_new_tokens: int) -> GenerationSettings:
+def merged_settings(config: Any, decoding: Decoding, max_new_tokens: int) -> GenerationSettings:
     """Return the checkpoint's settings, overridden by those of `decoding`.
 
     Raises:
-      ConfigError: settings that do not go together, or that cannot be applied to the model.
+      ConfigError: the settings contradict each other or do not fit the model.
     """
     generation: GenerationSettings = config.generation
     if generation.not_applied:
@@ -92,27 +92,27 @@ def given_tokens(config: Any, batch: dict[str, Any], start: Int[Array, "B"], lim
     return Given(before, length, ordered(~mask), limits)
 
 
-def forced(position: Any, limits: Int[Array, "B"], rules: GenerationSettings) -> Bool[Array, "B"]:
-    """Return the rows whose next token is prescribed. Its probability counts as 1."""
+def is_forced(position: Any, limits: Int[Array, "B"], rules: GenerationSettings) -> Bool[Array, "B"]:
+    """Return whether each row's next token is forced. Its probability counts as 1."""
     first = jnp.asarray(position == 0) & (rules.forced_first is not None)
     return first | ((position + 1 >= limits) & bool(rules.forced_last))
 
 
-def processed(
+def apply_rules(
     scores: Float[Array, "B G V"],
     position: Any,
     generated: Int[Array, "B G N"],
     given: Given,
     rules: GenerationSettings,
 ) -> Float[Array, "B G V"]:
-    """Return the scores of the next token under the rules: -inf for a token that must not come.
+    """Return the scores of the next token under the rules. A token that is not allowed gets -inf.
 
     Args:
       scores: logits, or log-probabilities in beam search.
-      position: how many tokens were generated.
-      generated: these tokens, at their places.
-      given: what stands before them.
-      rules: from `settings`.
+      position: the number of tokens generated so far.
+      generated: these tokens, from index 0.
+      given: the tokens before them.
+      rules: from `merged_settings`.
     """
     vocabulary = scores.shape[-1]
     ids = np.arange(vocabulary)[None, None]
@@ -121,7 +121,7 @@ def processed(
         scores = jnp.where(_present(_history(given, generated, position), vocabulary), penalized, scores)
     for size, text in ((rules.no_repeat_ngram, None), (rules.encoder_no_repeat_ngram, given.source)):
         longest = given.tokens.shape[1] + generated.shape[2] if text is None else text.shape[1]
-        if 0 < size <= longest:  # no longer sequence can be repeated
+        if 0 < size <= longest:  # a longer n-gram cannot repeat
             history = _history(given, generated, position, size - 1)
             last = jax.lax.dynamic_slice_in_dim(history, given.tokens.shape[1] + position, size - 1, axis=-1)
             windows = history if text is None else text[:, None]
@@ -142,8 +142,19 @@ def processed(
     return jax.nn.log_softmax(scores) if rules.renormalize else scores
 
 
+def is_end(tokens: Int[Array, "*rows"], rules: GenerationSettings) -> Bool[Array, "*rows"]:
+    """Return whether each token ends its answer."""
+    return jnp.isin(tokens, np.asarray(rules.end_ids, np.int32))
+
+
+def log_softmax(logits: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+    """Return the tokens' log-probabilities; all of a position are NaN if one of its logits is not finite."""
+    finite = jnp.isfinite(jnp.abs(logits).max(axis=-1, keepdims=True))  # one pass, without a mask of all logits
+    return jnp.where(finite, jax.nn.log_softmax(logits), jnp.nan)
+
+
 def _history(given: Given, generated: Int[Array, "B G N"], position: Any, before: int = 0) -> Int[Array, "B G _"]:
-    """All tokens of each beam so far, after so many times NO_TOKEN; NO_TOKEN also where there is none yet."""
+    """Return the tokens of each beam so far, after `before` entries of NO_TOKEN. Open positions hold NO_TOKEN too."""
     tokens = jnp.pad(given.tokens, ((0, 0), (before, 0)), constant_values=NO_TOKEN)
     shape = *generated.shape[:2], tokens.shape[1]
     so_far = jnp.where(np.arange(generated.shape[2]) < position, generated, NO_TOKEN)
@@ -153,7 +164,7 @@ def _history(given: Given, generated: Int[Array, "B G N"], position: Any, before
 def _completions(
     tokens: Int[Array, "B #G _"], last: Int[Array, "B G _"], size: int, vocabulary: int
 ) -> Bool[Array, "B G V"]:
-    """The tokens that would complete, after the `last` size - 1 tokens, a sequence of `size` that `tokens` has."""
+    """Return which next tokens, after the `last` size - 1 tokens, complete an n-gram of `size` found in `tokens`."""
     count = tokens.shape[-1] - size + 1
     if count < 1:
         return jnp.zeros((*last.shape[:2], vocabulary), bool)
@@ -165,7 +176,7 @@ def _completions(
 
 
 def _present(tokens: Int[Array, "B G _"], vocabulary: int) -> Bool[Array, "B G V"]:
-    """Which ids are among the tokens."""
+    """Return which ids are among the tokens."""
     rows, beams = np.ogrid[: tokens.shape[0], : tokens.shape[1]]
     places = jnp.where(tokens == NO_TOKEN, vocabulary, tokens)
     present = jnp.zeros((*tokens.shape[:2], vocabulary + 1), bool)

@@ -1,7 +1,7 @@
 """What each virtual token does: the loss of a prompt without it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.sharding import to_devices, to_host
+from prompt_jax.distributed.sharding import to_devices
 from prompt_jax.errors import UserError
-from prompt_jax.inference.decoding import compiled_score
-from prompt_jax.inference.evaluation import batch_shapes, check_finite
+from prompt_jax.inference.answers import score_targets
+from prompt_jax.inference.batching import Rows
 from prompt_jax.models import check_context
 from prompt_jax.models.prompt import Prompt, used_arrays
 
@@ -80,7 +79,7 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
     for start in range(0, len(variants), together):
         group = variants[start : start + together]
         filled = [*group, *[None] * (together - len(group))]  # to the shape that is compiled
-        losses += list(_losses(model, prompt, filled, examples, batch_size))[: len(group)]
+        losses += _losses(model, prompt, filled, examples, batch_size)[: len(group)]
     tokens = int(lengths.sum())
     whole, *without = np.array(losses) / tokens
     data = f"{len(examples)} examples of {examples.name}, {examples.split}"
@@ -89,26 +88,13 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
 
 def _losses(
     model: Model, prompt: Prompt, variants: Sequence[int | None], examples: Examples, batch_size: int
-) -> Iterator[float]:
-    """The summed loss of all examples' targets, in nats, of the prompt without each of these slots."""
+) -> list[float]:
+    """Return the summed loss of all targets, in nats, for the prompt without each of these slots."""
     stacked = to_devices(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
-    inputs, count = list(examples.inputs) * len(variants), len(examples)
-    lengths = np.array(list(map(len, examples.targets)))
-    targets = np.full((count, lengths.max()), model.config.pad_id, np.int32)
-    for row, target in zip(targets, examples.targets, strict=True):
-        row[: len(target)] = target
-    counted = np.arange(lengths.max()) < lengths[:, None]
-
-    found = np.zeros(len(inputs))
-    for batch in eval_batches(inputs, *batch_shapes(inputs, batch_size), model.config.pad_id):
-        index = batch.pop("index")
-        variant, example = np.divmod(np.maximum(index, 0), count)  # -1 fills the last batch
-        batch["prompt_ids"] = variant.astype(np.int32)
-        own = to_devices((batch, targets[None, example], counted[None, example]))
-        scores = to_host(compiled_score(model.params, model.config, own[0], stacked, *own[1:]))
-        found[index[index >= 0]] = -scores[index >= 0, 0]
-    check_finite(model, found)
-    yield from found.reshape(len(variants), count).sum(axis=1).tolist()
+    prompt_ids = np.repeat(np.arange(len(variants)), len(examples))
+    rows = Rows(model, stacked, list(examples.inputs) * len(variants), prompt_ids, batch_size=batch_size)
+    scores = score_targets(rows, list(examples.targets) * len(variants))
+    return (-scores.astype(np.float64)).reshape(len(variants), -1).sum(axis=1).tolist()
 
 
 def _without(prompt: Prompt, slot: int | None) -> Prompt:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from prompt_jax import experiment as experiments
 from prompt_jax.experiment import Experiment
-from prompt_jax.inspection import norms, slots, unit
 from prompt_jax.inspection.text import numbers, printable
+from prompt_jax.inspection.vectors import slot_vectors, unit_rows, vector_norms
 from prompt_jax.models.delta import flat
 from prompt_jax.models.prompt import Prompt, PromptPart, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
@@ -45,7 +45,7 @@ def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
     own, other = used_arrays(a), used_arrays(b)
     if all(own[name].shape == other[name].shape and own[name].tobytes() == other[name].tobytes() for name in own):
         return None
-    slots_a, slots_b = slots(a), slots(b)
+    slots_a, slots_b = slot_vectors(a), slot_vectors(b)
     sizes = tuple(own[a.arrays[0]].shape), tuple(other[b.arrays[0]].shape)
     lengths = float(np.linalg.norm(slots_a)), float(np.linalg.norm(slots_b))
     if sizes[0] != sizes[1]:
@@ -54,10 +54,10 @@ def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
     return PartDifference(
         sizes,
         lengths,
-        norm=float(norms(change.reshape(1, -1))[0, 0]),
+        norm=float(vector_norms(change.reshape(1, -1))[0, 0]),
         largest=float(change.max()),
         where=int(change.max(axis=1).argmax()),
-        cosines=(unit(slots_a) * unit(slots_b)).sum(axis=1),
+        cosines=(unit_rows(slots_a) * unit_rows(slots_b)).sum(axis=1),
     )
 
 

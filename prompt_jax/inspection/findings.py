@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.inspection import Inspection, LabelShare, Measure, inspect, label_pieces, label_share, token_similarity
 from prompt_jax.inspection.ablation import Ablation
+from prompt_jax.inspection.neighbors import Inspection, LabelShare, Measure, inspect, label_pieces, label_share
+from prompt_jax.inspection.similarity import token_similarity
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 

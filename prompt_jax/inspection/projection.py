@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from prompt_jax.inspection import Table
+from prompt_jax.inspection.vectors import EmbeddingTable
 
 _SAMPLE = 1 << 15  # rows of the table that the directions are computed from: all of T5's
 _BLOCK = 8192  # of these in float32 at a time
@@ -34,7 +34,7 @@ class Projection:
 
 def pca_projection(
     prompts: Sequence[Float[np.ndarray, "_ D"]],
-    table_vd: Table,
+    table_vd: EmbeddingTable,
     vocab_size: int,
     *,
     sample: int = _SAMPLE,

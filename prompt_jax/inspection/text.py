@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.inspection import Inspection, LabelShare, Neighbor, row_norms, virtual_tokens
 from prompt_jax.inspection.findings import Findings
+from prompt_jax.inspection.neighbors import Inspection, LabelShare, Neighbor
+from prompt_jax.inspection.vectors import row_norms, virtual_tokens
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 

@@ -18,9 +18,12 @@ from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.data import load
-from prompt_jax.data.batches import MemberBatches, MixtureBatches, TrainBatches, length_buckets
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
+from prompt_jax.data.member_batches import MemberBatches
+from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.data.registry import mixture_rates
 from prompt_jax.distributed.sharding import (
     make_mesh,
     mesh_shape,
@@ -258,7 +261,7 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     limits = {"validation": options.eval_examples, "test": options.test_examples}
     configs = list(dict.fromkeys(each.data for each in alone))
     loaded = {config: load_tasks(config, model, limits, tasks) for config in configs}
-    mixtures = [config.task for config in configs if config.task and load.rates_of_mixture(config.task)]
+    mixtures = [config.task for config in configs if config.task and mixture_rates(config.task)]
     if alone[0].prompt.per_task and mixtures != [config.task for config in configs]:
         name = next(config.task for config in configs if config.task not in mixtures)
         raise ConfigError(f"prompt.per_task is of a mixture of tasks, and {name} is one task; leave it out")
@@ -284,7 +287,7 @@ def _check_length(model: Model, prompt: Prompt, examples: Examples, target_lengt
     try:
         # An answer may be as long as targets are cut to.
         check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
-        logits_rules.settings(model.config, decoding, target_length)
+        logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
 

@@ -13,7 +13,7 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
-from prompt_jax.inference import evaluation
+from prompt_jax.inference import answers
 from prompt_jax.prompt_files.io import ModelId, read_prompt, save_ensemble
 from prompt_jax.task_format import TaskFormat
 
@@ -108,7 +108,7 @@ def test_train_an_ensemble(config, tmp_path, capsys):
 
 def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, capsys, monkeypatch):
     """Scored by log-likelihood alone: members beside the base, and no vote; so are several ways of asking the base."""
-    monkeypatch.setattr(evaluation, "compiled_generate", None)
+    monkeypatch.setattr(answers, "generate_scored", None)
     options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
     status, out, err = run(capsys, "train", config, *options)
     assert status == 0, err
@@ -120,7 +120,7 @@ def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, cap
     assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in shown.items() if name]
     assert test["ensemble"] is None and (folder / "predictions.jsonl").read_text() == ""
     page = (folder / "report.html").read_text()
-    assert "log-likelihood, nats a token" in page and "average of 2 members" in page
+    assert "log-likelihood, nats per token" in page and "average of 2 members" in page
 
     files = ("--data", sentiment_files["test"], "--shots-from", sentiment_files["train"], "--template", "{text}")
     asked = ("--metrics", "log_likelihood", "--shots", "1", "--shot-seeds", "0", "1", "--limit", "4")

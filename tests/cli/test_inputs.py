@@ -23,10 +23,11 @@ from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, control_tokens, save_prompt
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.cli.inputs import input_texts, read_inputs
-from prompt_jax.data import load
 from prompt_jax.data.files import file_task
-from prompt_jax.data.lines import DataError
-from prompt_jax.inference import evaluation
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.text_tasks import add_task
+from prompt_jax.errors import DataError
+from prompt_jax.inference.answers import tokenize
 from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.report.terminal import escape_control_characters
 from prompt_jax.task_format import TaskFormat
@@ -123,9 +124,9 @@ def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts,
     task = None if "txt" in way else file_task("t", {"test": path}, FORMAT, target=None)
     for model in models.values():
         expected = [model.tokenizer.input_ids(text) for text in texts]
-        assert [ids.tolist() for ids in evaluation.tokenize(model, found, 4096)[0]] == expected
+        assert [ids.tolist() for ids in tokenize(model, found, 4096)[0]] == expected
         if task is not None:
-            loaded = load.load_examples(task, model.tokenizer, "test", input_length=4096, target_length=4)
+            loaded = load_examples(task, model.tokenizer, "test", LoadOptions(4096, 4))
             assert [ids.tolist() for ids in loaded.inputs][name == "plain.tsv" :] == expected
 
 
@@ -144,7 +145,7 @@ def test_any_text_is_the_same_from_arguments_and_standard_input(texts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
     """One over the same file, and one whose source is a function."""
-    from prompt_jax.data.tasks import as_seqio, text_source
+    from prompt_jax.data.text_tasks import as_seqio, text_source
 
     texts = [
         "a good film",
@@ -162,9 +163,9 @@ def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
         path = write(Path(folder), "x.jsonl", jsonl()(texts), "utf-8")
         over_file = as_seqio(file_task("t", {"test": path}, FORMAT, target=None))
         source = text_source(lambda split: ((text, "a") for text in texts), ("test",), ("text", "label"))
-        registered = load.add_task(f"same_ids_{family}", source, FORMAT)
+        registered = add_task(f"same_ids_{family}", source, FORMAT)
         for task in (over_file, registered):
-            found = load.load_examples(task, model.tokenizer, "test", input_length=64, target_length=4)
+            found = load_examples(task, model.tokenizer, "test", LoadOptions(64, 4))
             assert [ids.tolist() for ids in found.inputs] == [model.tokenizer.input_ids(text) for text in texts]
 
 

@@ -48,7 +48,7 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
 
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    assert "Looking into 3 prompts" in page.words and "member 1" in page.words
+    assert "Inspection of 3 prompts" in page.words and "member 1" in page.words
     assert "--task NAME" in page.words, "how to see what each token does"
     assert page.labeled("svg").count("Norm of each virtual token beside the vocabulary's norms") == 3
     assert page.labeled("svg").count("Cosines, encoder_tokens") == 3
@@ -62,7 +62,8 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
 
 def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder, tmp_path, run):
     """By the log-probability that each answer has with the shorter prompt."""
-    from prompt_jax.inference.evaluation import label_scores
+    from prompt_jax.inference.answers import score_labels
+    from prompt_jax.inference.batching import Rows
 
     argv = ("inspect", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"], "--limit", 4)
     status, out, err = run(*argv, "--html", tmp_path / "page.html")
@@ -80,7 +81,7 @@ def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder,
     assert int(tokens) == count
 
     def mean_loss(embeddings: np.ndarray) -> float:
-        scores = label_scores(tiny, Prompt(VirtualTokens(embeddings)), inputs, labels, batch_size=4)
+        scores = np.array(score_labels(Rows(tiny, Prompt(VirtualTokens(embeddings)), inputs), [labels] * 4))
         return -scores[np.arange(4), expected].sum() / count
 
     embeddings = prompt_jax.load_prompt(prompt_file).encoder_tokens.embeddings

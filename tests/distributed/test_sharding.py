@@ -23,7 +23,8 @@ from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.distributed.sharding import RULES, make_mesh, named_sharding, parameter_sharding, to_devices, to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference.evaluation import target_scores
+from prompt_jax.inference.answers import score_targets
+from prompt_jax.inference.batching import Rows
 from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.training.optimizers import make_optimizer
@@ -119,7 +120,7 @@ def on_eight_devices() -> dict:
         for where, own in (("scores", mesh), ("scores on one", None)):
             model = load_model(FIXTURES / folder / "base", sharding=parameter_sharding(own))
             inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
-            found[name][where] = target_scores(model, None, inputs, targets, batch_size=3).tolist()
+            found[name][where] = score_targets(Rows(model, None, inputs, batch_size=3), targets).tolist()
     return found
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prompt_jax.ensembles.early_stop import ask_early, default_blocks
+from prompt_jax.ensembles.early_stop import default_blocks, vote_in_blocks
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, vote_answers
 
 quarters = st.integers(-12, 0).map(lambda number: number / 4)
@@ -40,7 +40,7 @@ class Asked:
 @given(ensembles())
 def test_votes_on_labels_are_those_of_all_members(ensemble):
     votes, scores, blocks = ensemble
-    early = ask_early(*votes.shape, Asked(votes), blocks or default_blocks(len(votes)))
+    early = vote_in_blocks(*votes.shape, Asked(votes), blocks or default_blocks(len(votes)))
     known = np.where((early == NO_VOTE)[:, :, None], 0, scores)  # what was not asked is not known
     np.testing.assert_array_equal(majority(early, known), majority(votes, scores))
 
@@ -53,7 +53,7 @@ def test_votes_on_texts_are_those_of_all_members(ensemble):
     words = np.array([["cat", "the Cat", "a dog", "dog"][n] for n in numbers.ravel()], object).reshape(numbers.shape)
     spoken = scores[:, :, 0]
     asked = Asked(answer_ids(words.tolist(), same))
-    early = ask_early(*numbers.shape, asked, blocks or default_blocks(len(numbers)))
+    early = vote_in_blocks(*numbers.shape, asked, blocks or default_blocks(len(numbers)))
     heard = np.where(early == NO_VOTE, None, words)
     all_votes, early_votes = (vote_answers(texts.tolist(), spoken, same) for texts in (words, heard))
     np.testing.assert_array_equal(early_votes, all_votes)
@@ -63,16 +63,16 @@ def test_examples_drop_out_once_decided():
     # Three of five agree at once on the first example, after the fourth on the second, never on the third.
     votes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 0, 3], [1, 1, 4]])
     asked = Asked(votes)
-    early = ask_early(5, 3, asked, default_blocks(5))
+    early = vote_in_blocks(5, 3, asked, default_blocks(5))
     assert asked.calls == [([0, 1, 2], [0, 1, 2]), ([3], [1, 2]), ([4], [2])]
     assert (early == NO_VOTE).sum() == 3
     asked = Asked(votes[:, :1])
-    ask_early(5, 1, asked, [3, 2])
+    vote_in_blocks(5, 1, asked, [3, 2])
     assert len(asked.calls) == 1
 
 
 def test_blocks():
     assert [default_blocks(members) for members in (1, 2, 3, 5)] == [[1], [2], [2, 1], [3, 1, 1]]
     for wrong in ([], [3], [2, 3], [5, -1], [4, 0]):
-        with pytest.raises(ValueError, match="do not make up 4"):
-            ask_early(4, 1, Asked(np.zeros((4, 1), int)), wrong)
+        with pytest.raises(ValueError, match="do not add up to 4"):
+            vote_in_blocks(4, 1, Asked(np.zeros((4, 1), int)), wrong)

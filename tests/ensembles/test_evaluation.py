@@ -9,18 +9,19 @@ import pytest
 
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.data.examples import Examples
-from prompt_jax.data.load import file_task, load_examples
+from prompt_jax.data.files import file_task
+from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import ensemble_tables
-from prompt_jax.inference import evaluation
-from prompt_jax.inference.evaluation import Evaluation, evaluate
+from prompt_jax.inference import answers, batching
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate
 from prompt_jax.metrics import metric_fns
 from prompt_jax.task_format import TaskFormat
 
 LABELS = ("no", "yes")
-LENGTHS = {"target_length": 12, "batch_size": 8}
+OPTIONS = EvaluationOptions(target_length=12, batch_size=8)
 
 
 def examples_of(targets, task_format) -> Examples:
@@ -110,7 +111,7 @@ def test_log_likelihood_is_no_vote(tiny):
     with pytest.raises(VoteError, match="task is scored by log_likelihood alone, and there are no answers to vote on"):
         combine(members, alone)
     with pytest.raises(VoteError, match="no answers to vote on"):
-        evaluate_early(tiny, [Prompt(), Prompt()], alone, **LENGTHS)
+        evaluate_early(tiny, [Prompt(), Prompt()], alone, OPTIONS)
 
 
 def test_the_summary_is_json(labeled):
@@ -168,16 +169,16 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture
 def examples(tiny, sentiment_files, monkeypatch) -> Examples:
-    monkeypatch.setattr(evaluation, "EVAL_BUCKETS", 1)  # little to compile
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     task_format = TaskFormat("{text}", ("negative", "positive"), target_length=12)
     task = file_task("files", {"train": sentiment_files["train"]}, task_format)
-    return load_examples(task, tiny.tokenizer, "train", input_length=64, target_length=12, limit=20)
+    return load_examples(task, tiny.tokenizer, "train", LoadOptions(64, 12, limit=20))
 
 
 def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):
-    result = evaluate_ensemble(tiny, prompts, examples, **LENGTHS)
+    result = evaluate_ensemble(tiny, prompts, examples, OPTIONS)
     for own, prompt in zip(result.members[:2], prompts[:2], strict=True):
-        alone = evaluate(tiny, prompt, examples, **LENGTHS)
+        alone = evaluate(tiny, prompt, examples, OPTIONS)
         assert own.scores == alone.scores and own.predictions == alone.predictions
         np.testing.assert_allclose(own.label_scores, alone.label_scores, rtol=1e-4)
     assert result.agreement.min() < 1, "members differ"
@@ -203,9 +204,9 @@ def votes_of(full, examples):
 
 
 def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
-    full = evaluate_ensemble(tiny, prompts, examples, **LENGTHS)
+    full = evaluate_ensemble(tiny, prompts, examples, OPTIONS)
     for blocks in (None, [2, 3]):
-        early = evaluate_early(tiny, prompts, examples, blocks=blocks, **LENGTHS)
+        early = evaluate_early(tiny, prompts, examples, OPTIONS, blocks=blocks)
         assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
         np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
         given = zip(votes_of(full, examples), (full.answers, full.ranked.members), strict=True)
@@ -220,16 +221,16 @@ def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
 
 def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, monkeypatch):
     examples = examples.take([*range(12)])
-    votes, _ = votes_of(evaluate_ensemble(tiny, prompts, examples, **LENGTHS), examples)
+    votes, _ = votes_of(evaluate_ensemble(tiny, prompts, examples, OPTIONS), examples)
     asked = asked_of(votes, (3, 1, 1))
-    shapes, compiled = [], evaluation.compiled_generate
+    shapes, real = [], answers.generate_scored
 
-    def spy(params, config, batch, *rest):
+    def spy(params, config, batch, *rest, **options):
         shapes.append(batch["inputs"].shape)
-        return compiled(params, config, batch, *rest)
+        return real(params, config, batch, *rest, **options)
 
-    monkeypatch.setattr(evaluation, "compiled_generate", spy)
-    evaluate_early(tiny, prompts, examples, **LENGTHS)
+    monkeypatch.setattr(answers, "generate_scored", spy)
+    evaluate_early(tiny, prompts, examples, OPTIONS)
     blocks = [asked[:3].sum(), asked[3].sum(), asked[4].sum()]
     assert all(blocks), "each block was asked something"
     assert len(set(shapes)) == 1 and len(shapes) == sum(-(-rows // 8) for rows in blocks)
@@ -238,4 +239,4 @@ def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, mon
 def test_mean_probability_is_refused_before_any_work(tiny, prompts, examples):
     free = dataclasses.replace(examples, format=TaskFormat("{text}"))
     with pytest.raises(VoteError, match="files has no labels"):
-        evaluate_ensemble(tiny, prompts, free, vote="mean-probability", **LENGTHS)
+        evaluate_ensemble(tiny, prompts, free, OPTIONS, "mean-probability")

@@ -12,7 +12,9 @@ from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_
 from prompt_jax.cli import main
 from prompt_jax.ensembles.streams import Line, Mixed, read_named
 from prompt_jax.ensembles.vote import comparison, vote_answers
-from prompt_jax.inference import evaluation
+from prompt_jax.inference import answers
+from prompt_jax.inference.batching import Rows
+from prompt_jax.inference.decoding import _generate, _score
 from prompt_jax.prompt_files.io import ModelId, read_prompts
 from prompt_jax.task_format import TaskFormat
 
@@ -64,8 +66,8 @@ def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, cap
     expected = []
     for line in STREAM:
         if line["prompt"] is None:
-            inputs, _ = evaluation.tokenize(tiny, [line["text"]], 512)
-            given = evaluation.answers(tiny, None, inputs, target_length=16, batch_size=1)
+            inputs, _ = answers.tokenize(tiny, [line["text"]], 512)
+            given = answers.generate_answers(Rows(tiny, None, inputs), 16)
             expected.append({"prompt": None, "input": line["text"], "prediction": given.texts[0], "label_scores": None})
             continue
         name = line["prompt"].replace("/", "-")
@@ -171,29 +173,30 @@ def test_files_of_one_stem_are_mixed_under_other_names(mixed_files, tiny_folder,
 def test_what_is_compiled_does_not_depend_on_the_prompts_of_a_batch(mixed_files, tiny, monkeypatch):
     """Tasks of answers of 12, 4 and 7 tokens, and of labels of other lengths, and the base alone."""
     mixed = Mixed(tiny, read_named(["sentiment.npz", "rte.npz", "vote.npz"]))
-    shapes: dict[str, list] = {"compiled_generate": [], "compiled_score": []}
+    shapes: dict[str, list] = {"generate_scored": [], "score": []}
 
     def spy(name):
-        real = getattr(evaluation, name)
+        real = getattr(answers, name)
 
-        def called(params, config, batch, prompt, *rest):
-            static = rest[0] if name == "compiled_generate" else rest[0].shape
+        def called(params, config, batch, prompt, *targets, **options):
+            static = targets[0].shape if targets else options["max_new_tokens"]
             shapes[name].append((batch["inputs"].shape, static))
-            return real(params, config, batch, prompt, *rest)
+            return real(params, config, batch, prompt, *targets, **options)
 
-        monkeypatch.setattr(evaluation, name, called)
-        return real
+        monkeypatch.setattr(answers, name, called)
 
-    compiled = [spy(name) for name in shapes]
+    for name in shapes:
+        spy(name)
+    compiled = _generate, _score
     before = [each._cache_size() for each in compiled]
     for prompts in (("sentiment", "rte"), ("rte", "rte"), (None, "vote/1"), ("vote/0", "rte"), ("rte", "sentiment")):
         answered = mixed([Line(name, "a good film") for name in prompts], 2, rank=True)
         labels = [{"rte": {"good", "bad"}, "sentiment": {"negative", "positive"}}.get(name) for name in prompts]
         assert [row.label_scores and set(row.label_scores) for row in answered] == labels
-    assert len(shapes["compiled_generate"]) == 5 and len(set(shapes["compiled_generate"])) == 1
+    assert len(shapes["generate_scored"]) == 5 and len(set(shapes["generate_scored"])) == 1
     # Rows of both tasks are one batch; the fourth has one row with labels.
-    assert [rows for (rows, _), _ in shapes["compiled_score"]] == [2, 2, 1, 2]
-    assert len({(length, labels) for (_, length), labels in shapes["compiled_score"]}) == 2, "2 rows, or 1"
+    assert [rows for (rows, _), _ in shapes["score"]] == [2, 2, 1, 2]
+    assert len({(length, labels) for (_, length), labels in shapes["score"]}) == 2, "2 rows, or 1"
     assert [each._cache_size() - old for each, old in zip(compiled, before, strict=True)] == [1, 2]
 
 
@@ -201,11 +204,8 @@ def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsy
     texts = ["a good film", "great fun", "the plot is bad", "a cold ending"]
     status, out, err = run(capsys, "predict", "vote.npz", *texts, "--model", tiny_folder, "--batch-size", "3")
     assert status == 0, err
-    inputs, _ = evaluation.tokenize(tiny, [f"film: {text}" for text in texts], 512)
-    members = [
-        evaluation.answers(tiny, prompt, inputs, target_length=7, batch_size=4)
-        for prompt, _ in read_prompts("vote.npz")
-    ]
+    inputs, _ = answers.tokenize(tiny, [f"film: {text}" for text in texts], 512)
+    members = [answers.generate_answers(Rows(tiny, prompt, inputs), 7) for prompt, _ in read_prompts("vote.npz")]
     given, sums = [member.texts for member in members], np.stack([member.log_probabilities for member in members])
     speakers = vote_answers(given, sums, comparison(()))
     assert out.splitlines() == [given[member][i] for i, member in enumerate(speakers)]

@@ -17,17 +17,12 @@ from adapters import PREFIXES, PROMPTS, generate_batch, peft_prompt, random_text
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.examples import Examples
 from prompt_jax.errors import ConfigError
+from prompt_jax.inference import beam_search as search_module
 from prompt_jax.inference import logits_rules
-from prompt_jax.inference.decoding import (
-    beam_search,
-    compiled_beam_search,
-    compiled_generate,
-    draw_weights,
-    generate,
-    generate_scored,
-    row_keys,
-)
-from prompt_jax.inference.evaluation import answers, evaluate, evaluate_members
+from prompt_jax.inference.answers import generate_answers
+from prompt_jax.inference.batching import Rows
+from prompt_jax.inference.decoding import _generate, beam_search, generate, generate_scored, sampling_logits
+from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.models import ContextError
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.prompt import stack_prompts
@@ -50,7 +45,7 @@ class SmallCache(NamedTuple):
     generated: jax.Array  # [B, G, N], the tokens so far
     rows: jax.Array  # [B, V]
 
-    def reordered(self, parent):
+    def reorder_beams(self, parent):
         return self._replace(generated=jnp.take_along_axis(self.generated, parent[:, :, None], axis=1))
 
 
@@ -77,9 +72,9 @@ LENGTH, ROWS = 6, 16
 
 @pytest.fixture
 def small(monkeypatch):
-    """Its parameters; `compiled_generate` and `compiled_beam_search` run it where the config is a SmallConfig."""
+    """Its parameters. Generation runs the model if the config is a SmallConfig."""
     family = SimpleNamespace(prefill=small_prefill, decode_step=small_step, causal=False)
-    for module in (prompt_jax.inference.decoding, logits_rules):
+    for module in (prompt_jax.inference.decoding, search_module, logits_rules):
         monkeypatch.setattr(module, "family", lambda config: family)
     rng = np.random.default_rng(0)
     params = {"history": rng.normal(size=(LENGTH, LENGTH, 6, 6)), "rows": rng.normal(size=(ROWS, 6))}
@@ -208,7 +203,8 @@ def of_rule(rule: str, **fields) -> tuple[GenerationSettings, SmallConfig]:
 def test_greedy_equals_a_plain_loop(small, rule, own_lengths):
     rules, config = of_rule(rule)
     limits = np.arange(ROWS) % 3 + 4 if own_lengths else np.full(ROWS, LENGTH)
-    found = compiled_generate(small, config, small_batch(), None, LENGTH, limits if own_lengths else None)
+    lengths = limits if own_lengths else None
+    found = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH, lengths=lengths)
     expected = [plain_greedy(small, config, row, limits[row], rules) for row in range(ROWS)]
     assert len({len(tokens) for tokens, _ in expected}) > 1, "rows end at different lengths"
     np.testing.assert_array_equal(found.tokens, [padded(tokens, config) for tokens, _ in expected])
@@ -235,7 +231,8 @@ def test_beam_search_equals_a_plain_loop(small, fields, rule):
     """All hypotheses, their log-probabilities and scores; with a limit for all rows, and with one for each."""
     rules, config = of_rule(rule, beams=3, **fields)
     for limits in (None, np.arange(ROWS) % 3 + 4):
-        found = compiled_beam_search(small, config, small_batch(), None, LENGTH, limits, Decoding())
+        options = {"max_new_tokens": LENGTH, "lengths": limits, "decoding": Decoding()}
+        found = beam_search(small, config, small_batch(), **options)
         for row in range(ROWS):
             limit = LENGTH if limits is None else limits[row]
             expected = plain_beams(small, config, row, limit, rules)
@@ -248,7 +245,7 @@ def test_beam_search_equals_a_plain_loop(small, fields, rule):
             totals = [total for _, total, _ in expected]
             np.testing.assert_allclose(found.log_probability[row, :count], totals, rtol=1e-5)
             assert (np.asarray(found.score[row, count:]) <= -1e9).all()
-    best = compiled_generate(small, config, small_batch(), None, LENGTH, limits, Decoding())
+    best = generate_scored(small, config, small_batch(), **options)
     np.testing.assert_array_equal(best.tokens, found.tokens[:, 0])
     np.testing.assert_array_equal(best.log_probability, found.log_probability[:, 0])
 
@@ -258,7 +255,8 @@ def test_the_rules_of_stopping_differ(small):
     scores = {}
     for early in ("false", "true", "never"):
         decoding = Decoding(beams=3, length_penalty=2.0, early_stopping=early)
-        scores[early] = compiled_beam_search(small, SmallConfig(), small_batch(), None, LENGTH, None, decoding).score
+        found = beam_search(small, SmallConfig(), small_batch(), max_new_tokens=LENGTH, decoding=decoding)
+        scores[early] = found.score
     for one, other in itertools.combinations(scores.values(), 2):
         assert not np.allclose(one, other)
 
@@ -268,7 +266,7 @@ def test_with_beams_enough_nothing_is_missed(small, penalty):
     """Of three tokens there are 40 answers with an end, or with the limit as their end, in a vocabulary of four."""
     params = {"history": small["history"][..., :4, :4], "rows": small["rows"][:, :4]}
     config, decoding = SmallConfig(vocab_size=4), Decoding(beams=45, length_penalty=penalty)
-    found = compiled_beam_search(params, config, small_batch(1), None, 3, None, decoding)
+    found = beam_search(params, config, small_batch(1), max_new_tokens=3, decoding=decoding)
     every = []
     for length in (1, 2, 3):
         for tokens in itertools.product(range(4), repeat=length):
@@ -291,9 +289,9 @@ def test_the_loop_ends_with_the_last_row(small, fields):
     certain["history"][1, :, :, 3] = 20.0  # the second token
     certain["history"][0, :, :, 2] = 20.0
     certain["history"][2, :, :, 1] = 200.0  # the third token is the end, whatever went before
-    keys = row_keys(jax.random.key(0), np.arange(ROWS))
-    run = jax.jit(compiled_generate.__wrapped__, static_argnames=("config", "max_new_tokens", "decoding"))
-    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, keys).tokens
+    run = jax.jit(_generate.__wrapped__, static_argnames=("config", "max_new_tokens", "decoding"))
+    key = jax.random.key(0)
+    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, key, np.arange(ROWS)).tokens
     np.testing.assert_array_equal(tokens, [[2, 3, 1, 0, 0, 0]] * ROWS)
     jax.effects_barrier()
     assert STEPS == [0, 1, 2]
@@ -302,7 +300,7 @@ def test_the_loop_ends_with_the_last_row(small, fields):
 def test_what_is_not_a_number_comes_out(small):
     small["rows"][1] = np.nan
     for decoding in (Decoding(), Decoding(beams=3)):
-        found = compiled_generate(small, SmallConfig(), small_batch(3), None, LENGTH, None, decoding)
+        found = generate_scored(small, SmallConfig(), small_batch(3), max_new_tokens=LENGTH, decoding=decoding)
         np.testing.assert_array_equal(np.isnan(found.log_probability), [False, True, False])
 
 
@@ -311,12 +309,12 @@ def test_what_is_not_a_number_comes_out(small):
 def test_one_logit_that_is_not_finite_makes_the_rows_log_probability_nan(small, value, position):
     """Although tokens could be chosen; and it makes no other row's."""
     small["rows"][:, 2] = 30.0  # the token at every position, so that no row ends early
-    keys = row_keys(jax.random.key(0), np.arange(3))
+    options = {"max_new_tokens": LENGTH, "key": jax.random.key(0)}
     for changed in (False, True):
         if changed:
             small["history"][position, :, :, 4] = value
         for decoding in (Decoding(), Decoding(beams=3), Decoding(temperature=1.0)):
-            found = compiled_generate(small, SmallConfig(), small_batch(3), None, LENGTH, None, decoding, keys)
+            found = generate_scored(small, SmallConfig(), small_batch(3), decoding=decoding, **options)
             assert (np.isnan(found.log_probability) == changed).all()
 
 
@@ -345,14 +343,14 @@ PROBABILITIES = np.array([0.02, 0.4, 0.08, 0.3, 0.2])
     ids=str,
 )
 def test_what_tokens_are_drawn_from(fields, expected):
-    weights = draw_weights(jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))[None], Decoding(**fields))
+    weights = sampling_logits(jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))[None], Decoding(**fields))
     np.testing.assert_allclose(jax.nn.softmax(weights)[0], np.array(expected) / np.sum(expected), rtol=1e-5)
 
 
 def sampled(params, rows, decoding, seed=0):
-    keys = row_keys(jax.random.key(seed), np.arange(len(rows)))
+    options = {"max_new_tokens": LENGTH, "decoding": decoding, "key": jax.random.key(seed)}
     batch = {"inputs": np.array(rows, np.int32)[:, None], "inputs_mask": np.ones((len(rows), 1), bool)}
-    return compiled_generate(params, SmallConfig(), batch, None, LENGTH, None, decoding, keys)
+    return generate_scored(params, SmallConfig(), batch, **options)
 
 
 def test_samples_have_these_probabilities(small):
@@ -385,7 +383,7 @@ def test_a_row_draws_by_its_number(small):
 
 
 def test_at_a_low_temperature_sampling_is_greedy(small):
-    greedy = compiled_generate(small, SmallConfig(), small_batch(), None, LENGTH)
+    greedy = generate_scored(small, SmallConfig(), small_batch(), max_new_tokens=LENGTH)
     for fields in ({"temperature": 1e-4}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-6}):
         found = sampled(small, range(ROWS), Decoding(**fields))
         np.testing.assert_array_equal(found.tokens, greedy.tokens)
@@ -469,10 +467,10 @@ def test_other_inputs_and_keys_need_no_compilation(model):
     kinds = (BEAMS, Decoding(temperature=0.7))
     for decoding in kinds:
         run(decoding, 0)
-    before = [function._cache_size() for function in (compiled_generate, compiled_beam_search, row_keys)]
+    before = _generate._cache_size()
     for seed, decoding in itertools.product((1, 2), kinds):
-        run(dataclasses.replace(decoding), seed)
-    assert [function._cache_size() for function in (compiled_generate, compiled_beam_search, row_keys)] == before
+        run(dataclasses.replace(decoding, seed=seed), seed)
+    assert _generate._cache_size() == before
 
 
 def test_beams_share_the_input(model):
@@ -481,8 +479,11 @@ def test_beams_share_the_input(model):
     batch, config = whole(random_text(model, rows, length)), model.config
 
     def memory(beams: int) -> int:
-        arguments = model.params, config, batch, None, new, None, Decoding(beams=beams), None
-        return compiled_generate.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        options = {"max_new_tokens": new, "decoding": Decoding(beams=beams)}
+        lowered = jax.jit(generate_scored, static_argnames=("config", *options)).lower(
+            model.params, config, batch, **options
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
 
     position = 2 * config.decoder_layers * rows * config.num_heads * config.d_kv * 4  # bytes, keys and values
     logits = rows * config.vocab_size * 4
@@ -530,7 +531,7 @@ def test_early_stopping_is_no_bool():
 def test_options_that_do_not_fit_the_model(model, fixtures):
     batch = whole(random_text(model, 1, 4))
     for options, message in (
-        ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and drawing tokens needs a `key`"),
+        ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and sampling needs a `key`"),
         ({"decoding": Decoding(min_new_tokens=9)}, "decoding.min_new_tokens is 9, and an answer has at most 8 tokens"),
         ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
         ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
@@ -554,13 +555,13 @@ def test_evaluation_decodes_as_it_is_told(tiny):
     prompts = [random_tokens(tiny, 3), random_tokens(tiny, 3, seed=1)]
     sampling = Decoding(temperature=1.0, top_p=0.9, seed=3)
     for decoding in (BEAMS, sampling):
-        given = answers(tiny, prompts[0], inputs, target_length=4, batch_size=2, decoding=decoding)
+        given = generate_answers(Rows(tiny, prompts[0], inputs, batch_size=2), 4, decoding)
         arguments = tiny.params, tiny.config, whole(np.stack(inputs)), prompts[0]
         expected = generate_scored(*arguments, max_new_tokens=4, decoding=decoding, key=jax.random.key(3))
         assert given.texts == [tiny.tokenizer.decode(row) for row in np.asarray(expected.tokens).tolist()]
         np.testing.assert_allclose(given.log_probabilities, expected.log_probability, rtol=1e-4)
     examples = Examples("task", "test", inputs, inputs, texts, texts, {}, None, ())
-    options = {"target_length": 4, "batch_size": 2, "decoding": sampling}
-    together = evaluate_members(tiny, prompts, examples, **options)
+    options = EvaluationOptions(4, 2, sampling)
+    together = evaluate_members(tiny, prompts, examples, options)
     assert together[0].predictions == given.texts != together[1].predictions
-    assert together[1].predictions == evaluate(tiny, prompts[1], examples, **options).predictions
+    assert together[1].predictions == evaluate(tiny, prompts[1], examples, options).predictions

@@ -9,8 +9,10 @@ import prompt_jax
 from adapters import random_text, random_tokens, whole
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.data.examples import Examples
-from prompt_jax.inference import evaluation
-from prompt_jax.inference.evaluation import answers, evaluate, evaluate_members, label_scores, own_label_scores
+from prompt_jax.inference import answers
+from prompt_jax.inference.answers import generate_answers, score_labels, tokenize
+from prompt_jax.inference.batching import Rows
+from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.metrics import metric_fns
 from prompt_jax.models.prompt import PromptStackError, stack_prompts
 from prompt_jax.task_format import TaskFormat
@@ -26,9 +28,9 @@ def prompts(tiny) -> list[Prompt]:
 
 def examples_of(tiny, texts=TEXTS, labels=("negative", "positive")) -> Examples:
     task_format = TaskFormat("{text}", labels)
-    inputs, _ = evaluation.tokenize(tiny, texts, 32)
+    inputs, _ = tokenize(tiny, texts, 32)
     targets = [labels[i % 2] if labels else "film" for i in range(len(texts))]
-    ids = evaluation.tokenize(tiny, targets, 8)[0]
+    ids = tokenize(tiny, targets, 8)[0]
     fns = tuple(metric_fns(task_format))
     return Examples("task", "test", inputs, ids, list(texts), targets, {}, task_format, fns)
 
@@ -43,13 +45,13 @@ def assert_same(one, other):
 
 def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
     """In as many batches as all rows fill, whatever the prompts; the base alone may be one of them."""
-    examples, options = examples_of(tiny), {"target_length": 5, "batch_size": 8}
-    alone = [evaluate(tiny, prompt, examples, **options) for prompt in (None, *prompts)]
+    examples, options = examples_of(tiny), EvaluationOptions(5, 8)
+    alone = [evaluate(tiny, prompt, examples, options) for prompt in (None, *prompts)]
     assert len({tuple(each.predictions) for each in alone}) > 1
     batches = []
-    real = evaluation.compiled_generate
-    monkeypatch.setattr(evaluation, "compiled_generate", lambda *args: batches.append(args[2]) or real(*args))
-    together = evaluate_members(tiny, [None, *prompts], examples, **options)
+    real = answers.generate_scored
+    monkeypatch.setattr(answers, "generate_scored", lambda *a, **options: batches.append(a[2]) or real(*a, **options))
+    together = evaluate_members(tiny, [None, *prompts], examples, options)
     assert [batch["inputs"].shape[0] for batch in batches] == [8, 8, 8]
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other)
@@ -62,12 +64,12 @@ def test_members_may_have_examples_of_their_own(tiny, prompts):
         examples_of(tiny, TEXTS[:2], ("good", "bad")),
         examples_of(tiny, TEXTS[1:], ()),
     ]
-    options = {"target_length": 4, "batch_size": 4}
-    together = evaluate_members(tiny, prompts, own, **options)
+    options = EvaluationOptions(4, 4)
+    together = evaluate_members(tiny, prompts, own, options)
     for one, prompt, examples in zip(together, prompts, own, strict=True):
-        assert_same(one, evaluate(tiny, prompt, examples, **options))
+        assert_same(one, evaluate(tiny, prompt, examples, options))
     assert together[2].label_scores is None
-    unranked = evaluate_members(tiny, prompts, own, rank=False, **options)
+    unranked = evaluate_members(tiny, prompts, own, dataclasses.replace(options, rank=False))
     assert all(each.label_scores is None for each in unranked)
 
 
@@ -75,17 +77,17 @@ def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
     inputs, stacked = examples_of(tiny).inputs, stack_prompts(prompts)
     ids = np.array([2, 0, -1, 1, 0])
     lengths = [1, 4, 2, 4, 3]
-    given = answers(tiny, stacked, inputs, prompt_ids=ids, target_length=lengths, batch_size=2)
+    given = generate_answers(Rows(tiny, stacked, inputs, ids, batch_size=2), 4, lengths=lengths)
     labels = [("good", "bad"), (), ("good", "bad"), ("a", "b", "c"), ()]
-    scores = own_label_scores(tiny, stacked, inputs, labels, prompt_ids=ids, batch_size=4)
+    scores = score_labels(Rows(tiny, stacked, inputs, ids, batch_size=4), labels)
     for row, number in enumerate(ids.tolist()):
         prompt = prompts[number] if number >= 0 else None
-        alone = answers(tiny, prompt, inputs[row : row + 1], target_length=lengths[row], batch_size=1)
+        rows = Rows(tiny, prompt, inputs[row : row + 1])
+        alone = generate_answers(rows, lengths[row])
         assert given.texts[row] == alone.texts[0]
         np.testing.assert_allclose(given.log_probabilities[row], alone.log_probabilities[0], rtol=1e-4)
         if labels[row]:
-            expected = label_scores(tiny, prompt, inputs[row : row + 1], labels[row], batch_size=1)[0]
-            np.testing.assert_allclose(scores[row], expected, rtol=1e-4)
+            np.testing.assert_allclose(scores[row], score_labels(rows, [labels[row]])[0], rtol=1e-4)
         else:
             assert scores[row] is None
 
@@ -110,34 +112,35 @@ def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monke
             total += sum(logits[i, id] - np.log(np.exp(logits[i]).sum()) for i, id in enumerate(target))
         expected.append(total / 12)
 
-    options = {"target_length": 7, "batch_size": 4}
     calls = []
+    options = EvaluationOptions(7, 4, before_batch=lambda: calls.append(1))
     both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
     beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
-    for result, value in zip(evaluate_members(model, own, beside, **options), expected, strict=True):
+    for result, value in zip(evaluate_members(model, own, beside, options), expected, strict=True):
         assert list(result.scores) == ["bleu", "log_likelihood"] and len(result.predictions) == 3
         assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5)
-    monkeypatch.setattr(evaluation, "compiled_generate", None)
-    results = evaluate_members(model, own, examples, before_batch=lambda: calls.append(1), **options)
+    monkeypatch.setattr(answers, "generate_scored", None)
+    calls.clear()
+    results = evaluate_members(model, own, examples, options)
     assert [result.scores["log_likelihood"] for result in results] == pytest.approx(expected, rel=1e-5)
     assert all(result.predictions == [] and len(result.scores) == 1 for result in results)
     assert len(calls) == 3, "an evaluation can be left between any two batches"
 
 
 def test_what_does_not_go_together_is_said(tiny, prompts):
-    examples, options = examples_of(tiny), {"target_length": 2, "batch_size": 8}
+    examples, options = examples_of(tiny), EvaluationOptions(2, 8)
     for members, each in (([], examples), (prompts, [examples])):
         with pytest.raises(ValueError, match="expected prompts, and examples of each"):
-            evaluate_members(tiny, members, each, **options)
+            evaluate_members(tiny, members, each, options)
     after = Prompt(VirtualTokens(np.ones((2, 64), np.float32), placement="after"))
     with pytest.raises(
         PromptStackError, match="prompt 0 has its virtual tokens before the input and prompt 1 after it"
     ):
-        evaluate_members(tiny, [prompts[0], after], examples, **options)
+        evaluate_members(tiny, [prompts[0], after], examples, options)
     with pytest.raises(PromptStackError, match="row 4 has the prompt id 3; there are 3 prompts"):
         ids = np.array([0, 1, 2, -1, 3])
-        answers(tiny, stack_prompts(prompts), examples.inputs, prompt_ids=ids, **options)
+        generate_answers(Rows(tiny, stack_prompts(prompts), examples.inputs, ids), 2)
     with pytest.raises(PromptStackError, match="a number for each row"):
-        answers(tiny, stack_prompts(prompts), examples.inputs, prompt_ids=np.array([0]), **options)
+        generate_answers(Rows(tiny, stack_prompts(prompts), examples.inputs, np.array([0])), 2)
     with pytest.raises(PromptStackError, match="need a stacked prompt"):
-        answers(tiny, prompts[0], examples.inputs, prompt_ids=np.zeros(5, int), **options)
+        generate_answers(Rows(tiny, prompts[0], examples.inputs, np.zeros(5, int)), 2)

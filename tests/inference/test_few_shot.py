@@ -10,8 +10,9 @@ import pytest
 import prompt_jax
 from prompt_jax import metrics
 from prompt_jax.cli import main
-from prompt_jax.data import load
-from prompt_jax.inference.evaluation import evaluate, evaluate_members
+from prompt_jax.data.files import file_task
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
 
@@ -37,8 +38,8 @@ def roomy(model):
 
 
 def split(model, files, name: str):
-    task = load.file_task("files", files, FORMAT)
-    return load.load_examples(task, model.tokenizer, name, input_length=64, target_length=8)
+    task = file_task("files", files, FORMAT)
+    return load_examples(task, model.tokenizer, name, LoadOptions(64, 8))
 
 
 def text(model, ids: np.ndarray) -> str:
@@ -89,7 +90,7 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
         lines = [
             f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
         ]
-        assert shown == 2 and asked.continued
+        assert shown == 2 and asked.continues_input
         for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
             assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
         assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
@@ -135,7 +136,7 @@ def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, 
 
     texts = [tokenizer.decode(ids) for ids in asked.inputs]
     assert all(text.count("is") == shots + 1 and text.endswith(" is") for text in texts)
-    found = evaluate(model, None, asked, target_length=target_length, batch_size=3)
+    found = evaluate(model, None, asked, EvaluationOptions(target_length, 3))
     labels = tests.format.labels
     expected = [[of(text, f" {label}") for label in labels] for text in texts]
     np.testing.assert_allclose(found.label_scores, expected, rtol=1e-5)
@@ -145,12 +146,12 @@ def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, 
 
     free = TaskFormat("{text}", metrics=("log_likelihood",), input_length=64, target_length=8)
     measured = dataclasses.replace(asked, format=free, metric_fns=tuple(metrics.metric_fns(free, ())))
-    scores = evaluate(model, None, measured, target_length=target_length, batch_size=3).scores
+    scores = evaluate(model, None, measured, EvaluationOptions(target_length, 3)).scores
     mine = [row[labels.index(target)] for row, target in zip(expected, tests.target_texts, strict=True)]
     tokens = sum(len(tokenizer.encode(f" {target}")) for target in tests.target_texts)
     assert scores == {"log_likelihood": pytest.approx(float(sum(mine)) / tokens, rel=1e-5)}
     with pytest.raises(ValueError, match="texts to be continued for all prompts, or for none"):
-        evaluate_members(model, [None, None], [asked, tests], target_length=target_length, batch_size=3)
+        evaluate_members(model, [None, None], [asked, tests], EvaluationOptions(target_length, 3))
 
 
 def test_an_answer_is_not_given_away(model, sentiment_files):
@@ -244,7 +245,7 @@ def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentim
     for one, other in zip(asked.inputs, same.inputs, strict=True):
         np.testing.assert_array_equal(one, other)
     if name != "t5":
-        evaluate(model, None, asked, target_length=8, batch_size=10)
+        evaluate(model, None, asked, EvaluationOptions(8, 10))
         message = rf"at most {room} tokens, not {room + 1} \(--shot-length\): .* has 64 positions"
         with pytest.raises(DesignError, match=message):
             few_shot_inputs(tests, PromptDesign(length=room + 1), model, target_length=8)
@@ -316,10 +317,10 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
 
 def test_shots_of_a_task_without_a_training_split(tiny_folder, sentiment_files, tmp_path, capsys):
     (tmp_path / "own.py").write_text(
-        "from prompt_jax import data\nfrom prompt_jax.task_format import TaskFormat\n"
+        "from prompt_jax import add_task, text_source\nfrom prompt_jax.task_format import TaskFormat\n"
         "rows = lambda split: [('a good film', 'positive'), ('a bad film', 'negative')]\n"
         "how = TaskFormat('{text}', ('negative', 'positive'))\n"
-        "data.add_task('only_a_test', data.text_source(rows, ('test',), ('text', 'label')), how)\n"
+        "add_task('only_a_test', text_source(rows, ('test',), ('text', 'label')), how)\n"
     )
     asked = ["evaluate", "--model", str(tiny_folder), "--task", "only_a_test", "--tasks", str(tmp_path / "own.py")]
     assert main([*asked, "--shots", "2"]) == 1

@@ -10,6 +10,7 @@ import prompt_jax
 from adapters import random_prefix
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.errors import UserError
+from prompt_jax.inference.decoding import _score
 from prompt_jax.inspection import ablation
 from prompt_jax.inspection.ablation import leave_one_out
 from prompt_jax.models.prompt import PromptPart
@@ -117,10 +118,10 @@ def test_many_tokens_are_one_compilation(tiny, monkeypatch):
     examples, prompt = examples_of(tiny), Prompt(VirtualTokens(tokens))
     whole = leave_one_out(tiny, prompt, examples, batch_size=8)
     monkeypatch.setattr(ablation, "_STACK", 4)
-    before = ablation.compiled_score._cache_size()
+    before = _score._cache_size()
     parts = leave_one_out(tiny, prompt, examples, batch_size=8)
     lengths = {-(-len(ids) // 8) for ids in examples.inputs}
-    assert 1 <= ablation.compiled_score._cache_size() - before <= len(lengths)
+    assert 1 <= _score._cache_size() - before <= len(lengths)
     np.testing.assert_allclose(parts.without, whole.without, rtol=1e-6)
     monkeypatch.setattr(ablation, "_STACK_BYTES", 1)  # less than a single one
     np.testing.assert_allclose(leave_one_out(tiny, prompt, examples, batch_size=8).without, whole.without, rtol=1e-6)

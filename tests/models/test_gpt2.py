@@ -20,7 +20,7 @@ from adapters import (
 )
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.inference.decoding import beam_search, compiled_generate, compiled_score, score
+from prompt_jax.inference.decoding import beam_search, generate_scored, score
 from prompt_jax.models import ContextError, family
 from prompt_jax.models.prompt import Prefix, PromptPartError
 
@@ -104,10 +104,11 @@ def test_generation_continues_the_text(model):
     start = whole(np.full((2, 1), model.config.start_id, np.int32))
     for given, task in ((separated, whole(text)), (empty, start | {"inputs_mask": np.zeros((2, 1), bool)})):
         tokens = prompt_jax.generate(model.params, model.config, given, prompt, max_new_tokens=5)
-        expected = compiled_generate(model.params, model.config, task, prompt, 5)
+        task["start_ids"] = np.full(len(tokens), model.config.start_id, np.int32)
+        expected = generate_scored(model.params, model.config, task, prompt, max_new_tokens=5)
         np.testing.assert_array_equal(tokens, expected.tokens)
         scores = score(model.params, model.config, given, prompt, target, target > 0)
-        expected = compiled_score(model.params, model.config, task, prompt, target, target > 0)
+        expected = score(model.params, model.config, task, prompt, target, target > 0)
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 

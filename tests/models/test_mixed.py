@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens, stack_prompts
-from prompt_jax.inference.decoding import compiled_generate, generate_scored, score
+from prompt_jax.inference.decoding import _generate, generate_scored, score
 from prompt_jax.models import _forward, family
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
 
@@ -149,10 +149,10 @@ def test_other_ids_need_no_compilation(model):
         prompt_jax.generate(model.params, model.config, {**batch, "prompt_ids": ids}, stacked, max_new_tokens=3)
 
     run(np.zeros(6, np.int32))
-    before = _forward._cache_size(), compiled_generate._cache_size()
+    before = _forward._cache_size(), _generate._cache_size()
     for ids in ([-1] * 6, [1, 0, -1, 1, 1, 0], [1] * 6):
         run(np.array(ids, np.int32))
-    assert (_forward._cache_size(), compiled_generate._cache_size()) == before
+    assert (_forward._cache_size(), _generate._cache_size()) == before
 
 
 def test_a_gradient_reaches_each_rows_own_prompt_alone(model):

@@ -16,8 +16,7 @@ import prompt_jax
 from adapters import assert_close, random_prefix, random_text, random_tokens, whole
 from prompt_jax.checkpoints import weights
 from prompt_jax.checkpoints.files import TensorInFile
-from prompt_jax.config.decoding import Decoding
-from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.models import family
 from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.gpt2 import GPT2Config
@@ -217,7 +216,8 @@ def test_no_float_copy_of_the_base(name):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     def generation(params: Any) -> Any:
-        return compiled_generate.lower(params, config, batch, prompt, 3, None, Decoding(), None)
+        run = jax.jit(generate_scored, static_argnames=("config", "max_new_tokens"))
+        return run.lower(params, config, batch, prompt, max_new_tokens=3)
 
     assert temporary(gradient.lower(params)) < values
     assert temporary(gradient.lower(plain)) < values  # nor are they copied as they are

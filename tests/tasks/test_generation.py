@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from prompt_jax import metrics
-from prompt_jax.data import load
-from prompt_jax.data.load import DataError
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, task_names
+from prompt_jax.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -26,7 +27,7 @@ def modules():
     """The four task files, registered."""
     paths = {name: ROOT / "tasks" / f"{name}.py" for name in ("e2e", "webnlg", "dart", "xsum")}
     for path in paths.values():
-        load.discover_tasks(path)
+        discover_tasks(path)
     loaded = {getattr(module, "__file__", None): module for module in list(sys.modules.values())}
     return {name: loaded[str(path)] for name, path in paths.items()}
 
@@ -43,8 +44,8 @@ def write(path: Path, text: str) -> None:
 
 
 def pairs(name, split, tokenizer):
-    """(input, target) of each row of training, (input, references) of each example of other splits."""
-    examples = load.load_examples(name, tokenizer, split, input_length=512, target_length=512)
+    """(input, target) for each row of training, (input, references) for each example of other splits."""
+    examples = load_examples(name, tokenizer, split, LoadOptions(512, 512))
     return list(zip(examples.input_texts, examples.references or examples.target_texts, strict=True))
 
 
@@ -55,7 +56,7 @@ def test_a_folder_that_is_not_there_is_an_error_when_the_task_is_loaded(
     modules, name, tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
-    assert name in load.task_names()
+    assert name in task_names()
     with pytest.raises(DataError, match=rf"set PROMPT_JAX_DATA to a folder with .* in {name.split('_')[0]}/"):
         pairs(name, "test", tokenizer)
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
@@ -78,7 +79,7 @@ def test_e2e(modules, folder, tokenizer):
     assert pairs("e2e", "test", tokenizer) == [(source, (text, "Cheap"))]
 
 
-def test_contractions_of_e2e_are_those_of_the_papers_files(modules, folder, tokenizer):
+def test_e2es_contractions_equal_the_papers(modules, folder, tokenizer):
     """The validation file has `isn 't` and the test file `is n't`."""
     rows = ["mr,ref", "name[A],\"It isn't far, I can't say; don't. It's Ann 'til\"", "name[B],You won’t"]
     for name in ("devset", "testset_w_refs"):
@@ -226,14 +227,14 @@ def test_dart(modules, folder, tokenizer):
     twice = [*DART, {**DART[1], "annotations": [{"source": "x", "text": "Ä, ÄÖ, Ü."}]}]
     write(folder / "dart/dart-v1.1.1-full-test.json", json.dumps(twice))
     assert pairs("dart", "test", tokenizer)[1:] == [(second, ("Umlauts.",)), (second, ("Ä, ÄÖ, Ü.",))]
-    examples = load.load_examples("dart", tokenizer, "test", input_length=512, target_length=512)
+    examples = load_examples("dart", tokenizer, "test", LoadOptions(512, 512))
     assert examples.score(["it joined .", "UMLAUTS.", "ä , äö , ü ."])["dart_bleu"] == pytest.approx(1.0)
     write(folder / "dart/dart-v1.1.1-full-test.json", '[{"tripleset": []}]')
     with pytest.raises(DataError, match=r"full-test.json: not DART's JSON \(KeyError: 'annotations'\)"):
         pairs("dart", "test", tokenizer)
 
 
-def test_darts_rows_in_tfds_become_the_same(modules):
+def test_tfdss_rows_of_dart_become_the_same(modules):
     import tensorflow as tf
 
     def rows():
@@ -294,9 +295,9 @@ def test_xsums_extrapolation(modules, xsum, tokenizer):
         assert numbers(name, "test", tokenizer) == tested
 
 
-def test_xsums_rows_in_tfds_become_lines(modules):
+def test_tfdss_rows_of_xsum_become_lines(modules):
     import tensorflow as tf
 
     rows = tf.data.Dataset.from_tensor_slices({"document": ["One.\nTwo.  Three\n"], "summary": [" All.\n"]})
-    (row,) = modules["xsum"].in_one_line(rows).as_numpy_iterator()
+    (row,) = modules["xsum"].join_lines(rows).as_numpy_iterator()
     assert row == {"source": b"One. Two. Three", "target": b"All."}

@@ -1,4 +1,4 @@
-"""The sentiment tasks against the table of their source, and their splits."""
+"""The sentiment tasks: the data equals its source, and splits are disjoint."""
 
 import csv
 import gzip
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prompt_jax.data import load
 from prompt_jax.data.files import normalize_text
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, mixture_rates
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tasks" / "data" / "sentiment"
@@ -34,7 +35,7 @@ def load_module(path):
 
 @pytest.fixture(scope="module")
 def registered():
-    return load.discover_tasks(ROOT / "tasks" / "sentiment.py")
+    return discover_tasks(ROOT / "tasks" / "sentiment.py")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def splits(registered):
 
 
 @pytest.mark.parametrize("domain", COUNTS)
-def test_the_files_hold_what_the_source_does(domain):
+def test_the_files_equal_their_source(domain):
     with gzip.open(DATA / f"{domain}.tsv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert rows[0] == ["id", "rating", "text"]
@@ -91,20 +92,18 @@ def test_examples_have_the_sign_of_their_rating(splits):
 
 def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
     assert {f"sentiment_{domain}" for domain in COUNTS} <= set(registered)
-    examples = load.load_examples(
-        "sentiment_tweets", tokenizer, "validation", input_length=64, target_length=32, limit=20
-    )
+    examples = load_examples("sentiment_tweets", tokenizer, "validation", LoadOptions(64, 32, limit=20))
     assert len(examples) == 20
     assert examples.score(["positive"] * 20)["accuracy"] == examples.target_texts.count("positive") / 20
     assert examples.format is not None and examples.format.labels == ("negative", "positive")
 
 
-def test_all_domains_are_a_mixture_at_their_sizes(splits):
+def test_the_mixtures_rates_are_the_sizes_of_the_domains(splits):
     sizes = {f"sentiment_{domain}": float(len(own["train"])) for domain, own in splits.items()}
-    assert load.rates_of_mixture("sentiment") == sizes
+    assert mixture_rates("sentiment") == sizes
 
 
-def test_the_maker_keeps_texts_and_makes_the_same_bytes_again(tmp_path, monkeypatch):
+def test_the_maker_keeps_texts_and_is_reproducible(tmp_path, monkeypatch):
     maker = load_module(ROOT / "tools" / "make_sentiment.py")
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:

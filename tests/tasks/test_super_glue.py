@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import sentencepieces
-from prompt_jax.data import load as data
+from prompt_jax.data.downloads import is_downloaded
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name
 from prompt_jax.ensembles.evaluation import combine
 from prompt_jax.ensembles.vote import comparison
+from prompt_jax.errors import DataError
 from prompt_jax.inference.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -127,22 +130,22 @@ SPLITS |= {name: {"train": ROWS[name], "validation": ROWS[name], "test": ROWS[na
 
 @pytest.fixture(scope="module", autouse=True)
 def records(write_records):
-    """Real TFDS records: all rows as validation, the first as train, the last as test."""
+    """Write TFDS records: all rows as validation, the first as train, the last as test."""
     for name, rows in ROWS.items():
         data_name = {"wsc": "wsc.fixed"}.get(name, name)
         splits = {"train": rows[:1], "validation": rows, "test": rows[-1:]}
         write_records(f"super_glue/{data_name}:1.0.2", SPLITS.get(name, splits))
-    data.discover_tasks(ROOT / "tasks" / "super_glue.py")
+    discover_tasks(ROOT / "tasks" / "super_glue.py")
 
 
 def load(name, split, tokenizer, **lengths):
     lengths = {"input_length": 512, "target_length": 32} | lengths
     name = f"super_glue_{name}" if "_v102" in name else f"super_glue_{name}_v102"
-    return data.load_examples(name, tokenizer, split, **lengths)
+    return load_examples(name, tokenizer, split, LoadOptions(**lengths))
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_records_become_the_texts_of_the_paper(name, tokenizer):
+def test_records_become_the_papers_texts(name, tokenizer):
     examples = load(name, "test" if name in SPLITS else "validation", tokenizer)
     assert list(zip(examples.input_texts, examples.target_texts, strict=True)) == TEXTS[name]
     for text, ids in zip(examples.input_texts, examples.inputs, strict=True):
@@ -154,19 +157,19 @@ def test_the_labels_are_in_the_order_of_tfds(name):
     import tensorflow_datasets as tfds
 
     features = tfds.builder(f"super_glue/{name}:1.0.2", data_dir="/nonexistent").info.features
-    task_format = data.find_task(f"super_glue_{name}_v102").task_format
+    task_format = find_task(f"super_glue_{name}_v102").task_format
     assert list(task_format.labels) == features["label"].names
     if name in SIMPLE:
         assert list(task_format.columns) == sorted(set(features) - {"idx", "label"})
 
 
 @pytest.mark.parametrize(("name", "prepared"), [("boolq", True), ("wsc", False)])
-def test_a_task_is_on_this_machine_once_tfds_has_prepared_it(name, prepared):
-    """What a prompt file may have loaded without its user naming it: nothing that has to be downloaded."""
+def test_a_task_is_downloaded_once_tfds_has_prepared_it(name, prepared):
+    """A prompt file may load a task without being asked only if nothing has to be downloaded."""
     import seqio
 
     source = seqio.TfdsDataSource(f"super_glue/{name}:1.0.2", splits=("train",))
-    assert data.on_this_machine(seqio.Task(f"{name}_somewhere", source, output_features={})) is prepared
+    assert is_downloaded(seqio.Task(f"{name}_somewhere", source, output_features={})) is prepared
 
 
 def test_cb_is_scored_by_the_mean_f1_of_its_classes_first(tokenizer):
@@ -183,23 +186,23 @@ def test_rte_is_scored_by_accuracy(tokenizer):
 def test_examples_without_a_label_are_counted_and_not_scored(tokenizer):
     examples = load("boolq", "test", tokenizer)
     assert (len(examples), examples.unlabeled) == (1, 1)
-    with pytest.raises(data.DataError, match="1 of 1 examples have no label"):
+    with pytest.raises(DataError, match="1 of 1 examples have no label"):
         examples.score(["True"])
 
 
-def test_what_is_too_long_is_counted(tokenizer):
+def test_truncated_inputs_are_counted(tokenizer):
     examples = load("boolq", "validation", tokenizer, input_length=5)
     assert examples.truncated == {"inputs": 3, "targets": 0}
     assert all(len(ids) == 5 and ids[-1] == tokenizer.eos_id for ids in examples.inputs)
 
 
 def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer):
-    """The registered task is a whole seqio task: with a vocabulary it runs without this package."""
+    """The registered task is a complete seqio task: with a vocabulary, seqio can run it."""
     import seqio
 
     file = str(sentencepieces.model_file(tokenizer))
     feature = seqio.Feature(seqio.SentencePieceVocabulary(file, extra_ids=tokenizer.sentinels))
-    task = data.find_task("super_glue_cb_v102").replace(output_features={"inputs": feature, "targets": feature})
+    task = find_task("super_glue_cb_v102").replace(output_features={"inputs": feature, "targets": feature})
     dataset = task.get_dataset({"inputs": 512, "targets": 32}, split="validation", shuffle=False)
     expected = load("cb", "validation", tokenizer)
     for row, inputs, targets in zip(dataset.as_numpy_iterator(), expected.inputs, expected.targets, strict=True):
@@ -209,7 +212,7 @@ def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer):
 
 def test_multirc_is_scored_over_all_answers_and_by_question(tokenizer):
     whole = load("multirc", "validation", tokenizer)
-    with pytest.raises(data.DataError, match="1 of 5 examples have no label"):
+    with pytest.raises(DataError, match="1 of 5 examples have no label"):
         whole.score(["True"] * 5)
     examples = whole.take([0, 1, 2, 3])
     # True: 2 hits, 1 false alarm. Of the questions 0-0, 0-1 and 1-0 the first is not all right.
@@ -267,16 +270,16 @@ def test_wsc_asks_for_the_referent(tokenizer):
     assert load("wsc", "test", tokenizer).unlabeled == 1
 
 
-def test_a_pronoun_that_is_not_there_is_an_error(tokenizer):
+def test_a_missing_pronoun_is_an_error(tokenizer):
     import tensorflow as tf
 
-    task = data.find_task("super_glue_wsc_v102")
+    task = find_task("super_glue_wsc_v102")
     row = {"text": "a b c", "span1_text": "a", "span2_text": "it", "span2_index": 1, "label": 1}
     with pytest.raises(tf.errors.InvalidArgumentError, match="no pronoun in"):
         list(task.preprocessors[0](tf.data.Dataset.from_tensors(row)))
 
 
-def test_definite_pronouns_are_as_wsc(write_records, tokenizer):
+def test_definite_pronouns_have_the_format_of_wsc(write_records, tokenizer):
     rows = [
         {"sentence": "Bob asked Tom if he can lend what he has.", "pronoun": "he", "candidates": ["Bob", "Tom"]}
         | {"label": 1},
@@ -284,8 +287,7 @@ def test_definite_pronouns_are_as_wsc(write_records, tokenizer):
     ]
     write_records("definite_pronoun_resolution:1.1.0", {"train": rows, "test": rows[1:]})
     train, validation = (
-        data.load_examples("dpr_v001_simple", tokenizer, split, input_length=64, target_length=32)
-        for split in ("train", "validation")
+        load_examples("dpr_v001_simple", tokenizer, split, LoadOptions(64, 32)) for split in ("train", "validation")
     )
     assert list(zip(train.input_texts, train.target_texts, strict=True)) == [
         ("Bob asked Tom if *he* can lend what he has.", "Tom"),
@@ -294,27 +296,27 @@ def test_definite_pronouns_are_as_wsc(write_records, tokenizer):
     assert validation.input_texts == train.input_texts[1:]
 
 
-def test_a_metric_on_notes_is_refused_where_there_are_none(tokenizer):
-    with pytest.raises(data.DataError, match="'super_glue_boolq_v102' has no notes, which group_exact_match needs"):
-        load("boolq", "validation", tokenizer, metric_names=("group_exact_match",))
+def test_a_metric_on_notes_is_refused_without_notes(tokenizer):
+    with pytest.raises(DataError, match="'super_glue_boolq_v102' has no notes, which group_exact_match needs"):
+        load("boolq", "validation", tokenizer, metrics=("group_exact_match",))
 
 
-def test_the_benchmark_is_the_eight_tasks_of_its_score():
+def test_the_benchmark_has_eight_tasks():
     path = str(ROOT / "tasks" / "super_glue.py")
     module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == path)
     assert set(module.BENCHMARK) == set(module.FORMATS) - {"axb", "axg"}
 
 
-def test_all_of_it_is_a_mixture_at_the_sizes_of_its_tasks(tokenizer):
-    """Those of the paper's table 7, of ReCoRD all right answers (T5); and the short names are T5's."""
+def test_the_mixtures_rates_are_the_sizes_of_the_tasks(tokenizer):
+    """The sizes of the paper's table 7; for ReCoRD all correct answers (T5). The short names are T5's."""
     sizes = {"boolq": 9427, "cb": 250, "copa": 400, "multirc": 27243, "record": 138854, "rte": 2490, "wic": 5428}
     expected = {f"super_glue_{name}_v102": size for name, size in (sizes | {"wsc": 259}).items()}
-    assert data.rates_of_mixture("super_glue_v102") == expected
-    assert data.rates_of_mixture("super_glue_with_dpr_v102") == expected | {"dpr_v001_simple": 1322}
+    assert mixture_rates("super_glue_v102") == expected
+    assert mixture_rates("super_glue_with_dpr_v102") == expected | {"dpr_v001_simple": 1322}
     names = [*sizes, "wsc", "dpr"]
-    assert [data.short_name(task) for task in (*expected, "dpr_v001_simple")] == names
-    options = {"input_length": 64, "target_length": 16, "before": "rte "}
-    named = data.load_examples("super_glue_rte_v102", tokenizer, "validation", **options)
+    assert [short_name(task) for task in (*expected, "dpr_v001_simple")] == names
+    options = LoadOptions(64, 16, prepend="rte ")
+    named = load_examples("super_glue_rte_v102", tokenizer, "validation", options)
     assert named.format.template == "rte hypothesis: {hypothesis} premise: {premise}"
     assert named.input_texts == [f"rte {text}" for text, _ in TEXTS["rte"]]
     assert [ids.tolist() for ids in named.inputs] == [tokenizer.input_ids(text) for text in named.input_texts]
@@ -352,8 +354,8 @@ def test_an_answer_counts_with_and_without_the_sentinel(tokenizer):
     assert same("<extra_id_0> True") == same("True") != same("true")
     # Without labels too.
     record = load("record_v102_sentinel", "validation", tokenizer)
-    assert record.sentinel and not load("record", "validation", tokenizer).sentinel
-    same = comparison((), record.sentinel)
+    assert record.has_sentinel and not load("record", "validation", tokenizer).has_sentinel
+    same = comparison((), record.has_sentinel)
     assert same("<extra_id_0> The Paul") == same("paul") != comparison(())("<extra_id_0> The Paul")
 
 

@@ -16,8 +16,9 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.data.batches import TrainBatches, length_buckets
-from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.data.batches import TrainBatches
+from prompt_jax.data.buckets import length_buckets
+from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.prompt import Prompt
@@ -122,8 +123,9 @@ def decoding_memory() -> dict[str, Row]:
         shape = dataclasses.replace(GENERATIONS["gpt2-prefix-beam5"], batch=size, length=200)
         config, params = base = random_base("gpt2")
         batch, prompt = inputs_and_prompt(base, shape)
-        arguments = batch, prompt, shape.target, None, Decoding(beams=5)
-        sizes = compiled_generate.lower(params, config, *arguments).compile().memory_analysis()
+        options = {"max_new_tokens": shape.target, "decoding": Decoding(beams=5)}
+        run = jax.jit(generate_scored, static_argnames=("config", *options))
+        sizes = run.lower(params, config, batch, prompt, **options).compile().memory_analysis()
         rows[str(size)] = {
             "prefix_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(prompt)) / 2**20,
             "temporary_mib": sizes.temp_size_in_bytes / 2**20,

@@ -1,7 +1,6 @@
 """The case `vote`, described in __main__.py."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,9 @@ from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.inference import evaluation
+from prompt_jax.inference.answers import generate_answers, tokenize
+from prompt_jax.inference.batching import Rows
+from prompt_jax.inference.evaluation import EvaluationOptions
 from prompt_jax.methods import applied, soft_prompt
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files.io import load_prompt
@@ -30,19 +31,19 @@ def vote(prompts_file: Path | None) -> dict[str, Row]:
     prompts = vocabulary_prompts(model) if prompts_file is None else unstack_prompts(load_prompt(prompts_file, model))
     together, count = stack_prompts(prompts), len(prompts)
     prompt_ids = np.repeat(np.arange(count, dtype=np.int32), len(examples))
-    options: dict[str, Any] = {"target_length": VOTE_TOKENS, "batch_size": VOTE_BATCH}
 
     def flat() -> None:
-        evaluation.answers(model, together, examples.inputs * count, prompt_ids=prompt_ids, **options)
+        rows = Rows(model, together, list(examples.inputs) * count, prompt_ids, batch_size=VOTE_BATCH)
+        generate_answers(rows, VOTE_TOKENS)
 
     def singly() -> None:
         for prompt in prompts:
-            evaluation.answers(model, prompt, examples.inputs, **options)
+            generate_answers(Rows(model, prompt, examples.inputs, batch_size=VOTE_BATCH), VOTE_TOKENS)
 
     rows = alternately({"one flat pass": flat, "single passes": singly}, VOTE_ROUNDS)
     rows = {side: row | {"members": count} for side, row in rows.items()}
     if prompts_file is not None:
-        saved = evaluate_early(model, prompts, examples, **options).saved
+        saved = evaluate_early(model, prompts, examples, EvaluationOptions(VOTE_TOKENS, VOTE_BATCH)).saved
         rows["one flat pass"] |= {f"saved_{what}": float(share) for what, share in saved.items()}
     return rows
 
@@ -60,8 +61,8 @@ def review_examples(model: Model, count: int) -> Examples:
     drawn = np.random.default_rng(0).permutation(len(split[0]))[:count]
     texts, labels = ([column[i] for i in drawn] for column in split)
     task_format = TaskFormat("{text}", ("negative", "positive"), input_length=128)
-    inputs, cut = evaluation.tokenize(model, texts, task_format.input_length)
-    targets, _ = evaluation.tokenize(model, labels, VOTE_TOKENS)
+    inputs, cut = tokenize(model, texts, task_format.input_length)
+    targets, _ = tokenize(model, labels, VOTE_TOKENS)
     truncated = {"inputs": cut, "targets": 0}
     return Examples(
         "reviews", "test", inputs, targets, texts, labels, truncated, task_format, metric_fns=(metrics.accuracy,)

@@ -20,7 +20,7 @@ from prompt_jax.config.model import Remat
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference.decoding import compiled_generate
+from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.methods import applied, method
 from prompt_jax.models import Config, check_context, family
 from prompt_jax.models.prompt import Prompt
@@ -203,17 +203,21 @@ def _generate(
     batch = {"inputs": column(source), "inputs_mask": column(source, dtype=jnp.bool_)}
     if prompt.stacked is not None:
         batch["prompt_ids"] = column()
+    if family(config).causal:
+        batch["start_ids"] = column()
     decoding = dataclasses.replace(experiment.decoding, seed=0)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = compiled_generate.trace(
+    key = _shapes(key, _placed(mesh, devices)) if decoding.temperature else None
+    static = {"max_new_tokens": target, "decoding": decoding, "check": False}
+    traced = jax.jit(generate_scored, static_argnames=("config", *static)).trace(
         base,
         config,
         batch,
         _shapes(prompt, _placed(mesh, devices)),
-        target,
-        column(),
-        decoding,
-        column(dtype=key.dtype) if decoding.temperature else None,
+        key=key,
+        row_numbers=column(),
+        lengths=column(),
+        **static,
     )
     trips = max(1, target - 1)  # prefill produces the first token
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)

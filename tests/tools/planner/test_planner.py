@@ -22,7 +22,8 @@ from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference import evaluation
+from prompt_jax.inference import answers
+from prompt_jax.inference.batching import Rows, Shapes, stack_with_ids
 from prompt_jax.models import family
 from prompt_jax.training import setup as setups
 from tools.planner import chips, estimate
@@ -60,33 +61,26 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
     )
     setup = setups.prepare(given)
     (batch,) = next(setup.batches)
-    answers = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
-    longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=answers)
+    length = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
+    longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=length)
     train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
     ours = setup.step.lower(setup.states[0], setup.frozen, setup.place(batch), setup.keys[0])
     assert text(train.lower()) == text(ours)
 
-    seen, real = [], evaluation.compiled_generate
+    seen, real = [], answers.generate_scored
 
-    def spy(*arguments):
-        seen.append(text(real.lower(*arguments)))
-        return real(*arguments)
+    def spy(*arguments, **options):
+        jitted = jax.jit(real, static_argnames=("config", "max_new_tokens", "decoding", "check"))
+        seen.append(text(jitted.lower(*arguments, **options)))
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(evaluation, "compiled_generate", spy)
+    monkeypatch.setattr(answers, "generate_scored", spy)
     prompts = setup.prompts(setup.trainable(setup.states))
     examples = setup.members[0].tasks[0].examples["train"]
-    rows = [longest.input_length] * 3
-    inputs = [np.resize(examples.inputs[0], length) for length in rows]
-    stacked, ids = evaluation.together(prompts)
-    evaluation.answers(
-        setup.model,
-        stacked,
-        inputs,
-        prompt_ids=ids[[0, 1, 0]],
-        target_length=answers,
-        batch_size=evaluation.Shapes(6, (longest.input_length,)),
-        decoding=given.decoding,
-    )
+    inputs = [np.resize(examples.inputs[0], longest.input_length)] * 3
+    stacked, ids = stack_with_ids(prompts)
+    shapes = Shapes(6, (longest.input_length,))
+    answers.generate_answers(Rows(setup.model, stacked, inputs, ids[[0, 1, 0]], None, shapes), length, given.decoding)
     assert seen == [text(generation.lower())]
 
 
@@ -96,9 +90,9 @@ def text(lowered) -> str:
     return re.sub(r" {}|  sdy\.mesh @empty_mesh .*\n", "", stripped)
 
 
-def test_sampling_takes_keys(tiny_folder):
+def test_sampling_takes_a_key(tiny_folder):
     *_, generation = programs(experiment(str(tiny_folder), decoding=Decoding(temperature=0.7)), jax.devices()[:1])
-    assert "tensor<6x2xui32>" in text(generation.lower()).splitlines()[1]
+    assert "tensor<2xui32>" in text(generation.lower()).splitlines()[1]
 
 
 def test_prompts_of_several_lengths_are_programs_of_their_own(tiny_folder):

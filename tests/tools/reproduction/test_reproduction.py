@@ -17,7 +17,7 @@ from prompt_jax import cli
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data import load
+from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 from prompt_jax.errors import UserError
 from prompt_jax.report.run_files import (
     BaseSummary,
@@ -57,7 +57,7 @@ def commands(name, model, folder, **options):
 @pytest.mark.parametrize("name", TABLES)
 def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(name, model, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)  # where configurations and tasks are
-    tasks = set(load.discover_tasks())
+    tasks = set(discover_tasks())
     table = TABLES[name](model)
     given, runs, chosen = set(), {}, {}
     for words, first in commands(name, model, tmp_path):
@@ -70,7 +70,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
                 check(args.experiment)
                 own = [args.experiment.data.task, *args.experiment.data.test_tasks]
                 chosen |= dict.fromkeys(own, args.experiment.data.metrics)
-        parts = {part for task in own for part in load.rates_of_mixture(task) or [task]}
+        parts = {part for task in own for part in mixture_rates(task) or [task]}
         assert parts <= tasks
         given |= {part.removesuffix("_sentinel") for part in parts}
         if verb == "train":
@@ -79,7 +79,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
     assert {column.task for column in table.columns} <= {None, *given}
     for column in table.columns:  # each is computed, but for those that need models
         if column.task is not None and column.metric not in NOT_COMPUTED and "meteor" not in column.metric:
-            own = chosen.get(column.task) or load.find_task(column.task).task_format.metrics
+            own = chosen.get(column.task) or find_task(column.task).task_format.metrics
             assert column.metric.removeprefix("rank/") in own, column
     titles = [column.title for column in table.columns]
     assert len(set(titles)) == len(titles)

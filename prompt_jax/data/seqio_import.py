@@ -1,0 +1,33 @@
+"""Import seqio and TensorFlow, on demand: only tasks in seqio's registry need them."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def import_seqio() -> Any:
+    """Return seqio, and keep TensorFlow from allocating accelerator memory, which JAX needs."""
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_stderr():
+        import seqio
+        import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized, as its user has configured it
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_visible_devices([], "TPU")
+    return seqio
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Silence standard error: TensorFlow logs to it during import, whatever its settings."""
+    sys.stderr.flush()
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)

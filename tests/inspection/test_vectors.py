@@ -1,0 +1,13 @@
+"""Norms of embeddings."""
+
+import numpy as np
+import pytest
+
+from directions import TABLE
+from prompt_jax.inspection.vectors import norm_range, row_norms
+
+
+def test_norms():
+    assert row_norms(TABLE, 5).tolist() == pytest.approx([0, 2, 3, 2**0.5, 4])
+    found = norm_range(np.arange(101.0))
+    assert (found.mean, found.low, found.high) == (50, 5, 95)
