@@ -244,8 +244,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
         ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
-        ([ensemble_file, prompt_file], 0, "--member is the number of a prompt in one file; there are 2"),
-        ([], 0, "--member is the number of a prompt in a file, and no file is named"),
+        ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
+        ([], 0, "--member needs a prompt file, and there is none"),
     ):
         status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)
         assert status == 1 and message in err
@@ -288,7 +288,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     np.savez(tmp_path / "damaged.npz", **entries | {"1/encoder_tokens": entries["1/encoder_tokens"] * np.nan})
     assert "damaged.npz, member 1" in message(tmp_path / "damaged.npz", *own)
 
-    assert "by mean-probability every member counts" in message(
+    assert "--vote mean-probability needs every member" in message(
         other(), *own, "--early-stop", "--vote", "mean-probability"
     )
     free = dataclasses.replace(task_format, labels=())
@@ -354,7 +354,7 @@ def test_help_of_every_verb(capsys):
         (["trian"], "there is no verb 'trian'. Did you mean 'train'?"),
         (["evaluat", "x"], "Did you mean 'evaluate'?"),
         (["train", "CONFIG", "--prompt.lenght", "3"], "--prompt.length"),
-        (["train", "CONFIG", "--optimizer.learning-rate", "3"], "--optimizer.learning-rate"),
+        (["train", "CONFIG", "--optimiser.learning-rate", "3"], "--optimizer.learning-rate"),
     ],
 )
 def test_the_nearest_right_name_is_given(config, capsys, argv, message):
@@ -380,11 +380,11 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("predict", other, "x"), "trained on elsewhere, which is not on this machine. To download it, say --model"),
         (("predict", other, "x", *named), "was trained on elsewhere (sha256:1), not on"),
         (("predict", prompt_file, "x"), "if you trust it, say --model"),
-        (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
+        (("evaluate", prompt_file, *named), "which is not in the tasks folder; give --data FILE, --task NAME or"),
         (("evaluate", prompt_file, *named, "--task", "films"), "no task is called 'films'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
-        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop are for two prompts or more"),
+        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop need two prompts or more"),
         (("evaluate", prompt_file, *named, "--labels", "a", "b"), "--labels say how --data is read"),
         (("predict", tmp_path, "x"), "is a folder without adapter_config.json, and so no adapter of PEFT"),
         (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),

@@ -220,7 +220,7 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
     assert "standard input:2: not UTF-8 (byte 0xef at character 3 of the line)" in message(stdin=b"a\nna\xefve film\n")
     path = write(tmp_path, "x.txt", "a\nnaïve film\n", "latin-1")
     assert f"{path}:2: not UTF-8 (byte 0xef at character 3 of the line); expected UTF-8" in message("--input", path)
-    assert "the inputs are arguments or lines of --input" in message("a text", "--input", path)
+    assert "there are inputs as arguments and in --input" in message("a text", "--input", path)
     assert "input 2: the argument 'na\\udcefve' is not text" in message("a", "na\udcefve")
     assert "none.txt: cannot be read: No such file" in message("--input", tmp_path / "none.txt")
     assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.json", '[{"text": "a"}]', "utf-8"))
