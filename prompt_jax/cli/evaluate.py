@@ -154,15 +154,15 @@ def _evaluate_base(args: Evaluate) -> int:
         demonstration=few_shot.shot_text,
         length=few_shot.shot_length,
     )
-    made = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
-    if len(seeds) > 1 and not any(shown for _, shown in made):
+    prepared = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
+    if len(seeds) > 1 and not any(shown for _, shown in prepared):
         raise UserError("no in-context example fits, so all --shot-seeds give the same inputs: raise --shot-length")
     names = [
         f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
-        for seed, (_, shown) in zip(seeds, made, strict=True)
+        for seed, (_, shown) in zip(seeds, prepared, strict=True)
     ]
     options = EvaluationOptions(target_length, args.batch_size, args.decoding)
-    outcome = evaluate_base(model, [asked for asked, _ in made], names, options)
+    outcome = evaluate_base(model, [asked for asked, _ in prepared], names, options)
     return _print_outcome(args, outcome)
 
 

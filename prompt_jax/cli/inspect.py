@@ -64,7 +64,7 @@ def run(args: Inspect) -> int:
         collect_findings(str(member), member.prompt, member.metadata, model, args.neighbors, ablation)
         for member, ablation in zip(members, ablations, strict=True)
     ]
-    print_escaped("\n\n".join(describe(found, model) for found in findings))
+    print_escaped("\n\n".join(describe(each, model) for each in findings))
     if len(members) > 1 and members[0].prompt.parts:
         cosines = prompt_similarity([member.prompt for member in members])
         rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]

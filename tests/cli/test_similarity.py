@@ -11,11 +11,11 @@ from prompt_jax.prompt_files.io import ModelId
 
 @pytest.fixture
 def folder(tmp_path, tiny, said):
-    """Prompts of several kinds, and what is none."""
+    """Return a folder with prompts of several kinds and other files."""
     folder = tmp_path / "prompts"
     random = np.random.default_rng(0)
     tokens = [random.normal(size=(count, 64)).astype(np.float32) for count in (3, 3, 5)]
-    tokens[2][:3] = tokens[0] + 0.1  # the longest is the most like the first
+    tokens[2][:3] = tokens[0] + 0.1  # the longest is most similar to the first
     save_prompt(folder / "a.npz", Prompt(VirtualTokens(tokens[0])), said)
     save_ensemble(folder / "run" / "best.npz", [Prompt(VirtualTokens(own)) for own in tokens[1:]], [said] * 2)
     save_prompt(folder / "run" / "last.npz", Prompt(VirtualTokens(tokens[1])), said)
