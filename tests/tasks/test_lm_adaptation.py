@@ -1,4 +1,4 @@
-"""The whole way of `configs/lm_adaptation.py` on a tiny T5: adapted, exported, and a base of prompts."""
+"""`configs/lm_adaptation.py` on a tiny T5: adapt it, export it, and train a prompt for it."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ SMALL = {"steps": 12, "batch_size": 4, "accumulate": 2, "eval_every": 6, "checkp
 
 @pytest.fixture
 def adapted(tiny_folder, tmp_path, monkeypatch):
-    """The configuration's own experiment, but for the model and the amount of work; the folder of the run."""
+    """Run the configuration with a tiny model and few steps, and return the run's folder."""
     texts = tmp_path / "data" / "text"
     texts.mkdir(parents=True)
     for split, count in (("train", 24), ("validation", 5)):
@@ -39,7 +39,7 @@ def adapted(tiny_folder, tmp_path, monkeypatch):
     return with_options(experiment, "data", input_length=48, target_length=48, buckets=1)
 
 
-def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys):
     assert main(["train", written(adapted, tmp_path), "--tasks", str(TASKS)]) == 0
     run = tmp_path / "runs" / "lm_adaptation"
     scores = {line["step"]: line for line in read_log(run) if "validation/log_likelihood" in line}
