@@ -75,11 +75,11 @@ def test_describe_without_the_base():
 
 def test_describe_with_another_base():
     other = dataclasses.replace(MODEL, fingerprint="sha256:other")
-    assert "not the prompt's own base" in text_of(Prompt(VirtualTokens(TOKENS)), METADATA, other)
+    assert "not the prompt's base" in text_of(Prompt(VirtualTokens(TOKENS)), METADATA, other)
 
 
 def test_describe_a_prefix():
-    """Mean norms by hand: each head's keys are (3, 4), and its values (0, 1) in the first layer and 0 in the second."""
+    """Mean norms by hand: each head's keys are (3, 4); its values are (0, 1) in the first layer and 0 in the second."""
     keys = np.broadcast_to(np.float32([3, 4]), (2, 3, 2, 2))
     values = np.zeros((2, 3, 2, 2), np.float32)
     values[0, ..., 1] = 1
