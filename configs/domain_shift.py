@@ -1,7 +1,10 @@
-"""Domain shift as in Lester et al. 2021, section 5, on the data in `tasks/`: tuned on one domain, tested on others.
+"""Domain shift (Lester et al. 2021, section 5) with the data in this repository: train on one domain, test on others.
 
-The paper tunes on SQuAD and tests on question answering in other domains. Here five prompts are tuned on movie reviews
-and tested, each alone and voting, on product reviews, editorials and tweets, which have the same two labels.
+    prompt-jax train configs/domain_shift.py
+
+The paper trains on SQuAD and tests on question answering in other domains (configs/squad.py). Here five prompts are
+trained on movie reviews. Each prompt and their vote are tested on product reviews, editorials and tweets with the same
+two labels. The report has the table.
 """
 
 from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig

@@ -1,9 +1,11 @@
-"""Model tuning on BoolQ, what Lester et al. 2021 compare prompts with: all of the model is trained, for one task.
+"""Model tuning on BoolQ, the baseline of prompt tuning (Lester et al. 2021): the whole model is trained for one task.
 
-From the paper (section 3.1): the public T5 1.1, T5's own Adafactor, whose updates are relative to the parameters, at a
-rate of 1e-3, and batches of 2^16 tokens, here 128 examples of up to 512 tokens. There it goes on from the optimizer's
-state of pretraining, which Hugging Face's checkpoints do not have. Not stated in the paper: the steps, which are the
-prompts' here, and dropout (0.1 is in effect in its code for prompts). `best.npz` is as large as the model.
+    prompt-jax train configs/model_tuning.py
+
+From the paper (section 3.1): the public T5 1.1; T5's Adafactor, whose updates scale with the parameters, at a learning
+rate of 1e-3; batches of 2^16 tokens, here 128 examples of up to 512 tokens. The paper continues from the pretraining
+optimizer state, which Hugging Face's checkpoints lack. It does not state the number of steps, here that of prompt
+tuning, or dropout, here 0.1 as in its code for prompts. `best.npz` is as large as the model.
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig

@@ -1,11 +1,11 @@
-"""Zero-shot transfer as in Lester et al. 2021, section 5 (table 2): a prompt tuned on MRPC, tested on QQP.
+"""Zero-shot transfer from MRPC to QQP (Lester et al. 2021, section 5, table 2).
 
     prompt-jax train configs/mrpc.py
     prompt-jax evaluate runs/mrpc/best.npz --task glue_qqp_from_mrpc_v200
 
-The second scores QQP's validation split with the labels' names of MRPC (tasks/glue.py), where table 2 has accuracy
-75.4 and F1 69.7. Three runs, as in the paper, are `--ensemble.size 3`. Settings that are not written here are the
-paper's. The MRPC prompt that the authors published was trained with T5X's step offset (configs/sst2.py).
+The second command scores QQP's validation split with MRPC's label names (tasks/glue.py). Table 2 has an accuracy of
+75.4 and an F1 of 69.7, for three runs (`--ensemble.size 3`). Settings that are not written here are the paper's. The
+authors' published MRPC prompt was trained with T5X's step offset (configs/sst2.py).
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig

@@ -1,11 +1,10 @@
-"""Zero-shot transfer as in Lester et al. 2021, section 5 (table 2): a prompt tuned on QQP, tested on MRPC.
+"""Zero-shot transfer from QQP to MRPC (Lester et al. 2021, section 5, table 2).
 
     prompt-jax train configs/qqp.py
     prompt-jax evaluate runs/qqp/best.npz --task glue_mrpc_from_qqp_v200
 
-The second scores MRPC's validation split with the labels' names of QQP (tasks/glue.py), where table 2 has accuracy
-76.3 and F1 84.3. Three runs, as in the paper, are `--ensemble.size 3`. Settings that are not written here are the
-paper's.
+The second command scores MRPC's validation split with QQP's label names (tasks/glue.py). Table 2 has an accuracy of
+76.3 and an F1 of 84.3, for three runs (`--ensemble.size 3`). Settings that are not written here are the paper's.
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig

@@ -1,9 +1,11 @@
-"""Domain shift as in Lester et al. 2021, section 5 (table 1): a prompt tuned on SQuAD, tested on six other domains.
+"""Domain shift from SQuAD to six other domains (Lester et al. 2021, section 5, table 1).
 
-SQuAD 1.1 comes from TFDS. The other domains are MRQA's, in `$PROMPT_JAX_DATA/mrqa` (tasks/qa.py). Table 1 has an F1 of
-94.8 on SQuAD's validation split and, in the order of `test_tasks`, 66.8, 79.1, 60.7, 88.8, 67.7 and 67.1 on the others;
-it does not say of which size of T5. Three runs, as there, are `--ensemble.size 3`. Settings that are not written here
-are the paper's.
+    PROMPT_JAX_DATA=data prompt-jax train configs/squad.py
+
+TFDS downloads SQuAD 1.1. The other domains are MRQA's, in `$PROMPT_JAX_DATA/mrqa` (tasks/qa.py). Table 1 has an F1 of
+94.8 on SQuAD's validation split. On the other domains, in the order of `test_tasks`, it has 66.8, 79.1, 60.7, 88.8,
+67.7 and 67.1. It does not state the size of T5. The paper's three runs are `--ensemble.size 3`. Settings that are not
+written here are the paper's.
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
@@ -22,6 +24,6 @@ experiment = Experiment(
             "mrqa_drop",
         ),
     ),
-    prompt=PromptConfig(init="vocab"),  # answers are no labels that tokens could start from
+    prompt=PromptConfig(init="vocab"),  # there are no labels to initialize with
     train=TrainConfig(dropout_rate=0.1, best_by="mean", eval_every=2500),  # validation has more than 10,000 questions
 )

@@ -1,6 +1,8 @@
-"""A sweep of learning rate by initialization in one run: nine prompts for the demo T5, trained at once.
+"""A sweep of learning rate and initialization in one run: nine soft prompts for the demo's T5, trained at once.
 
-The members differ in nothing else: they share seed, data and order, so their batches are made once.
+    prompt-jax train configs/sweep.py
+
+All members share seed, data and order, so each batch is built once.
 """
 
 import itertools

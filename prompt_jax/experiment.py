@@ -140,7 +140,7 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str) -> Experiment:
-    """Reads what `to_json` wrote.
+    """Read what `to_json` wrote, also in earlier versions.
 
     Raises:
       ConfigError: no JSON, or an unknown field.
@@ -149,7 +149,14 @@ def from_json(text: str) -> Experiment:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not a configuration: {error}") from error
-    return _build(Experiment, values, "")
+    return _build(Experiment, _from_earlier_versions(values), "")
+
+
+def _from_earlier_versions(values: Any) -> Any:
+    """Return the JSON of a configuration without fields that were removed since it was written."""
+    if isinstance(values, dict) and isinstance(values.get("train"), dict):
+        values["train"].pop("save_errors", None)
+    return values
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]:

@@ -1,7 +1,7 @@
-"""How one example of a task becomes text: input template, label strings, metrics and lengths.
+"""A task's text format: input template, labels, metrics and lengths.
 
-Plain data, with no tensor library behind it. A prompt file carries the format of the task that its prompt was
-trained on, so that the prompt can be evaluated and used without the code that defined the task.
+A prompt file contains the format of the task that the prompt was trained on. So the prompt can be used and evaluated
+without the code that defines the task.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from prompt_jax.errors import UserError
 
 _FIELD = re.compile(r"\{([^{}]*)\}")  # a column's name is any text without braces
 
-# The names that a configuration or a prompt file may ask for; `prompt_jax.metrics` computes them.
+# Names of metrics in configurations and prompt files; `prompt_jax.metrics` computes them.
 ANSWER_METRICS = (
     *("accuracy", "f1", "mean_class_f1", "matthews", "exact_match", "pearson", "spearman"),
     *("group_exact_match", "referent_accuracy"),
 )
 
-# Metrics that need a note on each example beside its answer (`prompt_jax.add_task`).
+# Metrics that need a note on each example in addition to its answer (`prompt_jax.add_task`).
 NOTE_METRICS = ("group_exact_match", "referent_accuracy")
 
-# Of texts against references, of which an input may have several: splits but train then have each input once.
+# Metrics that compare text with references. In splits other than train, the targets of an input become its references.
 REFERENCE_METRICS = (
     *("bleu", "multi_bleu", "nist", "nist_perl", "meteor", "coco_meteor", "coco_rouge_l", "cider"),
     *("rouge_1", "rouge_2", "rouge_l", "chrf", "ter", "squad_f1"),
@@ -32,46 +32,46 @@ REFERENCE_METRICS = (
 
 LOWER_IS_BETTER = ("ter", "webnlg_ter", "dart_ter")
 
-# Of free text, and of no answer: where it is the only metric, nothing is generated.
+# The log-likelihood of free-text targets. If it is the only metric, no answers are generated.
 LOG_LIKELIHOOD = "log_likelihood"
 
 METRIC_NAMES = (*ANSWER_METRICS, *REFERENCE_METRICS, LOG_LIKELIHOOD)
 
 MAX_LENGTH = 1 << 16  # tokens
 
-# What begins each target of a task for a model that was trained on span corruption alone (Lester et al. 2021, 3.2).
+# Can be prepended to targets for models pretrained on span corruption alone (Lester et al. 2021, section 3.2).
 SENTINEL = "<extra_id_0>"
 
-# The template of a prompt for several tasks that were asked with their names (`data.task_names`): the short name of an
-# input's task, and what the task's own template makes.
+# The template of a prompt for several tasks with `data.task_names`: the task's short name and the rendered input.
 NAMED_INPUTS = "{task_name} {inputs}"
 
-# The target of an example whose label is not known (T5's convention; TFDS gives such examples the class -1).
+# The target of an example without a known answer (T5's convention; TFDS uses class -1).
 UNLABELED = "<unk>"
 
 
 def without_sentinel(text: str) -> str:
-    """Return an answer without SENTINEL, if it begins with one, and without leading spaces."""
+    """Return an answer without SENTINEL and spaces at its start."""
     return text.removeprefix(SENTINEL).lstrip()
 
 
 class FormatError(UserError, ValueError):
-    """A task format that cannot be used; the message says which part and why."""
+    """An invalid task format; the message says which part is wrong and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFormat:
-    """How the raw columns of an example become the model's input, and what answers are expected.
+    """How the columns of an example become the model's input, and which answers are expected.
 
     Attributes:
-      template: the input text, with `{column}` where a column's value goes, e.g. `"{text}"` or
-        `"passage: {passage} question: {question}"`. Nothing else in it is interpreted: `{{`, format
-        specifications and attribute access are not supported, since a template may come from a stranger's file.
-      labels: the possible answers in the order of their class numbers; empty where any text is an answer.
-      metrics: names from METRIC_NAMES; the first result decides which prompt is the best one, so it cannot be one of
+      template: the input text with columns in braces, e.g. `"{text}"` or `"passage: {passage} question: {question}"`.
+        `{{`, format specifications and attribute access are not supported, since a template may come from an untrusted
+        file.
+      labels: the possible answers in the order of their class indices; empty for free text.
+      metrics: names from METRIC_NAMES. The first one decides which prompt is the best, so it cannot be in
         LOWER_IS_BETTER.
-      input_length: the longest input in tokens, end token included; what is longer is cut and counted.
-      target_length: the longest target in tokens, end token included.
+      input_length: the maximum length of an input in tokens, end token included. Longer inputs are truncated and
+        counted.
+      target_length: the maximum length of a target in tokens, end token included.
     """
 
     template: str
@@ -97,13 +97,13 @@ class TaskFormat:
             raise FormatError(f"at least one metric is needed: {', '.join(METRIC_NAMES)}")
         if self.metrics[0] in LOWER_IS_BETTER:
             raise FormatError(
-                f"{self.metrics[0]} is better when lower, and the best prompt has the highest first metric: name "
-                "another first"
+                f"{self.metrics[0]} is better when lower, but the best prompt has the highest first metric; put "
+                "another metric first"
             )
         if self.labels and self.compared:
             raise FormatError(
-                f"the metric {self.compared[0]} compares texts, and the answers are the labels {list(self.labels)}; "
-                f"with labels the metrics are {', '.join(ANSWER_METRICS)}"
+                f"the metric {self.compared[0]} compares free text, but the task has the labels {list(self.labels)}; "
+                f"metrics for tasks with labels are {', '.join(ANSWER_METRICS)}"
             )
         if "f1" in self.metrics and len(self.labels) != 2:
             raise FormatError(f"the metric f1 needs two labels, the second the positive one, not {list(self.labels)}")
@@ -112,31 +112,31 @@ class TaskFormat:
                 raise FormatError(f"the metric {metric} needs labels")
         for metric in ("pearson", "spearman", "referent_accuracy", LOG_LIKELIHOOD):
             if metric in self.metrics and self.labels:
-                raise FormatError(f"the metric {metric} is of free text, and there are the labels {list(self.labels)}")
+                raise FormatError(f"the metric {metric} is for free text, not for the labels {list(self.labels)}")
         for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
-            if not 1 <= length <= MAX_LENGTH:  # a stranger's file must not say how much memory is taken
+            if not 1 <= length <= MAX_LENGTH:  # an untrusted file must not decide how much memory is used
                 raise FormatError(f"{name} must be from 1 to {MAX_LENGTH}, not {length}")
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Those of the metrics that compare with references."""
+        """The metrics that compare with references."""
         return tuple(metric for metric in self.metrics if metric in REFERENCE_METRICS)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the template reads, each once, in the order of their appearance."""
+        """The columns of the template, each once, in order of appearance."""
         return tuple(dict.fromkeys(_FIELD.findall(self.template)))
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The template cut at its columns: fixed text at the even places, columns' names at the odd ones."""
+        """The template split at its columns: text at even indices, names of columns at odd ones."""
         return tuple(_FIELD.split(self.template))
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """The input text of an example.
+        """Return the input text of an example.
 
         Raises:
-          FormatError: a column of the template is missing from the row; the message names it and those that are there.
+          FormatError: the row lacks a column of the template. Names it and the row's columns.
         """
         for column in self.columns:
             if column not in row:
@@ -144,10 +144,10 @@ class TaskFormat:
         return _FIELD.sub(lambda match: remove_marks(str(row[match[1]])), self.template)
 
     def marked(self, mark: Callable[[str], str]) -> "TaskFormat":
-        """The format with the control tokens of its template marked (`prompt_jax.control_tokens`).
+        """Return the format with the control tokens of its template marked (`prompt_jax.control_tokens`).
 
         Args:
-          mark: `Tokenizer.marked` of the model.
+          mark: the model's `Tokenizer.marked`.
         """
         parts = (f"{{{part}}}" if place % 2 else mark(part) for place, part in enumerate(self.segments))
         return dataclasses.replace(self, template="".join(parts))

@@ -1,13 +1,13 @@
-"""DART: texts from triples of an open domain (Nan et al. 2021), as prefix tuning has it (Li and Liang 2021).
+"""DART: describe open-domain triples in text (Nan et al. 2021), a task of prefix tuning (Li and Liang 2021).
 
-`dart` reads the release's JSON files, `dart-v1.1.1-full-{train,dev,test}.json`, in the folder `dart` of the one that
-the environment variable PROMPT_JAX_DATA names; `dart_tfds` has the same from TFDS.
+`dart` reads the released files `$PROMPT_JAX_DATA/dart/dart-v1.1.1-full-{train,dev,test}.json`. `dart_tfds` loads the
+same data with TFDS.
 
-Triples become `Mars Hill College : joined : 1973 | ...`, relations in lower case; every annotation is a pair.
+The input is `Mars Hill College : joined : 1973 | ...`, with relations in lowercase. Each annotation is an example.
 
-The metrics are those of the official scorer: texts in lower case with spaces around signs, and the first three
-references of an entry. A few entries have the same triples. `dart` scores each entry, as the official scorer does;
-TFDS does not say which entry a row belongs to, so `dart_tfds` joins entries with the same triples.
+The metrics are the official scorer's: lowercase text with spaces around symbols, and the first three references of an
+entry. A few entries have equal triples. `dart` scores each entry, as the official scorer does. TFDS does not tell
+entries apart, so `dart_tfds` merges entries with equal triples.
 """
 
 import json
@@ -29,7 +29,7 @@ FORMAT = TaskFormat("{source}", metrics=("dart_bleu", "chrf"), input_length=256,
 
 
 def examples(split: str) -> Iterator[tuple[str, str, str]]:
-    """(triples, text, number of the entry) of each annotation of a split, in the order of its file."""
+    """Yield (triples, text, entry number) for each annotation of a split, in the order of its file."""
     path = data_folder("dart") / FILES[split]
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -37,18 +37,18 @@ def examples(split: str) -> Iterator[tuple[str, str, str]]:
             source = linearize(entry["tripleset"])
             yield from ((source, annotation["text"], str(number)) for annotation in entry["annotations"])
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; expected DART 1.1.1 as it was released") from error
+        raise DataError(f"{path}: no such file; expected the release of DART 1.1.1") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not DART's JSON ({type(error).__name__}: {error})") from error
 
 
 def linearize(triples: list[list[str]]) -> str:
-    """Triples as the model reads them."""
+    """Return the input text of a list of triples."""
     return " | ".join(f"{subject} : {relation.lower()} : {value}" for subject, relation, value in triples)
 
 
 def from_table(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """`linearize` for the rows of TFDS, which have a list of all triples' parts."""
+    """Apply `linearize` to TFDS's rows, which have a flat list of the parts of all triples."""
 
     def row(columns):
         triples = tf.reshape(columns["input_text"]["table"]["content"], [-1, 3])

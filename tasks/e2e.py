@@ -1,34 +1,34 @@
-"""E2E: restaurants described from a table (Novikova, Dušek and Rieser 2017), for prefix tuning (Li and Liang 2021).
+"""E2E: describe restaurants from tables (Novikova, Dušek and Rieser 2017), a task of prefix tuning (Li and Liang 2021).
 
-The data are the challenge's CSV files, `trainset.csv`, `devset.csv` and `testset_w_refs.csv`, in the folder `e2e` of
-the one that the environment variable PROMPT_JAX_DATA names. TFDS has a cleaned version alone (`e2e_cleaned`), on which
-scores are others.
+`e2e` reads the challenge's files `trainset.csv`, `devset.csv` and `testset_w_refs.csv` in `$PROMPT_JAX_DATA/e2e`. TFDS
+only has a cleaned version (`e2e_cleaned`), on which scores differ.
 
-A table becomes `name : Blue Spice | Type : coffee shop | area : city centre`. Its values and the texts are tokenized,
-with spaces between words and signs, as in the prefix paper's data. Scores are higher so: BLEU of the development set's
-first references, 60.0 as they are, is 60.6, since hyphens separate words.
+The input is `name : Blue Spice | Type : coffee shop | area : city centre`. As in the prefix-tuning paper's data, values
+and texts are tokenized: spaces separate words and symbols. This raises scores, since hyphens separate words: the first
+references of the development set have a BLEU of 60.6 instead of 60.0.
 
-The paper's test file was tokenized by another program than its training and validation files: it has `is n't` where
-they have `isn 't`. All tables are the same as the paper's. So are 99.6 % of the validation texts and 99.1 % of the test
-texts. The others differ in hyphens and in signs without a space, such as `£ 20-£25` and ` .Blue`.
+The paper's test file was tokenized by another program than its training and validation files: it has `is n't` instead
+of `isn 't`. All tables equal the paper's. So do 99.6 % of the validation texts and 99.1 % of the test texts. The others
+differ in hyphens and in symbols without a space, such as `£ 20-£25` and ` .Blue`.
 """
 
 import re
 from collections.abc import Iterator
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import data_folder, read_rows
+from prompt_jax.data.files import data_folder
+from prompt_jax.data.rows import read_rows
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
 FILES = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
-KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # others stay
-CONTRACTION = re.compile(r"n (['’´]t)(?!\S)")  # the end of `isn 't`, which is ` n't` in the test file
+KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # other keys stay unchanged
+CONTRACTION = re.compile(r"n (['’´]t)(?!\S)")  # in `isn 't`, which the test file writes `is n't`
 FIELD = re.compile(r"\s*([^\[\],]+?)\s*\[([^\]]*)\]\s*")
 
 
 def examples(split: str) -> Iterator[tuple[str, str]]:
-    """(table, text) of each pair of a split, in the order of its file."""
+    """Yield (table, text) for each pair of a split, in the order of its file."""
     path = data_folder("e2e") / FILES[split]
     for line, row in read_rows(path):
         try:
@@ -41,7 +41,7 @@ def examples(split: str) -> Iterator[tuple[str, str]]:
 
 
 def linearize(table: str) -> str:
-    """A table `name[Blue Spice], eatType[coffee shop]` as the model reads it."""
+    """Return the input text of a table such as `name[Blue Spice], eatType[coffee shop]`."""
     fields = list(FIELD.finditer(table))
     if not fields or ",".join(field[0] for field in fields) != table:
         raise ValueError(f"the table {table!r}; expected key[value], key[value]")
@@ -49,7 +49,7 @@ def linearize(table: str) -> str:
 
 
 def tokenize(text: str) -> str:
-    """Spaces around signs, but not in a number, `...` or `'s`, nor after a hyphen that follows a space."""
+    """Put spaces around symbols, except within numbers, `...` and `'s`, and after a hyphen that follows a space."""
     text = re.sub(r"([^\w\s.,-])\1*", r" \g<0> ", text)
     text = re.sub(r"(?<!\d)([.,])\1*|([.,])\2*(?!\d)", r" \g<0> ", text)
     text = re.sub(r"(\d *|\S)-", r"\1 - ", text)
@@ -57,7 +57,7 @@ def tokenize(text: str) -> str:
     return " ".join(text.split())
 
 
-# METEOR, which needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider
+# To add METEOR, which needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider
 add_task(
     "e2e",
     text_source(examples, tuple(FILES)),

@@ -1,14 +1,14 @@
-"""GLUE over TFDS, in the formats of T5 and prompt tuning (Lester et al. 2021) without the task's name in front.
+"""GLUE from TFDS, in the format of T5 and prompt tuning (Lester et al. 2021), without the task's name in inputs.
 
-`glue_NAME_v002` has TFDS's version 1.0.0 of the data, as the paper, and `glue_NAME_v200` version 2.0.0. A benchmark is
-an entry of the table, as in super_glue.py.
+`glue_NAME_v002` has version 1.0.0 of TFDS's data, as in the paper. `glue_NAME_v200` has version 2.0.0. Each entry of
+FORMATS is a task, as in super_glue.py.
 
-- MNLI's validation and test splits are the matched ones; `mnli_mismatched` has the others. `ax` is GLUE's diagnostic
+- MNLI: the validation and test splits are the matched ones. `mnli_mismatched` has the others. `ax` is GLUE's diagnostic
   set, whose answers are not published.
-- STS-B is answered with a number, rounded to the nearest 0.2.
-- `mrpc_from_qqp` and `qqp_from_mrpc` are for a prompt tuned on the other of two tasks that differ in what they call
-  their labels: MRPC's pairs, with `duplicate` for `equivalent`, and QQP's the other way. Their split `test` is the
-  validation split, whose answers are known.
+- STS-B: the answer is a number, rounded to the nearest 0.2.
+- `mrpc_from_qqp` and `qqp_from_mrpc` test zero-shot transfer between MRPC and QQP, whose labels have different names.
+  `mrpc_from_qqp` has MRPC's pairs with QQP's labels (`duplicate` for `equivalent`), `qqp_from_mrpc` the reverse. Their
+  split `test` is the validation split, whose answers are known.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ FORMATS = {
     "qqp_from_mrpc": dataclasses.replace(QQP, labels=MRPC.labels),
 }
 
-# The splits of TFDS that ours are; the others have three of the same names.
+# TFDS's split for each split. Tasks that are not listed have train, validation and test.
 SPLITS = {
     "mnli": {"train": "train", "validation": "validation_matched", "test": "test_matched"},
     "mnli_matched": ("validation", "test"),
@@ -57,8 +57,8 @@ SPLITS = {
 }
 
 
-def in_fifths(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """STS-B's similarities, from 0 to 5 and -1 where not known, as texts `3.8`."""
+def round_similarity(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Replace STS-B's similarities, from 0 to 5 or -1 if unknown, by text such as `3.8`."""
 
     def row(columns):
         text = tf.strings.as_string(tf.round(columns["label"] * 5) / 5, precision=1)
@@ -74,6 +74,6 @@ for _version, _tfds in VERSIONS.items():
             f"glue_{_name}_{_version}",
             seqio.TfdsDataSource(f"glue/{_data}:{_tfds}", splits=SPLITS.get(_name, ("train", "validation", "test"))),
             _format,
-            preprocessors=[in_fifths] if _name == "stsb" else [],
+            preprocessors=[round_similarity] if _name == "stsb" else [],
             short_name=_name,
         )

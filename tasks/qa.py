@@ -1,18 +1,17 @@
-"""Questions about a passage: SQuAD, and six other domains to test on (Lester et al. 2021, section 5: domain shift).
+"""Question answering: SQuAD, and six other domains for domain shift (Lester et al. 2021, section 5).
 
-`squad_v010_allanswers` is SQuAD 1.1 itself, from TFDS: 87,599 and 10,570 questions, as in the paper.
+`squad_v010_allanswers` is SQuAD 1.1 from TFDS: 87,599 training and 10,570 validation questions, as in the paper.
 
-The data of MRQA's shared task (Fisch et al. 2019) are the domains `mrqa_textbook_qa`, `mrqa_bio_asq`, `mrqa_race`,
-`mrqa_relation_extraction`, `mrqa_duo_rc` and `mrqa_drop`, which have a test split alone, and `mrqa_squad`, a subset of
-SQuAD with the splits train and validation. They are read as they were released: `train/SQuAD.jsonl.gz` and
-`dev/NAME.jsonl.gz` (FILES; also unpacked, `.jsonl`), in the folder `mrqa` of the one that the environment variable
-PROMPT_JAX_DATA names. TFDS has the same as `mrqa_NAME_v100`.
+The other domains are from MRQA's shared task (Fisch et al. 2019): `mrqa_textbook_qa`, `mrqa_bio_asq`, `mrqa_race`,
+`mrqa_relation_extraction`, `mrqa_duo_rc` and `mrqa_drop` only have a test split. `mrqa_squad`, a subset of SQuAD, has
+train and validation. They read the released files `train/SQuAD.jsonl.gz` and `dev/NAME.jsonl.gz` (FILES; `.jsonl` works
+too) in `$PROMPT_JAX_DATA/mrqa`. `mrqa_NAME_v100` loads the same data with TFDS.
 
-A question becomes `question: ... context: ...`. Spaces surround every character that is not an ASCII letter, an ASCII
-digit or an underscore, as in T5 at the time of the paper. This separates accented letters as well. (Since April 2022,
-T5 separates ASCII punctuation only. mT5 keeps the letters and digits of all scripts.) The target is the first answer.
-In training an example has no other (SQuAD has one), and is scored with the best of all answers elsewhere. All questions
-of a passage count; the paper's script for MRQA's files takes the first one of each.
+The input is `question: ... context: ...`. As in T5 at the time of the paper, spaces surround every character except
+ASCII letters, digits and underscores. So accented letters are separated as well. (Since April 2022, T5 separates only
+ASCII punctuation. mT5 keeps letters and digits of all scripts.) The target is the first answer. In training it is the
+only one; elsewhere the best of all answers counts. All questions of a passage count. The paper's script for MRQA's
+files takes the first question of each passage.
 """
 
 import functools
@@ -24,11 +23,12 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task, text_source
-from prompt_jax.data.files import column_text, data_folder, read_rows
+from prompt_jax.data.files import column_text, data_folder
+from prompt_jax.data.rows import read_rows
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 
-FILES = {  # in TFDS's spelling, and in the release's
+FILES = {  # TFDS's name: the release's name
     "squad": "SQuAD",
     "textbook_qa": "TextbookQA",
     "bio_asq": "BioASQ",
@@ -44,7 +44,7 @@ FORMAT = TaskFormat(
 
 
 def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
-    """Question, passage, answer and the question's id: for each answer, but in training for the first alone."""
+    """Yield (question, passage, answer, question id) for each answer; in training only for the first answer."""
     path = find_file("train" if split == "train" else "dev", FILES[name])
     for line, row in read_rows(path):
         if "header" in row:  # the first line
@@ -54,10 +54,10 @@ def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
             for question in row["qas"]:
                 answers, number = question["answers"], column_text(question, "qid", where)
                 if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-                    found = json.dumps(answers)[:40]
-                    raise DataError(f"{where}: the question {number} has the answers {found}; expected a list of texts")
+                    given = json.dumps(answers)[:40]
+                    raise DataError(f"{where}: the question {number} has the answers {given}; expected a list of texts")
                 if not answers:
-                    raise DataError(f"{where}: the question {number} has no answer; expected some")
+                    raise DataError(f"{where}: the question {number} has no answer; expected at least one")
                 for answer in answers[:1] if split == "train" else dict.fromkeys(answers):
                     yield column_text(question, "question", where), column_text(row, "context", where), answer, number
         except (KeyError, TypeError) as error:
@@ -65,16 +65,16 @@ def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
 
 
 def find_file(part: str, name: str) -> Path:
-    """The file of a set, packed or not."""
+    """Return the path of a file, compressed or not."""
     folder = data_folder("mrqa") / part
     for path in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl"):
         if path.is_file():
             return path
-    raise DataError(f"{folder / name}.jsonl.gz: no such file, nor unpacked; expected MRQA's data as they were released")
+    raise DataError(f"{folder / name}.jsonl.gz: no such file, nor .jsonl; expected the release of MRQA's data")
 
 
-def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Rows of TFDS, each as many times as it has answers."""
+def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Repeat each of TFDS's rows for each of its answers."""
 
     def rows(columns):
         answers = columns["answers"]
@@ -86,8 +86,8 @@ def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(rows).unbatch()
 
 
-def spaced(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Put spaces around all but ASCII letters, ASCII digits and underscores, and one where there are several."""
+def add_spaces(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Put single spaces around every character except ASCII letters, ASCII digits and underscores."""
 
     def text(value):
         value = tf.strings.regex_replace(value, r"(\W)", r" \1 ")
@@ -100,14 +100,14 @@ for _name in FILES:
     _splits = ("train", "validation") if _name == "squad" else ("test",)
     _examples = functools.partial(examples, name=_name)
     _source = text_source(_examples, _splits, COLUMNS)
-    add_task(f"mrqa_{_name}", _source, FORMAT, target="answer", note="id", preprocessors=[spaced])
+    add_task(f"mrqa_{_name}", _source, FORMAT, target="answer", note="id", preprocessors=[add_spaces])
     add_task(
         f"mrqa_{_name}_v100",
         seqio.TfdsDataSource(f"mrqa/{_name}:1.0.0", splits=_splits),
         FORMAT,
         target="answer",
         note="id",
-        preprocessors=[one_an_answer, spaced],
+        preprocessors=[one_row_per_answer, add_spaces],
     )
 
 add_task(
@@ -116,5 +116,5 @@ add_task(
     FORMAT,
     target="answer",
     note="id",
-    preprocessors=[one_an_answer, spaced],
+    preprocessors=[one_row_per_answer, add_spaces],
 )

@@ -1,7 +1,7 @@
 """Sentiment of sentences from four domains, rated by people: movie reviews, product reviews, editorials and tweets.
 
-One label space over four domains, so that a prompt tuned on one can be tested on the others. The mixture `sentiment` is
-of all four, at rates of their numbers of training examples. The data and where it comes from are in `data/sentiment`.
+All domains have the same labels, so a prompt trained on one can be tested on the others. The mixture `sentiment`
+contains all four, with rates equal to their numbers of training examples. `data/sentiment` documents the data.
 """
 
 import functools
@@ -11,25 +11,26 @@ import seqio
 import tensorflow as tf
 
 from prompt_jax import add_task
-from prompt_jax.data.files import normalize_text, read_rows, text_fraction
+from prompt_jax.data.files import normalize_text, text_fraction
+from prompt_jax.data.rows import read_rows
 from prompt_jax.task_format import TaskFormat
 
 DATA = Path(__file__).parent / "data" / "sentiment"
 DOMAINS = ("movie", "amazon", "nyt", "tweets")
 LABELS = ("negative", "positive")
 
-# Mean ratings go from -4 to 4. What is nearer to 0 than this is neither negative nor positive, and left out.
+# Mean ratings range from -4 to 4. Sentences closer to 0 than this are neutral, and dropped.
 THRESHOLD = 0.5
 
-# The upper ends of the splits on [0, 1), where `text_fraction` puts each text: 80, 10 and 10 %.
+# The upper bounds of the splits for `text_fraction`, which is in [0, 1): 80, 10 and 10 %.
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}
 
 
 def examples(domain: str) -> dict[str, list[tuple[str, str]]]:
-    """(text, label) of each example of a domain, by split, in the order of the file.
+    """Return (text, label) for each example of a domain, by split, in the order of the file.
 
-    Of texts that are the same but for case, punctuation and white space only the first is kept. The split depends on
-    that normalized text alone, so that no text is in two splits, be it in two domains.
+    Only the first of several texts that differ in case, punctuation and whitespace is kept. The split is a function of
+    the normalized text, so no text is in two splits, even across domains.
     """
     result: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     seen = set()

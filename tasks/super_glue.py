@@ -1,21 +1,21 @@
-"""SuperGLUE over TFDS, in the formats of T5 and prompt tuning (Lester et al. 2021) without the task's name in front.
+"""SuperGLUE from TFDS, in the format of T5 and prompt tuning (Lester et al. 2021), without the task's name in inputs.
 
-A benchmark is an entry of the table: its template, which has T5's keys in T5's order, its labels in TFDS's order of
-classes, and its metrics. The length of inputs is the paper's, 512 tokens. The benchmark's own score is
-`prompt_jax.metrics.benchmark_average` of BENCHMARK's tasks.
+Each entry of FORMATS is a task: its template (T5's keys in T5's order), its labels (TFDS's order of classes) and its
+metrics. Inputs have up to 512 tokens, as in the paper. SuperGLUE's score is `prompt_jax.metrics.benchmark_average` of
+the tasks in BENCHMARK.
 
-- MultiRC: an example is one answer to a question, right or not; the metrics are F1 over all of them and the share of
-  questions whose answers are all judged rightly.
-- ReCoRD: training has an example for each right answer, the other splits one for each query with all of them.
-- WSC: the model names what a pronoun stands for, T5's simple version. Training has the examples whose candidate is
-  right; the metric of the other splits is whether naming the candidate, or not, is right.
-- `axb` and `axg` are the diagnostic sets, for prompts of RTE.
-- `super_glue_NAME_v102_sentinel` is the same with targets that begin with `<extra_id_0>`, as those do that a model has
-  seen which was trained on span corruption alone (the paper's ablation, section 3.2).
-- `dpr_v001_simple`: definite pronouns (Rahman and Ng 2012) in the form of WSC, which the paper's multitask baseline is
-  trained on as well. Its validation split is what TFDS calls test.
-- `super_glue_v102`, and `super_glue_with_dpr_v102` with these: mixtures of all tasks, at rates of their numbers of
-  training examples, as T5's multitask has them.
+- MultiRC: an example is one candidate answer to a question, correct or not. The metrics are F1 over all of them, and
+  the share of questions whose candidates are all classified correctly.
+- ReCoRD: training has one example for each correct answer. The other splits have one for each query, with all answers.
+- WSC: the model names the referent of a pronoun (T5's simple version). Training has the examples whose candidate is
+  correct. In other splits, the model is correct if it names the candidate exactly when the candidate is the referent.
+- `axb` and `axg` are the diagnostic sets, for prompts trained on RTE.
+- `super_glue_NAME_v102_sentinel` has targets that begin with `<extra_id_0>`, like those of span corruption (the paper's
+  ablation for models pretrained on span corruption alone, section 3.2).
+- `dpr_v001_simple`: definite pronouns (Rahman and Ng 2012) in WSC's format, part of the paper's multitask baseline. Its
+  validation split is TFDS's test split.
+- `super_glue_v102` and, with definite pronouns, `super_glue_with_dpr_v102` are mixtures of all tasks. As in T5's
+  multitask training, rates equal the numbers of training examples.
 """
 
 import seqio
@@ -56,8 +56,8 @@ FORMATS = {
 }
 
 
-class RightInTraining(seqio.TfdsDataSource):
-    """WSC without the training examples whose candidate is not what the pronoun stands for."""
+class CorrectInTraining(seqio.TfdsDataSource):
+    """WSC without the training examples whose candidate is not the referent."""
 
     def get_dataset(self, split=None, *args, **options):
         dataset = super().get_dataset(split, *args, **options)
@@ -65,29 +65,29 @@ class RightInTraining(seqio.TfdsDataSource):
 
 
 def by_question(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """MultiRC's rows without HTML, and with the column `group` that tells which question each is of."""
+    """Strip HTML from MultiRC's rows, and add the column `group`, which identifies the question."""
 
     def plain(text):
         return tf.strings.regex_replace(tf.strings.regex_replace(text, "<br>", " "), "</?b>", "")
 
     def row(columns):
         texts = {name: plain(columns[name]) for name in ("question", "answer", "paragraph")}
-        return texts | {"group": together(columns["idx"], "paragraph", "question"), "label": columns["label"]}
+        return texts | {"group": join_ids(columns["idx"], "paragraph", "question"), "label": columns["label"]}
 
     return dataset.map(row)
 
 
-def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """ReCoRD's rows, each as many times as it has answers, or once without one."""
+def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Repeat each of ReCoRD's rows for each of its answers. A row without answers is unlabeled."""
 
     def rows(columns):
-        # The lines @highlight are a summary's sentences, some without a full stop.
+        # A line @highlight precedes each sentence of a summary, and some sentences have no period.
         passage = tf.strings.regex_replace(columns["passage"], r"([.?!\"'])\n@highlight\n", r"\1 ")
         texts = {
             "query": columns["query"],
             "entities": tf.strings.reduce_join(columns["entities"], separator=", "),
             "passage": tf.strings.regex_replace(passage, r"\n@highlight\n", ". "),
-            "group": together(columns["idx"], "passage", "query"),
+            "group": join_ids(columns["idx"], "passage", "query"),
         }
         answers = columns["answers"]
         answers = tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([UNLABELED]))
@@ -96,13 +96,13 @@ def one_an_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(rows).unbatch()
 
 
-def together(idx, *names):
-    """Numbers of an example as one text."""
+def join_ids(idx, *names):
+    """Return some of an example's numbers as one text."""
     return tf.strings.join([tf.strings.as_string(idx[name]) for name in names], "-")
 
 
-def with_referent(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """WSC's rows with the pronoun between asterisks, and the candidate as the answer."""
+def with_candidate(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Put asterisks around the pronoun of WSC's rows, and make the candidate the answer."""
 
     def row(columns):
         text = mark(columns["text"], columns["span2_text"], columns["span2_index"])
@@ -110,29 +110,29 @@ def with_referent(dataset: tf.data.Dataset) -> tf.data.Dataset:
         return {
             "text": text,
             "label": tf.where(known, columns["span1_text"], UNLABELED),
-            "right": tf.where(columns["label"] == 1, "True", "False"),
+            "is_referent": tf.where(columns["label"] == 1, "True", "False"),
         }
 
     return dataset.map(row)
 
 
 def mark(text, pronoun, index):
-    """A text with asterisks around the pronoun, at the word of this number or the next that is the pronoun.
+    """Put asterisks around the pronoun: the first word at or after this index that equals it.
 
-    As in T5, which has two examples by hand: one whose number is too low by one, and one whose pronoun is followed by
-    a sign, which the asterisk then parts from it.
+    T5 corrects two examples by hand, with the same result: one whose index is too low by one, and one whose pronoun is
+    followed by a symbol, which then is separated from the asterisk.
     """
     words = tf.strings.split(text, " ")
-    found = tf.strings.regex_replace(words[index:], r"[^\p{L}\p{N}]+$", "") == pronoun
-    with tf.control_dependencies([tf.debugging.assert_equal(tf.reduce_any(found), True, ["no pronoun in", text])]):
-        place = index + tf.argmax(tf.cast(found, tf.int32), output_type=tf.int32)
-    sign = tf.strings.substr(words[place], tf.strings.length(pronoun), 100)
-    marked = tf.strings.join(["*", pronoun, "*", tf.where(sign == "", "", " "), sign])
+    matches = tf.strings.regex_replace(words[index:], r"[^\p{L}\p{N}]+$", "") == pronoun
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.reduce_any(matches), True, ["no pronoun in", text])]):
+        place = index + tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
+    symbol = tf.strings.substr(words[place], tf.strings.length(pronoun), 100)
+    marked = tf.strings.join(["*", pronoun, "*", tf.where(symbol == "", "", " "), symbol])
     return tf.strings.reduce_join(tf.concat([words[:place], [marked], words[place + 1 :]], 0), separator=" ")
 
 
 def definite_pronoun(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Rows of definite pronouns in the form of WSC's: of several such pronouns the first is meant."""
+    """Convert rows of definite pronouns to WSC's format, with asterisks around the first occurrence of the pronoun."""
 
     def row(columns):
         pattern = tf.strings.join([" (", columns["pronoun"], r")( |\.|,)"])
@@ -142,18 +142,18 @@ def definite_pronoun(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(row)
 
 
-SPLITS = {"axb": ("test",), "axg": ("test",)}  # the others have three
+SPLITS = {"axb": ("test",), "axg": ("test",)}  # other tasks have train, validation and test
 
-# What comes before the template, and the column of what metrics are told of an example.
+# The preprocessors that run before the template, and the column with the note for metrics.
 CHANGES = {
     "multirc": ([by_question], "group"),
-    "record": ([one_an_answer], "group"),
-    "wsc": ([with_referent], "right"),
+    "record": ([one_row_per_answer], "group"),
+    "wsc": ([with_candidate], "is_referent"),
 }
 
 for _name, _format in FORMATS.items():
     _changes, _note = CHANGES.get(_name, ([], None))
-    _source = RightInTraining if _name == "wsc" else seqio.TfdsDataSource
+    _source = CorrectInTraining if _name == "wsc" else seqio.TfdsDataSource
     _data = "wsc.fixed" if _name == "wsc" else _name
     for _sentinel in ("", "_sentinel"):
         add_task(
@@ -173,7 +173,7 @@ add_task(
     preprocessors=[definite_pronoun],
 )
 
-# Training examples of the benchmark's tasks: of ReCoRD right answers, of WSC those whose candidate is right.
+# Numbers of training examples: for ReCoRD correct answers, for WSC examples whose candidate is correct.
 SIZES = (9427, 250, 400, 27243, 138854, 2490, 5428, 259)
 _RATES = [(f"super_glue_{_name}_v102", _size) for _name, _size in zip(BENCHMARK, SIZES, strict=True)]
 seqio.MixtureRegistry.add("super_glue_v102", _RATES)

@@ -1,16 +1,17 @@
-"""Text of one's own, for pretraining T5 and for its adaptation to language modeling (Lester et al. 2021, section 2.2).
+"""Your own text, for T5's pretraining and for its LM adaptation (Lester et al. 2021, section 2.2).
 
-`span_corruption` is what T5 is pretrained on: 15 % of the tokens are replaced, in spans of 3 on average, by sentinels
-`<extra_id_0>`, `<extra_id_1>`..., and the target has them. `prefix_lm` cuts a text in two at random, of which the first
-part is the input and the second the target; T5 is adapted with it.
+- `span_corruption` is T5's pretraining objective. Sentinels `<extra_id_0>`, `<extra_id_1>`... replace 15 % of the
+  tokens, in spans of 3 on average. The target contains the replaced spans. Text is concatenated across documents.
+- `prefix_lm` is the objective of LM adaptation: a text is split at a random position into input and target. No example
+  crosses the end of a document.
 
-Texts are read from the files `train*` and `validation*`, `.txt` with an empty line between documents or `.jsonl` with
-the field `text`, also as `.gz`, in the folder `text` of the one that the environment variable PROMPT_JAX_DATA names.
-All of them are in memory. `data.input_length` and `data.target_length` are the lengths of the examples, by default 512
-and 114 for span corruption as in T5, whose target needs no more, and both 512 for `prefix_lm`, which cuts texts of so
-many tokens and takes two equal lengths. Span corruption goes on over the ends of documents, `prefix_lm` does not. What
-is replaced and where is cut is drawn once for each piece of text, by `data.subset_seed`. The metric is the targets'
-log-likelihood; nothing is generated.
+Text is read into memory from the files `train*` and `validation*` in `$PROMPT_JAX_DATA/text`: `.txt` with blank lines
+between documents, or `.jsonl` with the field `text`, also as `.gz`.
+
+`data.input_length` and `data.target_length` are the lengths of examples. For span corruption the default is T5's 512
+and 114, the length of the longest target. For `prefix_lm` it is 512 each: a text of 512 tokens is split, so the two
+should be equal. Each text is corrupted or split once, with the seed `data.subset_seed`. The metric is the
+log-likelihood of the targets. Nothing is generated.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ SPLITS = ("train", "validation")
 
 
 def documents(split: str) -> Iterator[tuple[str]]:
-    """The documents of a split's files, in the order of the files' names."""
+    """Yield the documents of a split's files, in alphabetical order of the files."""
     folder = data_folder("text")
     paths = sorted(folder.glob(f"{split}*"))
     if not paths:
@@ -39,28 +40,29 @@ def documents(split: str) -> Iterator[tuple[str]]:
 
 
 def pieces(dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, size: int, across: bool) -> tf.data.Dataset:
-    """Token ids of documents in pieces of `size`; the last one of a document, or `across` them of all, may be shorter.
+    """Cut documents into pieces of `size` token ids. With `across`, pieces continue into the next document.
 
-    A last piece of a single token is left out, since there is nothing to predict from it.
+    The last piece of a document, or of all documents, may be shorter. A piece of a single token is dropped, since it
+    has nothing to predict.
     """
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
-        left = np.zeros(0, np.int32)
+        remainder = np.zeros(0, np.int32)
         for row in dataset.as_numpy_iterator():
-            ids = np.concatenate([left, np.array(vocabulary.encode(row["text"].decode("utf-8")), np.int32)])
+            ids = np.concatenate([remainder, np.array(vocabulary.encode(row["text"].decode("utf-8")), np.int32)])
             whole = len(ids) // size * size
             yield from ({"ids": piece} for piece in ids[:whole].reshape(-1, size))
-            left = ids[whole:]
+            remainder = ids[whole:]
             if not across:
-                yield from [{"ids": left}] if len(left) > 1 else []
-                left = left[:0]
-        yield from [{"ids": left}] if len(left) > 1 else []
+                yield from [{"ids": remainder}] if len(remainder) > 1 else []
+                remainder = remainder[:0]
+        yield from [{"ids": remainder}] if len(remainder) > 1 else []
 
     return tf.data.Dataset.from_generator(rows, output_signature={"ids": tf.TensorSpec([None], tf.int32)})
 
 
-def drawn(dataset: tf.data.Dataset, pair) -> tf.data.Dataset:
-    """`inputs` and `targets` that `pair` makes of each piece's ids and a generator of random numbers."""
+def map_random(dataset: tf.data.Dataset, pair) -> tf.data.Dataset:
+    """Return `inputs` and `targets` from `pair(ids, random)`, with a random generator for each piece."""
 
     @seqio.map_over_dataset(num_seeds=1)
     def row(columns, seed):
@@ -74,7 +76,7 @@ def drawn(dataset: tf.data.Dataset, pair) -> tf.data.Dataset:
 
 
 def span_corruption(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.data.Dataset:
-    """The documents of `dataset` with spans replaced, as long as inputs may be."""
+    """Corrupt the documents of `dataset` in pieces whose inputs have the maximum length."""
     vocabulary = output_features["inputs"].vocabulary
     longest, given = sequence_length["inputs"], sequence_length["targets"]
     try:
@@ -84,28 +86,28 @@ def span_corruption(dataset: tf.data.Dataset, output_features, sequence_length) 
     spans, needed = denoising.noise_counts(size)[1], denoising.corrupted_lengths(size)[1]
     if needed > given:
         raise DataError(
-            f"span_corruption: to inputs of {longest} tokens belong targets of up to {needed}, and they may have "
+            f"span_corruption: inputs of {longest} tokens need targets of up to {needed}, and target_length is "
             f"{given}; expected target_length {needed}, or a smaller input_length"
         )
     sentinel, last = vocabulary.vocab_size - 1, vocabulary.vocab_size - spans
     if vocabulary.decode([last]) != f"<extra_id_{spans - 1}>":
         raise DataError(
-            f"span_corruption: inputs of {longest} tokens need {spans} sentinels, and token {last} of the model is "
-            f"{vocabulary.decode([last])!r}; expected a smaller input_length, or a model with sentinels as T5 has them"
+            f"span_corruption: inputs of {longest} tokens need {spans} sentinels, but token {last} of the model is "
+            f"{vocabulary.decode([last])!r}; expected a smaller input_length, or a model with T5's sentinels"
         )
 
     def pair(ids, random):
         return denoising.corrupt(ids, denoising.span_mask(len(ids), random), sentinel)
 
-    return drawn(pieces(dataset, vocabulary, size, across=True), pair)
+    return map_random(pieces(dataset, vocabulary, size, across=True), pair)
 
 
 def prefix_lm(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.data.Dataset:
-    """The documents of `dataset` in pieces that are cut in two, each part as long as it may be."""
+    """Split the documents of `dataset`, in pieces as long as inputs and targets may be, into input and target."""
     size = min(sequence_length.values())
     if size < 2:
-        raise DataError(f"prefix_lm: input_length and target_length are at least 2, not {size}")
-    return drawn(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.split_prefix)
+        raise DataError(f"prefix_lm: input_length and target_length must be at least 2, not {size}")
+    return map_random(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.split_prefix)
 
 
 for _objective, _longest in ((span_corruption, 114), (prefix_lm, 512)):

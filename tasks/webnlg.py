@@ -1,16 +1,15 @@
-"""WebNLG 2017: texts from RDF triples (Gardent et al. 2017), as prefix tuning has it (Li and Liang 2021).
+"""WebNLG 2017: describe RDF triples in text (Gardent et al. 2017), a task of prefix tuning (Li and Liang 2021).
 
-The data are the challenge's XML files, in the folder `webnlg` of the one that the environment variable PROMPT_JAX_DATA
-names: all `*.xml` in and below `train` and `dev`, and `test/testdata_with_lex.xml`. TFDS has later releases alone.
+The tasks read the challenge's XML files in `$PROMPT_JAX_DATA/webnlg`: all `*.xml` in and below `train` and `dev`, and
+`test/testdata_with_lex.xml`. TFDS only has later releases.
 
-Triples become ` | Aarhus_Airport : cityServed : "Aarhus, Denmark" | ...`: each with a bar in front, in training and
-in testing alike, which the paper's code has otherwise for the first test example. Training takes texts marked good.
+The input is ` | Aarhus_Airport : cityServed : "Aarhus, Denmark" | ...`. Every triple has a leading bar, in training and
+testing. The paper's code formats the first test example differently. Training uses only texts marked as good.
 
-The metrics are those of the official scorer: texts in lower case and ASCII with spaces around signs, and the first
-three references.
+The metrics are the official scorer's: lowercase ASCII text with spaces around symbols, and the first three references.
 
-The test set has five categories that training does not have. `webnlg_seen` and `webnlg_unseen` are its two parts, for
-`data.test_tasks`: the paper's S, U and A are the scores on these and on `webnlg`.
+Five categories of the test set do not occur in training. `webnlg_seen` and `webnlg_unseen` are the two parts of the
+test set, for `data.test_tasks`. The paper's S, U and A are the scores on these two and on `webnlg`.
 """
 
 import functools
@@ -33,11 +32,11 @@ SEEN = frozenset(
 
 
 def examples(split: str, seen: bool | None = None) -> Iterator[tuple[str, str]]:
-    """(triples, text) of each pair of a split; `seen` chooses entries by whether training has their category."""
+    """Yield (triples, text) for each pair of a split; `seen` selects by whether training has the category."""
     folder = data_folder("webnlg")
     paths = sorted(folder.glob(FILES[split]))
     if not paths:
-        raise DataError(f"{folder / FILES[split]}: no such file; expected WebNLG 2017 as it was released")
+        raise DataError(f"{folder / FILES[split]}: no such file; expected the release of WebNLG 2017")
     for path in paths:
         for category, source, targets in entries(path, good=split == "train"):
             if seen is None or seen == (category in SEEN):
@@ -45,23 +44,23 @@ def examples(split: str, seen: bool | None = None) -> Iterator[tuple[str, str]]:
 
 
 def entries(path: Path, good: bool) -> Iterator[tuple[str, str, list[str]]]:
-    """Category, triples and texts of each entry of a file; with `good`, those texts alone that are marked so."""
+    """Yield (category, triples, texts) for each entry of a file; with `good`, only texts marked as good."""
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: broken XML: {error}") from error
     for entry in root.iter("entry"):
         triples = [triple.text or "" for triple in entry.iterfind("modifiedtripleset/mtriple")]
-        texts = [" ".join((lex.text or "").split()) for lex in entry.iterfind("lex") if not good or marked_good(lex)]
+        texts = [" ".join((lex.text or "").split()) for lex in entry.iterfind("lex") if not good or is_good(lex)]
         yield entry.get("category", ""), linearize(triples), [text for text in texts if text]
 
 
-def marked_good(lex: ElementTree.Element) -> bool:
+def is_good(lex: ElementTree.Element) -> bool:
     return lex.get("comment") == "good"
 
 
 def linearize(triples: list[str]) -> str:
-    """Triples `subject | property | object` as the model reads them."""
+    """Return the input text of triples `subject | property | object`."""
     return "".join(" | " + " : ".join(part.strip() for part in triple.split("|", 2)) for triple in triples)
 
 

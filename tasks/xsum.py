@@ -1,13 +1,12 @@
-"""XSum: one-sentence summaries of BBC articles (Narayan, Cohen and Lapata 2018), for prefix tuning (Li and Liang 2021).
+"""XSum: summarize BBC articles in one sentence (Narayan et al. 2018), a task of prefix tuning (Li and Liang 2021).
 
-`xsum` reads what the authors' scripts extract: `xsum-extracts-from-downloads/ID.data` and
-`XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json`, in the folder `xsum` of the one that the environment variable
-PROMPT_JAX_DATA names. Articles that are not there are left out, as not all can be had. `xsum_tfds` has the same from
-TFDS, which wants the same files and does not tell the topics.
+`xsum` reads the output of the authors' scripts, `xsum-extracts-from-downloads/ID.data` and
+`XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json`, in `$PROMPT_JAX_DATA/xsum`. Missing articles are skipped, since not all are
+still available. `xsum_tfds` loads the same data with TFDS, which needs the same files and does not have topics.
 
-Extrapolation (the paper's section on it), by topics, which are in an article's URL: `xsum_news_to_sports` trains and
-validates on news and is tested on sports; `xsum_within_news` trains and validates on news of the world, the UK and
-business, and is tested on the other news.
+The paper's extrapolation experiments split articles by topic, which is part of the URL. `xsum_news_to_sports` trains
+and validates on news, and tests on sports. `xsum_within_news` trains and validates on world, UK and business news, and
+tests on other news.
 """
 
 import functools
@@ -30,7 +29,7 @@ FORMAT = TaskFormat("{source}", metrics=("rouge_2", "rouge_1", "rouge_l"), input
 
 TRAINED_NEWS = frozenset(("world", "uk", "business"))
 SECTION = re.compile(r"bbc\.(?:co\.uk|com)(?::\d+)?/(news|sport)/(?:\d+/)?([a-z]+)?")
-# Buttons of the page, which are lines of many extracts (TFDS's list).
+# Buttons of the web page, which occur as lines in many extracts (TFDS's list).
 BUTTONS = frozenset(
     (
         *("Share this with", "Email", "Facebook", "Messenger", "Twitter", "Pinterest", "WhatsApp", "Linkedin"),
@@ -40,7 +39,7 @@ BUTTONS = frozenset(
 
 
 def examples(split: str, extrapolation: str | None = None) -> Iterator[tuple[str, str]]:
-    """(article, summary) of each pair of a split that is part of the extrapolation, if one is given."""
+    """Yield (article, summary) for each pair of a split; with `extrapolation`, only articles of that experiment."""
     folder = data_folder("xsum")
     try:
         ids = json.loads((folder / IDS).read_text(encoding="utf-8"))[split]
@@ -49,25 +48,25 @@ def examples(split: str, extrapolation: str | None = None) -> Iterator[tuple[str
     for name in ids:
         path = folder / "xsum-extracts-from-downloads" / f"{name}.data"
         if path.is_file():
-            url, summary, article = parts(path)
-            if extrapolation is None or belongs(url, split, extrapolation):
+            url, summary, article = read_extract(path)
+            if extrapolation is None or is_selected(url, split, extrapolation):
                 yield article, summary
 
 
-def parts(path: Path) -> tuple[str, str, str]:
-    """URL, summary and article of a file, each in one line."""
+def read_extract(path: Path) -> tuple[str, str, str]:
+    """Return (URL, summary, article) of a file, each on one line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     _, *pieces = "\n".join(line for line in lines if line not in BUTTONS).split("[XSUM]")
-    found = dict(zip(pieces[::2], pieces[1::2], strict=False))
+    fields = dict(zip(pieces[::2], pieces[1::2], strict=False))
     try:
-        url, summary, article = (" ".join(found[name].split()) for name in ("URL", "INTRODUCTION", "RESTBODY"))
+        url, summary, article = (" ".join(fields[name].split()) for name in ("URL", "INTRODUCTION", "RESTBODY"))
     except KeyError as error:
         raise DataError(f"{path}: no part {error}; expected [XSUM]URL[XSUM], INTRODUCTION and RESTBODY") from error
     return url, summary, article
 
 
-def belongs(url: str, split: str, extrapolation: str) -> bool:
-    """Whether an article is trained on or, in the test split, tested on."""
+def is_selected(url: str, split: str, extrapolation: str) -> bool:
+    """Return whether an extrapolation experiment trains (or, in the test split, tests) on an article."""
     section, topic = topic_of(url)
     test = split == "test"
     if extrapolation == "news_to_sports":
@@ -76,13 +75,13 @@ def belongs(url: str, split: str, extrapolation: str) -> bool:
 
 
 def topic_of(url: str) -> tuple[str | None, str | None]:
-    """Section and topic: `news` and `world` of `http://www.bbc.co.uk/news/world-europe-34872345`; some have none."""
+    """Return (section, topic), e.g. `news` and `world` for `http://www.bbc.co.uk/news/world-europe-34872345`."""
     match = SECTION.search(url)
     return (match[1], match[2]) if match else (None, None)
 
 
-def in_one_line(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The rows of TFDS with articles and summaries in one line each."""
+def join_lines(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Put each article and summary of TFDS's rows on one line."""
 
     def line(text):
         return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
@@ -99,5 +98,5 @@ add_task(
     seqio.TfdsDataSource("xsum:1.1.0", splits=SPLITS),
     FORMAT,
     target="target",
-    preprocessors=[in_one_line],
+    preprocessors=[join_lines],
 )

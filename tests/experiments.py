@@ -1,14 +1,14 @@
-"""Experiments, and others made of them."""
+"""Helpers that derive one experiment from another."""
 
 import dataclasses
 
 from prompt_jax.experiment import Experiment
 
 
-def changed(experiment: Experiment, part: str, **values) -> Experiment:
-    """With other values in one of its parts, such as `train`."""
-    return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **values)})
+def with_options(experiment: Experiment, section: str, **values) -> Experiment:
+    """Return the experiment with other values in a section, such as `train`."""
+    return dataclasses.replace(experiment, **{section: dataclasses.replace(getattr(experiment, section), **values)})
 
 
-def named(experiment: Experiment, name: str) -> Experiment:
+def with_name(experiment: Experiment, name: str) -> Experiment:
     return dataclasses.replace(experiment, name=name)

@@ -1,4 +1,4 @@
-"""Control tokens: tokens in templates and labels, plain text in data, on every way from a row to token ids."""
+"""Control tokens: tokens in templates and labels, plain text in data, on every path from a row to token ids."""
 
 import dataclasses
 import importlib.util
@@ -32,7 +32,7 @@ def test_marks():
     assert keep_marks(kept, f"<s>{CLOSE}{OPEN}") == "<s>"
 
 
-def test_a_format_marks_its_template_and_no_column():
+def test_a_format_marks_its_template_but_not_its_columns():
     own = TaskFormat("{s}s{text}").marked(lambda text: text.replace("s", mark("s")))
     assert own.template == f"{{s}}{mark('s')}{{text}}"
     assert own.render({"s": "s", "text": mark("s")}) == f"s{mark('s')}s"
@@ -40,7 +40,7 @@ def test_a_format_marks_its_template_and_no_column():
 
 @pytest.fixture(scope="module")
 def folder(tiny_folders, tmp_path_factory):
-    """GPT-2 with two control tokens more."""
+    """GPT-2 with two additional control tokens."""
     from transformers import AutoTokenizer
 
     copy = tmp_path_factory.mktemp("chat") / "model"
@@ -62,7 +62,7 @@ def ids_of(model, token: str) -> int:
 
 
 def assert_read(model, inputs) -> None:
-    """The template's two tokens, and the data between them as text."""
+    """Check that inputs have the template's two tokens around the data as text."""
     for ids, text in zip(inputs, TEXTS, strict=True):
         ids = np.asarray(ids).tolist()
         assert ids.count(ids_of(model, USER)) == ids.count(ids_of(model, BOT)) == 1
@@ -115,7 +115,7 @@ def test_data_without_a_template_of_control_tokens(model, tmp_path):
             assert targets.tolist() == model.tokenizer.target_ids(remove_marks(text))
 
 
-def test_a_share_holds_out_the_same_rows_for_every_tokenizer(model, tmp_path):
+def test_the_hold_out_is_the_same_for_every_tokenizer(model, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text": f"a film {i}", "label": "good"}) + "\n" for i in range(40)))
     task = file_task("files", {"train": path}, FORMAT, validation_share=0.5)
@@ -124,14 +124,14 @@ def test_a_share_holds_out_the_same_rows_for_every_tokenizer(model, tmp_path):
     assert [remove_marks(text) for text in examples.input_texts] == held_out and 0 < len(held_out) < 40
 
 
-def test_what_comes_before_inputs(model, tmp_path):
+def test_text_prepended_to_inputs(model, tmp_path):
     task = file_task("files", {"test": written(tmp_path / "x.jsonl")}, dataclasses.replace(FORMAT, template="{text}"))
     examples = load_examples(task, model.tokenizer, "test", LoadOptions(64, 16, prepend=f"{BOT} "))
     assert [ids.tolist().count(ids_of(model, BOT)) for ids in examples.inputs] == [1, 1, 1]
 
 
 def test_labels(model, tmp_path):
-    """A label may begin with a control token, as T5's sentinel."""
+    """A label may begin with a control token, such as T5's sentinel."""
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"text": "a film", "label": f"{BOT}bad"}))
     examples = load(file_task("files", {"test": path}, FORMAT), model)
@@ -159,7 +159,7 @@ def prompt_file(model, tmp_path):
 
 @pytest.mark.parametrize("several", (False, True))
 def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, several):
-    """Of one prompt, and of prompts that inputs name."""
+    """With one prompt, and with prompts that the inputs name."""
     from prompt_jax.ensembles import streams
 
     seen, tokenize = [], streams.tokenize

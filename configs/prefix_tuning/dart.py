@@ -1,7 +1,9 @@
-"""DART, Li and Liang 2021, main results: GPT-2 medium with a prefix, test BLEU 46.4.
+"""Prefix tuning on DART with GPT-2 medium (Li and Liang 2021, main results): test BLEU 46.4.
 
-Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/dart.py); `--data.task
-dart_tfds` has them from TFDS.
+    PROMPT_JAX_DATA=data prompt-jax train configs/prefix_tuning/dart.py
+
+The hyperparameters are those of the paper's table 6. tasks/dart.py documents the data. With `--data.task dart_tfds`,
+TFDS downloads it.
 """
 
 from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -13,6 +15,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=10, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=10, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # GPT-2's newlines are banned, as in the authors' code.
+    # The authors' code bans GPT-2's two newline tokens.
     decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

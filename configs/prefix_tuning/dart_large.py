@@ -1,6 +1,8 @@
-"""DART, Li and Liang 2021, main results: GPT-2 large with a prefix, test BLEU 46.7.
+"""Prefix tuning on DART with GPT-2 large (Li and Liang 2021, main results): test BLEU 46.7.
 
-Otherwise as dart.py.
+    PROMPT_JAX_DATA=data prompt-jax train configs/prefix_tuning/dart_large.py
+
+All other settings are those of dart.py.
 """
 
 from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -12,6 +14,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=10, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=10, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # GPT-2's newlines are banned, as in the authors' code.
+    # The authors' code bans GPT-2's two newline tokens.
     decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

@@ -1,8 +1,10 @@
-"""E2E, Li and Liang 2021, main results: GPT-2 medium with a prefix, test BLEU 70.3 (arXiv: 69.7).
+"""Prefix tuning on E2E with GPT-2 medium (Li and Liang 2021, main results): test BLEU 70.3 (arXiv: 69.7).
 
-Hyperparameters of the paper's table 6. `PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py). METEOR, which
-needs Java: --data.metrics bleu nist coco_meteor coco_rouge_l cider. `nist` is what the authors' code computes,
-measure_scores.py with --python; `nist_perl` is the script's default, up to 0.4 higher for short answers.
+    PROMPT_JAX_DATA=data prompt-jax train configs/prefix_tuning/e2e.py
+
+The hyperparameters are those of the paper's table 6. tasks/e2e.py documents the data. To add METEOR, which needs Java:
+`--data.metrics bleu nist coco_meteor coco_rouge_l cider`. `nist` is computed as in the authors' code, which calls
+measure_scores.py with --python. `nist_perl`, the script's default, is up to 0.4 higher for short answers.
 """
 
 from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -14,6 +16,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=8e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=10, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # GPT-2's newlines are banned, as in the authors' code.
+    # The authors' code bans GPT-2's two newline tokens.
     decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

@@ -1,7 +1,9 @@
-"""Infix ablation on E2E, Li and Liang 2021, ablations: keys and values between table and text, BLEU 67.9 for a length
-of 1.
+"""Infix ablation on E2E (Li and Liang 2021, ablations): keys and values between table and text, test BLEU 67.9.
 
-`--prompt.length 10` or `20` gives its other rows (67.2, 66.7).
+    PROMPT_JAX_DATA=data prompt-jax train configs/prefix_tuning/e2e_infix.py
+
+This is length 1. `--prompt.length` 10 and 20 are the paper's other rows (67.2 and 66.7). All other settings are those
+of e2e.py.
 """
 
 from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
@@ -13,6 +15,6 @@ experiment = Experiment(
     prompt=PromptConfig(method="prefix", length=1, placement="after", init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=8e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=10, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
-    # GPT-2's newlines are banned, as in the authors' code.
+    # The authors' code bans GPT-2's two newline tokens.
     decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

@@ -1,7 +1,9 @@
-"""Little data, Li and Liang 2021, section 6.3: 100 examples of E2E. The prefix starts from the activations of words.
+"""Prefix tuning on 100 examples of E2E (Li and Liang 2021, section 6.3), initialized with the activations of words.
 
-`--data.train-examples` 50, 100, 200 or 500 with `--train.steps` 200, 200, 200 or 400, `--data.subset-seed` 0 to 4 and
-`--train.seed` 0 and 1 are the paper's runs. As in the authors' code, the best checkpoint is the one with the lowest
+    PROMPT_JAX_DATA=data prompt-jax train configs/prefix_tuning/e2e_low_data.py
+
+The paper's runs have `--data.train-examples` 50, 100, 200 and 500 with `--train.steps` 200, 200, 200 and 400,
+`--data.subset-seed` 0 to 4, and `--train.seed` 0 and 1. As in the authors' code, the best checkpoint has the lowest
 validation loss: the first metric is the log-likelihood.
 """
 
@@ -18,6 +20,6 @@ experiment = Experiment(
         name="adamw", learning_rate=5e-5, schedule="linear", warmup_steps=100, weight_decay=0.0, clip_norm=1.0
     ),
     train=TrainConfig(steps=200, batch_size=10, loss="sentence", z_loss=0.0, eval_every=50, eval_examples=30),
-    # GPT-2's newlines are banned, as in the authors' code.
+    # The authors' code bans GPT-2's two newline tokens.
     decoding=Decoding(beams=5, banned_tokens=(198, 628)),
 )

@@ -1,6 +1,8 @@
-"""What RESULTS.md's tables on E2E start from: the demo's T5 and a budget for two CPU cores, three seeds.
+"""The experiment behind RESULTS.md's tables on E2E: three prompts for the demo's T5, on two CPU cores.
 
-`PROMPT_JAX_DATA` names the folder with the data (tasks/e2e.py).
+    PROMPT_JAX_DATA=data prompt-jax train configs/results/e2e.py
+
+RESULTS.md lists the options of each row. tasks/e2e.py documents the data.
 """
 
 from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig

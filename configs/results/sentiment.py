@@ -1,6 +1,8 @@
-"""What RESULTS.md's tables on movie reviews start from: prompts of 20 tokens for the demo's T5, three seeds.
+"""The experiment behind RESULTS.md's tables on movie reviews: three prompts for the demo's T5, on two CPU cores.
 
-A budget for two CPU cores, of which each method has the same: 120 steps of 16 examples.
+    prompt-jax train configs/results/sentiment.py
+
+RESULTS.md lists the options of each row. Every method has the same budget: 120 steps of 16 examples.
 """
 
 from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig

@@ -71,7 +71,8 @@ def _prepared(hint: Any, value: Any, at: str, unknown: str, nan: bool) -> Any:
         return {name: _prepared(arguments[1], part, f"{at}.{name}", unknown, nan) for name, part in value.items()}
     if kind in (tuple, list) and isinstance(value, list | tuple):
         parts = arguments if len(arguments) == len(value) and Ellipsis not in arguments else arguments[:1] * len(value)
-        return [_prepared(part, item, at, unknown, nan) for part, item in zip(parts, value, strict=True)]
+        pairs = enumerate(zip(parts, value, strict=True))
+        return [_prepared(part, item, f"{at}[{i}]", unknown, nan) for i, (part, item) in pairs]
     options = [option for option in arguments if option is not type(None)] if _is_union(kind) else []
     return _prepared(options[0], value, at, unknown, nan) if len(options) == 1 else value
 
@@ -83,15 +84,18 @@ def _is_union(kind: Any) -> bool:
 def _message(cls: type, values: Any, problem: str) -> str:
     """Say what is wrong with which field. msgspec's text ends with its path, such as "- at `$.ensemble.init[0]`"."""
     path = (re.findall(r"`\$\.?([^`]*)`$", problem) or [""])[0]
-    names = re.sub(r"\[[^\]]*\].*", "", path).split(".") if path else []
+    names = [path] if path else []
     missing = re.search(r"missing required field `([^`]+)`", problem)
     if missing:
         return f"{'.'.join([*names, missing[1]])} is missing"
-    hint, value = cls, values
-    for name in names:
-        if not dataclasses.is_dataclass(_without_none(hint)) or name not in value:
+    path = re.sub(r"\[\.\.\.\].*|(\[\d+\])+$", "", path)  # show a whole dict, or list of simple values
+    names, hint, value = [path] if path else [], cls, values
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        hint = _without_none(hint)
+        if name and (not dataclasses.is_dataclass(hint) or name not in value):
             break
-        hint, value = typing.get_type_hints(_without_none(hint))[name], value[name]
+        hint = typing.get_type_hints(hint)[name] if name else typing.get_args(hint)[0]
+        value = value[name or int(index)]
     return f"{'.'.join(names) or 'the file'} must be {_described(hint)}, not {_shown(value)}"
 
 

@@ -44,7 +44,5 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints stay."""
-    save_errors: Literal["stop", "continue"] = "stop"
-    """What happens when a checkpoint or a prompt cannot be written, as to a full disk. The last whole ones stay."""
     log_every: int = 10
     """Steps between lines in the logs."""

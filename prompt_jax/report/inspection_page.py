@@ -22,7 +22,7 @@ from prompt_jax.report.pages import write_page
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    """What is shown of one prompt."""
+    """What the page shows about one prompt."""
 
     found: Findings
     provenance: dict[str, str]
@@ -33,15 +33,15 @@ class _Section:
 
 
 def write_inspection(path: Path, findings: Sequence[Findings], model: Model | None) -> None:
-    """Writes what was found out about prompts as a page.
+    """Write findings about prompts as a page.
 
     Args:
       path: of the page.
-      findings: of one prompt or several.
+      findings: of one or more prompts.
       model: their base, or None.
 
     Raises:
-      ValueError: prompts that cannot be compared.
+      ValueError: the prompts cannot be compared.
     """
     prompts = [found.prompt for found in findings]
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
@@ -66,14 +66,14 @@ def write_similarity(
     pairs: Float[np.ndarray, "E E"],
     skipped: Sequence[str],
 ) -> None:
-    """Writes the similarities of `inspection.task_similarity` as a page.
+    """Write the similarities of `inspection.task_similarity` as a page.
 
     Args:
       path: of the page.
       names: of the prompts.
       means: cosines of their mean tokens.
       pairs: mean cosines over all pairs of their tokens.
-      skipped: which files were left out, and why.
+      skipped: files that were omitted, with the reason.
     """
     highest = max(0.1, math.ceil(10 * pairs.max()) / 10)
     write_page(

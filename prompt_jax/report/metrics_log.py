@@ -7,7 +7,7 @@ from typing import Any
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, with NaN for null; a last line that was cut off by a crash is left out."""
+    """Read a run's `metrics.jsonl`, with NaN for null. A last line truncated by a crash is skipped."""
     path = folder / "metrics.jsonl"
     lines = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -15,6 +15,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(values, dict):  # `json_text` writes null for what is not finite
+        if isinstance(values, dict):  # `json_text` writes null for NaN and infinity
             lines.append({name: math.nan if value is None else value for name, value in values.items()})
     return lines

@@ -1,7 +1,6 @@
-"""Pages that load nothing from anywhere, from the templates in `templates/`.
+"""Pages from the templates in `templates/`. They load nothing.
 
-Texts come from data, from models and from strangers' files, so that all of them are escaped by Jinja; the only markup
-put in as it is are the plots made here.
+Texts come from data, models and untrusted files, so Jinja escapes all of them. Only our own plots are markup.
 """
 
 import importlib.resources
@@ -17,13 +16,13 @@ from prompt_jax.storage.files import atomic_write
 def write_page(
     path: Path, template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
 ) -> None:
-    """Writes a page, whole or not at all; the same values give the same bytes.
+    """Write a page atomically. The same values give the same bytes.
 
     Args:
       path: of the page.
       template: name of its template.
-      filters: of that template alone.
-      values: by their names in it.
+      filters: for this template.
+      values: variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
@@ -34,8 +33,8 @@ def write_page(
     )
     environment.filters |= {"norm": _norm, "effect": _effect, **(filters or {})}
     page = environment.get_template(template).render(values)
-    whole = page.encode("utf-8", errors="replace")  # JSON may hold halves of surrogate pairs
-    atomic_write(path, lambda file: file.write(whole))
+    data = page.encode("utf-8", errors="replace")  # JSON may contain half a surrogate pair
+    atomic_write(path, lambda file: file.write(data))
 
 
 def _source(name: str) -> str:
@@ -47,5 +46,5 @@ def _norm(value: float) -> str:
 
 
 def _effect(value: float) -> str:
-    """A difference of losses in nats."""
+    """Return a difference of losses in nats."""
     return f"{value:+.4f}".replace("-", "−")

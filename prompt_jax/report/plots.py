@@ -1,4 +1,4 @@
-"""The plots of a report: SVG elements in the colors and the font of the page."""
+"""The plots of a report: SVG elements in the page's colors and font."""
 
 import dataclasses
 import io
@@ -17,23 +17,23 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrM
 from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.inspection.projection import Projection
 
-COLORS = 8  # so many members have a color of their own; beyond that they share one
-_NUMBERED = 12  # so many members have numbers in the cells of a heat map
-_POINTS = 200  # of a member's curve: with many members and steps the page would be megabytes
-_CELLS = 4096  # so many cells of a heat map are elements of their own; beyond that those of one shade are one
+COLORS = 8  # with more members all have the same color
+_NUMBERED = 12  # with more members the cells of a heat map have no numbers
+_POINTS = 200  # per curve, so that pages with many members and steps stay small
+_CELLS = 4096  # with more cells a heat map has one element per shade, not per cell
 _SHADES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One member's values by step; there may be none.
+    """One member's values by step; possibly none.
 
     Attributes:
-      member: its number, which is that of its color.
-      steps: in their order.
+      member: its number, which selects its color.
+      steps: ascending.
       values: at those steps, all finite.
-      best: step and value of the one to be marked, or None.
-      end: how the member ended.
+      best: step and value to mark, or None.
+      end: how training of the member ended.
     """
 
     member: int
@@ -43,7 +43,7 @@ class Curve:
     end: Literal["finished", "stopped early", "diverged"] = "finished"
 
 
-# Matplotlib wants colors, and the page has two schemes of them: each of these stands for a CSS variable.
+# The page has two color schemes. Matplotlib gets these placeholders, which `_svg` replaces by CSS variables.
 _INK, _MUTED, _GRID, _ACCENT, _SECOND, _BAD = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _MEMBERS = [f"#0{i}0{i}ff" for i in range(COLORS)]
 _VARIABLES = {
@@ -56,8 +56,8 @@ _VARIABLES = {
     **{color: f"--m{i}" for i, color in enumerate(_MEMBERS)},
 }
 _RC: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text that can be selected, in the page's font
-    "svg.hashsalt": "prompt_jax",  # the ids of clip paths, random otherwise
+    "svg.fonttype": "none",  # selectable text in the page's font
+    "svg.hashsalt": "prompt_jax",  # makes the ids of clip paths deterministic
     "text.parse_math": False,  # names of metrics are from files
     "font.size": 10.5,
     "axes.edgecolor": _MUTED,
@@ -77,9 +77,9 @@ _RC: dict[Any, Any] = {
 
 
 def loss_plot(curves: Sequence[Curve]) -> Markup:
-    """Training loss by step; `curves` are of all members, at least one of them not empty."""
+    """Plot the training loss of all members by step. At least one curve is not empty."""
     smooth = [dataclasses.replace(curve, values=_smooth(curve.values)) for curve in curves]
-    with matplotlib.rc_context(_RC):  # of the process, and put back: the SVG writer reads it and has no arguments
+    with matplotlib.rc_context(_RC):  # the SVG writer takes no arguments
         figure, axes = _axes("Training loss", "step", "loss per token, nats")
         if len(curves) == 1:
             (curve,) = curves
@@ -93,9 +93,9 @@ def loss_plot(curves: Sequence[Curve]) -> Markup:
 
 
 def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> Markup:
-    """A validation score by step, the best of each member marked; `curves` as for `loss_plot`.
+    """Plot a validation score of all members by step, with each member's best marked.
 
-    With `percent` values are shares, and shown so.
+    At least one curve is not empty. With `percent` the values are shares.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(f"Validation {name}", "step", name)
@@ -117,7 +117,7 @@ def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> M
 
 
 def norm_plot(inspection: Inspection, name: str = "norms") -> Markup:
-    """Norms of the virtual tokens by number, over the range of the vocabulary's; `name` is its own in the page."""
+    """Plot the norms of virtual tokens over the range of the vocabulary's norms. `name` is unique in the page."""
     norms, vocabulary = [token.norm for token in inspection.tokens], inspection.vocabulary
     with matplotlib.rc_context(_RC):
         figure, axes = _axes("Norms of the virtual tokens", "virtual token", "Euclidean norm", wide=True)
@@ -136,22 +136,22 @@ def norm_plot(inspection: Inspection, name: str = "norms") -> Markup:
 
 
 def layer_plot(norms: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Markup:
-    """Mean norms of a prefix's keys and values by layer, for each site; `name` is the plot's own in the page."""
+    """Plot the mean norms of a prefix's keys and values by layer, for each site. `name` is unique in the page."""
     with matplotlib.rc_context(_RC):
-        figure, axes = _axes("Norms of the prefix", "layer", "mean norm of a head's", wide=True)
-        for (where, own), color in zip(norms.items(), _MEMBERS, strict=False):
+        figure, axes = _axes("Norms of the prefix", "layer", "mean norm per head", wide=True)
+        for (site, kinds), color in zip(norms.items(), _MEMBERS, strict=False):
             for kind, style in (("keys", "-"), ("values", "--")):
-                label = f"{where}, {kind}"
-                axes.plot(own[kind], color=color, linestyle=style, marker="o", markersize=3.5, label=label)
+                label = f"{site}, {kind}"
+                axes.plot(kinds[kind], color=color, linestyle=style, marker="o", markersize=3.5, label=label)
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=len(norms))  # a column for each
         return _svg(figure, name, "Mean norm of keys and values in each layer")
 
 
 def effect_plot(effects: np.ndarray, name: str) -> Markup:
-    """By how much the loss is higher without each slot; `name` is the plot's own in the page."""
+    """Plot how much the loss increases without each slot. `name` is unique in the page."""
     with matplotlib.rc_context(_RC):
-        figure, axes = _axes("Loss without each token", "left out", "nats a target token more", wide=True)
+        figure, axes = _axes("Loss without each token", "token left out", "change of loss, nats per token", wide=True)
         colors = [_ACCENT if effect >= 0 else _SECOND for effect in effects]
         axes.bar(range(len(effects)), effects, color=colors, width=0.8)
         axes.axhline(0, color=_MUTED, linewidth=1)
@@ -160,7 +160,7 @@ def effect_plot(effects: np.ndarray, name: str) -> Markup:
 
 
 def projection_plot(projection: Projection, numbers: Sequence[int]) -> Markup:
-    """Virtual tokens over the vocabulary's embeddings; `numbers` are those of the prompts' colors."""
+    """Plot virtual tokens over the vocabulary's embeddings. `numbers` select the prompts' colors."""
     first, second = projection.variance
     with matplotlib.rc_context(_RC):
         figure, axes = _axes(
@@ -185,7 +185,7 @@ def projection_plot(projection: Projection, numbers: Sequence[int]) -> Markup:
 
 
 def agreement_map(matrix_ee: np.ndarray, members: Sequence[int]) -> Markup:
-    """Shares of examples on which members give the same answer, in percent."""
+    """Return a heat map of the shares of examples on which members give the same answer."""
     label = "Share of examples on which two members agree, in percent"
     return _heat_map(matrix_ee, members, 0.9, lambda value: f"{100 * value:.1f}", "agreement", label)
 
@@ -197,10 +197,13 @@ def similarity_map(
     high: float = 1.0,
     width: int = 480,
 ) -> Markup:
-    """Cosines of prompts, or of the tokens of one, each with each.
+    """Return a heat map of the cosines of prompts, or of one prompt's tokens.
 
-    `label` says of what for those who do not see it; the fullest color is at `high`; of many prompts the map has about
-    this width, in pixels.
+    Args:
+      matrix_ee: the cosines.
+      label: for screen readers.
+      high: value with the strongest color.
+      width: in pixels, approximately, with many prompts.
     """
 
     def text(value: float) -> str:
@@ -219,11 +222,11 @@ def _heat_map(
     high: float = 1.0,
     width: int = 480,
 ) -> Markup:
-    """Members by members: the fuller the color the nearer to `high`, none at `low`, or at a tenth below all values."""
+    """Return a heat map from `low` (no color; lower if values are) to `high` (the strongest color)."""
     low = min(low, math.floor(10 * matrix_ee.min()) / 10)
     shades = np.clip((matrix_ee - low) / (high - low), 0, 1)
     size = min(56, max(9 if matrix_ee.size <= _CELLS else 3, width // len(members)))  # of a cell
-    every = -(-20 // size)  # of so many members one has its number at the edge
+    every = -(-20 // size)  # n-th member has its number at the edge
     width, edge = len(members) * size, 24
     single = matrix_ee.size <= _CELLS
     parts = [] if single else _merged(shades, edge, size)
@@ -242,26 +245,26 @@ def _heat_map(
                 middle = f'x="{edge + (column + 0.5) * size:g}" y="{y + size / 2:g}"'
                 parts.append(f'<text {middle} class="value">{value}</text>')
     parts += _scale(edge + 18, edge + width + 14, text(low), text(high))
-    height, wide = edge + width + 30, max(edge + width + 8, 170)  # half a number may stand out
+    height, wide = edge + width + 30, max(edge + width + 8, 170)  # a number may extend beyond the cells
     shape = f'viewBox="0 0 {wide} {height}" style="width: {wide}px"'
     kind = f"{name} plain" if len(members) > _NUMBERED else name
     return Markup(f'<svg class="heat {kind}" role="img" aria-label="{escape(label)}" {shape}>{"".join(parts)}</svg>')
 
 
 def _merged(shades: np.ndarray, edge: int, size: int) -> list[str]:
-    """Cells as a path for each of _SHADES shades: a run of cells of one shade is one rectangle in it."""
+    """Return the cells as one path per shade, in which consecutive cells are one rectangle."""
     runs: dict[int, list[str]] = {}
     for row, levels in enumerate(np.rint(shades * _SHADES).astype(int)):
         ends = [*(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
         for start, end in zip([0, *ends], ends, strict=False):
             runs.setdefault(int(levels[start]), []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
     place = f'transform="translate({edge} {edge}) scale({size})"'
-    paths = [f'<path fill-opacity="{level / _SHADES:g}" d="{"".join(own)}"/>' for level, own in sorted(runs.items())]
+    paths = [f'<path fill-opacity="{level / _SHADES:g}" d="{"".join(path)}"/>' for level, path in sorted(runs.items())]
     return [f"<g {place}>", *paths, "</g>"]
 
 
 def _scale(x: int, y: int, low: str, high: str) -> list[str]:
-    """From the lowest value to the highest in five shades."""
+    """Return a color scale of five shades."""
     steps = [
         f'<rect x="{x + 16 * i}" y="{y}" width="16" height="12" fill-opacity="{i / 4:g}"></rect>' for i in range(5)
     ]
@@ -274,7 +277,7 @@ def _scale(x: int, y: int, low: str, high: str) -> list[str]:
 
 
 def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
-    """A line for each; of many also their mean and range. What diverged is neither part of these nor of the scale."""
+    """Draw a line per member, and with many members their mean and range. These and the axis omit diverged members."""
     many = len(curves) > COLORS
     curves = [curve for curve in curves if len(curve.steps)]
     sound = [curve for curve in curves if curve.end != "diverged"] or curves
@@ -299,33 +302,33 @@ def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _mark_end(axes: Axes, curve: Curve, color: str) -> None:
-    """A cross where a member diverged, a bar where it was stopped early."""
+    """Draw a cross where a member diverged, or a bar where it stopped early."""
     if curve.end == "finished":
         return
     marker, color = ("x", _BAD) if curve.end == "diverged" else ("|", color)
     low, high = sorted(axes.get_ylim())
-    value = min(max(curve.values[-1], low), high)  # at the edge if it is beyond
+    value = min(max(curve.values[-1], low), high)  # at the edge if it is outside
     axes.plot(curve.steps[-1], value, color=color, marker=marker, markersize=9, markeredgewidth=2, clip_on=False)
 
 
 def _mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, and at each of them mean, lowest and highest value of the curves that have one there."""
+    """Return steps, and the mean, lowest and highest value of the curves at each."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     steps = steps[_thinned(len(steps))]
     values = np.full((len(curves), len(steps)), np.nan)
     for row, curve in zip(values, curves, strict=True):
-        _, here, there = np.intersect1d(steps, curve.steps, return_indices=True)
-        row[here] = curve.values[there]
+        _, columns, places = np.intersect1d(steps, curve.steps, return_indices=True)
+        row[columns] = curve.values[places]
     return steps, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
 
 
 def _thinned(size: int) -> np.ndarray:
-    """At most _POINTS indices below `size`, evenly spaced, the first and the last among them."""
+    """Return at most _POINTS indices below `size`, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, size - 1, min(size, _POINTS)).round().astype(int))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Means over about a tenth of the values around each, fewer at the ends."""
+    """Return the moving average over a tenth of the values, with shorter windows at the ends."""
     half = len(values) // 20
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -340,7 +343,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _axes(
     title: str, x: str, y: str, *, wide: bool = False, size: tuple[float, float] | None = None
 ) -> tuple[Figure, Axes]:
-    """A figure of its own, not of pyplot's; narrow ones are readable on a telephone. `size` is in inches."""
+    """Return a figure without pyplot. Narrow ones are readable on a phone. `size` is in inches."""
     figure = Figure(figsize=size or ((9.8, 2.9) if wide else (4.8, 3.1)), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -353,7 +356,7 @@ def _axes(
 
 
 def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an element of the page: with its colors, its own ids, and nothing for other programs in it."""
+    """Return the figure as an element of the page, with the page's colors, unique ids, and no metadata."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()

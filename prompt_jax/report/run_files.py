@@ -1,13 +1,8 @@
-"""The files that a finished run leaves in its folder, read and checked: what a report is made of."""
+"""The files that a finished run leaves in its folder. A report is made from them."""
 
-import builtins
 import dataclasses
-import functools
 import json
-import math
 import reprlib
-import types
-import typing
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +10,17 @@ from typing import Any, Literal
 import numpy as np
 
 from prompt_jax import experiment as experiments
+from prompt_jax.config.convert import ConversionError, from_dict
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.metrics_log import read_log
 
-Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first is what the best is chosen by
+Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first one decides which is best
 Status = Literal["finished", "stopped early", "diverged"]
 
 
 class ReportError(UserError, ValueError):
-    """A run's folder that no report can be made of; the message names the file."""
+    """A run's folder that has no report because a file is missing or damaged. The message names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +47,13 @@ class MemberSummary:
     """One of the prompts of a run.
 
     Attributes:
-      settings: the fields of its configuration in which it differs from the other members.
-      task: that it was trained on, or the mixture; of several prompts that share a part the task that it is for.
+      settings: the configuration fields in which it differs from the other members.
+      task: that it was trained on, or the mixture. With `prompt.per_task`, the task that the prompt is for.
       length: in virtual tokens.
       status: how its training ended.
-      steps: optimizer steps that changed it.
-      best: where its best prompt is from.
-      validation: metrics of the best prompt, after the mean if that chose it; of a mixture as TASK/METRIC.
+      steps: optimizer steps that updated it.
+      best: the evaluation at which its best prompt was kept.
+      validation: metrics of the best prompt, after the mean if that decided. Of a mixture, `TASK/METRIC`.
     """
 
     settings: dict[str, Any]
@@ -71,16 +67,17 @@ class MemberSummary:
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleSummary:
-    """What the members of a test give together.
+    """The vote of a test's members.
 
     Attributes:
-      vote_rule: how answers are made one.
+      vote_rule: how the members' answers become one.
       vote: metrics of the vote.
       average: means of the members' metrics.
-      best: number of the member with the highest score by the first metric of the vote.
-      oracle: share of examples that at least one member answers right.
+      best: number of the member with the highest score by the vote's first metric.
+      oracle: share of examples that at least one member answers correctly.
       agreement: [E, E] share of examples on which two members give the same answer.
-      intervals: of 95 %, for the vote's first metric minus that of the `best` member, and minus the `average`.
+      intervals: 95 % confidence intervals of the vote's first metric minus that of the `best` member, and minus the
+        `average`.
     """
 
     vote_rule: Literal["majority", "mean-probability"]
@@ -98,12 +95,12 @@ class TaskScores:
 
     Attributes:
       task: its name.
-      examples: how many.
-      trained_on: whether the members were; otherwise the test shows how they bear a shift of domain.
-      members: numbers of the members that were run on it.
-      before: metrics of the base alone.
+      examples: their number.
+      trained_on: whether the members were trained on the task. Otherwise the test measures domain shift.
+      members: numbers of the members that were evaluated.
+      before: metrics of the base without a prompt.
       scores: metrics of each of `members`.
-      ensemble: of several members.
+      ensemble: None for a single member.
     """
 
     task: str
@@ -116,7 +113,7 @@ class TaskScores:
 
     @property
     def metric(self) -> str:
-        """The first that tells what the run has made: the task's own or, for a vote by mean probability, by ranking."""
+        """The first metric of the vote (by ranking, for a vote by mean probability), or of the only prompt."""
         return next(iter(self.scores[0] if self.ensemble is None else self.ensemble.vote))
 
     @property
@@ -127,15 +124,23 @@ class TaskScores:
 
     @property
     def best(self) -> int:
-        """The number of the member with the highest score, of equals the first."""
+        """The number of the member with the highest score; the first of several."""
         if self.ensemble is not None:
             return self.ensemble.best
         return self.members[int(np.argmax([scores[self.metric] for scores in self.scores]))]
 
     @property
     def after(self) -> Scores:
-        """Metrics of what the run has made: the vote, the only prompt, or else the members' average."""
+        """Metrics of the trained prompts: of the vote, of the only prompt, or else the members' average."""
         return self.average if self.ensemble is None else self.ensemble.vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated:
+    """Numbers of examples whose inputs or targets were truncated."""
+
+    inputs: int
+    targets: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +150,15 @@ class Summary:
     Attributes:
       name: of the run.
       model: the base.
-      trained_parameters: how many were trained beside it, in all members.
-      stored_parameters: how many their prompts have as they are written, which is without an MLP that made them.
-      steps: optimizer steps that were run.
-      seconds: wall-clock time of the training.
+      trained_parameters: of all members, beside the base.
+      stored_parameters: of all members' prompt files, where an MLP is merged into the prompt.
+      steps: optimizer steps of the run.
+      seconds: wall-clock time of training and evaluation.
       examples: by task and split.
-      truncated: by task and split, the number of `inputs` and `targets` that were cut.
+      truncated: by task and split.
       versions: of packages.
-      members: the prompts, one or more.
-      tests: one a task; none without a test split.
+      members: the prompts, at least one.
+      tests: one per task with a test split.
     """
 
     name: str
@@ -163,20 +168,20 @@ class Summary:
     steps: int
     seconds: float
     examples: dict[str, dict[str, int]]
-    truncated: dict[str, dict[str, dict[Literal["inputs", "targets"], int]]]
+    truncated: dict[str, dict[str, Truncated]]
     versions: dict[str, str]
     members: list[MemberSummary]
     tests: list[TaskScores]
 
     @property
     def tasks(self) -> list[str]:
-        """Those that members were trained on, each once."""
+        """The tasks that members were trained on, without repetition."""
         return list(dict.fromkeys(member.task for member in self.members))
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The answers to one test example: of the base, of each member, and `prediction`, the vote (or the only one's)."""
+    """The answers to one test example: of the base, of each member, and `prediction`, of the vote or only member."""
 
     task: str
     input: str
@@ -188,7 +193,7 @@ class Prediction:
 
 
 def read_config(folder: Path) -> Experiment:
-    """A run's `config.json`. Raises ReportError."""
+    """Read a run's `config.json`. Raise ReportError."""
     path = folder / "config.json"
     try:
         return experiments.from_json(_read_text(path))
@@ -197,26 +202,28 @@ def read_config(folder: Path) -> Experiment:
 
 
 def read_summary(folder: Path) -> Summary:
-    """A run's `summary.json`, whose parts fit each other.
+    """Read a run's `summary.json`, and check that its parts are consistent.
+
+    Fields that this version does not know are ignored.
 
     Raises:
-      ReportError: it is missing, no JSON, or not what `Summary` says; the message names the place.
+      ReportError: the file is missing or not a summary. The message names the field.
     """
     path = folder / "summary.json"
     try:
         values = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: no JSON: {error}") from error
+        raise ReportError(f"{path}: not JSON: {error}") from error
     try:
-        summary = _built(Summary, values, "")
+        summary = from_dict(Summary, values, unknown="ignore", nan=True)
         _check(summary)
-    except _Misfit as error:
+    except ConversionError as error:
         raise ReportError(f"{path}: {error}") from error
     return summary
 
 
 def read_predictions(folder: Path, summary: Summary) -> dict[str, list[Prediction]]:
-    """The rows of `predictions.jsonl` by task, in their order; empty lists if there is no file. Raises ReportError."""
+    """Read the rows of `predictions.jsonl` by task; empty lists if there is no file. Raise ReportError."""
     path = folder / "predictions.jsonl"
     lines = _read_text(path).split("\n") if path.exists() else []  # splitlines would break texts at U+2028
     members = {test.task: len(test.members) for test in summary.tests}
@@ -225,19 +232,19 @@ def read_predictions(folder: Path, summary: Summary) -> dict[str, list[Predictio
         if not line:
             continue
         try:
-            row = _built(Prediction, json.loads(line), "")
+            row = from_dict(Prediction, json.loads(line), unknown="ignore", nan=True)
             if row.task not in rows:
-                raise _Misfit(f"summary.json has no test of the task {row.task!r}")
+                raise ConversionError(f"summary.json has no test of the task {row.task!r}")
             if len(row.members) != members[row.task]:
-                raise _Misfit(f"answers of {len(row.members)} members; summary.json has {members[row.task]}")
-        except (json.JSONDecodeError, _Misfit) as error:
+                raise ConversionError(f"answers of {len(row.members)} members; summary.json has {members[row.task]}")
+        except (json.JSONDecodeError, ConversionError) as error:
             raise ReportError(f"{path}:{number}: not a prediction: {error}") from error
         rows[row.task].append(row)
     return rows
 
 
 def read_metrics(folder: Path, members: int) -> list[list[dict[str, Any]]]:
-    """The lines of `metrics.jsonl` by member; empty lists if there is no file. Raises ReportError."""
+    """Read the lines of `metrics.jsonl` by member; empty lists if there is no file. Raise ReportError."""
     lines: list[list[dict[str, Any]]] = [[] for _ in range(members)]
     for line in read_log(folder):
         match line:
@@ -259,91 +266,43 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ReportError(f"{path} is missing; a run that has come to its end has one") from error
+        raise ReportError(f"{path} is missing; every finished run has one") from error
     except UnicodeDecodeError as error:
         raise ReportError(f"{path}: not UTF-8: {error}") from error
 
 
-# --------------------------------------------------------------------------------------------------------------
-# From JSON to the classes above
-
-
-class _Misfit(Exception):
-    """A value that is not what its class says."""
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _built(hint: Any, value: Any, at: str) -> Any:
-    """A JSON value as the type of its field; fields that a class does not know are left out."""
-    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if hint is Any or (value is None and type(None) in arguments):
-        return value
-    if origin is types.UnionType:
-        return _built(arguments[0], value, at)
-    if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        fields = _hints(hint)
-        if missing := [name for name in fields if name not in value]:
-            raise _Misfit(f"there is no {', '.join(missing)} in {at or 'it'}")
-        return hint(**{name: _built(kind, value[name], f"{at}.{name}".strip(".")) for name, kind in fields.items()})
-    if isinstance(value, dict) and origin is dict:
-        names = typing.get_args(arguments[0])  # of a Literal, all of which must be there
-        if missing := [name for name in names if name not in value]:
-            raise _Misfit(f"there is no {', '.join(missing)} in {at}")
-        return {name: _built(arguments[1], value[name], f"{at}.{name}") for name in names or value}
-    if isinstance(value, list) and origin is list:
-        return [_built(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, list) and origin is tuple and len(value) == len(arguments):
-        pairs = zip(arguments, value, strict=True)
-        return tuple(_built(kind, item, f"{at}[{i}]") for i, (kind, item) in enumerate(pairs))
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and (value is None or type(value) in (int, float)):
-        return math.nan if value is None else float(value)  # `json_text` writes null for what is not finite
-    if type(value) is hint:
-        return value
-    raise _Misfit(f"{at or 'the whole'} must be {_wanted(hint)}, not {reprlib.repr(value)}")
-
-
-def _wanted(hint: Any) -> str:
-    """A type in words."""
-    match typing.get_origin(hint) or hint:
-        case typing.Literal:
-            return " or ".join(map(repr, typing.get_args(hint)))
-        case builtins.tuple:
-            return f"a list of {len(typing.get_args(hint))}"
-        case kind:
-            names = {list: "a list", str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
-            return names.get(kind, "an object")
-
-
 def _check(summary: Summary) -> None:
-    """That members, tests and matrices have the numbers and shapes that belong together."""
+    """Raise ConversionError if members, tests and matrices have inconsistent numbers or shapes."""
     if not summary.members:
-        raise _Misfit("there are no members")
+        raise ConversionError("there are no members")
     for task, count in Counter(test.task for test in summary.tests).items():
         if count > 1:
-            raise _Misfit(f"there are {count} tests of the task {task!r}")
+            raise ConversionError(f"there are {count} tests of the task {task!r}")
     for number, test in enumerate(summary.tests):
-        at, size = f"tests[{number}]", len(test.members)
-        known = range(len(summary.members))
-        if not test.members or not set(test.members) <= set(known) or len(set(test.members)) != size:
-            raise _Misfit(f"{at}.members must be different numbers below {len(known)}, not {test.members}")
-        if len(test.scores) != size or not all(test.scores):
-            raise _Misfit(f"{at}.scores must have the metrics of {size} members; it has {list(map(len, test.scores))}")
-        if any(scores.keys() != test.scores[0].keys() for scores in test.scores):
-            raise _Misfit(f"{at}.scores must have the same metrics for all members")
-        if test.ensemble is None:
-            continue
-        if not test.ensemble.vote:
-            raise _Misfit(f"{at}.ensemble.vote must have metrics")
-        if test.ensemble.best not in test.members:
-            raise _Misfit(f"{at}.ensemble.best must be one of the members {test.members}, not {test.ensemble.best}")
-        if [len(row) for row in test.ensemble.agreement] != [size] * size:
-            raise _Misfit(f"{at}.ensemble.agreement must be a matrix of {size} by {size}")
-        for name, scores in (("ensemble.average", test.ensemble.average), ("scores", test.scores[0])):
-            if test.metric not in scores:
-                raise _Misfit(f"{at}.{name} must have the metric {test.metric}, the first of {at}.ensemble.vote")
+        if problem := _problem(test, len(summary.members)):
+            raise ConversionError(f"tests[{number}].{problem}")
+
+
+def _problem(test: TaskScores, members: int) -> str | None:
+    """Return what is inconsistent in a test of a run with so many members, beginning with the field."""
+    size, ensemble = len(test.members), test.ensemble
+    if not test.members or not set(test.members) <= set(range(members)) or len(set(test.members)) != size:
+        return f"members must be different numbers below {members}, not {test.members}"
+    if len(test.scores) != size or not all(test.scores):
+        return f"scores must have the metrics of {size} members; it has {list(map(len, test.scores))}"
+    if any(scores.keys() != test.scores[0].keys() for scores in test.scores):
+        return "scores must have the same metrics for all members"
+    if ensemble is None:
+        return None
+    if not ensemble.vote:
+        return "ensemble.vote must have metrics"
+    if ensemble.best not in test.members:
+        return f"ensemble.best must be one of the members {test.members}, not {ensemble.best}"
+    if missing := {"best", "average"} - set(ensemble.intervals):
+        return f"ensemble.intervals.{min(missing)} is missing"
+    if [len(row) for row in ensemble.agreement] != [size] * size:
+        return f"ensemble.agreement must be a matrix of {size} by {size}"
+    for name, scores in (("ensemble.average", ensemble.average), ("scores", test.scores[0])):
+        if test.metric not in scores:
+            return f"{name} must have the metric {test.metric}, the first of ensemble.vote"
+    return None

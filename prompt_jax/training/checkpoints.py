@@ -1,4 +1,4 @@
-"""Checkpoints of what is trained: parameters, optimizer state, data position and progress; never the base."""
+"""Checkpoints of a run: trainable parameters, optimizer state, data position and progress, but not the base."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 
 class ResumeError(UserError, RuntimeError):
-    """Checkpoints are there and none can be used."""
+    """None of the checkpoints can be used."""
 
 
 class Restored(NamedTuple):
@@ -30,29 +30,28 @@ class Restored(NamedTuple):
 
     state: Any  # the tree that was saved
     position: dict[str, Any]  # of the training batches
-    progress: dict[str, Any]  # of the run: best scores so far and the like
+    progress: dict[str, Any]  # of the run, such as the best scores so far
 
 
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save.
 
-    Saving goes on while training does, so a SaveError may come from the next call, or on leaving. What is trained is
-    small, so the first process alone writes it, whole, and nothing that fails there keeps the others waiting; each
-    reads it for itself.
+    Saving is asynchronous, so its SaveError may come from the next call, or on leaving. The state is small, so only
+    the first process writes, and a failure there does not make the others wait. Every process reads for itself.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Mapping[str, str]):
-        """The latest `keep` checkpoints stay.
+        """Open the folder of checkpoints, of which the latest `keep` are kept.
 
-        `identity` says what the run stands on, by name: fingerprints of the base and of the training data. It is
-        recorded in each checkpoint, and compared before one is used.
+        `identity` has fingerprints of the base and of the training data, by name. Each checkpoint records them, and
+        they are compared before it is used.
         """
         self.folder, self.identity = folder, dict(identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
             create=False,
-            cleanup_tmp_directories=is_first(),  # saves that a killed process left unfinished
+            cleanup_tmp_directories=is_first(),  # incomplete saves of a killed process
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
@@ -61,21 +60,21 @@ class Checkpoints:
         )
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
-        wait_for_all("the folder of checkpoints is there")
+        wait_for_all("the folder of checkpoints exists")
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, failed: Any, *_: Any) -> None:
-        # An error of the last save is not to hide what failed first.
+        # An error of the last save must not hide the first error.
         hidden = contextlib.nullcontext() if failed is None else contextlib.suppress(SaveError)
         with hidden, self._errors():
             self._manager.close()
 
     def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; training goes on meanwhile. Half-written ones are never read."""
-        state = jax.tree.map(np.array, to_host(state))  # a copy: the next step takes the memory of the state
+        """Start to write a checkpoint in the background. Incomplete ones are never read."""
+        state = jax.tree.map(np.array, to_host(state))  # a copy, because the next step donates the state's memory
         if not is_first():
             return
         items = ocp.args.Composite(
@@ -89,31 +88,31 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the last whole one; None without any."""
+        """The step of the last complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Returns when the last save is done."""
+        """Wait until the last save is done."""
         with self._errors():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """What orbax and tensorstore raise where a file system or a bucket fails, as one error."""
+        """Turn the errors that orbax and tensorstore raise for file systems and buckets into SaveError."""
         try:
             yield
         except Exception as error:
-            left = "there is none" if self.latest is None else f"the last whole one is of step {self.latest}"
+            left = "there is none" if self.latest is None else f"the last complete one is of step {self.latest}"
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise SaveError(f"a checkpoint could not be written to {self.folder} ({reason}); {left}") from error
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest checkpoint that is whole; None if there are none. `like` gives shapes, dtypes and placement.
+        """Return the newest complete checkpoint; None if there are none. `like` gives shapes, dtypes and sharding.
 
-        One that cannot be read is reported and moved aside, in favor of the last whole one.
+        A checkpoint that cannot be read is reported and moved aside, and the one before it is used.
 
         Raises:
-          ResumeError: there are checkpoints, and none can be read, or they are of another base or data.
+          ResumeError: none of the checkpoints can be read, or they are of another base or other data.
         """
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         damaged: dict[int, str] = {}
@@ -142,17 +141,17 @@ class Checkpoints:
                 )
             wait_for_all("damaged checkpoints are moved")
             self._manager.reload()
-            for name, found in self.identity.items():
-                if restored.identity.get(name) != found:
+            for name, fingerprint in self.identity.items():
+                if restored.identity.get(name) != fingerprint:
                     raise ResumeError(
                         f"the {name} is not what the run in {self.folder.parent} was begun with; "
                         "choose another --name, or --overwrite the run"
                     )
-            state = jax.tree.map(_as_it_was, restored.state, like)
+            state = jax.tree.map(_placed_like, restored.state, like)
             return Restored(state, restored.position, restored.progress)
         if damaged:
-            found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise ResumeError(f"none of the checkpoints in {self.folder} can be read ({found})")
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise ResumeError(f"none of the checkpoints in {self.folder} can be read ({reasons})")
         return None
 
 
@@ -163,7 +162,7 @@ def is_unfinished(path: Path) -> bool:
     return ".orbax-checkpoint-tmp" in path.name
 
 
-def _as_it_was(leaf: np.ndarray, like: Any) -> Any:
-    """On the devices that `like` is on, if it is on any."""
+def _placed_like(leaf: np.ndarray, like: Any) -> Any:
+    """Return the leaf with the sharding of `like`, or on the host if `like` is."""
     sharding: Any = like.sharding if mesh_of(like) else None
     return to_devices(leaf, sharding) if isinstance(like, jax.Array) else leaf

@@ -1,5 +1,4 @@
-"""What a run says while it trains: progress on the terminal, a JSONL file, TensorBoard. Of several processes only the
-first says anything."""
+"""Logs of a run while it trains: the terminal, `metrics.jsonl`, and TensorBoard. Only the first process writes."""
 
 import contextlib
 import os
@@ -25,11 +24,10 @@ from prompt_jax.storage.paths import BucketPath
 
 
 class Log:
-    """Numbers by step and member, to `metrics.jsonl` and to TensorBoard files, a folder for each member.
+    """Write metrics by step and member to `metrics.jsonl`, and to TensorBoard files with one folder per member.
 
-    Resuming at a step drops what was logged after it, since those steps are run again; -1 begins anew. The TensorBoard
-    files are made again from the lines that are kept. On a bucket, where nothing can be appended, all files are as of
-    the last `flush`.
+    Resuming drops the lines after `resume_step`, since those steps run again; -1 drops all lines. The TensorBoard files
+    are rebuilt from the lines that remain. A bucket cannot append to files: they are copied there by `flush`.
     """
 
     def __init__(self, folder: Path, resume_step: int, members: int):
@@ -42,7 +40,7 @@ class Log:
         kept = [line for line in read_log(folder) if line["step"] <= resume_step]
         path = self._here / "metrics.jsonl"
         write_text(path, "".join(json_text(line) + "\n" for line in kept))
-        # Without a buffer: what cannot be written is not tried again.
+        # Unbuffered, so that a failed write is not retried on closing.
         self._file = self._opened.enter_context(path.open("ab", buffering=0))
         if (folder / "tensorboard").exists():
             delete(folder / "tensorboard")
@@ -61,18 +59,14 @@ class Log:
             self._opened.close()
 
     def flush(self) -> None:
-        """Copies what was logged to the bucket. On this machine it is in its place already."""
+        """Copy the files to the bucket. In a local folder they are complete already."""
         if not is_first() or not isinstance(self._folder, BucketPath):
             return
         files = [path for path in self._here.rglob("*") if path.is_file()]
         self._folder.write_all({str(path.relative_to(self._here)): path.read_bytes() for path in files})
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
-        """One line of the JSONL file; the values are plain numbers.
-
-        Raises:
-          OSError: it cannot be written.
-        """
+        """Write one line of the JSONL file, and its events. Raise OSError."""
         if not is_first():
             return
         line = {"step": step, "member": member, **values}
@@ -89,8 +83,8 @@ class Log:
 class EventFile:
     """A TensorBoard file of one member. Use as a context manager.
 
-    Each event is written at once. TensorBoard's own writer does so in a thread: a process that is killed loses two
-    minutes of events, and an error is raised later than it occurs.
+    Each event is written at once. TensorBoard's own writer uses a thread: a killed process loses two minutes of events,
+    and errors are raised late.
     """
 
     def __init__(self, folder: Path):
@@ -106,7 +100,7 @@ class EventFile:
         self._file.close()
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Writes one event. Raises OSError: it cannot be written."""
+        """Write one event. Raise OSError."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
@@ -116,9 +110,9 @@ class EventFile:
 
 
 class Display:
-    """A bar on a terminal, plain lines elsewhere: step, loss, validation score, examples a second, time left.
+    """Show step, loss, validation score, examples per second and time left: a bar on a terminal, else lines.
 
-    Loss and score are means over the members that are trained.
+    Loss and score are means over the members that are training.
     """
 
     def __init__(self, steps: int, start: int, every: int):
@@ -146,16 +140,16 @@ class Display:
             self._bar.update(1)
         elif step % self._every == 0 or step == self._steps:
             left = seconds / (step - self._start) * (self._steps - step)
-            self.say(
+            self.write(
                 f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {_clock(left)} left"
             )
 
     def score(self, name: str, values: Sequence[float]) -> None:
-        """The latest validation scores of the members, of which the mean is shown from now on."""
+        """Show the mean of the members' validation scores from now on."""
         self._score = f"  {name} {sum(values) / len(values):.3f}"
 
-    def say(self, text: str) -> None:
-        """A line of text that does not break the bar."""
+    def write(self, text: str) -> None:
+        """Write text to stderr, above the bar if there is one."""
         if not is_first():
             return
         text = escape_control_characters(text)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules from their configuration."""
+"""Optimizers and learning rate schedules."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from prompt_jax.config.optimizer import OptimizerConfig
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of the trainable parameters, for a run of `steps` steps.
+    """Return the optimizer of the trainable parameters, for a run of `steps` steps.
 
-    With the defaults it is that of Lester et al. 2021: Adafactor with a constant rate of 0.3, decay exponent 0.8,
-    no parameter scaling (with which T5 itself is tuned), and a weight decay of 1e-5 a step that is not multiplied by
-    the rate (T5X and optax agree on that). Updates are clipped to a root mean square of 1 per tensor, T5X's default.
+    The defaults are those of Lester et al. 2021: Adafactor with a constant learning rate of 0.3, decay exponent 0.8, no
+    parameter scaling (which T5's own fine-tuning uses), and a weight decay of 1e-5 per step that is not multiplied by
+    the learning rate, as in T5X. Updates are clipped to a root mean square of 1 per tensor, T5X's default.
 
-    Learning rate and weight decay are read from the optimizer's state, where `init` puts them, so that the members of
-    an ensemble can differ in them and share one compiled step.
+    `init` puts learning rate and weight decay into the optimizer's state, so that members of an ensemble can differ in
+    them and share one compiled step.
     """
     schedule = make_schedule(config, steps)
 
@@ -41,8 +41,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """What the learning rate is multiplied by, by step: a linear warm-up from zero to one, which then stays, or goes
-    to zero at the last step."""
+    """Return the factor of the learning rate by step: a linear warm-up to 1, then constant or decaying to 0."""
     rest = max(steps - config.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(1.0),

@@ -1,4 +1,4 @@
-"""The folder of a run: who uses it, which configuration it is of, and what earlier processes left in it."""
+"""The folder of a run: its lock, its configuration, and the remains of earlier processes."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from prompt_jax.training.checkpoints import is_unfinished
 # Written at the end of a run, from its last state.
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
-# What a resumed run may do otherwise; with a constant schedule it may also train for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.save_errors", "train.log_every", "runs", "ensemble.group"}
+# Options that may differ when a run is resumed. With a constant schedule it may also train for more steps.
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs", "ensemble.group"}
 
 
 def run_lock(experiment: Experiment) -> FileLock:
@@ -26,10 +26,10 @@ def run_lock(experiment: Experiment) -> FileLock:
 
 
 def check_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Check that the folder is empty, or holds this run; with `overwrite` it may hold another run.
+    """Check that the folder is empty or has this run. With `overwrite` it may have another run.
 
     Raises:
-      ConfigError: it holds something else.
+      ConfigError: it has something else.
     """
     folder, record = experiment.folder, experiment.folder / "config.json"
     if isinstance(folder, BucketPath):
@@ -48,9 +48,9 @@ def check_folder(experiment: Experiment, overwrite: bool) -> None:
 
 
 def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
-    """Acquire the lock of an existing run, so that another process that uses it is noticed early.
+    """Acquire the lock of an existing run, so that a run in use fails early.
 
-    On a bucket there is nothing to notice: acquiring the lock stops the other process, which is left to `open_folder`.
+    On a bucket `open_folder` acquires the lock instead, because that stops the other process.
 
     Raises:
       LockHeld: another process uses the folder.
@@ -60,14 +60,14 @@ def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
 
 
 def check_same(begun: Experiment, experiment: Experiment) -> None:
-    """Raise ConfigError if a run began with another configuration than it is to continue with."""
+    """Raise ConfigError if a run began with another configuration than it continues with."""
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     changed = [
         name
         for name in experiments.differences(before, now)
         if name not in _MAY_CHANGE | more_steps
-        and not name.startswith(("decoding.", "mesh."))  # what comes after training; where it runs
+        and not name.startswith(("decoding.", "mesh."))  # used after training; where the run is computed
     ]
     if changed:
         raise ConfigError(
@@ -115,7 +115,7 @@ def remove_results(folder: Path) -> None:
 
 
 def remove_remains(folder: Path, lock: FileLock) -> None:
-    """Delete what a save has still written into a folder that was deleted meanwhile, so that a run can begin there."""
+    """Delete what a save wrote into a folder that was deleted meanwhile, so that a run can begin there."""
     with contextlib.suppress(OSError):  # must not hide the first error
         if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
             checkpoints = folder / "checkpoints"
@@ -126,7 +126,7 @@ def remove_remains(folder: Path, lock: FileLock) -> None:
 
 
 def _recorded(record: Path) -> str:
-    """Return the text of a config.json; empty if a power failure left it empty, or full of zero bytes."""
+    """Return the text of a config.json. It is empty if a power failure left an empty file, or one of zero bytes."""
     try:
         text = record.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -142,7 +142,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _empty(folder: Path, lock: FileLock) -> None:
-    """Delete everything in a folder but the lock. config.json goes last, so that a crash leaves a run to overwrite."""
+    """Delete everything in a folder but the lock. config.json is last, so that a crash leaves a run to overwrite."""
     paths = [path for path in folder.iterdir() if path != lock.path]
     for path in sorted(paths, key=lambda path: path.name == "config.json"):
         delete(path)

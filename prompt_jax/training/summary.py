@@ -1,4 +1,4 @@
-"""What a finished run leaves for its readers: `predictions.jsonl`, `summary.json` and `report.html`."""
+"""The results of a finished run: `predictions.jsonl`, `summary.json` and `report.html`."""
 
 import dataclasses
 import importlib.metadata
@@ -19,12 +19,21 @@ from prompt_jax.inspection.neighbors import inspect
 from prompt_jax.inspection.similarity import prompt_similarity
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.report.run_files import (
+    BaseSummary,
+    BestSummary,
+    EnsembleSummary,
+    MemberSummary,
+    Summary,
+    TaskScores,
+    Truncated,
+)
 from prompt_jax.report.run_report import write_report
 from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.locks import FileLock
 from prompt_jax.task_format import TaskFormat
-from prompt_jax.training.loop import Progress
+from prompt_jax.training.run import RunProgress
 from prompt_jax.training.setup import Setup
 
 PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -32,18 +41,18 @@ PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-    """Scores of the base and of members on one test split."""
+    """Evaluations of the base and of members on one test split."""
 
     examples: Examples
     trained_on: bool
     numbers: Sequence[int]  # of the members
     before: Evaluation
     members: Sequence[Evaluation]
-    ensemble: EnsembleEvaluation | None  # of several members, where there are answers to vote on
+    ensemble: EnsembleEvaluation | None  # of several members whose answers can be compared
 
     @property
     def after(self) -> Evaluation:
-        """The vote's, or the only member's; the first one's where nothing was answered."""
+        """The vote, the only member, or the first of several that do not vote."""
         return self.members[0] if self.ensemble is None else self.ensemble.vote
 
     @property
@@ -51,13 +60,16 @@ class Test:
         return ranked_alone(self.examples, self.members[0]) if self.ensemble is None else self.ensemble.ranked
 
 
-def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileLock | None = None) -> str:
-    """Scores the run's best prompts and writes the three files. Returns the text that the command line prints.
+def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: FileLock | None = None) -> str:
+    """Evaluate the run's best prompts on the test splits, and write the three files.
 
-    Of several processes all have their part in the scores, and the first writes; the others return no text.
+    In a distributed run all processes evaluate, and the first one writes.
 
     Args:
       lock: of the run's folder, checked before files are written.
+
+    Returns:
+      The text that the command line prints; empty in the other processes.
 
     Raises:
       LockLost: the folder was deleted, or taken over by another process.
@@ -65,7 +77,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileL
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     tests = _tests(experiment, setup, prompts)
-    # Nearest pieces are of virtual tokens; keys and values have none.
+    # Only virtual tokens have nearest vocabulary pieces; keys and values do not.
     inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
     if not is_first():
         return ""
@@ -73,7 +85,8 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileL
         lock.check()
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
-    write_text(folder / "summary.json", json_text(_summary(experiment, setup, progress, tests), indent=2) + "\n")
+    summary = _summary(experiment, setup, progress, tests)
+    write_text(folder / "summary.json", json_text(dataclasses.asdict(summary), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
 
@@ -88,7 +101,7 @@ def finish(experiment: Experiment, setup: Setup, progress: Progress, lock: FileL
 
 
 def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> list[Test]:
-    """The members on the test splits of the tasks they were trained on, and all of them on the further tests."""
+    """Evaluate members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
     for task, numbers in setup.by_task():
@@ -110,78 +123,84 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> l
 
 
 def _predictions(test: Test) -> Iterator[dict[str, Any]]:
-    """The answers of the base, of each member, and of the vote."""
+    """Return the lines of `predictions.jsonl`: the answers of the base, of each member, and of the vote."""
     answers = [member.predictions for member in test.members]
     return prediction_lines(test.examples, answers, test.after, test.ranked, test.before)
 
 
-def _summary(experiment: Experiment, setup: Setup, progress: Progress, tests: Sequence[Test]) -> dict[str, Any]:
-    """`summary.json`; `prompt_jax.report.run_files.Summary` says what is in it."""
-    model = setup.model
-    examples, truncated = {}, {}
-    for task, _ in setup.by_task():
-        examples[task.name] = {split: len(each) for split, each in task.examples.items()}
-        truncated[task.name] = {split: each.truncated for split, each in task.examples.items()}
-    members = []
-    for number, stored in enumerate(setup.stored):
-        standing, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
-        metric, score = _best(setup, progress, number)
-        own = (prompt.task_length or prompt.length) if prompt.per_task == "concatenate" else 0
-        members.append(
-            {
-                "settings": dict(stored.settings),
-                "task": stored.task,
-                "length": prompt.length + own,
-                "status": "finished" if standing.status == "training" else standing.status,
-                "steps": standing.steps,
-                "best": {"metric": metric, "score": score, "step": standing.best_step},
-                "validation": setup.own_scores(number, standing.best_scores),
-            }
-        )
-    return {
-        "name": experiment.name,
-        "model": {
-            "name": model.name,
-            "revision": model.revision,
-            "fingerprint": model.fingerprint,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+def _summary(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> Summary:
+    model, tasks = setup.model, [task for task, _ in setup.by_task()]
+    return Summary(
+        name=experiment.name,
+        model=BaseSummary(
+            model.name, model.revision, model.fingerprint, sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        ),
+        trained_parameters=setup.trained_parameters,
+        stored_parameters=setup.stored_parameters,
+        steps=progress.step,
+        seconds=progress.seconds,
+        examples={task.name: {split: len(each) for split, each in task.examples.items()} for task in tasks},
+        truncated={
+            task.name: {split: Truncated(**each.truncated) for split, each in task.examples.items()} for task in tasks
         },
-        "trained_parameters": setup.trained_parameters,
-        "stored_parameters": setup.stored_parameters,
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "examples": examples,
-        "truncated": truncated,
-        "versions": {package: _version(package) for package in PACKAGES},
-        "members": members,
-        "tests": [_test_summary(test) for test in tests],
-    }
+        versions={package: _version(package) for package in PACKAGES},
+        members=[_member_summary(setup, progress, number) for number in range(len(setup.stored))],
+        tests=[_test_summary(test) for test in tests],
+    )
 
 
-def _best(setup: Setup, progress: Progress, number: int) -> tuple[str, float]:
-    """The first metric of a stored prompt, and its value where its member was the best."""
-    standing = progress.members[setup.stored[number].member]
-    own = setup.own_scores(number, standing.best_scores)
-    return next(iter(own.items()), (standing.metric, standing.score))
+def _member_summary(setup: Setup, progress: RunProgress, number: int) -> MemberSummary:
+    """Return the summary of a stored prompt."""
+    stored = setup.stored[number]
+    member, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
+    task_length = (prompt.task_length or prompt.length) if prompt.per_task == "concatenate" else 0
+    metric, score = _best(setup, progress, number)
+    return MemberSummary(
+        settings=dict(stored.settings),
+        task=stored.task,
+        length=prompt.length + task_length,
+        status="finished" if member.status == "training" else member.status,
+        steps=member.steps,
+        best=BestSummary(metric, score, member.best_step),
+        validation=setup.own_scores(number, member.best_scores),
+    )
 
 
-def _test_summary(test: Test) -> dict[str, Any]:
-    together = None
-    if test.ensemble is not None:
-        together = test.ensemble.summary() | {"best": test.numbers[test.ensemble.best]}
-    return {
-        "task": test.examples.name,
-        "examples": len(test.examples),
-        "trained_on": test.trained_on,
-        "members": list(test.numbers),
-        "before": test.before.scores,
-        "scores": [member.scores for member in test.members],
-        "ensemble": together,
-    }
+def _best(setup: Setup, progress: RunProgress, number: int) -> tuple[str, float]:
+    """Return the first metric of a stored prompt, and its value at its member's best evaluation."""
+    member = progress.members[setup.stored[number].member]
+    scores = setup.own_scores(number, member.best_scores)
+    return next(iter(scores.items()), (member.metric, member.score))
+
+
+def _test_summary(test: Test) -> TaskScores:
+    return TaskScores(
+        task=test.examples.name,
+        examples=len(test.examples),
+        trained_on=test.trained_on,
+        members=list(test.numbers),
+        before=test.before.scores,
+        scores=[member.scores for member in test.members],
+        ensemble=_ensemble_summary(test.ensemble, test.numbers),
+    )
+
+
+def _ensemble_summary(ensemble: EnsembleEvaluation | None, numbers: Sequence[int]) -> EnsembleSummary | None:
+    if ensemble is None:
+        return None
+    return EnsembleSummary(
+        vote_rule=ensemble.vote_rule,
+        vote=ensemble.vote.scores,
+        average=ensemble.average,
+        best=numbers[ensemble.best],
+        oracle=ensemble.oracle,
+        agreement=ensemble.agreement.tolist(),
+        intervals={"best": ensemble.intervals["best"], "average": ensemble.intervals["average"]},
+    )
 
 
 def _text(setup: Setup, test: Test) -> str:
-    """What the command line prints of a test."""
+    """Return what the command line prints about a test."""
     title = f"{test.examples.name}, test, {len(test.examples)} examples"
     names = [settings_text(setup.stored[number].settings) for number in test.numbers]
     if test.ensemble is None and len(names) > 1:

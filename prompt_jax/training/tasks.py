@@ -1,4 +1,4 @@
-"""The tasks of a run: what the configuration names, loaded and with the lengths and metrics that it asks for."""
+"""The tasks of a run, loaded with the configuration's lengths and metrics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from prompt_jax.task_format import LOWER_IS_BETTER, TaskFormat
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A task that is trained on."""
+    """A task to train on."""
 
     examples: Mapping[str, Examples]  # by split
-    format: TaskFormat  # with the lengths that are used
-    rate: float = 1.0  # at which it is drawn, where it is one of several
+    format: TaskFormat  # with the configuration's lengths
+    rate: float = 1.0  # sampling weight in a mixture
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ class Task:
 def load_tasks(
     config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
 ) -> tuple[Task, ...]:
-    """The task of the configuration, or those of the mixture that it names; arguments as for `load_splits`."""
+    """Return the configuration's task, or the tasks of its mixture. Arguments as for `load_splits`."""
     rates = None
     if config.task is not None:
         discover_tasks(tasks)
@@ -44,28 +44,29 @@ def load_tasks(
     plain = [name for name in rates if getattr(find_task(name), "task_format", None) is None]
     if len(rates) > 1 and plain:
         raise ConfigError(
-            f"{config.task} has {plain[0]}, a plain task of seqio, whose metrics may have any unit: the best is by "
-            "their mean over all tasks; register it with prompt_jax.add_task, or train on it alone"
+            f"{config.task} contains {plain[0]}, a plain seqio task, whose metrics may have any unit, and their mean "
+            "over all tasks decides which prompt is best; register it with prompt_jax.add_task, or train on it "
+            "alone"
         )
-    own = tuple(
+    loaded = tuple(
         Task(*load_splits(dataclasses.replace(config, task=name), model, limits, tasks), rate)
         for name, rate in rates.items()
     )
-    used = {metric for task in own for metric in task.format.metrics}
+    used = {metric for task in loaded for metric in task.format.metrics}
     if used & set(LOWER_IS_BETTER) or len(used) > 1 and not all(map(is_share, used)):
         raise ConfigError(
-            f"{config.task} has the metrics {', '.join(sorted(used))}: the best is by their mean over all tasks, which "
-            "is of shares, the higher the better, or of one metric; choose with data.metrics"
+            f"{config.task} has the metrics {', '.join(sorted(used))}, and their mean over all tasks decides which "
+            "prompt is best; this needs shares of which higher is better, or a single metric: choose with data.metrics"
         )
-    return own
+    return loaded
 
 
 def load_splits(
     config: DataConfig, model: Model, limits: Mapping[str, int | None], tasks: Path | None
 ) -> tuple[dict[str, Examples], TaskFormat]:
-    """The splits "train" and "validation", "test" where there is a labeled one, and the format of the task.
+    """Return the splits `train`, `validation`, and `test` if it has labels, and the format of the task.
 
-    `limits` has how many examples of the latter two are loaded at most.
+    `limits` has the largest number of examples of `validation` and `test`.
     """
     if config.task is not None:
         discover_tasks(tasks)
@@ -78,7 +79,7 @@ def load_splits(
         named = {split: path for split, path in files.items() if path is not None}
         task = file_task("files", named, task_format, target=config.target, validation_share=share)
 
-    task_format = _as_configured(task, task_format, config)
+    task_format = _configured_format(task, task_format, config)
     limits = {**limits, "train": config.train_examples}
     splits = {}
     for split in ("train", "validation", "test"):
@@ -87,7 +88,7 @@ def load_splits(
         seed = config.subset_seed if split == "train" else 0
         options = _load_options(task, task_format, config, limits.get(split), seed)
         loaded = _load(task, model, split, options)
-        if split == "test" and loaded.unlabeled:  # benchmarks keep the answers of their test sets to themselves
+        if split == "test" and loaded.unlabeled:  # as in benchmarks with hidden test answers
             continue
         if loaded.unlabeled:
             raise DataError(f"{loaded.name}, {split}: {loaded.unlabeled} of {len(loaded)} examples have no label")
@@ -98,29 +99,29 @@ def load_splits(
 def load_test(
     name: str, config: DataConfig, model: Model, limit: int | None, tasks: Path | None
 ) -> tuple[Examples, TaskFormat]:
-    """The test split of a task that is only tested on."""
+    """Return the test split of a task that no member is trained on."""
     discover_tasks(tasks)
     task = find_task(name)
     if "test" not in task.splits:
         raise DataError(f"data.test_tasks: {name} has no test split; it has {', '.join(task.splits)}")
-    task_format = _as_configured(task, getattr(task, "task_format", None), config)
+    task_format = _configured_format(task, getattr(task, "task_format", None), config)
     loaded = _load(task, model, "test", _load_options(task, task_format, config, limit))
     if loaded.unlabeled:
         raise DataError(f"data.test_tasks: the test split of {name} has no labels")
     return loaded, task_format
 
 
-def _before(task: Any, config: DataConfig) -> str:
-    """What comes before a task's inputs."""
+def _input_prefix(task: Any, config: DataConfig) -> str:
+    """Return the text before a task's inputs: its name, or nothing."""
     return f"{short_name(task.name)} " if config.task_names else ""
 
 
-def _as_configured(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
-    """A task's format with what the configuration has instead: its lengths and metrics, and what comes before."""
-    task_format = task_format or TaskFormat("{inputs}")  # of a plain seqio task, which has no template
+def _configured_format(task: Any, task_format: TaskFormat | None, config: DataConfig) -> TaskFormat:
+    """Return a task's format with the configuration's lengths, metrics and text before inputs."""
+    task_format = task_format or TaskFormat("{inputs}")  # a plain seqio task has no template
     return dataclasses.replace(
         task_format,
-        template=_before(task, config) + task_format.template,
+        template=_input_prefix(task, config) + task_format.template,
         input_length=config.input_length or task_format.input_length,
         target_length=config.target_length or task_format.target_length,
         metrics=config.metrics or task_format.metrics,
@@ -136,7 +137,7 @@ def _load_options(
         limit=limit,
         seed=seed,
         metrics=config.metrics,
-        prepend=_before(task, config),
+        prepend=_input_prefix(task, config),
     )
 
 

@@ -120,7 +120,7 @@ def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, cap
     assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in shown.items() if name]
     assert test["ensemble"] is None and (folder / "predictions.jsonl").read_text() == ""
     page = (folder / "report.html").read_text()
-    assert "log-likelihood, nats a token" in page and "average of 2 members" in page
+    assert "log-likelihood, nats per token" in page and "average of 2 members" in page
 
     files = ("--data", sentiment_files["test"], "--shots-from", sentiment_files["train"], "--template", "{text}")
     asked = ("--metrics", "log_likelihood", "--shots", "1", "--shot-seeds", "0", "1", "--limit", "4")

@@ -48,7 +48,7 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
 
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    assert "Looking into 3 prompts" in page.words and "member 1" in page.words
+    assert "Inspection of 3 prompts" in page.words and "member 1" in page.words
     assert "--task NAME" in page.words, "how to see what each token does"
     assert page.labeled("svg").count("Norm of each virtual token beside the vocabulary's norms") == 3
     assert page.labeled("svg").count("Cosines, encoder_tokens") == 3

@@ -33,6 +33,8 @@ class Outer:
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     anything: Any = None
     flag: bool = False
+    parts: tuple[Inner, ...] = ()
+    by_name: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
 
 
 @given(
@@ -65,6 +67,9 @@ def test_an_integer_is_a_float():
         ({"count": 1, "maybe": {"kind": "c"}}, "^maybe.kind must be 'a' or 'b', not 'c'$"),
         ({"count": 1, "inner": {"rat": 1}}, "^unknown field inner.rat; the fields are rate, kind$"),
         ({"count": 1, "inner": 3}, "^inner must be a JSON object, not 3$"),
+        ({"count": 1, "parts": [{}, {"rate": "high"}]}, r"^parts\[1\].rate must be float, not 'high'$"),
+        ({"count": 1, "parts": [{}, 3]}, r"^parts\[1\] must be a JSON object, not 3$"),
+        ({"count": 1, "by_name": {"a": {"rate": "high"}}}, r"^by_name must be .*, not {'a': {'rate': 'high'}}$"),
         ({"count": 1, "path": 3}, r"^path must be Path \| None, not 3$"),
         ({"count": 1, "names": ["a", 1]}, r"^names must be tuple\[str, ...\], not \['a', 1\]$"),
         ({"count": 1, "between": [1, 2, 3]}, r"^between must be tuple\[float, float\], not \[1, 2, 3\]$"),

@@ -1,4 +1,4 @@
-"""Spans and cuts against lengths and examples that are published, and by what must hold of all of them."""
+"""Span corruption and prefix LM, against published lengths and examples, and by their invariants."""
 
 import collections
 import itertools
@@ -19,27 +19,27 @@ def random(seed=0):
 
 
 def test_lengths_are_those_of_t5():
-    """T5's pretraining has texts of 568 tokens for inputs of 512 and targets of 114 (its operative configuration)."""
+    """In T5's pretraining configuration, texts of 568 tokens give inputs of 512 and targets of 114."""
     assert denoising.max_text_length(512) == 568
     assert denoising.corrupted_lengths(568) == (512, 114)
     assert denoising.corrupted_lengths(569)[0] > 512
 
 
 @pytest.mark.parametrize("input_length", [3, 4, 10, 31, 64, 513, 1000])
-def test_the_longest_text_that_fits_is_taken(input_length):
+def test_the_longest_text_that_fits(input_length):
     length = denoising.max_text_length(input_length)
     fits = [n for n in range(2, 2 * input_length) if denoising.corrupted_lengths(n)[0] <= input_length]
     assert length == max(fits) and fits == list(range(2, length + 1))
 
 
-def test_an_input_that_holds_nothing_is_refused():
+def test_an_input_that_is_too_short_is_refused():
     with pytest.raises(ValueError, match="an input has at least 3 tokens, and may have 2"):
         denoising.max_text_length(2)
 
 
 @settings(max_examples=100)
 @given(length=st.integers(2, 300), seed=st.integers(0, 2**32))
-def test_masks_have_their_share_in_spans(length, seed):
+def test_masks_have_the_right_density_and_spans(length, seed):
     mask = denoising.span_mask(length, random(seed))
     runs = [(value, len(list(run))) for value, run in itertools.groupby(mask.tolist())]
     assert len(mask) == length and not mask[0] and mask[-1]
@@ -49,7 +49,7 @@ def test_masks_have_their_share_in_spans(length, seed):
 
 
 def test_all_masks_are_equally_likely():
-    """Of 20 tokens 3 are replaced, in one span: always the last. Of 30 it is 4, of 40 it is 6 in two spans."""
+    """Of 20 tokens, 3 are masked in one span, always the last ones; of 30, 4; of 40, 6 in two spans."""
     assert denoising.noise_counts(40) == (6, 2)
     draw, count = random(1), 6600
     firsts = collections.Counter()
@@ -64,7 +64,7 @@ def test_all_masks_are_equally_likely():
 
 
 def test_the_papers_example():
-    """Raffel et al. 2020, figure 2: "for inviting" and "last" are replaced, and in the target the text around them."""
+    """Raffel et al. 2020, figure 2: "for inviting" and "last" are replaced. The target replaces the rest."""
     ids = np.arange(len(WORDS), dtype=np.int32)
     mask = np.isin(WORDS, ["for", "inviting", "last"])
     inputs, targets = denoising.corrupt(ids, mask, SENTINEL)
@@ -93,7 +93,7 @@ def test_input_and_target_together_are_the_text(ids, seed):
     assert list(again) == ids.tolist()
 
 
-def test_texts_are_cut_anywhere():
+def test_splits_are_uniform():
     draw, ids = random(), np.arange(5, dtype=np.int32)
     cuts = [denoising.split_prefix(ids, draw) for _ in range(2000)]
     assert all(np.concatenate(cut).tolist() == ids.tolist() for cut in cuts)
@@ -102,7 +102,7 @@ def test_texts_are_cut_anywhere():
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_texts_of_one_token_hold_nothing_to_predict(length):
+def test_texts_of_fewer_than_two_tokens_are_refused(length):
     with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):
         denoising.span_mask(length, random())
     with pytest.raises(ValueError, match=f"at least 2 tokens, not {length}"):

@@ -26,18 +26,18 @@ def _curves(count: int, ends: dict[int, str] | None = None, points: int = 50) ->
     ]
 
 
-def test_members_have_colors_of_their_own_as_far_as_there_are_some():
+def test_up_to_eight_members_have_different_colors():
     few, many = loss_plot(_curves(8)), loss_plot(_curves(9))
     assert all(f"var(--m{i})" in few for i in range(8)) and "var(--accent)" not in few
-    assert "var(--m0)" not in many and "var(--accent)" in many and "var(--ink)" in many  # lines, and their mean
+    assert "var(--m0)" not in many and "var(--accent)" in many and "var(--ink)" in many  # lines and mean
 
 
-def test_colors_are_those_of_the_page():
+def test_colors_are_css_variables():
     every = [loss_plot(_curves(1)), score_plot(_curves(20, {3: "diverged", 4: "stopped early"}), "accuracy")]
     assert not any(color in plot for plot in every for color in plots._VARIABLES)
 
 
-def test_what_diverged_is_marked_and_does_not_set_the_scale():
+def test_diverged_members_are_marked_and_do_not_set_the_scale():
     curves = _curves(3, {2: "diverged"})
     curves[2] = dataclasses.replace(curves[2], values=np.append(curves[2].values[:-1], 1e9))
     assert "var(--bad)" in loss_plot(curves) and "var(--bad)" not in loss_plot(_curves(3))
@@ -45,12 +45,12 @@ def test_what_diverged_is_marked_and_does_not_set_the_scale():
     plots._draw_members(axes, curves)
     assert 1 < axes.get_ylim()[1] < 1.1
     cross = next(line for line in axes.lines if line.get_marker() == "x")
-    assert cross.get_xydata().tolist() == [[50, axes.get_ylim()[1]]]  # at the edge, as near as it can be
+    assert cross.get_xydata().tolist() == [[50, axes.get_ylim()[1]]]  # at the edge
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_members_without_values(count):
-    """Beside others, and as the only ones that did not diverge."""
+    """Beside other members, and as the only ones that did not diverge."""
     nothing = np.array([], int), np.array([], float)
     curves = [*_curves(count), *(Curve(count + i, *nothing) for i in range(2))]
     assert loss_plot(curves).startswith("<svg")
@@ -58,14 +58,14 @@ def test_members_without_values(count):
     assert score_plot([*diverged, *curves[count:]], "accuracy").startswith("<svg")
 
 
-def test_settings_of_the_process_stay():
+def test_matplotlib_settings_are_restored():
     before = dict(matplotlib.rcParams)
     loss_plot(_curves(2))
     assert dict(matplotlib.rcParams) == before
 
 
-def test_names_are_text():
-    """Neither markup nor a formula, which Matplotlib would refuse."""
+def test_names_are_escaped():
+    """Names are neither markup nor formulas, which Matplotlib would refuse."""
     plot = score_plot(_curves(2), '$\\nonsense$ "><script>')
     assert "<script" not in plot and "&lt;script&gt;" in plot and "$\\nonsense$" in plot
 
@@ -79,7 +79,7 @@ def test_many_points_are_thinned():
 
 
 def test_mean_and_range_by_hand():
-    """Of the curves that have a value at a step."""
+    """At each step over the curves with a value."""
     curves = [Curve(0, np.array([1, 2, 3]), np.array([1.0, 2, 3])), Curve(1, np.array([1, 3]), np.array([3.0, 7]))]
     steps, mean, low, high = plots._mean_and_range(curves)
     assert steps.tolist() == [1, 2, 3] and mean.tolist() == [2, 2, 5]
@@ -96,12 +96,12 @@ def test_smoothing_by_hand():
 def test_agreement_by_hand():
     plot = agreement_map(np.array([[1, 0.95], [0.95, 1]]), [3, 5])
     assert "<title>3, 5: 95.0</title>" in plot and plot.count('class="value">95.0<') == 2
-    assert plot.count('fill-opacity="0.50"') == 2  # halfway from 90 % to all; the scale has one too, written 0.5
+    assert plot.count('fill-opacity="0.50"') == 2  # halfway from 90 % to 100 %; the scale has 0.5
     assert ">90.0</text>" in plot and ">100.0</text>" in plot
 
 
 def test_similarity_by_hand():
-    """The scale begins at zero, or a tenth that is below all values; there is no -0.00."""
+    """The scale begins at zero, or at a tenth below all values. There is no -0.00."""
     plot = similarity_map(np.array([[1, -0.001], [-0.001, 1]]))
     assert plot.count('class="value">0.00<') == 2 and ">-0.10</text>" in plot
     assert ">0.00</text>" in similarity_map(np.array([[1, 0.3], [0.3, 1]]))
@@ -114,15 +114,15 @@ def test_large_heat_maps_have_no_numbers(count, numbered):
     assert ("plain" in plot) is not numbered
 
 
-def test_scores_that_are_no_shares_have_no_percent():
+def test_only_shares_have_a_percent_sign():
     curves = [dataclasses.replace(curve, values=10 * curve.values, best=(50, 8.756)) for curve in _curves(1)]
     assert "best 8.76 at step 50" in score_plot(curves, "NIST", percent=False)
     assert "%" not in re.sub(r"<style.*?</style>", "", score_plot(curves, "NIST", percent=False))
     assert "best 875.6% at step 50" in score_plot(curves, "NIST")
 
 
-def test_the_largest_heat_maps_have_a_path_for_each_shade():
-    """Of the same area as the cells of that shade."""
+def test_the_largest_heat_maps_have_one_path_per_shade():
+    """Its area is that of the cells of the shade."""
     cosines = np.linspace(0, 1, 100)[:, None] * np.ones((1, 100))
     plot = similarity_map(cosines)
     assert plot.count("<rect") == 5 and plot.count("<path") == plots._SHADES + 1 and "<title>" not in plot
@@ -154,7 +154,7 @@ def test_effects_are_bars_of_two_colors():
     assert not re.search("#[0-9a-f]{6}", plot), "a color that is not the page's"
 
 
-def test_prompts_have_their_colors_among_the_vocabulary():
+def test_prompts_have_their_colors_in_the_projection():
     points = np.random.default_rng(0).normal(size=(30, 2))
     projection = Projection(points, (points[:2], points[2:7]), (0.125, 0.0625), 30, 30)
     plot = projection_plot(projection, [0, 2])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
+from prompt_jax.config.convert import from_dict
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.training.logs import Log, read_log
@@ -43,6 +44,7 @@ def test_a_prompt_file_leaves_out_scores_that_are_not_finite(tmp_path):
 @pytest.mark.parametrize("score", [math.nan, -math.inf])
 def test_a_report_takes_null_for_a_number(tmp_path, score):
     """What `summary.json` has where a metric of a user's own is NaN."""
-    from prompt_jax.report.run_files import _built
+    from prompt_jax.report.run_files import BestSummary
 
-    assert math.isnan(_built(dict[str, float], json.loads(json_text({"accuracy": score})), "scores")["accuracy"])
+    best = json.loads(json_text({"metric": "accuracy", "score": score, "step": 1}))
+    assert math.isnan(from_dict(BestSummary, best, nan=True).score)

@@ -1,4 +1,4 @@
-"""A small SentencePiece model for the tests of the tasks, and small real records of TFDS, written without a network."""
+"""Fixtures for the tests of tasks: a small SentencePiece model, and small TFDS records written without a network."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def write_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, dict[str, list[Any]]], None]]:
-    """Writes a data set of TFDS, named as in `tfds.builder`, from the rows of each split; tasks then read it."""
+    """A function that writes a TFDS data set from the rows of each split. It is named as in `tfds.builder`."""
     import seqio
 
     root = tmp_path_factory.mktemp("tfds")

@@ -44,7 +44,7 @@ def write(path: Path, text: str) -> None:
 
 
 def pairs(name, split, tokenizer):
-    """(input, target) of each row of training, (input, references) of each example of other splits."""
+    """(input, target) for each row of training, (input, references) for each example of other splits."""
     examples = load_examples(name, tokenizer, split, LoadOptions(512, 512))
     return list(zip(examples.input_texts, examples.references or examples.target_texts, strict=True))
 
@@ -79,7 +79,7 @@ def test_e2e(modules, folder, tokenizer):
     assert pairs("e2e", "test", tokenizer) == [(source, (text, "Cheap"))]
 
 
-def test_contractions_of_e2e_are_those_of_the_papers_files(modules, folder, tokenizer):
+def test_e2es_contractions_equal_the_papers(modules, folder, tokenizer):
     """The validation file has `isn 't` and the test file `is n't`."""
     rows = ["mr,ref", "name[A],\"It isn't far, I can't say; don't. It's Ann 'til\"", "name[B],You won’t"]
     for name in ("devset", "testset_w_refs"):
@@ -234,7 +234,7 @@ def test_dart(modules, folder, tokenizer):
         pairs("dart", "test", tokenizer)
 
 
-def test_darts_rows_in_tfds_become_the_same(modules):
+def test_tfdss_rows_of_dart_become_the_same(modules):
     import tensorflow as tf
 
     def rows():
@@ -295,9 +295,9 @@ def test_xsums_extrapolation(modules, xsum, tokenizer):
         assert numbers(name, "test", tokenizer) == tested
 
 
-def test_xsums_rows_in_tfds_become_lines(modules):
+def test_tfdss_rows_of_xsum_become_lines(modules):
     import tensorflow as tf
 
     rows = tf.data.Dataset.from_tensor_slices({"document": ["One.\nTwo.  Three\n"], "summary": [" All.\n"]})
-    (row,) = modules["xsum"].in_one_line(rows).as_numpy_iterator()
+    (row,) = modules["xsum"].join_lines(rows).as_numpy_iterator()
     assert row == {"source": b"One. Two. Three", "target": b"All."}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def pairs(first, second, count):
-    """Rows with two columns of texts and each label once."""
+    """Rows with two text columns and each label once."""
     return [
         {first: f"A {first} of {label}.", second: f"The {second} <b> {label}", "label": label, "idx": label}
         for label in range(count)
@@ -103,11 +103,11 @@ def test_records_become_the_texts_of_t5(name, version, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["cola", "mnli", "mrpc", "stsb"])
-def test_there_is_something_to_train_on(name, tokenizer):
+def test_each_task_has_a_training_split(name, tokenizer):
     assert len(load(name, "train", tokenizer)) == 1
 
 
-def test_the_diagnostic_set_has_the_form_of_mnli(tokenizer):
+def test_the_diagnostic_set_has_the_format_of_mnli(tokenizer):
     examples = load("ax", "test", tokenizer)
     assert examples.input_texts == [TEMPLATES["mnli"].format(i=i) for i in range(3)]
     assert examples.unlabeled == 3 and list(examples.format.labels) == labels_of("ax")
@@ -136,7 +136,7 @@ def test_similarities_are_numbers_rounded_to_a_fifth(tokenizer):
         ("mnli_mismatched", {"accuracy": 1 / 3, "invalid": 1 / 3}),
     ],
 )
-def test_scores_count_answers_that_are_no_label(name, expected, tokenizer):
+def test_scores_count_invalid_answers(name, expected, tokenizer):
     examples = load(name, "validation", tokenizer)
     scores = examples.score([examples.target_texts[0], "no label", examples.target_texts[0]][: len(examples)])
     assert list(scores) == list(expected) and scores == pytest.approx(expected)
@@ -144,8 +144,8 @@ def test_scores_count_answers_that_are_no_label(name, expected, tokenizer):
 
 @pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source, split, tokenizer):
-    """Translated answers, scored against the target task's own labels, are what the paper's code has."""
+def test_transfer_keeps_the_label_names_of_the_training_task(target, source, split, tokenizer):
+    """The paper's code translates answers and scores them against the target task's labels, with the same result."""
     own = load(target, "validation", tokenizer)
     examples = load(f"{target}_from_{source}", split, tokenizer)
     assert examples.input_texts == own.input_texts and examples.inputs[0].tolist() == own.inputs[0].tolist()
@@ -156,7 +156,7 @@ def test_a_prompt_of_one_task_answers_the_other_in_its_own_words(target, source,
 
 
 def prompt_of(task, tokenizer, tiny_folder, folder):
-    """A model, and `best.npz` in the folder, a prompt of it for a task."""
+    """Save a prompt for a task as `best.npz`, and return its model."""
     shutil.copytree(tiny_folder, folder / "model")
     for file in ("spiece.model", "tokenizer_config.json"):
         shutil.copy(sentencepieces.model_file(tokenizer).parent / file, folder / "model")
@@ -169,7 +169,7 @@ def prompt_of(task, tokenizer, tiny_folder, folder):
 
 @pytest.mark.parametrize(("target", "source"), [("mrpc", "qqp"), ("qqp", "mrpc")])
 def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tmp_path):
-    """As `configs/qqp.py` and `configs/mrpc.py` say: on the other task's validation split, with the prompt's labels."""
+    """As in `configs/qqp.py` and `configs/mrpc.py`: the other task's validation split, the prompt's labels."""
     model = prompt_of(f"glue_{source}_v002", tokenizer, tiny_folder, tmp_path)
     other = f"glue_{target}_from_{source}_v002"
     paths = ["--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py"), "--out", str(tmp_path / "out")]
@@ -183,7 +183,7 @@ def test_transfer_by_the_command_line(target, source, tokenizer, tiny_folder, tm
 
 
 def test_the_split_with_answers_is_named(tokenizer, tiny_folder, tmp_path, capsys):
-    """A benchmark's test split, which is what is evaluated on by default, has none."""
+    """A benchmark's test split, the default of `evaluate`, has no answers."""
     model = prompt_of("glue_rte_v002", tokenizer, tiny_folder, tmp_path)
     argv = ["evaluate", str(tmp_path / "best.npz"), "--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py")]
     assert main(argv) == 1

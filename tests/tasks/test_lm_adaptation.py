@@ -1,4 +1,4 @@
-"""The whole way of `configs/lm_adaptation.py` on a tiny T5: adapted, exported, and a base of prompts."""
+"""`configs/lm_adaptation.py` on a tiny T5: adapt it, export it, and train a prompt for it."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 
 import prompt_jax
 from adapters import assert_close, random_text, whole
-from experiments import changed
+from experiments import with_options
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
@@ -25,7 +25,7 @@ SMALL = {"steps": 12, "batch_size": 4, "accumulate": 2, "eval_every": 6, "checkp
 
 @pytest.fixture
 def adapted(tiny_folder, tmp_path, monkeypatch):
-    """The configuration's own experiment, but for the model and the amount of work; the folder of the run."""
+    """Run the configuration with a tiny model and few steps, and return the run's folder."""
     texts = tmp_path / "data" / "text"
     texts.mkdir(parents=True)
     for split, count in (("train", 24), ("validation", 5)):
@@ -34,12 +34,12 @@ def adapted(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     experiment = load_experiment(ROOT / "configs" / "lm_adaptation.py")
-    experiment = changed(experiment, "model", name=str(tiny_folder), dtype="float32")
-    experiment = changed(experiment, "train", **SMALL)
-    return changed(experiment, "data", input_length=48, target_length=48, buckets=1)
+    experiment = with_options(experiment, "model", name=str(tiny_folder), dtype="float32")
+    experiment = with_options(experiment, "train", **SMALL)
+    return with_options(experiment, "data", input_length=48, target_length=48, buckets=1)
 
 
-def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys):
     assert main(["train", written(adapted, tmp_path), "--tasks", str(TASKS)]) == 0
     run = tmp_path / "runs" / "lm_adaptation"
     scores = {line["step"]: line for line in read_log(run) if "validation/log_likelihood" in line}
@@ -51,7 +51,7 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     assert summary["stored_parameters"] == summary["trained_parameters"] == size and summary["tests"] == []
     assert summary["members"][0]["best"]["metric"] == "log_likelihood"
     page = (run / "report.html").read_text()
-    assert "The whole model, tuned for" in page and "Validation log-likelihood, nats a token" in page
+    assert "The whole model, tuned for" in page and "Validation log-likelihood, nats per token" in page
 
     # As a base of its own it is what was scored, and what was exported has the same logits.
     arguments = ["--model", str(tiny_folder), "--format", "model"]
@@ -63,7 +63,9 @@ def test_the_whole_way(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys
     capsys.readouterr()
     soft = {"prompt": PromptConfig(length=3, init="vocab", init_vocab=150), "optimizer": OptimizerConfig()}
     tuned = dataclasses.replace(adapted, name="prompt", **soft, ensemble=EnsembleConfig(size=2))
-    tuned = changed(changed(tuned, "model", name="adapted"), "train", steps=2, eval_every=2, checkpoint_every=2)
+    tuned = with_options(
+        with_options(tuned, "model", name="adapted"), "train", steps=2, eval_every=2, checkpoint_every=2
+    )
     assert main(["train", written(tuned, tmp_path), "--tasks", str(TASKS)]) == 0
     before = [line["validation/log_likelihood"] for line in read_log(tmp_path / "runs" / "prompt") if line["step"] == 0]
     assert len(before) == 2 and min(before) > first + 0.2, "prompts of the adapted model start from what it has learned"

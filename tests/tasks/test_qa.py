@@ -43,7 +43,7 @@ def registered():
 
 
 def lines(name="SQuAD"):
-    """A file of MRQA: a header, and a passage a line."""
+    """Write a file of MRQA: a header, then one passage per line."""
     passages = {passage: [] for passage, *_ in QUESTIONS}
     for passage, number, question, answers in QUESTIONS:
         passages[passage].append({"qid": number, "question": question, "answers": answers, "detected_answers": []})
@@ -119,14 +119,14 @@ def test_answers_are_scored_as_squad_does(folder, tokenizer):
         (["{"], "RACE.jsonl:1: broken JSON"),
     ],
 )
-def test_files_that_are_something_else_are_named(folder, tokenizer, content, message):
+def test_malformed_files_are_named(folder, tokenizer, content, message):
     write(folder / "dev" / "RACE.jsonl", content)
     with pytest.raises(DataError, match=message):
         load("mrqa_race", "test", tokenizer)
 
 
 def test_a_missing_file_is_named(folder, tokenizer, monkeypatch):
-    with pytest.raises(DataError, match="DROP.jsonl.gz: no such file, nor unpacked; expected MRQA's data"):
+    with pytest.raises(DataError, match="DROP.jsonl.gz: no such file, nor .jsonl; expected the release of MRQA's data"):
         load("mrqa_drop", "test", tokenizer)
     monkeypatch.delenv("PROMPT_JAX_DATA")
     with pytest.raises(DataError, match="set PROMPT_JAX_DATA to a folder with the data set in mrqa/"):
@@ -134,7 +134,7 @@ def test_a_missing_file_is_named(folder, tokenizer, monkeypatch):
 
 
 def mrqa_rows():
-    """The rows of TFDS, which has a question a row."""
+    """TFDS's rows, one per question."""
     nothing = {"tokens": [], "offsets": []}
     return [
         {"subset": "X", "context": passage, "context_tokens": nothing, "qid": number, "question": question}
@@ -163,7 +163,7 @@ def test_questions_of_tfds(write_records, tokenizer):
 
 
 def test_spaces_surround_all_but_ascii_letters_digits_and_underscores(folder, tokenizer):
-    """T5's rule at the time of the paper: RE2's \\W, for which accented letters are signs."""
+    """T5's rule at the time of the paper: RE2's \\W, which matches accented letters."""
     text = "naïve e\u0301 _x_ №5 ½ ² 東京、हिन्दी! a—b…c €5 (d) “e” 'g's"
     row = {"context": text, "qas": [{"qid": "q", "question": "?", "answers": ["Zoë's"]}]}
     write(folder / "dev" / "RACE.jsonl", [json.dumps(row)])

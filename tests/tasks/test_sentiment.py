@@ -1,4 +1,4 @@
-"""The sentiment tasks against the table of their source, and their splits."""
+"""The sentiment tasks: the data equals its source, and splits are disjoint."""
 
 import csv
 import gzip
@@ -46,7 +46,7 @@ def splits(registered):
 
 
 @pytest.mark.parametrize("domain", COUNTS)
-def test_the_files_hold_what_the_source_does(domain):
+def test_the_files_equal_their_source(domain):
     with gzip.open(DATA / f"{domain}.tsv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert rows[0] == ["id", "rating", "text"]
@@ -98,12 +98,12 @@ def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
     assert examples.format is not None and examples.format.labels == ("negative", "positive")
 
 
-def test_all_domains_are_a_mixture_at_their_sizes(splits):
+def test_the_mixtures_rates_are_the_sizes_of_the_domains(splits):
     sizes = {f"sentiment_{domain}": float(len(own["train"])) for domain, own in splits.items()}
     assert mixture_rates("sentiment") == sizes
 
 
-def test_the_maker_keeps_texts_and_makes_the_same_bytes_again(tmp_path, monkeypatch):
+def test_the_maker_keeps_texts_and_is_reproducible(tmp_path, monkeypatch):
     maker = load_module(ROOT / "tools" / "make_sentiment.py")
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:

@@ -130,7 +130,7 @@ SPLITS |= {name: {"train": ROWS[name], "validation": ROWS[name], "test": ROWS[na
 
 @pytest.fixture(scope="module", autouse=True)
 def records(write_records):
-    """Real TFDS records: all rows as validation, the first as train, the last as test."""
+    """Write TFDS records: all rows as validation, the first as train, the last as test."""
     for name, rows in ROWS.items():
         data_name = {"wsc": "wsc.fixed"}.get(name, name)
         splits = {"train": rows[:1], "validation": rows, "test": rows[-1:]}
@@ -145,7 +145,7 @@ def load(name, split, tokenizer, **lengths):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_records_become_the_texts_of_the_paper(name, tokenizer):
+def test_records_become_the_papers_texts(name, tokenizer):
     examples = load(name, "test" if name in SPLITS else "validation", tokenizer)
     assert list(zip(examples.input_texts, examples.target_texts, strict=True)) == TEXTS[name]
     for text, ids in zip(examples.input_texts, examples.inputs, strict=True):
@@ -164,8 +164,8 @@ def test_the_labels_are_in_the_order_of_tfds(name):
 
 
 @pytest.mark.parametrize(("name", "prepared"), [("boolq", True), ("wsc", False)])
-def test_a_task_is_on_this_machine_once_tfds_has_prepared_it(name, prepared):
-    """What a prompt file may have loaded without its user naming it: nothing that has to be downloaded."""
+def test_a_task_is_downloaded_once_tfds_has_prepared_it(name, prepared):
+    """A prompt file may load a task without being asked only if nothing has to be downloaded."""
     import seqio
 
     source = seqio.TfdsDataSource(f"super_glue/{name}:1.0.2", splits=("train",))
@@ -190,14 +190,14 @@ def test_examples_without_a_label_are_counted_and_not_scored(tokenizer):
         examples.score(["True"])
 
 
-def test_what_is_too_long_is_counted(tokenizer):
+def test_truncated_inputs_are_counted(tokenizer):
     examples = load("boolq", "validation", tokenizer, input_length=5)
     assert examples.truncated == {"inputs": 3, "targets": 0}
     assert all(len(ids) == 5 and ids[-1] == tokenizer.eos_id for ids in examples.inputs)
 
 
 def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer):
-    """The registered task is a whole seqio task: with a vocabulary it runs without this package."""
+    """The registered task is a complete seqio task: with a vocabulary, seqio can run it."""
     import seqio
 
     file = str(sentencepieces.model_file(tokenizer))
@@ -270,7 +270,7 @@ def test_wsc_asks_for_the_referent(tokenizer):
     assert load("wsc", "test", tokenizer).unlabeled == 1
 
 
-def test_a_pronoun_that_is_not_there_is_an_error(tokenizer):
+def test_a_missing_pronoun_is_an_error(tokenizer):
     import tensorflow as tf
 
     task = find_task("super_glue_wsc_v102")
@@ -279,7 +279,7 @@ def test_a_pronoun_that_is_not_there_is_an_error(tokenizer):
         list(task.preprocessors[0](tf.data.Dataset.from_tensors(row)))
 
 
-def test_definite_pronouns_are_as_wsc(write_records, tokenizer):
+def test_definite_pronouns_have_the_format_of_wsc(write_records, tokenizer):
     rows = [
         {"sentence": "Bob asked Tom if he can lend what he has.", "pronoun": "he", "candidates": ["Bob", "Tom"]}
         | {"label": 1},
@@ -296,19 +296,19 @@ def test_definite_pronouns_are_as_wsc(write_records, tokenizer):
     assert validation.input_texts == train.input_texts[1:]
 
 
-def test_a_metric_on_notes_is_refused_where_there_are_none(tokenizer):
+def test_a_metric_on_notes_is_refused_without_notes(tokenizer):
     with pytest.raises(DataError, match="'super_glue_boolq_v102' has no notes, which group_exact_match needs"):
         load("boolq", "validation", tokenizer, metrics=("group_exact_match",))
 
 
-def test_the_benchmark_is_the_eight_tasks_of_its_score():
+def test_the_benchmark_has_eight_tasks():
     path = str(ROOT / "tasks" / "super_glue.py")
     module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == path)
     assert set(module.BENCHMARK) == set(module.FORMATS) - {"axb", "axg"}
 
 
-def test_all_of_it_is_a_mixture_at_the_sizes_of_its_tasks(tokenizer):
-    """Those of the paper's table 7, of ReCoRD all right answers (T5); and the short names are T5's."""
+def test_the_mixtures_rates_are_the_sizes_of_the_tasks(tokenizer):
+    """The sizes of the paper's table 7; for ReCoRD all correct answers (T5). The short names are T5's."""
     sizes = {"boolq": 9427, "cb": 250, "copa": 400, "multirc": 27243, "record": 138854, "rte": 2490, "wic": 5428}
     expected = {f"super_glue_{name}_v102": size for name, size in (sizes | {"wsc": 259}).items()}
     assert mixture_rates("super_glue_v102") == expected

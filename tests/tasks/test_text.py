@@ -1,4 +1,4 @@
-"""Pretraining's tasks over small text files: what they read, that they are what a seed says, and what they refuse."""
+"""The pretraining tasks on small text files: content, determinism, and errors."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def load(name, tokenizer, split="train", input_length=30, target_length=30, **op
 
 
 def text_of(examples, first_sentinel):
-    """The text of each example again, from its input and its target."""
+    """Reconstruct the text of each example from input and target."""
     for inputs, targets in zip(examples.inputs, examples.targets, strict=True):
         assert inputs[-1] == targets[-1] == 1
         spans = np.split(targets[:-1], np.flatnonzero(targets[:-1] > first_sentinel - 10))[1:]
@@ -61,7 +61,7 @@ def text_of(examples, first_sentinel):
         assert spans == {}
 
 
-def test_documents_are_parted_by_empty_lines(folder, tmp_path):
+def test_blank_lines_separate_documents(folder, tmp_path):
     assert list(read_documents(folder / "train-1.txt")) == DOCUMENTS[:2]
     assert list(read_documents(folder / "train-2.jsonl.gz")) == DOCUMENTS[2:]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\n \n"))
@@ -74,7 +74,7 @@ def test_documents_are_parted_by_empty_lines(folder, tmp_path):
         list(read_documents(tmp_path / "a.md"))
 
 
-def test_span_corruption_goes_through_all_texts(folder, tokenizer):
+def test_span_corruption_covers_all_text(folder, tokenizer):
     examples = load("span_corruption", tokenizer)
     ids = [i for text in DOCUMENTS for i in tokenizer.encode(text)]
     texts = list(text_of(examples, tokenizer.vocab_size - 1))
@@ -86,7 +86,7 @@ def test_span_corruption_goes_through_all_texts(folder, tokenizer):
     assert "<extra_id_0>" in examples.input_texts[0] and examples.target_texts[0].startswith("<extra_id_0>")
 
 
-def test_prefix_lm_keeps_to_its_document(folder, tokenizer):
+def test_prefix_lm_does_not_cross_documents(folder, tokenizer):
     size = len(tokenizer.encode(DOCUMENTS[0])) - 1
     examples = load("prefix_lm", tokenizer, input_length=size, target_length=size + 5)
     pieces = [ids[i : i + size] for ids in map(tokenizer.encode, DOCUMENTS) for i in range(0, len(ids), size)]
@@ -102,7 +102,7 @@ def test_prefix_lm_keeps_to_its_document(folder, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["span_corruption", "prefix_lm"])
-def test_what_is_drawn_is_what_the_seed_says(folder, tokenizer, name):
+def test_the_seed_determines_the_examples(folder, tokenizer, name):
     first, again, other = (load(name, tokenizer, seed=seed) for seed in (0, 0, 1))
     assert first.target_texts == again.target_texts != other.target_texts
     cut = load(name, tokenizer, seed=0, limit=5)
@@ -120,13 +120,13 @@ def test_what_is_drawn_is_what_the_seed_says(folder, tokenizer, name):
 @pytest.mark.parametrize(
     ("name", "lengths", "message"),
     [
-        ("span_corruption", (30, 5), "targets of up to 8, and they may have 5; expected target_length 8"),
+        ("span_corruption", (30, 5), "targets of up to 8, and target_length is 5; expected target_length 8"),
         ("span_corruption", (2, 30), "at least 3 tokens, and may have 2; expected a larger input_length"),
-        ("span_corruption", (300, 300), r"need 17 sentinels, and token \d+ of the model is .*expected a smaller"),
-        ("prefix_lm", (1, 30), "input_length and target_length are at least 2, not 1"),
+        ("span_corruption", (300, 300), r"need 17 sentinels, but token \d+ of the model is .*expected a smaller"),
+        ("prefix_lm", (1, 30), "input_length and target_length must be at least 2, not 1"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(folder, tokenizer, name, lengths, message):
+def test_invalid_lengths_are_refused(folder, tokenizer, name, lengths, message):
     with pytest.raises(DataError, match=message):
         load(name, tokenizer, input_length=lengths[0], target_length=lengths[1])
 

@@ -9,7 +9,7 @@ import pytest
 import prompt_jax
 from adapters import assert_close, random_text
 from adapters import whole as whole_batch
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
@@ -34,7 +34,7 @@ METHODS = {
 def method(request, experiment: Experiment) -> Experiment:
     """An ensemble of two."""
     return dataclasses.replace(
-        changed(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
+        with_options(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
         prompt=METHODS[request.param],
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),
         ensemble=EnsembleConfig(size=2),
@@ -46,7 +46,7 @@ def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.
 
 
 def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
-    whole = named(method, "whole")
+    whole = with_name(method, "whole")
     setup, progress = train(whole)
     share = capsys.readouterr().err.split(" of them trained (")[1].split("%")[0]
     trained = sum(leaf.size for leaf in jax.tree.leaves(setup.states[0].trainable))
@@ -84,7 +84,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
         jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
     # One member alone trains to the same.
-    alone = dataclasses.replace(named(method, "alone"), ensemble=EnsembleConfig())
+    alone = dataclasses.replace(with_name(method, "alone"), ensemble=EnsembleConfig())
     train(alone)
     for name, leaf in leaves(alone)[0].items():
         np.testing.assert_allclose(leaf, first[name], rtol=1e-4, atol=1e-5)

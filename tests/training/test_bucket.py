@@ -1,4 +1,4 @@
-"""Runs on a bucket: the real clients of Google Cloud Storage, and a server of our own (`buckets`)."""
+"""Runs on a bucket: the real clients of Google Cloud Storage against the fake server in `buckets`."""
 
 import contextlib
 import dataclasses
@@ -20,12 +20,12 @@ from etils.epath import gpath
 import buckets
 import jax_processes
 from buckets import Storage
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.data.files import file_task
-from prompt_jax.errors import ConfigError, DataError
+from prompt_jax.errors import ConfigError, DataError, SaveError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
@@ -42,7 +42,7 @@ def storage() -> Iterator[Storage]:
     with buckets.serving() as storage, pytest.MonkeyPatch.context() as patch:
         for name, value in storage.settings.items():
             patch.setenv(name, value)
-        # What other tests may have made the libraries read before.
+        # Other tests may have made the libraries read these.
         patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
         gpath._is_tf_installed.cache_clear()
         paths._files.cache_clear()
@@ -52,7 +52,7 @@ def storage() -> Iterator[Storage]:
 
 @pytest.fixture
 def runs(storage: Storage, tmp_path: Path) -> Iterator[Path]:
-    """A folder of runs on the bucket, for one test."""
+    """A folder of runs on the bucket, unique to the test."""
     yield parse_path(f"gs://bucket/{tmp_path.name}/runs")
     storage.refusing = False
 
@@ -79,7 +79,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def before_step(step: int, do) -> Iterator[None]:
-    """Calls `do` before a step of the runs inside."""
+    """Call `do` before a step of the runs inside."""
     real = loop._step
 
     def patched(run, *arguments):
@@ -98,8 +98,8 @@ def fail(_) -> None:
 
 @pytest.fixture
 def whole(experiment: Experiment) -> Experiment:
-    """The run in a folder, never interrupted."""
-    whole = named(experiment, "whole")
+    """A finished run in a local folder, never interrupted."""
+    whole = with_name(experiment, "whole")
     loop.train(whole)
     return whole
 
@@ -111,10 +111,10 @@ def command(capsys, *argv: object) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
+def test_commands_give_the_same_results_on_a_bucket_and_in_a_folder(
     experiment, runs, sentiment_files, tiny_folder, tmp_path, capsys
 ):
-    """`train`, interrupted, and all that reads its files."""
+    """Interrupted and resumed training, and all commands that read its files."""
     config = tmp_path / "config.json"
     config.write_text(experiments.to_json(experiment))
     there = on(runs, experiment)
@@ -131,7 +131,7 @@ def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
     assert log(there) == log(experiment)
     assert names(there.folder) == names(experiment.folder)
     assert names(there.folder / "checkpoints") == names(experiment.folder / "checkpoints") == {"4", "6"}
-    (events,) = (there.folder / "tensorboard" / "member_0").iterdir()  # made again when the run was resumed
+    (events,) = (there.folder / "tensorboard" / "member_0").iterdir()  # rebuilt when the run was resumed
     assert events.read_bytes().count(b"train/loss") == 6
     written = json.loads((there.folder / "config.json").read_text())
     assert written["runs"] == str(runs)
@@ -154,10 +154,10 @@ def test_the_commands_do_on_a_bucket_what_they_do_in_a_folder(
     assert shown[there] == shown[experiment]
 
 
-# Where one array cannot be read orbax leaves the others' reads, which then find its event loop closed.
+# If one array cannot be read, orbax abandons the other reads, which then find its event loop closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_a_save_leaves_behind(experiment, runs, whole, storage):
-    """A checkpoint that was not finished is none; one that is damaged is moved aside, for the last whole one."""
+def test_incomplete_and_damaged_checkpoints(experiment, runs, whole, storage):
+    """Incomplete checkpoints are ignored. A damaged one is moved aside, and the last complete one is used."""
     there = on(runs, experiment)
     loop.train(there)
     prefix = f"{'/'.join(there.folder.parts[2:])}/checkpoints"
@@ -174,16 +174,16 @@ def test_what_a_save_leaves_behind(experiment, runs, whole, storage):
     assert f"{prefix}/6/commit_success.txt" in storage.objects
 
 
-def test_whose_folder_it_is(experiment, runs, storage):
+def test_a_folder_of_another_run_or_of_other_files(experiment, runs, storage):
     there = on(runs, experiment)
-    loop.train(changed(there, "train", steps=2))
-    other = changed(changed(there, "prompt", length=5), "train", steps=2)
+    loop.train(with_options(there, "train", steps=2))
+    other = with_options(with_options(there, "prompt", length=5), "train", steps=2)
     with pytest.raises(ConfigError, match=rf"{there.folder} holds a run with another configuration \(changed: prompt"):
         loop.train(other)
     loop.train(other, overwrite=True)
     assert tokens(other)[0].shape[0] == 5 and names(other.folder / "checkpoints") == {"2"}
 
-    thesis = named(there, "thesis")
+    thesis = with_name(there, "thesis")
     (thesis.folder / "thesis.tex").write_bytes(b"all of it")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=f"{thesis.folder} is not empty and holds no run"):
@@ -191,9 +191,9 @@ def test_whose_folder_it_is(experiment, runs, storage):
     assert names(thesis.folder) == {"thesis.tex"}
 
 
-def test_overwriting_that_was_cut_short(experiment, runs, storage):
-    """Can be done again: what says that there is a run is deleted last."""
-    there = changed(on(runs, experiment), "train", steps=2)
+def test_interrupted_overwriting(experiment, runs, storage):
+    """It can be repeated, because config.json is deleted last."""
+    there = with_options(on(runs, experiment), "train", steps=2)
     loop.train(there)
     deleted, real = [], paths.BucketPath.delete
 
@@ -216,18 +216,18 @@ def contents(storage: Storage, experiment: Experiment) -> dict[str, bytes]:
     return {name: each.data for name, each in storage.objects.items() if name.startswith(f"{prefix}/")}
 
 
-def test_of_two_processes_the_latest_takes_the_run_over(experiment, runs, whole, storage):
-    """The other one stops before it writes again, and the files are those of a run alone."""
+def test_a_second_process_takes_over_the_run(experiment, runs, whole, storage):
+    """The first one stops before it writes again. The files are those of a single run."""
     there, after = on(runs, experiment), {}
     told = f"{there.folder}, or the .lock in it, was deleted .* by another process that took over"
 
     def take_over(run):
-        if after:  # this is the other process
+        if after:  # in the first process
             return
         run.checkpoints.wait()
         after["step"] = run.progress.step
         left = f"{there.folder} was last used by process {os.getpid()} on .* it will stop"
-        with pytest.warns(UserWarning, match=left), ThreadPoolExecutor() as pool:  # whose stack is not this deep
+        with pytest.warns(UserWarning, match=left), ThreadPoolExecutor() as pool:  # a thread has a shallow stack
             pool.submit(loop.train, there).result()
         after["files"] = contents(storage, there)
 
@@ -255,13 +255,13 @@ def test_the_process_that_took_the_run_over_is_named(experiment, runs, storage):
     assert ".lock" not in names(there.folder) and "last.npz" in names(there.folder)
 
 
-def test_of_two_processes_that_begin_together_one_writes_the_configuration(experiment, runs, monkeypatch):
-    """The other sees that it is of another run."""
-    there = changed(on(runs, experiment), "train", steps=2)
-    other = changed(there, "prompt", length=5)
+def test_two_processes_that_begin_together(experiment, runs, monkeypatch):
+    """One writes the configuration. The other sees that it is of another run."""
+    there = with_options(on(runs, experiment), "train", steps=2)
+    other = with_options(there, "prompt", length=5)
     real = paths.BucketPath.create
 
-    def create(path, data):  # just before, the other process has done the same
+    def create(path, data):  # just before, the other process did the same
         assert real(path, experiments.to_json(other).encode())
         return real(path, data)
 
@@ -287,16 +287,16 @@ def test_a_folder_that_is_deleted_during_training(experiment, runs, whole, stora
     assert log(there) == log(whole)
 
 
-def test_what_an_unfinished_save_has_left_in_a_deleted_folder(experiment, runs, storage):
-    there = changed(on(runs, experiment), "train", steps=2)
+def test_an_incomplete_save_in_a_deleted_folder(experiment, runs, storage):
+    there = with_options(on(runs, experiment), "train", steps=2)
     (there.folder / "checkpoints" / "4" / "state" / "d" / "0").write_bytes(b"half")
     loop.train(there)
     assert names(there.folder / "checkpoints") == {"2"}
 
 
 @pytest.mark.parametrize("bucket", ["missing", "refused"])
-def test_a_bucket_that_cannot_be_used(experiment, runs, storage, tmp_path, capsys, bucket):
-    """One line, before anything is loaded."""
+def test_an_unusable_bucket(experiment, runs, storage, tmp_path, capsys, bucket):
+    """The error is one line and comes before anything is loaded."""
     storage.refusing = bucket == "refused"
     config = tmp_path / "config.json"
     config.write_text(experiments.to_json(experiment))
@@ -309,28 +309,20 @@ def test_a_bucket_that_cannot_be_used(experiment, runs, storage, tmp_path, capsy
     assert status == 1 and out == "" and told in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("policy", ("stop", "continue"))
-def test_access_that_ends(experiment, runs, whole, storage, capfd, policy):
-    """As of an account whose role is taken from it. Training goes on from the last checkpoint that was written. It is
-    an error in the end that the best prompt could not be written at all, whose scores would be those of another."""
-    there = changed(on(runs, experiment), "train", save_errors=policy)
+def test_lost_access(experiment, runs, whole, storage):
+    """The run stops, and resumes from the last complete checkpoint when the account has access again."""
+    there = on(runs, experiment)
 
     def refuse(run):
         run.checkpoints.wait()
         storage.refusing = True
 
-    with before_step(4, refuse):
-        if policy == "stop":
-            with pytest.raises((BucketError, loop.SaveError), match="nobody does not have storage access"):
-                loop.train(there)
-        else:
-            with pytest.raises(loop.SaveError, match="run/.lock: nobody does not have storage access"):
-                loop.train(there)
-            said = capfd.readouterr().err
-            assert "not saved, and training goes on: gs://bucket" in said and "step 6/6" in said
+    told = "nobody does not have storage access"
+    with before_step(4, refuse), pytest.raises((BucketError, SaveError), match=told):
+        loop.train(there)
     storage.refusing = False
     assert names(there.folder / "checkpoints") == {"2"}
-    with pytest.warns(UserWarning, match="which did not finish"):  # and could not say that it had ended
+    with pytest.warns(UserWarning, match="which did not finish"):  # it could not release its lock
         loop.train(there)
     np.testing.assert_array_equal(tokens(there), tokens(whole))
     assert log(there) == log(whole)
@@ -350,7 +342,7 @@ def test_data_files_are_read_from_a_bucket(runs, sentiment_files):
         file_task("files", {"train": runs / "none.jsonl"}, task_format)
 
 
-def test_what_others_write_is_seen_at_once(runs, storage):
+def test_files_of_other_processes_are_seen_at_once(runs, storage):
     folder = runs / "run"
     prefix = "/".join(folder.parts[2:])
     for files in ({"a", "b"}, {"a", "b", "c"}, {"c"}):
@@ -372,10 +364,10 @@ def test_a_large_file_is_written_and_read_in_parts(runs):
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_killed(experiment, runs, storage):
-    """The other ends by itself; the same command goes on, and all ends bit by bit as in a folder, without."""
+    """The other one exits. The same command resumes, and the result is bit-identical to an uninterrupted run."""
     options = {"steps": 200, "checkpoint_every": 50, "eval_every": 10_000, "log_every": 10}
-    experiment = dataclasses.replace(changed(experiment, "train", **options), mesh=MeshConfig(data=2))
-    whole = named(experiment, "whole")
+    experiment = dataclasses.replace(with_options(experiment, "train", **options), mesh=MeshConfig(data=2))
+    whole = with_name(experiment, "whole")
     jax_processes.run(whole, 2)
     there = on(runs, experiment)
     words = ("--runs", str(runs), "--heartbeat", "10")

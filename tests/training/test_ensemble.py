@@ -1,4 +1,4 @@
-"""Ensembles: each member is trained to what it would be alone, whatever the others do."""
+"""Ensembles: each member trains exactly as it would alone."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import experiment as experiments
 from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
@@ -30,9 +30,10 @@ from prompt_jax.methods import applied
 from prompt_jax.models import t5
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.training import loop
+from prompt_jax.training import evaluate, loop
 from prompt_jax.training import step as steps
 from prompt_jax.training.loop import train
+from prompt_jax.training.metrics import Diverged
 from prompt_jax.training.optimizers import make_optimizer
 
 
@@ -50,20 +51,20 @@ def losses(experiment: Experiment, member: int = 0) -> list[float]:
 
 
 def starts(experiment: Experiment, tasks: Path | None = None) -> list[np.ndarray]:
-    """The first values of each member."""
+    """Return the initial prompt of each member."""
     setup = loop.prepare(experiment, tasks)
     return [variables["prompt"]["encoder_tokens"] for variables in setup.trainable(setup.states)]
 
 
 def assert_same_movement(one: np.ndarray, other: np.ndarray, first: np.ndarray) -> None:
-    """Compared are the movements, beside which the first values are large."""
+    """Compare movements, because the initial values are much larger."""
     movement = other - first
     assert np.abs(movement).max() > 1e-3
     np.testing.assert_allclose(one - first, movement, atol=2e-3 * np.abs(movement).max())
 
 
 def assert_same_training(alone: Experiment, together: Experiment, member: int, tasks: Path | None = None) -> None:
-    """The member moved as it does alone."""
+    """Check that a member trained as it does alone."""
     np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
     first = starts(together, tasks)[member]
     np.testing.assert_array_equal(first, starts(alone, tasks)[0])
@@ -71,11 +72,11 @@ def assert_same_training(alone: Experiment, together: Experiment, member: int, t
 
 
 # --------------------------------------------------------------------------------------------------------------
-# A member is trained to what it would be alone
+# A member trains as it would alone
 
 
-def test_members_of_every_kind_are_as_alone(experiment):
-    """Seed, rate, decay, initialization and length at once: two lengths, so two compiled steps."""
+def test_members_that_differ_in_every_option_train_as_alone(experiment):
+    """They differ in seed, rate, decay, initialization and length. Two lengths need two compiled steps."""
     together = ensemble(
         experiment,
         seed=(3, 4, 3),
@@ -87,7 +88,7 @@ def test_members_of_every_kind_are_as_alone(experiment):
     setup, _ = train(together)
     assert setup.stacks == ((0, 2), (1,))
     for number, alone in enumerate(experiments.members(together)):
-        alone = named(alone, f"alone{number}")
+        alone = with_name(alone, f"alone{number}")
         train(alone)
         assert_same_training(alone, together, number)
 
@@ -114,7 +115,7 @@ def wide():
 
 
 def members_of(wide, rates):
-    """States, batches [E, B, ...] and keys of members with these learning rates, and the step of one."""
+    """Return states, batches [E, B, ...] and keys of members with these learning rates, and one member's step."""
     config, params = wide
     rng, members = np.random.default_rng(1), len(rates)
     ids = rng.integers(3, 64, (members, 4, 9)).astype(np.int32)
@@ -145,7 +146,7 @@ def prompt_of(state):
 
 @pytest.mark.parametrize("group", (None, 1, 2, 5))
 def test_factored_adafactor_does_not_couple_members(wide, group):
-    """From 128 rows and columns on Adafactor factors its second moment, and it clips by a whole tensor."""
+    """Adafactor factors the second moment from 128 rows and columns on, and clips by whole tensors."""
     states, frozen, batch, keys, step = members_of(wide, (0.3, 0.01, 5.0))
     together, step_alone = stacked(states), jax.jit(step)
     step_together = jax.jit(steps.over_members(step, group=group))
@@ -162,7 +163,7 @@ def test_factored_adafactor_does_not_couple_members(wide, group):
 
 
 def test_an_optimizer_of_stacked_members_would_couple_them():
-    """What is avoided: not mapped over the members, Adafactor factors 130 small prompts across the members."""
+    """Without vmap over members, Adafactor factors 130 small prompts across members."""
     optimizer = make_optimizer(OptimizerConfig(), 10)
     prompts, gradients = jax.random.normal(jax.random.key(0), (2, 130, 20, 128))
     gradients *= jnp.geomspace(1e-3, 10.0, 130)[:, None, None]
@@ -176,38 +177,38 @@ def test_an_optimizer_of_stacked_members_would_couple_them():
 
 
 def test_groups_change_nothing(experiment):
-    """Members two at a time, one left over; compared with all at once."""
-    whole, named_sharding = named(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
+    """Members in groups of two, with one left over, compared with all at once."""
+    whole, grouped = with_name(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
     train(whole)
-    train(named_sharding)
+    train(grouped)
     first = starts(whole)
     for member in range(3):
-        np.testing.assert_allclose(losses(named_sharding, member), losses(whole, member), rtol=1e-5)
-        assert_same_movement(tokens(named_sharding)[member], tokens(whole)[member], first[member])
+        np.testing.assert_allclose(losses(grouped, member), losses(whole, member), rtol=1e-5)
+        assert_same_movement(tokens(grouped)[member], tokens(whole)[member], first[member])
 
 
 def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
-    """Two tasks whose inputs and targets have other lengths, and labels of their own.
+    """Two tasks with different labels and lengths.
 
-    Without dropout, since its masks depend on the shape of the batch, and the shorter ones are padded.
+    Dropout is off, because its masks depend on the shape of the batch, and the shorter batches are padded.
     """
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     tasks = tmp_path / "bank.py"
     tasks.write_text(BANK)
     bank = dataclasses.replace(
-        changed(experiment, "train", steps=3, dropout_rate=0.0),
+        with_options(experiment, "train", steps=3, dropout_rate=0.0),
         data=DataConfig(buckets=1),
         ensemble=EnsembleConfig(task=("bank_a", "bank_b")),
     )
     setup, _ = train(bank, tasks=tasks)
-    for part in ("inputs", "targets"):  # so that the shorter of a step's batches are padded
+    for part in ("inputs", "targets"):  # the shorter batches of a step are padded
         rows = [getattr(member.tasks[0].examples["train"], part) for member in setup.members]
         assert len({max(map(len, own)) for own in rows}) == 2
     found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
     assert [each.task for each in found] == ["bank_a", "bank_b"]
     assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
     for number, alone in enumerate(experiments.members(bank)):
-        alone = named(alone, f"alone{number}")
+        alone = with_name(alone, f"alone{number}")
         train(alone, tasks=tasks)
         assert_same_training(alone, bank, number, tasks)
 
@@ -233,28 +234,28 @@ for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good 
 # Members that end before the others
 
 
-def test_a_diverged_member_is_frozen_and_the_others_go_on(experiment, capfd):
-    """A rate at which parameters overflow."""
+def test_a_diverged_member_is_frozen_and_the_others_continue(experiment, capfd):
+    """At one learning rate the parameters overflow."""
     rates = (0.01, 3e38, 0.01)
-    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
     assert "member 1: training diverged and was stopped: loss" in said and "has the best prompt until then" in said
     assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
     for number in (0, 2):
-        alone = named(experiments.members(wild)[number], f"alone{number}")
+        alone = with_name(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
     assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
 
 
-def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
-    """GPT-2's norm of a vector near overflow is NaN. The others are evaluated all the same."""
-    monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # or the step before would be the last
-    gpt2 = changed(changed(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
+def test_a_member_with_nan_validation_logits_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
+    """GPT-2's norm of a vector near overflow is NaN. The other members are still evaluated."""
+    monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # else the step before would end it
+    gpt2 = with_options(with_options(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
     rates = (0.01, 3e38, 0.01)
-    wild = changed(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    wild = with_options(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
     _, progress = train(wild)
     assert [member.status for member in progress.members] == ["training", "diverged", "training"]
     said = capfd.readouterr().err
@@ -266,34 +267,34 @@ def test_a_member_whose_validation_logits_are_not_finite_has_diverged(experiment
     for number in (0, 2):
         steps = [line["step"] for line in read_log(wild.folder) if line["member"] == number and "seconds" in line]
         assert steps == list(range(7))
-        alone = named(experiments.members(wild)[number], f"alone{number}")
+        alone = with_name(experiments.members(wild)[number], f"alone{number}")
         train(alone)
         assert_same_training(alone, wild, number)
 
 
-def test_a_base_that_is_not_finite_ends_the_run_at_its_start(experiment, tiny_folder, tmp_path):
-    """Where every prompt would diverge, and a lower rate would not help."""
+def test_a_base_with_nan_ends_the_run_at_its_start(experiment, tiny_folder, tmp_path):
+    """Every prompt would diverge, and a lower learning rate would not help."""
     shutil.copytree(tiny_folder, tmp_path / "base")
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"][3, 4] = np.nan
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     with pytest.raises(answers.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
-        train(changed(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
+        train(with_options(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
 
 
-def test_all_diverged_ends_the_run(experiment):
+def test_the_run_ends_when_all_members_have_diverged(experiment):
     rates = (3e38, 2e38)
-    wild = changed(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
-    with pytest.raises(loop.Diverged, match="has the best prompt until then"):
+    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
+    with pytest.raises(Diverged, match="has the best prompt until then"):
         train(wild)
 
 
 def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monkeypatch):
-    """At an evaluation, so that there is nobody left to evaluate."""
-    run = ensemble(changed(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
-    real = loop.evaluate_members
+    """It diverges at an evaluation, so no member is left to evaluate."""
+    run = ensemble(with_options(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
+    real = evaluate.evaluate_members
 
-    def scores(model, prompts, *args, **options):  # the second member gets better all the time
+    def scores(model, prompts, *args, **options):  # the second member always improves
         results = real(model, prompts, *args, **options)
         calls.append(1)
         last = dataclasses.replace(results[-1], scores={"accuracy": len(calls) / 100})
@@ -310,7 +311,7 @@ def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monk
         return dataclasses.replace(setup, step=step)
 
     calls, real_prepare = [], loop.prepare
-    monkeypatch.setattr(loop, "evaluate_members", scores)
+    monkeypatch.setattr(evaluate, "evaluate_members", scores)
     monkeypatch.setattr(loop, "prepare", prepare)
     _, progress = train(run)
     assert [member.status for member in progress.members] == ["stopped early", "diverged"]
@@ -320,19 +321,19 @@ def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monk
 
 
 def test_early_stopping_is_per_member(experiment, capfd):
-    """One member cannot move; the other learns, or at least is not stopped with it."""
-    options = changed(experiment, "train", patience=2, steps=12)
+    """One member cannot move and stops. The other continues."""
+    options = with_options(experiment, "train", patience=2, steps=12)
     slow = ensemble(options, seed=(0,), learning_rate=(1e-30, 0.3), weight_decay=(0.01,))
     _, progress = train(slow)
     stopped, other = progress.members
     assert stopped.status == "stopped early" and stopped.steps == 6
     assert "member 0: no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
-    alone = named(experiments.members(slow)[1], "alone")
+    alone = with_name(experiments.members(slow)[1], "alone")
     _, expected = train(alone)
     assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
     first = starts(slow)
     assert_same_movement(tokens(slow)[1], tokens(alone)[0], first[1])
-    decayed = first[0] * 0.99**6  # all that happens at that rate, as long as it is trained
+    decayed = first[0] * 0.99**6  # weight decay alone, while it is training
     np.testing.assert_allclose(tokens(slow)[0], decayed, rtol=1e-5)
 
 
@@ -354,7 +355,7 @@ def test_files_of_an_ensemble(experiment):
 
 
 def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
-    whole = named(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
+    whole = with_name(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
     train(whole)
     cut = ensemble(experiment, length=(4, 6, 4), group=1)
     real, calls = loop.prepare, []
@@ -380,17 +381,17 @@ def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypatch):
-    """Of the members of length 4 one goes on and one has stopped; of those of length 6 one has diverged and one has
-    stopped, so that this stack is run no more. All of it is in the checkpoint that is gone on from."""
-    options = changed(experiment, "train", patience=1, eval_every=2)
-    options = changed(options, "optimizer", name="adamw", weight_decay=0.0)
+def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monkeypatch):
+    """Of the members of length 4, one continues and one has stopped. Of those of length 6, one has diverged and one has
+    stopped, so their step runs no more. The checkpoint records all of this."""
+    options = with_options(experiment, "train", patience=1, eval_every=2)
+    options = with_options(options, "optimizer", name="adamw", weight_decay=0.0)
     cut = ensemble(options, length=(4, 6, 4, 6), learning_rate=(0.01, 3e38, 1e-30, 1e-30))
-    whole, real, calls = named(cut, "whole"), loop.prepare, []
+    whole, real, calls = with_name(cut, "whole"), loop.prepare, []
     first = starts(cut)
 
     def distances(model, prompts, *args, **options):
-        """Scores: how far prompts have moved."""
+        """Return scores that are the distances prompts have moved."""
         found = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
         moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in found]
         return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
@@ -406,7 +407,7 @@ def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypat
 
         return dataclasses.replace(setup, step=step)
 
-    monkeypatch.setattr(loop, "evaluate_members", distances)
+    monkeypatch.setattr(evaluate, "evaluate_members", distances)
     _, expected = train(whole)
     assert [each.status for each in expected.members] == ["training", "diverged", "stopped early", "stopped early"]
     assert [each.steps for each in expected.members] == [6, 0, 2, 2]
@@ -423,7 +424,7 @@ def test_a_resumed_ensemble_knows_which_members_have_ended(experiment, monkeypat
     assert ours == theirs
 
 
-def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment, monkeypatch):
+def test_members_share_data_and_batches(experiment, monkeypatch):
     loaded = []
     module = sys.modules["prompt_jax.training.tasks"]
     real = module.load_splits
@@ -442,12 +443,12 @@ def test_data_are_loaded_and_batched_once_for_members_that_share_them(experiment
         ({"learning_rate": (0.1, -1.0)}, r"optimizer.learning_rate must be positive, not -1.0 \(member 1\)"),
     ],
 )
-def test_impossible_ensembles_are_refused(experiment, change, message):
+def test_impossible_ensembles(experiment, change, message):
     with pytest.raises(ConfigError, match=message):
         check(ensemble(experiment, **change))
 
 
-def test_more_devices_than_there_are(experiment):
+def test_too_many_devices(experiment):
     asked = dataclasses.replace(ensemble(experiment, size=8), mesh=MeshConfig(ensemble=len(jax.devices()) + 1))
     with pytest.raises(ConfigError, match="mesh.model 1 asks for 2 devices, and there are 1"):
         loop.prepare(asked)
@@ -458,10 +459,10 @@ def test_more_devices_than_there_are(experiment):
 
 
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
-    """No collective, and the same members as on one device; a batch of an evaluation is divided."""
+    """Training needs no collective and gives the same members as one device. Evaluation batches are sharded."""
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
-    spread = ensemble(changed(experiment, "train", steps=3, eval_batch_size=20), size=8)
-    one = named(spread, "one")
+    spread = ensemble(with_options(experiment, "train", steps=3, eval_batch_size=20), size=8)
+    one = with_name(spread, "one")
     train(one)
     (tmp_path / "config.json").write_text(experiments.to_json(spread))
     environment = os.environ | {
@@ -480,7 +481,7 @@ def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     for member in range(8):
         np.testing.assert_allclose(losses(spread, member), losses(one, member), rtol=2e-4)
         assert_same_movement(tokens(spread)[member], tokens(one)[member], first[member])
-    # 96 rows, an example with a member's prompt, at most 20 a batch: 24, the next multiple of the devices.
+    # 96 rows (an example with a member's prompt), at most 20 per batch, rounded up to 24, a multiple of the devices.
     assert found["batches"] == [[24, 3, 3]] * 8, "rows of a batch, and a device's of its inputs and its answers"
     alone = [validation(one, member) for member in range(8)]
     assert alone == [validation(spread, member) for member in range(8)]
@@ -495,7 +496,7 @@ def validation(experiment: Experiment, member: int) -> list[float]:
 
 
 def on_eight_devices(config: Path) -> dict:
-    """Trains an ensemble over the devices of this process; what the test above looks at."""
+    """Train an ensemble over the devices of this process, for the test above."""
     batching.EVAL_BUCKETS = 1
     experiment = dataclasses.replace(experiments.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
@@ -521,7 +522,7 @@ def on_eight_devices(config: Path) -> dict:
     train(experiment)
     answers.generate_scored = real
 
-    # The same questions to the base on all devices, and on one.
+    # The base on all devices and on one.
     examples, prompts = setup.members[0].tasks[0].examples["validation"], setup.prompts(starts_of_setup)
     stacked, ids = batching.stack_with_ids(prompts[:3])
     ids = ids[np.arange(len(examples)) % 3]

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: what they leave, and that they can be stopped anywhere."""
+"""Whole runs of a tiny model: their files, and that they can be interrupted anywhere."""
 
 import dataclasses
 import gc
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import ConfigError, DataError
 from prompt_jax.experiment import Experiment
@@ -19,14 +19,15 @@ from prompt_jax.inference.evaluation import Evaluation
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.report.run_files import read_summary
-from prompt_jax.training import loop
+from prompt_jax.training import evaluate, loop
 from prompt_jax.training.loop import train
+from prompt_jax.training.metrics import Diverged
 from prompt_jax.training.summary import finish
 
 
 @pytest.fixture
 def experiment(experiment: Experiment) -> Experiment:
-    return changed(changed(experiment, "data", buckets=2), "train", steps=9)
+    return with_options(with_options(experiment, "data", buckets=2), "train", steps=9)
 
 
 def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
@@ -35,8 +36,8 @@ def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
 
 @pytest.fixture
 def finished(experiment: Experiment) -> Experiment:
-    """The run, never interrupted."""
-    whole = named(experiment, "whole")
+    """The finished run, never interrupted."""
+    whole = with_name(experiment, "whole")
     train(whole)
     return whole
 
@@ -46,7 +47,7 @@ class Interrupted(Exception):
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Makes the next run fail before its given step, counted from its own first."""
+    """Make the next run fail before this step, counted from its first."""
     real, calls = loop.prepare, [0]
 
     def prepare(*args):
@@ -63,7 +64,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(loop, "prepare", prepare)
 
 
-def test_a_run_leaves_its_record(finished: Experiment):
+def test_files_of_a_run(finished: Experiment):
     assert experiments.load_experiment(finished.folder / "config.json") == finished
     prompt, metadata = read_prompt(finished.folder / "last.npz")
     assert metadata.step == 9 and metadata.task == "files" and metadata.format.labels == ("negative", "positive")
@@ -78,16 +79,16 @@ def test_a_run_leaves_its_record(finished: Experiment):
     assert {step.name for step in (finished.folder / "checkpoints").iterdir()} == {"8", "9"}
 
 
-def test_checkpoints_never_hold_the_base(finished: Experiment, tiny):
+def test_checkpoints_do_not_contain_the_base(finished: Experiment, tiny):
     size = sum(file.stat().st_size for file in (finished.folder / "checkpoints" / "9").rglob("*") if file.is_file())
     assert size < 0.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
 
 
 def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tmp_path):
-    """The folder's weights change between two sittings."""
+    """The weights in the folder change before the run is resumed."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    moved = changed(experiment, "model", name=str(folder))
-    train(changed(moved, "train", steps=2))
+    moved = with_options(experiment, "model", name=str(folder))
+    train(with_options(moved, "train", steps=2))
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
     with pytest.raises(RuntimeError, match="the base is not what the run in"):
@@ -95,7 +96,7 @@ def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tm
 
 
 def test_other_data_under_the_same_name_are_noticed(experiment, sentiment_files):
-    train(changed(experiment, "train", steps=2))
+    train(with_options(experiment, "train", steps=2))
     lines = sentiment_files["train"].read_text().splitlines()
     sentiment_files["train"].write_text("\n".join(reversed(lines)))
     with pytest.raises(RuntimeError, match="the training data is not what the run in"):
@@ -122,19 +123,19 @@ def test_a_finished_run_is_not_run_again(finished: Experiment, monkeypatch):
     train(finished)
 
 
-def test_more_steps_go_on(experiment, finished):
-    train(changed(experiment, "train", steps=5))
+def test_a_run_can_train_more_steps(experiment, finished):
+    train(with_options(experiment, "train", steps=5))
     train(experiment)
     np.testing.assert_array_equal(tokens(experiment), tokens(finished))
-    linear = changed(named(experiment, "linear"), "optimizer", schedule="linear")
-    train(changed(linear, "train", steps=5))
+    linear = with_options(with_name(experiment, "linear"), "optimizer", schedule="linear")
+    train(with_options(linear, "train", steps=5))
     with pytest.raises(ConfigError, match="train.steps"):
         train(linear)
 
 
 @pytest.fixture
 def damage():
-    """orbax, when it gives up on a checkpoint, leaves coroutines behind, which complain when they are collected."""
+    """When orbax fails to read a checkpoint, it leaves coroutines that warn when they are collected."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,7 +143,7 @@ def damage():
 
 
 def leaves_coroutines(test):
-    """Ignores that, also where it comes before the test ends."""
+    """Ignore these warnings, also before the test ends."""
     for ignored in ("ignore:coroutine 'Store:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"):
         test = pytest.mark.filterwarnings(ignored)(test)
     return pytest.mark.usefixtures("damage")(test)
@@ -151,7 +152,7 @@ def leaves_coroutines(test):
 @leaves_coroutines
 @pytest.mark.parametrize("kind", ("truncated", "missing"))
 def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind):
-    train(changed(experiment, "train", steps=8))
+    train(with_options(experiment, "train", steps=8))
     newest = experiment.folder / "checkpoints" / "8"
     for file in sorted((newest / "state").rglob("*")):
         if file.is_file() and file.parent.name == "d":
@@ -163,8 +164,8 @@ def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind):
 
 
 @leaves_coroutines
-def test_no_whole_checkpoint_is_an_error(experiment):
-    train(changed(experiment, "train", steps=2))
+def test_no_readable_checkpoint_is_an_error(experiment):
+    train(with_options(experiment, "train", steps=2))
     for file in (experiment.folder / "checkpoints").rglob("*"):
         if file.is_file() and "state" in file.parts:
             file.write_bytes(b"")
@@ -173,36 +174,36 @@ def test_no_whole_checkpoint_is_an_error(experiment):
 
 
 def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
-    wild = changed(experiment, "optimizer", name="adamw", learning_rate=3e38, weight_decay=0.0)
-    with pytest.raises(loop.Diverged, match=r"step \d+: .* has the best prompt until then"):
+    wild = with_options(experiment, "optimizer", name="adamw", learning_rate=3e38, weight_decay=0.0)
+    with pytest.raises(Diverged, match=r"step \d+: .* has the best prompt until then"):
         train(wild)
     assert np.isfinite(tokens(wild, "best.npz")).all()
 
 
 def test_early_stopping(experiment, capfd):
-    """A rate of almost nothing cannot do better than the start."""
-    still = changed(changed(experiment, "train", patience=2, steps=30), "optimizer", learning_rate=1e-30)
+    """With a tiny learning rate the score cannot improve."""
+    still = with_options(with_options(experiment, "train", patience=2, steps=30), "optimizer", learning_rate=1e-30)
     train(still)
     assert read_log(still.folder)[-1]["step"] == 6
     assert "no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
     before = (still.folder / "last.npz").read_bytes()
-    train(still)  # which is at its end
+    train(still)  # nothing is left to train
     assert (still.folder / "last.npz").read_bytes() == before
 
 
 def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch):
-    """So is the end of patience, and what files and pages say."""
-    run = changed(changed(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
+    """So are early stopping, files and the report."""
+    run = with_options(with_options(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
     found = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
-    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # of which a mean says nothing
+    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # not part of the mean
     for by, metric, score, step, status in (
         ("first", "f1", 0.9, 3, "stopped early"),
         ("mean", "mean", 0.65, 6, "training"),
     ):
-        run = changed(named(run, by), "train", best_by=by)
+        run = with_options(with_name(run, by), "train", best_by=by)
         results = [[Evaluation(scores | others, [], None, np.zeros(0))] for scores in found]
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "evaluate_members", lambda *_, results=results, **__: results.pop(0))
+            patch.setattr(evaluate, "evaluate_members", lambda *_, results=results, **__: results.pop(0))
             setup, progress = train(run)
         (member,) = progress.members
         assert (member.metric, member.best_step, member.status) == (metric, step, status)
@@ -212,36 +213,37 @@ def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch)
         assert written.best.metric == next(iter(written.validation)) == metric
         assert f"Validation {metric.replace('f', 'F')}" in (run.folder / "report.html").read_text()
     with pytest.raises(ConfigError, match=r"changed: train.best_by"):
-        train(changed(run, "train", best_by="first"))
+        train(with_options(run, "train", best_by="first"))
 
 
 def test_the_mean_of_one_metric_is_that_metric(experiment):
-    """And what was written when there was no choice goes on by the first one."""
-    run = changed(experiment, "train", steps=3)
-    first, mean = (changed(named(run, by), "train", best_by=by) for by in ("first", "mean"))
+    """A run of an earlier version, without the option, resumes with the first metric."""
+    run = with_options(experiment, "train", steps=3)
+    first, mean = (with_options(with_name(run, by), "train", best_by=by) for by in ("first", "mean"))
     assert train(first)[1].members == train(mean)[1].members
     assert (first.folder / "best.npz").read_bytes() == (mean.folder / "best.npz").read_bytes()
     written = json.loads((first.folder / "config.json").read_text())
     del written["train"]["best_by"]
+    written["train"]["save_errors"] = "continue"  # an option of earlier versions
     (first.folder / "config.json").write_text(json.dumps(written))
     train(first)
 
 
 def test_another_configuration_needs_another_name(experiment):
-    train(changed(experiment, "train", steps=2))
-    other = changed(experiment, "prompt", length=5)
+    train(with_options(experiment, "train", steps=2))
+    other = with_options(experiment, "prompt", length=5)
     with pytest.raises(ConfigError, match=r"another configuration \(changed: prompt.length\)"):
         train(other)
     assert tokens(experiment).shape[0] == 4
-    wrong = changed(other, "data", target="sentiment")
+    wrong = with_options(other, "data", target="sentiment")
     with pytest.raises(DataError, match="sentiment"):
         train(wrong, overwrite=True)
     assert tokens(experiment).shape[0] == 4, "nothing is deleted for a run that cannot begin"
-    train(changed(other, "train", steps=2), overwrite=True)
+    train(with_options(other, "train", steps=2), overwrite=True)
     assert tokens(other).shape[0] == 5
 
 
-def test_a_folder_that_is_no_run_is_left_alone(experiment):
+def test_a_folder_without_a_run_is_left_alone(experiment):
     experiment.folder.mkdir(parents=True)
     (experiment.folder / "thesis.tex").write_text("all of it")
     for overwrite in (False, True):
@@ -255,14 +257,14 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment):
     assert (experiment.folder / "thesis.tex").exists()
 
 
-def test_the_loop_transfers_nothing_unasked(experiment, monkeypatch):
-    real = loop._fit
+def test_the_loop_makes_no_implicit_transfers(experiment, monkeypatch):
+    real = loop.fit
 
     def guarded(*args):
         with jax.transfer_guard("disallow"):
             real(*args)
 
-    monkeypatch.setattr(loop, "_fit", guarded)
+    monkeypatch.setattr(loop, "fit", guarded)
     train(experiment)
 
 
@@ -289,11 +291,11 @@ def test_at_most_two_steps_are_in_flight(experiment, monkeypatch):
         return real_get(tree)
 
     monkeypatch.setattr(loop, "prepare", prepare)
-    monkeypatch.setattr(loop.jax, "device_get", device_get)
-    train(changed(experiment, "train", steps=4, eval_every=4, checkpoint_every=4))
+    monkeypatch.setattr(jax, "device_get", device_get)
+    train(with_options(experiment, "train", steps=4, eval_every=4, checkpoint_every=4))
     assert events == ["step", "step", "fetch", "step", "fetch", "step", "fetch", "fetch"]
 
 
-def test_sgd_of_no_examples_is_refused(experiment):
+def test_fewer_examples_than_a_batch(experiment):
     with pytest.raises(DataError, match="40 examples, fewer than the 64"):
-        train(changed(experiment, "train", batch_size=64))
+        train(with_options(experiment, "train", batch_size=64))

@@ -1,4 +1,4 @@
-"""Training on a mixture of tasks: one prompt for all, a prompt for each, or the full model."""
+"""Training on a mixture of tasks: one prompt for all, one prompt per task, or the full model."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax import forward
 from prompt_jax.cli import main
 from prompt_jax.cli.source import Source, read_examples
@@ -70,7 +70,7 @@ NAMES = ("kind_a_v001", "kind_b_v001")
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """A file of tasks that are gone after the module's tests."""
+    """A file of tasks, which are unregistered after the module's tests."""
     import seqio
 
     file = tmp_path_factory.mktemp("tasks") / "tasks.py"
@@ -84,9 +84,9 @@ def tasks(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mixed(experiment: Experiment, monkeypatch) -> Experiment:
-    """On both tasks, whose names come before their inputs."""
+    """A run on both tasks, with task names before the inputs."""
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
-    experiment = changed(experiment, "train", steps=4, eval_every=2)
+    experiment = with_options(experiment, "train", steps=4, eval_every=2)
     return dataclasses.replace(experiment, data=DataConfig(task="both", task_names=True, buckets=1))
 
 
@@ -99,30 +99,30 @@ METHODS = {
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
-    """An ensemble of two, of unequal lengths where there are lengths."""
+    """An ensemble of two members, of different lengths if the method has one."""
     lengths = (4, 5) if kind == "concatenate" else ()
     rate = OptimizerConfig(name="adamw", learning_rate=1e-3) if kind == "full" else OptimizerConfig()
     run = dataclasses.replace(
         mixed, prompt=METHODS[kind], optimizer=rate, ensemble=EnsembleConfig(size=2, length=lengths)
     )
-    whole = named(run, "whole")
+    whole = with_name(run, "whole")
     setup, progress = train(whole, tasks=tasks)
     per_task = run.prompt.per_task is not None
     start = setup.prompts(setup.trainable(setup.states))
     shown = finish(whole, setup, progress)
-    assert "drawn: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
+    assert "sampling rates: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
 
-    # What the files say, and the same prompts evaluated from them, asked in the same words.
+    # The files' metadata, and the same answers from `evaluate` with the exported prompts.
     stored = read_prompts(whole.folder / "best.npz")
     expected = [(m, t) for m in range(2) for t in NAMES] if per_task else [(m, "both") for m in range(2)]
     for (prompt, metadata), (member, task) in zip(stored, expected, strict=True):
-        standing = progress.members[member]
-        assert metadata.task == task and metadata.step == standing.best_step and prompt.stacked is None
-        scores = standing.best_scores
+        state = progress.members[member]
+        assert metadata.task == task and metadata.step == state.best_step and prompt.stacked is None
+        scores = state.best_scores
         by_task = {name: {k.split("/")[1]: v for k, v in scores.items() if k.startswith(name)} for name in NAMES}
         assert list(by_task["kind_a_v001"]) == ["accuracy", "matthews", "invalid"]
-        assert next(iter(scores)) == standing.metric == "mean"
-        assert standing.score == scores["mean"] == benchmark_average(by_task)
+        assert next(iter(scores)) == state.metric == "mean"
+        assert state.score == scores["mean"] == benchmark_average(by_task)
         assert metadata.scores == (by_task[task] if per_task else scores)
         if per_task:
             assert metadata.settings["data.task"] == task and metadata.format.labels == BY_TASK[task]
@@ -151,7 +151,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
                 found = again.encoder_tokens.embeddings
                 np.testing.assert_array_equal(found, stored[number][0].encoder_tokens.embeddings)
 
-    # A test of each task, of all members on it.
+    # Each task has a test of all members.
     summary = json.loads((whole.folder / "summary.json").read_text())
     assert [test["task"] for test in summary["tests"]] == list(NAMES)
     assert [test["members"] for test in summary["tests"]] == ([[0, 2], [1, 3]] if per_task else [[0, 1]] * 2)
@@ -160,7 +160,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     page = (whole.folder / "report.html").read_text()
     assert all(name in page for name in NAMES) and ("Virtual tokens" in page) == (kind != "full")
 
-    # It is trained, of each task what is its own; and interrupted it goes on to the same bits.
+    # Every prompt has moved. An interrupted run resumes bit-exactly.
     last = [prompt for prompt, _ in read_prompts(whole.folder / "last.npz")]
     movements = [
         np.concatenate([np.ravel(b - a) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)])
@@ -204,8 +204,8 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
         ([("kind_a_v001", "a {text}"), ("kind_b_v001", "{text}")], None),
     ],
 )
-def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained, start):
-    """With its name where their tasks' names were there, whatever their templates are; and not with both."""
+def test_another_task_is_formatted_as_in_training(tiny, tasks, trained, start):
+    """Its inputs begin with its name if the prompts were trained with names. Mixing both kinds is an error."""
     members = [
         LoadedPrompt(
             Path(f"{n}.npz"), None, Prompt(), PromptMetadata(task=task, format=template and TaskFormat(template))
@@ -224,7 +224,7 @@ def test_another_task_is_asked_as_the_prompts_were_trained(tiny, tasks, trained,
     )
 
 
-def test_of_a_mixture_one_task_is_asked(tiny, tasks):
+def test_a_prompt_of_a_mixture_needs_a_task(tiny, tasks):
     member = LoadedPrompt(Path("0.npz"), None, Prompt(), PromptMetadata(task="both", format=TaskFormat(NAMED_INPUTS)))
     with pytest.raises(
         UserError, match="0.npz was trained on both, a mixture; .* --task .*: kind_a_v001, kind_b_v001$"
@@ -232,10 +232,10 @@ def test_of_a_mixture_one_task_is_asked(tiny, tasks):
         read_examples(Source(tasks=tasks), [member], tiny)
 
 
-def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
-    """And so is in nats where it is shown, and no share."""
-    run = changed(changed(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
-    setup, progress = train(changed(run, "data", task_names=False), tasks=tasks)
+def test_a_mean_of_log_likelihoods_keeps_its_name(mixed, tasks):
+    """So it is shown in nats, not as a share."""
+    run = with_options(with_options(mixed, "data", task="texts_twice", metrics=("log_likelihood",)), "train", steps=1)
+    setup, progress = train(with_options(run, "data", task_names=False), tasks=tasks)
     scores = progress.members[0].best_scores
     assert list(scores) == ["log_likelihood", "more_texts/log_likelihood", "texts/log_likelihood"]
     assert progress.members[0].metric == "log_likelihood" and scores["log_likelihood"] < 0
@@ -244,10 +244,10 @@ def test_a_mean_of_log_likelihoods_is_called_so(mixed, tasks):
     assert f"{100 * scores['log_likelihood']:.2f}" not in (run.folder / "report.html").read_text()
 
 
-def test_messages_say_which_prompts_are_a_members(mixed, tasks, capfd):
-    """The first cannot move and is stopped; parameters of the second overflow."""
-    run = changed(mixed, "train", patience=1)
-    run = changed(run, "optimizer", name="adamw", weight_decay=0.0)
+def test_messages_name_a_members_prompts(mixed, tasks, capfd):
+    """The first member cannot move and stops. The second one's parameters overflow."""
+    run = with_options(mixed, "train", patience=1)
+    run = with_options(run, "optimizer", name="adamw", weight_decay=0.0)
     run = dataclasses.replace(
         run, prompt=METHODS["concatenate"], ensemble=EnsembleConfig(seed=(0,), learning_rate=(1e-30, 3e38))
     )
@@ -262,8 +262,8 @@ BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", 
 
 @pytest.mark.parametrize("per_task", (None, "add", "project"))
 def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tasks):
-    """The loss of the first step, by hand from the rows' tasks as their texts tell them."""
-    run = changed(changed(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
+    """The loss of the first step equals one computed row by row with the prompt of the row's task."""
+    run = with_options(with_options(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
     setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
     batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
@@ -280,7 +280,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
     (logged,) = (line["train/loss"] for line in read_log(run.folder) if "train/loss" in line)
     assert logged == pytest.approx(float(losses) / count, rel=1e-4)
 
-    # What is said of a single member.
+    # The text and report of a single member.
     text = finish(run, setup, progress)
     assert text.count("best prompt") == (1 if per_task is None else 2) and "b_v001, test, 6 examples" in text
     assert "Test on kind_b_v001" in (run.folder / "report.html").read_text()
@@ -288,7 +288,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
 
 def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
     both = [
-        dataclasses.replace(named(mixed, name), data=DataConfig(task=name, buckets=1)) for name in ("one", NAMES[0])
+        dataclasses.replace(with_name(mixed, name), data=DataConfig(task=name, buckets=1)) for name in ("one", NAMES[0])
     ]
     for run in both:
         train(run, tasks=tasks)
@@ -297,9 +297,9 @@ def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
     assert said == says and said.task == NAMES[0]
 
 
-def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
-    """The first virtual tokens."""
-    run = changed(mixed, "prompt", length=4, init="labels")
+def test_labels_of_all_tasks_take_turns(mixed, tasks, tiny):
+    """In the initial virtual tokens."""
+    run = with_options(mixed, "prompt", length=4, init="labels")
     (prompt,) = (setup := loop.prepare(run, tasks)).prompts(setup.trainable(setup.states))
     for row, label in enumerate(("negative", "bad film", "positive", "good film")):
         expected = np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(label)].mean(axis=0)
@@ -307,7 +307,7 @@ def test_labels_of_all_tasks_in_turn(mixed, tasks, tiny):
 
 
 def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
-    """Those of its tasks: 2 x 1/4, 2 x 3/4 and 0.5."""
+    """The rates of its tasks are 2 x 1/4, 2 x 3/4 and 0.5."""
     from prompt_jax.data.registry import discover_tasks, mixture_rates, short_name
 
     discover_tasks(tasks)
@@ -328,7 +328,7 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
         ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
-        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain has plain, a plain task of seqio"),
+        ({"data": {"task": "with_plain"}}, ConfigError, "with_plain contains plain, a plain seqio task"),
         (
             {"data": {"task": "by_size"}},
             DataError,
@@ -340,8 +340,8 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ({"prompt": {"per_task": "add", "init": "text", "init_text": " "}}, ConfigError, "init 'text' needs"),
     ],
 )
-def test_what_cannot_be_trained(mixed, tasks, changes, kind, message):
+def test_impossible_mixtures(mixed, tasks, changes, kind, message):
     for part, values in changes.items():
-        mixed = changed(mixed, part, **values)
+        mixed = with_options(mixed, part, **values)
     with pytest.raises(kind, match=message):
         train(mixed, tasks=tasks)

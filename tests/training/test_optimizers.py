@@ -1,4 +1,4 @@
-"""Optimizers against their definitions, written out in NumPy."""
+"""Optimizers compared with their definitions in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def run(config: OptimizerConfig, start: np.ndarray, gradients: list[np.ndarray])
 
 
 def adafactor(start, gradients, rate=0.3, decay_rate=0.8, decay=1e-5, offset=0, scaled=False):
-    """Shazeer and Stern 2018 as T5X has it, for a matrix too small to be factored."""
+    """Adafactor (Shazeer and Stern 2018) as in T5X, for a matrix too small to be factored."""
     params, second = start.astype(np.float64), np.zeros_like(start, np.float64)
     for step, gradient in enumerate(gradients):
         keep = 1.0 - (step - offset + 1.0) ** -decay_rate
@@ -42,12 +42,12 @@ def start():
     return np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
 
 
-def test_adafactor_is_the_papers(start, gradients):
+def test_adafactor(start, gradients):
     np.testing.assert_allclose(run(OptimizerConfig(), start, gradients), adafactor(start, gradients), rtol=2e-5)
 
 
 def test_updates_relative_to_the_parameters(start, gradients):
-    """T5's own setting; parameters that are next to nothing move by the rate times 1e-3."""
+    """T5's setting. Parameters near zero move by the rate times 1e-3."""
     config = OptimizerConfig(learning_rate=0.01, parameter_scale=True, weight_decay=0.0)
     for scale in (10.0, 1e-6):
         begin = start * np.float32(scale)
@@ -62,7 +62,7 @@ def test_weight_decay_is_not_scaled_by_the_rate(start):
 
 
 def test_decay_offset_keeps_updates_clipped(start, gradients):
-    """The switch of the paper's reproduction: the second moment hardly moves, so each update is clipped to 0.3."""
+    """Used to reproduce the paper: the second moment hardly changes, so each update is clipped to 0.3."""
     config = OptimizerConfig(decay_offset=-1_100_000)
     result = run(config, start, gradients)
     np.testing.assert_allclose(result, adafactor(start, gradients, offset=-1_100_000), rtol=2e-4)
@@ -81,7 +81,7 @@ def test_adamw(start, gradients):
 
 
 def test_clipping_is_of_the_global_norm(start, gradients):
-    """Adam is blind to a gradient's scale but not to its scale's change."""
+    """Adam ignores a gradient's constant scale but not a change of scale."""
     config = OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.0, clip_norm=1.0)
     clipped = [g / max(1.0, np.linalg.norm(g)) for g in gradients]
     unclipped = OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.0)

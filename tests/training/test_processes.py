@@ -1,4 +1,4 @@
-"""One run on one device, on several devices of one process, and in several processes; and what ends a run."""
+"""Runs on one device, on several devices, and in several processes; preemption, kills and failed writes."""
 
 import dataclasses
 import json
@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 
 import jax_processes
-from experiments import changed, named
+from experiments import with_name, with_options
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.distributed.processes import Preempted, exit_if_process_lost
+from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.training import loop
+from prompt_jax.storage.locks import LockLost
+from prompt_jax.training import evaluate, loop
+from prompt_jax.training.metrics import Diverged
 
 # Two in all test runs; PROMPT_JAX_KILLS=20 for a thorough one.
 KILLS = int(os.environ.get("PROMPT_JAX_KILLS", "2"))
@@ -29,11 +32,11 @@ KILLS = int(os.environ.get("PROMPT_JAX_KILLS", "2"))
 
 @pytest.fixture
 def experiment(experiment: Experiment) -> Experiment:
-    return changed(experiment, "train", steps=4, eval_every=4)
+    return with_options(experiment, "train", steps=4, eval_every=4)
 
 
 def on(experiment: Experiment, name: str, ensemble: int = 1, data: int = 1, model: int = 1) -> Experiment:
-    return dataclasses.replace(named(experiment, name), mesh=MeshConfig(ensemble, data, model))
+    return dataclasses.replace(with_name(experiment, name), mesh=MeshConfig(ensemble, data, model))
 
 
 def losses(experiment: Experiment) -> np.ndarray:
@@ -41,7 +44,7 @@ def losses(experiment: Experiment) -> np.ndarray:
 
 
 def predictions(experiment: Experiment) -> list[dict]:
-    """Of the examples in their order, the answers without their scores, which are numbers with rounding."""
+    """Return the lines of `predictions.jsonl` without scores, which have rounding errors."""
     lines = map(json.loads, (experiment.folder / "predictions.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "label_scores"} for line in lines]
 
@@ -51,8 +54,8 @@ def prompts(experiment: Experiment) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_the_same_run_on_devices_and_in_processes(experiment):
-    """The same losses and prompts to reordering error, from the same batches."""
+def test_the_same_run_on_several_devices_and_processes(experiment):
+    """Losses and prompts are equal up to reordering error."""
     experiment = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=2))
     one = on(experiment, "one")
     jax_processes.run(one)
@@ -74,10 +77,10 @@ def test_the_same_run_on_devices_and_in_processes(experiment):
         assert predictions(other) == predictions(one), name
 
 
-def test_asked_to_leave(experiment, monkeypatch):
-    """SIGTERM to a run of one process: it saves and leaves, and goes on bit by bit."""
-    experiment = changed(experiment, "train", checkpoint_every=1000)
-    whole = named(experiment, "whole")
+def test_preemption(experiment, monkeypatch):
+    """After SIGTERM a run of one process saves and ends, and resumes bit-exactly."""
+    experiment = with_options(experiment, "train", checkpoint_every=1000)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
     before, real = signal.getsignal(signal.SIGTERM), loop._step
 
@@ -98,12 +101,12 @@ def test_asked_to_leave(experiment, monkeypatch):
 @pytest.mark.parametrize(
     "evaluation, said", [(0, "nothing is saved yet"), (1, "saved at step 2"), (2, "saved at step 4")]
 )
-def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, said):
-    """It is made up for: scores, the best prompt and all that follows are as without."""
-    experiment = changed(experiment, "train", eval_every=2, checkpoint_every=1000)
-    whole = named(experiment, "whole")
+def test_preemption_during_an_evaluation(experiment, monkeypatch, evaluation, said):
+    """The resumed run repeats it. Scores, the best prompt and all that follows are unchanged."""
+    experiment = with_options(experiment, "train", eval_every=2, checkpoint_every=1000)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
-    count, real = 0, loop.evaluate_members
+    count, real = 0, evaluate.evaluate_members
 
     def evaluate_members(*arguments, **options):
         nonlocal count
@@ -113,7 +116,7 @@ def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, sa
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Preempted, match=said):
-        patch.setattr(loop, "evaluate_members", evaluate_members)
+        patch.setattr(evaluate, "evaluate_members", evaluate_members)
         loop.train(experiment)
     _, progress = loop.train(experiment)
     assert count == evaluation + 1 and not progress.evaluation_due
@@ -124,12 +127,12 @@ def test_asked_to_leave_in_an_evaluation(experiment, monkeypatch, evaluation, sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", (1, 2))
-def test_asked_to_leave_and_killed(experiment, processes):
-    """SIGTERM to one of them: all save and leave. SIGKILL of one, in the midst of a save and at random: the others end
-    by themselves. Each time the same command goes on, and all ends bit by bit as without."""
-    # Some seconds' worth, since it takes one until both know that one of them was asked.
+def test_preemption_and_kills(experiment, processes):
+    """After SIGTERM to one process all save and end. After SIGKILL of one, during a save or at random, the others exit.
+    Each time the same command resumes, and the result is bit-identical to an uninterrupted run."""
+    # Enough steps for some seconds: it takes one until both processes agree on the preemption.
     options = {"steps": 600, "checkpoint_every": 20, "eval_every": 10_000, "log_every": 2}
-    experiment = changed(experiment, "train", **options)
+    experiment = with_options(experiment, "train", **options)
     whole, hurt = (on(experiment, name, data=processes) for name in ("whole", "hurt"))
     jax_processes.run(whole, processes)
     started = jax_processes.start(hurt, processes)
@@ -151,7 +154,7 @@ def test_asked_to_leave_and_killed(experiment, processes):
         started[victim].kill()
         statuses = jax_processes.finish(hurt, started, timeout=60)
         assert statuses.pop(victim) in (-signal.SIGKILL, 0)
-        # Lost another process; or JAX's heartbeat ended it; or it was faster.
+        # A lost process was noticed, or JAX's heartbeat ended the process, or it had finished.
         assert set(statuses) <= {76, -signal.SIGABRT, 0}, jax_processes.output(hurt, 1 - victim).read_text()
     assert "resuming at step" in jax_processes.run(hurt, processes)
     np.testing.assert_array_equal(prompts(hurt), prompts(whole))
@@ -161,22 +164,22 @@ def test_asked_to_leave_and_killed(experiment, processes):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
 def test_a_save_that_fails_in_the_first_of_two_processes(experiment):
-    """Both end, soon, and the checkpoints before it are used."""
+    """Both exit soon, and the last complete checkpoint is used."""
     options = {"steps": 3000, "checkpoint_every": 5, "eval_every": 10_000, "log_every": 1000}
-    experiment = changed(changed(experiment, "train", **options), "prompt", length=100)
+    experiment = with_options(with_options(experiment, "train", **options), "prompt", length=100)
     experiment = on(dataclasses.replace(experiment, ensemble=EnsembleConfig(size=16)), "failing", data=2)
     started = jax_processes.start(experiment, 2)
     end = time.monotonic() + 200
     while not (experiment.folder / "checkpoints" / "5").exists():
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()
         time.sleep(0.05)
-    resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # as if the disk were full
+    resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # like a full disk
     statuses = jax_processes.finish(experiment, started, timeout=60)
     first, second = (jax_processes.output(experiment, number).read_text() for number in range(2))
     assert re.search("prompt-jax: .*(could not be written|File too large)", first.splitlines()[-1])
     assert "Traceback" not in first + second
     assert statuses[0] == 1 and statuses[1] in (76, -signal.SIGABRT)
-    again = changed(experiment, "train", steps=3001)
+    again = with_options(experiment, "train", steps=3001)
     started = jax_processes.start(again, 2)
     while "resuming at step" not in jax_processes.output(again).read_text():
         assert started[0].poll() is None, jax_processes.output(again).read_text()
@@ -203,18 +206,18 @@ loop._step = step
 @pytest.mark.parametrize(
     "cause, told",
     [
-        # Threads of orbax then wait for each other for five minutes, and Python for them.
+        # Threads of orbax would then wait five minutes for each other, and Python for them.
         (
             "shutil.rmtree(run.checkpoints.folder); run.checkpoints.folder.touch()",
             r"a checkpoint could not be written to .*checkpoints \(.*Not a directory",
         ),
-        # As if the disk were full.
+        # Like a full disk.
         ("resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))", r".*/(best|last)\.npz: File too large"),
     ],
 )
 def test_a_save_that_fails_in_one_process(experiment, cause, told):
-    """The process ends, soon, and what it says last is why, without a traceback of the libraries."""
-    experiment = changed(experiment, "train", steps=5, checkpoint_every=2)
+    """The process exits soon. Its last line is the reason, without tracebacks of libraries."""
+    experiment = with_options(experiment, "train", steps=5, checkpoint_every=2)
     started = jax_processes.start(experiment, patch=FAILING.format(cause))
     assert jax_processes.finish(experiment, started, timeout=120) == [1]
     said = jax_processes.output(experiment).read_text()
@@ -222,8 +225,8 @@ def test_a_save_that_fails_in_one_process(experiment, cause, told):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
-    experiment = changed(experiment, "train", checkpoint_every=2)
+def test_a_damaged_checkpoint_is_reported_in_one_line(experiment):
+    experiment = with_options(experiment, "train", checkpoint_every=2)
     jax_processes.run(experiment)
     for file in (experiment.folder / "checkpoints" / "4" / "state").rglob("d/*"):
         os.truncate(file, 10)
@@ -231,37 +234,36 @@ def test_a_damaged_checkpoint_is_told_in_one_line(experiment):
     assert "warning: checkpoint 4 is damaged; step 2 is used" in said and "Traceback" not in said, said
 
 
-def test_which_errors_end_a_process_of_several(monkeypatch, capsys):
-    """At once: another process is lost, also where a save fails for it; and what this process alone knows of. What is
-    wrong with a file or an address is raised, and the process is ended with its status in a while."""
+def test_which_errors_end_one_of_several_processes(monkeypatch, capsys):
+    """The process exits at once if another process is lost, or after an error that only this process has. Other errors
+    are raised, and the process exits with their status after a while."""
     ended: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr("prompt_jax.distributed.processes._END_SECONDS", 0.01)
-    saving, address = loop.SaveError("not written"), loop.UserError("not fetched")
+    saving, address = SaveError("not written"), UserError("not fetched")
     saving.__cause__, address.__cause__ = RuntimeError("Barrier timed out"), ConnectionError("connection refused")
     for error in (ValueError("Gloo all-reduce failed"), saving):
         with exit_if_process_lost():
             raise error
     assert ended == [76, 76]
-    for error in (loop.SaveError("the disk is full"), loop.LockLost("taken over")):
+    for error in (SaveError("the disk is full"), LockLost("taken over")):
         with exit_if_process_lost():
             raise error
         assert capsys.readouterr().err.endswith(f"prompt-jax: {error}\n")
     assert ended == [76, 76, 1, 1]
-    for error in (ValueError("shapes do not fit"), address, loop.Diverged("nan")):
+    for error in (ValueError("shapes do not fit"), address, Diverged("nan")):
         with pytest.raises(type(error)), exit_if_process_lost():
             raise error
         time.sleep(0.2)
     assert ended == [76, 76, 1, 1, 1, 1, 3]
 
 
-@pytest.mark.parametrize("policy", ("stop", "continue"))
-def test_what_cannot_be_written(experiment, monkeypatch, capfd, policy):
-    """As on a disk that gets full: from some step on no file may grow beyond 5,000 bytes, which prompts and checkpoints
-    do. The last whole checkpoint stays, and training can go on from it."""
-    experiment = changed(experiment, "train", steps=6, checkpoint_every=2, save_errors=policy)
-    whole = named(experiment, "whole")
+def test_a_full_disk(experiment, monkeypatch):
+    """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops. It resumes from
+    the last complete checkpoint."""
+    experiment = with_options(experiment, "train", steps=6, checkpoint_every=2)
+    whole = with_name(experiment, "whole")
     loop.train(whole)
     before, real = resource.getrlimit(resource.RLIMIT_FSIZE), loop._step
 
@@ -274,23 +276,18 @@ def test_what_cannot_be_written(experiment, monkeypatch, capfd, policy):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step)
         try:
-            if policy == "stop":
-                with pytest.raises((loop.SaveError, OSError), match="could not be written|File too large"):
-                    loop.train(experiment)
-            else:
+            with pytest.raises((SaveError, OSError), match="could not be written|File too large"):
                 loop.train(experiment)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     steps = {path.name for path in (experiment.folder / "checkpoints").iterdir() if path.name.isdigit()}
     assert steps == {"2"}
-    if policy == "continue":
-        assert "not saved, and training goes on" in capfd.readouterr().err
     loop.train(experiment)
     np.testing.assert_array_equal(prompts(experiment), prompts(whole))
 
 
 def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: float = 60) -> None:
-    """Returns while a checkpoint is written, under a name that says so; or when the process has ended."""
+    """Wait until a checkpoint is being written, under its temporary name, or until the process has ended."""
     end = time.monotonic() + timeout
     while process.poll() is None and not any((experiment.folder / "checkpoints").glob("*tmp*")):
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()
@@ -298,7 +295,7 @@ def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: fl
 
 
 def wait_for_step(experiment: Experiment, step: int, timeout: float = 200) -> None:
-    """Returns when a run has logged a step."""
+    """Wait until a run has logged a step."""
     end = time.monotonic() + timeout
     while not any(line["step"] >= step for line in read_log(experiment.folder) if "train/loss" in line):
         assert time.monotonic() < end, jax_processes.output(experiment).read_text()

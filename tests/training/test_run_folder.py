@@ -1,4 +1,4 @@
-"""Which process a run's folder belongs to, and what killed processes and deleted files do to a run."""
+"""A run's folder: its lock, its configuration, killed processes and deleted files."""
 
 import contextlib
 import dataclasses
@@ -17,18 +17,19 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jax_processes
-from experiments import changed, named
+from experiments import with_name, with_options
 from launching import wait_for
 from prompt_jax import experiment as experiments
 from prompt_jax.distributed.processes import on_first_process
-from prompt_jax.errors import ConfigError
+from prompt_jax.errors import ConfigError, SaveError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.storage.locks import LockHeld, LockLost
-from prompt_jax.training import loop
+from prompt_jax.training import loop, saving
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.loop import train
+from prompt_jax.training.run import Run
 from prompt_jax.training.run_folder import run_lock
 from prompt_jax.training.summary import finish
 
@@ -37,8 +38,8 @@ TRACEBACK = "Traceback (most recent call last)"
 
 @pytest.fixture
 def whole(experiment: Experiment) -> Experiment:
-    """The run, never interrupted."""
-    whole = named(experiment, "whole")
+    """The finished run, never interrupted."""
+    whole = with_name(experiment, "whole")
     finish(whole, *train(whole))
     return whole
 
@@ -52,7 +53,7 @@ def log(experiment: Experiment) -> list[dict[str, float]]:
 
 
 def events(experiment: Experiment) -> list[tuple[int, str, float]]:
-    """What TensorBoard shows, without times."""
+    """Return what TensorBoard shows, without times."""
     reader = EventAccumulator(str(experiment.folder / "tensorboard" / "member_0"))
     reader.Reload()
     names = [name for name in reader.Tags()["scalars"] if name != "seconds"]
@@ -60,7 +61,7 @@ def events(experiment: Experiment) -> list[tuple[int, str, float]]:
 
 
 def assert_same_files(run: Experiment, whole: Experiment) -> None:
-    """Checks that two runs left the same files with the same contents."""
+    """Check that two runs have the same files with the same contents."""
     assert names(run.folder) == names(whole.folder)
     assert names(run.folder / "checkpoints") == names(whole.folder / "checkpoints")
     for file in ("best.npz", "last.npz"):
@@ -80,8 +81,8 @@ def names(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def before_step(step: int, do: Callable[[loop.Run], object]) -> Iterator[None]:
-    """Calls `do` before a step of the runs inside."""
+def before_step(step: int, do: Callable[[Run], object]) -> Iterator[None]:
+    """Call `do` before a step of the runs inside."""
     real = loop._step
 
     def patched(run, *arguments):
@@ -107,22 +108,22 @@ def interrupt(_: object) -> None:
 
 KILL = """
 import os, shutil, signal
-from prompt_jax.training import loop, summary
+from prompt_jax.training import saving, summary
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-# Where a process is killed, and a file that it then leaves, unlike a run that was not killed.
+# Where a process is killed, and a file that exists only then.
 WINDOWS = {
     "before config.json has its name": ("os.replace = kill", r"\.config\.json\.\d+\.tmp"),
     "before best.npz has its name, at step 3": (
         """
-real = loop._save_prompts
+real = saving._save_prompts
 def save(run, name, trainable):
     if run.progress.step == 3:
         os.replace = kill
     real(run, name, trainable)
-loop._save_prompts = save
+saving._save_prompts = save
 """,
         r"\.best\.npz\.\d+\.tmp",
     ),
@@ -135,13 +136,13 @@ os.rename = lambda old, new, **options: kill() if str(new).endswith("checkpoints
     ),
     "after the last checkpoint, before last.npz is written": (
         """
-real = loop._save_prompts
+real = saving._save_prompts
 def save(run, name, trainable):
     if name == "last.npz" and run.progress.step == 6:
         run.checkpoints.wait()
         kill()
     real(run, name, trainable)
-loop._save_prompts = save
+saving._save_prompts = save
 """,
         r"checkpoints/6",
     ),
@@ -150,15 +151,15 @@ loop._save_prompts = save
 
 
 def kill_run(experiment: Experiment, patch: str, *options: str) -> None:
-    """Runs the experiment in a process that a patch kills."""
+    """Run the experiment in a process that a patch kills."""
     statuses = jax_processes.finish(experiment, jax_processes.start(experiment, 1, 1, *options, patch=KILL + patch))
     assert statuses == [-signal.SIGKILL], jax_processes.output(experiment).read_text()
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment, whole):
+def test_a_killed_run_has_the_files_of_an_uninterrupted_one_at_its_end(experiment, whole):
     for number, (window, (patch, left)) in enumerate(WINDOWS.items()):
-        run = named(experiment, f"run{number}")
+        run = with_name(experiment, f"run{number}")
         kill_run(run, patch)
         files = [str(path.relative_to(run.folder)) for path in run.folder.rglob("*")]
         assert ".lock" in files and any(re.fullmatch(left, file) for file in files), (window, files)
@@ -167,10 +168,10 @@ def test_a_killed_run_ends_with_the_files_of_one_that_was_not_killed(experiment,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
-    """It can be overwritten again."""
-    other = changed(experiment, "prompt", length=5)
-    train(changed(other, "train", steps=2))
+def test_a_kill_while_overwriting(experiment, whole):
+    """The run can be overwritten again."""
+    other = with_options(experiment, "prompt", length=5)
+    train(with_options(other, "train", steps=2))
     kill_run(experiment, "shutil.rmtree = kill", "--overwrite")
     assert {".lock", "config.json"} < set(names(experiment.folder))
     with pytest.raises(ConfigError, match="holds a run with another configuration"):
@@ -180,26 +181,26 @@ def test_a_run_that_was_killed_while_it_overwrote_another(experiment, whole):
 
 
 def test_overwriting_through_a_link(experiment, tmp_path):
-    """The files go, and the link to a larger disk stays."""
+    """The files are deleted. The link to a larger disk stays."""
     target = tmp_path / "large disk"
     target.mkdir()
     experiment.runs.mkdir(exist_ok=True)
     experiment.folder.symlink_to(target)
-    train(changed(changed(experiment, "prompt", length=5), "train", steps=2))
+    train(with_options(with_options(experiment, "prompt", length=5), "train", steps=2))
     (target / "link").symlink_to(tmp_path)
     (target / ".x.1.tmp").mkdir()
-    train(changed(experiment, "train", steps=1), overwrite=True)
+    train(with_options(experiment, "train", steps=1), overwrite=True)
     assert experiment.folder.is_symlink() and tmp_path.exists()
     assert names(target) == ["best.npz", "checkpoints", "config.json", "last.npz", "metrics.jsonl", "tensorboard"]
     assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
 
 
-def test_a_run_that_trains_further_has_no_results_until_its_end(experiment):
-    short = changed(experiment, "train", steps=3)
+def test_results_are_deleted_before_a_run_trains_further(experiment):
+    short = with_options(experiment, "train", steps=3)
     finish(short, *train(short))
     results = {"summary.json", "predictions.jsonl", "report.html"}
     assert results < set(names(short.folder))
-    train(short)  # to no further step
+    train(short)  # no step is left
     assert results < set(names(short.folder))
     during: list[set[str]] = []
     with before_step(4, lambda run: during.append(results & set(names(run.experiment.folder)))):
@@ -213,34 +214,34 @@ def test_a_run_that_trains_further_has_no_results_until_its_end(experiment):
 
 def test_config_json_is_written_when_it_changes(experiment):
     record = experiment.folder / "config.json"
-    train(changed(experiment, "train", steps=2))
+    train(with_options(experiment, "train", steps=2))
     before = record.stat()
-    train(changed(experiment, "train", steps=2))
+    train(with_options(experiment, "train", steps=2))
     assert record.stat().st_ino == before.st_ino and record.stat().st_mtime_ns == before.st_mtime_ns
-    more = changed(experiment, "train", steps=3)
+    more = with_options(experiment, "train", steps=3)
     train(more)
     assert experiments.load_experiment(record) == more
     with pytest.raises(ConfigError, match="was trained to step 3, and this configuration ends at step 2"):
-        train(changed(experiment, "train", steps=2))
+        train(with_options(experiment, "train", steps=2))
     assert experiments.load_experiment(record) == more
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
-def test_a_configuration_that_is_none(text):
+def test_text_that_is_no_configuration(text):
     with pytest.raises(ConfigError):
         experiments.from_json(text)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
 def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, content):
-    """A power failure may leave such a file. The checkpoints record the configuration too."""
+    """A power failure may empty the file. Checkpoints record the configuration too."""
     with before_step(5, interrupt), pytest.raises(Interrupted):
         train(experiment)
     record = experiment.folder / "config.json"
     record.write_bytes(content)
     for other in (
-        changed(experiment, "prompt", placement="after"),
-        changed(experiment, "optimizer", learning_rate=1.0),
+        with_options(experiment, "prompt", placement="after"),
+        with_options(experiment, "optimizer", learning_rate=1.0),
     ):
         with pytest.raises(ConfigError, match=r"another configuration \(changed: (prompt.placement|optimizer.learn)"):
             train(other)
@@ -251,7 +252,7 @@ def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, conte
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]"])
-def test_what_is_no_record_is_refused(experiment, content):
+def test_a_damaged_config_json(experiment, content):
     experiment.folder.mkdir(parents=True)
     (experiment.folder / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=f"{experiment.folder / 'config.json'} is not the record of a run"):
@@ -259,22 +260,20 @@ def test_what_is_no_record_is_refused(experiment, content):
     assert names(experiment.folder) == ["config.json"]
 
 
-def test_a_log_with_lines_that_are_no_records(tmp_path):
-    """As a crash may leave them."""
+def test_a_log_with_invalid_lines(tmp_path):
+    """A crash may leave them."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": null}\n3\nnull\n[]\n\0\0\n\xff\n{"step": 2')
     (line,) = read_log(tmp_path)
     assert line["step"] == 1 and np.isnan(line["train/loss"])
 
 
 def test_a_best_prompt_that_cannot_be_written_ends_the_run(experiment, monkeypatch):
-    """Also if other files need not be written, because the results are those of this prompt."""
-
     def save(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(loop, "save_prompt", save)
-    with pytest.raises(loop.SaveError, match=f"{experiment.folder / 'best.npz'}: No space left on device"):
-        train(changed(experiment, "train", save_errors="continue", steps=2))
+    monkeypatch.setattr(saving, "save_prompt", save)
+    with pytest.raises(SaveError, match=f"{experiment.folder / 'best.npz'}: No space left on device"):
+        train(experiment)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -287,17 +286,16 @@ def test_a_folder_that_is_deleted_during_training(experiment, whole, capfd):
         shutil.rmtree(run.experiment.folder)
 
     told = f"^{experiment.folder} was deleted while this process used it; start the same command again$"
-    for policy in ("stop", "continue"):
-        with before_step(4, delete), pytest.raises(LockLost, match=told):
-            train(changed(experiment, "train", save_errors=policy))
-        assert not experiment.folder.exists()
+    with before_step(4, delete), pytest.raises(LockLost, match=told):
+        train(experiment)
+    assert not experiment.folder.exists()
     assert TRACEBACK not in capfd.readouterr().err
     finish(experiment, *train(experiment))
     assert_same_files(experiment, whole)
 
 
 def test_a_folder_that_is_deleted_during_a_save(experiment, whole, monkeypatch):
-    """The save ends in a folder that is made anew, and what it leaves there must not look like somebody's run."""
+    """The save recreates the folder. What it leaves there must not look like a run."""
     real = Checkpoints.save
 
     def save(checkpoints, step, *arguments):
@@ -329,23 +327,23 @@ def test_a_folder_that_is_deleted_before_the_results_are_written(experiment):
         assert names(experiment.folder) == ["best.npz"]
 
 
-def test_what_an_unfinished_save_has_left_in_a_deleted_folder(experiment):
-    """A run can begin there. With a finished checkpoint it cannot: somebody may want it."""
+def test_an_incomplete_save_in_a_deleted_folder(experiment):
+    """A run can begin there, but not beside a complete checkpoint, which may be wanted."""
     left = experiment.folder / "checkpoints" / "4.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
-    short = changed(experiment, "train", steps=2)
+    short = with_options(experiment, "train", steps=2)
     train(short)
     assert names(left.parent) == ["2"]
     shutil.copytree(left.parent / "2", experiment.runs / "other" / "checkpoints" / "2")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        train(named(short, "other"))
+        train(with_name(short, "other"))
 
 
 def test_a_folder_in_use_is_left_alone(experiment):
     """The error comes before anything is loaded."""
-    missing = changed(experiment, "model", name="nobody/nothing")
+    missing = with_options(experiment, "model", name="nobody/nothing")
     with run_lock(experiment) as lock:
-        train(changed(experiment, "train", steps=2), lock=lock)
+        train(with_options(experiment, "train", steps=2), lock=lock)
         before = {path: path.read_bytes() for path in experiment.folder.rglob("*") if path.is_file()}
         told = f"{experiment.folder} is in use by process {os.getpid()} on {socket.gethostname()}, started"
         for overwrite in (False, True):
@@ -358,13 +356,13 @@ def test_a_folder_in_use_is_left_alone(experiment):
 
 
 @pytest.mark.slow
-def test_of_two_processes_with_one_name_one_trains(experiment):
-    """They start together, with different configurations. All files are of one of them."""
+def test_two_processes_with_one_name(experiment):
+    """They start together with different configurations. One trains, and all files are its own."""
     lengths = (4, 5)
-    runs = [changed(experiment, "prompt", length=length) for length in lengths]
+    runs = [with_options(experiment, "prompt", length=length) for length in lengths]
     started = []
     for run, place in zip(runs, ("a", "b"), strict=True):
-        # The configuration and the output are elsewhere, the run's folder is the same.
+        # The configuration and the output are in different folders; the run's folder is the same.
         elsewhere = dataclasses.replace(run, runs=experiment.runs / place)
         started += jax_processes.start(elsewhere, 1, 1, "--runs", str(experiment.runs))
     statuses = [process.wait(300) for process in started]
@@ -381,7 +379,7 @@ def test_of_two_processes_with_one_name_one_trains(experiment):
 WAITING = """
 import time
 from pathlib import Path
-from prompt_jax.training import loop
+from prompt_jax.training import loop, saving
 from prompt_jax.training.checkpoints import Checkpoints
 real = loop._step
 def step(run, *arguments):
@@ -393,8 +391,8 @@ loop._step = step
 
 
 @pytest.mark.slow
-def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
-    """It learns which process trains, and does not disturb it."""
+def test_a_second_process_is_refused(experiment, whole, tmp_path):
+    """Its error names the first process, which is not disturbed."""
     signal_file = tmp_path / "continue"
     (first,) = jax_processes.start(experiment, patch=WAITING.format(str(signal_file)))
     wait_for(lambda: (experiment.folder / "checkpoints" / "2").exists(), 200)
@@ -412,7 +410,7 @@ def test_a_process_that_comes_later_is_refused(experiment, whole, tmp_path):
     assert_same_files(experiment, whole)
 
 
-def test_all_processes_hear_of_an_error_of_the_first(monkeypatch):
+def test_all_processes_raise_an_error_of_the_first(monkeypatch):
     agreed = []
     monkeypatch.setattr("prompt_jax.distributed.processes.all_processes", lambda mine: agreed.append(mine) or False)
     monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)

@@ -1,4 +1,4 @@
-"""Data sets of TFDS that are not on this machine, where nothing can be downloaded either."""
+"""Errors when TFDS's data is neither on disk nor downloadable."""
 
 import json
 import re
@@ -15,7 +15,7 @@ NO_NAME = r"\[Errno -3\] no such name"
 
 
 class Network:
-    """Of which nothing can be downloaded: hosts are not found, and those of `up` answer questions alone."""
+    """A network without downloads: hosts are not found, except that those in `up` answer HEAD requests."""
 
     def __init__(self):
         self.up = set()
@@ -48,8 +48,8 @@ def check_error(name, folder, reason):
         source_dataset(seqio.Task("t", source, output_features={}), "validation")
 
 
-def test_hosts_that_are_out_of_reach_are_asked_once(network, tmp_path):
-    """TFDS asks ten times more, for minutes, with a warning each time and progress bars."""
+def test_unreachable_hosts_are_tried_once(network, tmp_path):
+    """TFDS would retry ten times, for minutes, with warnings and progress bars."""
     check_error("glue/cola:2.0.0", tmp_path, NO_NAME)
     hosts = [host for method, host in network.asked if method == "HEAD"]
     assert len(hosts) == len(network.asked) == len(set(hosts)) == 4
@@ -57,14 +57,14 @@ def test_hosts_that_are_out_of_reach_are_asked_once(network, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_a_host_answers_tfds_downloads(network, tmp_path):
+def test_if_a_host_answers_tfds_downloads(network, tmp_path):
     network.up = {"dl.fbaipublicfiles.com"}
     check_error("super_glue/boolq:1.0.2", tmp_path, NO_NAME)
     assert network.asked == [("HEAD", "dl.fbaipublicfiles.com"), ("GET", "dl.fbaipublicfiles.com")]
     check_error("glue/cola:1.0.0", tmp_path, "The version .* is too old for this version of TFDS .*")
 
 
-def test_what_was_downloaded_before_is_for_tfds_to_prepare(network, tmp_path):
+def test_tfds_prepares_data_that_was_downloaded_before(network, tmp_path):
     (tmp_path / "downloads").mkdir()
     url = "https://dl.fbaipublicfiles.com/glue/superglue/data/v2/BoolQ.zip"
     (tmp_path / "downloads" / "BoolQ.zip.INFO").write_text(json.dumps({"urls": [url]}))
@@ -72,11 +72,11 @@ def test_what_was_downloaded_before_is_for_tfds_to_prepare(network, tmp_path):
     assert network.asked == [("GET", "dl.fbaipublicfiles.com")]
 
 
-def test_what_the_data_sets_own_code_raises_is_told(network, tmp_path):
+def test_errors_of_the_data_sets_code_are_reported(network, tmp_path):
     import tensorflow_datasets as tfds
 
     class OutOfReach(tfds.core.GeneratorBasedBuilder):
-        """Asks addresses that TFDS has no list of."""
+        """Requests URLs that TFDS does not list."""
 
         VERSION = tfds.core.Version("1.0.0")
 

@@ -1,0 +1,180 @@
+"""Evaluation on the validation splits while training: scores, the best prompts, and early stopping."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from prompt_jax.inference.answers import LogitsError
+from prompt_jax.inference.decoding import GREEDY
+from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members
+from prompt_jax.metrics import benchmark_average, is_share
+from prompt_jax.models.prompt import Prompt
+from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
+from prompt_jax.training.metrics import report_diverged
+from prompt_jax.training.run import Hook, Run
+from prompt_jax.training.saving import save_best
+from prompt_jax.training.tasks import Task
+
+Scores = dict[str, float]
+
+
+class Evaluate(Hook):
+    """Evaluate the members every `train.eval_every` steps, and at the start and the end."""
+
+    def on_start(self, run: Run) -> None:
+        if run.progress.evaluation_due:
+            evaluate(run)
+
+    def is_due(self, run: Run, step: int) -> bool:
+        return step == run.setup.steps or step % run.experiment.train.eval_every == 0
+
+    def after_step(self, run: Run) -> None:
+        run.progress.evaluation_due = self.is_due(run, run.progress.step) and bool(run.progress.training)
+        if run.progress.evaluation_due and not run.preempted:
+            evaluate(run)
+
+
+class _PreemptedDuringEvaluation(Exception):
+    pass
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate the members that are training, keep their best prompts, and stop members whose patience has ended.
+
+    The first score decides which prompt is best; among equals it is the latest. A preemption sets `run.preempted` and
+    leaves all else unchanged.
+    """
+    progress, setup = run.progress, run.setup
+    trainable = setup.trainable(run.states)
+    try:
+        scores = _validation_scores(run, setup.prompts(trainable))
+    except _PreemptedDuringEvaluation:
+        run.preempted = True
+        return
+    progress.evaluation_due = False
+    diverged = [number for number in progress.training if number not in scores]
+    report_diverged(run, progress.step, dict.fromkeys(diverged, "the logits on the validation split are not finite"))
+    if _update_members(run, scores, trainable):
+        save_best(run)
+    if scores:
+        _show_scores(run, [next(iter(values.values())) for values in scores.values()])
+    _stop_early(run)
+
+
+def _validation_scores(run: Run, prompts: Sequence[Prompt]) -> dict[int, Scores]:
+    """Return the scores of the members that are training, without those whose logits are not finite."""
+
+    def before_batch() -> None:
+        if run.preemption.noticed():
+            raise _PreemptedDuringEvaluation
+
+    setup, training = run.setup, run.progress.training
+    by_task: dict[int, dict[str, Scores]] = {number: {} for number in training}
+    for task, numbers in setup.by_task(training):
+        evaluations = _evaluate_task(run, task, [prompts[number] for number in numbers], before_batch)
+        for number, evaluation in zip(numbers, evaluations, strict=True):
+            member = setup.stored[number].member
+            if evaluation is None:
+                by_task.pop(member, None)
+            elif member in by_task:
+                by_task[member][task.name] = evaluation.scores
+    best_by = run.experiment.train.best_by
+    return {number: _member_scores(tasks, best_by) for number, tasks in by_task.items()}
+
+
+def _evaluate_task(
+    run: Run, task: Task, prompts: Sequence[Prompt], before_batch: Callable[[], None]
+) -> list[Evaluation | None]:
+    """Return each prompt's evaluation on a task's validation split; None where its logits are not finite.
+
+    Raises:
+      LogitsError: the logits are not finite before training, which cannot help.
+    """
+    options = EvaluationOptions(
+        task.format.target_length,
+        run.experiment.train.eval_batch_size,
+        decoding=GREEDY,
+        rank=False,
+        before_batch=before_batch,
+    )
+    try:
+        return list(evaluate_members(run.setup.model, prompts, task.examples["validation"], options))
+    except LogitsError:
+        if run.progress.step == 0:
+            raise
+        if len(prompts) == 1:
+            return [None]
+        return [each for prompt in prompts for each in _evaluate_task(run, task, [prompt], before_batch)]
+
+
+def _member_scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal["first", "mean"]) -> Scores:
+    """Return a member's scores, the one that decides first. Those of several tasks are named `TASK/METRIC`.
+
+    Several tasks, or several metrics with `best_by="mean"`, have a mean, which comes first. It is named `mean`, or like
+    the metric if that is not a share (such as BLEU), so that it is shown in the metric's unit.
+    """
+    if len(by_task) == 1:
+        (scores,) = by_task.values()
+        shares = [scores[name] for name in METRIC_NAMES if name in scores and _counts_in_mean(name)]
+        mean = {"mean": sum(shares) / len(shares)} if best_by == "mean" and len(shares) > 1 else {}
+        return {**mean, **scores}
+    each = {f"{task}/{name}": value for task, scores in by_task.items() for name, value in scores.items()}
+    # `load_tasks` checks that such a metric is the only one.
+    unit = next((name for scores in by_task.values() for name in scores if not is_share(name)), "mean")
+    return {unit: benchmark_average(by_task), **each}
+
+
+def _counts_in_mean(metric: str) -> bool:
+    """Return whether a metric is a share of which higher is better."""
+    return is_share(metric) and metric not in LOWER_IS_BETTER
+
+
+def _update_members(run: Run, scores: Mapping[int, Scores], trainable: Sequence[Any]) -> bool:
+    """Log the scores and keep the best trainable variables. Return whether a member has a new best."""
+    progress, improved = run.progress, False
+    for number, values in scores.items():
+        with run.saving():
+            logged = {f"validation/{name}": value for name, value in values.items()}
+            run.log.write(progress.step, number, logged | {"seconds": progress.seconds})
+        member = progress.members[number]
+        member.metric, score = next(iter(values.items()))
+        member.evaluations_since = 0 if score > member.score else member.evaluations_since + 1
+        if score >= member.score:
+            member.score, member.best_step, member.best_scores = score, progress.step, values
+            run.best[number] = trainable[number]
+            improved = True
+    return improved
+
+
+def _show_scores(run: Run, scores: Sequence[float]) -> None:
+    """Show the score of the only member, or mean and range of several."""
+    members, step = run.progress.members, run.progress.step
+    best = max(members, key=lambda member: member.score)
+    metrics = {member.metric for member in members}
+    name = best.metric if len(metrics) == 1 else "score"  # members may train on tasks with different metrics
+    text = f"{sum(scores) / len(scores):.4f}"
+    if len(members) > 1:
+        text += f" on average of {len(scores)}, {min(scores):.4f} to {max(scores):.4f}"
+    run.display.score(name, scores)
+    run.display.write(f"step {step}  validation {name} {text}  (best {best.score:.4f} at step {best.best_step})")
+
+
+def _stop_early(run: Run) -> None:
+    """End the training of members that have not improved for `train.patience` evaluations."""
+    members, patience = run.progress.members, run.experiment.train.patience
+    stopped = [n for n in run.progress.training if patience is not None and members[n].evaluations_since >= patience]
+    for number in stopped:
+        members[number].status = "stopped early"
+        run.display.write(
+            f"{run.member_title(number)}no better {members[number].metric} in {patience} evaluations; "
+            f"stopped at step {run.progress.step}"
+        )
+    if len(run.progress.training) == len(members):
+        return
+    active = [np.array([members[number].status == "training" for number in stack]) for stack in run.setup.stacks]
+    run.states = tuple(
+        dataclasses.replace(state, active=run.setup.place_members(still))
+        for state, still in zip(run.states, active, strict=True)
+    )

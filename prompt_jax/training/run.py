@@ -1,0 +1,134 @@
+"""A run in progress, and the interface of the hooks that the training loop calls."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+
+from prompt_jax import experiment as experiments
+from prompt_jax.distributed.processes import Preemption
+from prompt_jax.errors import SaveError, UserError
+from prompt_jax.experiment import Experiment
+from prompt_jax.storage.locks import FileLock
+from prompt_jax.training.checkpoints import Checkpoints
+from prompt_jax.training.logs import Display, Log
+from prompt_jax.training.setup import Setup
+from prompt_jax.training.step import TrainState
+
+
+@dataclasses.dataclass
+class MemberState:
+    """The progress of one member."""
+
+    status: Literal["training", "stopped early", "diverged"] = "training"
+    steps: int = 0  # that updated it
+    metric: str = ""  # that decides which prompt is best: the task's first metric, or a mean
+    score: float = -math.inf  # the best on the validation split
+    best_step: int = -1
+    best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluations_since: int = 0  # the best one
+
+
+@dataclasses.dataclass
+class RunProgress:
+    """The progress of a run, as checkpoints store it."""
+
+    members: list[MemberState]
+    step: int = 0
+    evaluation_due: bool = True  # at `step`, and not done yet
+    seconds: float = 0.0  # of training and evaluation, including earlier processes
+
+    @property
+    def training(self) -> list[int]:
+        """The numbers of the members that are still training."""
+        return [number for number, member in enumerate(self.members) if member.status == "training"]
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in progress: what the loop and its hooks share."""
+
+    experiment: Experiment
+    setup: Setup
+    progress: RunProgress
+    states: tuple[TrainState, ...]  # of each stack
+    best: list[Any]  # each member's trainable variables at its best evaluation, on the host
+    checkpoints: Checkpoints
+    lock: FileLock  # of the run's folder; only the first process acquires it
+    log: Log
+    display: Display
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    preempted: bool = False
+    position: dict[str, Any] | None = None  # of the training data after the last step
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Turn errors of writing files into one that says what failed.
+
+        Raises:
+          LockLost: the folder was deleted or taken over by another process, which explains the failure.
+          SaveError: any other failure.
+        """
+        try:
+            yield
+        except (SaveError, OSError) as error:
+            with contextlib.suppress(OSError):
+                self.lock.check()
+            reason = str(error)
+            if not isinstance(error, UserError):
+                reason = f"{error.filename or self.experiment.folder}: {error.strerror or error}"
+            raise SaveError(reason) from error
+
+    def member_title(self, number: int) -> str:
+        """Return what a message about a member begins with; nothing if it is the only member."""
+        if len(self.progress.members) == 1:
+            return ""
+        files = [str(place) for place, stored in enumerate(self.setup.stored) if stored.member == number]
+        prompts = f" (prompts {', '.join(files[:-1])} and {files[-1]} of best.npz)" if len(files) > 1 else ""
+        return f"member {number}{prompts}: "
+
+
+class Hook:
+    """Something that happens beside the training steps. The loop calls all hooks in a fixed order."""
+
+    def on_start(self, run: Run) -> None:
+        """Act before the first step of this process."""
+
+    def on_metrics(self, run: Run, step: int, metrics: Mapping[int, Mapping[str, float]]) -> None:
+        """Receive the metrics of a step by member. They arrive after the next step is dispatched."""
+
+    def is_due(self, run: Run, step: int) -> bool:
+        """Return whether the loop must call `after_step`, for all hooks, after this step."""
+        return False
+
+    def after_step(self, run: Run) -> None:
+        """Act after a step at which some hook is due. The step's metrics have arrived."""
+
+
+def describe(run: Run) -> str:
+    """Return what the terminal shows when a run begins."""
+    experiment, setup = run.experiment, run.setup
+    trained, stored = setup.trained_parameters, setup.stored_parameters
+    total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
+    if experiment.prompt.method not in experiments.REPLACING_METHODS:
+        total += trained
+    members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
+    share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"
+    size = f"{stored:,} stored ({4 * stored / 2**20:,.2f} MiB)"  # in float32
+    lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
+    if len(setup.members) > 1:
+        lines += [f"  member {n}: {experiments.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
+    for task, _ in setup.by_task():
+        for split, examples in task.examples.items():
+            cut = "".join(f", {count} {part} truncated" for part, count in examples.truncated.items() if count)
+            lines.append(f"  {split}: {len(examples)} examples of {examples.name}{cut}")
+    mixed = setup.members[0].tasks
+    if len(mixed) > 1:
+        total = sum(task.rate for task in mixed)
+        lines.append(f"  sampling rates: {', '.join(f'{task.rate / total:.1%} {task.name}' for task in mixed)}")
+    if run.progress.step:
+        lines.append(f"  resuming at step {run.progress.step} of {setup.steps}")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""What a run saves while it trains: checkpoints, `best.npz` and `last.npz`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from prompt_jax import experiment as experiments
+from prompt_jax.distributed.processes import is_first
+from prompt_jax.prompt_files.io import save_ensemble, save_prompt
+from prompt_jax.training.run import Hook, MemberState, Run, RunProgress
+from prompt_jax.training.run_folder import check_same
+from prompt_jax.training.setup import metadata
+
+
+class SaveCheckpoints(Hook):
+    """Save a checkpoint and `last.npz` every `train.checkpoint_every` steps, and when training ends or is preempted."""
+
+    def is_due(self, run: Run, step: int) -> bool:
+        last = step == run.setup.steps or not run.progress.training
+        return last or run.preempted or step % run.experiment.train.checkpoint_every == 0
+
+    def after_step(self, run: Run) -> None:
+        step = run.progress.step
+        if not self.is_due(run, step):
+            return
+        assert run.position is not None  # MemberBatches has one
+        with run.saving():
+            run.checkpoints.wait()  # an error of the previous save is not this one's
+        with run.saving():
+            state = {"states": run.states, "best": run.best}
+            run.checkpoints.save(step, state, run.position, _to_record(run))
+        save_last(run)
+
+
+def save_best(run: Run) -> None:
+    """Write `best.npz`: each member at its best evaluation."""
+    with run.saving():
+        _save_prompts(run, "best.npz", run.best)
+
+
+def save_last(run: Run) -> None:
+    """Write `last.npz`: each member after the last step."""
+    with run.saving():
+        _save_prompts(run, "last.npz", run.setup.trainable(run.states))
+
+
+def from_record(saved: dict[str, Any], experiment: experiments.Experiment) -> RunProgress:
+    """Return the progress that a checkpoint records. Raise ConfigError if its run has another configuration."""
+    if begun := saved.pop("experiment", None):  # config.json may be empty, or another run's
+        check_same(experiments.from_json(json.dumps(begun)), experiment)
+    return RunProgress(**saved | {"members": [MemberState(**member) for member in saved["members"]]})
+
+
+def _to_record(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint records of the run's progress, for `from_record`."""
+    return dataclasses.asdict(run.progress) | {"experiment": json.loads(experiments.to_json(run.experiment))}
+
+
+def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
+    """Write a prompt file of all members, with metadata. Raise LockLost if the folder is another process's."""
+    if not is_first():
+        return
+    run.lock.check()
+    descriptions = []
+    for number, stored in enumerate(run.setup.stored):
+        member = run.progress.members[stored.member]
+        at_best = name == "best.npz" or member.best_step == run.progress.step
+        step = member.best_step if at_best else member.steps
+        scores = run.setup.own_scores(number, member.best_scores) if at_best else {}
+        descriptions.append(metadata(run.setup, number, step, scores))
+    path, prompts = run.experiment.folder / name, run.setup.prompts(trainable)
+    if len(prompts) == 1:
+        save_prompt(path, prompts[0], descriptions[0])
+    else:
+        save_ensemble(path, prompts, descriptions)

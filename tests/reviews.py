@@ -1,0 +1,34 @@
+"""Movie reviews as a file and as a seqio task, for the tests of data."""
+
+import gzip
+
+from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.task_format import TaskFormat
+
+LABELS = ("bad", "good")
+REVIEW = TaskFormat("review: {text}", LABELS, input_length=64, target_length=16)
+SENTENCES = ["review: this film is good", "that one was bad: 0 1 2 3", "abcdefghijklmnopqrstuvwxyz <>unk"]
+
+
+def write(path, content):
+    raw = content if isinstance(content, bytes) else content.encode("utf-8")
+    path.write_bytes(gzip.compress(raw) if path.name.lower().endswith(".gz") else raw)
+    return path
+
+
+def review_file(tmp_path, rows=(("this film is good", "good"), ("that one was bad", "bad"), ("a", "good"))):
+    return write(tmp_path / "r.tsv", "".join(f"{a}\t{b}\n" for a, b in (("text", "label"), *rows)))
+
+
+def load(task, tokenizer, split="train", input_length=64, target_length=16, **options):
+    return load_examples(task, tokenizer, split, LoadOptions(input_length, target_length, **options))
+
+
+def source(columns, splits=("train",)):
+    import seqio
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files):
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    return seqio.FunctionDataSource(dataset, splits=splits)
