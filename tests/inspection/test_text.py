@@ -87,7 +87,7 @@ def test_describe_a_prefix():
     assert "2 keys and values at decoder_self in each of 2 layers, 2 heads of width 2" in text
     assert "      0          5          1\n      1          5          0" in text
     assert "between its slots at decoder_self: mean 1.00, from 1.00 (0, 1) to 1.00 (0, 1)" in text
-    assert text.endswith("a prefix has no nearest pieces, and no place among the vocabulary.")
+    assert text.endswith("not embeddings, so it has no nearest pieces.")
 
 
 def test_describe_a_file_that_says_nothing():
