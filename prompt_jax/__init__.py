@@ -4,6 +4,8 @@ model  = prompt_jax.load_model("demo")
 prompt = prompt_jax.load_prompt("runs/demo/best.npz", model)
 logits = prompt_jax.forward(model.params, model.config, batch, prompt)
 tokens = prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=32)
+
+To read the code, start with `prompt_jax.models`.
 """
 
 import importlib

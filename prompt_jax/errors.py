@@ -1,18 +1,18 @@
-"""The one family of errors that are the user's to mend: the command line prints them without a traceback."""
+"""Errors that the user can fix. The command line prints their message without a traceback."""
 
 
 class UserError(Exception):
-    """Something asked for cannot be done; the message says what was wrong, where, and what would be right."""
+    """Base class. The message says what is wrong, where, and what would be right."""
 
     exit_status = 1
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message names the field."""
+    """A configuration is invalid. The message names the field."""
 
 
 class CheckpointError(UserError, ValueError):
-    """A model that cannot be loaded: what is wrong, where, and what would be right."""
+    """A model cannot be loaded or saved."""
 
 
 class DataError(UserError, ValueError):
@@ -20,8 +20,8 @@ class DataError(UserError, ValueError):
 
 
 class SaveError(UserError, RuntimeError):
-    """A file of a run could not be written. Of several processes only the one that writes has this error."""
+    """A file of a run could not be written. With several processes, only the writing one raises this."""
 
 
 class MissingPackage(UserError, ImportError):
-    """An optional package is needed; the message says how to install it."""
+    """An optional package is missing. The message says how to install it."""

@@ -1,4 +1,4 @@
-"""PEFT's adapters in the fixtures, as prompts; and what the tests of all families compare with."""
+"""The fixtures' PEFT adapters as prompts, random prompts and texts, and comparisons for all families."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PREFIXES = ("prefix", "prefix_projection")
 
 
 def peft_prompt(folder: Path) -> Prompt:
-    """The adapter in a folder beside its base.
+    """Read a PEFT adapter.
 
     Virtual tokens are [P, D], or such for each of `num_transformer_submodules`, of which the first are the encoder's.
     A prefix is [P, 2 L D]: of GPT-2 layer i's keys and values are in the slots 2 i and 2 i + 1; of encoder-decoders
@@ -57,7 +57,7 @@ def random_tokens(model: Any, slots: int, seed: int = 0, **fields: Any) -> Promp
 
 
 def random_prefix(model: Any, slots: int, seed: int = 0, sites: tuple[Site, ...] = (), **fields: Any) -> Prompt:
-    """A prefix at these sites, or at all that the model has."""
+    """Return a random prefix at the given sites, by default at all sites."""
     rng, shapes = np.random.default_rng(seed), family(model.config).sites(model.config)
     prefixes = {}
     for site in sites or shapes:
@@ -72,18 +72,18 @@ def random_text(model: Any, rows: int, length: int, seed: int = 0) -> np.ndarray
 
 
 def whole(inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """A batch without padding."""
+    """Return a batch without padding."""
     return {"inputs": inputs, "inputs_mask": np.ones(inputs.shape, bool)}
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Equal to 1e-5 of the largest value."""
+    """Compare to 1e-5 of the largest value."""
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def assert_rows_are_each_alone(model: Any, prompts: Sequence[Prompt], target_length: int) -> None:
-    """Rows with prompts of their own, and one without any: logits, generated tokens and scores of given targets."""
+    """Compare logits, generated tokens and scores of targets in a mixed batch with those of each row alone."""
     ids = np.array([2, 0, -1, 1], np.int32)
     batch = whole(random_text(model, 4, 6)) | {"decoder_inputs": random_text(model, 4, target_length, seed=1)}
     targets = np.array([[7, 8, 5], [9, 5, 0]], np.int32)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def train(sentences: Iterable[str], entries: int, special: list[str]) -> str:
-    """The content of a tokenizer.json; the special tokens have the first ids, and a line break (Ċ) has one."""
+    """Return the content of a tokenizer.json. Special tokens get the first ids; a line break (Ċ) is one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

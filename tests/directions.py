@@ -1,4 +1,4 @@
-"""A base whose vocabulary is directions in the plane."""
+"""A base whose token embeddings are vectors in the plane."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.models.t5 import T5Config
 
-# The last row is beyond the vocabulary, and lies closest to the first token with [1, 1].
+# The last row is padding beyond the vocabulary, and is closest in direction to [1, 1].
 TABLE = np.array([[0, 0], [2, 0], [0, 3], [1, 1], [-4, 0], [5, 5]], np.float32)
 PIECES = ["<pad>", "▁right", "▁up", "▁both", "<unk>"]
 TOKENS = np.array([[10, 10], [0, -1], [0.3, 0.1]], np.float32)

@@ -1,4 +1,4 @@
-"""How many inputs readers of files are given in property tests: 150, and in a long run PROMPT_JAX_FUZZ=10000."""
+"""Settings of property tests for file readers: 150 inputs, or as many as PROMPT_JAX_FUZZ says."""
 
 import os
 

@@ -1,11 +1,11 @@
-"""Pages as tests read them."""
+"""A parser for HTML reports."""
 
 import re
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """The elements and texts of a page; fails where end tags do not match, and where something is loaded."""
+    """The elements and texts of a page. Fails if tags do not match or if the page loads anything."""
 
     VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
@@ -39,15 +39,15 @@ class Page(HTMLParser):
 
     def count(self, tag: str, **attributes: str) -> int:
         return sum(
-            name == tag and all(found.get(key) == value for key, value in attributes.items())
-            for name, found in self.elements
+            name == tag and all(actual.get(key) == value for key, value in attributes.items())
+            for name, actual in self.elements
         )
 
     def labeled(self, tag: str) -> list[str | None]:
-        """The `aria-label` of each element of a kind."""
+        """Return the `aria-label` of each element of a kind."""
         return [attributes.get("aria-label") for name, attributes in self.elements if name == tag]
 
     @property
     def words(self) -> str:
-        """The text in one line; names of tasks may be broken after an underscore."""
+        """Return the text in one line. Task names may contain a line break after an underscore."""
         return " ".join(" ".join(self.text).split()).replace("_ ", "_")

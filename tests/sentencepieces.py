@@ -1,4 +1,4 @@
-"""Small SentencePiece models, with T5's ids of pad, end and unknown."""
+"""Small SentencePiece models with T5's ids of pad, end and unknown tokens."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prompt_jax.checkpoints.tokenizer import Tokenizer
 
 
-# What the tests' small tokenizers are trained on.
+# Training sentences of the tests' small tokenizers.
 SENTENCES = (
     "a good film with a great heart",
     "a bad film, dull and long",
@@ -25,7 +25,7 @@ SENTENCES = (
 
 
 def train(sentences: Sequence[str], vocab_size: int) -> bytes:
-    """The serialized ModelProto of a model trained on the sentences, of at most so many pieces."""
+    """Train a model of at most `vocab_size` pieces and return its serialized ModelProto."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -45,7 +45,7 @@ def train(sentences: Sequence[str], vocab_size: int) -> bytes:
 
 
 def tokenizer(folder: Path, sentences: Sequence[str], vocab_size: int, sentinels: int) -> "Tokenizer":
-    """A tokenizer of T5's kind, with so many `<extra_id_N>`; its model file is `spiece.model` in the folder."""
+    """Return a T5 tokenizer with `sentinels` tokens `<extra_id_N>`. Its model file is `spiece.model` in the folder."""
     from prompt_jax.checkpoints.tokenizer import load_tokenizer, t5_configuration
 
     (folder / "spiece.model").write_bytes(train(sentences, vocab_size))
@@ -56,12 +56,12 @@ def tokenizer(folder: Path, sentences: Sequence[str], vocab_size: int, sentinels
 
 
 def model_file(tokenizer: "Tokenizer") -> Path:
-    """The SentencePiece model that a tokenizer was loaded from."""
+    """Return the SentencePiece model file of a tokenizer."""
     return Path(tokenizer.transformers.vocab_file)
 
 
 def of_unigram(pieces: Sequence[tuple[str, float]], tokenizer_json: Path) -> bytes:
-    """The ModelProto that a tokenizer.json of T5's kind was made from: its pieces, and the normalizer of the file."""
+    """Rebuild the ModelProto of a T5 tokenizer.json from its pieces and the file's normalizer."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
     kinds = ModelProto.SentencePiece

@@ -1,4 +1,4 @@
-"""The demo in short: a real model, real data, and a prompt that learns."""
+"""A shortened demo: a real model, real data, and a prompt that learns."""
 
 import dataclasses
 from pathlib import Path
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_eighty_steps_learn_movie_reviews(tmp_path):
-    """From no right answer to four of five, on reviews that were not trained on."""
+    """Validation accuracy rises from below 10 % to above 80 %."""
     demo = experiments.load_experiment(ROOT / "configs" / "demo.py")
     short = dataclasses.replace(
         demo.train, steps=80, eval_every=80, checkpoint_every=80, eval_examples=200, test_examples=8
     )
     one = dataclasses.replace(demo, runs=tmp_path, train=short, ensemble=EnsembleConfig())
-    # With XLA as it is: here steps take longer than compiling, which the tests' options are for.
+    # With XLA's default flags: the tests' flags make compilation faster but steps slower.
     jax_processes.run(one, 1, 1, "--tasks", str(ROOT / "tasks"), XLA_FLAGS="")
     lines = read_log(tmp_path / "demo")
     scores = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}

@@ -39,7 +39,7 @@ def run(capsys, *argv) -> str:
     ids=lambda pair: "-".join(pair),
 )
 def trained(request, tiny_folders, sentiment_files, tmp_path, monkeypatch, capsys):
-    """The family, the method, and the file of two members."""
+    """Return the family, the method, and the file of two members."""
     family, method = request.param
     monkeypatch.chdir(tmp_path)
     values = {"model": str(tiny_folders[family]), "method": method, "mlp": 8 if method == "prefix" else None}
@@ -100,7 +100,7 @@ def test_a_prefix_is_no_npy(tiny_folders, tmp_path, capsys):
 def test_a_context_that_is_too_short_is_said_before_training(
     tiny_folders, sentiment_files, tmp_path, monkeypatch, capsys
 ):
-    """GPT-2's 64 positions: source, start token and target, and the prefix."""
+    """Source, start token, target and prefix exceed GPT-2's 64 positions."""
     monkeypatch.chdir(tmp_path)
     values = {"model": str(tiny_folders["gpt2"]), "method": "prefix", "mlp": None}
     text = CONFIG.format(**values, **{split: str(path) for split, path in sentiment_files.items()})

@@ -1,4 +1,4 @@
-"""The package as it is shipped: its wheel, what it imports and when, its public names, and its lock file."""
+"""The package as shipped: its wheel, its imports, its public names and its lock file."""
 
 import ast
 import graphlib
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prompt_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# What a prompt can be trained, loaded, run and exported without.
+# Packages that training, loading, running and exporting prompts must not need.
 UNNEEDED = {
     *("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tensorboard", "matplotlib"),
     *("torch", "peft", "sacrebleu", "rouge_score", "nltk"),
@@ -47,7 +47,7 @@ LAYERS = (
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """The standard output of a process of its own, which must succeed."""
+    """Run a command in a new process, which must succeed, and return its standard output."""
     env = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), **environment}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -60,7 +60,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel of this checkout, built without a network."""
+    """Build the wheel of this checkout without network."""
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (built,) = folder.glob("*.whl")
@@ -69,7 +69,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder that the wheel is installed in, away from the checkout."""
+    """Install the wheel in a folder outside the checkout."""
     folder = tmp_path_factory.mktemp("installed")
     options = ("--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", folder)
     run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=folder)
@@ -78,7 +78,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def prompt_file(tiny, tmp_path) -> Path:
-    """A prompt for the tiny model, with all that is needed to use it."""
+    """Return a prompt file for the tiny model, with complete metadata."""
     import numpy as np
 
     import prompt_jax
@@ -116,7 +116,7 @@ def test_the_installed_wheel_works_outside_the_checkout(installed, prompt_file, 
     assert Path(installed_run("-c", "import prompt_jax; print(prompt_jax.__file__)").strip()).is_relative_to(installed)
     assert "usage: prompt-jax VERB" in installed_run("-m", "prompt_jax.cli", "--help")
 
-    # A file of one's own needs neither the tasks nor the configurations of the checkout.
+    # A user's file needs neither tasks nor configurations from the checkout.
     command, base = installed / "bin" / "prompt-jax", ("--model", tiny_folder)
     answers = installed_run(command, "predict", prompt_file, "a good film", "a bad film", *base, "--json")
     scores = [json.loads(line)["label_scores"] for line in answers.splitlines()]
@@ -126,7 +126,7 @@ def test_the_installed_wheel_works_outside_the_checkout(installed, prompt_file, 
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is imported, and when
+# Imports
 
 
 @pytest.mark.slow
@@ -137,11 +137,11 @@ def test_training_and_running_need_no_tensorflow(prompt_file, tiny_folder, senti
 
 
 def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
-    """Loads a model, trains, runs and exports with `UNNEEDED` not to be had. Runs in a process of its own."""
+    """Load a model, train, run and export without `UNNEEDED`, in a new process."""
 
-    # Not PyTorch: transformers asks whether it is installed, and does not import it then.
+    # Except PyTorch: transformers only checks whether it is installed.
     missing = dict.fromkeys(UNNEEDED - {"torch"})
-    sys.modules.update(missing)  # None: such a module cannot be imported, nor found
+    sys.modules.update(missing)  # a module that is None cannot be imported or found
     for name in missing:
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(name)
@@ -216,7 +216,7 @@ def test_help_imports_little(arguments, tmp_path):
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
-    """(module, at import time, for types alone) of each import of a file; `from a import b` may give `a.b`."""
+    """Return (module, at import time, only for types) for each import in a file; `from a import b` may give `a.b`."""
 
     def visit(node: ast.AST, now: bool, types: bool) -> Iterator[tuple[str, bool, bool]]:
         if isinstance(node, ast.Import):
@@ -239,7 +239,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
 
 
 def module_name(path: Path) -> str:
-    """`prompt_jax.models` for prompt_jax/models/__init__.py."""
+    """Return `prompt_jax.models` for prompt_jax/models/__init__.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -248,7 +248,7 @@ def test_imports_point_one_way():
     wrong = []
     for path in SOURCES:
         name = module_name(path)
-        if name == "prompt_jax":  # the public names, from wherever they are
+        if name == "prompt_jax":  # re-exports public names from all layers
             continue
         layer = name.split(".")[1]
         assert layer in place, f"give prompt_jax.{layer} a place in LAYERS"
@@ -303,7 +303,7 @@ def test_public_names_resolve():
 
 
 def tracked() -> list[Path]:
-    """The files that git knows and that are there."""
+    """Return the files that git tracks and that exist."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode or not listed.stdout:
         pytest.skip("not a git checkout")

@@ -1,4 +1,4 @@
-"""The checker of annotations in tests: beartype, with an int where a float is asked for, as PEP 484 has it."""
+"""Runtime type checks in tests: beartype, which accepts an int for a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

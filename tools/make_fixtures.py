@@ -1,17 +1,18 @@
-"""Writes the tiny random T5s of `tests/fixtures`, with Hugging Face's outputs. Needs PyTorch and Transformers.
+"""Write the tiny random T5s of `tests/fixtures` with Hugging Face's outputs. Needs PyTorch and Transformers.
 
     python tools/make_fixtures.py tests/fixtures
 
-`t5_v10` is like T5 1.0: relu, tied and scaled output. `t5_deep` is like T5 1.1, with all that published models have
-in common changed: depths differ, heads times their width is not the model's width, buckets are few and widen early.
-(`t5_v11` holds adapters of PEFT's too and was not made here.) The layout is the same for all:
+`t5_v10` is like T5 1.0: relu, tied and scaled output. `t5_deep` is like T5 1.1, but breaks every regularity of the
+published models: encoder and decoder have different depths, heads times head width is not the model width, and there
+are few buckets that widen early. (`t5_v11` also contains PEFT adapters and was not made by this script.) All have the
+same layout:
 
     base/config.json, base/model.safetensors
     reference.npz    inputs/forward/{input_ids, attention_mask, decoder_input_ids}   right-padded
                      inputs/generate/{input_ids, attention_mask}
                      base/logits            [B, T, V]
                      base/greedy            [B, 13]: the start token, 12 new tokens, padding after the end token
-                     base/greedy_margin     the least distance between the two best logits of a greedy step
+                     base/greedy_margin     the smallest difference between the two best logits of a greedy step
 """
 
 import argparse
@@ -26,8 +27,8 @@ import transformers
 from safetensors.torch import save_file
 
 NEW_TOKENS = 12
-LENGTHS = (40, 17, 5)  # of the inputs; the first reaches the logarithmic buckets
-LEAST_MARGIN = 2e-3  # so that greedy tokens are the same in any order of summation
+LENGTHS = (40, 17, 5)  # of the inputs; the longest reaches the logarithmic buckets
+MIN_MARGIN = 2e-3  # so that greedy tokens do not depend on the order of summation
 
 COMMON = {
     "architectures": ["T5ForConditionalGeneration"],
@@ -39,7 +40,7 @@ COMMON = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
-# As the models on the hub have them: Transformers 5 would write other ties.
+# As in the models on the Hub: Transformers 5 would write other ties.
 MODELS: dict[str, dict[str, Any]] = {
     "t5_v10": {
         "vocab_size": 128,
@@ -67,21 +68,21 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def random_model(config: dict[str, Any], seed: int) -> Any:
-    """A model with random weights, norms included, in which only those are tied that the config says."""
+    """Return a model with random weights, including norms, and only the ties that the config states."""
     torch.manual_seed(seed)
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**config)).eval()
     for name, weight in model.named_parameters():
-        if "layer_norm" in name:  # Transformers makes them all 1, and swapped ones would not be seen
+        if "layer_norm" in name:  # Transformers initializes all to 1, which would hide swapped norms
             torch.nn.init.normal_(weight, 1.0, 0.3)
-    model.shared.weight.data *= 0.3  # or a model with tied weights only repeats its input
-    if config.get("tie_word_embeddings") is False:  # Transformers 5 ties them all the same
+    model.shared.weight.data *= 0.3  # otherwise a model with tied weights only repeats its input
+    if config.get("tie_word_embeddings") is False:  # Transformers 5 ties them anyway
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
     return model
 
 
 @torch.no_grad()
 def reference(model: Any, seed: int) -> dict[str, np.ndarray]:
-    """Inputs, and the model's outputs on them."""
+    """Return random inputs and the model's outputs."""
     rng = np.random.default_rng(seed)
     vocab = model.config.vocab_size
     inputs = np.zeros((len(LENGTHS), max(LENGTHS)), np.int64)
@@ -96,7 +97,7 @@ def reference(model: Any, seed: int) -> dict[str, np.ndarray]:
         **batch,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
-        use_cache=False,  # Transformers' cache has as many layers as the encoder
+        use_cache=False,  # Transformers' cache wrongly has as many layers as the encoder
         output_logits=True,
         return_dict_in_generate=True,
     )
@@ -116,10 +117,10 @@ def reference(model: Any, seed: int) -> dict[str, np.ndarray]:
 
 
 def is_good(outputs: dict[str, np.ndarray]) -> bool:
-    """Greedy steps are clear, and some rows, but not all, end before the last token."""
+    """Return whether greedy steps have clear margins, and some but not all rows end before the last token."""
     tokens = outputs["base/greedy"][:, 1:]
     ended = (tokens == 1).any(axis=1)
-    clear = outputs["base/greedy_margin"] > LEAST_MARGIN and not ((tokens == 0) & ~ended[:, None]).any()
+    clear = outputs["base/greedy_margin"] > MIN_MARGIN and not ((tokens == 0) & ~ended[:, None]).any()
     return bool(clear and ended.any() and not ended.all() and tokens.shape[1] == NEW_TOKENS)
 
 
@@ -127,8 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for name, own in MODELS.items():
-        config = COMMON | own
+    for name, options in MODELS.items():
+        config = COMMON | options
         for seed in itertools.count():
             model = random_model(config, seed)
             outputs = reference(model, seed)
@@ -143,7 +144,7 @@ def main() -> None:
         save_file(state, base / "model.safetensors", metadata={"format": "pt"})
         (base / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         np.savez_compressed(folder / name / "reference.npz", **outputs)
-        print(f"{name}: seed {seed}, least margin {outputs['base/greedy_margin']:.4f}")
+        print(f"{name}: seed {seed}, smallest margin {outputs['base/greedy_margin']:.4f}")
         print(outputs["base/greedy"])
 
 

@@ -1,11 +1,11 @@
-"""Derives `tasks/data/sentiment` from the source distribution of vaderSentiment 0.5.
+"""Make `tasks/data/sentiment` from the source distribution of vaderSentiment 0.5.
 
     pip download vaderSentiment==0.5 --no-deps --no-binary :all:
     python tools/make_sentiment.py vaderSentiment-0.5.zip
 
-The archive holds `additional_resources/hutto_ICWSM_2014.tar.gz` with four tab-separated files `id, mean rating in
-[-4, 4], text`. Every row is kept, its text byte for byte; labels and splits are made in `tasks/sentiment.py`.
-Running it again gives the same files, byte for byte, under the same zlib.
+The archive contains `additional_resources/hutto_ICWSM_2014.tar.gz` with four tab-separated files `id, mean rating in
+[-4, 4], text`. Every row is kept, with its text unchanged; `tasks/sentiment.py` makes labels and splits. With the same
+zlib, the files are the same byte for byte.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HEADER = "id\trating\ttext\n"
 
 
 def read_member(archive: zipfile.ZipFile, suffix: str) -> bytes:
-    """The contents of the one member of the archive whose name ends in `suffix`."""
+    """Return the contents of the only archive member whose name ends in `suffix`."""
     names = [name for name in archive.namelist() if name.endswith(suffix)]
     if len(names) != 1:
         raise ValueError(f"expected one member ending in {suffix!r}, found {names}")
@@ -33,7 +33,7 @@ def read_member(archive: zipfile.ZipFile, suffix: str) -> bytes:
 
 
 def rows(raw: bytes) -> list[tuple[str, str, str]]:
-    """(id, rating, text) of each line of a ground-truth file, all of them checked."""
+    """Return (id, rating, text) of each line of a ground-truth file, after checking it."""
     result = []
     for number, line in enumerate(raw.decode("utf-8").split("\n"), 1):
         cells = line.removesuffix("\r").split("\t")
@@ -47,14 +47,14 @@ def rows(raw: bytes) -> list[tuple[str, str, str]]:
 
 
 def write(path: Path, examples: list[tuple[str, str, str]]) -> None:
-    """Writes a gzipped TSV whose bytes depend on the examples alone: no name and no time in the header."""
+    """Write a gzipped TSV whose bytes depend only on the examples: its header contains no name or time."""
     text = HEADER + "".join("\t".join(example) + "\n" for example in examples)
     with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as packed:
         packed.write(text.encode("utf-8"))
 
 
 def main() -> None:
-    """Reads the command line and writes the four files and the license."""
+    """Write the four files and the license."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sdist", type=Path, help="path of vaderSentiment-0.5.zip")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tasks" / "data" / "sentiment")
@@ -67,7 +67,7 @@ def main() -> None:
         for domain, name in SOURCES.items():
             member = inner.extractfile(f"hutto_ICWSM_2014/{name}")
             if member is None:
-                raise ValueError(f"{name} is no file of hutto_ICWSM_2014.tar.gz")
+                raise ValueError(f"hutto_ICWSM_2014.tar.gz does not contain the file {name}")
             examples = rows(member.read())
             write(arguments.out / f"{domain}.tsv.gz", examples)
             print(f"{domain}: {len(examples)} rows")

@@ -1,5 +1,8 @@
-"""The command line: `prompt-jax VERB ...`. Each file has verbs with their options; what a verb needs is imported when
-it runs."""
+"""The command line: `prompt-jax VERB ...`, with one file for each verb.
+
+A verb's dataclass defines its options; the docstrings of its fields are the help texts. Verbs import JAX and other slow
+modules only when they run.
+"""
 
 import contextlib
 import difflib
@@ -36,14 +39,20 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb, with the program's arguments if `argv` is None. Returns the exit status: 0, 1 for an error, 2 for
-    wrong arguments, 3 for a diverged run, 75 for one that was preempted and saved, 76 for one that lost
-    another process; of `diff` 1 for a difference, and 2 for an error."""
+    """Run one verb and return the exit status.
+
+    Args:
+      argv: the arguments; None for the program's arguments.
+
+    Returns:
+      0 for success, 1 for an error, 2 for wrong arguments, 3 for a diverged run, 75 for a run that was preempted after
+      saving, 76 for a run that lost another process. `diff` returns 1 for a difference and 2 for an error.
+    """
     if argv is not None:
         return _run(list(argv))
     _silence_tracebacks()
     status = _run(sys.argv[1:])
-    if status and not _is_distributed():  # Python would wait minutes for the threads of a save that failed
+    if status and not _is_distributed():  # otherwise Python waits minutes for the threads of a failed save
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):  # a full disk, a closed stream
                 stream.flush()
@@ -52,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_distributed() -> bool:
-    """Whether this is one of several processes, which end by `prompt_jax.distributed.processes`."""
+    """Return whether this is one of several processes. `prompt_jax.distributed.processes` ends those."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
@@ -70,7 +79,7 @@ def _run(argv: list[str]) -> int:
         return VERBS[verb][1](args)
     except UserError as error:
         return print_error(str(error), error.exit_status)
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FileNotFoundError as error:
@@ -81,12 +90,12 @@ def _run(argv: list[str]) -> int:
         return print_error(f"{verb}: text that is not UTF-8: {error}", 1)
     except KeyboardInterrupt:
         return print_error(
-            "interrupted" + ("; the same command goes on from the last checkpoint" if verb == "train" else ""), 130
+            "interrupted" + ("; the same command resumes from the last checkpoint" if verb == "train" else ""), 130
         )
 
 
 def parse(verb: str, rest: list[str]) -> Any:
-    """The arguments of a verb, of its class in VERBS. Leaves the program, saying why, where they are none."""
+    """Parse a verb's arguments to an instance of its class in VERBS. Exit with a message if they are wrong."""
     kind = VERBS[verb][0]
     default = None
     if kind is train.Train:
@@ -96,11 +105,11 @@ def parse(verb: str, rest: list[str]) -> Any:
         path = parse_path(rest[0]) if named else Path("CONFIG")
         default = train.Train(path, experiments.load_experiment(path) if named else Experiment())
         rest = rest[1:] if named else rest
-    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_with_buckets())
+    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_path_registry())
 
 
-def _with_buckets() -> tyro.constructors.ConstructorRegistry:
-    """How paths are read: those of a bucket too, which pathlib would take for a folder `gs:`."""
+def _path_registry() -> tyro.constructors.ConstructorRegistry:
+    """Return a registry that parses paths, including `gs://` paths, which pathlib would take for a folder `gs:`."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -119,17 +128,17 @@ def _with_buckets() -> tyro.constructors.ConstructorRegistry:
 
 
 def _prepare_jax() -> None:
-    """Settings that must stand before JAX is imported, where the user has not made them."""
+    """Set environment variables that JAX reads at import, unless the user has set them."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "prompt_jax" / "compilations"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, and looks for GPUs
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads data here, but warns about GPUs
     warnings.formatwarning = lambda message, *_: f"prompt-jax: warning: {escape_control_characters(str(message))}\n"
 
 
 def _silence_tracebacks() -> None:
-    """Silence the tracebacks that libraries print for errors of checkpoints, which we report in one line.
+    """Silence the tracebacks that libraries print for checkpoint errors, which we report in one line.
 
-    If a checkpoint cannot be written or read, orbax logs warnings and a traceback before it raises the error,
+    When a checkpoint cannot be read or written, orbax logs warnings and a traceback before it raises the error,
     tensorstore prints that an event loop is closed, and asyncio logs the errors of all arrays but the first.
     """
     unretrieved = "Task exception was never retrieved"
@@ -144,9 +153,14 @@ def _print_unraisable(unraisable: Any) -> None:
 
 
 def _usage() -> str:
-    lines = ["usage: prompt-jax VERB ...", "", "Tuning frozen language models with soft prompts, in JAX.", ""]
+    lines = [
+        "usage: prompt-jax VERB ...",
+        "",
+        "Prompt tuning and prefix tuning for frozen language models, in JAX.",
+        "",
+    ]
     lines += [f"  {verb:<12}{(kind.__doc__ or '').splitlines()[0]}" for verb, (kind, _) in VERBS.items()]
-    return "\n".join([*lines, "", "prompt-jax VERB --help says what a verb takes."])
+    return "\n".join([*lines, "", "prompt-jax VERB --help lists a verb's options."])
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""`python -m prompt_jax.cli`."""
+"""Entry point of `python -m prompt_jax.cli`."""
 
 import sys
 

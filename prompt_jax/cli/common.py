@@ -1,4 +1,4 @@
-"""What the verbs share: the base of a prompt, its task's format, and what is said to the user."""
+"""Helpers for several verbs: loading a prompt's base, task formats, and output."""
 
 import dataclasses
 import re
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
-# What a prompt file may name as its base, to be looked for on this machine: a name on the hub, and a commit.
+# A prompt file may name its base by a name on the Hub and a commit. Nothing else is opened without the user's consent.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseOptions:
-    """Which base a prompt file is used with."""
+    """The base that a prompt file is used with."""
 
     model: str | None = None
-    """Name or folder of the base. Without it the one that the prompt file names is used if it is on this machine:
-    nothing is downloaded or opened because a file says so."""
+    """Name or folder of the base. None means the one the prompt file names, if it has been downloaded before."""
     revision: str | None = None
-    """Branch, tag or commit of --model on the hub."""
+    """Branch, tag or commit of --model on the Hugging Face Hub."""
     dtype: Dtype = "float32"
-    """Of the base's weights and the activations."""
+    """Type of the base's weights and of activations. int8 quantizes the weights."""
     allow_other_base: bool = False
-    """Use the prompt although it was trained on another base."""
+    """Use the prompt even if it was trained on another base."""
 
 
 def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Model":
-    """The base that the user names, or the one that the prompt file names if it is on this machine."""
+    """Load the base that the user names, or else the one that the prompt file names, if it is on this machine.
+
+    Nothing is downloaded, and no folder is opened, only because a prompt file names it.
+    """
     from prompt_jax.checkpoints.load import load_model
 
     if base.model is not None:
@@ -60,7 +62,8 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
         ) from error
 
 
-def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: BaseOptions) -> None:
+def check_model(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: BaseOptions) -> None:
+    """Raise UserError unless the model has a tokenizer and is the base that the prompt was trained on."""
     from prompt_jax.prompt_files.io import check_base
 
     if model.tokenizer is None:
@@ -68,36 +71,43 @@ def check_base(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: 
     check_base(path, prompt, metadata, model, allow_other_base=base.allow_other_base)
 
 
-def chosen_format(
-    own: TaskFormat | None,
+def override_format(
+    stored: TaskFormat | None,
     template: str | None,
     labels: tuple[str, ...] | None,
     metrics: tuple[str, ...] | None,
 ) -> TaskFormat:
-    """The prompt's own task format, or one of a single column, with what the user says instead."""
-    base = own or TaskFormat("{text}")
+    """Return the prompt's task format (by default with the column `text`), with the fields that the user sets."""
+    base = stored or TaskFormat("{text}")
     given: dict[str, Any] = {"template": template, "labels": labels, "metrics": metrics}
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-def check_member(number: int | None, file: Path, count: int) -> None:
-    """That a file of so many prompts has the one that --member names."""
+def check_member_number(number: int | None, file: Path, count: int) -> None:
+    """Raise UserError unless a file of `count` prompts has the one that --member names."""
     if number is not None and not 0 <= number < count:
         has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
         raise UserError(f"--member {number}: {file} has {has}")
 
 
 def check_positive(**options: int | None) -> None:
+    """Raise UserError for an option that is set and not positive."""
     for name, value in options.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}")
 
 
 def print_error(text: str, status: int) -> int:
-    print(f"prompt-jax: {escape_control_characters(text)}", file=sys.stderr)
+    """Print an error to standard error, and return the exit status."""
+    print_note(text)
     return status
 
 
-def show(text: str) -> None:
-    """Print text for a person, with control characters escaped: it may be from a model or an untrusted file."""
+def print_note(text: str) -> None:
+    """Print a note to standard error."""
+    print(f"prompt-jax: {escape_control_characters(text)}", file=sys.stderr)
+
+
+def print_escaped(text: str) -> None:
+    """Print text to standard output with control characters escaped, because models and files are not trusted."""
     print(escape_control_characters(text))

@@ -1,4 +1,4 @@
-"""`prompt-jax export` and `prompt-jax import`: prompts in other formats."""
+"""`prompt-jax export` and `prompt-jax import`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_base, check_member, load_base, show
+from prompt_jax.cli.common import BaseOptions, check_member_number, check_model, load_base, print_escaped
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,39 +17,37 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a prompt file in another format, or one prompt of an ensemble as a file of its own."""
+    """Write a prompt file in another format, or one member of an ensemble as a separate file."""
 
-    file: tyro.conf.Positional[Path]
-    """A prompt file."""
-    dest: tyro.conf.Positional[Path]
-    """The file to write; for peft and model a folder that is new or empty."""
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """Prompt file."""
+    dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
+    """File to write. For the formats peft and model, a new or empty folder."""
     member: int | None = None
-    """Which prompt of an ensemble, numbered from 0; all of them if left out."""
+    """Member of an ensemble to write, numbered from 0. None means all members."""
     format: Literal["npz", "npy", "peft", "model"] | None = None
-    """npz: this project's archive, readable with NumPy. npy: the bare array, as T5X's prompt-tuning has it. peft: an
-    adapter of Hugging Face's PEFT, or for an ensemble a folder of them; the base, of which they say the sizes, is
-    loaded. model: of layers or a full model that were trained, the whole model in Hugging Face's layout. By the
-    extension of DEST if left out."""
+    """npz: this project's format, a NumPy archive. npy: the bare array, as in T5X's prompt-tuning. peft: an adapter for
+    PEFT, or a folder of adapters for an ensemble; this loads the base. model: after training layers or the full model,
+    the whole model in Hugging Face's format. None follows the extension of DEST."""
     as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
-    """prefix: the keys and values that a causal model has of its virtual tokens, in place of these; they depend on the
-    base, which is loaded. The same logits for less work."""
+    """prefix: replace a causal model's virtual tokens by their keys and values. Logits are equal, inference is faster.
+    This loads the base."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Write a prompt from elsewhere as this project's .npz: one on the Hub, an adapter of PEFT, or T5X's array."""
+    """Convert a prompt to this project's .npz: from the Hugging Face Hub, from PEFT, or from T5X's array."""
 
-    source: tyro.conf.Positional[Path]
-    """A folder with an adapter of PEFT or with adapters member_0, member_1, ..., or any prompt file; also on the Hub,
-    as hf://USER/NAME[@REVISION][/PATH]."""
-    dest: tyro.conf.Positional[Path]
-    """The .npz to write."""
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """Prompt file, folder with a PEFT adapter, or folder with PEFT adapters member_0, member_1, ...; or one of these on
+    the Hub: hf://USER/NAME[@REVISION][/PATH]."""
+    dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
+    """The .npz file to write."""
     model: str | None = None
-    """Name or folder of the prompt's base: their sizes are compared, and the .npz names it, so that the other verbs
-    find it."""
+    """Name or folder of the prompt's base. The sizes are checked, and the .npz records this base for other verbs."""
     revision: str | None = None
-    """Branch, tag or commit of --model on the hub."""
+    """Branch, tag or commit of --model on the Hugging Face Hub."""
 
 
 def export(args: Export) -> int:
@@ -57,9 +55,8 @@ def export(args: Export) -> int:
     from prompt_jax.prompt_files.peft import VERSIONS_NOTE
 
     members = read_prompts(args.file)
-    count = len(members)
-    model = None
-    check_member(args.member, args.file, count)
+    count, model = len(members), None
+    check_member_number(args.member, args.file, count)
     if args.format == "model":
         return _whole_model(args, members)
     if args.as_ == "prefix":
@@ -77,7 +74,7 @@ def export(args: Export) -> int:
     else:
         prompts, metadata = zip(*members, strict=True)
         save_ensemble(args.dest, prompts, metadata, format=args.format, model=model)
-    show(f"wrote {args.dest}" + (f"\n{VERSIONS_NOTE}" if args.format == "peft" else ""))
+    print_escaped(f"wrote {args.dest}" + (f"\n{VERSIONS_NOTE}" if args.format == "peft" else ""))
     return 0
 
 
@@ -86,24 +83,23 @@ def import_(args: Import) -> int:
     from prompt_jax.prompt_files.io import ModelId, check_base, read_prompts, save_ensemble, save_prompt
 
     if args.dest.suffix != ".npz":
-        raise UserError(f"{args.dest}: what is imported is a .npz; name it so (export writes other formats)")
+        raise UserError(f"{args.dest}: DEST must end in .npz (export writes other formats)")
     if args.model is None and args.revision is not None:
-        raise UserError("--revision is of --model, which is not given")
+        raise UserError("--revision needs --model")
     members = read_prompts(args.source)
     if args.model is not None:
-        if known := next((said.base for _, said in members if said.base is not None), None):
-            raise UserError(f"{args.source} says itself that it was trained on {known.name}: leave --model out")
+        if known := next((metadata.base for _, metadata in members if metadata.base is not None), None):
+            raise UserError(f"{args.source} already names its base, {known.name}: leave out --model")
         model = load_model(args.model, revision=args.revision)
-        own = ModelId(model.name, model.revision, model.fingerprint)
-        members = [(prompt, dataclasses.replace(said, base=own)) for prompt, said in members]
-        for prompt, said in members:
-            check_base(args.source, prompt, said, model)
+        base = ModelId(model.name, model.revision, model.fingerprint)
+        members = [(prompt, dataclasses.replace(metadata, base=base)) for prompt, metadata in members]
+        for prompt, metadata in members:
+            check_base(args.source, prompt, metadata, model)
     if len(members) == 1:
         save_prompt(args.dest, *members[0])
     else:
-        prompts, metadata = zip(*members, strict=True)
-        save_ensemble(args.dest, prompts, metadata)
-    show(f"wrote {args.dest}")
+        save_ensemble(args.dest, *zip(*members, strict=True))
+    print_escaped(f"wrote {args.dest}")
     return 0
 
 
@@ -112,20 +108,20 @@ def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata
     from prompt_jax.models.delta import whole_model
 
     if args.as_ is not None:
-        raise UserError("--as prefix is of prompts, and --format model of what was trained of the base itself")
+        raise UserError("--as prefix is for prompts, --format model for trained layers or a full model; choose one")
     if args.base.dtype == "int8":
-        raise UserError("--dtype int8 has no layout in Hugging Face's files; take float32 or bfloat16")
+        raise UserError("Hugging Face's format does not support --dtype int8; choose float32 or bfloat16")
     if len(members) > 1 and args.member is None:
-        raise UserError(f"{args.file} has {len(members)} members; say with --member which is to be a model")
+        raise UserError(f"{args.file} has {len(members)} members; choose one with --member")
     prompt, metadata = members[args.member or 0]
     model = load_base(args.file, metadata, args.base)
-    check_base(args.file, prompt, metadata, model, args.base)
+    check_model(args.file, prompt, metadata, model, args.base)
     try:
         params = whole_model(model.params, prompt)
     except ValueError as error:
         raise UserError(f"{args.file}: {error}") from error
     save_model(args.dest, dataclasses.replace(model, params=params))
-    show(f"wrote {args.dest}")
+    print_escaped(f"wrote {args.dest}")
     return 0
 
 
@@ -138,14 +134,14 @@ def _as_prefixes(
     model_family: Any = family(model.config)
     if not model_family.causal:
         raise UserError(
-            f"{model.name} is no causal model: what its encoder makes of virtual tokens depends on the input and is no "
-            "prefix"
+            f"{model.name} is no causal model: the keys and values of its virtual tokens depend on the input, so they "
+            "are no prefix"
         )
-    made = []
+    prefixes = []
     for prompt, metadata in members:
-        check_base(args.file, prompt, metadata, model, args.base)
+        check_model(args.file, prompt, metadata, model, args.base)
         if prompt.base:
             raise UserError(f"{args.file} changes the base itself, which is no prefix")
         prefix = model_family.as_prefix(model.params, model.config, prompt)
-        made.append((prefix, dataclasses.replace(metadata, method="prefix")))
-    return made
+        prefixes.append((prefix, dataclasses.replace(metadata, method="prefix")))
+    return prefixes

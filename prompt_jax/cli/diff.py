@@ -2,28 +2,29 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from prompt_jax.cli.common import show
+from prompt_jax.cli.common import print_escaped
 from prompt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Diff:
-    """Say in what two prompts, or two configurations, differ.
+    """Compare two prompts or two configurations.
 
-    The exit status is that of diff(1): 0 if they are the same, 1 if they differ, 2 if they cannot be compared.
+    The exit status is that of diff(1): 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
     """
 
-    a: tyro.conf.Positional[Path]
-    """A prompt file; or a configuration: a .py or .json file, or the folder of a run, whose recorded one is meant."""
-    b: tyro.conf.Positional[Path]
-    """What it is compared with, of the same kind."""
+    a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
+    """Prompt file, or configuration: a .py or .json file, or the folder of a run."""
+    b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")]
+    """Prompt file or configuration to compare with A."""
 
 
 class NotComparable(UserError):
-    """Something that is there to be compared cannot be read, or is of another kind."""
+    """One of the two cannot be read, or they are of different kinds."""
 
     exit_status = 2
 
@@ -35,7 +36,7 @@ def run(args: Diff) -> int:
             return _configs(args, a, b)
         if a is not None or b is not None:
             config, other = (args.a, args.b) if a is not None else (args.b, args.a)
-            raise NotComparable(f"{config} is a configuration, and {other} is none; name two of a kind")
+            raise NotComparable(f"{config} is a configuration and {other} is not; name two of a kind")
         return _prompts(args)
     except FileNotFoundError as error:
         raise NotComparable(f"no such file: {error.filename}") from error
@@ -46,11 +47,11 @@ def run(args: Diff) -> int:
 
 
 def _config_file(path: Path) -> Path | None:
-    """The file of a configuration; None for what else there is."""
+    """Return the file of a configuration or of a run's folder; None for anything else."""
     if path.suffix in (".py", ".json"):
         return path
-    recorded = path / "config.json"
-    return recorded if recorded.is_file() and not (path / "adapter_config.json").exists() else None
+    config = path / "config.json"
+    return config if config.is_file() and not (path / "adapter_config.json").exists() else None
 
 
 def _configs(args: Diff, a: Path, b: Path) -> int:
@@ -59,9 +60,9 @@ def _configs(args: Diff, a: Path, b: Path) -> int:
 
     lines = config_lines(load_experiment(a), load_experiment(b))
     if not lines:
-        show(f"{args.a} and {args.b}: the same")
+        print_escaped(f"{args.a} and {args.b}: the same")
         return 0
-    show("\n".join([f"{args.a} and {args.b}: {len(lines)} fields differ", *lines]))
+    print_escaped("\n".join([f"{args.a} and {args.b}: {len(lines)} fields differ", *lines]))
     return 1
 
 
@@ -72,6 +73,6 @@ def _prompts(args: Diff) -> int:
     status = 0
     for name, lines in member_lines(read_prompts(args.a), read_prompts(args.b)):
         title = f"{args.a} and {args.b}{f', {name}' if name else ''}:{'' if lines else ' identical'}"
-        show("\n".join([title, *lines]))
+        print_escaped("\n".join([title, *lines]))
         status = max(status, int(bool(lines)))
     return status

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_base, check_member, check_positive, load_base, show
-from prompt_jax.cli.source import Source, check_source, read_examples
+from prompt_jax.cli.common import (
+    BaseOptions,
+    check_member_number,
+    check_model,
+    check_positive,
+    load_base,
+    print_escaped,
+)
+from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import UserError
 
@@ -20,58 +27,56 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shots:
-    """How the base is asked where there is no prompt file."""
+class FewShotOptions:
+    """How the base is prompted without a prompt file (few-shot prompting)."""
 
     design: str = "{input}"
-    """The text of an input, {input} being the task's."""
+    """Without a prompt file: template of an input, where {input} is the task's input."""
     shots: int | Literal["fit"] = 0
-    """How many examples of the training split are shown before each input; `fit` is as many as there is room for."""
+    """Without a prompt file: number of training examples before each input. `fit` takes as many as fit."""
     shot_seeds: tuple[int, ...] = (0,)
-    """Of the examples that are drawn; several are evaluated each, and vote."""
+    """Seeds for drawing the examples of --shots. Several seeds are scored separately and vote."""
     shot_text: str | None = None
-    """How an example is written, {input} being what --design makes of its input and {target} its answer. Left out,
-    "{input} {target}." for an encoder, and "{input} {target}" on a line for a causal model."""
+    """Template of an in-context example, with {input} (after --design) and {target}. None means "{input} {target}." for
+    encoder-decoders, and "{input} {target}" and a line break for causal models."""
     shot_length: int | None = None
-    """The most tokens of an input with its examples; left out, what the model has positions for beside the answer, and
-    512 for T5."""
+    """Maximum tokens of an input with its in-context examples. None means as many as the model has positions for; 512
+    for T5."""
     shots_from: Path | None = None
-    """A file that examples are drawn from, with the columns of --data or those that the task reads, and --target; left
-    out, the task's own training split."""
+    """File to draw in-context examples from, with the columns of --data or the task. None means the training split."""
     shots_as_drawn: bool = False
-    """Draw examples whatever their labels are; otherwise labels come in turn."""
+    """Draw in-context examples regardless of their labels. By default, the labels take turns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Score prompts on a task: generated answers and, for a task with labels, the most probable label.
 
-    Two or more prompts are an ensemble: each member, their average, the best one and the vote are scored. Without any,
-    --model is asked alone, in words, with --shots examples of the task before each input.
+    Two or more prompts form an ensemble: each member, their average, the best member and the vote are scored. Without a
+    prompt file, the base (--model) is scored with a text template and --shots in-context examples.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Prompt files; of an ensemble's file all members count, in their order."""
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    """Prompt files. All members of an ensemble's file are used."""
     member: int | None = None
-    """Only this prompt of an ensemble's file, numbered from 0."""
+    """Use only this member of an ensemble's file, numbered from 0."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
-    source: Annotated[Source, tyro.conf.arg(name="")] = Source()
+    source: Annotated[ExampleOptions, tyro.conf.arg(name="")] = ExampleOptions()
     metrics: tuple[str, ...] | None = None
-    """Names of metrics; the task's own, or of --data the prompt's own, if left out."""
+    """Names of metrics. None means the task's, or the prompt's for --data."""
     batch_size: int = 64
-    """Rows a batch: an example with the prompt of one member."""
+    """Rows in a batch. Each row is one example with one member's prompt."""
     vote: Literal["majority", "mean-probability"] = "majority"
-    """majority: the answer that most members give; of several the one with the highest log-probability summed over
-    members, then the one of the earliest member. mean-probability: the label with the highest mean of the members'
-    probabilities; for tasks with labels."""
+    """majority: the most frequent answer; a tie goes to the higher summed log-probability, then to the earlier member.
+    mean-probability: the label with the highest mean probability, for tasks with labels."""
     decoding: Decoding = Decoding()
     """How answers are generated."""
     early_stop: bool = False
-    """Vote by majority without asking members about examples that are decided: the same votes for less work. Prints
-    the vote and the share of passes saved alone, since the members' own scores are not known then."""
-    design: Annotated[Shots, tyro.conf.arg(name="")] = Shots()
+    """Finish an example as soon as its majority cannot change. The votes are identical, but there are no scores of
+    single members."""
+    few_shot: Annotated[FewShotOptions, tyro.conf.arg(name="")] = FewShotOptions()
     out: Path | None = None
-    """Write table.md, scores.json and predictions.jsonl, one JSON line an example, to this folder."""
+    """Folder to write table.md, scores.json and predictions.jsonl to (one JSON line for each example)."""
 
 
 def run(args: Evaluate) -> int:
@@ -80,29 +85,29 @@ def run(args: Evaluate) -> int:
     from prompt_jax.inference.evaluation import EvaluationOptions
 
     if not args.files:
-        return _base_alone(args)
-    if args.design != Shots():
-        raise UserError("--design and --shots are of the base alone; leave the prompt files out, or these options")
+        return _evaluate_base(args)
+    if args.few_shot != FewShotOptions():
+        raise UserError("--design and --shots are for the base alone; leave out the prompt files, or these options")
     check_positive(batch_size=args.batch_size, limit=args.source.limit)
     check_distinct(args.files)
     members = read_members(args.files)
     if args.member is not None:
         if len(args.files) > 1:
-            raise UserError(f"--member is the number of a prompt in one file; there are {len(args.files)}")
-        check_member(args.member, args.files[0], len(members))
+            raise UserError(f"--member needs exactly one prompt file, and there are {len(args.files)}")
+        check_member_number(args.member, args.files[0], len(members))
         members = members[args.member : args.member + 1]
-    _check_together(args, members)
+    _check_members(args, members)
     first = next((member for member in members if member.metadata.base is not None), members[0])
     model = load_base(first.path, first.metadata, args.base)
     for member in members:
-        check_base(member.path, member.prompt, member.metadata, model, args.base)
+        check_model(member.path, member.prompt, member.metadata, model, args.base)
     examples, target_length = read_examples(args.source, members, model, args.metrics)
     options = EvaluationOptions(target_length, args.batch_size, args.decoding)
     outcome = evaluate_files(model, members, examples, options, args.vote, early_stop=args.early_stop)
-    return _show(args, outcome)
+    return _print_outcome(args, outcome)
 
 
-def _base_alone(args: Evaluate) -> int:
+def _evaluate_base(args: Evaluate) -> int:
     from prompt_jax.checkpoints.load import load_model
     from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.ensembles.outcome import evaluate_base
@@ -111,57 +116,60 @@ def _base_alone(args: Evaluate) -> int:
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
-    source, how = args.source, args.design
+    source, few_shot = args.source, args.few_shot
     if args.base.model is None:
         raise UserError(
-            "name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz, or with --model a base that "
-            "is asked alone"
+            "name at least one prompt file, e.g. prompt-jax evaluate runs/demo/best.npz, or a base with --model"
         )
     if source.task is None and source.data is None:
-        raise UserError(f"what {args.base.model} is asked is a task or a file: give --task NAME or --data FILE")
+        raise UserError(f"choose examples for {args.base.model}: give --task NAME or --data FILE")
     if args.early_stop or args.vote != "majority":
-        raise UserError("--vote and --early-stop are for prompts; the base's ways of being asked vote by majority")
+        raise UserError("--vote and --early-stop are for prompts; without them, --shot-seeds vote by majority")
     if args.member is not None:
-        raise UserError("--member is the number of a prompt in a file, and no file is named")
-    check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=how.shot_length)
+        raise UserError("--member needs a prompt file, and there is none")
+    check_positive(batch_size=args.batch_size, limit=source.limit, shot_length=few_shot.shot_length)
     check_source(source, metrics=args.metrics)
-    if how.shots == 0 and how.shots_from is not None:
-        raise UserError(f"--shots-from {how.shots_from} is what examples are drawn from: say how many with --shots")
-    if how.shots != 0 and how.shots_from is None and source.data is not None:
-        raise UserError("--shots of --data are drawn from --shots-from, a file of the same kind; a task has its own")
-    if not how.shot_seeds or min(how.shot_seeds) < 0 or len(set(how.shot_seeds)) < len(how.shot_seeds):
-        given = " ".join(map(str, how.shot_seeds)) or "none"
-        raise UserError(f"--shot-seeds are numbers from 0, each once, not {given}")
+    if few_shot.shots == 0 and few_shot.shots_from is not None:
+        raise UserError(f"--shots-from {few_shot.shots_from} needs --shots, the number of examples to draw")
+    if few_shot.shots != 0 and few_shot.shots_from is None and source.data is not None:
+        raise UserError("--shots with --data needs --shots-from, a file with the same columns to draw examples from")
+    seeds = few_shot.shot_seeds
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        given = " ".join(map(str, seeds)) or "none"
+        raise UserError(f"--shot-seeds must be distinct numbers of at least 0, not {given}")
     model = load_model(args.base.model, args.base.dtype, args.base.revision)
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
-    nobody = [LoadedPrompt(Path(model.name), None, Prompt(), PromptMetadata())]
-    examples, target_length = read_examples(source, nobody, model, args.metrics)
-    training = None if how.shots == 0 else _pool(source, how.shots_from, examples, nobody, model)
+    no_prompt = [LoadedPrompt(Path(model.name), None, Prompt(), PromptMetadata())]
+    examples, target_length = read_examples(source, no_prompt, model, args.metrics)
+    training = None
+    if few_shot.shots == 0:
+        seeds = (0,)
+    else:
+        training = _training_examples(source, few_shot.shots_from, examples, no_prompt, model)
     design = PromptDesign(
-        how.design,
-        None if how.shots == "fit" else how.shots,
-        balanced=not how.shots_as_drawn,
-        demonstration=how.shot_text,
-        length=how.shot_length,
+        few_shot.design,
+        None if few_shot.shots == "fit" else few_shot.shots,
+        balanced=not few_shot.shots_as_drawn,
+        demonstration=few_shot.shot_text,
+        length=few_shot.shot_length,
     )
-    seeds = how.shot_seeds if how.shots != 0 else (0,)
-    made = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
-    if len(seeds) > 1 and not any(shown for _, shown in made):
-        raise UserError("no example has room before any input, so that all --shot-seeds ask alike: raise --shot-length")
+    prepared = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
+    if len(seeds) > 1 and not any(shown for _, shown in prepared):
+        raise UserError("no in-context example fits, so all --shot-seeds give the same inputs: raise --shot-length")
     names = [
         f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
-        for seed, (_, shown) in zip(seeds, made, strict=True)
+        for seed, (_, shown) in zip(seeds, prepared, strict=True)
     ]
     options = EvaluationOptions(target_length, args.batch_size, args.decoding)
-    outcome = evaluate_base(model, [asked for asked, _ in made], names, options)
-    return _show(args, outcome)
+    outcome = evaluate_base(model, [asked for asked, _ in prepared], names, options)
+    return _print_outcome(args, outcome)
 
 
-def _pool(
-    source: Source, file: Path | None, asked: "Examples", nobody: Sequence["LoadedPrompt"], model: "Model"
+def _training_examples(
+    source: ExampleOptions, file: Path | None, asked: "Examples", no_prompt: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
-    """What examples are drawn from: the training split of the task that is asked, or a file."""
+    """Return the examples to draw in-context examples from: the training split of the task, or those of a file."""
     from prompt_jax.data.files import file_task
     from prompt_jax.data.load import LoadOptions, load_examples
     from prompt_jax.data.registry import find_task
@@ -169,38 +177,38 @@ def _pool(
     if file is None:
         assert source.task is not None
         if "train" not in (splits := find_task(source.task).splits):
-            there = ", ".join(splits)
+            names = ", ".join(splits)
             raise UserError(
-                f"{source.task} has no split 'train' for --shots, but {there}; give a file with --shots-from"
+                f"{source.task} has no split 'train' for --shots, but {names}; give a file with --shots-from"
             )
-        return read_examples(dataclasses.replace(source, split="train", limit=None), nobody, model)[0]
+        return read_examples(dataclasses.replace(source, split="train", limit=None), no_prompt, model)[0]
     if asked.format is None:
-        raise UserError(f"{asked.name} makes its tokens itself, and cannot be shown examples of --shots-from {file}")
-    own = dataclasses.replace(asked.format, metrics=("accuracy",))  # others may need more than a file has
-    task = file_task(file.name, {"train": file}, own, target=source.target)
+        raise UserError(f"{asked.name} tokenizes its inputs itself, so --shots-from {file} cannot add examples to them")
+    form = dataclasses.replace(asked.format, metrics=("accuracy",))  # other metrics may need more columns
+    task = file_task(file.name, {"train": file}, form, target=source.target)
     tokenizer: Any = model.tokenizer
-    return load_examples(task, tokenizer, "train", LoadOptions(own.input_length, own.target_length))
+    return load_examples(task, tokenizer, "train", LoadOptions(form.input_length, form.target_length))
 
 
-def _show(args: Evaluate, outcome: "Outcome") -> int:
-    show("\n".join(table.text() for table in outcome.shown))
+def _print_outcome(args: Evaluate, outcome: "Outcome") -> int:
+    print_escaped("\n".join(table.text() for table in outcome.shown))
     if args.out is not None:
-        show(f"wrote {', '.join(map(str, outcome.write(args.out)))}")
+        print_escaped(f"wrote {', '.join(map(str, outcome.write(args.out)))}")
     return 0
 
 
-def _check_together(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
-    """Refuses options that do not go together, and members that cannot vote."""
+def _check_members(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
+    """Raise an error for options that exclude each other, and for members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
     from prompt_jax.models.prompt import check_alike
 
     source = args.source
     check_source(source, metrics=args.metrics)
     if args.early_stop and args.vote != "majority":
-        raise UserError(f"--early-stop is for --vote majority: by {args.vote} every member counts to the end")
+        raise UserError(f"--early-stop needs --vote majority: --vote {args.vote} needs every member's answer")
     if len(members) == 1:
         if args.early_stop or args.vote != "majority":
-            raise UserError(f"--vote and --early-stop are for two prompts or more; {members[0]} is one")
+            raise UserError(f"--vote and --early-stop need two prompts or more; {members[0]} is the only one")
         return
     if not args.base.allow_other_base:
         ensemble.check_one_base(members)

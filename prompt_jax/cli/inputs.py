@@ -1,4 +1,4 @@
-"""The inputs of `predict`: texts from arguments, standard input or a file, or rows with the template's columns."""
+"""The inputs of `predict`: texts, or rows with the template's columns, from arguments, a file or standard input."""
 
 import io
 import json
@@ -15,17 +15,17 @@ from prompt_jax.task_format import TaskFormat
 
 
 def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, Any]]:
-    """Yield the location and the content of each input. The content is a text, or a row if the file has columns.
+    """Yield each input's location and content: a text, or a row if the file has columns.
 
-    Each argument, and each line of standard input or of a text file, is one text, even if it is empty. Only the end of
-    the line is removed.
+    Each argument, and each line of standard input or of a text file, is one text, even if it is empty. Only line ends
+    are removed.
 
     Raises:
-      UserError: there are arguments and a file, an argument is not UTF-8, or there is no input.
-      DataError: as `read_lines` and `read_rows`.
+      UserError: there are both arguments and a file, or an argument is not UTF-8.
+      DataError: there is no input, or the file is invalid (see `read_lines` and `read_rows`).
     """
     if words and file is not None:
-        raise UserError(f"the inputs are arguments or lines of --input {file}; give one of them")
+        raise UserError(f"there are inputs as arguments and in --input {file}; use only one of them")
     if words:
         for number, word in enumerate(words, 1):
             if not is_text(word):
@@ -50,14 +50,14 @@ def read_inputs(words: Sequence[str], file: Path | None) -> Iterator[tuple[str, 
 
 
 def _standard_input() -> Any:
-    """Return standard input in bytes, which do not depend on the locale. Programs may replace it by a text stream."""
+    """Return standard input as a binary stream, which does not depend on the locale."""
     if sys.stdin is None:  # closed
         return io.BytesIO()
     return sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode("utf-8"))
 
 
 def input_texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> Iterator[str]:
-    """Yield the input text of each input of one format; with several columns a text is a JSON object."""
+    """Yield the rendered text of each input. With several columns, a text must be a JSON object."""
     columns = task_format.columns
     for where, line in inputs:
         if len(columns) == 1 and isinstance(line, str):
@@ -67,10 +67,10 @@ def input_texts(inputs: Iterable[tuple[str, Any]], task_format: TaskFormat) -> I
 
 
 def as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
-    """Return a row unchanged, and a text as the JSON object that it has to be.
+    """Return a row unchanged, or parse a text as a JSON object.
 
     Raises:
-      UserError: it is another text; the message says what is `wanted`.
+      UserError: the text is no JSON object; the message names what was `wanted`.
     """
     if not isinstance(line, str):
         return line

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_base, check_positive, load_base, print_error, show
-from prompt_jax.cli.source import Source, check_source, read_examples
+from prompt_jax.cli.common import BaseOptions, check_model, check_positive, load_base, print_escaped, print_note
+from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from prompt_jax.inspection.ablation import Ablation
     from prompt_jax.task_format import TaskFormat
 
-_LIMIT = 100  # examples, each of which is run once for each virtual token
+_LIMIT = 100  # examples; each one runs once for each virtual token
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Print prompts' provenance, norms and nearest vocabulary neighbors, and how alike they are.
+    """Print where prompts come from, their norms, nearest vocabulary neighbors, and similarity to each other.
 
-    With --task or --data also by how much the loss is higher without each virtual token.
+    With --task or --data, also print how much the loss rises when each virtual token is left out.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """Prompt files of one base; of an ensemble's file all members."""
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")]
+    """Prompt files of one base. All members of an ensemble's file are used."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     neighbors: int = 5
-    """How many for each virtual token, by cosine and by Euclidean distance."""
+    """Number of nearest neighbors of each virtual token, by cosine and by Euclidean distance."""
     html: Path | None = None
-    """Write a page with pictures, which loads nothing from anywhere."""
-    source: Annotated[Source, tyro.conf.arg(name="")] = Source(limit=_LIMIT)
+    """Also write a self-contained HTML page with figures."""
+    source: Annotated[ExampleOptions, tyro.conf.arg(name="")] = ExampleOptions(limit=_LIMIT)
     batch_size: int = 64
-    """Rows a batch: an example with a prompt without one of its tokens."""
+    """Rows in a batch. Each row is one example with a prompt that lacks one virtual token."""
 
 
 def run(args: Inspect) -> int:
@@ -64,45 +64,45 @@ def run(args: Inspect) -> int:
         collect_findings(str(member), member.prompt, member.metadata, model, args.neighbors, ablation)
         for member, ablation in zip(members, ablations, strict=True)
     ]
-    show("\n\n".join(describe(found, model) for found in findings))
+    print_escaped("\n\n".join(describe(each, model) for each in findings))
     if len(members) > 1 and members[0].prompt.parts:
         cosines = prompt_similarity([member.prompt for member in members])
         rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]
-        show("\n" + Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text())
+        print_escaped("\n" + Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text())
     if args.html is not None:
         from prompt_jax.report.inspection_page import write_inspection
 
         write_inspection(args.html, findings, model)
-        show(f"\nwrote {args.html}")
+        print_escaped(f"\nwrote {args.html}")
     return 0
 
 
 def _model(args: Inspect, members: Sequence["LoadedPrompt"]) -> "Model | None":
-    """The base, or None where it is not to be had and nothing asks for it."""
+    """Load the base. Return None if it is not available and no option needs it."""
     first = next((member for member in members if member.metadata.base is not None), members[0])
     try:
         model = load_base(first.path, first.metadata, args.base)
     except UserError as error:
         if args.base.model is not None or args.source.task is not None or args.source.data is not None:
             raise
-        print_error(f"{error}\n", 0)
+        print_note(f"{error}\n")
         return None
     for member in members:
-        check_base(member.path, member.prompt, member.metadata, model, args.base)
+        check_model(member.path, member.prompt, member.metadata, model, args.base)
     return model
 
 
 def _ablations(args: Inspect, members: Sequence["LoadedPrompt"], model: "Model | None") -> "list[Ablation | None]":
-    """Of each prompt, on the examples that the user names, written as it was trained to read them."""
+    """Return each prompt's ablation on the user's examples, in the prompt's task format; None without examples."""
     if model is None or (args.source.task is None and args.source.data is None):
         return [None] * len(members)
     from prompt_jax.inspection.ablation import leave_one_out
 
     read: dict[TaskFormat | None, Examples] = {}
-    found: list[Ablation | None] = []
+    ablations: list[Ablation | None] = []
     for member in members:
         key = member.metadata.format if args.source.data is not None else None
         if key not in read:
             read[key], _ = read_examples(args.source, [member], model)
-        found.append(leave_one_out(model, member.prompt, read[key], batch_size=args.batch_size))
-    return found
+        ablations.append(leave_one_out(model, member.prompt, read[key], batch_size=args.batch_size))
+    return ablations

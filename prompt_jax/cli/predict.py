@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_base, check_positive, chosen_format, load_base, print_error
+from prompt_jax.cli.common import BaseOptions, check_model, check_positive, load_base, override_format, print_note
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.control_tokens import remove_marks
@@ -24,31 +24,30 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Answer texts from the arguments, a file or standard input, a line each.
+    """Answer texts from arguments, a file or standard input, with one line for each answer.
 
-    An ensemble answers with the vote of its members' majority. On a terminal control characters are printed as escapes
-    such as \\x1b. A file or another program gets answers unchanged, but for line breaks, which become spaces."""
+    An ensemble answers by majority vote. A terminal shows control characters as escapes such as \\x1b. In files and
+    pipes, only line breaks are replaced, by spaces."""
 
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
-    """A prompt file, and inputs; without any they come from --input. Where the template has several columns, JSON
-    objects. Put -- before a text that begins with a hyphen."""
+    """Prompt file, then inputs. Without inputs, --input is read. If the template has several columns, each input is a
+    JSON object. Put -- before a text that starts with a hyphen."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
-    """Several prompt files of one base instead of FILE. Inputs are then JSON objects with the field `prompt`: the
-    NAME of a file (its own without the extension if none is given), or of a member of an ensemble (`sentiment/0`), or
-    null for the base alone; and the columns of that prompt's template (of the base alone: `text`). They are answered in
-    batches mixed over prompts, in their order."""
+    """Several prompt files of one base, instead of FILE. Each input is then a JSON object with the columns of its
+    prompt's template and a field `prompt`: NAME (by default the file's name without extension), NAME/0, NAME/1, ... for
+    the members of an ensemble, or null for the base with the column `text`."""
     template: str | None = None
-    """Input text with columns in braces; the prompt's own if left out."""
+    """Template of an input, with column names in braces. None means the prompt's."""
     labels: tuple[str, ...] | None = None
-    """Possible answers, which --json scores; the prompt's own if left out."""
+    """Possible answers, which --json scores. None means the prompt's."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     input: Path | None = None
-    """A file with an input a line, or a .jsonl, .csv or .tsv file with the template's columns; standard input if
-    left out. Text is UTF-8, or UTF-16 with a byte order mark. Files may end in .gz."""
+    """File with one text a line, or .jsonl, .csv or .tsv file with the template's columns; optionally .gz; UTF-8, or
+    UTF-16 with a byte order mark. None means standard input."""
     json: bool = False
-    """Print a JSON object a line, in ASCII, with the labels' log-probabilities (nats) where the task has labels."""
+    """Print one JSON object a line, in ASCII, with the log-probability (nats) of each label."""
     batch_size: int = 64
-    """Examples a batch."""
+    """Examples in a batch."""
     decoding: Decoding = Decoding()
     """How answers are generated."""
 
@@ -64,12 +63,12 @@ def run(args: Predict) -> int:
             print(json_text(shown) if args.json else _one_line(answer.prediction))
         sys.stdout.flush()
     if answers.cut:
-        print_error(f"{answers.cut} inputs were cut to the longest that their prompt's task has", 0)
+        print_note(f"{answers.cut} inputs were truncated to the input length of their prompt's task")
     return 0
 
 
 def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
-    """The inputs for a prompt file, and what answers them: its prompt, or the vote of an ensemble's members."""
+    """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
     from prompt_jax.ensembles.streams import Line, Voting
     from prompt_jax.prompt_files.io import check_bases, read_prompts
     from prompt_jax.prompt_files.metadata import find_task_mismatch
@@ -87,7 +86,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
             f'--prompts NAME={file} (the field "prompt" is then NAME/{a} or NAME/{b}), or write one to a file with '
             "prompt-jax export --member"
         )
-    task_format = chosen_format(members[0][1].format, args.template, args.labels, None)
+    task_format = override_format(members[0][1].format, args.template, args.labels, None)
     assert model.tokenizer is not None  # load_base
     texts = input_texts(read_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
     return (Line(None, text) for text in texts), Voting(
@@ -96,14 +95,16 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
 
 
 def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
-    """The inputs that name their prompts, and what answers them."""
+    """Return the inputs for --prompts, and the function that answers them."""
     from prompt_jax.ensembles import streams
     from prompt_jax.ensembles.members import check_one_base
 
-    assert args.prompts is not None  # predict
+    assert args.prompts is not None
     words = [word for word in args.prompts.split(",") if word]
     if not words or args.template is not None or args.labels is not None:
-        raise UserError("--prompts names files, separated by commas, and each prompt has its own template and labels")
+        raise UserError(
+            "--prompts takes prompt files separated by commas, and no --template or --labels: each prompt has its own"
+        )
     named = streams.read_named(words)
     members = list(named.values())
     if not args.base.allow_other_base:
@@ -111,7 +112,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
     first = next((member for member in members if member.metadata.base is not None), members[0])
     model = load_base(first.path, first.metadata, args.base)
     for member in members:
-        check_base(member.path, member.prompt, member.metadata, model, args.base)
+        check_model(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
     rows = ((where, as_row(line, where, wanted)) for where, line in read_inputs(args.words, args.input))
     assert model.tokenizer is not None  # load_base
@@ -119,7 +120,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
 
 
 def _one_line(answer: str) -> str:
-    """An answer as one line; on a terminal without characters that it would obey."""
+    """Return an answer in one line, on a terminal with control characters escaped."""
     line = re.sub(r"\r\n|\r|\n", " ", answer)
     return escape_control_characters(line) if sys.stdout.isatty() else line
 

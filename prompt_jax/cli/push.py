@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, load_base, show
+from prompt_jax.cli.common import BaseOptions, load_base, print_escaped
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Push:
-    """Put a prompt on the Hugging Face Hub, with a model card and, where PEFT can hold it, an adapter.
+    """Upload a prompt to the Hugging Face Hub, with a model card and, if PEFT supports the prompt, an adapter.
 
-    The account is the one of `hf auth login`, or of the environment variable HF_TOKEN."""
+    The account is that of `hf auth login` or of the environment variable HF_TOKEN."""
 
-    file: tyro.conf.Positional[Path]
-    """A prompt file."""
-    dest: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """Prompt file."""
+    dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
     """hf://USER/NAME[@BRANCH][/FOLDER]. The repository is created if it does not exist."""
     private: bool = False
-    """Make a repository that nobody else sees."""
+    """Create a private repository."""
     message: str | None = None
-    """Of the commit."""
+    """Commit message. None means a default message."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 
@@ -52,10 +52,12 @@ def run(args: Push) -> int:
         message=args.message,
         allow_other_base=args.base.allow_other_base,
     )
-    show(f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else ""))
+    print_escaped(
+        f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else "")
+    )
     if pushed.no_adapter is not None:
-        show(f"no adapter of PEFT: {why or pushed.no_adapter}")
+        print_escaped(f"no PEFT adapter: {why or pushed.no_adapter}")
     for note in pushed.notes:
-        show(note)
-    show(f"{pushed.name}\n{pushed.address}\ncommit {pushed.commit}")
+        print_escaped(note)
+    print_escaped(f"{pushed.name}\n{pushed.address}\ncommit {pushed.commit}")
     return 0

@@ -3,28 +3,27 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from prompt_jax.cli.common import print_error, show
+from prompt_jax.cli.common import print_escaped, print_note
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import LoadedPrompt
 
-_MATRIX = 12  # prompts of which the terminal shows all pairs
+_MATRIX = 12  # the terminal shows all pairs for up to this many prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """Compare prompts each with each, to find those whose tasks are alike (SPoT's retrieval)."""
+    """Compare prompts in pairs, to find similar tasks (SPoT's retrieval)."""
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Prompt files, and folders with such files or with the folders of runs, whose best.npz is meant. Of an ensemble's
-    file all members are compared."""
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]")]
+    """Prompt files, or folders of prompt files or runs. The prompt of a run is its best.npz."""
     html: Path | None = None
-    """Write a page with heat maps, which loads nothing from anywhere."""
+    """Also write a self-contained HTML page with heat maps."""
 
 
 def run(args: Similarity) -> int:
@@ -33,9 +32,9 @@ def run(args: Similarity) -> int:
 
     if not args.paths:
         raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")
-    members, skipped = _together(*_read(_files(args.paths)))
+    members, skipped = _comparable(*_read(_files(args.paths)))
     for line in skipped:
-        print_error(f"skipped {line}", 0)
+        print_note(f"skipped {line}")
     if len(members) < 2:
         raise UserError(f"{len(members)} prompts to compare; name two or more that have the same parts, sizes and base")
     means, pairs = task_similarity([member.prompt for member in members])
@@ -45,7 +44,7 @@ def run(args: Similarity) -> int:
         [
             f"{i} {name}",
             f"{order[i][0]} {names[order[i][0]]}",
-            *(f"{own[i, order[i][0]]:.3f}" for own in (means, pairs)),
+            *(f"{cosines[i, order[i][0]]:.3f}" for cosines in (means, pairs)),
         ]
         for i, name in enumerate(names)
     ]
@@ -54,17 +53,17 @@ def run(args: Similarity) -> int:
         for title, matrix in (("cosines of mean tokens", means), ("mean cosines of all pairs of tokens", pairs)):
             cells = [[str(i), *(f"{value:.3f}" for value in row)] for i, row in enumerate(matrix)]
             tables.append(Table(title, [["", *map(str, range(len(names)))], *cells]))
-    show("\n\n".join(table.text() for table in tables))
+    print_escaped("\n\n".join(table.text() for table in tables))
     if args.html is not None:
         from prompt_jax.report.inspection_page import write_similarity
 
         write_similarity(args.html, names, means, pairs, skipped)
-        show(f"\nwrote {args.html}")
+        print_escaped(f"\nwrote {args.html}")
     return 0
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files, and of folders what may be prompts: files, folders of other projects, the best prompts of runs."""
+    """Yield the files, and from folders all files, PEFT folders, and the best prompts of runs."""
     from prompt_jax.prompt_files.io import is_prompt_folder
 
     for path in paths:
@@ -73,17 +72,17 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         elif (path / "best.npz").is_file():
             yield path / "best.npz"
         else:
-            for own in sorted(path.iterdir()):
-                if own.name.startswith("."):
+            for child in sorted(path.iterdir()):
+                if child.name.startswith("."):
                     continue
-                if not own.is_dir() or is_prompt_folder(own):
-                    yield own
-                elif (own / "best.npz").is_file():
-                    yield own / "best.npz"
+                if not child.is_dir() or is_prompt_folder(child):
+                    yield child
+                elif (child / "best.npz").is_file():
+                    yield child / "best.npz"
 
 
 def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """The prompts of the files, and which of them hold none, with the reason."""
+    """Return the files' prompts, and for each file without prompts the reason."""
     from prompt_jax.ensembles.members import read_members
     from prompt_jax.prompt_files.io import PromptFormatError
 
@@ -96,24 +95,24 @@ def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
         except FileNotFoundError:
             if not path.is_symlink():
                 raise
-            skipped.append(f"{path}: a link that leads nowhere")
+            skipped.append(f"{path}: a broken link")
     return members, skipped
 
 
-def _together(members: Sequence["LoadedPrompt"], skipped: Sequence[str]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """The prompts that can be compared with the first, and the others with the reason."""
+def _comparable(members: Sequence["LoadedPrompt"], skipped: Sequence[str]) -> tuple[list["LoadedPrompt"], list[str]]:
+    """Return the prompts that can be compared with the first, and the reasons against the others, after `skipped`."""
     from prompt_jax.ensembles.members import MemberError, check_one_base
     from prompt_jax.models.prompt import PromptStackError, check_stackable
 
     kept: list[LoadedPrompt] = []
-    left = list(skipped)
+    reasons = list(skipped)
     for member in members:
         first = kept[0] if kept else member
         try:
             check_stackable([first.prompt, member.prompt], [str(first), str(member)])
             check_one_base([first, member])
         except (PromptStackError, MemberError) as error:
-            left.append(f"{member}: {error}")
+            reasons.append(f"{member}: {error}")
         else:
             kept.append(member)
-    return kept, left
+    return kept, reasons

@@ -1,4 +1,4 @@
-"""Which examples the user means: those of a task, or of a file."""
+"""The options that choose examples, from a task or a file, and reading them."""
 
 import dataclasses
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_jax.cli.common import chosen_format
+from prompt_jax.cli.common import override_format
 from prompt_jax.errors import UserError
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 
@@ -17,42 +17,42 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Examples with their answers."""
+class ExampleOptions:
+    """Labeled examples from a task or a file."""
 
     task: str | None = None
-    """A task of the tasks folder, instead of the one that the prompt was trained on."""
+    """Task in the tasks folder. None means the task that the prompt was trained on."""
     data: Path | None = None
-    """A .jsonl, .csv or .tsv file of your own, instead of a task; read with the prompt's template and labels."""
+    """Your .jsonl, .csv or .tsv file, instead of a task. It is read with the prompt's template and labels."""
     target: str = "label"
-    """The column of --data with the answers."""
+    """Column of --data with the answers."""
     template: str | None = None
-    """Input text of a row of --data, with its columns in braces; the prompt's own if left out."""
+    """Template for the rows of --data, with column names in braces. None means the prompt's."""
     labels: tuple[str, ...] | None = None
-    """Possible answers of --data in the order of their numbers; the prompt's own if left out."""
+    """Possible answers of --data, in the order of their numbers. None means the prompt's."""
     split: str = "test"
-    """The split of the task."""
+    """Split of the task."""
     tasks: Path | None = None
-    """Folder or file with seqio tasks; `tasks` in the working directory if there is one."""
+    """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
     limit: int | None = None
-    """Only so many examples, drawn at random but always the same."""
+    """Maximum number of examples. They are drawn at random with a fixed seed."""
 
 
-def check_source(source: Source, metrics: tuple[str, ...] | None = None) -> None:
-    """Raises UserError for a task beside a file, and for options that say how --data is read where there is none."""
+def check_source(source: ExampleOptions, metrics: tuple[str, ...] | None = None) -> None:
+    """Raise UserError for --task together with --data, and for options of --data without it."""
     if source.task is not None and source.data is not None:
-        raise UserError(f"--task {source.task} and --data {source.data} both say what is asked; give one of them")
+        raise UserError(f"--task {source.task} and --data {source.data} both choose the examples; give one of them")
     given = {"template": source.template, "labels": source.labels, "metrics": metrics}
     if source.data is None and (ignored := [f"--{name}" for name, value in given.items() if value is not None]):
-        raise UserError(f"{' and '.join(ignored)} say how --data is read, which is not given; a task has its own")
+        raise UserError(f"{' and '.join(ignored)} say how --data is read, and --data is missing; a task has its own")
 
 
 def read_examples(
-    source: Source, members: Sequence["LoadedPrompt"], model: "Model", metrics: tuple[str, ...] | None = None
+    source: ExampleOptions, members: Sequence["LoadedPrompt"], model: "Model", metrics: tuple[str, ...] | None = None
 ) -> tuple["Examples", int]:
-    """The examples that the user names, or those of the task that the prompts were trained on; the length of answers.
+    """Return the examples that the user chose, or those of the prompts' task, and the maximum length of answers.
 
-    What prompts say is taken from the first that says it.
+    Missing choices come from the first prompt with metadata for them.
     """
     from prompt_jax.data.downloads import is_downloaded
     from prompt_jax.data.files import file_task
@@ -60,73 +60,74 @@ def read_examples(
     from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name, task_names
 
     first = next((member for member in members if member.metadata.format is not None), members[0])
-    path, own, before = first.path, first.metadata.format, ""
+    path, task_format, before = first.path, first.metadata.format, ""
     if source.data is not None:
-        if own is None and source.template is None:
+        if task_format is None and source.template is None:
             raise UserError(f"{path} has no template, which --data needs; give one with --template")
-        own = chosen_format(own, source.template, source.labels, metrics)
-        task: Any = file_task(source.data.name, {source.split: source.data}, own, target=source.target)
+        task_format = override_format(task_format, source.template, source.labels, metrics)
+        task: Any = file_task(source.data.name, {source.split: source.data}, task_format, target=source.target)
     else:
         name = source.task or next((member.metadata.task for member in members if member.metadata.task), None)
         if name is None:
-            raise UserError(f"{path} does not say what it was trained on; give --task NAME or --data FILE")
+            raise UserError(f"{path} does not say which task it was trained on; give --task NAME or --data FILE")
         discover_tasks(source.tasks)
         if source.task is None and (rates := mixture_rates(name)) is not None:
             raise UserError(
-                f"{path} was trained on {name}, a mixture; say with --task which of its tasks is asked: "
-                f"{', '.join(rates)}"
+                f"{path} was trained on {name}, a mixture; choose one of its tasks with --task: {', '.join(rates)}"
             )
         if source.task is None and name not in task_names():
             raise UserError(
-                f"{path} was trained on {name}, which is no task here; give --data FILE, --task NAME or --tasks DIR"
+                f"{path} was trained on {name}, which is not in the tasks folder; give --data FILE, --task NAME or "
+                "--tasks DIR"
             )
         task = find_task(name)
         if source.task is None and not is_downloaded(task):
-            raise UserError(f"the data of {name} are not on this machine; to download them, say --task {name}")
-        theirs = getattr(task, "task_format", None)
-        if theirs is not None and _asked_by_name(members, theirs):
+            raise UserError(f"the data of {name} are not on this machine; to download them, give --task {name}")
+        registered = getattr(task, "task_format", None)
+        if registered is not None and _trained_with_task_names(members, registered):
             before = f"{short_name(name)} "
-        if source.task is None and own is not None and theirs is not None and own.template != before + theirs.template:
+        if source.task is not None or task_format is None:
+            task_format = registered
+        elif registered is not None and task_format.template != before + registered.template:
             warnings.warn(
-                f"{path} was trained with the template {own.template!r}; {name} has {theirs.template!r}",
+                f"{path} was trained with the template {task_format.template!r}; {name} has {registered.template!r}",
                 stacklevel=2,
             )
-        own = theirs if source.task is not None else own or theirs
-    lengths = own or TaskFormat("{inputs}")
-    assert model.tokenizer is not None  # check_base
+    lengths = task_format or TaskFormat("{inputs}")
+    assert model.tokenizer is not None  # check_model
     options = LoadOptions(
         lengths.input_length, lengths.target_length, limit=source.limit, metrics=metrics or (), prepend=before
     )
     examples = load_examples(task, model.tokenizer, source.split, options)
     if examples.unlabeled and source.data is None and source.split == "test" and "validation" in task.splits:
         raise UserError(
-            f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, as "
-            "benchmarks keep those to themselves; give --split validation"
+            f"{examples.name}, test: {examples.unlabeled} of {len(examples)} examples have no label, or no answer, "
+            "because benchmarks keep those of the test split secret; give --split validation"
         )
     return examples, lengths.target_length
 
 
-def _asked_by_name(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool:
-    """Whether the prompts were trained with the names of tasks before the inputs (`data.task_names`).
+def _trained_with_task_names(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool:
+    """Return whether the prompts were trained with task names before the inputs (`data.task_names`).
 
-    A template tells it beside that of the task which the prompt was trained on or, where that is not known here, of the
-    one that is asked. Prompts that do not say their task, or their template, are taken to fit.
+    Compares a prompt's template with that of its task, or with the format `asked` if its task is not registered.
+    Prompts without a task or template are ignored.
 
     Raises:
-      UserError: some were, and some were not.
+      UserError: only some were.
     """
     from prompt_jax.data.registry import find_task, short_name, task_names
 
     known: list[tuple[LoadedPrompt, bool]] = []
     for member in members:
-        own, task = member.metadata.format, member.metadata.task
-        if own is None or task is None and own.template != NAMED_INPUTS:
+        stored, task = member.metadata.format, member.metadata.task
+        if stored is None or task is None and stored.template != NAMED_INPUTS:
             continue
         start = f"{short_name(task or '')} "
-        theirs = getattr(find_task(task), "task_format", None) if task in task_names() else None
-        named = own.template in (NAMED_INPUTS, start + (theirs or asked).template)
-        if theirs is not None and not theirs.template.startswith(start):  # whatever it was when it was trained on
-            named = named or own.template.startswith(start)
+        registered = getattr(find_task(task), "task_format", None) if task in task_names() else None
+        named = stored.template in (NAMED_INPUTS, start + (registered or asked).template)
+        if registered is not None and not registered.template.startswith(start):  # the task's template may have changed
+            named = named or stored.template.startswith(start)
         known.append((member, named))
     for member, named in known[1:]:
         first, other = known[0]
@@ -134,6 +135,6 @@ def _asked_by_name(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool
             with_name, without = (member, first) if named else (first, member)
             raise UserError(
                 f"{with_name} was trained with the names of tasks before the inputs, {without} without: all members "
-                "are asked in the same words. Evaluate each alone, or say how with --data FILE --template TEXT"
+                "must read the same inputs. Evaluate each alone, or use --data FILE --template TEXT"
             )
     return bool(known) and known[0][1]

@@ -6,26 +6,26 @@ from typing import Annotated
 
 import tyro
 
-from prompt_jax.cli.common import show
+from prompt_jax.cli.common import print_escaped
 from prompt_jax.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train what an experiment describes; begun before, it goes on from the last checkpoint."""
+    """Train an experiment, or resume it from its last checkpoint."""
 
-    config: tyro.conf.Positional[Path]
-    """A configuration file that builds an Experiment; it comes first."""
+    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG")]
+    """Configuration file that defines an Experiment, or a run's config.json. It comes first."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     tasks: Path | None = None
-    """Folder or file with seqio tasks; `tasks` in the working directory if there is one."""
+    """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
     overwrite: bool = False
-    """Begin anew, deleting a run of this name."""
+    """Delete an existing run of this name, and start again."""
     distributed: bool = False
-    """Be one of several processes, each started with this command: on the hosts of a TPU pod, under Slurm, or where
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who."""
+    """Run as one of several processes, each started with this command: on a TPU pod, under Slurm, or with the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     heartbeat: int = 100
-    """Seconds without a sign of life of another process after which this one ends."""
+    """Exit after this many seconds without a heartbeat from another process."""
 
 
 def run(args: Train) -> int:
@@ -40,5 +40,5 @@ def run(args: Train) -> int:
     with processes.exit_if_process_lost(), run_lock(args.experiment) as lock:
         setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)
         if text := finish(args.experiment, setup, progress, lock):
-            show(text)
+            print_escaped(text)
     return 0

@@ -269,10 +269,10 @@ class DecoderOnly:
         indices = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
         positions = past.used_slots[:, None] + indices
         _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
-        made = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, G, K]
+        converted = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, G, K]
         if prefix is not None:
-            made = _concatenated(prefix, made)
-        result = Prompt(decoder_self=made)
+            converted = _concatenate(prefix, converted)
+        result = Prompt(decoder_self=converted)
         return result if stacked else jax.tree.map(lambda leaf: leaf[0], result)
 
     def _prefixes(
@@ -335,7 +335,7 @@ class DecoderOnly:
         return self.module.logits(params, x, config), cache
 
 
-def _concatenated(first: Any, second: Prefix) -> Prefix:
+def _concatenate(first: Any, second: Prefix) -> Prefix:
     """Concatenate two prefixes [N, L, P, G, K]."""
     keys, values = (
         jnp.concatenate([jnp.asarray(a).astype(b.dtype), b], axis=2)

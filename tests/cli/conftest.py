@@ -16,7 +16,7 @@ from prompt_jax.task_format import TaskFormat
 
 @pytest.fixture
 def said(tiny) -> PromptMetadata:
-    """What the files say of their prompts."""
+    """Return the metadata of the prompt files."""
     return PromptMetadata(
         base=ModelId(tiny.name, tiny.revision, tiny.fingerprint),
         method="soft_prompt",
@@ -29,7 +29,7 @@ def said(tiny) -> PromptMetadata:
 
 @pytest.fixture
 def prompt_file(said, tmp_path) -> Path:
-    """A prompt of three tokens."""
+    """Return a file with a prompt of three tokens."""
     tokens = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     save_prompt(tmp_path / "p.npz", Prompt(VirtualTokens(tokens)), said)
     return tmp_path / "p.npz"
@@ -37,7 +37,7 @@ def prompt_file(said, tmp_path) -> Path:
 
 @pytest.fixture
 def ensemble_file(said, tmp_path) -> Path:
-    """Two of them."""
+    """Return a file with an ensemble of two such prompts."""
     random = np.random.default_rng(1)
     prompts = [Prompt(VirtualTokens(random.normal(size=(3, 64)).astype(np.float32) * 5)) for _ in range(2)]
     named = [dataclasses.replace(said, settings={"train.seed": seed}) for seed in (7, 8)]
@@ -47,12 +47,12 @@ def ensemble_file(said, tmp_path) -> Path:
 
 @pytest.fixture
 def run(capsys) -> Callable[..., tuple[int, str, str]]:
-    """Exit status, standard output and standard error of a command."""
+    """Return a function that runs a command and returns exit status, standard output and standard error."""
 
     def call(*argv: Any) -> tuple[int, str, str]:
         try:
             status = main([str(word) for word in argv])
-        except SystemExit as leaving:  # tyro, for wrong options
+        except SystemExit as leaving:  # from tyro, for wrong options
             status = leaving.code
         shown = capsys.readouterr()
         return status, shown.out, shown.err

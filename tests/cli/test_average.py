@@ -49,11 +49,11 @@ def test_what_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run)
     np.testing.assert_array_equal(tokens_of(tmp_path / "a.npz"), tokens_of(prompt_file))
 
 
-def test_a_file_that_is_there_is_not_written_over(prompt_file, ensemble_file, run):
-    """Without the file to write, the first of those to be averaged stands in its place."""
+def test_an_existing_file_is_not_overwritten(prompt_file, ensemble_file, run):
+    """A user who forgets DEST names the first prompt in its place."""
     before = prompt_file.read_bytes()
     status, _, err = run("average", prompt_file, ensemble_file)
-    assert status == 1 and f"{prompt_file} is there already; the file to write comes first" in err
+    assert status == 1 and f"{prompt_file} exists already; the first file is the one to write" in err
     assert prompt_file.read_bytes() == before
 
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):
         status, _, err = run("average", tmp_path / "a.npz", *argv)
         assert status == 1 and message in err, (argv, err)
     status, _, err = run("average", tmp_path / "a.npy", ensemble_file)
-    assert status == 1 and "what is averaged is a .npz" in err
+    assert status == 1 and "a.npy: DEST must end in .npz" in err
     assert not (tmp_path / "a.npz").exists() and not (tmp_path / "a.npy").exists()
 
 

@@ -42,7 +42,7 @@ def config(tiny_folder, sentiment_files, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def prompt_file(tiny, tmp_path) -> Path:
-    """A prompt of the tiny model for its task of two labels."""
+    """Return a prompt of the tiny model for a task with two labels."""
     metadata = PromptMetadata(
         base=ModelId(tiny.name, tiny.revision, tiny.fingerprint),
         method="soft_prompt",
@@ -59,7 +59,7 @@ def prompt_file(tiny, tmp_path) -> Path:
 def run(capsys, *argv) -> tuple[int, str, str]:
     try:
         status = main([str(word) for word in argv])
-    except SystemExit as leaving:  # tyro, for --help and wrong options
+    except SystemExit as leaving:  # from tyro, for --help and wrong options
         status = leaving.code
     shown = capsys.readouterr()
     return status, shown.out, shown.err
@@ -107,7 +107,7 @@ def test_train_an_ensemble(config, tmp_path, capsys):
 
 
 def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, capsys, monkeypatch):
-    """Scored by log-likelihood alone: members beside the base, and no vote; so are several ways of asking the base."""
+    """With log-likelihood only, there are scores of the base and the members, but no vote; so with --shot-seeds."""
     monkeypatch.setattr(answers, "generate_scored", None)
     options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
     status, out, err = run(capsys, "train", config, *options)
@@ -149,7 +149,7 @@ def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder
 
 @pytest.fixture
 def ensemble_file(prompt_file, tmp_path) -> Path:
-    """Two prompts of the tiny model for the task of `prompt_file`."""
+    """Return two prompts of the tiny model for the task of `prompt_file`."""
     _, metadata = read_prompt(prompt_file)
     random = np.random.default_rng(1)
     prompts = [Prompt(VirtualTokens(random.normal(size=(3, 64)).astype(np.float32) * 5)) for _ in range(2)]
@@ -159,7 +159,7 @@ def ensemble_file(prompt_file, tmp_path) -> Path:
 
 
 def table(text: str, title: str) -> dict[str, list[str]]:
-    """The rows of a table that `evaluate` printed, by their names: what comes before two spaces."""
+    """Return the rows of a table that `evaluate` printed, by the name before two spaces."""
     lines = text[text.index(title) :].splitlines()[1:]
     rows = [re.split(r"  +", line.strip()) for line in itertools.takewhile(lambda line: line.startswith("  "), lines)]
     return {"": rows[0], **{name: cells for name, *cells in rows[1:]}}
@@ -193,7 +193,7 @@ def test_evaluate_an_ensemble(prompt_file, ensemble_file, sentiment_files, tiny_
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert f"| vote | {' | '.join(shown['vote'])} |" in markdown and "| member 2 |" in markdown
 
-    for line in lines:  # of three, either all differ or one has a majority
+    for line in lines:  # with three members, either all differ or one answer has a majority
         (answer, count), *_ = Counter(line["members"]).most_common(1)
         assert line["prediction"] == answer if count > 1 else line["prediction"] in line["members"]
     agreement = table(out, "share of the same answers")["member 0"]
@@ -244,8 +244,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
         ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
-        ([ensemble_file, prompt_file], 0, "--member is the number of a prompt in one file; there are 2"),
-        ([], 0, "--member is the number of a prompt in a file, and no file is named"),
+        ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
+        ([], 0, "--member needs a prompt file, and there is none"),
     ):
         status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)
         assert status == 1 and message in err
@@ -288,7 +288,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     np.savez(tmp_path / "damaged.npz", **entries | {"1/encoder_tokens": entries["1/encoder_tokens"] * np.nan})
     assert "damaged.npz, member 1" in message(tmp_path / "damaged.npz", *own)
 
-    assert "by mean-probability every member counts" in message(
+    assert "--vote mean-probability needs every member" in message(
         other(), *own, "--early-stop", "--vote", "mean-probability"
     )
     free = dataclasses.replace(task_format, labels=())
@@ -354,7 +354,7 @@ def test_help_of_every_verb(capsys):
         (["trian"], "there is no verb 'trian'. Did you mean 'train'?"),
         (["evaluat", "x"], "Did you mean 'evaluate'?"),
         (["train", "CONFIG", "--prompt.lenght", "3"], "--prompt.length"),
-        (["train", "CONFIG", "--optimizer.learning-rate", "3"], "--optimizer.learning-rate"),
+        (["train", "CONFIG", "--optimiser.learning-rate", "3"], "--optimizer.learning-rate"),
     ],
 )
 def test_the_nearest_right_name_is_given(config, capsys, argv, message):
@@ -380,11 +380,11 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("predict", other, "x"), "trained on elsewhere, which is not on this machine. To download it, say --model"),
         (("predict", other, "x", *named), "was trained on elsewhere (sha256:1), not on"),
         (("predict", prompt_file, "x"), "if you trust it, say --model"),
-        (("evaluate", prompt_file, *named), "which is no task here; give --data FILE, --task NAME or --tasks DIR"),
+        (("evaluate", prompt_file, *named), "which is not in the tasks folder; give --data FILE, --task NAME or"),
         (("evaluate", prompt_file, *named, "--task", "films"), "no task is called 'films'"),
         (("evaluate", prompt_file, *named, "--data", "x.parquet"), "expected a file named .jsonl, .csv or .tsv"),
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
-        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop are for two prompts or more"),
+        (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop need two prompts or more"),
         (("evaluate", prompt_file, *named, "--labels", "a", "b"), "--labels say how --data is read"),
         (("predict", tmp_path, "x"), "is a folder without adapter_config.json, and so no adapter of PEFT"),
         (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),
@@ -418,7 +418,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     ],
 )
 def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
-    """Its base may be a folder, or pretend to be on the hub: without --model it is named, and not opened."""
+    """Its base may be a folder, or look like a name on the Hub. Without --model, it is not opened."""
     from prompt_jax.checkpoints import load
 
     monkeypatch.setattr(load, "load_model", lambda *args, **options: pytest.fail(f"loaded {args}"))
@@ -429,7 +429,7 @@ def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, cap
 
 
 def test_a_foreign_prompt_is_scored_on_a_users_file(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
-    """A .npy says nothing of base or task: the command line does."""
+    """A .npy has no metadata: the command line supplies base and task."""
     assert run(capsys, "export", prompt_file, tmp_path / "p.npy")[0] == 0
     argv = ("evaluate", tmp_path / "p.npy", "--model", tiny_folder, "--data", sentiment_files["test"])
     with pytest.warns(UserWarning, match="does not say which base"):

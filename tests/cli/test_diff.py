@@ -119,7 +119,7 @@ def test_configurations(tmp_path, run):
     ("first", "second", "message"),
     [
         ("p.npz", "none.npz", "no such file: "),
-        ("p.npz", "c.py", "c.py is a configuration, and "),
+        ("p.npz", "c.py", "c.py is a configuration and "),
         ("none.py", "c.py", "no configuration file "),
         ("c.py", "broken.json", "not a configuration"),
         ("p.npz", "broken.npz", "broken.npz: damaged"),

@@ -1,4 +1,4 @@
-"""The same text has the same ids, and the same answer, whichever way it comes in."""
+"""A text gets the same ids and the same answer from every kind of input."""
 
 import ast
 import csv
@@ -37,7 +37,7 @@ FAMILIES = ("gpt2", "bart", "t5")
 
 
 class Models(dict):
-    """Of each family; hypothesis would print all their weights."""
+    """Models of each family, wrapped because hypothesis would print all weights."""
 
     def __repr__(self) -> str:
         return "models"
@@ -68,7 +68,7 @@ def lines(end: str, before: Sequence[str] = ()):
     return lambda texts: "".join(text + end for text in [*before, *texts])
 
 
-# By what a person calls it: the name of a file, and how texts are written to it.
+# From a description: the name of a file, and how texts are written to it.
 ANY_TEXT = {
     "jsonl": ("x.jsonl", jsonl()),
     "jsonl with every character": ("x.jsonl.gz", jsonl(ensure_ascii=False)),
@@ -94,14 +94,14 @@ def write(folder: Path, name: str, content: str, encoding: str) -> Path:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts that `predict` takes from a file, without the first row of PLAIN_TSV."""
+    """Return the texts that `predict` reads from a file, without the first row of PLAIN_TSV."""
     return list(input_texts(read_inputs((), path), FORMAT))[path.name == "plain.tsv" :]
 
 
 SNIPPETS = ('"', '""', "\t", ",", ";", " ", "  ", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\0", "\ufeff")
 WORDS = ("film", "Film", "é", "e\u0301", "ﬁ", "🙂", "</s>", "<|endoftext|>", "{text}", "\\n", "\n", "\r\n", "\r")
 text = st.one_of(
-    # But for the marks of control tokens, which are removed from data.
+    # Except for the marks of control tokens, which are removed from data.
     st.text(st.characters(codec="utf-8", exclude_characters=control_tokens.OPEN + control_tokens.CLOSE), max_size=12),
     st.lists(st.sampled_from(SNIPPETS + WORDS), max_size=8).map("".join),
 )
@@ -112,12 +112,12 @@ text = st.one_of(
 @FUZZ
 @given(texts=st.lists(text, min_size=1, max_size=4), encoding=st.sampled_from(ENCODINGS))
 def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts, encoding):
-    """The reference is the tokenizer on the text itself."""
+    """The reference is the tokenizer applied to the text."""
     name, written = WAYS[way]
     if way in ONE_LINE:
         texts = [re.sub("[\r\n\t]" if name == "plain.tsv" else "[\r\n]", "", text) for text in texts]
-        texts[0] = texts[0].lstrip("\ufeff\0")  # which would be the mark, or make UTF-16's that of UTF-32
-        texts = [text or "film" for text in texts] if name == "plain.tsv" else texts  # where an empty line is no row
+        texts[0] = texts[0].lstrip("\ufeff\0")  # would be a byte order mark, or turn that of UTF-16 into that of UTF-32
+        texts = [text or "film" for text in texts] if name == "plain.tsv" else texts  # where an empty line is not a row
     path = write(tmp_path, name, written(texts), encoding)
     found = read_texts(path)
     assert found == texts
@@ -171,7 +171,7 @@ def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
 
 @pytest.fixture
 def prompts(models, tmp_path):
-    """A prompt for each family, which answers in four tokens."""
+    """Return a prompt for each family, which answers in four tokens."""
     found = {}
     for family, model in models.items():
         tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
@@ -192,7 +192,7 @@ def test_predict_gives_the_same_answers_from_everywhere(prompts, tiny_folders, t
     assert [json.loads(line)["input"] for line in expected.splitlines()] == texts
     for way, (name, written) in WAYS.items():
         if name == "plain.tsv":
-            continue  # it cannot hold all of them
+            continue  # the format cannot hold all of them
         for encoding in ENCODINGS:
             path = write(tmp_path, name, written(texts), encoding)
             assert run(*argv, "--input", path)[:2] == (0, expected), (way, encoding)
@@ -220,7 +220,7 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
     assert "standard input:2: not UTF-8 (byte 0xef at character 3 of the line)" in message(stdin=b"a\nna\xefve film\n")
     path = write(tmp_path, "x.txt", "a\nnaïve film\n", "latin-1")
     assert f"{path}:2: not UTF-8 (byte 0xef at character 3 of the line); expected UTF-8" in message("--input", path)
-    assert "the inputs are arguments or lines of --input" in message("a text", "--input", path)
+    assert "there are inputs as arguments and in --input" in message("a text", "--input", path)
     assert "input 2: the argument 'na\\udcefve' is not text" in message("a", "na\udcefve")
     assert "none.txt: cannot be read: No such file" in message("--input", tmp_path / "none.txt")
     assert "expected a file named .jsonl" in message("--input", write(tmp_path, "x.json", '[{"text": "a"}]', "utf-8"))
@@ -230,7 +230,7 @@ def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypa
 
 
 def test_bytes_that_are_no_utf8_end_a_real_process_with_a_message(prompts, tiny_folders):
-    """In the C locale Python would take them for something else."""
+    """In the C locale, Python would decode them differently."""
     argv = [sys.executable, "-m", "prompt_jax.cli", "predict", "--model", tiny_folders["gpt2"], prompts["gpt2"]]
     for more, stdin in (([], b"na\xefve\n"), ([b"na\xefve"], b"")):
         done = subprocess.run(
@@ -240,7 +240,7 @@ def test_bytes_that_are_no_utf8_end_a_real_process_with_a_message(prompts, tiny_
 
 
 def test_inputs_are_read_as_they_come(models):
-    """Not before they are asked for: a row that is wrong does not keep earlier ones from being answered."""
+    """Rows are read lazily: an invalid row does not keep earlier rows from being answered."""
     inputs = read_inputs(("a", "na\udcefve"), None)
     assert next(inputs) == ("input 1", "a")
     with pytest.raises(prompt_jax.errors.UserError):
@@ -256,7 +256,7 @@ EVIL = "\x1b]0;pwn\x07 a\r\nb\x9b2J \u202e c\x7f 🙂 é"
 
 @pytest.fixture
 def evil_answers(monkeypatch):
-    """A prompt makes the model write what a terminal would obey."""
+    """A prompt makes the model write escape sequences for terminals."""
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: EVIL)
 
 
@@ -269,7 +269,7 @@ def test_a_file_or_pipe_gets_answers_unchanged_on_one_line(evil_answers, prompts
 
 
 def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatch):
-    """A pseudo-terminal, as a person has one."""
+    """With a pseudo-terminal."""
     main, other = pty.openpty()
     with os.fdopen(other, "w") as terminal, os.fdopen(main, "rb", buffering=0) as screen:
         monkeypatch.setattr(sys, "stdout", terminal)
@@ -281,7 +281,7 @@ def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatc
 
 
 def test_what_a_terminal_is_not_to_obey():
-    """Control and format characters and line separators; spaces, and joiners of emoji and of Persian, are text."""
+    """Control and format characters and line separators are escaped; spaces and joiners (emoji, Persian) are not."""
     evil = "\x1b[2J\r\t\x00\x9b1A\x7f\u202e\u2066\u2028\u2029\ufeff\u00ad\ud800\U000e0001"
     assert escape_control_characters(evil) == evil.encode("unicode_escape").decode()
     text = "a\nb\u00a0\u3000é 👨‍👩‍👧 می‌خواهم ▁<extra_id_0>"
@@ -289,7 +289,7 @@ def test_what_a_terminal_is_not_to_obey():
 
 
 def test_no_verb_prints_what_is_not_escaped():
-    """`show` and `say` escape, and `predict` decides."""
+    """`print_escaped` and `print_note` escape; `predict` does on a terminal."""
     for path in Path(prompt_jax.cli.__file__).parent.glob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         prints = sum(isinstance(called, ast.Name) and called.id == "print" for called in calls)

@@ -61,7 +61,7 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
 
 
 def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder, tmp_path, run):
-    """By the log-probability that each answer has with the shorter prompt."""
+    """The reference is each answer's log-probability with the shorter prompt."""
     from prompt_jax.inference.answers import score_labels
     from prompt_jax.inference.batching import Rows
 

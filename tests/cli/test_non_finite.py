@@ -1,4 +1,4 @@
-"""A base with a weight that is NaN or infinite has no scores, answers or losses, whichever way it is asked."""
+"""A base with a weight that is NaN or infinite is an error in every verb."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import TaskFormat
 
 FORMAT = TaskFormat("{text}", ("negative", "positive"), target_length=12)
-# A weight of each family, as Hugging Face's files and as this project call it.
+# A weight of each family: its name in Hugging Face's files and its path here.
 WEIGHTS = {
     "gpt2": ("h.1.mlp.c_proj.weight", "layers/0/mlp/down"),
     "bart": ("model.decoder.layers.0.fc2.weight", "decoder/layers/0/mlp/down"),
@@ -23,7 +23,7 @@ WEIGHTS = {
 
 @pytest.fixture
 def broken(tiny_folders, tmp_path):
-    """Folders with the base of a family in which one weight is another number."""
+    """Return a function that copies a family's base and changes one weight."""
 
     def make(family: str, value: float, name: str | None = None, place: int = 3):
         folder = tmp_path / f"{family}_{value}"
@@ -39,7 +39,7 @@ def broken(tiny_folders, tmp_path):
 
 @pytest.fixture
 def prompts(tmp_path):
-    """A prompt for a base, and an ensemble of three."""
+    """Return a function that makes a prompt and an ensemble of three for a base."""
 
     def make(folder):
         model = prompt_jax.load_model(str(folder))
@@ -104,7 +104,7 @@ def test_every_way_of_asking_is_an_error(broken, prompts, asked, run, way, famil
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_in_every_dtype(broken, prompts, asked, run, dtype, value):
-    """A matrix of 8 bits has no NaN; its scale has."""
+    """An int8 matrix cannot hold NaN, but its scale can."""
     named = prompts(broken("t5", value)) | asked
     argv = [named.get(word, word) for word in WAYS["answers and labels"]]
     status, out, err = run(*argv, "--dtype", dtype, "--allow-other-base")
@@ -112,7 +112,7 @@ def test_in_every_dtype(broken, prompts, asked, run, dtype, value):
 
 
 def test_a_token_that_no_text_has_counts_as_well(broken, prompts, asked, run):
-    """Its logit is NaN, and so are all probabilities."""
+    """Its logit is NaN, so all probabilities are."""
     named = prompts(broken("gpt2", np.nan, "wte.weight", place=-1)) | asked
     assert "not finite" in run(*[named.get(word, word) for word in WAYS["predict"]])[2]
 
@@ -135,7 +135,7 @@ def test_a_prompt_that_overflows_is_not_blamed_on_the_base(tiny_folders, prompts
 
 
 def test_written_json_has_no_nan(prompts, tiny_folder, sentiment_files, tmp_path, run, monkeypatch):
-    """A metric of a user's own may be NaN."""
+    """A user's metric may be NaN."""
     from prompt_jax import metrics
 
     monkeypatch.setattr(metrics, "accuracy", lambda targets, predictions: {"accuracy": float("nan")})

@@ -11,11 +11,11 @@ from prompt_jax.prompt_files.io import ModelId
 
 @pytest.fixture
 def folder(tmp_path, tiny, said):
-    """Prompts of several kinds, and what is none."""
+    """Return a folder with prompts of several kinds and other files."""
     folder = tmp_path / "prompts"
     random = np.random.default_rng(0)
     tokens = [random.normal(size=(count, 64)).astype(np.float32) for count in (3, 3, 5)]
-    tokens[2][:3] = tokens[0] + 0.1  # the longest is the most like the first
+    tokens[2][:3] = tokens[0] + 0.1  # the longest is most similar to the first
     save_prompt(folder / "a.npz", Prompt(VirtualTokens(tokens[0])), said)
     save_ensemble(folder / "run" / "best.npz", [Prompt(VirtualTokens(own)) for own in tokens[1:]], [said] * 2)
     save_prompt(folder / "run" / "last.npz", Prompt(VirtualTokens(tokens[1])), said)
@@ -78,7 +78,7 @@ def test_a_link_that_leads_nowhere_is_skipped(folder, run):
     folder, _ = folder
     (folder / "gone.npz").symlink_to(folder / "nowhere.npz")
     status, out, err = run("similarity", folder)
-    assert status == 0 and "gone.npz: a link that leads nowhere" in err and "mean tokens" in out
+    assert status == 0 and "gone.npz: a broken link" in err and "mean tokens" in out
 
 
 def test_what_is_wrong_is_said(prompt_file, tmp_path, run):

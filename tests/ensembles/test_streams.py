@@ -142,7 +142,7 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
             "vote.npz, member 0 has its virtual tokens before the input and after.npz after",
         ),
         ("rte.npz,none.npz", [good], "no such file: none.npz"),
-        (",", [good], "--prompts names files"),
+        (",", [good], "--prompts takes prompt files"),
         ("rte.npz", [good, "--template", "{x}"], "each prompt has its own template"),
     ):
         status, _, err = run(capsys, "predict", "--prompts", files, *words, "--model", tiny_folder)

@@ -302,13 +302,13 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
     for argv, message in (
         (["evaluate"], "name at least one prompt file"),
         (["evaluate", "--model", str(tiny_folder)], "give --task NAME or --data FILE"),
-        ([*asked, "--shots", "1"], "are drawn from --shots-from, a file of the same kind"),
-        ([*asked, "--shots-from", "f.jsonl"], "is what examples are drawn from: say how many with --shots"),
-        ([*asked, *shots[:-1], "0", "--shot-seeds", "-1"], "numbers from 0, each once, not -1"),
-        ([*asked, *shots, "--shot-seeds", "3", "3"], "numbers from 0, each once, not 3 3"),
+        ([*asked, "--shots", "1"], "--shots with --data needs --shots-from, a file"),
+        ([*asked, "--shots-from", "f.jsonl"], "--shots-from f.jsonl needs --shots"),
+        ([*asked, *shots[:-1], "0", "--shot-seeds", "-1"], "must be distinct numbers of at least 0, not -1"),
+        ([*asked, *shots, "--shot-seeds", "3", "3"], "must be distinct numbers of at least 0, not 3 3"),
         ([*asked, "--early-stop"], "are for prompts"),
-        ([*asked, "--task", "t"], "both say what is asked; give one of them"),
-        (["evaluate", "p.npz", "--shots", "1"], "--design and --shots are of the base alone"),
+        ([*asked, "--task", "t"], "both choose the examples; give one of them"),
+        (["evaluate", "p.npz", "--shots", "1"], "--design and --shots are for the base alone"),
         ([*asked, "--design", "no place"], "should have {input}, each once"),
         ([*asked, *shots, "--shot-text", "{input}"], "should have {input} and {target}, each once"),
     ):
@@ -331,7 +331,7 @@ def test_shots_of_a_task_without_a_training_split(tiny_folder, sentiment_files, 
     assert "only_a_test, test, 2 examples, 2 examples shown, seed 0" in shown(capsys)
     few = ["--shot-length", "20", "--shot-seeds", "0", "1"]
     assert main([*asked, "--shots", "fit", *shots[2:], *few]) == 1
-    assert "no example has room before any input, so that all --shot-seeds ask alike" in shown(capsys)
+    assert "no in-context example fits, so all --shot-seeds give the same inputs" in shown(capsys)
 
 
 def shown(capsys) -> str:

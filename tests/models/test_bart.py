@@ -1,4 +1,4 @@
-"""BART against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
+"""BART: compare outputs with Transformers and PEFT, and check invariants."""
 
 import numpy as np
 import pytest
@@ -62,12 +62,12 @@ def test_beams_equal_peft(model, fixtures, reference, variant):
 
 
 def test_positions_shift_only_if_they_are_to(model, fixtures, reference):
-    """PEFT's prefix with the rule of Li and Liang's code gives other logits."""
+    """PEFT's prefix without shifted positions (as in Li and Liang's code) gives different logits."""
     prompt, batch = peft_prompt(fixtures / "bart" / "prefix"), forward_batch(reference)
     unshifted = Prompt(decoder_self=prompt.decoder_self.replace(shift_positions=False))
     logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, unshifted))
     assert np.abs(logits - reference["prefix/logits"]).max() > 0.1 * np.abs(logits).max()
-    # With the rule, what is seen of a prefix that gets no attention is nothing at all.
+    # Without shifted positions, a fully masked prefix has no effect.
     away = Prompt(decoder_self=unshifted.decoder_self.replace(mask=np.zeros(unshifted.decoder_self.slots, bool)))
     assert_close(
         prompt_jax.forward(model.params, model.config, batch, away),
@@ -76,8 +76,8 @@ def test_positions_shift_only_if_they_are_to(model, fixtures, reference):
 
 
 def test_a_prefix_of_real_tokens_is_these_tokens(model):
-    """At the decoder's self-attention with those of the tokens alone; at the encoder's and at cross-attention with
-    those of the run on tokens and text together, both sites at once."""
+    """decoder_self takes keys and values of the tokens alone; encoder_self and decoder_cross together take those of a
+    run on [tokens; text]."""
     text, target = random_text(model, 1, 9), random_text(model, 1, 7, seed=1)
     config, params = model.config, model.params
     expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
@@ -114,7 +114,7 @@ def test_padding_changes_nothing(model, padding, placement):
 
 
 def test_mixed_prompts_are_each_alone(model):
-    """At every site, of other lengths, one with an unused slot, and rows without any."""
+    """Prompts at all sites, of different lengths, one with an unused slot, and rows without a prompt."""
     mask = np.array([True, False, True, True])
     prompts = [
         Prompt(**random_prefix(model, n, n, mask=m).parts, **random_tokens(model, n, n + 9, mask=m).parts)
@@ -124,7 +124,7 @@ def test_mixed_prompts_are_each_alone(model):
 
 
 def test_the_context_is_checked(model):
-    """64 positions on either side; a prefix takes some if it shifts the others."""
+    """Encoder and decoder have 64 positions each; a prefix uses some of them if it shifts positions."""
     prefix = random_prefix(model, 10, sites=("decoder_self",))
     batch = whole(random_text(model, 1, 60))
     prompt_jax.forward(model.params, model.config, batch | {"decoder_inputs": random_text(model, 1, 54)}, prefix)

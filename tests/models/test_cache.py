@@ -1,4 +1,4 @@
-"""The cache of generated tokens: what beams see, and that nothing moves when they change their order."""
+"""The key-value cache: what beams attend to, and that reordering beams copies nothing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ ROWS, BEAMS, CAPACITY, HEADS, WIDTH, LAYERS = 2, 3, 4, 2, 4, 3
 
 
 def stacks():
-    """Layers without weights, in two stacks."""
+    """Return layers without weights, in two stacks."""
     return ({"weights": jnp.zeros((1,))}, {"weights": jnp.zeros((LAYERS - 1,))})
 
 
@@ -31,7 +31,9 @@ def test_a_beam_sees_the_tokens_of_the_beams_it_comes_from():
     tokens = rng.normal(size=(CAPACITY, ROWS, BEAMS, WIDTH)).astype(np.float32)
     parents = rng.integers(0, BEAMS, (CAPACITY, ROWS, BEAMS)).astype(np.int32)
     cache = empty()
-    inputs = [[[[] for _ in range(LAYERS)] for _ in range(BEAMS)] for _ in range(ROWS)]  # that each beam has seen
+    inputs = [
+        [[[] for _ in range(LAYERS)] for _ in range(BEAMS)] for _ in range(ROWS)
+    ]  # tokens that each beam attends to
     for step in range(CAPACITY):
         cache = cache.reorder_beams(jnp.asarray(parents[step]))
         inputs = [

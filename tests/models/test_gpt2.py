@@ -1,4 +1,4 @@
-"""GPT-2 against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
+"""GPT-2: compare outputs with Transformers and PEFT, and check invariants."""
 
 import jax
 import numpy as np
@@ -43,14 +43,14 @@ def adapter(fixtures, variant: str) -> Prompt | None:
 def test_logits_equal_peft(model, fixtures, reference, variant):
     batch = forward_batch(reference)
     logits = prompt_jax.forward(model.params, model.config, batch, adapter(fixtures, variant))
-    expected = reference[f"{variant}/logits"][:, -batch["inputs"].shape[1] :]  # without those of virtual tokens
+    expected = reference[f"{variant}/logits"][:, -batch["inputs"].shape[1] :]  # without the logits of virtual tokens
     real = batch["inputs_mask"]
     assert_close(np.asarray(logits)[real], expected[real])
 
 
 @pytest.mark.parametrize("variant", ("base", *PROMPTS, *PREFIXES))
 def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
-    """Of soft prompts only rows without padding on the left: PEFT counts it as positions."""
+    """For soft prompts, only rows without left padding, because PEFT counts padding as positions."""
     batch = generate_batch(reference)
     tokens = prompt_jax.generate(model.params, model.config, batch, adapter(fixtures, variant), max_new_tokens=12)
     expected = reference[f"{variant}/greedy"][:, -12:]
@@ -62,7 +62,7 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
 
 @pytest.mark.parametrize("variant", ("base", *PROMPTS, *PREFIXES))
 def test_beams_equal_peft(model, fixtures, reference, variant):
-    """Tokens, and scores to 1e-5; of soft prompts as above."""
+    """Tokens, and scores to 1e-5; for soft prompts as above."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
     found = beam_search(model.params, model.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
     for row in range(len(batch["inputs"])):
@@ -73,7 +73,7 @@ def test_beams_equal_peft(model, fixtures, reference, variant):
 
 @pytest.mark.parametrize("variant", PROMPTS)
 def test_left_padded_rows_of_soft_prompts_are_each_alone(model, fixtures, reference, variant):
-    """Where PEFT's are not: greedy and beam search of a row beside others are those of the row without padding."""
+    """Unlike PEFT's, greedy and beam search give the same for a row in a batch and for the row without padding."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
     for decoding in (Decoding(), Decoding(beams=5)):
         options = {"max_new_tokens": 12, "decoding": decoding}
@@ -115,7 +115,7 @@ def test_generation_continues_the_text(model):
 @pytest.mark.parametrize("padding", ("left", "both"))
 @pytest.mark.parametrize("make", (random_tokens, random_prefix), ids=("tokens", "prefix"))
 def test_padding_changes_nothing(model, make, padding):
-    """Neither source nor target, in a batch with others."""
+    """Padding changes neither source nor target, in a batch with other rows."""
     prompt, text, target = make(model, 3), random_text(model, 2, 6), random_text(model, 2, 4, seed=1)
     alone = [
         prompt_jax.forward(model.params, model.config, whole(text[:1, :4]) | {"decoder_inputs": target[:1]}, prompt),
@@ -142,7 +142,7 @@ def test_source_and_target_are_one_text(model):
 
 
 def test_a_prefix_of_real_tokens_is_these_tokens(model):
-    """Keys and values of a text alone, in front of another one."""
+    """Keys and values of a text, used as prefix of another text."""
     text = random_text(model, 2, 9)
     kept = family(model.config).activations(model.params, model.config, whole(text[:, :4]))["decoder_self"]
     expected = np.asarray(prompt_jax.forward(model.params, model.config, whole(text)))
@@ -161,7 +161,7 @@ def test_virtual_tokens_that_are_embeddings_are_these_tokens(model):
 
 @pytest.mark.parametrize("masked", (False, True))
 def test_virtual_tokens_as_a_prefix(model, masked):
-    """Alone, and after a prefix."""
+    """Virtual tokens alone, and after a prefix."""
     text = whole(random_text(model, 2, 5))
     mask = np.array([True, False, True, True]) if masked else None
     tokens, prefix = random_tokens(model, 4, mask=mask), random_prefix(model, 3)
@@ -178,14 +178,14 @@ def test_virtual_tokens_as_a_prefix(model, masked):
 
 @pytest.mark.parametrize("make", (random_tokens, random_prefix), ids=("tokens", "prefix"))
 def test_mixed_prompts_are_each_alone(model, make):
-    """Prompts of other lengths, one with an unused slot, and rows without any."""
+    """Prompts of different lengths, one with an unused slot, and rows without a prompt."""
     prompts = [make(model, 3), make(model, 5, seed=1), make(model, 4, seed=2, mask=np.array([True, False, True, True]))]
     assert_rows_are_each_alone(model, prompts, 3)
 
 
 def test_an_infix_is_not_seen_by_the_source(model):
-    """Its keys and values stand between source and target: the source's own do not change, the target's logits do,
-    and they are those of an infix of real tokens where it is made of them."""
+    """The infix stands between source and target: it changes the target's logits but not the source's keys and values.
+    An infix made of real tokens equals these tokens."""
     text = random_text(model, 1, 9)
     batch = whole(text[:, :3]) | {"decoder_inputs": text[:, 6:]}
     infix = random_prefix(model, 3, placement="after")
@@ -206,7 +206,7 @@ def test_an_infix_is_not_seen_by_the_source(model):
 
 
 def test_a_prompt_is_computed_once_for_the_batch(model):
-    """Ten times the rows take no more work for the prompt, and no array has both its slots and the batch but scores."""
+    """Ten times the rows take no more work for the prompt; only scores have axes for both slots and batch."""
     slots = 40
 
     def flops(rows: int, prompt: Prompt | None) -> float:
@@ -238,7 +238,7 @@ def test_what_has_no_place_is_said(model):
 
 
 def test_the_context_is_checked(model):
-    """64 positions: prompt, source and target together, as far as they are real."""
+    """Prompt, source and target together have 64 positions; padding does not count."""
     limit = model.config.positions
     batch = whole(random_text(model, 1, limit - 10))
     batch = {name: np.pad(value, [(0, 0), (0, 20)]) for name, value in batch.items()}

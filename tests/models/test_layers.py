@@ -1,4 +1,4 @@
-"""Running layers: what the backward pass recomputes."""
+"""`run_layers`: what the backward pass recomputes."""
 
 import dataclasses
 from typing import get_args
@@ -12,7 +12,7 @@ from prompt_jax.models import family
 
 
 def test_rematerialisation_changes_memory_alone(fixtures):
-    """With dropout, which is drawn again in the same way."""
+    """The recomputation draws the same dropout masks."""
     model = prompt_jax.load_model(fixtures / "t5_v11" / "base")
     batch = whole(random_text(model, 8, 24)) | {"decoder_inputs": random_text(model, 8, 12, seed=1)}
     prompt, key = random_tokens(model, 5), jax.random.key(0)

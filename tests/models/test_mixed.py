@@ -1,4 +1,4 @@
-"""Stacked prompts: in a batch where each row has a prompt of its own, it gives what it gives alone."""
+"""Stacked prompts: a row with its prompt gives the same result in a mixed batch and alone."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ from prompt_jax.models import _forward, family
 from prompt_jax.models.prompt import PromptStackError, unstack_prompts
 
 LENGTHS = (3, 1, 6)
-IDS = np.array([2, -1, 0, 0, 1, 2], np.int32)  # lengths that differ, a row with none, rows that share a prompt
-TOKENS = (5, 8, 5, 3, 8, 5)  # of text in each row
+IDS = np.array([2, -1, 0, 0, 1, 2], np.int32)  # different lengths, a row without a prompt, rows that share a prompt
+TOKENS = (5, 8, 5, 3, 8, 5)  # in the text of each row
 PADDINGS = ("right", "left", "scattered")
 
 
@@ -34,7 +34,7 @@ def random_prompts(model, placement="before", lengths=LENGTHS) -> list[Prompt]:
 
 
 def mixed_batch(model, padding: str) -> dict[str, np.ndarray]:
-    """Six rows of different lengths in eight slots; what is padded holds any token."""
+    """Return six rows of different lengths in eight slots; padding holds arbitrary tokens."""
     rng = np.random.default_rng(1)
     rows, slots = len(TOKENS), 8
     mask = np.zeros((rows, slots), bool)
@@ -50,7 +50,7 @@ def mixed_batch(model, padding: str) -> dict[str, np.ndarray]:
 
 
 def alone(batch, row: int) -> dict[str, np.ndarray]:
-    """The row without padding and without its prompt id."""
+    """Return the row without padding and prompt id."""
     own = {name: value[row : row + 1] for name, value in batch.items() if name != "prompt_ids"}
     real = own["inputs_mask"][0]
     return {**own, "inputs": own["inputs"][:, real], "inputs_mask": own["inputs_mask"][:, real]}
@@ -61,7 +61,7 @@ def own_prompt(prompts, row: int) -> Prompt | None:
 
 
 def assert_close(actual, expected):
-    """Equal to 1e-5 of the largest value."""
+    """Compare to 1e-5 of the largest value."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -85,7 +85,7 @@ def test_a_row_gives_what_it_gives_alone(model, placement, padding):
 
 
 def test_prompts_make_a_difference(model):
-    """What the other tests compare is not the same for any prompt."""
+    """Prompts change the results that the other tests compare."""
     batch = mixed_batch(model, "right")
     one_input = {**batch, "inputs": np.repeat(batch["inputs"][:1], len(IDS), axis=0)}
     one_input |= {"inputs_mask": np.ones_like(batch["inputs_mask"])}
@@ -108,8 +108,8 @@ def test_prompts_of_one_length_need_no_mask(model):
 
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_a_stack_without_a_mask_costs_a_gather(model, placement):
-    """Nothing is sorted but what is without a stack: the text, and with tokens after it both together. With a mask that
-    is always so."""
+    """A stack without a mask sorts no more than a single prompt: the text, and with tokens after it, both together.
+    With a mask, both are always sorted."""
     batch = mixed_batch(model, "right")
     whole = 1 if placement == "before" else 2
 
@@ -127,7 +127,7 @@ def test_a_stack_without_a_mask_costs_a_gather(model, placement):
 @pytest.mark.parametrize("placement", ("before", "after"))
 @pytest.mark.parametrize("garbage", (1e9, np.nan))
 def test_what_stands_in_unused_slots_does_not_matter(model, placement, garbage):
-    """Nor where they are: here they lie between used ones."""
+    """Nor does their position: here they are between used slots."""
     prompts, batch = random_prompts(model, placement), mixed_batch(model, "right")
     embeddings = np.full((3, 8, model.config.d_model), garbage, np.float32)
     mask = np.zeros((3, 8), bool)
@@ -156,7 +156,7 @@ def test_other_ids_need_no_compilation(model):
 
 
 def test_a_gradient_reaches_each_rows_own_prompt_alone(model):
-    """Through the gather, too: the rows' gradients add up in their prompts, and unused slots and prompts have none."""
+    """The gather adds up the rows' gradients in their prompts; unused slots and prompts have zero gradient."""
     prompts, batch = random_prompts(model), mixed_batch(model, "right")
     batch["prompt_ids"] = np.array([0, -1, 0, -1, -1, 2], np.int32)
 
@@ -200,7 +200,7 @@ def test_wrong_prompt_ids_are_refused_where_they_are_known(model):
 
 
 def test_wrong_prompt_ids_are_nan_where_they_are_traced(model):
-    """And only in their own rows."""
+    """Only rows with wrong ids are NaN."""
     batch = mixed_batch(model, "right")
     for lengths in (LENGTHS, (4, 4, 4)):
         stacked = stack_prompts(random_prompts(model, lengths=lengths))
@@ -230,7 +230,7 @@ def test_prompt_ids_and_stacked_prompts_go_together(model):
     ):
         with pytest.raises(PromptStackError, match=message):
             prompt_jax.forward(model.params, model.config, given_batch, prompt)
-        with pytest.raises(PromptStackError, match=message):  # where it is traced, too
+        with pytest.raises(PromptStackError, match=message):  # under jit, too
             jax.jit(lambda batch, prompt: prompt_jax.forward(model.params, model.config, batch, prompt))(
                 given_batch, prompt
             )
@@ -250,9 +250,9 @@ def test_bfloat16(fixtures):
 
 
 def test_log_probability_is_that_of_forward(model):
-    """The sum over the answer's tokens, the end token among them and nothing after it."""
+    """The sum over the answer's tokens, including the end token."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
-    config = dataclasses.replace(model.config, eos_id=first_token(model, batch, stacked))  # a row that ends early
+    config = dataclasses.replace(model.config, eos_id=first_token(model, batch, stacked))  # makes a row end early
     tokens, log_probability = map(np.asarray, generate_scored(model.params, config, batch, stacked, max_new_tokens=5))
     assert log_probability.dtype == np.float32
     shifted = np.concatenate([np.full((6, 1), config.start_id, np.int32), tokens[:, :-1]], axis=1)
@@ -265,7 +265,7 @@ def test_log_probability_is_that_of_forward(model):
 
 
 def test_rows_may_have_lengths_of_their_own(model):
-    """A row that may have n tokens gets the tokens and the log-probability that max_new_tokens=n gives."""
+    """A row with limit n gets the tokens and log-probability of max_new_tokens=n."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     lengths = np.array([1, 3, 3, 1, 5, 5], np.int32)
     tokens, log_probability = generate_scored(
@@ -279,7 +279,7 @@ def test_rows_may_have_lengths_of_their_own(model):
 
 
 def first_token(model, batch, stacked) -> int:
-    """The token that the first row's answer begins with."""
+    """Return the first token of the first row's answer."""
     return int(prompt_jax.generate(model.params, model.config, batch, stacked, max_new_tokens=1)[0, 0])
 
 

@@ -1,4 +1,4 @@
-"""Bases of 8 bits: the matrices, their gradients, and that no float copy of them is kept."""
+"""8-bit bases: quantized matrices, their gradients, and that no float copies are kept."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def is_quantized(leaf: Any) -> bool:
 
 
 def dequantized(params: Any) -> Any:
-    """The same weights as plain arrays of float32."""
+    """Return the weights as float32 arrays."""
     return jax.tree.map(
         lambda leaf: leaf.values * leaf.scale if is_quantized(leaf) else leaf.astype(jnp.float32),
         params,
@@ -40,7 +40,7 @@ def dequantized(params: Any) -> Any:
 
 
 def in_float32(params: Any) -> Any:
-    """Quantized matrices as they are, all else and thereby the activations in float32."""
+    """Convert all but quantized matrices, and thereby the activations, to float32."""
     return jax.tree.map(
         lambda leaf: leaf if is_quantized(leaf) else leaf.astype(jnp.float32), params, is_leaf=is_quantized
     )
@@ -57,7 +57,7 @@ def model(request, fixtures):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_makes_its_output_so(value):
-    """And no other: 8 bits have no such number, and the scale of the output has it."""
+    """Only this output: its scale is not finite, because int8 values always are."""
     matrix = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     matrix[2, 1] = value
     made = quantize(matrix, 1)
@@ -70,7 +70,7 @@ def test_a_weight_that_is_not_finite_makes_its_output_so(value):
 def test_values_are_qwixs(shape, inputs, dtype):
     matrix = np.random.default_rng(0).normal(size=shape).astype(dtype)
     found, outputs = quantize(matrix, inputs), range(inputs, len(shape))
-    # Its largest value would be 127.5, and be cut to 127.
+    # Its largest value would be 127.5, clipped to 127.
     method = f"absmax,{127.5 / 127}"
     exact = jnp.asarray(matrix, jnp.float32)
     expected = qwix.quantize(exact, jnp.int8, channelwise_axes=outputs, calibration_method=method)
@@ -106,7 +106,7 @@ def test_the_dtype_of_the_result_is_that_of_the_activations():
 
 
 def test_what_is_quantized(model):
-    """The layers' matrices, each layer of each as it is alone; the rest is as with bfloat16."""
+    """Each layer's matrices are quantized as they would be alone; all else is as with bfloat16."""
     expected = {"self/q", "self/k", "self/v", "self/o", "mlp/up", "mlp/down"}
     if not isinstance(model.config, GPT2Config):
         expected |= {"cross/q", "cross/k", "cross/v", "cross/o"}
@@ -136,7 +136,7 @@ def test_what_is_quantized(model):
 
 
 def assert_as_with_float_weights(model: Any, length: int) -> None:
-    """Logits and the gradient of a prompt, to float32's rounding."""
+    """Logits and a prompt's gradient agree up to float32 rounding."""
     batch = whole(random_text(model, 3, 9)) | {"decoder_inputs": random_text(model, 3, length, seed=1)}
     prompt = random_tokens(model, 4).replace(**random_prefix(model, 2).parts)
     weight = np.random.default_rng(2).normal(size=model.config.vocab_size).astype(np.float32)
@@ -167,12 +167,12 @@ def test_outputs_and_gradients_are_those_of_the_float_weights(model):
 
 
 def test_targets_longer_than_a_head_is_wide(fixtures):
-    """T5's cross-attention is computed in another order for shorter ones."""
+    """T5's cross-attention takes another path for shorter targets."""
     assert_as_with_float_weights(prompt_jax.load_model(fixtures / "t5_v11" / "base", "int8"), 20)
 
 
 def test_logits_are_near_those_of_the_base(model):
-    """With activations in bfloat16. The error is that of 8 bits, twice that of bfloat16, and no matrix is wrong."""
+    """With bfloat16 activations, the error is that of 8 bits, twice that of bfloat16."""
     full = prompt_jax.load_model(model.name)
     batch = whole(random_text(model, 3, 9)) | {"decoder_inputs": random_text(model, 3, 5, seed=1)}
     logits, exact = (prompt_jax.forward(each.params, each.config, batch) for each in (model, full))
@@ -184,7 +184,7 @@ def test_logits_are_near_those_of_the_base(model):
 # Memory and placement
 
 
-LARGE = {  # nearly all of the weights are in the layers
+LARGE = {  # nearly all weights are in the layers
     "t5": T5Config(40, 128, 32, 512, 4, 6, 6),
     "gpt2": GPT2Config(40, 64, 128, 512, 4, 12),
     "bart": BartConfig(40, 64, 128, 6, 4, 512, 6, 4, 512),
@@ -193,7 +193,7 @@ LARGE = {  # nearly all of the weights are in the layers
 
 @pytest.mark.parametrize("name", LARGE)
 def test_no_float_copy_of_the_base(name):
-    """The memory of a gradient, and of generation, is less than a quarter of the weights in float32."""
+    """A gradient and generation each need less memory than a quarter of the float32 weights."""
     config, table = LARGE[name], family(LARGE[name]).parameters(LARGE[name])
     tensors = {
         stored: TensorInFile(weights.stored_shape(row), lambda row=row: np.ones(weights.stored_shape(row), np.float32))
@@ -220,13 +220,13 @@ def test_no_float_copy_of_the_base(name):
         return run.lower(params, config, batch, prompt, max_new_tokens=3)
 
     assert temporary(gradient.lower(params)) < values
-    assert temporary(gradient.lower(plain)) < values  # nor are they copied as they are
-    if name != "gpt2":  # which has no cross-attention
+    assert temporary(gradient.lower(plain)) < values  # nor are the int8 values copied
+    if name != "gpt2":  # GPT-2 has no cross-attention
         assert temporary(generation(params)) < values / 2
 
 
 def test_placement(fixtures):
-    """The scale is divided as the matrix is, but for the axes that it has not."""
+    """The scale is sharded like the matrix, except for its axes of size 1."""
     mesh = jax.make_mesh((1, 1), ("data", "model"))
     over = {"embed": None, "heads": "model", "kv": None, "mlp": "model", "vocab": "model", "buckets": None}
 

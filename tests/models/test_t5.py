@@ -1,4 +1,4 @@
-"""T5 against Hugging Face's and PEFT's outputs, and against itself where only one answer can be right."""
+"""T5: compare outputs with Transformers and PEFT, and check invariants."""
 
 import dataclasses
 import math
@@ -76,7 +76,7 @@ def test_gradient_equals_peft(model, reference, fixtures, name):
 
 @pytest.mark.parametrize("name", OWN_MODELS)
 def test_own_models_equal_hugging_face(fixtures, name):
-    """T5 1.0 (relu, tied, scaled output), and one of unequal depths with d_kv * heads != d_model."""
+    """T5 1.0 (relu, tied, scaled output), and a model of unequal depths with d_kv * heads != d_model."""
     model = prompt_jax.load_model(str(fixtures / name / "base"))
     reference = np.load(fixtures / name / "reference.npz")
     logits = prompt_jax.forward(model.params, model.config, forward_batch(reference))
@@ -88,8 +88,8 @@ def test_own_models_equal_hugging_face(fixtures, name):
 
 
 def test_a_prefix_of_real_tokens_is_these_tokens(model):
-    """At the decoder's self-attention with those of the tokens alone; at the encoder's and at cross-attention with
-    those of the run on tokens and text together, both sites at once."""
+    """decoder_self takes keys and values of the tokens alone; encoder_self and decoder_cross together take those of a
+    run on [tokens; text]."""
     text, target = random_text(model, 1, 40), random_text(model, 1, 25, seed=1)
     config, params = model.config, model.params
     expected = np.asarray(prompt_jax.forward(params, config, whole(text) | {"decoder_inputs": target}))
@@ -106,9 +106,9 @@ def test_a_prefix_of_real_tokens_is_these_tokens(model):
     assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("length", (3, 20))  # below and above the width of a head, where cross-attention changes
+@pytest.mark.parametrize("length", (3, 20))  # below and above the head width, where cross-attention takes another path
 def test_prefixes_of_rows_are_each_alone(model, length):
-    """Beside virtual tokens, at every site, of other lengths, one with an unused slot, and rows without any."""
+    """Virtual tokens and prefixes at all sites, of different lengths, one with an unused slot, and rows without."""
     mask = np.array([True, False, True, True])
     prompts = [
         Prompt(**random_prefix(model, n, n, mask=m).parts, **random_tokens(model, n, n + 9, mask=m).parts)
@@ -123,7 +123,7 @@ PADDINGS = {"right": [0, 1, 2, 3, 4], "left": [3, 4, 5, 6, 7], "scattered": [0, 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_padding_and_company_do_not_matter(model, padding, placement):
-    """A row of five tokens, padded anywhere and beside another row, gives what it gives alone."""
+    """A row of five tokens gives the same result with any padding, and next to another row."""
     rng = np.random.default_rng(1)
     row, decoder_inputs = rng.integers(3, 256, 5).astype(np.int32), np.array([[0, 7, 9]], np.int32)
     prompt = random_tokens(model, 4, placement=placement)
@@ -142,7 +142,7 @@ def test_padding_and_company_do_not_matter(model, padding, placement):
 
 
 def test_decoder_padding_does_not_matter(model):
-    """With a decoder_mask the target may be padded on any side; logits stand where their tokens do."""
+    """With a decoder_mask, the target may be padded on any side; logits are at the positions of their tokens."""
     inputs = np.array([[5, 6, 7, 1]], np.int32)
     batch = {"inputs": inputs, "inputs_mask": np.ones((1, 4), bool), "decoder_inputs": np.array([[0, 8, 9]], np.int32)}
     expected = prompt_jax.forward(model.params, model.config, batch)[0]
@@ -153,7 +153,7 @@ def test_decoder_padding_does_not_matter(model):
 
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_prompt_of_real_embeddings_is_those_tokens(model, placement):
-    """Virtual tokens at their place in the sequence: embeddings of tokens give what the tokens give."""
+    """Embeddings of tokens, used as virtual tokens, give the same result as the tokens."""
     tokens, text = np.array([11, 12, 13], np.int32), np.array([21, 22, 23, 24, 1], np.int32)
     prompt = Prompt(VirtualTokens(model.params["embedding"][tokens], placement=placement))
     batch = {
@@ -172,7 +172,7 @@ def test_prompt_of_real_embeddings_is_those_tokens(model, placement):
 
 @pytest.mark.parametrize("placement", ("before", "after"))
 def test_masked_slots_are_not_there(model, reference, placement):
-    """A prompt with unused slots on its far side equals the shorter prompt."""
+    """A prompt with unused slots away from the text equals the shorter prompt."""
     short = random_tokens(model, 4, placement=placement).encoder_tokens
     unused = np.full((3, model.config.d_model), 7.0, np.float32)
     parts = [unused, short.embeddings] if placement == "before" else [short.embeddings, unused]
@@ -201,7 +201,7 @@ def test_a_row_of_padding_is_finite(model, reference):
 
 
 def test_stacks_may_be_split(model, reference):
-    """`layers` as two stacks is the same model; so is generation with it."""
+    """Splitting `layers` into two stacks changes neither logits nor generation."""
     params = jax.tree.map(lambda x: x, model.params)
     for side in ("encoder", "decoder"):
         (stack,) = params[side]["layers"]
@@ -228,7 +228,7 @@ def test_dropout_needs_a_key(model, reference):
 
 
 def test_short_and_long_targets_agree(model, reference):
-    """Cross-attention is computed in another order for targets shorter than a head is wide (16)."""
+    """Cross-attention takes another path for targets shorter than the head width (16)."""
     batch, prompt = forward_batch(reference), random_tokens(model, 3)
     long = np.concatenate([batch["decoder_inputs"], np.full((3, 14), 5, np.int32)], axis=1)
     assert batch["decoder_inputs"].shape[1] < model.config.d_kv < long.shape[1]
@@ -237,7 +237,7 @@ def test_short_and_long_targets_agree(model, reference):
 
 
 def test_dropout_has_its_rate():
-    """Zeroed with the rate, scaled to the same mean, and differently for each key."""
+    """Dropout zeroes at its rate, preserves the mean, and differs for each key."""
     ones = jnp.ones((1000, 301))
     for rate in (0.1, 0.5):
         dropped = np.asarray(attention.dropout(ones, rate, jax.random.key(0)))
@@ -259,7 +259,7 @@ def test_bfloat16_is_near(fixtures, model, reference):
 
 
 def test_generation_is_the_argmax_of_forward(model, reference):
-    """Each generated token is the most probable one after those before it; after the end comes padding alone."""
+    """Each generated token is the most probable next one; only padding follows the end token."""
     prompt, batch = random_tokens(model, 3, seed=3), generate_batch(reference)
     tokens = np.asarray(prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=10))
     assert tokens.dtype == np.int32
@@ -274,9 +274,9 @@ def test_generation_is_the_argmax_of_forward(model, reference):
 
 
 def test_generation_ends_with_its_rows(model, reference):
-    """The end token is made the only possible one: one step, whatever max_new_tokens is."""
+    """If only the end token is possible, generation takes one step for any max_new_tokens."""
     params = {**model.params, "lm_head": jnp.zeros_like(model.params["lm_head"])}
-    config = dataclasses.replace(model.config, eos_id=0, pad_id=9)  # argmax of equal logits is 0
+    config = dataclasses.replace(model.config, eos_id=0, pad_id=9)  # the argmax of equal logits is 0
     tokens = prompt_jax.generate(params, config, generate_batch(reference), max_new_tokens=4)
     np.testing.assert_array_equal(tokens, [[0, 9, 9, 9]] * 3)
     with pytest.raises(ValueError, match="max_new_tokens must be positive, not 0"):
@@ -298,7 +298,7 @@ def test_score_is_the_sum_of_log_probabilities(model, reference):
 @pytest.mark.parametrize("bidirectional", (True, False))
 @pytest.mark.parametrize(("buckets", "max_distance"), ((32, 128), (16, 20), (8, 64)))
 def test_relative_buckets_are_exact(bidirectional, buckets, max_distance):
-    """The published formula with the logarithm's whole numbers decided in exact arithmetic."""
+    """The published formula, with the floor of the logarithm in exact arithmetic."""
 
     def expected(distance: int) -> int:
         offset, count = 0, buckets
@@ -310,7 +310,7 @@ def test_relative_buckets_are_exact(bidirectional, buckets, max_distance):
         exact = count // 2
         if distance < exact:
             return offset + distance
-        # floor(log(d / exact) / log(max / exact) * (count - exact)): the largest n that d ** m >= ... allows.
+        # floor(log(d / exact) / log(max / exact) * (count - exact)), by integer powers instead of logarithms.
         wide = count - exact
         n = 0
         while n + 1 < wide and distance**wide * exact ** (n + 1) >= max_distance ** (n + 1) * exact**wide:
@@ -325,7 +325,7 @@ def test_relative_buckets_are_exact(bidirectional, buckets, max_distance):
 
 
 def test_every_parameter_is_in_the_table(model):
-    """Paths, shapes and number of axes of the table are those of the parameters."""
+    """The table has the paths, shapes and numbers of axes of the actual parameters."""
     table = {p.path: p for p in t5.parameters(model.config)}
     leaves = jax.tree_util.tree_leaves_with_path(model.params)
     paths = {"/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf for path, leaf in leaves}

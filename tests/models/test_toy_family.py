@@ -63,7 +63,7 @@ PROMPTS = {
 
 
 def reference(params, ids: np.ndarray, prompt: Prompt | None) -> np.ndarray:
-    """Logits [T, V] of one text without padding, by a loop over layers; positions as complex numbers."""
+    """Return the logits [T, V] of one text without padding, by a loop over layers; rotations as complex numbers."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     prompt, (layers,) = prompt or Prompt(), params["layers"]
     x, slots = params["embedding"][ids], 0
@@ -102,7 +102,7 @@ def reference(params, ids: np.ndarray, prompt: Prompt | None) -> np.ndarray:
 
 
 def padded(left: bool) -> dict[str, np.ndarray]:
-    """Both texts in a batch."""
+    """Return both texts in a batch."""
     length = max(map(len, TEXTS)) + 2
     batch = {"inputs": np.full((2, length), 4, np.int32), "inputs_mask": np.zeros((2, length), bool)}
     for row, text in enumerate(TEXTS):
@@ -123,7 +123,7 @@ def test_logits_are_those_of_full_attention(params, name, left):
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_source_and_target_are_one_text(params, name):
-    """Teacher forcing: the target's logits, after a source."""
+    """Teacher forcing: the logits of a target after a source."""
     (text, _), source = TEXTS, 4
     batch = whole(text[None, :source]) | {"decoder_inputs": text[None, source:]}
     logits = prompt_jax.forward(params, CONFIG, batch, PROMPTS[name])[0]
@@ -144,7 +144,7 @@ def test_greedy_decoding_is_the_plain_loop(params, name):
 
 
 def test_each_row_with_its_prompt(params):
-    """Prompts of two lengths and a row without one, of which beams decode what a plain loop scores best."""
+    """Prompts of two lengths and a row without a prompt: beams find what a plain loop scores best."""
     prompts = [random_prefix(2), random_prefix(5, seed=51)]
     batch = whole(np.tile(TEXTS[0], (3, 1))) | {"prompt_ids": np.array([1, -1, 0], np.int32)}
     logits = prompt_jax.forward(params, CONFIG, batch, stack_prompts(prompts))
@@ -158,7 +158,7 @@ def test_each_row_with_its_prompt(params):
 
 
 def test_a_text_is_its_prefix(params):
-    """The keys and values of a text, in place of it."""
+    """Keys and values of a text replace the text."""
     text = TEXTS[0]
     keys, values = family(CONFIG).activations(params, CONFIG, whole(text[None, :3]))["decoder_self"]
     prompt = Prompt(decoder_self=Prefix(keys[:, 0], values[:, 0]))
@@ -174,7 +174,7 @@ def test_a_prefix_has_the_key_value_heads(params):
 
 
 def test_dropout_and_rematerialization(params):
-    """Of attention weights: none without a key; and remat draws the same ones again."""
+    """Dropout on attention weights: none without a key, and remat draws the same masks again."""
     batch, prompt = padded(left=False), PROMPTS["both"]
     config = dataclasses.replace(CONFIG, dropout_rate=0.5)
     without = prompt_jax.forward(params, config, batch, prompt)

@@ -777,7 +777,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     assert hub.repositories["me/p"].private and hub.repositories["me/p"].messages[-1] == "first"
 
     out = run("push", source, "hf://me/p/sub")
-    assert "no adapter of PEFT: " in out and f"if you trust it, say --model {model.name}" in out
+    assert "no PEFT adapter: " in out and f"if you trust it, say --model {model.name}" in out
     asked = len(hub.asked)
     run("push", "hf://me/p/sub", "hf://me/q")
     assert sum(path.startswith("/api/models/me/p?") for _, path, _ in hub.asked[asked:]) == 1  # it is read once

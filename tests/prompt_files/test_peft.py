@@ -718,9 +718,9 @@ def test_export_and_import(base_file, tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
     for words, message in (
-        (("import", tmp_path / "a", tmp_path / "x.npy"), "x.npy: what is imported is a .npz"),
-        (("import", tmp_path / "a", tmp_path / "x.npz", "--revision", "main"), "--revision is of --model"),
-        (("import", path, tmp_path / "x.npz", "--model", model.name), "says itself that it was trained on"),
+        (("import", tmp_path / "a", tmp_path / "x.npy"), "x.npy: DEST must end in .npz"),
+        (("import", tmp_path / "a", tmp_path / "x.npz", "--revision", "main"), "--revision needs --model"),
+        (("import", path, tmp_path / "x.npz", "--model", model.name), "already names its base"),
         (("export", tmp_path / "a", tmp_path / "b", "--format", "peft"), "name it with --model"),
         (("export", path, tmp_path / "a", "--format", "peft", "--model", model.name), "here is something already"),
         (("export", tmp_path / "a", tmp_path / "b"), "or say which format"),

@@ -1,9 +1,9 @@
 #!/bin/bash
 # A Slurm of one node on this machine, for tests: bash one_node.sh start|stop FOLDER.
 #
-# As root on Debian or Ubuntu. `start` installs slurm-wlm and munge with apt-get if they are not there, starts the
-# daemons by hand (no systemd, as in a container), and leaves its configuration and logs in FOLDER, to be used with
-# SLURM_CONF=FOLDER/slurm.conf. Where that cannot be done it says why, and ends with 77.
+# Run it as root on Debian or Ubuntu. `start` installs slurm-wlm and munge with apt-get if they are missing, starts the
+# daemons without systemd (which containers lack), and writes the configuration and logs to FOLDER. Use it with
+# SLURM_CONF=FOLDER/slurm.conf. If this is impossible, it prints why and exits with 77.
 set -u
 
 skip() {
@@ -33,7 +33,7 @@ fi
 test "$(id -u)" -eq 0 || skip 'only root can start the daemons'
 export PATH=/usr/sbin:/sbin:$PATH
 if ! command -v sbatch slurmctld slurmd munged > /dev/null; then
-    command -v apt-get > /dev/null || skip 'Slurm is not installed, and there is no apt-get'
+    command -v apt-get > /dev/null || skip 'neither Slurm nor apt-get is installed'
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; } > /dev/null ||
         skip 'apt-get cannot install slurm-wlm and munge'
@@ -41,8 +41,8 @@ fi
 
 mkdir -p "$folder"/{state,spool} && chmod 755 "$folder" || exit 1
 
-# Munge under a socket and a key of its own, so that one that runs on the machine is left alone. It insists on folders
-# that nobody but their owner and root can write to.
+# Run munge with a separate socket and key, so that another munge on the machine is not affected. Munge requires folders
+# that only their owner and root can write to.
 munge=$(mktemp -d /run/prompt_jax_munge.XXXXXX) || exit 1
 dd if=/dev/urandom of="$munge/key" bs=1024 count=1 2> /dev/null
 ln -s "$munge" "$folder/munge"

@@ -188,7 +188,8 @@ def test_the_split_with_answers_is_named(tokenizer, tiny_folder, tmp_path, capsy
     argv = ["evaluate", str(tmp_path / "best.npz"), "--model", model.name, "--tasks", str(ROOT / "tasks" / "glue.py")]
     assert main(argv) == 1
     found = "glue_rte_v002, test: 1 of 1 examples have no label, or no answer"
-    assert f"{found}, as benchmarks keep those to themselves; give --split validation\n" in capsys.readouterr().err
+    why = "because benchmarks keep those of the test split secret"
+    assert f"{found}, {why}; give --split validation\n" in capsys.readouterr().err
     assert main([*argv, "--split", "validation"]) == 0
     (tmp_path / "own.jsonl").write_text(json.dumps({"sentence1": "A", "sentence2": "B", "label": -1}))
     assert main([*argv, "--data", str(tmp_path / "own.jsonl")]) == 1

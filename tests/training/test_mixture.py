@@ -11,7 +11,7 @@ import pytest
 from experiments import with_name, with_options
 from prompt_jax import forward
 from prompt_jax.cli import main
-from prompt_jax.cli.source import Source, read_examples
+from prompt_jax.cli.source import ExampleOptions, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
@@ -212,7 +212,7 @@ def test_another_task_is_formatted_as_in_training(tiny, tasks, trained, start):
         )
         for n, (task, template) in enumerate(trained)
     ]
-    source = Source(task="other_v001", tasks=tasks)
+    source = ExampleOptions(task="other_v001", tasks=tasks)
     if start is None:
         with pytest.raises(UserError, match="0.npz was trained with the names .*, 1.npz without"):
             read_examples(source, members, tiny)
@@ -226,10 +226,8 @@ def test_another_task_is_formatted_as_in_training(tiny, tasks, trained, start):
 
 def test_a_prompt_of_a_mixture_needs_a_task(tiny, tasks):
     member = LoadedPrompt(Path("0.npz"), None, Prompt(), PromptMetadata(task="both", format=TaskFormat(NAMED_INPUTS)))
-    with pytest.raises(
-        UserError, match="0.npz was trained on both, a mixture; .* --task .*: kind_a_v001, kind_b_v001$"
-    ):
-        read_examples(Source(tasks=tasks), [member], tiny)
+    with pytest.raises(UserError, match="0.npz was trained on both, a mixture; .* --task: kind_a_v001, kind_b_v001$"):
+        read_examples(ExampleOptions(tasks=tasks), [member], tiny)
 
 
 def test_a_mean_of_log_likelihoods_keeps_its_name(mixed, tasks):

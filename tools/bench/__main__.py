@@ -1,38 +1,36 @@
-"""Compares training soft prompts here, one or an ensemble of them, with PEFT on PyTorch, side by side on this machine.
+"""Benchmark prompt_jax, mostly side by side with PEFT on PyTorch on the same machine.
 
     pip install 'prompt-jax[demo,bench]'
-    python -m tools.bench                     # all cases; a table of each kind, and bench.json
+    python -m tools.bench                     # all cases; prints one table per kind and writes bench.json
     python -m tools.bench --cases step reviews --rounds 5
     python -m tools.bench --cases ensemble members memory --sides prompt_jax alone         # without PyTorch
     python -m tools.bench --cases vote --prompts runs/five/best.npz
 
-Every measurement is a process of its own, so that its peak memory is its own. The sides take turns, round by round,
-and a ratio is of medians over rounds, since the speed of a shared machine changes from minute to minute. All sides
-train in float32, with Adafactor as the prompt-tuning paper has it. `peak` is of the host's memory, `device` of the
-accelerator's where it says. Cases:
+Each measurement runs in a separate process, so that its peak memory is its own. The sides alternate within each round,
+and ratios compare medians over rounds, because the speed of a shared machine drifts. All sides train in float32 with
+Adafactor, as in the prompt-tuning paper. `peak` is host memory; `device` is accelerator memory where it is reported.
 
     step      T5-small's shape, random weights, prompt 100, batch 8, source 128, target 16; dropout 0.1 on both sides
-    step-0    the same without dropout
+    step-0    as `step`, without dropout
     reviews   the demo model on movie reviews at their true lengths, batch 32, prompt 20, from text to updated prompt;
               PEFT with its usual collator, which pads to the longest row of the batch
     gpt2-prompt, gpt2-prefix  GPT-2 small's shape, random weights, no dropout: prompt 100, batch 16, text 32; prefix 10,
               batch 8, text 128
-    ensemble  as `step`, with 5 prompts: one step of all of them here, against five steps of our own one after the
-              other (`alone`), and against five adapters of one base in PEFT, which are stepped in turn
+    ensemble  as `step`, with 5 prompts: one step of all of them, against five single steps of prompt_jax (`alone`), and
+              against steps of five PEFT adapters of one base in turn
     members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step
-    memory    as `step`, with 1 to 16 prompts, all at once or (group 1) one after the other in one program
-    t5-prompt-greedy  and the like, {t5,gpt2}-{prompt,prefix}-{greedy,beam5}: 32 tokens for 8 inputs, prompt 100 or
-              prefix 10; T5-small's shape and source 128, or GPT-2 small's and a text of 32; PEFT with Hugging Face's
-              generate
-    decoding  the compiler's memory for beam 5 on GPT-2 small with a prefix of 200, by the number of inputs
-    vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows a batch: one flat pass, against a pass for
-              each prompt. They are untrained, unless --prompts names an ensemble file; then the share of passes that a
-              vote with early stop saves is measured too
-    processes `prompt-jax train` of the demo, a step's rows or its 2 members divided over two processes with one core
-              each, against one process with both cores
-    checkpoint  as `step`, with 1 and 5 prompts: bytes of a checkpoint, and what a save costs training
-    resume    `prompt-jax train` of the demo: from the command to its first step, without and with JAX's compilation
-              cache
+    memory    as `step`, with 1 to 16 prompts, all at once or one after another in one program (group 1)
+    {t5,gpt2}-{prompt,prefix}-{greedy,beam5}  generation of 32 tokens for 8 inputs, prompt 100 or prefix 10: T5-small's
+              shape with source 128, or GPT-2 small's with text 32; PEFT with Hugging Face's generate
+    decoding  the compiler's memory for beam 5 on GPT-2 small with a prefix of 200, by number of inputs
+    vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows per batch: one flat pass, against one pass
+              per prompt. The prompts are untrained, unless --prompts names an ensemble file; then the share of passes
+              that early stopping saves is measured too
+    processes `prompt-jax train` of the demo, with rows or 2 members split over two processes of one core each, against
+              one process with both cores
+    checkpoint  as `step`, with 1 and 5 prompts: the size of a checkpoint, and what saving costs training
+    resume    `prompt-jax train` of the demo: time from the command to its first step, without and with JAX's
+              compilation cache
 """
 
 import argparse
@@ -49,7 +47,7 @@ from typing import Any
 from tools.bench.cases import CASES, GENERATIONS, MEMORY, SIDES, STEPS, TRAINING, Row
 from tools.bench.tables import tables
 
-# Large pages for large arrays, for all sides: some 10 % of a step here is the kernel handing out small ones.
+# Large pages for large arrays, on all sides: with small pages, the kernel takes about 10 % of a step.
 ENVIRONMENT = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Rows = dict[str, Row]
@@ -61,8 +59,8 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each side and case")
-    parser.add_argument("--prompts", type=Path, help="ensemble file of the demo model's prompts, for the case vote")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side and case")
+    parser.add_argument("--prompts", type=Path, help="ensemble file of prompts for the demo model, for the case vote")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "PROCESS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -71,10 +69,10 @@ def main() -> None:
         print(json.dumps(measure(case, name, args.prompts)))
         return
     if args.prompts and not args.prompts.exists():
-        parser.error(f"--prompts: there is no file {args.prompts}")
+        parser.error(f"--prompts: no file {args.prompts}")
     planned = {case: names for case in args.cases if (names := processes(case, args.sides))}
     if not planned:
-        parser.error(f"{', '.join(args.cases)}: not a case of {', '.join(args.sides)}")
+        parser.error(f"the sides {', '.join(args.sides)} take part in none of the cases {', '.join(args.cases)}")
 
     report: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "steps": STEPS, "cases": {}}
     for case, names in planned.items():
@@ -90,13 +88,13 @@ def main() -> None:
 
 
 def processes(case: str, sides: list[str]) -> list[str]:
-    """The processes that a round of a case has: one a side, and for memory one a number of members and group."""
+    """Return the processes of a round of a case: one per side, and for `memory` one per ensemble size and group."""
     chosen = [side for side in CASES[case] if side in sides]
     return list(MEMORY) if case == "memory" and chosen else chosen
 
 
 def run(case: str, name: str, prompts: Path | None) -> Rows:
-    """`measure` in a process of its own."""
+    """Run `measure` in a new process."""
     command = [sys.executable, "-m", "tools.bench", "--measure", case, name]
     command += ["--prompts", str(prompts)] if prompts else []
     shown = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=ENVIRONMENT).stdout
@@ -104,7 +102,7 @@ def run(case: str, name: str, prompts: Path | None) -> Rows:
 
 
 def measure(case: str, name: str, prompts: Path | None) -> Rows:
-    """The rows of a case that one process gives. PyTorch is imported for PEFT alone, and JAX for our own sides."""
+    """Return the rows that one process of a case measures. Only the side `peft` imports PyTorch, and not JAX."""
     if name == "peft":
         from tools.bench import peft_side
 
@@ -139,8 +137,11 @@ def measure(case: str, name: str, prompts: Path | None) -> Rows:
 
 
 def summarize(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
-    """Medians over rounds, and ratios: in training how many times faster we are than each other side, and our share of
-    its peak memory; the members' rate against that of one; the flat pass's time against that of single passes."""
+    """Return medians over rounds, and ratios.
+
+    For training and generation: the speedup of prompt_jax over each other side, and its peak memory relative to theirs.
+    For `members`: the rate relative to one member. For `vote`: the time of the flat pass relative to single passes.
+    """
     medians = {
         side: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for side, rows in rounds.items()
     }
@@ -159,12 +160,12 @@ def summarize(case: str, rounds: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on."""
+    """Describe the machine."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    # JAX in a process of its own, since it would take the accelerator's memory.
+    # In a new process, because JAX reserves the accelerator's memory.
     command = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
     device = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
     return {

@@ -1,4 +1,4 @@
-"""What the sides of the benchmark have in common: the cases' shapes, the texts, and the clock."""
+"""What the sides of the benchmark share: the cases and their shapes, the texts, and the clock."""
 
 import dataclasses
 import resource
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-STEPS = 8  # timed in each process, after two that compile and warm up
-MEMBERS = 5  # of the ensemble that is compared
+STEPS = 8  # timed in each process, after two to compile and warm up
+MEMBERS = 5  # of the cases ensemble and vote
 SAVED_MEMBERS = (1, 5)
-DECODED = (1, 2, 4, 8, 16, 32)  # inputs
+DECODED = (1, 2, 4, 8, 16, 32)  # numbers of inputs in the case decoding
 MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
 
@@ -22,12 +22,12 @@ Row = dict[str, float]  # a measurement's numbers, by name
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a training step: rows of a member's batch, lengths in tokens, and the base's dropout rate."""
+    """The shape of a training step: rows of a member's batch, lengths in tokens, and the base's dropout rate."""
 
     batch: int
     length: int  # of the prompt
     dropout: float
-    source: int = 128  # GPT-2 has no more than a source, all of which is learned
+    source: int = 128  # for GPT-2 the whole text, all of which is predicted
     target: int = 16
     model: Literal["t5", "gpt2"] = "t5"  # T5-small's shape, or GPT-2 small's
     method: Literal["soft_prompt", "prefix"] = "soft_prompt"
@@ -36,7 +36,7 @@ class Shape:
 SHAPES = {
     "step": Shape(batch=8, length=100, dropout=0.1),
     "step-0": Shape(batch=8, length=100, dropout=0.0),
-    "reviews": Shape(batch=32, length=20, dropout=0.1),  # each at its own length
+    "reviews": Shape(batch=32, length=20, dropout=0.1),  # at their true lengths
     "gpt2-prompt": Shape(batch=16, length=100, dropout=0.0, source=32, target=0, model="gpt2"),
     "gpt2-prefix": Shape(batch=8, length=10, dropout=0.0, source=128, target=0, model="gpt2", method="prefix"),
     "ensemble": Shape(batch=8, length=100, dropout=0.1),
@@ -77,28 +77,28 @@ CASES = {
     "checkpoint": ("prompt_jax",),
     "resume": ("prompt_jax",),
 }
-# Each of whose processes gives one side's row.
+# Cases in which each process measures one side.
 TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
-# Members and group; a group of one member is all of one.
+# Members and group of each process of the case memory.
 MEMORY = {
     f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at
 }
 
 
 def timed(step: Callable[[], Any], steps: int = STEPS) -> Row:
-    """Median seconds of a step that waits for its own end, and the process's peak memory until then."""
+    """Return the median seconds of `step`, which must block until done, and the process's peak memory so far."""
     seconds = [_seconds(step) for _ in range(2 + steps)]
     return {"seconds": statistics.median(seconds[2:]), "peak_mib": peak_mib()}
 
 
 def alternately(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Row]:
-    """Median seconds of each side, all of them in turn in each round, after one that compiles and warms up."""
+    """Return the median seconds of each side. Sides alternate within a round; the first round compiles and warms up."""
     seconds = [{name: _seconds(side) for name, side in sides.items()} for _ in range(1 + rounds)]
     return {name: {"seconds": statistics.median(row[name] for row in seconds[1:])} for name in sides}
 
 
 def review_time(step: Callable[[], None], tokenize_seconds: float) -> Row:
-    """Seconds a step from text to updated prompt: the mean over batches of varied length, and tokenizing them."""
+    """Return the mean seconds per step from text to updated prompt, over batches of varied lengths."""
     count = 5 * STEPS
     for _ in range(2):
         step()
@@ -115,12 +115,12 @@ def _seconds(step: Callable[[], Any]) -> float:
 
 
 def peak_mib() -> float:
-    """The largest amount of the host's memory that this process has had so far."""
+    """Return this process's peak host memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def reviews(low: float = 0.0, high: float = 0.8) -> tuple[list[str], list[str]]:
-    """Texts and labels of tasks/data/sentiment/movie.tsv.gz as tasks/sentiment.py splits them: the training split."""
+    """Return texts and labels of tasks/data/sentiment/movie.tsv.gz, by default tasks/sentiment.py's training split."""
     from prompt_jax.data.files import read_rows, text_fraction
 
     rows = [row for _, row in read_rows(Path(__file__).parents[2] / "tasks/data/sentiment/movie.tsv.gz")]

@@ -1,4 +1,4 @@
-"""The benchmark's sides that are this project's own. Cases: see __main__.py."""
+"""The sides `prompt_jax` and `alone`. __main__.py describes the cases."""
 
 import dataclasses
 import time
@@ -42,7 +42,7 @@ Batch = dict[str, Any]
 
 
 class Training:
-    """The training step of a frozen base, and what it starts from."""
+    """The training step of a frozen base, and its initial states."""
 
     def __init__(self, base: tuple[Any, Any], shape: Shape):
         config, params = base
@@ -59,7 +59,7 @@ class Training:
 
 
 def step(case: str) -> Row:
-    """Steps of a single prompt with one batch again and again, and how many operations one has."""
+    """Time a training step of a single prompt, always with the same batch, and count its operations."""
     config, params = base = random_base(SHAPES[case].model)
     batch, key = random_batch(SHAPES[case]), jax.random.key(1)
     training = Training(base, SHAPES[case])
@@ -70,8 +70,8 @@ def step(case: str) -> Row:
         state, metrics = compiled(state, training.frozen, jax.device_put(batch), key)
         metrics["loss"].block_until_ready()
 
-    measured = timed(one) | device_peak()  # first, since counting takes memory of its own
-    # Each layer a stack of its own, so that the compiler counts all of them: it counts a loop's body once.
+    measured = timed(one) | device_peak()  # before counting operations, which takes memory
+    # One stack per layer, without a loop: the compiler would count a loop's body once.
     unrolled = jax.tree.map(lambda x: x, params)
     for part in (unrolled,) if "layers" in unrolled else (unrolled["encoder"], unrolled["decoder"]):
         (stack,) = part["layers"]
@@ -82,7 +82,7 @@ def step(case: str) -> Row:
 
 
 def review_steps() -> Row:
-    """Steps of a single prompt for the demo model, on bucketed batches of movie reviews."""
+    """Time a training step of a single prompt for the demo model, on bucketed batches of movie reviews."""
     model = load_model("demo")
     batches, lengths, tokenize_seconds = review_batches(model)
     training = Training((model.config, model.params), SHAPES["reviews"])
@@ -94,7 +94,7 @@ def review_steps() -> Row:
         metrics["loss"].block_until_ready()
 
     seen: set[tuple[int, ...]] = set()
-    while len(seen) < lengths:  # each length is compiled before the clock runs
+    while len(seen) < lengths:  # compile each length before timing
         batch = next(batches)
         if batch["inputs"].shape not in seen:
             seen.add(batch["inputs"].shape)
@@ -103,7 +103,7 @@ def review_steps() -> Row:
 
 
 def generation(case: str) -> Row:
-    """So many tokens for each input, none of which ends before."""
+    """Time the generation of a fixed number of tokens per input."""
     shape = GENERATIONS[case]
     config, params = base = random_base(shape.model)
     (batch, prompt), beams = inputs_and_prompt(base, shape), 5 if case.endswith("beam5") else 1
@@ -117,7 +117,7 @@ def generation(case: str) -> Row:
 
 
 def decoding_memory() -> dict[str, Row]:
-    """What the compiler says of the memory of generation, by the number of inputs: GPT-2 small, a prefix of 200."""
+    """Return the compiler's memory for generation with GPT-2 small and a prefix of 200, by number of inputs."""
     rows = {}
     for size in DECODED:
         shape = dataclasses.replace(GENERATIONS["gpt2-prefix-beam5"], batch=size, length=200)
@@ -134,7 +134,7 @@ def decoding_memory() -> dict[str, Row]:
 
 
 def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Prompt]:
-    """A batch to generate from, and a random prompt on the device."""
+    """Return a batch to generate from, and a random prompt on the device."""
     training = Training(base, shape)
     _, prompt = applied(training.options)(training.state(0).trainable["prompt"], None)
     batch = {name: value for name, value in random_batch(shape).items() if name.startswith("inputs")}
@@ -142,19 +142,19 @@ def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Promp
 
 
 def alone() -> Row:
-    """A step of each of the members, one after the other, by one compiled step of a single prompt."""
+    """Time one step per member in turn, with the compiled step of a single prompt."""
     shape = SHAPES["ensemble"]
     training = Training(random_base(), shape)
     compiled, keys = jax.jit(training.step, donate_argnums=0), jax.random.split(jax.random.key(1), MEMBERS)
     states = [training.state(seed) for seed in range(MEMBERS)]
     batches = [random_batch(shape, seed) for seed in range(MEMBERS)]
-    # An accelerator is given the next step before this one's end. On a CPU that would only take memory.
-    in_turn = jax.default_backend() == "cpu"
+    # On an accelerator the next step is dispatched before this one ends. On a CPU that would only cost memory.
+    block = jax.default_backend() == "cpu"
 
     def all_members() -> None:
         for i, (batch, key) in enumerate(zip(batches, keys, strict=True)):
             states[i], metrics = compiled(states[i], training.frozen, jax.device_put(batch), key)
-            if in_turn:
+            if block:
                 metrics["loss"].block_until_ready()
         jax.block_until_ready(states)
 
@@ -162,21 +162,21 @@ def alone() -> Row:
 
 
 def together() -> Row:
-    """One step of all members: one by one in a single program on a CPU, all at once on an accelerator."""
+    """Time one step of all members in one program: one after another on a CPU, all at once on an accelerator."""
     group = 1 if jax.default_backend() == "cpu" else None
     one, _ = ensemble_step(random_base(), SHAPES["ensemble"], MEMBERS, group)
     return timed(lambda: jax.block_until_ready(one())) | device_peak()
 
 
 def member_rates() -> dict[str, Row]:
-    """Seconds of a step of ever more members at once, by their number."""
+    """Time a step of 1 to 64 members at once."""
     base = random_base()
     in_a_row = {members: max(2, 16 // members) for members in MANY_MEMBERS}
 
     def several(members: int) -> Callable[[], None]:
         one, _ = ensemble_step(base, SHAPES["members"], members)
 
-        def run() -> None:  # as in training, nothing waits for a single step
+        def run() -> None:  # as in training, no step waits for the previous one
             jax.block_until_ready([one() for _ in range(in_a_row[members])])
 
         return run
@@ -187,7 +187,7 @@ def member_rates() -> dict[str, Row]:
 
 
 def memory(members: int, group: int | None) -> Row:
-    """The process's peak memory, and what the compiler says of the step's, with members all at once or in groups."""
+    """Measure the process's peak memory and the compiler's memory of a step, with members at once or in groups."""
     base = random_base()
     one, compiled = ensemble_step(base, SHAPES["memory"], members, group)
     measured = timed(lambda: jax.block_until_ready(one()), steps=2) | device_peak()
@@ -202,7 +202,7 @@ def memory(members: int, group: int | None) -> Row:
 def ensemble_step(
     base: tuple[Any, Any], shape: Shape, members: int, group: int | None = None
 ) -> tuple[Callable[[], Any], Any]:
-    """A function that runs a step of all members without waiting for its end and gives the losses; and the step."""
+    """Return a function that dispatches a step of all members and returns the losses, and the compiled step."""
     training = Training(base, shape)
     state = stacked([training.state(seed) for seed in range(members)])
     batch = jax.tree.map(lambda *rows: np.stack(rows), *(random_batch(shape, seed) for seed in range(members)))
@@ -219,12 +219,12 @@ def ensemble_step(
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of arrays as one, whose arrays have a leading axis."""
+    """Stack trees of arrays along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
-    """Batches of movie reviews, how many lengths they have, and the seconds that tokenizing one takes."""
+    """Return batches of movie reviews, the number of their lengths, and the seconds it takes to tokenize a batch."""
     texts, labels = reviews()
     tokenizer: Any = model.tokenizer
     start = time.perf_counter()
@@ -239,7 +239,7 @@ def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
 
 
 def random_base(model: Literal["t5", "gpt2"] = "t5") -> tuple[Any, Any]:
-    """T5-small's shape or GPT-2 small's with random weights."""
+    """Return config and random parameters of T5-small's or GPT-2 small's shape."""
     config: Any = gpt2.GPT2Config(50257, 1024, 768, 3072, 12, 12)
     if model == "t5":
         config = t5_small()
@@ -274,7 +274,7 @@ def t5_small() -> t5.T5Config:
 
 
 def random_batch(shape: Shape, seed: int = 0) -> Batch:
-    """A batch without padding."""
+    """Return a random batch without padding."""
     rng = np.random.default_rng(seed)
     inputs = rng.integers(2, 32000, (shape.batch, shape.source)).astype(np.int32)
     batch = {"inputs": inputs, "inputs_mask": np.ones(inputs.shape, bool)}
@@ -285,13 +285,13 @@ def random_batch(shape: Shape, seed: int = 0) -> Batch:
 
 
 def matmul_rate() -> float:
-    """The machine's rate, in operations a second, for square float32 matrices of 2,048 through XLA."""
+    """Return XLA's rate for products of 2048 x 2048 float32 matrices, in operations per second."""
     a = jnp.ones((2048, 2048))
     multiply = jax.jit(lambda a: a @ a)
     return 2 * 2048**3 / timed(lambda: multiply(a).block_until_ready())["seconds"]
 
 
 def device_peak() -> Row:
-    """The largest amount of the accelerator's memory that was in use so far; empty on a CPU, which does not say."""
+    """Return the accelerator's peak memory so far; empty on a CPU, which does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     return {"device_mib": stats["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in stats else {}

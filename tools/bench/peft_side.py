@@ -1,4 +1,4 @@
-"""The benchmark's sides that are PEFT on PyTorch. Cases: see __main__.py."""
+"""The side `peft`: PEFT on PyTorch. __main__.py describes the cases."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ from tools.bench.cases import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_t
 
 
 def single(case: str) -> Row:
-    """Steps of a single prompt."""
+    """Time a training step of a single prompt."""
     torch.manual_seed(0)
     shape = SHAPES[case]
     if case == "reviews":
@@ -35,7 +35,7 @@ def single(case: str) -> Row:
 
 
 def generation(case: str) -> Row:
-    """So many tokens for each input, none of which ends before."""
+    """Time the generation of a fixed number of tokens per input."""
     torch.manual_seed(0)
     shape = GENERATIONS[case]
     model = get_peft_model(random_base(shape), options(shape)).eval()
@@ -47,7 +47,7 @@ def generation(case: str) -> Row:
 
 
 def ensemble() -> Row:
-    """A step of each of the members, one after the other: adapters of one base, each with an optimizer of its own."""
+    """Time one step per member in turn. The members are adapters of one base, each with a separate optimizer."""
     torch.manual_seed(0)
     shape, names = SHAPES["ensemble"], [f"member{number}" for number in range(MEMBERS)]
     model = get_peft_model(random_base(shape), options(shape), adapter_name=names[0])
@@ -55,7 +55,7 @@ def ensemble() -> Row:
         model.add_adapter(name, options(shape))
     model.train()
     parameters = {name: list(model.prompt_encoder[name].parameters()) for name in names}
-    optimizers = {name: adafactor(own) for name, own in parameters.items()}
+    optimizers = {name: adafactor(trained) for name, trained in parameters.items()}
     batches = {name: random_batch(shape) for name in names}
 
     def gradient(name: str) -> None:
@@ -68,12 +68,13 @@ def ensemble() -> Row:
             optimizer.step()
             optimizer.zero_grad()
 
-    for name in names:  # before the clock runs
+    for name in names:  # check, before timing, that each step trains its own adapter only
         gradient(name)
-        moved = {n for n, parameter in model.named_parameters() if parameter.grad is not None}
-        expected = {n for n, parameter in model.named_parameters() if any(parameter is own for own in parameters[name])}
-        if moved != expected:
-            raise RuntimeError(f"PEFT with the adapter {name} has gradients of {sorted(moved)}, not {sorted(expected)}")
+        with_gradient = {n for n, parameter in model.named_parameters() if parameter.grad is not None}
+        own = {id(parameter) for parameter in parameters[name]}
+        expected = {n for n, parameter in model.named_parameters() if id(parameter) in own}
+        if with_gradient != expected:
+            raise RuntimeError(f"{name} of PEFT has gradients for {sorted(with_gradient)}, not {sorted(expected)}")
         optimizers[name].zero_grad()
     return timed(all_members)
 
@@ -85,14 +86,14 @@ def options(shape: Shape) -> PromptLearningConfig:
 
 
 def adafactor(parameters: list[Any]) -> Adafactor:
-    """As the prompt-tuning paper has it."""
+    """Return Adafactor with the prompt-tuning paper's settings."""
     return Adafactor(
         parameters, lr=0.3, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=1e-5
     )
 
 
 def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel:
-    """T5-small's shape or GPT-2 small's with random weights."""
+    """Return a model of T5-small's or GPT-2 small's shape with random weights."""
     if shape.model == "gpt2":
         rate = shape.dropout
         return GPT2LMHeadModel(GPT2Config(resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate))
@@ -102,15 +103,17 @@ def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel:
 
 
 def random_batch(shape: Shape) -> dict[str, torch.Tensor]:
-    """A batch without padding."""
+    """Return a random batch without padding."""
     ids = torch.randint(2, 32000, (shape.batch, shape.source))
     labels = torch.randint(2, 32000, (shape.batch, shape.target)) if shape.target else ids
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def review_batches(size: int) -> tuple[Any, Iterator[dict[str, Any]], float]:
-    """The demo model and, with its tokenizer, the reviews in random order, each batch padded to its longest row; and
-    the seconds that tokenizing a batch takes."""
+    """Return the demo model, shuffled batches of reviews, and the seconds it takes to tokenize a batch.
+
+    Each batch is padded to its longest row.
+    """
     import traceforge_title_model
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Whole runs of `prompt-jax train`, as a user would time them: processes, checkpoints, the time to resume."""
+"""The cases `processes`, `checkpoint` and `resume`, described in __main__.py."""
 
 import functools
 import itertools
@@ -17,31 +17,32 @@ from typing import Any
 from tools.bench.cases import SAVED_MEMBERS, SHAPES, STEPS, Row
 
 ROOT = Path(__file__).parents[2]
-# The steps that compile the demo's lengths of reviews come first, and are left out.
+# The first steps compile the demo's length buckets and are not timed.
 WARM_UP, TIMED = 16, 24
-# Shorter validation, which a run begins with.
+# Each run begins with a validation; this makes it short.
 OPTIONS = ("--train.eval-examples", "32", "--train.log-every", "1", "--train.eval-every", "100000")
 
 
 def processes() -> dict[str, Row]:
-    """Seconds of a training step on two cores: in one process that has both, and in two that have one each."""
+    """Time a training step on two cores: in one process with both, and in two processes with one each."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
-        raise SystemExit("bench: the case processes takes two cores")
+        raise SystemExit("bench: the case processes needs two cores")
     rows = {}
     for what, members, mesh in (("rows", "1", "--mesh.data"), ("members", "2", "--mesh.ensemble")):
         options = (*OPTIONS, "--ensemble.size", members, "--train.steps", "100000")
-        for apart in ([cores], [cores[:1], cores[1:]]):
-            named_sharding = (mesh, "2") if len(apart) == 2 else ()
+        for cores_by_process in ([cores], [cores[:1], cores[1:]]):
+            split = (mesh, "2") if len(cores_by_process) == 2 else ()
             with tempfile.TemporaryDirectory() as folder:
-                stamps = _steps([*options, *named_sharding, "--runs", folder], apart, WARM_UP + TIMED)
-            seconds = [after - before for before, after in itertools.pairwise(stamps[WARM_UP:])]
-            rows[f"{what}, {len(apart)}"] = {"seconds": statistics.median(seconds)}
+                words = [*options, *split, "--runs", folder]
+                times = _step_times(words, cores_by_process, WARM_UP + TIMED)
+            seconds = [after - before for before, after in itertools.pairwise(times[WARM_UP:])]
+            rows[f"{what}, {len(cores_by_process)}"] = {"seconds": statistics.median(seconds)}
     return rows
 
 
 def checkpoint() -> dict[str, Row]:
-    """Bytes of a checkpoint, and seconds of a step without and with a save after it, by the number of members."""
+    """Measure a checkpoint's size, and a step without and with a save after it, by number of members."""
     import jax
 
     from prompt_jax.training.checkpoints import Checkpoints
@@ -64,7 +65,7 @@ def checkpoint() -> dict[str, Row]:
                     if saving := number % 2 == 1:
                         kept.save(number, state, {"epoch": 0, "row": 0}, {"step": number})
                         held.append(time.perf_counter() - trained)
-                        # What is still being written is the next step's burden.
+                        # The next step runs while the checkpoint is still being written.
                         jax.block_until_ready(one())
                     steps[saving].append(time.perf_counter() - start)
             last = max(
@@ -83,8 +84,10 @@ def checkpoint() -> dict[str, Row]:
 
 
 def resume() -> dict[str, Row]:
-    """Seconds from a command to its first step: of a new run and of one that goes on, without and with JAX's cache of
-    compiled programs, which the new run fills."""
+    """Time from a command to its first step, for a new and a resumed run, without and with JAX's compilation cache.
+
+    The new run fills the cache.
+    """
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         caches = {
@@ -95,24 +98,26 @@ def resume() -> dict[str, Row]:
             options = [*OPTIONS, "--ensemble.size", "1", "--runs", folder, "--name", name]
             for which in ("new", "resumed"):
                 start = time.perf_counter()
-                # Long enough for a checkpoint to be written to its end.
-                stamps = _steps([*options, "--train.checkpoint-every", "4"], [None], 12, variables)
-                rows[f"{which}, {name}"] = {"seconds": stamps[0] - start}
+                # Enough steps for a checkpoint to be complete.
+                times = _step_times([*options, "--train.checkpoint-every", "4"], [None], 12, variables)
+                rows[f"{which}, {name}"] = {"seconds": times[0] - start}
     return rows
 
 
-def _steps(
+def _step_times(
     options: Sequence[str], cores: Sequence[Any], count: int, variables: dict[str, str] | None = None
 ) -> list[float]:
-    """When each of the first `count` steps of a run was done by its processes, which have these cores each (None is
-    all) and are then killed."""
+    """Run `prompt-jax train` until `count` steps are done, and return when each of them ended.
+
+    There is one process per entry of `cores`, with these cores; None means all. They are killed at the end.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "prompt_jax.cli", "train", "configs/demo.py", *options]
     started: list[subprocess.Popen] = []
     try:
-        for number, own in enumerate(cores):
+        for number, affinity in enumerate(cores):
             environment = os.environ | (variables or {})
             if len(cores) > 1:
                 numbers = {"JAX_NUM_PROCESSES": str(len(cores)), "JAX_PROCESS_ID": str(number)}
@@ -123,17 +128,17 @@ def _steps(
                 env=environment,
                 stderr=subprocess.DEVNULL if number else subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                preexec_fn=None if own is None else functools.partial(os.sched_setaffinity, 0, own),
+                preexec_fn=None if affinity is None else functools.partial(os.sched_setaffinity, 0, affinity),
             )
             started.append(process)
-        said, stamps = [], []
+        output, times = [], []
         for line in started[0].stderr or ():
-            said.append(line.decode())
-            if re.match(r"step \d+/\d+  loss", said[-1]):
-                stamps.append(time.perf_counter())
-                if len(stamps) == count:
-                    return stamps
-        raise SystemExit("bench: a run ended before its time:\n" + "".join(said))
+            output.append(line.decode())
+            if re.match(r"step \d+/\d+  loss", output[-1]):
+                times.append(time.perf_counter())
+                if len(times) == count:
+                    return times
+        raise SystemExit(f"bench: the run ended after {len(times)} of {count} steps:\n" + "".join(output))
     finally:
         for process in started:
             process.kill()

@@ -6,7 +6,7 @@ from tools.bench.cases import GENERATIONS, MEMBERS, MEMORY, SHAPES, TRAINING, Ro
 
 
 def tables(cases: dict[str, Any]) -> list[str]:
-    """The results as Markdown, a table of each kind."""
+    """Return the results as Markdown, one table per kind of case."""
     single = {case: values for case, values in cases.items() if case in TRAINING and case != "ensemble"}
     kinds = [training_rows(group) for group in (single, {"ensemble": cases.get("ensemble")}) if any(group.values())]
     generated = {case: values for case, values in cases.items() if case in GENERATIONS}
@@ -24,9 +24,9 @@ def tables(cases: dict[str, Any]) -> list[str]:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows of cells by their column's head; columns in which nothing stands are left out."""
-    heads = [head for head in rows[0] if any(row[head] for row in rows)]
-    lines = [heads, *([row[head] for head in heads] for row in rows)]
+    """Format rows, given as cells by column title, as a Markdown table without its empty columns."""
+    titles = [title for title in rows[0] if any(row[title] for row in rows)]
+    lines = [titles, *([row[title] for title in titles] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(f"| {line} |" for line in [shown[0], " | ".join("-" * width for width in widths), *shown[1:]])
@@ -68,14 +68,14 @@ def generation_rows(cases: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def decoding_rows(values: dict[str, Any]) -> list[dict[str, str]]:
-    """What it would be if each row and beam had the prefix to itself is only to compare with."""
+    """The last column is computed for comparison: the prefix's memory if it were stored once per row and beam."""
     return [
         {
             "case": "decoding",
             "inputs": inputs,
             "temporary, MiB": f"{row['temporary_mib']:.0f}",
             "prefix, MiB": f"{row['prefix_mib']:.1f}",
-            "prefix once a row and beam, MiB": f"{5 * int(inputs) * row['prefix_mib']:.0f}",
+            "prefix per row and beam, MiB": f"{5 * int(inputs) * row['prefix_mib']:.0f}",
         }
         for inputs, row in values["sides"].items()
     ]
@@ -89,10 +89,10 @@ def process_rows(values: dict[str, Any]) -> list[dict[str, str]]:
         rows.append(
             {
                 "case": "processes",
-                "divided": what,
+                "split": what,
                 "processes": count,
                 "step, s": f"{row['seconds']:.3f}",
-                "time to one process": "" if count == "1" else f"{row['seconds'] / alone:.2f} x",
+                "time vs. one process": "" if count == "1" else f"{row['seconds'] / alone:.2f} x",
             }
         )
     return rows
@@ -106,9 +106,9 @@ def checkpoint_rows(values: dict[str, Any]) -> list[dict[str, str]]:
             "arrays, KiB": f"{row['arrays_kib']:.0f}",
             "files, KiB": f"{row['files_kib']:.0f}",
             "step, s": f"{row['seconds']:.3f}",
-            "held up, s": f"{row['held']:.3f}",
+            "blocked, s": f"{row['held']:.3f}",
             "of a step": f"{row['held'] / row['seconds']:.1%}",
-            "lost in all, s": f"{row['lost']:.3f}",
+            "total cost, s": f"{row['lost']:.3f}",
         }
         for members, row in values["sides"].items()
     ]
@@ -128,8 +128,10 @@ def memory_cells(row: Row) -> dict[str, str]:
 
 
 def matmul_cells(row: Row) -> dict[str, str]:
-    """The rate of a step and its share of the side's own rate for matrices; in brackets the latter where operations
-    are not counted."""
+    """Return a step's rate and its share of the side's rate for large matrix products.
+
+    Where operations are not counted, the latter rate is in parentheses.
+    """
     if "flops" in row:
         rate = row["flops"] / row["seconds"]
         return {"GFLOP/s": f"{rate / 1e9:.0f}", "of matmul": f"{rate / row['matmul']:.0%}"}

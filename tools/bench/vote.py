@@ -1,4 +1,4 @@
-"""The benchmark's case `vote`: see __main__.py."""
+"""The case `vote`, described in __main__.py."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from tools.bench.cases import MEMBERS, SHAPES, VOTE_BATCH, VOTE_ROUNDS, VOTE_TOK
 
 
 def vote(prompts_file: Path | None) -> dict[str, Row]:
-    """Answers of all members to the same reviews: in one flat pass, and in a pass for each member.
+    """Time the answers of all members to the same reviews: in one flat pass, and in one pass per member.
 
-    With trained prompts also the share of passes that a vote by majority saves by its early stop, for generated
+    With trained prompts, also measures the share of passes that early stopping of a majority vote saves, for generated
     answers and for most probable labels.
     """
     model = load_model("demo")
@@ -49,14 +49,14 @@ def vote(prompts_file: Path | None) -> dict[str, Row]:
 
 
 def vocabulary_prompts(model: Model) -> list[Prompt]:
-    """Untrained prompts of the demo's length."""
+    """Return untrained prompts of the demo's length."""
     config = PromptConfig(length=SHAPES["reviews"].length, init="vocab")
     trainable = [soft_prompt.init(jax.random.key(seed), config, model) for seed in range(MEMBERS)]
     return [applied(config)(variables, None)[1] for variables in trainable]
 
 
 def review_examples(model: Model, count: int) -> Examples:
-    """So many movie reviews of the demo's test split, drawn at random: the source is sorted by rating."""
+    """Return `count` random movie reviews of the demo's test split, which is sorted by rating."""
     split = reviews(0.9, 1.0)
     drawn = np.random.default_rng(0).permutation(len(split[0]))[:count]
     texts, labels = ([column[i] for i in drawn] for column in split)

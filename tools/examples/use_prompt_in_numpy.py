@@ -1,4 +1,4 @@
-"""A soft prompt tuned with prompt_jax and the T5 1.1 that it is of, in NumPy alone:
+"""Run a soft prompt tuned with prompt_jax, and its T5 1.1 base, in NumPy only:
 python use_prompt_in_numpy.py PROMPT.npz T5_FOLDER "a gripping film"
 """
 
@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 
 def bias_of_distance(table, length, causal):
-    """[heads, queries, keys], by the distance from a query to a key."""
+    """Return the relative position bias [heads, queries, keys]."""
     distance = np.arange(length) - np.arange(length)[:, None]
     buckets, far = len(table) // (1 if causal else 2), np.maximum(-distance, 0) if causal else np.abs(distance)
     wide = np.log(np.maximum(far, 1) / (buckets // 2)) / np.log(128 / (buckets // 2)) * (buckets - buckets // 2)
@@ -19,7 +19,7 @@ def bias_of_distance(table, length, causal):
 
 
 def run(side, x, weights, encoded=None):
-    """The layers of the encoder, or of the decoder where something is encoded; x is [tokens, width]."""
+    """Run the encoder, or the decoder if `encoded` is given; x is [tokens, width]."""
     table = weights[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
 
     def norm(x, name):
@@ -46,7 +46,7 @@ def run(side, x, weights, encoded=None):
 
 
 def logits(weights, prompt, ids, answer):
-    """[tokens, vocabulary]: what may follow the start token 0, and each token of the answer."""
+    """Return the next-token logits [tokens, vocabulary] after the start token 0 and each token of the answer."""
     encoded = run("encoder", np.concatenate([prompt, weights["shared.weight"][ids]]), weights)
     return run("decoder", weights["shared.weight"][[0, *answer]], weights, encoded) @ weights["lm_head.weight"].T
 

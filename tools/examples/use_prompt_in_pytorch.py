@@ -1,4 +1,4 @@
-"""A prompt tuned with prompt_jax, in Hugging Face's PyTorch: a soft prompt of T5, BART or GPT-2, or a prefix of GPT-2.
+"""Run a prompt tuned with prompt_jax in Hugging Face's PyTorch: a soft prompt of T5, BART or GPT-2, or a GPT-2 prefix.
 
 python use_prompt_in_pytorch.py PROMPT.npz MODEL "a gripping film"
 """
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 
 def inputs(model, file, ids):
-    """What `forward` and `generate` take to read token ids [1, S] after the prompt of a file."""
+    """Return the arguments of `forward` and `generate` for a prompt file and token ids [1, S]."""
     arrays, given = np.load(file, allow_pickle=False), {}
     embedded, before = model.get_input_embeddings()(ids), 0
     if getattr(model.config, "scale_embedding", False):

@@ -1,16 +1,15 @@
-"""Plans a run on TPUs without a TPU: compiles its programs for a slice, and says what they need of each chip.
+"""Plan a run on TPUs without a TPU: compile its programs for a slice and print what they need per chip.
 
     pip install 'prompt-jax[tpu]'
     python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
     python -m tools.planner --all > tools/planner/plans.md
 
-No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or one of the published T5 1.1s,
-GPT-2s and BARTs. Inputs and targets are as long as `data.input_length` and `data.target_length` say, or 512 and 16
-tokens. The other options are those of `prompt-jax train`; the mesh is the experiment's, as in --mesh.data -1
---mesh.model 16.
+No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or a published T5 1.1, GPT-2 or
+BART. Inputs and targets have the lengths `data.input_length` and `data.target_length`, by default 512 and 16 tokens.
+The other options are those of `prompt-jax train`, including the mesh, e.g. --mesh.data -1 --mesh.model 16.
 
-A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all is T5 1.1 of each size, an ensemble
-of 32 prompts, on five slices.
+A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all plans an ensemble of 32 prompts for
+each size of T5 1.1 on five slices.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ from tools.planner.chips import GIB, Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
 from tools.planner.programs import base_config, lengths, programs
 
-# What libtpu would ask a TPU's host for; there is none. Several processes may plan at once.
+# Settings that libtpu would otherwise query from a TPU host. The last one allows several planners at once.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -51,17 +50,16 @@ SIZES = ("small", "base", "large", "xl", "xxl")
 MEMBERS = 32
 
 ASSUMPTIONS = """\
-Sizes, operations and times are of each chip. Memory is the compiler's own account: arguments are the base, prompts,
-optimizer states and the batch; `full` is how much of the chip's they take together. Where the compiler found no room,
-the table has what it would have taken.
+Sizes, operations and times are per chip. Memory is the compiler's account: arguments are the base, prompts, optimizer
+states and the batch; `full` is the share of the chip's memory that arguments, temporaries, outputs and code fill. For
+a program that does not fit, the table shows the memory that it would need.
 
-Operations (TFLOP) and memory traffic (GB) are read from the compiled program: its matrix products, and what each of its
-operations reads and writes in the chip's main memory; loops count as often as they run. Collectives are the bytes that
-each chip has of what is reduced or gathered. From these, at the documented peak rates and with 1 us for each hop
-between chips, come the times; a step is the longer of computing and memory, which go on together, and the
-interconnect, which is waited for. MFU is the model's own operations, without what is computed twice to save memory, a
-second, as a share of the chips' peak. So a step is a lower bound and MFU an upper one: what no real program reaches.
-Generation is of answers that are all of the longest length, to the longest inputs.
+Operations (TFLOP) and memory traffic (GB) are counted in the compiled program: its matrix products, and the reads and
+writes of each operation in the chip's main memory. Loops count once per iteration. Collectives are the bytes per chip
+of what is reduced or gathered. The times follow from these, the documented peak rates, and 1 us per hop between
+chips. In a step, computation and memory traffic overlap; the interconnect's time is added. MFU counts the model's
+operations without recomputation, as a share of the chips' peak. So the step time is a lower bound and MFU an upper
+bound, which no real program reaches. Generation is for the longest inputs, with answers of the longest length.
 """
 
 Result = Estimate | TooLarge
@@ -69,19 +67,19 @@ Result = Estimate | TooLarge
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs of each chip of a TPU slice, and how long its steps take at the least; no TPU is needed."""
+    """Print what a run needs per chip of a TPU slice, and lower bounds for its step times. No TPU is needed."""
 
     config: tyro.conf.Positional[Path]
-    """A configuration file that builds an Experiment; it comes first."""
+    """A configuration file that builds an Experiment. It must come first."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     topology: str
-    """The slice, in chips: v4:2x2x4, v5e:16x16, v5p:2x4x4, v6e:4x4 and the like."""
+    """The slice in chips, e.g. v4:2x2x4, v5e:16x16, v5p:2x4x4 or v6e:4x4."""
     json: bool = False
     """Print a JSON object instead of a table."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, also where something is too large, 1 for an error, 2 for wrong arguments."""
+    """Run the planner. Returns 0, even if a program is too large; 1 for an error; 2 for wrong arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         print(__doc__)
@@ -89,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        print("planner: this takes libtpu, which is for Linux: pip install 'prompt-jax[tpu]'", file=sys.stderr)
+        print("planner: libtpu is missing (Linux only): pip install 'prompt-jax[tpu]'", file=sys.stderr)
         return 1
     os.environ |= NO_TPU
     jax.config.update("jax_platforms", "cpu")
@@ -102,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = Plan(Path(argv[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
         args = tyro.cli(Plan, default=default, args=argv[named:], prog="python -m tools.planner")
         if not named:
-            raise ConfigError("a configuration file comes first, as in python -m tools.planner configs/boolq.py")
+            raise ConfigError("expected a configuration file first, e.g. python -m tools.planner configs/boolq.py")
         plan(args)
     except (UserError, TopologyError) as error:
         print(f"planner: {error}", file=sys.stderr)
@@ -111,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(args: Plan) -> None:
-    """Prints the plan of one experiment."""
+    """Print the plan of one experiment."""
     where = topology(args.topology)
     results = [estimate(program, where) for program in programs(args.experiment, where.devices)]
     if args.json:
@@ -130,7 +128,7 @@ def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
     return {
         "base": f"{experiment.model.name}, {experiment.model.dtype}, remat {experiment.model.remat}",
         "members": f"{len(members)}, in groups of {group}" if group and len(members) > 1 else len(members),
-        "batch": f"{experiment.train.batch_size} a member, {source} + {target} tokens a row",
+        "batch": f"{experiment.train.batch_size} per member, {source} + {target} tokens per row",
         "generation": f"{experiment.train.eval_batch_size} rows",
         "topology": f"{where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB",
         "mesh": " x ".join(f"{name} {size}" for name, size in mesh_shape(mesh).items()),
@@ -152,7 +150,7 @@ _COLUMNS = (
 
 
 def table(rows: Sequence[tuple[str, Result]]) -> list[str]:
-    """Lines of Markdown, a row for each result under its name."""
+    """Return the lines of a Markdown table with one row per result."""
     cells = [_COLUMNS, *((name, *_cells(result)) for name, result in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
@@ -161,7 +159,7 @@ def table(rows: Sequence[tuple[str, Result]]) -> list[str]:
 
 def _cells(result: Result) -> tuple[str, ...]:
     if isinstance(result, TooLarge):
-        text = f"too large: {result.used / GIB:.1f} GiB, and there are {result.available / GIB:.1f}"
+        text = f"too large: needs {result.used / GIB:.1f} GiB, available are {result.available / GIB:.1f}"
         return "", "", "", text, *[""] * (len(_COLUMNS) - 5)
     whole = result.arguments + result.temporaries + result.outputs + result.code
     collectives = (f"{n} {kind} {_short(size / 1e9)} GB" for kind, (n, size) in sorted(result.collectives.items()))
@@ -179,13 +177,13 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 
 def _short(number: float) -> str:
-    """Three digits, and no more than three after the point."""
+    """Format a number with three significant digits, and at most three decimals."""
     digits = next((digits for digits, least in ((0, 100), (1, 10), (2, 1)) if number >= least), 3)
     return f"{number:.{digits}f}"
 
 
 def all_plans() -> None:
-    """Prints the table of T5 sizes and slices, as a file of its own."""
+    """Print the tables of T5 sizes and slices as a complete file."""
     print("# What fits on which TPU\n")
     print(f"`python -m tools.planner --all > tools/planner/plans.md`, jax {jax.__version__}. No TPU was used.\n")
     experiment = _experiment("SIZE", MeshConfig())
@@ -193,10 +191,10 @@ def all_plans() -> None:
     train = experiment.train
     print(
         f"T5 1.1 in {experiment.model.dtype}, {MEMBERS} soft prompts of {experiment.prompt.length} tokens at once, "
-        f"{experiment.ensemble.group} at a time on each device. A step is a\nbatch of {train.batch_size} for each, "
-        f"{source} tokens in and {target} out, with remat {experiment.model.remat}; generation is of "
-        f"{train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has as little tensor parallelism as leaves "
-        "three quarters of the memory, and\nthen members before rows.\n"
+        f"{experiment.ensemble.group} at a time on each device. A step has a\nbatch of {train.batch_size} per member, "
+        f"{source} tokens in and {target} out, with remat {experiment.model.remat}; generation has "
+        f"{train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the least tensor parallelism that "
+        "leaves three quarters of the memory free;\nit then splits members before rows.\n"
     )
     print(ASSUMPTIONS)
     for title, name in SLICES.items():
@@ -223,15 +221,15 @@ def _experiment(size: str, mesh: MeshConfig) -> Experiment:
 
 
 def _mesh(size: str, where: Topology) -> MeshConfig:
-    """As little tensor parallelism as leaves three quarters of the memory, and then members before rows."""
+    """Return the mesh with the least tensor parallelism that leaves three quarters of the memory free."""
     experiment = _experiment(size, MeshConfig())
     config = base_config(experiment.model.name)
     leaves = jax.tree.leaves(abstract(family(config).parameters(config), experiment.model.dtype))
     base, model = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), 1
     while base / model > where.chip.memory / 4:
         model *= 2
-    rest = len(where.devices) // model
-    return MeshConfig(ensemble=min(MEMBERS, rest), data=max(1, rest // MEMBERS), model=model)
+    remaining = len(where.devices) // model
+    return MeshConfig(ensemble=min(MEMBERS, remaining), data=max(1, remaining // MEMBERS), model=model)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""TPUs: what a chip can do, which chips a topology has, and how they are joined.
+"""TPU chips, and the topologies that connect them.
 
-The chips' numbers are those of the Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e", each
-of a chip: memory, peak bfloat16 operations, memory bandwidth, and the bandwidth between chips, of which a link has its
-share in each of two directions. For v4 the last is that of Jouppi et al. 2023 (arXiv:2304.01433).
+The numbers per chip are from the Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e": memory,
+peak bfloat16 operations, memory bandwidth, and inter-chip bandwidth, which is divided among the links and their two
+directions. The link bandwidth of v4 is from Jouppi et al. 2023 (arXiv:2304.01433).
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ HOP = 1e-6  # seconds
 
 
 class TopologyError(ValueError):
-    """A topology that there is not; the message says which there are."""
+    """An unknown topology. The message says which are known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     memory: int  # bytes
-    peak: float  # bfloat16 operations a second
-    bandwidth: float  # bytes a second, of its memory
-    link: float  # bytes a second, of each of its links in one direction
-    axes: int  # of the torus: it has two links along each
-    megacore: bool = False  # has to be asked to be one device
+    peak: float  # bfloat16 operations per second
+    bandwidth: float  # memory bandwidth in bytes per second
+    link: float  # bytes per second of each link in one direction
+    axes: int  # axes of the torus, with two links along each
+    megacore: bool = False  # whether libtpu must be told to treat the chip as one device
 
 
 CHIPS = {
@@ -42,7 +42,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: its chips, as JAX's devices of a machine that is not there."""
+    """A TPU slice, whose chips are JAX devices that can be compiled for but not run on."""
 
     name: str
     chip: Chip
@@ -54,52 +54,52 @@ class Topology:
         return len({device.process_index for device in self.devices})
 
     def wraps(self, axis: int) -> bool:
-        """Whether the last chip of an axis is joined to the first.
+        """Return whether the last chip along an axis has a link to the first.
 
-        In the 2D slices of v5e and v6e where the axis is the whole pod's, of 16; in 3D where all sizes are multiples
-        of 4.
+        It does in 2D slices (v5e, v6e) if the axis spans the pod's 16 chips, and in 3D slices if all sizes are
+        multiples of 4.
         """
         if self.chip.axes == 2:
             return self.sizes[axis] == 16
         return all(size % 4 == 0 for size in self.sizes)
 
     def collective_seconds(self, kind: str, size: float, group: tuple[int, ...], order: list[Any]) -> float:
-        """How long a collective takes at the least, with nothing else on its links.
+        """Return a lower bound for the seconds of a collective, with nothing else on its links.
 
-        Along each axis that its group spans, rings: what passes each chip goes over its link to the next one, over
-        both where the ring is closed, and over the links of all these axes at once.
+        The bound assumes rings along all axes of the group at once. Each chip sends over its link to the next chip of a
+        ring, or over both links if the ring is closed.
 
         Args:
-          kind: its name in HLO.
-          size: bytes, as `planner.work.Collective` has them.
-          group: numbers of its devices; all of them is ().
+          kind: name of the collective in HLO.
+          size: bytes, as in `planner.work.Collective`.
+          group: numbers of the group's devices; () means all.
           order: the devices that the program was compiled for.
         """
         members = [order[number] for number in group] if group else order
-        places = np.array([device.coords for device in members])
+        coordinates = np.array([device.coords for device in members])
         links, hops = 0, 0
         for axis, whole in enumerate(self.sizes):
-            there = len(np.unique(places[:, axis]))
-            closed = there == whole and self.wraps(axis)
-            links += (there > 1) * (2 if closed else 1)
-            hops += there // 2 if closed else there - 1
+            size_in_group = len(np.unique(coordinates[:, axis]))
+            closed = size_in_group == whole and self.wraps(axis)
+            links += (size_in_group > 1) * (2 if closed else 1)
+            hops += size_in_group // 2 if closed else size_in_group - 1
         share = (len(members) - 1) / len(members)
-        # All to all: a quarter, since a part goes on average over a quarter of a ring, and not around it.
+        # All-to-all: a quarter, because data travels a quarter of a ring on average instead of all of it.
         passes = {"all-reduce": 2 * share, "all-to-all": share / 4, "collective-permute": 1.0}.get(kind, share)
         return size * passes / (max(links, 1) * self.chip.link) + max(hops, 1) * HOP
 
 
 def topology(name: str) -> Topology:
-    """The slice of a name such as `v5e:16x16` or `v4:2x2x4`; needs libtpu, and no TPU.
+    """Return the slice named like `v5e:16x16` or `v4:2x2x4`. Needs libtpu, but no TPU.
 
     Raises:
-      TopologyError: there is no such chip, or libtpu knows no such slice.
+      TopologyError: the chip is unknown, or libtpu knows no such slice.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     chip = CHIPS.get(match[1]) if match else None
     if match is None or chip is None or match[2].count("x") != chip.axes - 1:
         forms = ", ".join(f"{kind}:{'x'.join('4' * chip.axes)}" for kind, chip in CHIPS.items())
-        raise TopologyError(f"{name} is no topology; expected a chip and its slice's sizes, such as {forms}")
+        raise TopologyError(f"{name} is not a topology; expected a chip and the sizes of a slice, such as {forms}")
     sizes = tuple(map(int, match[2].split("x")))
 
     from jax.experimental import topologies

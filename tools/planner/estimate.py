@@ -1,4 +1,4 @@
-"""What a compiled program needs of a chip, and how long it takes it at the least."""
+"""The memory that a compiled program needs per chip, and a lower bound for its time."""
 
 import dataclasses
 import re
@@ -16,28 +16,28 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-    """A program that the compiler found no room for."""
+    """A program that does not fit into the chips' memory."""
 
     program: str
-    used: float  # bytes on each chip that it would take, all at once
-    available: float  # bytes that there are for programs
+    used: float  # bytes per chip that it would need at once
+    available: float  # bytes per chip available to programs
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one run of a program. Sizes, operations and times are those of each chip.
+    """The cost of one run of a program. Sizes, operations and times are per chip.
 
     Attributes:
-      arguments: bytes of the base, the prompts, their optimizers' states and the batch.
-      temporaries: bytes that the program needs beside them at once.
-      outputs: bytes that do not take an argument's place.
+      arguments: bytes of the base, the prompts, their optimizer states and the batch.
+      temporaries: bytes of the largest set of temporary arrays.
+      outputs: bytes of outputs that do not reuse an argument's memory.
       code: bytes of the program itself.
-      memory: bytes that the chip has.
-      flops: operations of matrix products, those that are done twice or on several chips included.
+      memory: bytes of the chip's memory.
+      flops: operations of matrix products, including recomputed and replicated ones.
       traffic: bytes read from and written to the chip's memory.
-      collectives: by kind, how many are run and the bytes of all of them.
-      compute, transfer, interconnect: seconds that the three take alone, at the chip's peak rates.
-      utilization: the model's operations a second, without what is computed twice, as a share of all chips' peak.
+      collectives: count and total bytes by kind.
+      compute, transfer, interconnect: seconds of the three, each alone at the chip's peak rate.
+      utilization: MFU, the model's operations per second, without recomputation, as a share of all chips' peak.
     """
 
     program: str
@@ -56,18 +56,18 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Compute and memory traffic go on at the same time; a collective is waited for."""
+        """The step time: computation and memory traffic overlap, collectives do not."""
         return _seconds(self.compute, self.transfer, self.interconnect)
 
     @property
     def bound(self) -> str:
-        """What takes the longest."""
+        """The resource that takes the longest."""
         times = {"compute": self.compute, "memory": self.transfer, "interconnect": self.interconnect}
         return max(times, key=lambda name: times[name])
 
 
 def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
-    """Compiles a program and reads what it does from its text."""
+    """Compile a program and estimate its cost from the compiled text."""
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -103,7 +103,7 @@ def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
 
 
 def out_of_memory(program: str, message: str) -> TooLarge | None:
-    """What the compiler says of a program that is too large; None if that is not what it says."""
+    """Parse the compiler's error for a program that is too large; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     size = r"([\d.]+)([KMGT]?)"

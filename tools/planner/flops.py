@@ -1,4 +1,4 @@
-"""How many floating-point operations a function's matrix products take, from its jaxpr: on all devices together."""
+"""Counts the floating-point operations of a function's matrix products from its jaxpr, for all devices together."""
 
 import math
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def matmul_flops(jaxpr: Any, *, unknown_trips: int = 1) -> float:
-    """Operations of all `dot_general` in a jaxpr; a multiplication and an addition are two.
+    """Count the operations of all `dot_general` in a jaxpr, where a multiplication and an addition are two.
 
-    The body of a scan counts as often as it runs, and of a `cond` the branch with the most.
+    The body of a scan counts once per iteration. A `cond` counts as its most expensive branch.
 
     Args:
       jaxpr: `jax.make_jaxpr(f)(...)`, or `jax.jit(f).trace(...).jaxpr`.
-      unknown_trips: how often the body of a while loop runs.
+      unknown_trips: number of iterations of while loops.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -36,13 +36,13 @@ def _times(name: str, parameters: dict[str, Any], unknown_trips: int) -> int:
             return parameters["length"]
         case "while":
             return unknown_trips
-        case "shard_map":  # shapes inside are those of one device along these axes
+        case "shard_map":  # along these axes, shapes inside are per device
             return math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
     return 1
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Yield the jaxprs among an equation's parameters."""
     for value in parameters.values():
         for each in value if isinstance(value, tuple | list) else [value]:
             if hasattr(each, "eqns") or hasattr(each, "jaxpr"):

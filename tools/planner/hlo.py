@@ -1,4 +1,4 @@
-"""The text of a compiled program, parsed."""
+"""Parses the text of a compiled program (HLO)."""
 
 import math
 import re
@@ -6,43 +6,43 @@ from typing import NamedTuple
 
 
 class HloError(ValueError):
-    """A text that is not understood; the message has the line."""
+    """Text that cannot be parsed. The message contains the line."""
 
 
 class Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
-    space: int  # 0 is the device's main memory, others are on the chip (or, 5, on the host)
+    space: int  # 0: the device's main memory; 5: the host; others: on the chip
 
     @property
     def bytes(self) -> float:
-        """Without the padding of tiles."""
+        """The size without padding to tiles."""
         bits = re.search(r"\d+", self.dtype)
-        width = int(bits[0]) if bits else {"pred": 8}.get(self.dtype, 0)  # a token, or the like, is nothing
+        width = int(bits[0]) if bits else {"pred": 8}.get(self.dtype, 0)  # tokens and the like take nothing
         return math.prod(self.shape) * width / 8
 
     @property
     def main(self) -> float:
-        """Its bytes, if it is in main memory."""
+        """The bytes in main memory."""
         return self.bytes if self.space == 0 else 0.0
 
 
 class Instruction(NamedTuple):
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of the result, a tuple's one after the other
+    arrays: tuple[Array, ...]  # of the result, flattened if it is a tuple
     operands: tuple[str, ...]
-    literal: str  # what stands in the parentheses
+    literal: str  # the text in parentheses
     attributes: str
     root: bool
 
     def attribute(self, name: str) -> str | None:
-        """A plain value or a computation's name."""
+        """Return the attribute's value: a plain value or a computation's name."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
     def numbers(self, name: str) -> list[int]:
-        """Those of `name={1,2}`; none if the attribute is left out."""
+        """Return the numbers of `name={1,2}`; empty without the attribute."""
         found = re.search(rf"\b{name}={{([\d,]*)}}", self.attributes)
         return [int(number) for number in found[1].split(",") if number] if found else []
 
@@ -61,7 +61,7 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
 def parse(text: str) -> Module:
-    """The computations of a module, as `compiled.as_text()` prints them."""
+    """Parse a module as printed by `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = None, None
     for line in text.splitlines():
@@ -82,7 +82,7 @@ def _instruction(root: bool, name: str, rest: str) -> Instruction:
     end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
     opcode = re.match(r" ?([\w\-]+)\(", rest[end:])
     if opcode is None:
-        raise HloError(f"no operation: {name} = {rest[:200]}")
+        raise HloError(f"expected an operation: {name} = {rest[:200]}")
     opened = end + opcode.end() - 1
     closed = _closing(rest, opened)
     literal = rest[opened + 1 : closed - 1]
@@ -98,13 +98,13 @@ def _instruction(root: bool, name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position after the parenthesis that closes the one at `start`."""
+    """Return the position after the parenthesis that closes the one at `start`."""
     depth = 0
     for position in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position + 1
-    raise HloError(f"a parenthesis that is not closed: {text[:200]}")
+    raise HloError(f"unclosed parenthesis: {text[:200]}")
 
 
 def _array(match: re.Match) -> Array:

@@ -1,10 +1,10 @@
-"""Counts what each method trains and stores for a task: Table 4 of Lester et al. 2021, for any model.
+"""Counts the parameters that each method trains and stores per task: Table 4 of Lester et al. 2021, for any model.
 
     python -m tools.planner.parameters        # T5 1.1 of each size, soft prompts of 100 tokens
     python -m tools.planner.parameters --models demo openai-community/gpt2-medium
 
-Nothing is loaded or trained: the models are folders with a config.json, or published ones whose shapes are known here.
-Of multitask prompts what is trained is of all tasks together, and what is stored, and beside the base in all, of one.
+Nothing is loaded or trained. Models are folders with a config.json, or published models with known shapes. Multitask
+prompts train parameters for all tasks together; the stored and total parameters are those of one task.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from prompt_jax.models import family
 from tools.planner.programs import base_config, start_of
 
 T5 = tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl"))
-# What the paper prints for a prompt of 100: parameters with the prompt, and the prompt's share of them in percent. That
-# of large is a slip (102,400 of 783,252,480 are 0.01307 %), and that of xl is not rounded.
+# The paper's figures for a prompt of 100: parameters with the prompt, and the prompt's share in percent. The share of
+# large is a slip (102,400 of 783,252,480 are 0.01307 %); that of xl is truncated.
 PAPER = {
     T5[0]: (77_012_352, 0.06648),
     T5[1]: (247_654_656, 0.03101),
@@ -35,7 +35,7 @@ PAPER = {
     T5[3]: (2_849_961_984, 0.00718),
     T5[4]: (11_135_741_952, 0.00368),
 }
-TASKS = 8  # of multitask prompts: SuperGLUE's
+TASKS = 8  # for multitask prompts: SuperGLUE's
 METHODS = {
     "soft prompt": PromptConfig(),
     f"multitask (add), {TASKS} tasks": PromptConfig(per_task="add"),
@@ -53,17 +53,17 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What each method trains of a model, and what is stored for each task."""
+    """Count the parameters that each method trains, and those that it stores per task."""
 
     models: tuple[str, ...] = T5
-    """Folders with a config.json, or published models: T5 1.1, LM-adapted and Flan, GPT-2, BART."""
+    """Folders with a config.json, or published models: T5 1.1, LM-adapted T5, Flan-T5, GPT-2, BART."""
     lengths: tuple[int, ...] = (100,)
-    """Of soft prompts, and the last one of multitask prompts and prefixes too. The paper has 1, 5, 20, 50, 100 and
+    """Lengths of soft prompts. Multitask prompts and prefixes use the last one. The paper has 1, 5, 20, 50, 100 and
     150."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 for an error."""
+    """Print the table. Returns the exit status: 0, or 1 for an error."""
     args = tyro.cli(Parameters, args=argv, prog="python -m tools.planner.parameters", description=Parameters.__doc__)
     try:
         for line in table(args.models, args.lengths):
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
-    """The lines of a Markdown table."""
+    """Yield the lines of a Markdown table."""
     if not lengths or min(lengths) < 1:
         raise ConfigError(f"--lengths must be positive, not {' '.join(map(str, lengths)) or 'none'}")
     yield "| model | method | trained | in all | share | stored for a task, MiB | paper: in all | paper: share |"
@@ -99,7 +99,7 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
 
 
 def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
-    """The parameters of a model, those that a method trains, and those that it stores for a task; None trains none."""
+    """Return the parameters of a model, those a method trains, and those it stores per task; None trains none."""
     config = base_config(name)
     base = abstract(family(config).parameters(config), "float32")
     if prompt is None:

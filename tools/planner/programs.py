@@ -1,4 +1,4 @@
-"""The programs of an experiment, ready to be compiled for devices that are not there: shapes in place of arrays."""
+"""The programs of an experiment, with shapes in place of arrays, ready to compile for devices that do not exist."""
 
 import contextlib
 import dataclasses
@@ -30,9 +30,9 @@ from prompt_jax.training.setup import check_division, stacks_of, train_step
 from prompt_jax.training.step import TrainState, frozen_base
 from tools.planner.flops import matmul_flops
 
-# The published shapes, as in the config.json files on the hub.
+# Published shapes, from the config.json files on the Hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
-_T5_SIZES = {  # d_model, d_ff, layers, heads: those of T5 1.1, which the LM-adapted and Flan models go on from
+_T5_SIZES = {  # d_model, d_ff, layers, heads of T5 1.1; the LM-adapted and Flan models have the same
     "small": (512, 1024, 8, 6),
     "base": (768, 2048, 12, 12),
     "large": (1024, 2816, 24, 16),
@@ -48,7 +48,7 @@ def _published() -> dict[str, dict[str, Any]]:
         raw = _T5 | {"d_model": width, "d_ff": inner, "num_layers": depth, "num_heads": heads}
         for name in (f"t5-v1_1-{size}", f"t5-{size}-lm-adapt", f"flan-t5-{size}"):
             shapes[f"google/{name}"] = raw | {"tie_word_embeddings": False}
-    shapes["demo"] = shapes["google/flan-t5-small"]  # which it was made of
+    shapes["demo"] = shapes["google/flan-t5-small"]  # its ancestor
     for size, (width, depth, heads) in _GPT2_SIZES.items():
         raw = {"model_type": "gpt2", "n_embd": width, "n_layer": depth, "n_head": heads}
         shapes[f"openai-community/gpt2{size}"] = raw
@@ -60,28 +60,28 @@ PUBLISHED = _published()
 
 
 class Program(NamedTuple):
-    """One that a run compiles."""
+    """A program that a run compiles."""
 
     name: str
-    lower: Callable[[], Any]  # gives a `jax.stages.Lowered`
-    devices: Sequence[Any]  # in the order of the numbers in its text
-    model_flops: float  # of all devices, without what is computed a second time
-    unknown_trips: int  # of loops that end when all rows have ended: as often as they can run
+    lower: Callable[[], Any]  # returns a `jax.stages.Lowered`
+    devices: Sequence[Any]  # in the order of the device numbers in its text
+    model_flops: float  # for all devices, without recomputation
+    unknown_trips: int  # most trips of loops that stop when all rows have ended
 
 
 def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program]:
-    """The training step of each prompt length, for the longest input, and the generation of answers.
+    """Yield the training step of each prompt length, for the longest input, and the generation of answers.
 
     Args:
-      experiment: its base need not be on this machine if it is one of PUBLISHED.
-      devices: of a topology.
+      experiment: its base may be missing on this machine if it is one of PUBLISHED.
+      devices: devices of a topology.
 
     Raises:
-      ConfigError: what a run of this experiment on such devices would raise, or a base that is not known.
+      ConfigError: an unknown base, or an error that a run of this experiment on such devices would raise.
     """
     check(experiment)
     if experiment.prompt.per_task:
-        raise ConfigError("a plan loads no data, and prompt.per_task depends on the number of tasks; leave it out")
+        raise ConfigError("prompt.per_task depends on the number of tasks, and the planner loads no data; leave it out")
     alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
@@ -89,8 +89,8 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
     if hosts > 1 and used < len(devices):
         raise ConfigError(
-            f"mesh.ensemble, mesh.data and mesh.model make {used} devices, and the {hosts} hosts have {len(devices)}: "
-            "all have to take part; -1 for one of the sizes is what the others leave"
+            f"mesh.ensemble, mesh.data and mesh.model make {used} devices, but the {hosts} hosts have {len(devices)}, "
+            "and a mesh over several hosts must use all; -1 sets one of the sizes to what the others leave"
         )
     config = base_config(experiment.model.name)
     for numbers in stacks:
@@ -99,32 +99,32 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
 
 
 def base_config(name: str) -> Config:
-    """The architecture of a model folder, of which config.json is enough, or of a published model.
+    """Return the config of a model folder, which needs only config.json, or of a published model.
 
     Raises:
-      ConfigError: it is neither.
-      CheckpointError: a config.json that is not supported.
+      ConfigError: the name is neither.
+      CheckpointError: an unsupported config.json.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         raw = read_config(folder)
-        # Of T5s, config.json need not say whether the output has weights of its own. The names of the weights do.
-        there = any((folder / file).is_file() for form in FORMATS for file in (form.file, form.index_file))
-        with open_checkpoint(folder) if there else contextlib.nullcontext({}) as tensors:
+        # A T5's config.json may omit whether output weights are tied; the names of the weights tell.
+        has_weights = any((folder / file).is_file() for form in FORMATS for file in (form.file, form.index_file))
+        with open_checkpoint(folder) if has_weights else contextlib.nullcontext({}) as tensors:
             return model_config(raw, tensors, source=str(folder / "config.json"))
     if name not in PUBLISHED:
         raise ConfigError(
-            f"model.name {name!r} is no folder with a config.json, nor one of the published shapes that are known "
-            f"here: {', '.join(PUBLISHED)}"
+            f"model.name {name!r} is neither a folder with a config.json nor a published model with a known shape: "
+            f"{', '.join(PUBLISHED)}"
         )
     return model_config(PUBLISHED[name], {}, source=name)
 
 
 def lengths(experiment: Experiment) -> tuple[int, int]:
-    """The longest input and target in tokens; where the experiment does not say, those of a task that does not."""
-    unsaid = TaskFormat("{text}")
+    """Return the longest input and target in tokens, by default TaskFormat's defaults."""
+    default = TaskFormat("{text}")
     data = experiment.data
-    return data.input_length or unsaid.input_length, data.target_length or unsaid.target_length
+    return data.input_length or default.input_length, data.target_length or default.target_length
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def lengths(experiment: Experiment) -> tuple[int, int]:
 def _train(
     experiment: Experiment, member: Experiment, count: int, config: Config, mesh: Mesh | None, devices: Sequence[Any]
 ) -> Program:
-    """The step of `count` members with the prompt of `member`."""
+    """Return the training step of `count` members with the prompt of `member`."""
     options, (source, target) = experiment.train, lengths(experiment)
     base = _base(experiment, config, mesh, devices)
     state = start_of(member, config, base)
@@ -167,8 +167,8 @@ def _train(
 
 
 def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = None) -> TrainState:
-    """A member's state before the first step; `tasks` is how many have a prompt of their own, with prompt.per_task."""
-    # The values, which this one has and others take a tokenizer or a file for, do not matter.
+    """Return the shapes of a member's initial state; `tasks` is the number of tasks for prompt.per_task."""
+    # Values do not matter, and this initialization needs neither tokenizer nor file.
     prompt = dataclasses.replace(member.prompt, init="uniform")
     count = {"tasks": tasks} if prompt.per_task else {}
 
@@ -187,7 +187,7 @@ def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = 
 def _generate(
     experiment: Experiment, alone: Sequence[Experiment], config: Config, mesh: Mesh | None, devices: Sequence[Any]
 ) -> Program:
-    """The answers to a batch that is mixed over all members, as `evaluation.evaluate_members` has them generated."""
+    """Return the generation of answers to a batch that mixes all members, as in `evaluation.evaluate_members`."""
     source, target = lengths(experiment)
     base = _base(experiment, config, mesh, devices)
     prompt = _prompt(alone, config, base)
@@ -219,17 +219,17 @@ def _generate(
         lengths=column(),
         **static,
     )
-    trips = max(1, target - 1)  # the first token comes with the reading of the input
+    trips = max(1, target - 1)  # prefill produces the first token
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
     return Program("generation", traced.lower, _order(mesh, devices), flops, trips)
 
 
 def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt:
-    """The prompts of all members as one stacked Prompt; that of a single one as it is."""
+    """Return the stacked Prompt of all members; a single member's is not stacked."""
     longest = max(alone, key=lambda member: member.prompt.length)
     start = start_of(longest, config, base)
     _, prompt = jax.eval_shape(applied(longest.prompt), start.trainable["prompt"], base)
-    if len(alone) == 1 or prompt.base:  # what changes the base is asked alone
+    if len(alone) == 1 or prompt.base:  # a prompt that changes the base is evaluated alone
         return prompt
     prompt = _shapes(prompt, None, len(alone))
     if all(member.prompt.length == longest.prompt.length for member in alone):
@@ -256,6 +256,6 @@ def _order(mesh: Mesh | None, devices: Sequence[Any]) -> list[Any]:
 
 
 def _shapes(tree: Any, sharding: jax.sharding.Sharding | None, *leading: int) -> Any:
-    """The shapes of a tree with leading axes, on devices."""
+    """Return the shapes of a tree's arrays with leading axes and a sharding."""
     make = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     return jax.tree.map(lambda leaf: make((*leading, *leaf.shape), leaf.dtype), tree)

@@ -1,10 +1,10 @@
-"""The memory traffic of one operation of a compiled program."""
+"""Counts the memory traffic of one operation of a compiled program."""
 
 import math
 
 from tools.planner.hlo import Computation, Instruction, Module
 
-# Values that are no arrays of their own, or whose work is counted elsewhere.
+# Operations that make no new arrays, or whose work is counted elsewhere.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "optimization-barrier", "custom-call-done", "domain"),
@@ -13,17 +13,16 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def traffic(instruction: Instruction, computation: Computation, module: Module) -> float:
-    """Bytes to and from main memory: operands are read and results written once.
+    """Return the bytes read from and written to main memory: operands are read and results written once.
 
-    Of what an operation only takes slices of, it reads the slices; and it writes the part of an array that it updates
-    in place.
+    An operation that only slices an operand reads the slices. An update in place writes the updated part.
     """
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-start") or "AllocateBuffer" in instruction.attributes:
         return 0.0
     operands = [computation[name] for name in instruction.operands]
     written = sum(array.main for array in instruction.arrays)
-    if opcode.endswith("-done"):  # counted here, since the start's result has the operand in it
+    if opcode.endswith("-done"):  # counted here, because the result of -start contains the operand
         sources = [computation[name] for name in operands[0].operands]
         moved = sum(array.bytes for array in instruction.arrays)
         return written + (moved if any(array.main for source in sources for array in source.arrays) else 0.0)
@@ -43,7 +42,7 @@ def _size(instruction: Instruction) -> float:
 
 
 def _read(inner: Computation, number: int, module: Module) -> float:
-    """The most bytes that a fusion reads of one of its operands."""
+    """Return the most bytes that a fusion reads of its operand `number`."""
     (parameter,) = (i.name for i in inner.values() if i.opcode == "parameter" and i.literal == str(number))
     return _read_of(inner, parameter, module)
 
@@ -66,10 +65,10 @@ def _read_of(inner: Computation, name: str, module: Module) -> float:
 
 
 def _written(inner: Computation, fusion: Instruction) -> float:
-    """Bytes that a fusion writes."""
+    """Return the bytes that a fusion writes."""
     (root,) = (instruction for instruction in inner.values() if instruction.root)
     parts = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(parts) != len(fusion.arrays):  # a fusion in it that gives several
+    if len(parts) != len(fusion.arrays):  # an inner fusion with several results
         return sum(array.main for array in fusion.arrays)
     total = 0.0
     for part, array in zip(parts, fusion.arrays, strict=True):

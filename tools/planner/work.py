@@ -1,7 +1,7 @@
-"""What one device does in a compiled program: matrix products, memory traffic, collectives.
+"""Counts the work of one device in a compiled program: matrix products, memory traffic, collectives.
 
-XLA's own cost analysis counts the body of a loop once, and a scan over layers is a loop. Here a body is multiplied by
-its trip count, which the text has for every scan.
+XLA's cost analysis counts the body of a loop once, and a scan over layers is a loop. This module multiplies each body
+by its trip count, which the text contains for every scan.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ COLLECTIVES = (
 
 
 class Collective(NamedTuple):
-    """One that is run `count` times. `group` has the numbers of the devices of the first of its groups."""
+    """A collective that runs `count` times. `group` contains the device numbers of its first group."""
 
     kind: str
-    bytes: float  # of what is reduced, gathered or sent, as a device of the group has it whole
+    bytes: float  # size per device of what is reduced, gathered (after gathering) or sent
     group: tuple[int, ...]
     count: float
 
 
 @dataclasses.dataclass
 class Work:
-    """Of one device in one run of a program."""
+    """The work of one device in one run of a program."""
 
     flops: float = 0.0  # of matrix products; a multiplication and an addition are two
     traffic: float = 0.0  # bytes read from and written to main memory
@@ -40,11 +40,11 @@ class Work:
 
 
 def count_work(module: Module, *, unknown_trips: int = 1) -> Work:
-    """All that a run of the program does.
+    """Count the work of one run of the program.
 
     Args:
       module: from `parse`.
-      unknown_trips: how often the body of a loop runs whose end depends on values, as that of generation does.
+      unknown_trips: trip count of loops whose end depends on values, such as generation's.
     """
     total = Work()
     for computation, instruction, times, fused in _run(module, module.entry, 1.0, False, unknown_trips):
@@ -63,9 +63,9 @@ def count_work(module: Module, *, unknown_trips: int = 1) -> Work:
 def _run(
     module: Module, name: str, times: float, fused: bool, unknown_trips: int
 ) -> Iterator[tuple[Computation, Instruction, float, bool]]:
-    """Every instruction, how often it is run, and whether it is part of a fusion, whose values never reach memory.
+    """Yield each instruction, how often it runs, and whether it is inside a fusion, whose values never reach memory.
 
-    Of a conditional all branches count.
+    All branches of a conditional count.
     """
     computation = module.computations[name]
     for instruction in computation.values():
@@ -89,10 +89,10 @@ def _run(
 
 
 def trip_count(loop: Instruction, module: Module) -> int | None:
-    """How often a loop's body runs; None where that depends on values.
+    """Return how often a loop's body runs; None if that depends on values.
 
-    The compiler's word if it is there; else the number that the condition compares the counter with, which in the
-    loops of JAX (`scan`, `fori_loop`, `map`) goes up from 0 by 1.
+    Without the compiler's annotation, this is the limit in the loop's condition: the counters of JAX's loops (`scan`,
+    `fori_loop`, `map`) start at 0 and increase by 1.
     """
     if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
         return int(known[1])
@@ -116,10 +116,10 @@ def _flops(instruction: Instruction, computation: Computation) -> float:
     if instruction.opcode == "dot":
         return 2.0 * math.prod(out) * math.prod(left[axis] for axis in instruction.numbers("lhs_contracting_dims"))
 
-    # On a TPU every product is a convolution, whose windows have the batch axes too.
+    # On a TPU every matrix product is a convolution, whose windows include the batch axes.
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
-        raise HloError(f"{instruction.name}: a convolution without dim_labels: {instruction.attributes[:200]}")
+        raise HloError(f"{instruction.name}: convolution without dim_labels: {instruction.attributes[:200]}")
     left_labels, right_labels, out_labels = labels.groups()
     flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")] * right[right_labels.index("i")]
     window = _window(instruction)
@@ -130,7 +130,7 @@ def _flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _window(convolution: Instruction) -> dict[str, list]:
-    """Of each spatial axis the stride, the padding before it, and how far apart values are on either side."""
+    """Return stride, padding before, and dilations of both operands, with one value per spatial axis."""
     text = re.search(r"window={([^}]*)}", convolution.attributes)
     given = dict(part.split("=") for part in text[1].split()) if text else {}
     axes = len(given["size"].split("x")) if given else 0
@@ -140,16 +140,16 @@ def _window(convolution: Instruction) -> dict[str, list]:
 
     return {
         "stride": values("stride") or [1] * axes,
-        "before": values("pad") or [0] * axes,
-        "left_step": values("lhs_dilate") or [1] * axes,
-        "right_step": values("rhs_dilate") or [1] * axes,
+        "padding": values("pad") or [0] * axes,
+        "lhs_step": values("lhs_dilate") or [1] * axes,
+        "rhs_step": values("rhs_dilate") or [1] * axes,
     }
 
 
-def _hits(left: int, right: int, out: int, *, stride: int, before: int, left_step: int, right_step: int) -> int:
-    """How many pairs of an output's and a kernel's position meet a value, and not padding or a gap between values."""
-    places = np.arange(out)[:, None] * stride + np.arange(right)[None, :] * right_step - before
-    return int(((places >= 0) & (places % left_step == 0) & (places // left_step < left)).sum())
+def _hits(left: int, right: int, out: int, *, stride: int, padding: int, lhs_step: int, rhs_step: int) -> int:
+    """Count the pairs of output and kernel positions that meet a value, not padding or a gap between dilated values."""
+    positions = np.arange(out)[:, None] * stride + np.arange(right)[None, :] * rhs_step - padding
+    return int(((positions >= 0) & (positions % lhs_step == 0) & (positions // lhs_step < left)).sum())
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -157,12 +157,12 @@ def _hits(left: int, right: int, out: int, *, stride: int, before: int, left_ste
 
 
 def _payload(kind: str, instruction: Instruction, computation: Computation, group: tuple[int, ...]) -> float:
-    own = sum(array.bytes for name in instruction.operands for array in computation[name].arrays)
-    return own * len(group) if kind == "all-gather" else own
+    size = sum(array.bytes for name in instruction.operands for array in computation[name].arrays)
+    return size * len(group) if kind == "all-gather" else size
 
 
 def _group(instruction: Instruction) -> tuple[int, ...]:
-    """The devices of the first of a collective's groups; all of them is ()."""
+    """Return the device numbers of a collective's first group; () means all devices."""
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs={{(\d+),(\d+)}", text):
         return int(pairs[1]), int(pairs[2])
@@ -170,24 +170,24 @@ def _group(instruction: Instruction) -> tuple[int, ...]:
         return tuple(map(int, listed[1].split(",")))
     if "replica_groups={}" in text:
         return ()
-    # [groups,size]<=[sizes]T(permutation): numbers counted up, in an array of the sizes, its axes permuted
+    # [groups,size]<=[sizes]T(permutation): an arange of these sizes, with its axes permuted
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        numbers = _counted_up(counted[2], counted[3]).reshape(_integers(counted[1]))
+        numbers = _permuted_arange(counted[2], counted[3]).reshape(_integers(counted[1]))
         return tuple(numbers[0].tolist())
-    # mesh['a'=2,'b'=8], device_ids=([sizes]T(permutation)) {'a'}: the same in a mesh's shape, along some of its axes
+    # mesh['a'=2,'b'=8], device_ids=([sizes]T(permutation)) {'a'}: the same in the mesh's shape, along the named axes
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? {([^}]*)}", text
     )
     if mesh is None or ":" in mesh[4]:
-        raise HloError(f"{instruction.name}: replica groups of a form that is not known: {text[:200]}")
+        raise HloError(f"{instruction.name}: unknown form of replica groups: {text[:200]}")
     names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]), strict=True)
     along = re.findall(r"'(\w+)'", mesh[4])
-    numbers = _counted_up(mesh[2] or ",".join(sizes), mesh[3]).reshape([int(size) for size in sizes])
+    numbers = _permuted_arange(mesh[2] or ",".join(sizes), mesh[3]).reshape([int(size) for size in sizes])
     first = numbers[tuple(slice(None) if name in along else 0 for name in names)]
     return tuple(first.reshape(-1).tolist())
 
 
-def _counted_up(sizes: str, permutation: str | None) -> np.ndarray:
+def _permuted_arange(sizes: str, permutation: str | None) -> np.ndarray:
     numbers = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
     return numbers.transpose(_integers(permutation)) if permutation else numbers
 

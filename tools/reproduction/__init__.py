@@ -1,4 +1,4 @@
-"""The papers' tables and curves, each from its commands to Markdown and a plot; one file for each paper."""
+"""The papers' tables and curves: `python -m tools.reproduction`. Each paper has one file."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tools.reproduction import prefix_tuning, prompt_tuning, small
 from tools.reproduction.table import Table
 
-# The small editions, for the demo's T5 on two CPU cores.
+# Small editions, for the demo's T5 on two CPU cores.
 SMALL: dict[str, Callable[[], Table]] = {
     "superglue": small.methods,
     "prompt-length": small.prompt_length,
@@ -43,5 +43,5 @@ def _make(name: str, model: str | None) -> Table:
     return SMALL[name]() if model == "demo" and name in SMALL else PAPERS[name](model)
 
 
-# By name: what makes a table for the papers' bases (None) or for another.
+# By name: a function of the base, or of None for the paper's bases.
 TABLES: dict[str, Callable[[str | None], Table]] = {name: functools.partial(_make, name) for name in PAPERS}

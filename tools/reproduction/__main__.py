@@ -1,15 +1,14 @@
-"""Makes a table of the papers, from training to Markdown and plot.
+"""Reproduce a table of the papers, from training to Markdown and a plot.
 
-    python -m tools.reproduction                                 # which tables there are
-    python -m tools.reproduction domain-shift                    # the paper's, at its sizes
-    python -m tools.reproduction domain-shift --model demo       # its small edition, on two CPU cores
+    python -m tools.reproduction                                 # list the tables
+    python -m tools.reproduction domain-shift                    # the paper's table at its model sizes
+    python -m tools.reproduction domain-shift --model demo       # its small edition, for two CPU cores
     python -m tools.reproduction domain-shift --model demo --quick --dry-run
     python -m tools.reproduction domain-shift -- --mesh.data 4 --mesh.model 8
 
-What a table needs is trained and evaluated by commands of `prompt-jax`, with seeds as members of an ensemble; the
-commands stand below the table. What an earlier call, or another table, has left in --out is taken from there, and a run
-that was interrupted goes on. Several calls may go side by side: one waits for a run that another is making. Rows whose
-data or checkpoints are missing say so in a line, and the others are made.
+A table is made by `prompt-jax` commands, which are listed below it. Seeds are members of an ensemble. Finished runs in
+--out, also those of other tables, are reused, and interrupted ones resume. Several calls may run at once: one waits for
+a run that another is making. A row whose data or checkpoint is missing is skipped with a one-line reason.
 """
 
 import dataclasses
@@ -34,45 +33,45 @@ from tools.reproduction.running import ROOT, Runner
 from tools.reproduction.scores import Scores, supply
 from tools.reproduction.table import short
 
-PARAMETERS, PARAMETERS_TITLE = "parameters", "Parameters that are trained and stored"
+PARAMETERS, PARAMETERS_TITLE = "parameters", "Trained and stored parameters"
 LENGTHS = (1, 5, 20, 50, 100, 150)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
-    """Run what a table of the papers needs, and write it as Markdown with the paper's figures, a plot and commands.
+    """Reproduce tables of the papers. Writes each as Markdown, with the paper's figures, a plot and the commands.
 
-    What comes after ` -- ` are further options of every training, as in `-- --mesh.model 8`.
+    Words after ` -- ` are options for every training, e.g. `-- --mesh.model 8`.
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of tables, or `all`; none prints which there are."""
+    """Names of tables, or `all`. Without a name, all names are listed."""
     model: str | None = None
-    """Another base (a name or folder) in place of the paper's. `demo` is the small edition of a table that has one,
-    with other data and less training; `all` is then those."""
+    """Base (a name or folder) that replaces the paper's. `demo` selects the small edition of a table, if it has one,
+    with other data and less training; `all` then means the tables with one."""
     quick: bool = False
-    """A few steps and examples of everything, to see that it runs; the figures say nothing."""
-    further: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Use a few steps and examples of everything, as a test. The figures are meaningless."""
+    train_options: tyro.conf.Suppress[tuple[str, ...]] = ()
     out: Path = Path("reproduction")
-    """Folder of the tables, of `runs/`, `evaluations/` and `logs/`."""
+    """Folder of the tables, `runs/`, `evaluations/` and `logs/`."""
     data_dir: Path | None = None
-    """Folder with E2E and other data (PROMPT_JAX_DATA of tasks/*.py)."""
+    """Folder with E2E and other data (PROMPT_JAX_DATA in tasks/*.py)."""
     supplied: Path | None = None
-    """For one table: a JSON file with figures of metrics that are not computed here, as they are to be shown, {ROW:
-    {COLUMN: [one for each prompt]}}."""
+    """JSON file with one table's figures for metrics that are not computed here: {ROW: {COLUMN: [FIGURE, ...]}}, with
+    one figure per prompt, in the table's units."""
     into: Path | None = None
-    """A Markdown file in which each table takes the place of what stands between `<!-- TABLE -->` and
-    `<!-- /TABLE -->`; plots go into a folder `results` beside it."""
+    """Markdown file in which each table replaces the text between `<!-- TABLE -->` and `<!-- /TABLE -->`. Plots go into
+    the folder `results` beside it."""
     dry_run: bool = False
-    """Print the commands alone. Of learning rates that are searched for, they have the first."""
+    """Only print the commands. Where a learning rate is searched for, they contain the first candidate."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 for an error or a row that could not be run, 130 where it was interrupted."""
+    """Make the tables. Returns 0, 1 for an error or a row that could not be run, or 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     args = tyro.cli(Reproduce, args=words[:end], prog="python -m tools.reproduction", description=Reproduce.__doc__)
-    args = dataclasses.replace(args, further=tuple(words[end + 1 :]))
+    args = dataclasses.replace(args, train_options=tuple(words[end + 1 :]))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _make(args)
@@ -80,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reproduction: {error}", file=sys.stderr)
         return 1
     except UnicodeDecodeError as error:
-        print(f"reproduction: --into {args.into}: no text in UTF-8: {error}", file=sys.stderr)
+        print(f"reproduction: --into {args.into} is not UTF-8 text: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"reproduction: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("reproduction: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print("reproduction: interrupted; repeat the command to resume", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -94,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _make(args: Reproduce) -> int:
     if args.model is not None and Path(args.model).is_dir():
-        args = dataclasses.replace(args, model=os.path.abspath(args.model))  # as said from here
-    if args.data_dir is not None and Path.cwd() != ROOT:  # which commands are started in
+        args = dataclasses.replace(args, model=os.path.abspath(args.model))  # before commands run in ROOT
+    if args.data_dir is not None and Path.cwd() != ROOT:  # commands run in ROOT
         args = dataclasses.replace(args, data_dir=Path(os.path.abspath(args.data_dir)))
     every = (*(SMALL if args.model == "demo" else TABLES), PARAMETERS)
     if not args.tables:
@@ -105,7 +104,7 @@ def _make(args: Reproduce) -> int:
     names = every if "all" in args.tables else args.tables
     known = (*TABLES, PARAMETERS)
     if unknown := set(names) - set(known):
-        raise UserError(f"no table is called {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+        raise UserError(f"no table {sorted(unknown)[0]!r}; known tables: {', '.join(known)}")
     supplied = _check(args, names)
     complete = True
     for name in names:
@@ -114,14 +113,16 @@ def _make(args: Reproduce) -> int:
 
 
 def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
-    """What could go wrong after hours of training: refused before. Gives the figures that are supplied."""
-    if own := {"--name", "--runs"} & {word.partition("=")[0] for word in args.further}:
-        raise UserError(f"{min(own)} is what each run has of its own here; --out is the folder of all of them")
-    if args.further:
-        cli.parse("train", [str(ROOT / "configs" / "demo.py"), *args.further])  # which leaves, and says which is none
+    """Check everything that could otherwise fail after hours of training. Returns the supplied figures."""
+    if reserved := {"--name", "--runs"} & {word.partition("=")[0] for word in args.train_options}:
+        raise UserError(f"{min(reserved)} is set for each run; use --out for the folder of all runs")
+    if args.train_options:
+        cli.parse(
+            "train", [str(ROOT / "configs" / "demo.py"), *args.train_options]
+        )  # exits with an error for an unknown option
     if args.into is not None:
         if args.quick:
-            raise UserError("--quick makes figures that say nothing, which --into would put in place of others")
+            raise UserError("--quick makes meaningless figures, so it cannot be combined with --into")
         for name in names:
             put(args.into.read_text(), name, "")
     if not args.dry_run:
@@ -129,25 +130,25 @@ def _check(args: Reproduce, names: Sequence[str]) -> dict[str, Any]:
     if args.supplied is None:
         return {}
     if len(names) != 1 or names[0] == PARAMETERS:
-        raise UserError("--supplied has figures for one table; name one")
+        raise UserError("--supplied has the figures of one table: name exactly one")
     try:
         supplied = json.loads(args.supplied.read_text())
     except ValueError as error:
-        raise UserError(f"--supplied {args.supplied}: no JSON: {error}") from error
+        raise UserError(f"--supplied {args.supplied} is not JSON: {error}") from error
     table = TABLES[names[0]](args.model)
     supply(table, [{} for _ in table.rows], supplied)
     return supplied
 
 
 def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
-    """Makes one table. Returns whether it has all its rows."""
+    """Make one table. Returns whether it has all its rows."""
     table = TABLES[name](args.model)
     if args.model == "demo" and name not in SMALL:
-        print(f"reproduction: {name} has no small edition: this is the paper's amount of training", file=sys.stderr)
+        print(f"reproduction: {name} has no small edition, so this trains as long as the paper", file=sys.stderr)
     if args.model is not None and not (args.model == "demo" and name in SMALL):
         table = dataclasses.replace(table, title=f"{table.title}, with {args.model}")
-    out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # runs have this working directory
-    runner = Runner(out, args.quick, args.data_dir, args.dry_run, args.further)
+    out = args.out if Path.cwd() == ROOT else Path(os.path.abspath(args.out))  # commands run in ROOT
+    runner = Runner(out, args.quick, args.data_dir, args.dry_run, args.train_options)
     scores: list[Scores] = []
     missing: dict[str, list[str]] = {}
     for row in table.rows:
@@ -162,7 +163,8 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     supply(table, scores, supplied)
     if not runner.complete and args.into is not None:
         print(
-            f"reproduction: {args.into} keeps its table {name}, since not all of this one could be run", file=sys.stderr
+            f"reproduction: {args.into} keeps its table {name}, because not all rows of the new one could be run",
+            file=sys.stderr,
         )
         args = dataclasses.replace(args, into=None)
     plots = args.out if args.into is None else args.into.parent / "results"
@@ -172,9 +174,9 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
     notes = [*table.notes]
     if runner.gains:
         gains = "\n".join(f"- {gain}" for gain in dict.fromkeys(runner.gains))
-        notes.append(f"What the vote gains, with 95 % bootstrap intervals over the test's examples:\n\n{gains}")
+        notes.append(f"Gain of the vote, with 95 % bootstrap intervals over the test examples:\n\n{gains}")
     if args.quick:
-        notes.append("Made with --quick: the figures say nothing.")
+        notes.append("Made with --quick: the figures are meaningless.")
     table = dataclasses.replace(table, notes=tuple(notes))
     shown = str(plot.relative_to(args.out if args.into is None else args.into.parent)) if drawn else None
     _write(name, markdown(table, scores, missing, shown) + commands_block(runner.commands), args)
@@ -184,13 +186,13 @@ def _table(name: str, args: Reproduce, supplied: dict[str, Any]) -> bool:
 
 
 def _stem(name: str, args: Reproduce) -> str:
-    """The name of a table's files."""
+    """Return the name of a table's files, without their suffixes."""
     model = [] if args.model is None or args.into is not None else [short(args.model)]
     return "-".join((["quick"] if args.quick else []) + [name] + model)
 
 
 def _parameters(args: Reproduce) -> bool:
-    """Table 4 of Lester et al. 2021, for which nothing is trained."""
+    """Make table 4 of Lester et al. 2021, which needs no training."""
     models = parameters.T5 if args.model is None else (args.model,)
     command = (
         f"python -m tools.planner.parameters --models {shlex.join(models)} --lengths {' '.join(map(str, LENGTHS))}"
@@ -199,8 +201,8 @@ def _parameters(args: Reproduce) -> bool:
         print(command)
         return True
     source = (
-        "Lester et al. 2021, table 4, whose share of T5 large is a slip: 102,400 of 783,252,480 are 0.01307 %. What is "
-        "stored is in float32; the MLP of a prefix is not. What multitask prompts train is for 8 tasks together."
+        "Lester et al. 2021, table 4, whose share for T5 large is a slip: 102,400 of 783,252,480 are 0.01307 %. Stored "
+        "parameters are float32, without a prefix's MLP. Multitask prompts train parameters for 8 tasks together."
     )
     lines = "\n".join(parameters.table(models, LENGTHS))
     _write(PARAMETERS, f"### {PARAMETERS_TITLE}\n\n{source}\n\n{lines}\n{commands_block([command])}", args)
@@ -208,7 +210,7 @@ def _parameters(args: Reproduce) -> bool:
 
 
 def _write(name: str, text: str, args: Reproduce) -> None:
-    """Writes and prints a table."""
+    """Write and print a table."""
     if args.into is None:
         path = args.out / f"{_stem(name, args)}.md"
         path.parent.mkdir(parents=True, exist_ok=True)

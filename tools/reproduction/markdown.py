@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from prompt_jax.errors import UserError
-from tools.reproduction.scores import Scores, values
+from tools.reproduction.scores import Scores, observations
 from tools.reproduction.table import Printed, Table
 
 
 def cell(observed: Sequence[float]) -> str:
-    """Mean and sample standard deviation; how many observations there are is in the row."""
+    """Format the mean and sample standard deviation of the observations."""
     if not observed:
         return ""
     mean = f"{statistics.mean(observed):.2f}"
@@ -27,26 +27,29 @@ def printed(figure: Printed | None) -> str:
 
 
 def markdown(table: Table, scores: Sequence[Scores], missing: Mapping[str, Sequence[str]], plot: str | None) -> str:
-    """The table: each column of its own figures, beside that of the paper where it prints any.
+    """Format a table, with the paper's figures beside each column for which it prints any.
 
     Args:
-      table: what is written.
-      scores: of each row.
-      missing: what is not there of rows, and why, by their names.
-      plot: the plot's path, as seen from the text's folder.
+      table: the table.
+      scores: scores of each row.
+      missing: reasons for missing figures, by row name.
+      plot: path of the plot, relative to the Markdown file's folder.
     """
-    told = [any(column.title in row.paper for row in table.rows) for column in table.columns]
+    printed_columns = [any(column.title in row.paper for row in table.rows) for column in table.columns]
     head, alignment = ["", "n"], ["---", "--:"]
-    for column, paper in zip(table.columns, told, strict=True):
+    for column, paper in zip(table.columns, printed_columns, strict=True):
         head += [column.title, f"{column.title}, paper"][: 1 + paper]
         alignment += ["--:"] * (1 + paper)
     lines = [f"### {table.title}", "", table.source, "", _line(head), _line(alignment)]
-    for row, own in zip(table.rows, scores, strict=True):
-        cells = [row.name, str(max((len(values(column, table, own)) for column in table.columns), default=0) or "")]
-        for column, paper in zip(table.columns, told, strict=True):
-            found = values(column, table, own)
-            empty = "not computed" if own and column.task is not None else ""
-            cells += [cell(found) or empty, printed(row.paper.get(column.title))][: 1 + paper]
+    for row, of_row in zip(table.rows, scores, strict=True):
+        cells = [
+            row.name,
+            str(max((len(observations(column, table, of_row)) for column in table.columns), default=0) or ""),
+        ]
+        for column, paper in zip(table.columns, printed_columns, strict=True):
+            values = observations(column, table, of_row)
+            empty = "not computed" if of_row and column.task is not None else ""
+            cells += [cell(values) or empty, printed(row.paper.get(column.title))][: 1 + paper]
         lines.append(_line(cells))
     lines += ["", "Mean ± sample standard deviation of n observations; shares are in percent."]
     lines += [f"\n{note}" for note in table.notes]
@@ -62,16 +65,16 @@ def commands_block(commands: Sequence[str]) -> str:
 
 
 def put(text: str, name: str, table: str) -> str:
-    """A text with the table between its two marks, in place of what is there.
+    """Return the text with the table between its two marks, replacing what was there.
 
     Raises:
       UserError: the text has no such marks.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = text.partition(begin)
+    before, opened, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"--into: the file has no place for the table: {begin.strip()} and, below it, {end}")
+    if not opened or not closed:
+        raise UserError(f"--into: the file has no place for the table: expected {begin.strip()} and, below it, {end}")
     return f"{before}{begin}{table}{end}{after}"
 
 

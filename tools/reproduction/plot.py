@@ -1,4 +1,4 @@
-"""A table as a plot."""
+"""Plots a table."""
 
 import math
 import statistics
@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.reproduction.scores import Scores, values
+from tools.reproduction.scores import Scores, observations
 from tools.reproduction.table import Printed, Table
 
-# For people who cannot tell red from green (Okabe and Ito 2008).
+# A palette for color-blind readers (Okabe and Ito 2008).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
-    """Writes the plot as SVG: lines where rows have an x, points elsewhere. Returns whether there was anything to draw.
+    """Write the plot as SVG: lines if rows have an x, otherwise points. Returns whether there was anything to draw.
 
-    The first column is drawn; of a table of few rows all columns of its metric are, a group of points each.
+    The plot shows the first column. With few rows it shows all columns of the same metric, as groups of points.
     """
     columns = [column for column in table.columns if column.metric == table.columns[0].metric]
     if table.x or len(table.rows) > GROUPED:
         columns = columns[:1]
-    own = [[values(column, table, each) for column in columns] for each in scores]
+    ours = [[observations(column, table, each) for column in columns] for each in scores]
     paper = [[row.paper.get(column.title) for column in columns] for row in table.rows]
-    if not any(map(any, own)) and all(figure is None for row in paper for figure in row):
+    if not any(map(any, ours)) and all(figure is None for row in paper for figure in row):
         return False
-    series = [Series(*each) for each in zip([row.name for row in table.rows], own, paper, strict=True)]
+    series = [Series(*each) for each in zip([row.name for row in table.rows], ours, paper, strict=True)]
     points = max(len(columns) * len(series), 2) if len(columns) > 1 else len(series)
     figure = Figure(figsize=(6.4, 3.6 if table.x else 1.1 + 0.3 * points), layout="constrained")
     axes = figure.subplots()
@@ -44,7 +44,7 @@ def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
     first = columns[0]
     name = table.plotted or (first.title if len(columns) == 1 else first.metric)
     unit = f"{name} (%)" if first.scale == 100 else name
-    several = any(len(each) > 1 for row in own for each in row)
+    several = any(len(each) > 1 for row in ours for each in row)
     (axes.set_ylabel if table.x else axes.set_xlabel)(f"{unit}, mean ± std." if several else unit)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
@@ -53,14 +53,14 @@ def draw(table: Table, scores: Sequence[Scores], path: Path) -> bool:
     return True
 
 
-GROUPED = 3  # so many rows are drawn side by side for each column
+GROUPED = 3  # most rows that are drawn as groups of points
 
 
 class Series(NamedTuple):
-    """What is drawn of a row, for each column."""
+    """The figures of a row that are drawn, per column."""
 
     name: str
-    own: list[list[float]]
+    ours: list[list[float]]
     paper: list[Printed | None]
 
 
@@ -72,12 +72,12 @@ def _draw_lines(axes: Axes, table: Table, drawn: Sequence[Series]) -> None:
     for number, name in enumerate(names):
         color = COLORS[number % len(COLORS)]
         of_line = [(row.x, each) for row, each in zip(table.rows, drawn, strict=True) if row.series == name]
-        own = [(x, each.own[0]) for x, each in of_line if each.own[0]]
-        if own:
-            aside = 0.01 * (number - (len(names) - 1) / 2)  # of the axis, so that deviations do not lie on each other
-            at = [x * (high / low) ** aside if logarithmic else x + (high - low) * aside for x, _ in own]
-            means = [statistics.mean(each) for _, each in own]
-            deviations = [_deviation(each) for _, each in own]
+        ours = [(x, each.ours[0]) for x, each in of_line if each.ours[0]]
+        if ours:
+            aside = 0.01 * (number - (len(names) - 1) / 2)  # offset along the axis, so that error bars do not overlap
+            at = [x * (high / low) ** aside if logarithmic else x + (high - low) * aside for x, _ in ours]
+            means = [statistics.mean(each) for _, each in ours]
+            deviations = [_deviation(each) for _, each in ours]
             axes.errorbar(at, means, deviations, color=color, marker="o", capsize=3, label=name)
         paper = [(x, _mean(each.paper[0])) for x, each in of_line if each.paper[0] is not None]
         if paper:
@@ -109,14 +109,14 @@ def _draw_groups(axes: Axes, titles: Sequence[str], drawn: Sequence[Series]) -> 
 def _point(
     axes: Axes, place: float, series: Series, column: int, color: str, color_of_paper: str, name: str, paper: str
 ) -> None:
-    """A row's mean and deviation, and the paper's, in one column; a name is told once."""
-    told = axes.get_legend_handles_labels()[1]
-    if own := series.own[column]:
-        label = None if name in told else name
-        mean, deviation = [statistics.mean(own)], [_deviation(own)]
+    """Draw a row's mean and deviation, and the paper's figure, in one column. Each name enters the legend once."""
+    in_legend = axes.get_legend_handles_labels()[1]
+    if ours := series.ours[column]:
+        label = None if name in in_legend else name
+        mean, deviation = [statistics.mean(ours)], [_deviation(ours)]
         axes.errorbar(mean, [place], xerr=deviation, color=color, marker="o", linestyle="", capsize=3, label=label)
     if (figure := series.paper[column]) is not None:
-        label = None if paper in told else paper
+        label = None if paper in in_legend else paper
         axes.plot([_mean(figure)], [place], color=color_of_paper, linestyle="", label=label, **PAPER)
 
 

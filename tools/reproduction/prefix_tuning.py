@@ -1,4 +1,4 @@
-"""The tables and curves of Li and Liang 2021 (ACL 2021; arXiv 2101.00190). Curves are printed without numbers."""
+"""Tables and curves of Li and Liang 2021 (ACL 2021; arXiv 2101.00190). The paper prints no numbers for curves."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,11 +8,11 @@ from tools.reproduction.table import Column, Printed, Row, Table, Training, shor
 
 SEEDS = (0, 1, 2)
 
-# The baselines. The authors' code trains them with the mean over tokens as the loss and with the base's dropout of 0.1.
+# Baselines. The authors' code trains them with the mean loss over tokens and the base's dropout of 0.1.
 BASELINE: dict[str, Any] = {"prompt.mlp_width": None, "train.loss": "token", "train.dropout_rate": 0.1}
 FULL = {**BASELINE, "prompt.method": "full"}
 TOP_2 = {**BASELINE, "prompt.method": "last_layers", "prompt.layers": 2}
-# BART's configurations leave positions where they are beside a prefix.
+# BART's configurations do not shift positions for a prefix.
 FULL_BART = {**FULL, "prompt.shift_positions": True}
 ADAPTER = {**BASELINE, "prompt.method": "adapter", "prompt.adapter": "lin"}
 ADAPTER_3 = {**ADAPTER, "prompt.adapter_share": 0.03}
@@ -20,7 +20,7 @@ ADAPTER_01 = {**ADAPTER, "prompt.adapter_share": 0.001}
 
 
 def _tuned(rate: float, epochs: int, batch: int) -> dict[str, Any]:
-    """Table 6's learning rate, epochs and batch size."""
+    """Return options for table 6's learning rate, epochs and batch size."""
     return {"optimizer.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch}
 
 
@@ -34,7 +34,7 @@ def _row(
     run: str | None = None,
     **place: Any,
 ) -> Row:
-    """A row of one run of a configuration in configs/prefix_tuning, named by the row's name if no other is given."""
+    """Return a row of one run of a configuration in configs/prefix_tuning. `run` or `name` names the run."""
     base: dict[str, Any] = {} if model is None else {"model.name": model}
     if model is not None and "gpt2" not in model:
         base["decoding.banned_tokens"] = ()  # GPT-2's newlines
@@ -49,12 +49,12 @@ def _row(
 
 
 def _official(benchmark: str) -> dict[str, str]:
-    """The metrics of the official scorer of WebNLG or DART, by the titles of their columns."""
+    """Return the metrics of the official scorer of WebNLG or DART, by column title."""
     return {"BLEU": f"{benchmark}_bleu", "METEOR": f"{benchmark}_meteor", "TER": f"{benchmark}_ter"}
 
 
 def _computable(metrics: Iterable[str]) -> dict[str, Any]:
-    """The option that asks for these metrics, METEOR only where there is Java."""
+    """Return the option for these metrics; METEOR only if Java is installed."""
     return {"data.metrics": tuple(name for name in metrics if "meteor" not in name or shutil.which("java"))}
 
 
@@ -79,9 +79,9 @@ def e2e(model: str | None) -> Table:
             "prefix, GPT-2 large": ("e2e_large", (70.3, 8.85, 46.2, 71.7, 2.47), {}),
         }
     return Table(
-        "E2E: prefixes and what they are compared with",
-        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. NIST is the one of the authors' code, measure_scores.py "
-        "with --python.",
+        "E2E: prefixes and baselines",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. NIST is computed as in the authors' code, "
+        "measure_scores.py with --python.",
         E2E_COLUMNS,
         tuple(
             _row(name, config, model, paper, E2E_COLUMNS, options | E2E_METRICS)
@@ -117,7 +117,7 @@ def webnlg(model: str | None) -> Table:
         }
     return Table(
         "WebNLG: seen categories, unseen ones, and all",
-        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent.",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER, shares in the paper, are in percent.",
         columns,
         tuple(
             _row(name, config, model, tuple(map(float, paper.split())), columns, options | metrics)
@@ -143,10 +143,10 @@ def dart(model: str | None) -> Table:
             "prefix, GPT-2 large": ("dart_large", "46.7 39 45 .51 .94 .40", {}),
         }
     return Table(
-        "DART: prefixes and what they are compared with",
-        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER are printed as shares, here in percent. "
-        "MoverScore, BERTScore and BLEURT need models of their own: answers are in each run's `predictions.jsonl`, and "
-        "--supplied takes what they give.",
+        "DART: prefixes and baselines",
+        "Li and Liang 2021, table 2 (ACL): GPT-2 medium, test. METEOR and TER, shares in the paper, are in percent. "
+        "MoverScore, BERTScore and BLEURT need further models: compute them from each run's `predictions.jsonl`, and "
+        "pass them with --supplied.",
         columns,
         tuple(
             _row(name, config, model, tuple(map(float, paper.split())), columns, options | metrics)
@@ -167,7 +167,7 @@ def xsum(model: str | None) -> Table:
         "averages its batches' scores.",
         columns,
         (
-            # The paper has its rate for XSum's halves, and no epochs of its own for all of it.
+            # The paper states this rate for XSum's halves, and no epochs for the whole data set.
             _row("fine-tuning", "xsum", model, (45.14, 22.27, 37.25), columns, FULL_BART | _tuned(3e-5, 5, 18)),
             _row("prefix, 2 %", "xsum", model, (43.80, 20.93, 36.05), columns),
             _row("prefix, 0.1 %", "xsum_small", model, (42.92, 20.03, 35.05), columns),
@@ -191,7 +191,7 @@ def xsum_extrapolation(model: str | None) -> Table:
         halves = [_row(name, config, model, figures, columns, options) for config in ("news_to_sports", "within_news")]
         rows.append(Row(name, halves[0].steps + halves[1].steps, paper=halves[0].paper))
     return Table(
-        "XSum: topics that were not trained on",
+        "XSum: unseen topics",
         "Li and Liang 2021, table 4 (ACL): BART-large, trained on news and tested on sports, and within news. ROUGE is "
         "the mean over the test set.",
         columns,
@@ -200,7 +200,7 @@ def xsum_extrapolation(model: str | None) -> Table:
 
 
 def prefix_length_xsum(model: str | None) -> Table:
-    # By length: what it is beside the configuration's 100, which is a row of table 3.
+    # By length. The configuration's length, 100, is a row of table 3.
     runs = {n: ({"prompt.length": n}, f"length {n}") for n in (1, 10, 20, 50, 80, 100, 200, 300)}
     runs[100] = ({}, "prefix, 2 %")
     columns = Column("ROUGE-2", "xsum", "rouge_2"), Column("ROUGE-L", "xsum", "rouge_l")
@@ -217,7 +217,7 @@ def prefix_length_xsum(model: str | None) -> Table:
 
 
 def prefix_length_dart(model: str | None) -> Table:
-    # By length: what it is beside the configuration's 10, which is a row of table 2.
+    # By length. The configuration's length, 10, is a row of table 2.
     metrics = _computable(_DART.values())
     runs = {n: ({"prompt.length": n}, f"length {n}") for n in (1, 5, 10, 20, 40)}
     runs[10] = ({}, "prefix")
@@ -256,7 +256,7 @@ def ablations(model: str | None) -> Table:
     )
 
 
-# Section 6.3: subsets of five seeds, each with prompts of two seeds; steps by the size of the subset.
+# Section 6.3: five subsets, each with prompts of two seeds; steps by subset size.
 SUBSETS, LOW_DATA_STEPS = range(5), {50: (200, 100), 100: (200, 100), 200: (200, 200), 500: (400, 400)}
 RANDOM = {"prompt.init": "uniform", "prompt.init_text": "", "prompt.init_range": (0.0, 1.0)}
 
@@ -272,10 +272,10 @@ def low_data(model: str | None) -> Table:
             every = _subsets(model, size, method, {**options, "train.steps": steps})
             rows.append(Row(f"{size} examples, {method}", every, series=method, x=size))
     return Table(
-        "Little data: E2E by the number of examples",
-        "Li and Liang 2021, figure 3 (ACL), plots: with little data prefixes are 2.9 BLEU better on average, and the "
-        "difference shrinks as data grow. Five subsets, two seeds each. The paper's fine-tuning has the words before "
-        "its sources, which this one does not, and the authors' code scores these runs on the validation split.",
+        "Low data: E2E by number of examples",
+        "Li and Liang 2021, figure 3 (ACL), plots: in the low-data setting, prefixes are 2.9 BLEU better on average, "
+        "and the difference shrinks with more data. Five subsets, two seeds each. Unlike here, the paper's fine-tuning "
+        "prepends the words to its sources, and the authors' code scores these runs on the validation split.",
         E2E_COLUMNS,
         tuple(rows),
         x="training examples",
@@ -293,16 +293,16 @@ def low_data_initialization(model: str | None) -> Table:
         options = {} if words == "table-to-text:" else {"prompt.init_text": words, "prompt.length": length}
         rows.append(Row(words, _subsets(model, 100, f"prefix, “{words}”", options)))
     return Table(
-        "Little data: initialization by words, 100 examples of E2E",
-        "Li and Liang 2021, figure 5 (ACL), a plot: any words are much better than random values, and words of the "
-        "task a little better than others.",
+        "Low data: initialization with words, 100 examples of E2E",
+        "Li and Liang 2021, figure 5 (ACL), a plot: any words are much better than random values, and words related to "
+        "the task slightly better than others.",
         E2E_COLUMNS,
         tuple(rows),
     )
 
 
 def _subsets(model: str | None, size: int, name: str, options: Mapping[str, Any]) -> tuple[Training, ...]:
-    """A run for each subset of the training data; as many validation examples as 30 % of it, as in the paper."""
+    """Return one run per subset of the training data, with 30 % as many validation examples, as in the paper."""
     own = {"data.train_examples": size, "train.eval_examples": size * 3 // 10, "train.steps": LOW_DATA_STEPS[size][0]}
     own |= {**options, **LOW_DATA_METRICS}
     rows = [
@@ -326,13 +326,13 @@ def data_share(model: str | None) -> Table:
         for method, options in (("prefix", {}), ("fine-tuning", FULL | _tuned(5e-5, 5, 10))):
             size = {} if percent == 100 else {"data.train_examples": E2E_PAIRS * percent // 100}
             name = f"{percent} %, {method}"
-            run = method if percent == 100 else name  # the first is of table 2
+            run = method if percent == 100 else name  # 100 % is a row of table 2
             rows.append(
                 _row(name, "e2e", model, options=options | size | E2E_METRICS, run=run, series=method, x=percent)
             )
     return Table(
-        "E2E by the share of the training set",
-        "Li and Liang 2021 (ACL, appendix), a plot: prefixes are better from 20 % of the data on.",
+        "E2E by share of the training set",
+        "Li and Liang 2021 (ACL, appendix), a plot: prefixes are better with at least 20 % of the data.",
         E2E_COLUMNS,
         tuple(rows),
         x="percent of the training set",

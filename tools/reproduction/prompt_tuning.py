@@ -1,4 +1,4 @@
-"""The tables and curves of Lester, Al-Rfou and Constant 2021 (arXiv 2104.08691v2); curves have no printed numbers."""
+"""Tables and curves of Lester, Al-Rfou and Constant 2021 (arXiv 2104.08691v2). Curves have no printed numbers."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from tools.reproduction.table import SENTINEL, Column, Evaluation, Row, Table, T
 SIZES = ("small", "base", "large", "xl", "xxl")
 ADAPTED = {f"T5-{size}": f"google/t5-{size}-lm-adapt" for size in SIZES}
 PRETRAINED = {f"T5-{size}": f"google/t5-v1_1-{size}" for size in SIZES}
-# Parameters of T5 1.1, for the axis of plots.
+# Parameters of T5 1.1, for the x axis.
 MILLIONS = {"T5-small": 77, "T5-base": 248, "T5-large": 783, "T5-xl": 2850, "T5-xxl": 11135}
 
 SUPER_GLUE = {
@@ -22,35 +22,35 @@ SUPER_GLUE = {
     "WSC": ("wsc", {"acc": "referent_accuracy"}),
 }
 AVERAGE = Column("SuperGLUE", None, "", "validation")
-# The words that virtual tokens start from where a task has no class labels (section 3.1): one token a word.
+# Words that initialize virtual tokens of tasks without class labels (section 3.1), one token per word.
 WORDS = {
     "record": ("commonsense", "reasoning", "reading", "comprehension"),
     "wsc": ("commonsense", "pronoun", "resolution"),
 }
 SEEDS = (0, 1, 2)
 
-# What makes model tuning of a prompt's configuration: configs/model_tuning.py's settings.
+# Turns a prompt's configuration into model tuning, with the settings of configs/model_tuning.py.
 MODEL_TUNING: dict[str, Any] = {"prompt.method": "full", "optimizer.learning_rate": 0.001}
 MODEL_TUNING |= {"optimizer.parameter_scale": True, "optimizer.weight_decay": 0.0}
 MODEL_TUNING |= {"train.batch_size": 128, "train.accumulate": 4}
 
-# Brown et al. 2020, table H.1: SuperGLUE's validation sets, few-shot, which the prompt paper's figure 1 shows.
+# Brown et al. 2020, table H.1: few-shot scores on SuperGLUE's validation sets, shown in the prompt paper's figure 1.
 GPT3 = {125: 50.2, 350: 56.2, 760: 56.8, 1300: 60.0, 2700: 64.3, 6700: 63.6, 13000: 66.9, 175000: 73.2}
 
 
 def sizes(model: str | None, family: dict[str, str] = ADAPTED) -> dict[str, str]:
-    """The bases of a table by the names of its rows: the paper's, or the one that takes their place."""
+    """Return the bases of a table by row name: the paper's, or the one that replaces them."""
     return family if model is None else {model: model}
 
 
 def on_super_glue(base: str, task: str, **options: Any) -> Training:
-    """Prompt tuning on a task, `boolq` or `boolq_sentinel`; the paper's settings, which are the configuration's."""
+    """Return prompt tuning on a task, e.g. `boolq` or `boolq_sentinel`, with the paper's settings."""
     name, sentinel, _ = task.partition(SENTINEL)
     own: dict[str, Any] = {"model.name": base, "data.task": f"super_glue_{name}_v102{sentinel}"}
     own |= {"data.target_length": None, "ensemble.seed": SEEDS}
     if name in WORDS and options.get("prompt.init", "labels") == "labels":
         own |= {"prompt.init_labels": WORDS[name]}
-    # Named by what it is, so that tables share what they have in common.
+    # The name states the settings, so that tables share equal runs.
     changes = (
         f"-{name.rpartition('.')[2]}-{len(value) if isinstance(value, tuple) else value}"
         for name, value in options.items()
@@ -59,7 +59,7 @@ def on_super_glue(base: str, task: str, **options: Any) -> Training:
 
 
 def one_by_one(training: Training) -> tuple[Training, ...]:
-    """A run for each seed: what a full model trains has no room beside that of two others."""
+    """Return one run per seed: trainable parameters of several full models do not fit together."""
     return tuple(
         dataclasses.replace(training, name=f"{training.name}-{seed}", options={**training.options, "train.seed": seed})
         for seed in SEEDS
@@ -71,7 +71,7 @@ def each_task(base: str, **options: Any) -> tuple[Training, ...]:
 
 
 def columns() -> tuple[Column, ...]:
-    """SuperGLUE's score, and the metrics that it is the mean of."""
+    """Return columns for SuperGLUE's score and the metrics that it averages."""
     return (
         AVERAGE,
         *(
@@ -105,7 +105,7 @@ def superglue(model: str | None) -> Table:
             f"model-{short(base)}-multitask",
             "configs/model_tuning.py",
             {"model.name": base, "data.task": "super_glue_with_dpr_v102", "data.target_length": None}
-            # 2**20 tokens a batch, in parts
+            # 2**20 tokens per batch, accumulated
             | {"data.task_names": True, "train.batch_size": 2048, "train.accumulate": 64},
         )
         title = "model tuning, multitask"
@@ -126,9 +126,9 @@ def superglue(model: str | None) -> Table:
         rows.append(Row(name, paper={"SuperGLUE": score}, series="GPT-3 few-shot", x=millions))
     return Table(
         "SuperGLUE by size of the model",
-        "Lester et al. 2021, figure 1, which is a plot; validation splits. The paper says in words that prompt tuning "
-        "equals multitask model tuning at XXL, that T5-small's prompts come near GPT-3 XL's few-shot score, and those "
-        "of T5-large are above that of GPT-3 175B.",
+        "Lester et al. 2021, figure 1, a plot; validation splits. According to the text, prompt tuning matches "
+        "multitask model tuning at XXL, T5-small's prompts come near GPT-3 XL's few-shot score, and T5-large's exceed "
+        "that of GPT-3 175B.",
         columns(),
         tuple(rows),
         x="parameters (millions)" if model is None else "",
@@ -148,7 +148,7 @@ def prompt_length(model: str | None) -> Table:
     ]
     return Table(
         "Prompt length",
-        "Lester et al. 2021, figure 3a, a plot: beyond 20 tokens gains are small, and beyond 100 large models lose.",
+        "Lester et al. 2021, figure 3a, a plot: gains beyond 20 tokens are small; beyond 100, large models get worse.",
         columns(),
         tuple(rows),
         x="virtual tokens",
@@ -168,8 +168,8 @@ def initialization(model: str | None) -> Table:
     ]
     return Table(
         "Initialization",
-        "Lester et al. 2021, figure 3b, a plot: class labels are the best and random values the worst, and at XXL "
-        "there is no difference.",
+        "Lester et al. 2021, figure 3b, a plot: class labels are best and random values worst; at XXL there is no "
+        "difference.",
         columns(),
         tuple(rows),
         x="parameters (millions)" if model is None else "",
@@ -183,7 +183,7 @@ def lm_adaptation(model: str | None) -> Table:
         "LM adaptation, 100k steps": (ADAPTED, ""),
     }
     if model is not None:
-        kinds = {"targets as they are": ({model: model}, ""), "sentinel before targets": ({model: model}, SENTINEL)}
+        kinds = {"plain targets": ({model: model}, ""), "sentinel before targets": ({model: model}, SENTINEL)}
     rows = []
     for title, (family, suffix) in kinds.items():
         for name, base in family.items():
@@ -191,9 +191,9 @@ def lm_adaptation(model: str | None) -> Table:
             rows.append(Row(f"{name}, {title}", steps, series=title, x=MILLIONS.get(name)))
     return Table(
         "LM adaptation",
-        "Lester et al. 2021, figures 3c and 3d, plots: the longer T5 is adapted to language modeling the better do "
-        "prompts, and without it middle sizes answer with what is no label. configs/lm_adaptation.py makes bases of "
-        "fewer steps (figure 3d), each of which --model names in a call of its own.",
+        "Lester et al. 2021, figures 3c and 3d, plots: prompts improve with longer LM adaptation; without it, middle "
+        "sizes answer with invalid labels. configs/lm_adaptation.py makes bases of fewer steps (figure 3d); pass each "
+        "one with --model in a separate call.",
         columns(),
         tuple(rows),
         x="parameters (millions)" if model is None else "",
@@ -224,7 +224,7 @@ def domain_shift(model: str | None) -> Table:
         rows.append(Row(method, steps, paper=paper))
     return Table(
         "Domain shift: from SQuAD to other domains",
-        "Lester et al. 2021, table 1: F1, zero-shot. The table does not say its size; here it is taken to be XXL.",
+        "Lester et al. 2021, table 1: F1, zero-shot. The table does not state the model size; XXL is assumed.",
         tuple(
             Column(name, task, "squad_f1", "validation" if name == "SQuAD" else "test")
             for name, (task, *_) in DOMAINS.items()
@@ -240,7 +240,7 @@ PARAPHRASE = {
 
 
 def paraphrase(model: str | None) -> Table:
-    """Trained on one of two tasks of paraphrase detection and tested on the other."""
+    """Return the table of training on one of two paraphrase tasks and testing on the other."""
     rows, found = [], []
     for source, target in PARAPHRASE:
         task = f"glue_{target}_from_{source}_v200"
@@ -264,8 +264,8 @@ def paraphrase(model: str | None) -> Table:
         rows.append(Row(method, tuple(steps), paper=paper if model is None else {}))
     return Table(
         "Domain shift: paraphrases",
-        "Lester et al. 2021, table 2: tuned on one of QQP and MRPC, tested zero-shot on the other; its size is not "
-        "printed, and taken to be XXL.",
+        "Lester et al. 2021, table 2: tuned on one of QQP and MRPC, tested zero-shot on the other. The table does not "
+        "state the model size; XXL is assumed.",
         tuple(found),
         tuple(rows),
     )

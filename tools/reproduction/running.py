@@ -1,4 +1,4 @@
-"""Runs the commands of a table, or takes what they have left before, and reads the scores from it."""
+"""Runs the commands of a table, or reuses their earlier results, and reads the scores."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ from prompt_jax.errors import UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.run_files import EnsembleSummary, read_summary
 from prompt_jax.storage.locks import FileLock
-from tools.reproduction.scores import Scores, gain, of_evaluation, of_training
+from tools.reproduction.scores import Scores, evaluation_scores, training_scores, vote_gain
 from tools.reproduction.table import Evaluation, Options, Row, Search, Templates, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What --quick makes of every training: a few steps and examples, to see that all of it runs.
+# Overrides of every training with --quick: a few steps and examples, to test that everything runs.
 QUICK = {
     "train.steps": 2,
     "train.epochs": None,
@@ -35,13 +35,13 @@ QUICK = {
     "decoding.early_stopping": "false",
     "optimizer.warmup_steps": 0,
 }
-ASKED_TO_LEAVE = 75  # the exit status of `train` that has saved
-QUICK_LIMIT = 4  # examples that evaluate scores
-SEARCH_TESTS = 16  # a search is decided on validation data; its tests only have to run
+PREEMPTED = 75  # exit status of `train` after SIGTERM, when it has saved
+QUICK_LIMIT = 4  # examples that `evaluate` scores with --quick
+SEARCH_TESTS = 16  # test examples in a search, which only validation data decide
 
 
 class StepFailed(UserError, RuntimeError):
-    """A command that did not come to its end; the message is its own last line, and the log has the rest."""
+    """A command that failed. The message is its last line; the log has the rest."""
 
     def __init__(self, reason: str, log: Path | None = None):
         super().__init__(reason)
@@ -50,46 +50,45 @@ class StepFailed(UserError, RuntimeError):
 
 @dataclasses.dataclass
 class Runner:
-    """Where the runs of tables are, and how they are run.
+    """Runs the commands of tables.
 
     Attributes:
-      out: the folder with `runs/`, `evaluations/` and `logs/`.
-      quick: whether they are made as short as can be.
-      data: the folder that PROMPT_JAX_DATA names to the commands; None leaves it as it is.
-      dry: whether commands are only collected.
-      further: options of every training, as words of the command line.
+      out: folder with `runs/`, `evaluations/` and `logs/`.
+      quick: whether to use a few steps and examples.
+      data: value of PROMPT_JAX_DATA for the commands; None inherits it.
+      dry: whether to only collect the commands.
+      train_options: command-line words for every training.
+      gains: gains of the votes, one line per test.
+      complete: whether every command succeeded, even if a member diverged.
     """
 
     out: Path
     quick: bool = False
     data: Path | None = None
     dry: bool = False
-    further: Sequence[str] = ()
+    train_options: Sequence[str] = ()
     commands: list[str] = dataclasses.field(default_factory=list)
     gains: list[str] = dataclasses.field(default_factory=list)
-    """What the votes of rows gain, a line for each test."""
     complete: bool = True
-    """Whether all that rows asked for came to its end. A member that diverged did."""
     _failed: dict[str, StepFailed] = dataclasses.field(default_factory=dict)
 
     def scores(self, row: Row) -> tuple[Scores, list[str]]:
-        """The observations of a row, after what is missing for it has been run; and what went wrong, a line for each
-        reason."""
-        together: Scores = {}
-        wrong: dict[str, Path | None] = {}
+        """Run the missing steps of a row. Returns its scores, and one line per reason for missing figures."""
+        scores: Scores = {}
+        reasons: dict[str, Path | None] = {}
         for step in row.steps:
             try:
-                found = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
+                of_step = self._trained(step, row) if isinstance(step, Training) else self._evaluated(step, row)
             except UserError as error:
                 self.complete = False
-                wrong.setdefault(str(error), getattr(error, "log", None))
+                reasons.setdefault(str(error), getattr(error, "log", None))
                 continue
-            for key, values in found.items():
-                together.setdefault(key, []).extend(values)
-        diverged = {sum(map(math.isnan, values)) for values in together.values()} - {0}
+            for key, values in of_step.items():
+                scores.setdefault(key, []).extend(values)
+        diverged = {sum(map(math.isnan, values)) for values in scores.values()} - {0}
         if diverged:
-            wrong[f"{max(diverged)} diverged and left out"] = None
-        return together, [reason if log is None else f"{reason} ({log} has the rest)" for reason, log in wrong.items()]
+            reasons[f"{max(diverged)} diverged and left out"] = None
+        return scores, [text if log is None else f"{text} ({log} has the rest)" for text, log in reasons.items()]
 
     def _trained(self, training: Training, row: Row) -> Scores:
         folder, _ = self._train(training)
@@ -99,8 +98,8 @@ class Runner:
         if row.of == "vote":
             for test in summary.tests:
                 if test.ensemble is not None:
-                    self.gains.append(gain(test.task, test.ensemble, test.scores[test.members.index(test.best)]))
-        return of_training(summary, row)
+                    self.gains.append(vote_gain(test.task, test.ensemble, test.scores[test.members.index(test.best)]))
+        return training_scores(summary, row)
 
     def _evaluated(self, evaluation: Evaluation, row: Row) -> Scores:
         folder, options = self.out / "evaluations" / self._name(evaluation.name), dict(evaluation.options)
@@ -110,11 +109,11 @@ class Runner:
         if evaluation.of is not None:
             trained, experiment = self._train(evaluation.of)
             files = [str(trained / "best.npz")]
-            # A folder has to be named again, and the numbers are those that the prompt was validated in.
+            # A prompt does not name a base that is a folder; the dtype is that of its validation.
             options = {"model": experiment.model.name, "dtype": experiment.model.dtype, **options}
             if not self.dry:
-                found = (trained / "best.npz").stat()
-                state = f"{found.st_size} bytes of {found.st_mtime_ns}"
+                stat = (trained / "best.npz").stat()
+                state = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
         if self.quick:
             options["limit"] = QUICK_LIMIT
         words = ["evaluate", *files, *flags(options), "--out", str(folder)]
@@ -122,11 +121,11 @@ class Runner:
         if self.dry:
             return {}
         try:
-            found = json.loads((folder / "scores.json").read_text())
-            if row.of == "vote" and found["ensemble"] is not None:
-                ensemble = EnsembleSummary(**found["ensemble"])
-                self.gains.append(gain(found["task"], ensemble, found["members"][ensemble.best]["scores"]))
-            return of_evaluation(found, row)
+            result = json.loads((folder / "scores.json").read_text())
+            if row.of == "vote" and result["ensemble"] is not None:
+                ensemble = EnsembleSummary(**result["ensemble"])
+                self.gains.append(vote_gain(result["task"], ensemble, result["members"][ensemble.best]["scores"]))
+            return evaluation_scores(result, row)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StepFailed(f"{folder / 'scores.json'} cannot be read ({error}); delete it") from error
 
@@ -150,24 +149,24 @@ class Runner:
         scores = []
         for number, design in enumerate(search.designs):
             options = {**search.options, "split": "validation", "design": design, "shots": 0, "shot_seeds": (0,)}
-            found = self._evaluated(Evaluation(f"{search.name}-{number}", options), Row(design))
-            scores += found.get((search.options["task"], "validation", search.metric), [])
+            of_design = self._evaluated(Evaluation(f"{search.name}-{number}", options), Row(design))
+            scores += of_design.get((search.options["task"], "validation", search.metric), [])
         return search.designs[0] if self.dry else search.designs[max(range(len(scores)), key=scores.__getitem__)]
 
     def _run_training(self, name: str, config: str, options: Options) -> tuple[Path, Experiment]:
         name = self._name(name)
         folder = self.out / "runs" / name
         words = [config, "--name", name, "--runs", str(folder.parent), *flags(options | (QUICK if self.quick else {}))]
-        words += self.further
+        words += self.train_options
         experiment = _experiment(ROOT / config, options, self.quick)
-        # What has been trained from the same configuration is taken as it is. Otherwise `train` goes on, or says that
-        # the run is of another one.
+        # A finished run of the same configuration is reused. Otherwise `train` resumes it, or fails if the run has
+        # another configuration.
         self._run(["train", *words], folder / "summary.json", name, experiments.to_json(experiment))
-        # What it was trained from has the further options too.
+        # The run's configuration includes train_options.
         return folder, experiment if self.dry else experiments.load_experiment(folder / "config.json")
 
     def _run(self, words: Sequence[str], result: Path, name: str, state: str) -> None:
-        """Runs `prompt-jax` with these words, unless they have given this result before, of the same state and data."""
+        """Run `prompt-jax` with these words, unless they made `result` before, from the same data and state."""
         folder = result.parent
         shown = shlex.join(["prompt-jax", *words])
         if self.data is not None:
@@ -182,7 +181,7 @@ class Runner:
         log = self.out / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(log.with_suffix(".lock")) as lock:
-            lock.acquire(lambda holder: print(f"waiting for {holder}, which makes {name}", flush=True))
+            lock.acquire(lambda holder: print(f"waiting for {holder}, which runs {name}", flush=True))
             if result.exists() and record.exists() and record.read_text() == made:
                 return
             print(f"$ {shown}", flush=True)
@@ -190,7 +189,7 @@ class Runner:
             env = os.environ | ({} if data is None else {"PROMPT_JAX_DATA": os.path.abspath(data)})
             env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
             status = _wait(words, env, log, lock)
-            if status == ASKED_TO_LEAVE:
+            if status == PREEMPTED:
                 raise KeyboardInterrupt
             if status:
                 self._failed[shown] = StepFailed(_why(log, status), log)
@@ -202,9 +201,11 @@ class Runner:
 
 
 def _wait(words: Sequence[str], env: Mapping[str, str], log: Path, lock: FileLock) -> int:
-    """Runs the words to their end and gives the status; what they tell as an error is in the log. Interrupted, they are
-    asked to leave first, so that nothing goes on alone; should this process be killed, they have the lock until their
-    end."""
+    """Run `prompt-jax` with these words, with standard error in the log. Returns the exit status.
+
+    If this process is interrupted, the command gets SIGTERM and is waited for. If this process is killed, the command
+    holds the lock until its end.
+    """
     command = [sys.executable, "-m", "prompt_jax.cli", *words]
     with log.open("w") as errors:
         child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=errors, pass_fds=lock.descriptors)
@@ -217,29 +218,29 @@ def _wait(words: Sequence[str], env: Mapping[str, str], log: Path, lock: FileLoc
 
 
 def _why(log: Path, status: int) -> str:
-    """The line in which a command that failed says why."""
+    """Return the line of the log that tells why a command failed."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("prompt-jax: ") and "warning:" not in line] or lines
-    return own[-1].removeprefix("prompt-jax: ") if own else f"it ended with status {status}"
+    errors = [line for line in lines if line.startswith("prompt-jax: ") and "warning:" not in line] or lines
+    return errors[-1].removeprefix("prompt-jax: ") if errors else f"it ended with status {status}"
 
 
 def _experiment(path: Path, options: Options, quick: bool) -> Experiment:
-    """What a configuration with these options trains. Its name and folder are left as they are."""
+    """Return the experiment of a configuration with these options, with the configuration's name and folder."""
     values = json.loads(experiments.to_json(experiments.load_experiment(path)))
     for name, value in (options | (QUICK if quick else {})).items():
-        part, _, field = name.rpartition(".")
-        (values[part] if part else values)[field] = value
+        section, _, field = name.rpartition(".")
+        (values[section] if section else values)[field] = value
     return experiments.from_json(json.dumps(values))
 
 
 def flags(options: Options) -> list[str]:
-    """Options as words of the command line: `{"ensemble.seed": (0, 1)}` is `--ensemble.seed 0 1`."""
+    """Return options as command-line words: `{"ensemble.seed": (0, 1)}` becomes `--ensemble.seed 0 1`."""
     words: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
-            before, dot, last = flag.removeprefix("--").rpartition(".")
-            words.append(flag if value else f"--{before}{dot}no-{last}")
+            section, dot, field = flag.removeprefix("--").rpartition(".")
+            words.append(flag if value else f"--{section}{dot}no-{field}")
         elif isinstance(value, tuple):
             words += [flag, *map(str, value)]
         else:

@@ -1,4 +1,4 @@
-"""Small editions of the tables, for two CPU cores: the demo's T5, movie reviews in place of SuperGLUE, and E2E."""
+"""Small editions of the tables, for two CPU cores: the demo's T5 on E2E, and on movie reviews instead of SuperGLUE."""
 
 from typing import Any
 
@@ -43,14 +43,14 @@ TEMPLATES = {
 
 
 def trained(method: str, name: str | None = None, config: str = SENTIMENT, **options: Any) -> Training:
-    """A run of a method with the learning rate that is the best of its search on movie reviews."""
+    """Return a run of a method with the best learning rate of its search on movie reviews."""
     _, own, rates = METHODS[method]
     search = Search(f"sentiment-{method}-rates", SENTIMENT, own, rates)
     run = "sentiment" if config == SENTIMENT else "small-e2e"
     return Training(f"{run}-{name or method}", config, {**own, **options}, search)
 
 
-# What several tables share.
+# Shared by several tables.
 FIVE = trained("prompt", **{"ensemble.seed": tuple(range(5)), **TESTS})
 FULL = trained("full", **TESTS)
 SEARCH = "The learning rate of each method is the best of three on 300 validation reviews, with one seed: "
@@ -58,7 +58,7 @@ RATES = "; ".join(f"{title}: {', '.join(f'{rate:g}' for rate in rates)}" for tit
 
 
 def asked(task: str, shots: int, limit: int | None) -> Evaluation:
-    """The base asked in words, with three draws of examples if it is shown any."""
+    """Return prompt design, with three draws of in-context examples if there are any."""
     seeds = (0, 1, 2) if shots else (0,)
     options: dict[str, Any] = {"model": "demo", "task": task, "shots": shots, "shot_seeds": seeds}
     options |= {} if limit is None else {"limit": limit}
@@ -66,19 +66,17 @@ def asked(task: str, shots: int, limit: int | None) -> Evaluation:
 
 
 def tried(task: str) -> str:
-    """Which templates there were to choose from."""
+    """Describe the choice of the template."""
     search = TEMPLATES[task]
     words = "; ".join(f"“{design}”" for design in search.designs)
-    return (
-        f"The base is asked in the best of three templates on {search.options['limit']} validation examples: {words}."
-    )
+    return f"Prompt design uses the best of three templates on {search.options['limit']} validation examples: {words}."
 
 
 def methods() -> Table:
     ranked = Column("movie, ranking", "sentiment_movie", "rank/accuracy")
     rows = [
         Row("prompt design, zero-shot", (asked("sentiment_movie", 0, None),)),
-        # Examples make inputs long.
+        # Fewer reviews, because in-context examples make inputs long.
         Row("prompt design, 8 examples (300 reviews)", (asked("sentiment_movie", 8, 300),)),
         *(
             Row(title, ({"prompt": FIVE, "full": FULL}.get(method) or trained(method),))
@@ -87,7 +85,7 @@ def methods() -> Table:
     ]
     return Table(
         "Methods on movie reviews",
-        "In place of figure 1 of Lester et al. 2021 and tables 2 and 3 of Li and Liang 2021. Accuracy of the more "
+        "Replaces figure 1 of Lester et al. 2021 and tables 2 and 3 of Li and Liang 2021. Accuracy of the more "
         f"probable label (in the plot), and of generated answers; 1,033 test reviews. {SEARCH}{RATES}. "
         f"{tried('sentiment_movie')}",
         (ranked, MOVIE),
@@ -99,7 +97,7 @@ def methods() -> Table:
 def domain_shift() -> Table:
     return Table(
         "Domain shift: from movie reviews to other domains",
-        "In place of table 1 of Lester et al. 2021: tuned on movie reviews, tested on others.",
+        "Replaces table 1 of Lester et al. 2021: tuned on movie reviews, tested on others.",
         (MOVIE, *OTHERS),
         (
             Row("full model", (FULL,)),
@@ -121,7 +119,7 @@ def prompt_length() -> Table:
     ]
     return Table(
         "Prompt length on movie reviews",
-        "In place of figure 3a of Lester et al. 2021; the learning rate is that of 20 tokens.",
+        "Replaces figure 3a of Lester et al. 2021; all lengths use the learning rate of 20 tokens.",
         (MOVIE,),
         tuple(rows),
         x="virtual tokens",
@@ -140,8 +138,8 @@ def initialization() -> Table:
     ]
     return Table(
         "Initialization on movie reviews",
-        "In place of figure 3b of Lester et al. 2021; prompts of 20 tokens, of which class labels give two. The "
-        "learning rate is that of sampled vocabulary.",
+        "Replaces figure 3b of Lester et al. 2021; prompts of 20 tokens, two of them from class labels. All "
+        "initializations use the learning rate of sampled vocabulary.",
         (MOVIE,),
         tuple(rows),
         plotted=REVIEWS,
@@ -151,8 +149,8 @@ def initialization() -> Table:
 def ensembles() -> Table:
     return Table(
         "An ensemble of five prompts",
-        "In place of table 3 of Lester et al. 2021: five seeds, majority vote, on the domain that they were tuned on "
-        "and on others. The best is the best on each test set, as in the paper.",
+        "Replaces table 3 of Lester et al. 2021: five seeds, majority vote, on the training domain and on others. The "
+        "best is the best on each test set, as in the paper.",
         (MOVIE, *OTHERS),
         (Row("average", (FIVE,)), Row("best", (FIVE,), of="best"), Row("vote", (FIVE,), of="vote")),
         plotted="accuracy",
@@ -177,10 +175,10 @@ def low_data() -> Table:
             name = f"{size} examples, {title}"
             rows.append(Row(name, steps, where={"prompt.init": init}, series=title, x=size))
     return Table(
-        "Little data: movie reviews by the number of examples and initialization",
-        "In place of figure 5 of Li and Liang 2021: prompts of 20 tokens, 60 steps; three subsets, a seed each, of "
-        "which the larger have the smaller in them; the learning rate is that of all reviews and sampled vocabulary; "
-        "the best of three steps on 100 validation reviews, 400 of the test reviews.",
+        "Low data: movie reviews by number of examples and initialization",
+        "Replaces figure 5 of Li and Liang 2021: prompts of 20 tokens, 60 steps; three nested subsets, one seed each; "
+        "the learning rate of all reviews and sampled vocabulary; the best of three steps on 100 validation reviews, "
+        "tested on 400 reviews.",
         (MOVIE,),
         tuple(rows),
         x="training examples",
@@ -192,10 +190,10 @@ def e2e() -> Table:
     metrics = {"BLEU": "bleu", "NIST": "nist", "ROUGE-L": "coco_rouge_l", "CIDEr": "cider"}
     runs = {method: trained(method, config=E2E) for method in METHODS}
     return Table(
-        "E2E: prefixes and what they are compared with",
-        "In place of table 2 of Li and Liang 2021: 60 steps of 8 examples, the learning rates of the search on movie "
-        "reviews; the best of the validated steps on 24 tables; 64 of the 630 test tables, greedy answers. It compares "
-        f"how fast methods learn rather than how far. {tried('e2e')}",
+        "E2E: prefixes and baselines",
+        "Replaces table 2 of Li and Liang 2021: 60 steps of 8 examples, the learning rates of the search on movie "
+        "reviews; the best step on 24 validation tables; 64 of the 630 test tables, greedy answers. It compares how "
+        f"fast methods learn, not how well they do in the end. {tried('e2e')}",
         tuple(Column(title, "e2e", metric) for title, metric in metrics.items()),
         (
             Row("prompt design, zero-shot", (asked("e2e", 0, 64),)),

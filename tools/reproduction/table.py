@@ -1,4 +1,4 @@
-"""What a table of a paper is made of: columns, and rows with the commands that give their figures."""
+"""The parts of a table: columns, and rows with the commands that produce their figures."""
 
 import dataclasses
 import hashlib
@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 from prompt_jax.metrics import is_share
 
-# A task of this name is the same one with a sentinel before its targets, and has the other's column.
+# A task with this suffix has a sentinel before its targets, and shares the column of the task without it.
 SENTINEL = "_sentinel"
 
 # Metrics whose models are not part of this package.
 NOT_COMPUTED = ("moverscore", "bertscore", "bleurt")
 
-Options = Mapping[str, Any]  # fields as the command line has them: {"prompt.length": 5}
+Options = Mapping[str, Any]  # fields by their command-line names: {"prompt.length": 5}
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A training of one prompt for each of several learning rates, of which the best on validation data is taken."""
+    """A search for the learning rate: one prompt per rate is trained, and the best on validation data wins."""
 
     name: str
     config: str
@@ -29,7 +29,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
-    """Ways to ask the base in words, of which the best on validation data, without examples, is taken."""
+    """Text templates for prompt design, of which the best zero-shot one on validation data is used."""
 
     name: str
     options: Options
@@ -39,22 +39,22 @@ class Templates:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A run of `prompt-jax train`, whose members are the observations of a row."""
+    """A run of `prompt-jax train`. Its members are the observations of a row."""
 
-    name: str  # of the run; two tables that name the same run share it
+    name: str  # of the run, which tables that use the same name share
     config: str  # a file in configs/
     options: Options = dataclasses.field(default_factory=dict)
-    search: Search | None = None  # of its learning rate; None is the configuration's
+    search: Search | None = None  # for the learning rate; None uses the configuration's
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A run of `prompt-jax evaluate`: of trained prompts on another task, or of the base asked in words."""
+    """A run of `prompt-jax evaluate`: of trained prompts on another task, or of prompt design with the base."""
 
     name: str
     options: Options
-    of: Training | None = None
-    search: Templates | None = None  # of the words that the base is asked in; None is the options'
+    of: Training | None = None  # None is prompt design
+    search: Templates | None = None  # for the template; None uses the one in `options`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Column:
 
     Attributes:
       title: unique in its table.
-      task: its name; None is the mean over the other columns' tasks of the mean of a task's metrics.
-      metric: its name, as scores have it.
-      split: what it is of; benchmarks keep the answers of their test splits to themselves.
+      task: name of the task; None is the mean over the other columns' tasks, after averaging each task's metrics.
+      metric: name of the metric, as in the scores.
+      split: benchmarks whose test answers are hidden use "validation".
     """
 
     title: str
@@ -79,7 +79,7 @@ class Column:
         return 100 if is_share(self.metric) and self.metric not in NOT_COMPUTED else 1
 
 
-# A figure that a paper prints, in the units of the table's cells: its value, and the standard deviation where told.
+# A figure printed in a paper, in the table's units: the value, or value and standard deviation.
 Printed = float | tuple[float, float]
 
 
@@ -88,12 +88,12 @@ class Row:
     """One line of a table.
 
     Attributes:
-      name: what it is of.
-      steps: commands that give its observations; without any the row has the paper's figures alone.
-      of: whose figures they are: each member's, or those of an ensemble: its best, its vote.
-      where: settings in which the members of a run differ, if the row is of some of them: {"prompt.init": "vocab"}.
-      paper: what the paper prints, by the title of a column.
-      series, x: of a plot: the line that it is a point of, and where. Without x the plot is of points.
+      name: first cell of the row.
+      steps: commands that produce its observations; a row without steps only shows the paper's figures.
+      of: whose figures to show: all members', the ensemble's best member's, or its vote's.
+      where: settings that select some of a run's members: {"prompt.init": "vocab"}.
+      paper: the paper's figures by column title.
+      series, x: line and x position in the plot.
     """
 
     name: str
@@ -110,13 +110,13 @@ class Table:
     """A table of a paper, or of its small edition.
 
     Attributes:
-      title: what it shows.
-      source: where the paper has it, and what it says there.
+      title: heading.
+      source: place in the paper, and the paper's claim.
       columns: at least one; the first is plotted.
       rows: at least one.
-      x: what rows differ in, on the plot's axis; rows without x are points in a line each.
-      plotted: what the plot shows, on its other axis; else the column's title.
-      notes: sentences below the table.
+      x: label of the x axis; without it, the plot shows points with one line of the axis per row.
+      plotted: label of the plotted value; by default the column's title.
+      notes: paragraphs below the table.
     """
 
     title: str
@@ -129,6 +129,6 @@ class Table:
 
 
 def short(base: str) -> str:
-    """A model's name as part of a run's: the last part; of a folder with a sign of where it is."""
+    """Return a model's name for use in a run's name: the last part, for a folder with a hash of its path."""
     name = base.rstrip("/").rpartition("/")[2].replace(":", "-")
     return f"{name}-{hashlib.sha256(base.encode()).hexdigest()[:6]}" if os.path.isdir(base) else name

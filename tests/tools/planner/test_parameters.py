@@ -56,4 +56,4 @@ def test_a_full_model_is_stored_whole(capsys):
     assert parameters.main(["--lengths", "0"]) == 1
     assert "--lengths must be positive, not 0" in capsys.readouterr().err
     assert parameters.main(["--models", "nowhere"]) == 1
-    assert "model.name 'nowhere' is no folder" in capsys.readouterr().err
+    assert "model.name 'nowhere' is neither a folder" in capsys.readouterr().err

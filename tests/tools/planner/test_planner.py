@@ -110,10 +110,12 @@ def test_what_a_run_would_refuse_is_refused(tiny_folder):
     devices = jax.devices()[:1]
     with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
-    with pytest.raises(ConfigError, match="'t5-huge' is no folder with a config.json, nor .*google/t5-v1_1-xxl"):
+    with pytest.raises(ConfigError, match="'t5-huge' is neither a folder with a config.json nor .*google/t5-v1_1-xxl"):
         next(programs(experiment("t5-huge"), devices))
     several = [SimpleNamespace(process_index=number // 4) for number in range(8)]
-    with pytest.raises(ConfigError, match="make 1 devices, and the 2 hosts have 8: all have to take part"):
+    with pytest.raises(
+        ConfigError, match="make 1 devices, but the 2 hosts have 8, and a mesh over several hosts must use all"
+    ):
         next(programs(experiment(str(tiny_folder)), several))
 
 
@@ -245,7 +247,7 @@ def test_collectives_go_over_the_links_that_there_are(kind, sizes, group, links,
 
 @pytest.mark.parametrize("name", ["v5litepod-16", "v5e:16", "v5e:4x4x4", "v4:4x4", "v9:2x2", "v5e:axb", "v5e:-4x4"])
 def test_a_topology_that_there_is_not(name):
-    with pytest.raises(chips.TopologyError, match="is no topology; expected .* v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4"):
+    with pytest.raises(chips.TopologyError, match="not a topology; expected .* v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4"):
         chips.topology(name)
 
 

@@ -89,7 +89,7 @@ def test_what_is_too_large_is_a_row_of_the_table(config):
     done = run(config, "--topology", "v5e:1x1", "--train.batch-size", "16384", "--train.eval-batch-size", "8")
     assert done.returncode == 0, done.stderr
     train, generation = (line for line in done.stdout.splitlines() if line.startswith(("| training", "| generation")))
-    assert " GiB, and there are 15.8 |" in train and "too large: " in train
+    assert " GiB, available are 15.8 |" in train and "too large: " in train
     assert "too large" not in generation and "memory" in generation
     assert "Traceback" not in done.stderr
 
@@ -105,10 +105,13 @@ def test_a_chip_is_a_device(config, topology, chips):
     "arguments, message",
     [
         (("--topology", "v5e:3x3"), "libtpu knows no slice v5e:3x3: "),
-        (("--topology", "v5e:4x4"), "make 1 devices, and the 4 hosts have 16: all have to take part"),
+        (
+            ("--topology", "v5e:4x4"),
+            "make 1 devices, but the 4 hosts have 16, and a mesh over several hosts must",
+        ),
         (("--topology", "v5e:4x4", "--mesh.model", "16"), "mesh.model is 16, and .* has 6 heads"),
         (("--topology", "v5e:4x4", "--mesh.data", "16", "--train.batch-size", "24"), "train.batch_size is 24"),
-        (("--topology", "v5e:2x2", "--model.name", "no/such"), "model.name 'no/such' is no folder"),
+        (("--topology", "v5e:2x2", "--model.name", "no/such"), "model.name 'no/such' is neither a folder"),
     ],
 )
 def test_what_cannot_be_is_a_message(config, arguments, message):

@@ -232,7 +232,7 @@ def test_what_is_not_understood_is_an_error():
         "HloModule m\n\nENTRY %main (x: f32[3]) -> f32[3] {\n  %x = f32[3] parameter(0)\n"
         "  ROOT %r = f32[3] all-reduce(%x), replica_groups=@axes, to_apply=%add\n}\n"
     )
-    with pytest.raises(hlo.HloError, match="r: replica groups of a form that is not known"):
+    with pytest.raises(hlo.HloError, match="r: unknown form of replica groups"):
         count_work(hlo.parse(text))
 
 

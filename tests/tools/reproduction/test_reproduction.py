@@ -34,7 +34,7 @@ from tools.reproduction.__main__ import LENGTHS, PARAMETERS, main
 from tools.reproduction.markdown import markdown, put
 from tools.reproduction.plot import draw
 from tools.reproduction.running import Runner, flags
-from tools.reproduction.scores import gain, of_evaluation, of_training, supply
+from tools.reproduction.scores import evaluation_scores, supply, training_scores, vote_gain
 from tools.reproduction.table import NOT_COMPUTED, Column, Evaluation, Row, Table, Templates, Training
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -225,11 +225,11 @@ def test_what_a_vote_gains():
     ensemble = EnsembleSummary(
         "majority", {"accuracy": 0.9}, {"accuracy": 0.85}, 1, 1.0, [], {"best": (-0.02, 0.03), "average": (0.01, 0.09)}
     )
-    assert gain("a", ensemble, {"accuracy": 0.89}) == (
+    assert vote_gain("a", ensemble, {"accuracy": 0.89}) == (
         "a, accuracy: +5.00 (+1.00 to +9.00) over the average, +1.00 (-2.00 to +3.00) over the best"
     )
     bleu = dataclasses.replace(ensemble, vote={"nist": 0.9}, average={"nist": 0.85})
-    assert "nist: +0.05 (+0.01 to +0.09) over the average" in gain("a", bleu, {"nist": 0.89})
+    assert "nist: +0.05 (+0.01 to +0.09) over the average" in vote_gain("a", bleu, {"nist": 0.89})
 
 
 def test_the_base_is_asked_in_the_words_that_are_best_on_validation_data(tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ def test_of_two_calls_one_waits_for_what_the_other_makes(tmp_path, monkeypatch, 
         calls = [pool.submit(Runner(tmp_path)._run, ["evaluate"], result, "x", "") for _ in range(2)]
     assert [call.result() for call in calls] == [None, None] and made == [["evaluate"]]
     assert re.search(
-        rf"waiting for (another process|process {os.getpid()} on .+), which makes x", capsys.readouterr().out
+        rf"waiting for (another process|process {os.getpid()} on .+), which runs x", capsys.readouterr().out
     )
 
 
@@ -283,9 +283,9 @@ def test_whose_scores_a_row_has():
     found = {"task": "a", "split": "validation", "members": [{"scores": {"accuracy": v}} for v in (0.5, 0.7)]}
     found["ensemble"] = {"vote": {"accuracy": 0.9}, "best": 1}
     key = ("a", "validation", "accuracy")
-    own = {of: of_evaluation(found, Row("r", of=of))[key] for of in ("members", "best", "vote")}
+    own = {of: evaluation_scores(found, Row("r", of=of))[key] for of in ("members", "best", "vote")}
     assert own == {"members": [0.5, 0.7], "best": [0.7], "vote": [0.9]}
-    assert of_evaluation(found | {"ensemble": None, "members": found["members"][:1]}, Row("r"))[key] == [0.5]
+    assert evaluation_scores(found | {"ensemble": None, "members": found["members"][:1]}, Row("r"))[key] == [0.5]
 
 
 def test_a_row_has_the_members_that_it_names():
@@ -305,16 +305,18 @@ def test_a_row_has_the_members_that_it_names():
     base = BaseSummary("tiny", None, "sha256:0", 9)
     summary = Summary("r", base, 9, 9, 9, 1.0, {}, {}, {}, members, tests)
     a, b, validation = ("a", "test", "accuracy"), ("b", "test", "accuracy"), ("a", "validation", "accuracy")
-    every = of_training(summary, Row("r"))
+    every = training_scores(summary, Row("r"))
     assert every[a] == [0.5, 0.6, 0.7, 0.8] and every[b] == [0.8, 0.5] and every[validation] == [0.1, 0.2, 0.3, 0.4]
-    some = of_training(summary, Row("r", where={"prompt.init": "labels"}))
+    some = training_scores(summary, Row("r", where={"prompt.init": "labels"}))
     assert some == {a: [0.6, 0.8], b: [0.8], validation: [0.2, 0.4]}
-    assert of_training(summary, Row("r", of="best")) == {a: [0.8], b: [0.8]}
+    assert training_scores(summary, Row("r", of="best")) == {a: [0.8], b: [0.8]}
     members[3] = member("labels", 1, 0.4, "diverged")
-    assert of_training(summary, Row("r"))[a][:3] == [0.5, 0.6, 0.7] and math.isnan(of_training(summary, Row("r"))[b][0])
+    assert training_scores(summary, Row("r"))[a][:3] == [0.5, 0.6, 0.7] and math.isnan(
+        training_scores(summary, Row("r"))[b][0]
+    )
     mixed = {"mean": 0.3, "a/accuracy": 0.2, "b/f1": 0.4, "b/invalid": 0.0}
     of_mixture = dataclasses.replace(members[0], task="a_and_b", validation=mixed)
-    scores = of_training(dataclasses.replace(summary, members=[of_mixture], tests=[]), Row("r"))
+    scores = training_scores(dataclasses.replace(summary, members=[of_mixture], tests=[]), Row("r"))
     assert {key: value for key, value in scores.items() if key[0] in "ab"} == {
         ("a", "validation", "accuracy"): [0.2],
         ("b", "validation", "f1"): [0.4],
@@ -326,7 +328,7 @@ def test_a_table_takes_its_place_in_a_text():
     text = "# R\n<!-- a -->\nold\n<!-- /a -->\nend\n"
     assert put(text, "a", "new\n") == "# R\n<!-- a -->\nnew\n<!-- /a -->\nend\n"
     assert put(put(text, "a", "new\n"), "a", "new\n") == put(text, "a", "new\n")
-    with pytest.raises(UserError, match="no place for the table: <!-- b -->"):
+    with pytest.raises(UserError, match="no place for the table: expected <!-- b -->"):
         put(text, "b", "new\n")
 
 
@@ -336,8 +338,8 @@ def test_figures_that_a_user_supplies():
     supply(table, scores, {"ours": {"Mover": [0.5, 0.52], "A F1": [41, 43]}})
     assert "42.00 ± 1.41 | 7.00 ± 1.41 | 8.8 | 0.51 ± 0.01 |" in markdown(table, scores, {}, None)
     for wrong, said in (
-        ({"nobody": {}}, "'nobody' is no row with its figures; rows are ours, theirs, broken"),
-        ({"ours": {"C": [1]}}, "no column 'C' of a metric; there are A acc, "),
+        ({"nobody": {}}, "expected figures of a row, not of 'nobody'; rows are ours, theirs, broken"),
+        ({"ours": {"C": [1]}}, "'C' is not the column of a metric; columns are A acc, "),
         ({"ours": {"B": ["1"]}}, r"'ours', 'B' must be a list of numbers, not \['1'\]"),
         ({"ours": {"B": [math.nan]}}, r"must be a list of numbers, not \[nan\]"),
         ([1], "expected {ROW: "),
@@ -354,7 +356,7 @@ def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys
     assert error == f"reproduction: two, broken: no configuration file {ROOT / 'configs/none.py'}\n"
     assert "| theirs |  |  |  | 71.8 |" in (tmp_path / "two.md").read_text()
     assert main(["three"]) == 1
-    assert "no table is called 'three'; there are superglue, " in capsys.readouterr().err
+    assert "no table 'three'; known tables: superglue, " in capsys.readouterr().err
 
 
 def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, capsys, tmp_path):
@@ -364,11 +366,11 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
     assert main(["two", "--out", str(tmp_path / "out"), "--into", str(results)]) == 1
     assert results.read_text() == "<!-- two -->\nthere\n<!-- /two -->\n"
-    assert f"{results} keeps its table two, since not all of this one could be run" in capsys.readouterr().err
+    assert f"{results} keeps its table two, because not all rows of the new one could be run" in capsys.readouterr().err
     assert "| theirs |" in (tmp_path / "out" / "two.md").read_text()
     results.write_bytes(b"\xff")
     assert main(["two", "--into", str(results)]) == 1
-    assert f"--into {results}: no text in UTF-8" in capsys.readouterr().err
+    assert f"--into {results} is not UTF-8 text" in capsys.readouterr().err
     # One that is whole, but for a member that diverged, takes its place.
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
     diverged = {("a", "test", "accuracy"): [0.5, math.nan]}
@@ -379,7 +381,7 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
         main(["two", "--out", str(tmp_path / "new"), "--", "--bogus", "1"])
     assert "Unrecognized options: --bogus" in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert main(["two", "--out", str(tmp_path / "new"), "--", "--name=x"]) == 1
-    assert "--name is what each run has of its own here" in capsys.readouterr().err
+    assert "--name is set for each run" in capsys.readouterr().err
 
 
 def test_commands_name_data_as_seen_from_where_they_run(monkeypatch, capsys, tmp_path):
@@ -430,7 +432,7 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, c
     assert [row[1] for row in rows] == ["3", "3"] and all("±" in cell for row in rows for cell in row[2:])
     (folder,) = (tmp_path / "out" / "runs").glob("quick-squad-prompt-model-*")
     summary = read_summary(folder)
-    scores = of_training(summary, Row("r"))
+    scores = training_scores(summary, Row("r"))
     assert [len(scores[f"mrqa_{task}", "test", "squad_f1"]) for task in ("race", "drop")] == [3, 3]
     assert len(scores["squad_v010_allanswers", "validation", "squad_f1"]) == 3
     assert "Made with --quick" in text and "prompt-jax train configs/squad.py" in text
