@@ -2,9 +2,9 @@
 
     prompt-jax train configs/sst2.py
 
-The authors published the prompt that this trains, with a validation accuracy of 95.07. Their code differs from the
-paper in batch size, number of steps, and Adafactor's step count, which continues from the base's 1,100,000 steps while
-the second moments start at zero. With so high a count they grow slowly, so that updates stay clipped.
+The authors published a prompt that was trained with these settings. Its validation accuracy is 95.07. Their code
+differs from the paper in batch size, number of steps, and Adafactor's step count. The count continues from the base's
+1,100,000 steps while the second moments start at zero. With so high a count they grow slowly, so updates stay clipped.
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig

@@ -43,7 +43,7 @@ def file_kind(path: Path, kinds: Sequence[str] = KINDS) -> str:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row of a file with the number of the line that it begins on, lazily and in order.
 
-    Values are strings, and in JSONL whatever JSON holds. All rows of a CSV or TSV file have the same columns.
+    Values are strings, or in JSONL any JSON value. All rows of a CSV or TSV file have the same columns.
 
     Raises:
       DataError: the file is missing or empty, or a line is broken.

@@ -12,7 +12,7 @@ NOT_A_NUMBER = -1.0  # the value of an answer that is not a number, as in T5
 
 
 def pearson(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Return Pearson's correlation of the numbers in the texts; 0 if all targets or all predictions are equal."""
+    """Return Pearson's correlation of the numbers in the texts; 0 if targets or predictions are constant."""
     from scipy.stats import pearsonr
 
     expected, given = _numbers(targets, predictions)
@@ -20,7 +20,7 @@ def pearson(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
 
 
 def spearman(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Return Spearman's rank correlation of the numbers in the texts; 0 if all targets or predictions are equal."""
+    """Return Spearman's rank correlation of the numbers in the texts; 0 if targets or predictions are constant."""
     from scipy.stats import spearmanr
 
     expected, given = _numbers(targets, predictions)

@@ -37,7 +37,7 @@ def mean_class_f1(targets: Sequence[str], predictions: Sequence[str], *, labels:
 def matthews(targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]) -> dict[str, float]:
     """Return Matthews' correlation of targets and predictions for any number of classes (Gorodkin 2004).
 
-    As in scikit-learn. Answers that are not labels form one more class. 0 if all targets or all predictions are equal.
+    As in scikit-learn. Answers that are not labels form one more class. 0 if targets or predictions are constant.
     """
     check_lengths(targets, predictions)
     classes = [p if p in labels else None for p in predictions]

@@ -1,4 +1,4 @@
-"""The examples that use an exported prompt without this project: NumPy alone, and Hugging Face's PyTorch."""
+"""Tests of the examples that use an exported prompt without this project: in NumPy, and in Hugging Face's PyTorch."""
 
 import ast
 import importlib.util
@@ -24,7 +24,7 @@ def example(name: str):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_they_are_short_and_take_nothing_of_this_project(path):
+def test_examples_are_short_and_do_not_import_this_project(path):
     text = path.read_text()
     assert len(text.splitlines()) < 60
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -1,1 +1,1 @@
-"""What a run needs of each chip of a TPU slice, computed without a TPU: `python -m tools.planner`."""
+"""Computes what a run needs per chip of a TPU slice, without a TPU: `python -m tools.planner`."""

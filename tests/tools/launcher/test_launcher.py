@@ -1,4 +1,4 @@
-"""What the launcher checks, records, ships and prints as shell for every backend; restart delays."""
+"""Tests of the launcher for every backend: checks, records, commits, shell, restart delays."""
 
 import json
 import os
@@ -26,7 +26,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 @given(st.lists(words, max_size=5), words)
-def test_a_command_arrives_through_a_shell_as_it_is(arguments, value):
+def test_a_shell_passes_arguments_unchanged(arguments, value):
     show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['IT'], os.getcwd()]))"
     command = Command((sys.executable, "-c", show, *arguments), {"IT": value}, Path("/"))
     done = subprocess.run(["bash", "-c", command.shell()], capture_output=True, text=True, check=True)
@@ -34,7 +34,7 @@ def test_a_command_arrives_through_a_shell_as_it_is(arguments, value):
 
 
 @pytest.mark.parametrize("text", ["plain\n", "a $(b) `c` \\ 'd' \"\n", "END\nEND_\n", "\n"])
-def test_a_file_is_written_by_its_shell_as_by_itself(text, tmp_path):
+def test_a_files_shell_writes_the_same_text(text, tmp_path):
     step = TextFile(tmp_path / "a file", text)
     subprocess.run(["bash", "-c", step.shell()], check=True)
     assert step.path.read_text() == text
@@ -43,14 +43,14 @@ def test_a_file_is_written_by_its_shell_as_by_itself(text, tmp_path):
     assert step.path.read_text() == text
 
 
-@pytest.mark.parametrize("by", ["itself", "its shell"])
-def test_a_secret_is_in_no_shell_and_in_a_file_for_its_owner(by, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", ["run", "shell"])
+def test_a_secret_is_only_in_a_file_that_its_owner_can_read(by, tmp_path, monkeypatch):
     secret = "s e'c\"r$(et)"
     monkeypatch.setenv("HF_TOKEN", secret)
     step = SecretFile(tmp_path / "env", ("HF_TOKEN",))
     assert "s e" not in step.shell()
-    if by == "itself":
-        step.path.touch(0o644)  # of an earlier launch
+    if by == "run":
+        step.path.touch(0o644)  # from an earlier launch
         step.run()
     else:
         subprocess.run(["bash", "-c", step.shell()], check=True)
@@ -59,7 +59,7 @@ def test_a_secret_is_in_no_shell_and_in_a_file_for_its_owner(by, tmp_path, monke
     assert subprocess.run(["bash", "-c", read], capture_output=True, text=True).stdout == secret
 
 
-def test_a_program_that_is_missing_or_fails_is_named():
+def test_errors_name_a_program_that_is_missing_or_fails():
     with pytest.raises(LaunchError, match="no-such-program is not installed"):
         Command(("no-such-program",)).run()
     with pytest.raises(LaunchError, match="ended with 3: bash -c 'exit 3'"):
@@ -95,18 +95,18 @@ def test_exit_statuses_are_those_of_a_shell():
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is checked
+# Checks
 
 
 @pytest.mark.parametrize("name", ["a", "demo8", "t5-xxl-2", "a" * 50])
-def test_names(name):
+def test_valid_names(name):
     checks.check_name(name)
 
 
 @pytest.mark.parametrize(
     "name", ["", "A", "8demo", "-a", "a-", "a_b", "a b", "a/b", "..", "a;b", "$(a)", "a\n", "a" * 51]
 )
-def test_wrong_names(name):
+def test_invalid_names(name):
     with pytest.raises(LaunchError, match="is not a valid job name"):
         checks.check_name(name)
 
@@ -114,7 +114,7 @@ def test_wrong_names(name):
 @pytest.mark.parametrize(
     "bad", ["runs", "/runs", "s3://bucket/runs", "gs://", "gs://b/$(a)", "gs://bucket/a b", "gs://B/a"]
 )
-def test_runs_of_a_pod_are_on_a_bucket(bad):
+def test_runs_on_a_tpu_need_a_bucket(bad):
     checks.check_bucket("gs://my-bucket/runs/of me".replace(" ", "_"))
     with pytest.raises(LaunchError, match="expected a bucket"):
         checks.check_bucket(bad)
@@ -145,7 +145,7 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
         (["--data.template", "the hf_0123456789 one"], "the command line contains the value of HF_TOKEN"),
     ],
 )
-def test_what_is_no_override_is_refused_before_anything_runs(checkout, backend, overrides, told):
+def test_invalid_overrides_are_refused_before_anything_runs(checkout, backend, overrides, told):
     words = (backend, *BACKENDS[backend], "demo", "configs/tiny.py", *overrides)
     done = checkout.launch(*words, code=1, HF_TOKEN="hf_0123456789")
     assert told in done.stderr and done.stderr.startswith("launcher: ") and not done.stdout
@@ -162,7 +162,7 @@ def test_what_is_no_override_is_refused_before_anything_runs(checkout, backend, 
         ("requirements.lock", "requirements.lock is not a configuration"),
     ],
 )
-def test_what_is_no_configuration_is_refused_before_anything_runs(checkout, backend, config, told):
+def test_invalid_configurations_are_refused_before_anything_runs(checkout, backend, config, told):
     done = checkout.launch(backend, *BACKENDS[backend], "demo", config, code=1)
     assert done.stderr.startswith("launcher: ") and told in done.stderr and not done.stdout
     assert not checkout.state.exists()
@@ -172,13 +172,13 @@ def test_what_is_no_configuration_is_refused_before_anything_runs(checkout, back
 @pytest.mark.parametrize(
     "option, value", [("--retries", "-1"), *(("--backoff", v) for v in ("-1", "nan", "inf", "301"))]
 )
-def test_wrong_restarts(checkout, backend, option, value):
+def test_invalid_restart_options(checkout, backend, option, value):
     words = (backend, *BACKENDS[backend], option, value, "demo", "configs/tiny.py")
     assert f"launcher: {option} must be" in checkout.launch(*words, code=1).stderr
     assert not checkout.state.exists()
 
 
-def test_a_folder_of_records_that_cannot_be_made_is_named(checkout):
+def test_the_error_names_a_record_folder_that_cannot_be_created(checkout):
     checkout.state.touch()
     for words in (("local", "demo", "configs/tiny.py"), ("list",), ("stop", "demo")):
         told = checkout.launch(*words, code=None)
@@ -200,7 +200,7 @@ def test_a_folder_of_records_that_cannot_be_made_is_named(checkout):
         (("--runs", "runs"), "expected a bucket"),
     ],
 )
-def test_wrong_options_of_a_pod(checkout, options, told):
+def test_invalid_tpu_options(checkout, options, told):
     assert told in checkout.launch("tpu-vm", *TPU, *options, "demo", "configs/tiny.py", code=1).stderr
 
 
@@ -219,11 +219,11 @@ def test_wrong_options_of_a_pod(checkout, options, told):
         (("logs", "--worker", "-1", "demo"), "numbered from 0"),
     ],
 )
-def test_wrong_words(checkout, words, told):
+def test_invalid_arguments(checkout, words, told):
     assert told in checkout.launch(*words, code=1).stderr
 
 
-def test_wrong_verbs_and_missing_words_end_with_2(checkout):
+def test_usage_errors_exit_with_2(checkout):
     assert "invalid choice" in checkout.launch("luanch", code=2).stderr
     assert "CONFIG" in checkout.launch("local", "demo", code=2).stderr
 
@@ -232,7 +232,7 @@ def test_wrong_verbs_and_missing_words_end_with_2(checkout):
 # Commits
 
 
-def test_changes_are_refused_and_left_out_if_told_so(checkout):
+def test_uncommitted_changes_are_refused_or_ignored(checkout):
     (checkout.folder / "configs" / "tiny.py").write_text("experiment = 'changed'\n")
     (checkout.folder / "configs" / "new.py").touch()
     refused = checkout.launch("local", "demo", "configs/tiny.py", code=1).stderr
@@ -249,7 +249,7 @@ def test_changes_are_refused_and_left_out_if_told_so(checkout):
     assert "not in the commit" in checkout.launch("local", "--allow-dirty", "demo", "configs/new.py", code=1).stderr
 
 
-def test_a_record_says_what_ran(checkout):
+def test_a_record_contains_the_command_and_commit(checkout):
     checkout.launch("local", "demo", "configs/tiny.py", *AWKWARD, HF_TOKEN="hf_0123456789")
     job = checkout.job("demo")
     runs = str(checkout.folder / "runs")
@@ -263,7 +263,7 @@ def test_a_record_says_what_ran(checkout):
     assert kept and not [path for path in kept if b"hf_0123456789" in path.read_bytes()]
 
 
-def test_the_next_launch_has_the_next_commit_and_keeps_the_record(checkout):
+def test_a_second_launch_runs_the_new_commit_and_extends_the_record(checkout):
     checkout.launch("local", "demo", "configs/tiny.py")
     (checkout.folder / "configs" / "tiny.py").write_text("experiment = 'second'\n")
     checkout.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "second")
@@ -273,7 +273,7 @@ def test_the_next_launch_has_the_next_commit_and_keeps_the_record(checkout):
     assert (checkout.state / "demo" / "code" / "configs" / "tiny.py").read_text() == "experiment = 'second'\n"
 
 
-def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_record_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     synced, real = [], os.fsync
     monkeypatch.setattr(jobs.os, "fsync", lambda file: synced.append(os.fstat(file)) or real(file))
     jobs.Job("demo", "local", "runs", {}, {}, folder=tmp_path).write(state="running")
@@ -281,12 +281,12 @@ def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert [(each.st_ino, each.st_size) for each in synced] == [(record.stat().st_ino, record.stat().st_size)]
 
 
-def test_a_name_is_of_one_backend(checkout):
+def test_a_name_belongs_to_one_backend(checkout):
     checkout.launch("local", "demo", "configs/tiny.py")
     assert "demo is already a job on local" in checkout.launch("slurm", "demo", "configs/tiny.py", code=1).stderr
 
 
-def test_a_broken_record_is_named(checkout):
+def test_the_error_names_an_invalid_record(checkout):
     (checkout.state / "demo").mkdir(parents=True)
     (checkout.state / "demo" / "job.json").write_text("{}")
     assert "demo/job.json is not a valid job record" in checkout.launch("stop", "demo", code=1).stderr
@@ -297,7 +297,7 @@ def test_a_broken_record_is_named(checkout):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_dry_run_does_nothing_and_prints_shell(checkout, backend):
+def test_a_dry_run_only_prints_shell(checkout, backend):
     secret = "hf_0123456789"
     env = ("--env", "HF_TOKEN") if backend == "tpu-vm" else ()
     words = (backend, "--dry-run", *BACKENDS[backend], *env, "demo", "configs/tiny.py", *AWKWARD)
@@ -310,7 +310,7 @@ def test_a_dry_run_does_nothing_and_prints_shell(checkout, backend):
     assert [line for line in outside.replace("a\nb", "a b").splitlines() if not line.startswith(known)] == []
 
 
-def test_what_a_dry_run_prints_does_it(checkout):
+def test_the_printed_shell_does_the_same_as_a_launch(checkout):
     printed = checkout.launch("local", "--dry-run", "--processes", "2", "demo", "configs/tiny.py", *AWKWARD).stdout
     subprocess.run(["bash", "-e"], input=printed, text=True, check=True, env=checkout.env, cwd=checkout.folder)
     by_hand = checkout.starts()
@@ -326,6 +326,6 @@ def test_dry_runs_of_the_other_verbs(checkout):
     folder = checkout.state / "demo"
     assert checkout.launch("list", "--dry-run").stdout == ""
     assert shlex.split(checkout.launch("logs", "--dry-run", "demo").stdout)[-1] == str(folder / "logs" / "worker-0.log")
-    assert checkout.launch("stop", "--dry-run", "demo").stdout == ""  # it does not run
+    assert checkout.launch("stop", "--dry-run", "demo").stdout == ""  # it is not running
     assert shlex.split(checkout.launch("delete", "--dry-run", "demo").stdout) == ["rm", "-r", "--", str(folder)]
     assert folder.exists()

@@ -1,4 +1,4 @@
-"""Processes on this machine: that they are given the same, and are ended and started again together."""
+"""Tests of processes on this machine: same arguments, stopped and restarted together."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_all_processes_get_the_same_words_and_their_number(checkout, count):
+def test_all_processes_get_the_same_arguments_and_their_number(checkout, count):
     done = checkout.launch("local", "--processes", str(count), "demo", "configs/tiny.py", *AWKWARD)
     assert done.stdout == "process 0, start 0\n" and not done.stderr
     starts = checkout.starts()
@@ -37,7 +37,7 @@ def test_all_processes_get_the_same_words_and_their_number(checkout, count):
 
 
 @pytest.mark.parametrize("status, end", [(75, 75), (76, 76), ("SIGABRT", 134), ("SIGKILL", 137)])
-def test_all_are_started_again_when_one_is_lost(checkout, status, end):
+def test_all_restart_when_one_is_lost(checkout, status, end):
     play = f'{{"0": ["wait", 0], "1": ["{status}", 0]}}'.replace(f'"{end}"', str(end))
     done = checkout.launch("local", "--processes", "2", *FAST, "demo", "configs/tiny.py", PLAY=play)
     assert sorted(checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"]
@@ -47,17 +47,17 @@ def test_all_are_started_again_when_one_is_lost(checkout, status, end):
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
-def test_errors_are_not_tried_again(checkout, status):
+def test_errors_are_not_retried(checkout, status):
     play = f'{{"0": ["stubborn"], "1": [{status}]}}'
     done = checkout.launch("local", "--processes", "2", *FAST, "demo", "configs/tiny.py", code=status, PLAY=play)
     starts = checkout.starts()
     assert sorted(starts) == ["0.0", "1.0"]
-    assert gone(starts["0.0"]["pid"])  # killed, since it did not hear SIGTERM
+    assert gone(starts["0.0"]["pid"])  # killed, because it ignored SIGTERM
     assert f"process 1 ended with {status}" in done.stderr and checkout.job("demo")["state"] == "failed"
     assert f"failed: process 1 ended with {status}" in checkout.launch("list").stdout
 
 
-def test_restarts_end(checkout):
+def test_restarts_are_limited(checkout):
     done = checkout.launch(
         "local", "--retries", "2", *FAST, "demo", "configs/tiny.py", code=137, PLAY='{"0": ["SIGKILL"]}'
     )
@@ -65,7 +65,7 @@ def test_restarts_end(checkout):
     assert "failed after 2 restarts" in done.stderr
 
 
-def test_stop_lets_processes_save_and_the_same_command_goes_on(checkout):
+def test_stop_lets_processes_save_and_the_same_command_resumes(checkout):
     words = ("local", "--processes", "2", "--backoff", "0.05", "demo", "configs/tiny.py")
     play = {"PLAY": '{"0": ["wait", 0], "1": ["wait", 0]}'}
     with checkout.start(*words, **play) as launcher:
@@ -81,28 +81,28 @@ def test_stop_lets_processes_save_and_the_same_command_goes_on(checkout):
 
 
 def stopped(checkout, *words: str, play: str) -> tuple[int, str]:
-    """How a launcher of two processes ends that is stopped, and what it says."""
+    """Stop a launcher of two processes; return its exit status and output."""
     with checkout.start("local", "--processes", "2", *words, "demo", "configs/tiny.py", PLAY=play) as launcher:
         wait_for(lambda: len(checkout.starts()) == 2)
         checkout.launch("stop", "demo")
-        said = launcher.communicate(timeout=10)[0]
-    return launcher.returncode, said
+        output = launcher.communicate(timeout=10)[0]
+    return launcher.returncode, output
 
 
 def test_stop_names_a_process_that_had_to_be_killed(checkout):
-    code, said = stopped(checkout, "--grace", "0.1", play='{"0": ["wait"], "1": ["stubborn"]}')
-    assert code == 137 and "stopped, but not everything was saved: process 1 ended with 137 (SIGKILL)" in said
+    code, output = stopped(checkout, "--grace", "0.1", play='{"0": ["wait"], "1": ["stubborn"]}')
+    assert code == 137 and "stopped, but not everything was saved: process 1 ended with 137 (SIGKILL)" in output
     assert "stopped: by SIGTERM, but not everything was saved" in checkout.launch("list").stdout
 
 
 @pytest.mark.parametrize("status, state", [(0, "done"), (1, "failed")])
-def test_what_ends_by_itself_was_not_stopped(checkout, status, state):
-    code, said = stopped(checkout, play=f'{{"0": ["told {status}"], "1": ["told {status}"]}}')
-    assert code == status and "stopped" not in said
+def test_processes_that_end_by_themselves_were_not_stopped(checkout, status, state):
+    code, output = stopped(checkout, play=f'{{"0": ["told {status}"], "1": ["told {status}"]}}')
+    assert code == status and "stopped" not in output
     assert checkout.job("demo")["state"] == state
 
 
-def test_stop_during_a_pause(checkout):
+def test_stop_during_a_restart_delay(checkout):
     with checkout.start("local", "--backoff", "60", "demo", "configs/tiny.py", PLAY='{"0": ["SIGKILL"]}') as launcher:
         wait_for(lambda: "restart 1" in launcher.stdout.readline())
         checkout.launch("stop", "demo")
@@ -111,7 +111,7 @@ def test_stop_during_a_pause(checkout):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_interrupting_the_launcher_ends_the_processes(checkout, number):
+def test_interrupting_the_launcher_stops_the_processes(checkout, number):
     with checkout.start("local", "--processes", "2", "demo", "configs/tiny.py", PLAY='{"0": ["wait"]}') as launcher:
         wait_for(lambda: len(checkout.starts()) == 2)
         launcher.send_signal(number)
@@ -119,7 +119,7 @@ def test_interrupting_the_launcher_ends_the_processes(checkout, number):
     assert all(gone(start["pid"]) for start in checkout.starts().values())
 
 
-def test_what_a_killed_launcher_leaves_behind_is_named(checkout):
+def test_errors_name_the_processes_of_a_killed_launcher(checkout):
     words = ("local", "demo", "configs/tiny.py")
     with checkout.start(*words, PLAY='{"0": ["wait", 0]}') as launcher:
         wait_for(checkout.starts)
@@ -135,7 +135,7 @@ def test_what_a_killed_launcher_leaves_behind_is_named(checkout):
     wait_for(lambda: "ended with its launcher" in checkout.launch("list").stdout)
 
 
-def test_logs_of_one_worker_over_all_starts(checkout):
+def test_logs_of_one_worker_over_all_attempts(checkout):
     play = '{"1": ["SIGKILL", 0]}'
     checkout.launch("local", "--processes", "2", *FAST, "demo", "configs/tiny.py", PLAY=play)
     shown = checkout.launch("logs", "--worker", "1", "demo").stdout
@@ -144,7 +144,7 @@ def test_logs_of_one_worker_over_all_starts(checkout):
     assert "no log of worker 2; existing logs: worker-0.log, worker-1.log" in missing
 
 
-def test_logs_follow_a_job_that_runs(checkout):
+def test_logs_follow_a_running_job(checkout):
     words = ("local", "--processes", "2", "--grace", "5", "--backoff", "0.05", "demo", "configs/tiny.py")
     with checkout.start(*words, PLAY='{"1": ["wait", "wait"]}') as launcher:
         wait_for(lambda: len(checkout.starts()) == 2)
@@ -158,7 +158,7 @@ def test_logs_follow_a_job_that_runs(checkout):
         launcher.wait(10)
 
 
-def test_delete_stops_and_forgets_the_job_and_keeps_the_run(checkout):
+def test_delete_stops_the_job_and_keeps_the_run(checkout):
     run = checkout.folder / "runs" / "demo"
     run.mkdir(parents=True)
     with checkout.start("local", "demo", "configs/tiny.py", PLAY='{"0": ["wait"]}') as launcher:

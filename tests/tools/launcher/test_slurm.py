@@ -1,6 +1,6 @@
-"""Jobs of Slurm: what sbatch is given, the job's script with a stand-in for srun, and all of it on a real Slurm.
+"""Tests of Slurm jobs: the arguments of sbatch, the job's script with a stand-in for srun, and a real Slurm.
 
-The real one is of this machine alone (`make test-slurm`, which sets SLURM_CONF by tests/slurm/one_node.sh).
+The real Slurm has only this machine (`make test-slurm`, which sets SLURM_CONF with tests/slurm/one_node.sh).
 """
 
 import json
@@ -23,7 +23,7 @@ FAST = ("--backoff", "1", "--grace", "5")
 
 @pytest.fixture
 def stood_in(checkout, tmp_path) -> Checkout:
-    """A checkout with stand-ins for the programs of Slurm."""
+    """A checkout with stand-ins for Slurm's programs."""
     calls = tmp_path / "calls"
     calls.touch()
     checkout.env |= {"SLURM_CALLS": str(calls), "PATH": f"{STAND_INS}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
@@ -34,7 +34,7 @@ def calls(stood_in: Checkout) -> list[str]:
     return Path(stood_in.env["SLURM_CALLS"]).read_text().splitlines()
 
 
-def test_what_sbatch_is_given(stood_in):
+def test_arguments_of_sbatch(stood_in):
     options = ("--nodes", "4", "--sbatch=--partition=gpu", "--sbatch=--comment=a b")
     stood_in.launch("slurm", *options, *DEMO, *AWKWARD, ANSWER_sbatch="41;cluster")
     folder = stood_in.state / "demo"
@@ -48,7 +48,7 @@ def test_what_sbatch_is_given(stood_in):
     assert (folder / "job.sh").read_text() in printed and (folder / "task.sh").read_text() in printed
 
 
-def test_a_job_that_slurm_has_is_not_submitted_again(stood_in):
+def test_a_queued_job_is_not_submitted_again(stood_in):
     stood_in.launch("slurm", *DEMO, ANSWER_sbatch="41")
     refused = stood_in.launch("slurm", *DEMO, code=1, ANSWER_squeue="41 PENDING\n40 RUNNING")
     assert "demo is pending, as Slurm's job 41" in refused.stderr
@@ -66,7 +66,7 @@ def test_stop_and_delete(stood_in):
     assert calls(stood_in)[-1] == "scancel 41" and not (stood_in.state / "demo").exists()
 
 
-def test_an_exit_status_that_is_about_to_be_written(stood_in):
+def test_an_empty_status_file(stood_in):
     stood_in.launch("slurm", *DEMO, ANSWER_sbatch="41")
     (stood_in.state / "demo" / "status").touch()
     assert "  ended\n" in stood_in.launch("list").stdout
@@ -81,11 +81,11 @@ def submitted(stood_in: Checkout, *words: str, options: tuple[str, ...] = FAST) 
     return stood_in.state / "demo" / "job.sh"
 
 
-def test_the_pauses_of_the_script_are_those_of_the_launcher(stood_in):
+def test_the_script_has_the_launchers_restart_delays(stood_in):
     """Also after so many restarts that a shift would overflow."""
     script = submitted(stood_in, options=("--backoff", "5", "--retries", "200")).read_text()
-    pause = re.search(r" +delay=.*\n.*\n", script)[0]
-    command = ["bash", "-c", f"for restarts in $(seq 200); do\n{pause}echo $delay\ndone"]
+    lines = re.search(r" +delay=.*\n.*\n", script)[0]
+    command = ["bash", "-c", f"for restarts in $(seq 200); do\n{lines}echo $delay\ndone"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     restarts = Restarts(limit=200, first_delay=5)
     assert list(map(int, printed.split())) == [restarts.next_delay(1) for _ in range(200)]
@@ -96,7 +96,7 @@ def run_script(stood_in: Checkout, script: Path, **env: str) -> subprocess.Compl
     return subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_all_tasks_get_the_same_words_and_all_gpus_of_their_node(stood_in):
+def test_all_tasks_get_the_same_arguments_and_all_gpus_of_their_node(stood_in):
     script = submitted(stood_in, *AWKWARD)
     assert run_script(stood_in, script, SLURM_GPUS_ON_NODE="4").returncode == 0
     starts = stood_in.starts()
@@ -110,7 +110,7 @@ def test_all_tasks_get_the_same_words_and_all_gpus_of_their_node(stood_in):
 
 
 @pytest.mark.parametrize("status, end", [(76, 76), ("SIGABRT", 134), ("SIGKILL", 137)])
-def test_tasks_are_started_again_when_one_is_lost(stood_in, status, end):
+def test_tasks_restart_when_one_is_lost(stood_in, status, end):
     script = submitted(stood_in, options=("--backoff", "1", "--grace", "1"))
     done = run_script(stood_in, script, PLAY=json.dumps({"0": ["stubborn", 0], "1": [status, 0]}))
     assert done.returncode == 0 and f"worker 1 ended with {end}\nrestart 1 in 1 s\n" in done.stdout
@@ -120,19 +120,19 @@ def test_tasks_are_started_again_when_one_is_lost(stood_in, status, end):
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
-def test_errors_are_not_tried_again_whatever_the_others_end_with(stood_in, status):
+def test_errors_are_not_retried(stood_in, status):
     done = run_script(stood_in, submitted(stood_in), PLAY=json.dumps({"1": [status]}))
     assert done.returncode == status and sorted(stood_in.starts()) == ["0.0", "1.0"]
     assert f"ended with {status}" in stood_in.launch("list").stdout
 
 
-def test_restarts_end(stood_in):
+def test_restarts_are_limited(stood_in):
     script = submitted(stood_in, options=(*FAST, "--retries", "1"))
     done = run_script(stood_in, script, NTASKS="1", PLAY='{"0": ["SIGKILL"]}')
     assert done.returncode == 137 and sorted(stood_in.starts()) == ["0.0", "0.1"]
 
 
-def test_a_preempted_job_is_queued_again(stood_in):
+def test_a_preempted_job_is_requeued(stood_in):
     script = submitted(stood_in)
     play = '{"0": ["wait"], "1": ["wait"]}'
     with subprocess.Popen(["bash", script], env=stood_in.env | {"NTASKS": "2", "PLAY": play}) as job:
@@ -140,11 +140,11 @@ def test_a_preempted_job_is_queued_again(stood_in):
         for start in stood_in.starts().values():
             os.kill(start["pid"], signal.SIGTERM)
         wait_for(lambda: calls(stood_in)[-1] == "scontrol requeue 7")
-        assert job.poll() is None  # it waits for Slurm to end it
+        assert job.poll() is None  # it waits until Slurm kills it
         job.kill()
 
 
-def test_a_cancelled_job_is_not_queued_again(stood_in):
+def test_a_canceled_job_is_not_requeued(stood_in):
     script = submitted(stood_in)
     with subprocess.Popen(["bash", script], env=stood_in.env | {"NTASKS": "1", "PLAY": '{"0": ["wait"]}'}) as job:
         wait_for(stood_in.starts)
@@ -173,7 +173,7 @@ def on_slurm(checkout) -> Checkout:
 
 
 @pytest.mark.slurm
-def test_slurm_runs_a_job_with_its_words_and_environment(on_slurm):
+def test_slurm_runs_a_job_with_its_arguments_and_environment(on_slurm):
     on_slurm.launch("slurm", *DEMO, *AWKWARD, HF_TOKEN="hf_0123456789")
     number = on_slurm.job("demo")["ids"]["job"]
     wait_for(lambda: slurm_states(number) == "COMPLETED")
@@ -187,7 +187,7 @@ def test_slurm_runs_a_job_with_its_words_and_environment(on_slurm):
 
 
 @pytest.mark.slurm
-def test_slurm_starts_a_lost_task_again(on_slurm):
+def test_slurm_restarts_a_lost_task(on_slurm):
     on_slurm.launch("slurm", *FAST, *DEMO, PLAY='{"0": ["SIGKILL", "SIGABRT", 3]}')
     number = on_slurm.job("demo")["ids"]["job"]
     wait_for(lambda: slurm_states(number) == "FAILED")
@@ -196,11 +196,11 @@ def test_slurm_starts_a_lost_task_again(on_slurm):
 
 
 @pytest.mark.slurm
-def test_slurm_queues_a_preempted_job_again(on_slurm):
+def test_slurm_requeues_a_preempted_job(on_slurm):
     on_slurm.launch("slurm", *FAST, *DEMO, PLAY='{"0": ["wait", 0]}')
     number = on_slurm.job("demo")["ids"]["job"]
     wait_for(on_slurm.starts)
-    subprocess.run(["scancel", "--signal=TERM", number], check=True)  # the tasks alone, as before the end of its time
+    subprocess.run(["scancel", "--signal=TERM", number], check=True)  # signal only the tasks, as before the time limit
     wait_for(lambda: slurm_states(number) == "PENDING")
     assert "pending" in on_slurm.launch("list").stdout
     subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
@@ -209,7 +209,7 @@ def test_slurm_queues_a_preempted_job_again(on_slurm):
 
 
 @pytest.mark.slurm
-def test_slurm_stops_a_job_which_saves(on_slurm):
+def test_slurm_stops_a_job_after_it_saves(on_slurm):
     on_slurm.launch("slurm", *FAST, *DEMO, PLAY='{"0": ["wait"]}')
     number = on_slurm.job("demo")["ids"]["job"]
     wait_for(on_slurm.starts)

@@ -1,4 +1,4 @@
-"""TPUs of Google Cloud: a stand-in for gcloud checks arguments, runs what workers are sent, and preempts."""
+"""Tests of Cloud TPUs, with a stand-in for gcloud that checks arguments, runs the workers' commands, and preempts."""
 
 import json
 import os
@@ -22,7 +22,7 @@ DEMO = ("demo", "configs/tiny.py")
 
 
 class Cloud:
-    """The stand-in's state, and a launcher that meets it instead of Google."""
+    """The state of the gcloud stand-in, and a checkout that uses it."""
 
     def __init__(self, checkout: Checkout, folder: Path):
         self.checkout, self.folder = checkout, folder
@@ -38,26 +38,26 @@ class Cloud:
 
     def write(self, **state: Any) -> None:
         before = self.state if (self.folder / "state.json").exists() else {}
-        (self.folder / "state.json").write_text(json.dumps(before | state))  # while nothing runs
+        (self.folder / "state.json").write_text(json.dumps(before | state))  # only while no stand-in runs
 
     def calls(self, *words: str) -> list[str]:
-        """Those with all of some words in them."""
+        """Return the calls that contain all of these words."""
         lines = [" ".join(call) for call in self.state["calls"]]
         return [line for line in lines if all(word in line for word in words)]
 
     def worker(self, number: int) -> Path:
-        """The job's folder there."""
+        """Return the job's folder on a worker."""
         return self.folder / f"worker-{number}" / "prompt_jax_jobs" / "demo"
 
     def end(self) -> None:
-        """Ends what runs on the workers."""
+        """Kill the processes of the workers."""
         for pid in self.folder.glob("worker-*/prompt_jax_jobs/*/pid"):
             subprocess.run(["kill", "-KILL", "--", f"-{pid.read_text().strip()}"], stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture
 def cloud(checkout, tmp_path):
-    """Google Cloud, with room for a TPU of two workers."""
+    """Google Cloud with capacity for a TPU of two workers."""
     cloud = Cloud(checkout, tmp_path / "gcloud")
     yield cloud
     cloud.end()
@@ -71,7 +71,7 @@ def launch(cloud: Cloud, *words: str, options: tuple[str, ...] = (), code: int =
 # From nothing to the end
 
 
-def test_a_job_from_nothing_to_its_end(cloud):
+def test_a_job_from_request_to_end(cloud):
     done = launch(cloud, *AWKWARD)
     starts = cloud.checkout.starts()
     assert sorted(starts) == ["0.0", "1.0"]
@@ -112,7 +112,7 @@ def test_a_tpu_without_the_queue(cloud):
     assert len(cloud.calls("tpu-vm delete demo")) == 1 and not cloud.calls("queued-resources")
 
 
-def test_secrets_reach_the_workers_in_a_file_of_their_own(cloud):
+def test_secrets_reach_the_workers_in_a_private_file(cloud):
     secret = "hf_01$(touch pwned)'\""
     done = launch(cloud, options=("--env", "HF_TOKEN"), HF_TOKEN=secret)
     for number in (0, 1):
@@ -125,7 +125,7 @@ def test_secrets_reach_the_workers_in_a_file_of_their_own(cloud):
     assert not any("hf_01" in text for text in texts)
 
 
-def test_secrets_do_not_stay_here_when_they_cannot_be_sent(cloud):
+def test_secrets_are_deleted_if_they_cannot_be_sent(cloud):
     words = ("--env", "HF_TOKEN", "--retries", "0")
     gcloud = cloud.folder / "bin" / "gcloud"
     gcloud.parent.mkdir()
@@ -134,11 +134,11 @@ def test_secrets_do_not_stay_here_when_they_cannot_be_sent(cloud):
     gcloud.chmod(0o755)
     path = f"{gcloud.parent}:{cloud.checkout.env['PATH']}"
     launch(cloud, options=words, code=76, HF_TOKEN="hf_0123456789", PATH=path)
-    assert "hf_0123456789" in (cloud.folder / "taken").read_text()  # it was there to be sent
+    assert "hf_0123456789" in (cloud.folder / "taken").read_text()  # the file was sent with the secret
     assert not (cloud.checkout.state / "demo" / "env").exists()
 
 
-def test_a_dry_run_is_what_a_launch_does(cloud):
+def test_a_dry_run_prints_the_commands_of_a_launch(cloud):
     words = ("tpu-vm", "--dry-run", *TPU, *FAST, "--autodelete", *DEMO, *AWKWARD)
     printed = cloud.checkout.launch(*words).stdout
     assert not cloud.calls("") and not cloud.checkout.state.exists()
@@ -152,7 +152,7 @@ def test_a_dry_run_is_what_a_launch_does(cloud):
         ["bash", "-e"], input=printed, text=True, check=True, env=cloud.checkout.env, cwd=cloud.checkout.folder
     )
     by_hand = cloud.calls("")
-    # What it ends with copies the logs.
+    # The launch additionally copies the logs.
     assert [call for call in by_launcher if "worker-0.log" not in call and call not in by_hand] == []
     assert set(by_hand) <= set(by_launcher)
     assert (cloud.checkout.state / "demo" / "run.sh").read_text() == run_script
@@ -162,17 +162,17 @@ def test_a_dry_run_is_what_a_launch_does(cloud):
 # Preemption, loss and failure
 
 
-def test_a_preempted_tpu_is_requested_again_and_the_job_goes_on(cloud):
+def test_a_preempted_tpu_is_requested_again_and_the_job_resumes(cloud):
     cloud.write(preempt=[2, 1])
     play = json.dumps({"0": ["wait", "wait", 0], "1": ["wait", "wait", 0]})
     done = launch(cloud, options=("--spot",), PLAY=play)
     assert sorted(cloud.checkout.starts()) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
     assert len(cloud.calls("create")) == 3 and len(cloud.calls("delete demo --force")) == 2
-    assert len((cloud.folder / "installations").read_text().splitlines()) == 6  # the new workers are bare
+    assert len((cloud.folder / "installations").read_text().splitlines()) == 6  # new workers need a new installation
     assert "the TPU was preempted: SUSPENDED, PREEMPTED" in done.stderr
 
 
-def test_preemption_while_workers_are_set_up(cloud):
+def test_preemption_during_setup(cloud):
     uv = cloud.folder / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(
@@ -184,13 +184,13 @@ def test_preemption_while_workers_are_set_up(cloud):
     assert sorted(cloud.checkout.starts()) == ["0.0", "1.0"] and len(cloud.calls("create")) == 1
 
 
-def test_a_request_that_fails_is_made_again(cloud):
+def test_a_failed_request_is_repeated(cloud):
     cloud.write(creates=[["FAILED"], ["SUSPENDING"], []])
     launch(cloud)
     assert len(cloud.calls("create")) == 3 and len(cloud.calls("delete")) == 2
 
 
-def test_a_request_that_is_refused_is_not(cloud):
+def test_a_refused_request_is_not_repeated(cloud):
     cloud.write(creates=["INVALID_ARGUMENT: no such accelerator type"])
     done = launch(cloud, code=1)
     assert "no such accelerator type" in done.stderr and len(cloud.calls("create")) == 1
@@ -202,8 +202,8 @@ def test_a_request_that_is_refused_is_not(cloud):
 
 
 @pytest.mark.parametrize("status, end", [(75, 75), (76, 76), ("SIGABRT", 134), ("SIGKILL", 137)])
-def test_processes_that_are_lost_are_started_again_on_the_same_tpu(cloud, status, end):
-    # The other's end is only noticed later, and follows from the first: it does not decide.
+def test_lost_processes_restart_on_the_same_tpu(cloud, status, end):
+    # Worker 0 fails later, because worker 1 failed, so its status does not count.
     play = {"0": ["wait", 0], "1": [status, 0]}
     done = launch(cloud, PLAY=json.dumps(play | {"0": [76, 0]}))
     assert sorted(cloud.checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"]
@@ -212,21 +212,21 @@ def test_processes_that_are_lost_are_started_again_on_the_same_tpu(cloud, status
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
-def test_errors_are_not_tried_again_and_the_bill_is_told(cloud, status):
+def test_errors_are_not_retried_and_billing_is_printed(cloud, status):
     done = launch(cloud, code=status, PLAY=json.dumps({"0": [status], "1": [status]}))
     assert sorted(cloud.checkout.starts()) == ["0.0", "1.0"]
     assert f"ended with {status}" in done.stderr and "STILL EXISTS AND IS BILLED" in done.stderr.splitlines()[-1]
     assert (cloud.checkout.state / "demo" / "logs" / "worker-0.log").exists()
 
 
-def test_restarts_end(cloud):
+def test_restarts_are_limited(cloud):
     play = json.dumps({"0": ["SIGKILL"], "1": ["SIGKILL"]})
     done = launch(cloud, options=("--retries", "1"), code=137, PLAY=play)
     assert sorted(cloud.checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"]
     assert "giving up after 1 restarts in a row" in done.stderr
 
 
-def test_without_gcloud_nothing_is_begun(checkout):
+def test_without_gcloud_nothing_starts(checkout):
     programs = checkout.folder.parent / "bin"
     programs.mkdir()
     for program in ("git", "mkdir", "rm", "tar"):
@@ -235,7 +235,7 @@ def test_without_gcloud_nothing_is_begun(checkout):
     assert "launcher: gcloud is not installed" in done.stderr and not (checkout.state / "demo" / "code").exists()
 
 
-def test_when_gcloud_does_not_answer_that_is_told(cloud):
+def test_unknown_billing_is_printed_if_gcloud_fails(cloud):
     (cloud.folder / "state.json").write_text("broken")
     done = launch(cloud, code=1)
     assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a still exists" in done.stderr
@@ -246,7 +246,7 @@ def test_when_gcloud_does_not_answer_that_is_told(cloud):
 
 
 def running(cloud: Cloud):
-    """A launcher that watches two processes."""
+    """Start a launcher that watches two processes."""
     play = json.dumps({"0": ["wait", 0], "1": ["wait", 0]})
     watcher = cloud.checkout.start("tpu-vm", *TPU, *FAST, *DEMO, PLAY=play)
     wait_for(lambda: len(cloud.checkout.starts()) == 2 and cloud.calls("worker.sh status"))
@@ -255,7 +255,7 @@ def running(cloud: Cloud):
 
 @pytest.fixture
 def requested(cloud):
-    """Google Cloud with a request that was made for a job, and waits; its launcher was interrupted."""
+    """Google Cloud with a job's pending request, whose launcher was interrupted."""
     cloud.write(creates=[["WAITING_FOR_RESOURCES"] * 10_000])
     with cloud.checkout.start("tpu-vm", *TPU, *FAST, *DEMO) as watcher:
         wait_for(lambda: cloud.state["request"] == "WAITING_FOR_RESOURCES")
@@ -273,7 +273,7 @@ def requested(cloud):
         (("--direct", "--spot"), "spot False, direct False", "spot True, direct True"),
     ],
 )
-def test_a_tpu_is_not_forgotten_for_another_one(requested, options, was, now):
+def test_other_tpu_options_are_refused_while_a_tpu_exists(requested, options, was, now):
     refused = launch(requested, options=options, code=1).stderr
     assert f"demo was launched with {was}, not {now}: " in refused
     assert "still requested, and billed once it exists: v5litepod-8 demo in us-west4-a" in refused
@@ -285,21 +285,21 @@ def test_a_tpu_is_not_forgotten_for_another_one(requested, options, was, now):
     assert "queued-resources" in delete and "--zone=us-west4-a" in delete
 
 
-def test_when_it_is_not_known_whether_a_tpu_is_left_it_is_not_forgotten(requested):
+def test_other_tpu_options_are_refused_if_gcloud_fails(requested):
     (requested.folder / "state.json").write_text("broken")
     refused = launch(requested, options=("--zone", "us-east1-c"), code=1).stderr
     assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a" in refused
     assert requested.checkout.job("demo")["options"]["zone"] == "us-west4-a"
 
 
-def test_another_tpu_where_the_first_is_gone(cloud):
+def test_other_tpu_options_after_the_tpu_was_deleted(cloud):
     launch(cloud, options=("--autodelete",))
     launch(cloud, options=("--zone", "us-east1-c"))
     assert cloud.checkout.job("demo")["options"]["zone"] == "us-east1-c"
     assert len(cloud.calls("create", "--zone=us-east1-c")) == 1
 
 
-def test_other_words_do_not_pass_for_what_runs(cloud):
+def test_other_overrides_are_refused_while_workers_run(cloud):
     with running(cloud) as watcher:
         watcher.send_signal(signal.SIGINT)
         watcher.communicate(timeout=20)
@@ -317,14 +317,14 @@ def test_other_words_do_not_pass_for_what_runs(cloud):
     assert cloud.checkout.starts()["0.1"]["argv"][-2:] == ["--train.steps", "9"]
 
 
-def test_other_words_for_a_tpu_that_has_been_sent_nothing_yet(requested):
+def test_other_overrides_before_workers_start(requested):
     requested.write(coming=["ACTIVE"])
     launch(requested, "--train.steps", "9")
     assert requested.checkout.starts()["0.0"]["argv"][-2:] == ["--train.steps", "9"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_launcher_leaves_the_job_says_so_and_watches_again(cloud, number):
+def test_after_an_interruption_the_job_continues_and_is_watched_again(cloud, number):
     with running(cloud) as watcher:
         watcher.send_signal(number)
         said = watcher.communicate(timeout=20)[0]
@@ -332,13 +332,13 @@ def test_an_interrupted_launcher_leaves_the_job_says_so_and_watches_again(cloud,
     assert "STILL EXISTS AND IS BILLED" in said.splitlines()[-1]
     pids = [start["pid"] for start in cloud.checkout.starts().values()]
     for pid in pids:
-        os.kill(pid, 0)  # it is there
+        os.kill(pid, 0)  # it is running
     assert "not watched, last running; STILL EXISTS" in cloud.checkout.launch("list").stdout
 
     with cloud.checkout.start("tpu-vm", *TPU, *FAST, *DEMO, PLAY='{"0": [0, 0], "1": [0, 0]}') as watcher:
         looks = len(cloud.calls("worker.sh status"))
         wait_for(lambda: len(cloud.calls("worker.sh status")) > looks)
-        assert len(cloud.checkout.starts()) == 2 and len(cloud.calls("create")) == 1  # none was started
+        assert len(cloud.checkout.starts()) == 2 and len(cloud.calls("create")) == 1  # nothing was restarted
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
         watcher.communicate(timeout=20)
@@ -346,7 +346,7 @@ def test_an_interrupted_launcher_leaves_the_job_says_so_and_watches_again(cloud,
     assert sorted(cloud.checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"]
 
 
-def test_stop_ends_processes_and_names_the_bill(cloud):
+def test_stop_stops_processes_and_prints_billing(cloud):
     with running(cloud) as watcher:
         done = cloud.checkout.launch("stop", "demo")
         watcher.communicate(timeout=20)
@@ -355,7 +355,7 @@ def test_stop_ends_processes_and_names_the_bill(cloud):
     assert cloud.state["node"] == "READY" and len(cloud.checkout.starts()) == 2
 
 
-def test_delete_ends_the_tpu_and_a_launcher_that_would_request_it_again(cloud):
+def test_delete_stops_the_launcher_and_deletes_the_tpu(cloud):
     with running(cloud) as watcher:
         done = cloud.checkout.launch("delete", "demo")
         watcher.communicate(timeout=20)
@@ -364,13 +364,13 @@ def test_delete_ends_the_tpu_and_a_launcher_that_would_request_it_again(cloud):
     assert not (cloud.checkout.state / "demo").exists()
 
 
-def test_delete_of_what_is_gone(cloud):
+def test_delete_after_the_tpu_was_deleted(cloud):
     launch(cloud, options=("--autodelete",))
     cloud.checkout.launch("delete", "demo")
     assert len(cloud.calls("resources delete")) == 1 and not (cloud.checkout.state / "demo").exists()
 
 
-def test_a_record_stays_if_its_tpu_could_not_be_deleted(cloud):
+def test_a_record_stays_if_the_tpu_could_not_be_deleted(cloud):
     launch(cloud)
     (cloud.folder / "state.json").write_text("broken")
     assert "COULD NOT CHECK" in cloud.checkout.launch("delete", "demo", code=1).stderr
@@ -385,14 +385,14 @@ def test_logs_follow_one_worker(cloud):
         follower.wait(10)
 
 
-def test_logs_of_a_tpu_that_is_gone_are_what_was_copied(cloud):
+def test_logs_of_a_deleted_tpu_are_the_copied_ones(cloud):
     launch(cloud, options=("--autodelete",))
     assert cloud.checkout.launch("logs", "demo").stdout == "process 0, start 0\n"
     missing = cloud.checkout.launch("logs", "--worker", "1", "demo", code=1).stderr
     assert "demo has no log of worker 1; existing logs: worker-0.log" in missing
 
 
-def test_a_bill_that_is_interrupted_is_not_left_out(cloud, monkeypatch, capsys):
+def test_unknown_billing_is_printed_if_the_query_is_interrupted(cloud, monkeypatch, capsys):
     launch(cloud)
     job = jobs.read_job(cloud.checkout.state, "demo")
 
@@ -425,8 +425,8 @@ def test_dry_runs_of_the_other_verbs(cloud):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 @pytest.mark.parametrize("direct", [False, True])
-def test_gcloud_itself_takes_the_arguments(direct, tmp_path):
-    """Its own check of commands, which runs none of them."""
+def test_the_real_gcloud_accepts_the_arguments(direct, tmp_path):
+    """Uses gcloud's linter, which runs no command."""
     options = {"zone": "us-west4-a", "project": "my-project", "accelerator": "v5litepod-16", "spot": True, "env": []}
     options |= {"runtime_version": "v2-alpha-tpuv5-lite", "direct": direct}
     launched = [{"commit": "0" * 40, "command": ["train"]}]
@@ -450,7 +450,7 @@ def test_gcloud_itself_takes_the_arguments(direct, tmp_path):
 
 
 @pytest.mark.parametrize("listing", ["WARNING: no JSON", "[1]", '[{"state": "READY"}]'])
-def test_an_answer_that_is_no_list_is_shown(listing):
+def test_the_error_shows_an_answer_that_is_not_a_list(listing):
     with pytest.raises(LaunchError, match="gcloud printed no list of resources") as told:
         gcloud.find_resource(listing, "demo")
     assert listing in str(told.value)

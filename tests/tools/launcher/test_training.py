@@ -1,4 +1,4 @@
-"""The launcher with prompt-jax itself: training in processes that find each other, and go on when one is killed."""
+"""Tests of the launcher with the real prompt-jax: distributed training, also after a process is killed."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ CONFIG = "configs/reviews.json"
 
 @pytest.fixture
 def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Path]) -> Checkout:
-    """A checkout of prompt-jax, with an experiment of 30 steps of two members on the tiny model."""
+    """A checkout of prompt-jax with an experiment: two members, 30 steps, the tiny model."""
     shutil.rmtree(checkout.folder / "prompt_jax")
     shutil.copytree(ROOT / "prompt_jax", checkout.folder / "prompt_jax", ignore=shutil.ignore_patterns("__pycache__"))
     experiment = Experiment(
@@ -44,7 +44,7 @@ def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Pa
 
 
 def check_run(checkout: Checkout) -> None:
-    """That the run of 30 steps is whole, and is the only one."""
+    """Check that the run is the only one and has all 30 steps."""
     run = checkout.folder / "runs" / "reviews"
     assert [path.name for path in run.parent.iterdir()] == ["reviews"]
     assert json.loads((run / "summary.json").read_text())["steps"] == 30 and (run / "best.npz").exists()
@@ -60,11 +60,11 @@ def test_training_in_processes(trained, processes):
     assert "summary" in done.stdout or "accuracy" in done.stdout
     check_run(trained)
     shown = trained.launch("logs", "--worker", "1", "reviews").stdout
-    assert "accuracy" not in shown  # one of them prints
+    assert "accuracy" not in shown  # only process 0 prints
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_a_process_is_killed(trained):
+def test_training_resumes_when_a_process_is_killed(trained):
     words = ("--processes", "2", "--backoff", "0.1", "--grace", "20", "reviews", CONFIG, "--mesh.ensemble", "2")
     with trained.start("local", *words, "--heartbeat", "10") as launcher:
         checkpoints = trained.folder / "runs" / "reviews" / "checkpoints"

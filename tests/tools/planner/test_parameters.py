@@ -1,4 +1,4 @@
-"""Counts of parameters, against those that the papers print."""
+"""Tests of parameter counts against those in the papers."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from tools.planner import parameters
 
 
 @pytest.mark.parametrize("name", parameters.PAPER)
-def test_prompts_have_the_papers_share(name):
+def test_counts_are_those_of_the_paper(name):
     total, share = parameters.PAPER[name]
     base, trained, stored = parameters.counts(name, PromptConfig())
     assert base + trained == total and stored == trained
-    if not name.endswith("large"):  # where the paper's own numbers do not agree
+    if not name.endswith("large"):  # the paper's numbers disagree with each other
         assert 100 * trained / total == pytest.approx(share, abs=1e-5)
 
 
@@ -19,7 +19,7 @@ def test_a_prefix_is_stored_without_its_mlp():
     prefix = PromptConfig(method="prefix", init="uniform", length=10)
     base, trained, stored = parameters.counts("openai-community/gpt2-medium", prefix)
     assert base == 354_823_168 and trained == stored == 10 * 24 * 2 * 1024
-    # A table, a hidden layer and what comes out of it, as in the prefix paper.
+    # An input table, a hidden layer and an output layer, as in the prefix paper.
     _, with_mlp, stored_of_mlp = parameters.counts(
         "openai-community/gpt2-medium", PromptConfig(method="prefix", init="uniform", length=10, mlp_width=512)
     )

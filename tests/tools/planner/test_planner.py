@@ -1,4 +1,4 @@
-"""The planner without libtpu: what it compiles is what a run compiles, and its counts are right."""
+"""Tests of the planner without libtpu: it compiles the programs of a run, and counts correctly."""
 
 import dataclasses
 import re
@@ -49,7 +49,7 @@ def experiment(name: str, **changes) -> Experiment:
 
 @pytest.mark.parametrize("kind, method", [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "soft_prompt")])
 def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_files, tmp_path, monkeypatch):
-    """From shapes, the very programs that a run makes from its weights and its data."""
+    """The planner makes the same programs from shapes as a run makes from weights and data."""
     data = DataConfig(**sentiment_files, labels=("negative", "positive"), input_length=32, target_length=8, buckets=1)
     given = experiment(
         str(tiny_folders[kind]),
@@ -85,7 +85,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
 
 
 def text(lowered) -> str:
-    """A program without the places of its arguments, which are those of no mesh."""
+    """Return a program's text without the locations of its arguments, which differ without a mesh."""
     stripped = re.sub(r"sdy\.sharding = #sdy\.sharding<@empty_mesh[^>]*>(, )?", "", lowered.as_text())
     return re.sub(r" {}|  sdy\.mesh @empty_mesh .*\n", "", stripped)
 
@@ -95,7 +95,7 @@ def test_sampling_takes_a_key(tiny_folder):
     assert "tensor<2xui32>" in text(generation.lower()).splitlines()[1]
 
 
-def test_prompts_of_several_lengths_are_programs_of_their_own(tiny_folder):
+def test_each_prompt_length_has_a_separate_program(tiny_folder):
     given = experiment(str(tiny_folder), ensemble=EnsembleConfig(length=(3, 7, 3)))
     *train, generation = programs(given, jax.devices()[:1])
     assert [program.name for program in train] == ["training step, 2 x 3", "training step"]
@@ -106,7 +106,7 @@ def test_prompts_of_several_lengths_are_programs_of_their_own(tiny_folder):
     assert f"tensor<3x7x{width}xf32>" in of_all and "tensor<3x7xi1>" in of_all
 
 
-def test_what_a_run_would_refuse_is_refused(tiny_folder):
+def test_the_planner_refuses_what_a_run_would_refuse(tiny_folder):
     devices = jax.devices()[:1]
     with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
@@ -133,13 +133,13 @@ def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(data=data)), chips))
 
 
-def test_the_demo_is_of_the_shape_that_is_planned():
+def test_the_demo_has_the_planned_shape():
     assert base_config("demo") == model_config(demo._CONFIG, {}, source="demo")
 
 
 @pytest.mark.parametrize(
     "name, millions",
-    [  # as the model cards, or the papers, have them
+    [  # from model cards and papers
         *(("google/t5-v1_1-small", 77), ("google/t5-base-lm-adapt", 248), ("google/flan-t5-large", 783)),
         *(("google/t5-v1_1-xl", 2850), ("google/t5-xxl-lm-adapt", 11135)),
         *(("openai-community/gpt2", 124), ("openai-community/gpt2-medium", 355), ("openai-community/gpt2-large", 774)),
@@ -157,7 +157,7 @@ def test_published_shapes_have_the_published_sizes(name, millions):
 # Operations
 
 
-def test_flops_of_what_is_written():
+def test_flops_by_hand():
     def f(x, w):
         def body(x, _):
             return jax.checkpoint(lambda x: jax.nn.relu(x @ w))(x), None
@@ -170,7 +170,7 @@ def test_flops_of_what_is_written():
     once = 2 * 5 * 3 * 3
     assert matmul_flops(jax.make_jaxpr(f)(x, w), unknown_trips=4) == (7 + 1 + 4) * once
     mapped = jax.jit(jax.vmap(f, (0, None))).trace(x.update(shape=(2, 5, 3)), w)
-    # Mapped over, both branches are computed.
+    # Under vmap, both branches are computed.
     assert matmul_flops(mapped.jaxpr) == 2 * (7 + 1 + 1) * once
 
 
@@ -189,19 +189,19 @@ def test_flops_of_a_training_step_by_hand(target):
     attention, feed_forward = 4 * d * heads, 3 * d * 1024
     encoder = 8 * (rows * source * (attention + feed_forward) * 2 + 2 * rows * source * source * heads * 3)
     own = rows * target * (2 * attention + feed_forward) * 2 + 2 * rows * target * target * heads * 3
-    if target < 64:  # the keys' and values' matrices are on the side of the queries
+    if target < 64:  # the key and value matrices are applied on the queries' side
         cross = 2 * rows * target * source * 6 * d * 3
-    else:  # their share is of the source, not of the target
+    else:  # keys and values are computed for the source, not the target
         cross = rows * (source - target) * 2 * d * heads * 2 + 2 * rows * target * source * heads * 3
     decoder = 8 * (own + cross)
     by_hand = 2 * (encoder + decoder + rows * target * d * words * 2)
-    # What is not counted by hand: the norms' sums of squares.
+    # The hand count leaves out the norms' sums of squares.
     assert step.model_flops == pytest.approx(by_hand, rel=3e-3)
     assert step.model_flops > by_hand
 
 
-def test_flops_of_a_mesh_are_those_of_all_devices(tiny_folder):
-    """Inside `shard_map` shapes are of one device."""
+def test_flops_of_a_mesh_include_all_devices(tiny_folder):
+    """Inside `shard_map`, shapes are per device."""
     mesh = jax.sharding.AbstractMesh((4, 2), ("ensemble", "model"))
     own = jax.sharding.PartitionSpec("ensemble")
     mapped = jax.shard_map(
@@ -224,15 +224,15 @@ def slice_of(kind: str, *sizes: int) -> chips.Topology:
     "kind, sizes, group, links, hops",
     [
         ("v5e", (16, 16), tuple(range(16)), 2, 8),  # a closed ring
-        ("v5e", (16, 16), tuple(range(8)), 1, 7),  # half of it is a line
-        ("v5e", (4, 4), (0, 4, 8, 12), 1, 3),  # nothing closes the axes of a part of a pod
-        ("v5e", (16, 16), (), 4, 16),  # all, along both axes
+        ("v5e", (16, 16), tuple(range(8)), 1, 7),  # half of a ring is a line
+        ("v5e", (4, 4), (0, 4, 8, 12), 1, 3),  # axes of a part of a pod are not closed
+        ("v5e", (16, 16), (), 4, 16),  # all devices, along both axes
         ("v4", (2, 2, 4), (0, 1), 1, 1),
         ("v5p", (4, 4, 4), (0, 16, 32, 48), 2, 2),
         ("v5p", (2, 4, 4), (0, 2, 4, 6), 1, 3),
     ],
 )
-def test_collectives_go_over_the_links_that_there_are(kind, sizes, group, links, hops):
+def test_collectives_use_the_existing_links(kind, sizes, group, links, hops):
     where = slice_of(kind, *sizes)
     count, link, size = len(group) or len(where.devices), where.chip.link, 1e9
 
@@ -246,7 +246,7 @@ def test_collectives_go_over_the_links_that_there_are(kind, sizes, group, links,
 
 
 @pytest.mark.parametrize("name", ["v5litepod-16", "v5e:16", "v5e:4x4x4", "v4:4x4", "v9:2x2", "v5e:axb", "v5e:-4x4"])
-def test_a_topology_that_there_is_not(name):
+def test_an_unknown_topology(name):
     with pytest.raises(chips.TopologyError, match="not a topology; expected .* v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4"):
         chips.topology(name)
 
@@ -269,7 +269,7 @@ def test_out_of_memory():
 
 
 def test_an_estimate_of_a_compiled_program():
-    """A product whose operands are known, on one chip."""
+    """A matrix product of known size on one chip."""
     x, w = jax.ShapeDtypeStruct((64, 128), "float32"), jax.ShapeDtypeStruct((128, 256), "float32")
     lowered = jax.jit(lambda x, w: x @ w).lower(x, w)
     program = SimpleNamespace(
@@ -287,7 +287,7 @@ def test_an_estimate_of_a_compiled_program():
     assert longer.bound == "interconnect" and longer.seconds == 1 + found.transfer
 
 
-def test_without_libtpu_it_says_what_is_needed():
+def test_without_libtpu_the_error_says_how_to_install_it():
     code = """if True:
         import runpy, sys
         sys.modules["libtpu"] = None

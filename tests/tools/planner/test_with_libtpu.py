@@ -1,4 +1,4 @@
-"""The planner with libtpu: `pip install 'prompt-jax[tpu]'`. Each plan is a process of its own; no TPU is needed."""
+"""Tests of the planner with libtpu (`pip install 'prompt-jax[tpu]'`). Each plan is a new process; no TPU is needed."""
 
 import importlib.util
 import json
@@ -54,13 +54,13 @@ def test_an_ensemble_on_a_replicated_base_has_no_collectives(config):
     train, generation = planned(config, "--topology", "v5e:4x4", "--ensemble.size", "32", "--mesh.ensemble", "16")
     assert train["program"] == "training step, 32 x 20" and train["collectives"] == {}
     assert train["bound"] in ("compute", "memory") and train["interconnect"] == 0
-    # Of generation one: whether all rows have ended, after each token.
+    # Generation has one: after each token it checks whether all rows have ended.
     ((kind, (count, size)),) = generation["collectives"].items()
     assert (kind, count) == ("all-reduce", 7) and size <= 4 * 7
 
 
-def test_what_is_counted_in_the_program_is_what_is_written(config):
-    """Every chip computes its share, and no more; recomputation comes on top."""
+def test_counted_operations_are_those_of_the_model(config):
+    """Every chip computes exactly its share, plus recomputation."""
     mesh = ("--topology", "v5e:4x4", "--mesh.data", "8", "--mesh.model", "2")
     kept, _ = planned(config, *mesh)
     again, _ = planned(config, *mesh, "--model.remat", "full")
@@ -71,7 +71,7 @@ def test_what_is_counted_in_the_program_is_what_is_written(config):
     assert kept["flops"] == pytest.approx(model(kept), rel=0.02)
     assert model(again) == pytest.approx(model(kept)) and 1.2 < again["flops"] / kept["flops"] < 1.5
     assert again["temporaries"] < kept["temporaries"]
-    # Two chips have a half each: heads, feed-forward widths and words are summed over them, prompts over all eight.
+    # Two chips hold half of the base each and sum over heads, feed-forward width and vocabulary; prompts sum over all.
     base = 77e6 * 2 / 2
     assert base < kept["arguments"] < 1.05 * base
     assert kept["bound"] == "interconnect" and kept["collectives"]["all-reduce"][0] > 60
@@ -81,11 +81,11 @@ def test_an_int8_base_takes_half(config):
     chips = ("--topology", "v5e:2x2", "--mesh.data", "2", "--mesh.model", "2")
     whole, _ = planned(config, *chips)
     half, _ = planned(config, *chips, "--model.dtype", "int8")
-    words = 2 * 32128 * 512 * 2 / 2  # the halves of embedding and output stay as they are
+    words = 2 * 32128 * 512 * 2 / 2  # half of embedding and output, which are not quantized
     assert half["arguments"] - words == pytest.approx((whole["arguments"] - words) / 2, rel=0.05)
 
 
-def test_what_is_too_large_is_a_row_of_the_table(config):
+def test_a_program_that_does_not_fit_is_a_row_of_the_table(config):
     done = run(config, "--topology", "v5e:1x1", "--train.batch-size", "16384", "--train.eval-batch-size", "8")
     assert done.returncode == 0, done.stderr
     train, generation = (line for line in done.stdout.splitlines() if line.startswith(("| training", "| generation")))
@@ -114,7 +114,7 @@ def test_a_chip_is_a_device(config, topology, chips):
         (("--topology", "v5e:2x2", "--model.name", "no/such"), "model.name 'no/such' is neither a folder"),
     ],
 )
-def test_what_cannot_be_is_a_message(config, arguments, message):
+def test_errors_are_one_line(config, arguments, message):
     done = run(config, *arguments)
     assert (done.returncode, done.stdout) == (1, "") and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]

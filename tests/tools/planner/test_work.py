@@ -1,4 +1,4 @@
-"""Reading compiled programs: against counts by hand, and against what JAX compiles here."""
+"""Tests of counting work in compiled programs, against counts by hand and programs compiled here."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ ENTRY %main (w: f32[8,16,32]) -> f32[4,32] {
 """
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loops_count_once_per_iteration():
     found = count_work(hlo.parse(LOOPS), unknown_trips=3)
     assert found.flops == 8 * 2 * 4 * 32 * 16
     reduced, gathered = found.collectives
@@ -100,7 +100,7 @@ def test_loops_count_as_often_as_they_run():
     assert gathered == Collective("all-gather", 4 * 64 * 4, (0, 4), 3)
 
 
-def test_traffic_is_what_is_read_and_written_in_main_memory():
+def test_traffic_counts_reads_and_writes_in_main_memory():
     layer, row = 16 * 32 * 4, 4 * 32 * 4
     in_loop = (
         (layer + 4 + row)  # the fusion reads one layer of the weights, and the counter, and writes y; x is on the chip
@@ -108,7 +108,7 @@ def test_traffic_is_what_is_read_and_written_in_main_memory():
         + (row + 4 + row)  # the update reads what it writes, and does not read or write the others
         + 4 + 4  # the counter and the one are read; the new counter is on the chip
     )  # fmt: skip
-    condition = 4 + 4 + 1  # of the outer loop: two numbers are compared
+    condition = 4 + 4 + 1  # of the outer loop: compares two numbers
     in_inner_loop = (row + 2 * row) + 2 * row  # all-gather; slice
     copied = 8 * layer  # to the chip
     expected = copied + 8 * (in_loop + condition) + 3 * in_inner_loop
@@ -164,18 +164,18 @@ def convolution(left: str, right: str, out: str, window: str, labels: str) -> fl
         ),
     ],
 )
-def test_a_convolution_counts_what_meets_a_value(left, right, out, window, labels, products):
+def test_a_convolution_counts_products_with_values(left, right, out, window, labels, products):
     assert convolution(left, right, out, window, labels) == 2 * products
 
 
 def test_an_ordinary_convolution():
-    """Edges, where the kernel hangs over, count less."""
+    """Edges, where the kernel overlaps padding, count less."""
     found = convolution("f32[2,5,7]", "f32[3,7,11]", "f32[2,5,11]", "size=3 pad=1_1", "b0f_0io->b0f")
     assert found == 2 * 2 * 7 * 11 * (5 * 3 - 2)
 
 
-def test_what_is_compiled_here():
-    """A scan with attention in it, mapped over members: the products that are written down, and no more."""
+def test_a_program_compiled_here():
+    """A scan with attention, vmapped over members, has exactly the products of its code."""
 
     def f(weights, x):
         def layer(x, w):
@@ -217,7 +217,7 @@ def test_groups_in_every_form(groups, first):
     assert count_work(hlo.parse(text)).collectives == [Collective("all-reduce", 30, first, 1)]
 
 
-def test_a_group_of_one_is_no_collective():
+def test_a_group_of_one_is_not_a_collective():
     text = (
         "HloModule m\n\nENTRY %main (x: f32[3]) -> f32[3] {\n  %x = f32[3] parameter(0)\n"
         "  ROOT %r = f32[3] all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add\n}\n"
@@ -225,7 +225,7 @@ def test_a_group_of_one_is_no_collective():
     assert count_work(hlo.parse(text)).collectives == []
 
 
-def test_what_is_not_understood_is_an_error():
+def test_unknown_text_is_an_error():
     with pytest.raises(hlo.HloError, match="expected the text of an HLO module"):
         hlo.parse("module @jit_f { }")
     text = (

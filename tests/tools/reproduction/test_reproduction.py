@@ -1,4 +1,4 @@
-"""The papers' tables: that every command is one, and a table from training to Markdown and plot."""
+"""Tests of the papers' tables: valid commands, and a table from training to Markdown and plot."""
 
 import concurrent.futures
 import dataclasses
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def commands(name, model, folder, **options):
-    """The words of a table's commands, and whether they are the first that have these options."""
+    """Yield the words of a table's commands, and whether this combination of options is new."""
     runner = Runner(folder, dry=True, **options)
     for row in TABLES[name](model).rows:
         assert not runner.scores(row)[1]
@@ -55,8 +55,8 @@ def commands(name, model, folder, **options):
 
 @pytest.mark.parametrize("model", [None, "demo"])
 @pytest.mark.parametrize("name", TABLES)
-def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(name, model, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)  # where configurations and tasks are
+def test_commands_are_valid_and_compute_the_metrics_of_all_columns(name, model, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)  # for configurations and tasks
     tasks = set(discover_tasks())
     table = TABLES[name](model)
     given, runs, chosen = set(), {}, {}
@@ -64,7 +64,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
         verb = words[0]
         flag = "--data.task" if verb == "train" else "--task"
         own = [words[words.index(flag) + 1]] if flag in words else []
-        if first:  # the command line is slow to read
+        if first:  # parsing the command line is slow
             args = cli.parse(verb, words[1:])
             if verb == "train":
                 check(args.experiment)
@@ -77,7 +77,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
             run = words[words.index("--name") + 1]
             assert runs.setdefault(run, words) == words, "two runs of one name"
     assert {column.task for column in table.columns} <= {None, *given}
-    for column in table.columns:  # each is computed, but for those that need models
+    for column in table.columns:  # all are computed, except those that need further models
         if column.task is not None and column.metric not in NOT_COMPUTED and "meteor" not in column.metric:
             own = chosen.get(column.task) or find_task(column.task).task_format.metrics
             assert column.metric.removeprefix("rank/") in own, column
@@ -90,7 +90,7 @@ def test_commands_are_what_the_command_line_takes_and_give_what_columns_ask_for(
     assert len({row.name for row in table.rows}) == len(table.rows)
 
 
-def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
+def test_tables_share_equal_runs(tmp_path):
     runs = {}
     for model in (None, "demo"):
         for name in TABLES:
@@ -101,7 +101,7 @@ def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
     again = {}
     for run, words in runs.items():
         assert again.setdefault(tuple(words), run) == run, "trained twice"
-    # Nor does another's run say a configuration's own values again.
+    # Two runs may also be equal because one repeats its configuration's values.
     trainings = {
         step.name: step
         for name in TABLES
@@ -117,14 +117,14 @@ def test_a_name_is_of_one_run_and_runs_are_shared(tmp_path):
 
 
 def table_experiments(name):
-    """What a table of a paper trains: the name of a row and the experiment of each of its runs."""
+    """Yield the row name and experiment of each run of a paper's table."""
     for row in TABLES[name](None).rows:
         for step in row.steps:
             yield row.name, running._experiment(ROOT / step.config, step.options, quick=False)
 
 
-def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
-    """GPT-2's dropout is on in the baselines alone (`trainer_prefix.py`), BART's always (`lightning_base.py`)."""
+def test_prefix_tuning_has_the_settings_of_the_authors_code():
+    """GPT-2 uses dropout only in the baselines (`trainer_prefix.py`), BART always (`lightning_base.py`)."""
     for name in ("e2e", "webnlg", "dart"):
         for row, own in table_experiments(name):
             expected = (0.0, "sentence") if row.startswith("prefix") else (0.1, "token")
@@ -139,14 +139,14 @@ def test_prefix_tunings_runs_have_the_settings_of_the_authors_code():
 
 
 @pytest.mark.parametrize("name", ["low-data", "low-data-initialization"])
-def test_with_little_data_the_lowest_validation_loss_is_the_best(name):
-    """`trainer_prefix.py`, `save_based_on_eval`. What is generated is scored all the same."""
+def test_low_data_runs_choose_the_lowest_validation_loss(name):
+    """As in `trainer_prefix.py`, `save_based_on_eval`. Generated text is scored anyway."""
     for row, own in table_experiments(name):
         assert own.train.best_by == "first" and own.data.metrics[:3] == ("log_likelihood", "bleu", "nist"), row
 
 
-def test_words_that_prompts_start_from():
-    """The tokens of GPT-2 after a space, as in the prefix paper's code, and a virtual token a word of T5's."""
+def test_initialization_words():
+    """GPT-2's tokens after a space, as in the prefix paper's code; for T5, one virtual token per word."""
     lengths = {row: own.prompt.length for row, own in table_experiments("low-data-initialization") if row != "random"}
     assert lengths.pop("table-to-text:") == 6 and set(lengths.values()) == {1} and len(lengths) == 7
     words = {own.data.task: own.prompt for _, own in table_experiments("prompt-length")}
@@ -158,7 +158,7 @@ def test_words_that_prompts_start_from():
 
 
 @pytest.mark.parametrize("name", ["ensembles", "e2e", "xsum", "low-data"])
-def test_quick_options_go_with_the_configurations(name, monkeypatch, tmp_path):
+def test_quick_options_are_valid(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for words, first in commands(name, None, tmp_path, quick=True):
         if words[0] == "train" and first:
@@ -201,13 +201,13 @@ def test_a_table_by_hand():
     both = dataclasses.replace(TABLE, columns=TABLE.columns[:3])
     assert "| ours | 2 | 50.00 ± 14.14 | 60.00" in markdown(both, [OURS, {}, {}], {}, None)
     assert "| ours | 2 |  | 60.00" in markdown(TABLE, [OURS, {}, {}], {}, None), "an average of all, or none"
-    # A member that diverged counts nowhere, and the others' seeds stay together.
+    # A diverged member is left out, and the other members' seeds stay aligned.
     nan = math.nan
     some = {("a", "test", "accuracy"): [nan, 0.7, 0.5], ("a", "test", "f1"): [0.3, 0.5, 0.3]}
     assert "| ours | 3 | 50.00 ± 14.14 | 60.00 ± 14.14 |" in markdown(both, [some, {}, {}], {}, None)
 
 
-def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
+def test_plots(tmp_path):
     lines = dataclasses.replace(
         TABLE,
         columns=TABLE.columns[1:2],
@@ -221,7 +221,7 @@ def test_a_plot_has_points_of_ours_and_of_the_paper(tmp_path):
     assert not (tmp_path / "none.svg").exists()
 
 
-def test_what_a_vote_gains():
+def test_vote_gain():
     ensemble = EnsembleSummary(
         "majority", {"accuracy": 0.9}, {"accuracy": 0.85}, 1, 1.0, [], {"best": (-0.02, 0.03), "average": (0.01, 0.09)}
     )
@@ -232,7 +232,7 @@ def test_what_a_vote_gains():
     assert "nist: +0.05 (+0.01 to +0.09) over the average" in vote_gain("a", bleu, {"nist": 0.89})
 
 
-def test_the_base_is_asked_in_the_words_that_are_best_on_validation_data(tmp_path, monkeypatch):
+def test_prompt_design_uses_the_best_template_on_validation_data(tmp_path, monkeypatch):
     scores, asked = {"a {input}": 0.4, "b {input}": 0.7, "c {input}": 0.6}, []
 
     def make(words, *_):
@@ -253,14 +253,14 @@ def test_the_base_is_asked_in_the_words_that_are_best_on_validation_data(tmp_pat
     assert asked == [*((design, "validation", "0") for design in scores), ("b {input}", "test", "3")]
 
 
-def test_options_as_words():
+def test_flags():
     options = {"ensemble.seed": (0, 1), "data.task_names": True, "prompt.tie_layers": False, "train.epochs": None}
     assert flags(options) == shlex.split(
         "--ensemble.seed 0 1 --data.task-names --prompt.no-tie-layers --train.epochs None"
     )
 
 
-def test_of_two_calls_one_waits_for_what_the_other_makes(tmp_path, monkeypatch, capsys):
+def test_a_call_waits_for_a_run_of_another_call(tmp_path, monkeypatch, capsys):
     result, made = tmp_path / "evaluations" / "x" / "scores.json", []
 
     def make(words, *_):
@@ -279,7 +279,7 @@ def test_of_two_calls_one_waits_for_what_the_other_makes(tmp_path, monkeypatch, 
     )
 
 
-def test_whose_scores_a_row_has():
+def test_scores_of_members_best_and_vote():
     found = {"task": "a", "split": "validation", "members": [{"scores": {"accuracy": v}} for v in (0.5, 0.7)]}
     found["ensemble"] = {"vote": {"accuracy": 0.9}, "best": 1}
     key = ("a", "validation", "accuracy")
@@ -288,8 +288,8 @@ def test_whose_scores_a_row_has():
     assert evaluation_scores(found | {"ensemble": None, "members": found["members"][:1]}, Row("r"))[key] == [0.5]
 
 
-def test_a_row_has_the_members_that_it_names():
-    """Of a run whose members differ in what rows differ in, and of which the second test is of two of them."""
+def test_a_row_selects_members_by_their_settings():
+    """The second test of this run has only two of its members."""
 
     def member(init, seed, score, status="finished"):
         settings = {"prompt.init": init, "train.seed": seed}
@@ -324,7 +324,7 @@ def test_a_row_has_the_members_that_it_names():
     }
 
 
-def test_a_table_takes_its_place_in_a_text():
+def test_a_table_replaces_the_text_between_its_marks():
     text = "# R\n<!-- a -->\nold\n<!-- /a -->\nend\n"
     assert put(text, "a", "new\n") == "# R\n<!-- a -->\nnew\n<!-- /a -->\nend\n"
     assert put(put(text, "a", "new\n"), "a", "new\n") == put(text, "a", "new\n")
@@ -332,7 +332,7 @@ def test_a_table_takes_its_place_in_a_text():
         put(text, "b", "new\n")
 
 
-def test_figures_that_a_user_supplies():
+def test_supplied_figures():
     table = dataclasses.replace(TABLE, columns=TABLE.columns[1:])
     scores = [{**OURS}, {}, {}]
     supply(table, scores, {"ours": {"Mover": [0.5, 0.52], "A F1": [41, 43]}})
@@ -348,7 +348,7 @@ def test_figures_that_a_user_supplies():
             supply(table, scores, wrong)
 
 
-def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys, tmp_path):
+def test_a_row_that_fails_is_one_line_and_the_others_are_made(monkeypatch, capsys, tmp_path):
     broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
     monkeypatch.setitem(TABLES, "two", lambda model: broken)
     assert main(["two", "--out", str(tmp_path)]) == 1
@@ -359,7 +359,7 @@ def test_what_cannot_be_run_is_one_line_and_the_rest_is_made(monkeypatch, capsys
     assert "no table 'three'; known tables: superglue, " in capsys.readouterr().err
 
 
-def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, capsys, tmp_path):
+def test_an_incomplete_table_does_not_replace_an_existing_one(monkeypatch, capsys, tmp_path):
     broken = dataclasses.replace(TABLE, rows=(*TABLE.rows[1:2], Row("broken", (Training("y", "configs/none.py"),))))
     monkeypatch.setitem(TABLES, "two", lambda model: broken)
     results = tmp_path / "R.md"
@@ -371,7 +371,7 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
     results.write_bytes(b"\xff")
     assert main(["two", "--into", str(results)]) == 1
     assert f"--into {results} is not UTF-8 text" in capsys.readouterr().err
-    # One that is whole, but for a member that diverged, takes its place.
+    # A complete table replaces it, even if a member diverged.
     results.write_text("<!-- two -->\nthere\n<!-- /two -->\n")
     diverged = {("a", "test", "accuracy"): [0.5, math.nan]}
     monkeypatch.setattr(Runner, "_trained", lambda *_: diverged)
@@ -384,7 +384,7 @@ def test_a_table_that_is_there_is_not_lost_to_one_that_lacks_rows(monkeypatch, c
     assert "--name is set for each run" in capsys.readouterr().err
 
 
-def test_commands_name_data_as_seen_from_where_they_run(monkeypatch, capsys, tmp_path):
+def test_commands_have_data_paths_relative_to_where_they_run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["e2e", "--model", "demo", "--dry-run", "--data-dir", "data"]) == 0
     assert f"PROMPT_JAX_DATA={tmp_path / 'data'} prompt-jax" in capsys.readouterr().out
@@ -393,7 +393,7 @@ def test_commands_name_data_as_seen_from_where_they_run(monkeypatch, capsys, tmp
     assert "PROMPT_JAX_DATA=data prompt-jax" in capsys.readouterr().out
 
 
-def test_a_reason_is_told_once(tmp_path, monkeypatch):
+def test_a_reason_is_printed_once(tmp_path, monkeypatch):
     def fail(words, env, log, lock):
         log.write_text("prompt-jax: no such model\n")
         return 1
@@ -405,8 +405,10 @@ def test_a_reason_is_told_once(tmp_path, monkeypatch):
 
 
 def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, capsys):
-    """Domain shift on questions of our own: two methods, three seeds, seven tests. Then again, from what is there; and
-    after a prompt's configuration has changed, which is refused."""
+    """Domain shift on synthetic questions: two methods, three seeds, seven tests.
+
+    A second call reuses all results; a call with another configuration fails.
+    """
     questions = [(f"is the film {number} good", f"a good film {number}") for number in range(6)]
     squad = [
         {"id": str(number), "title": "x", "context": context, "question": question}
@@ -447,9 +449,11 @@ def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, c
 MRQA = ("TextbookQA", "BioASQ", "RACE", "RelationExtraction", "DuoRC.ParaphraseRC", "DROP")
 
 
-def test_the_results_are_of_these_tables():
-    """Each table of RESULTS.md has the rows, columns and commands that its definition gives, and its plot; and what is
-    counted rather than run is what is counted now."""
+def test_results_md_matches_the_tables():
+    """Each table of RESULTS.md has the rows, columns, commands and plot of its definition.
+
+    The table of parameters, which needs no run, has the current counts.
+    """
     text = (ROOT / "RESULTS.md").read_text()
     sections = dict(re.findall(r"<!-- ([a-z0-9-]+) -->\n(.*?)<!-- /\1 -->", text, re.DOTALL))
     assert set(sections) == {*SMALL, PARAMETERS}
@@ -470,6 +474,6 @@ def test_the_results_are_of_these_tables():
 
 
 def _of_any_search(command):
-    """A command without the learning rate that a search has found, or the words to ask the base in."""
+    """Return a command without the learning rate or template that a search chose."""
     found = r"--optimizer.learning-rate \S+" + ("" if "--split validation" in command else r"|--design '[^']+'")
     return re.sub(found, "", command)

@@ -1,13 +1,13 @@
-"""Stands in for `prompt_jax.cli`: notes how it was called, and ends as the test says.
+"""Stands in for `prompt_jax.cli`: records how it was called, and ends as the test says.
 
-Environment: RECORDS, a folder for a JSON file for each process and start; and PLAY, JSON with, for each process, what
-it does at each start: an exit status, a signal's name to be killed by, or
+Environment: RECORDS is a folder for a JSON file per process and start. PLAY is JSON with, for each process, a list of
+what it does at each start: an exit status, the name of a signal that kills it, or
 
-    wait      until SIGTERM, and end with 75
-    told N    until SIGTERM, and end with N
-    stubborn  until SIGKILL
+    wait      wait for SIGTERM, then exit with 75
+    told N    wait for SIGTERM, then exit with N
+    stubborn  ignore SIGTERM
 
-At the last entry it stays; a process without one ends with 0. None ends before all processes of its start are there.
+The last entry repeats; a process without entries exits with 0. All wait until every process of the start is running.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def number(*names: str) -> int:
-    """The first of some variables that is there."""
+    """Return the first of these variables that is set."""
     return int(next(os.environ[name] for name in names if name in os.environ))
 
 
