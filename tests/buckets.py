@@ -1,4 +1,4 @@
-"""Google Cloud Storage on this machine: as much of its JSON API as gcsfs, tensorstore and Google's own client use.
+"""A fake Google Cloud Storage: the part of its JSON API that gcsfs, TensorStore and Google's client use.
 
 What is there is in memory. Names and conditions are as in https://cloud.google.com/storage/docs/json_api/v1.
 """
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-# What clients read to come here, and as nobody: gcsfs and Google's client; tensorstore.
+# Variables that point clients to this server without an account: gcsfs and Google's client; TensorStore.
 SETTINGS = {
     "STORAGE_EMULATOR_HOST": "{address}",
     "FSSPEC_GCS_TOKEN": "anon",
@@ -49,13 +49,13 @@ class Storage(ThreadingHTTPServer):
         self.generation = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that close a connection, as a process does that ends."""
+        """Ignore clients that close a connection, as a process does when it exits."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     @property
     def settings(self) -> dict[str, str]:
-        """Environment variables of a process that is to use it."""
+        """Return the environment variables that make a process use this server."""
         address = f"http://127.0.0.1:{self.server_port}"
         return {name: value.format(address=address) for name, value in SETTINGS.items()}
 
@@ -79,12 +79,12 @@ def serving() -> Iterator[Storage]:
 
 
 class _Refused(Exception):
-    """An answer that is an error."""
+    """An error response."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer is sent in one piece, and at once: in two it would wait 40 ms for the client
+    wbufsize = -1  # send each response in one piece: in two, the second waits 40 ms for the client
     disable_nagle_algorithm = True
     server: Storage
 
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
 
     def one(self, path: str, query: dict[str, str]) -> None:
-        """Reads, moves, copies or deletes an object."""
+        """Read, move, copy or delete an object."""
         source, verb, target = re.fullmatch(r"([^/]+)(?:/(moveTo|rewriteTo/b/bucket)/o/([^/]+))?", path).groups()
         name = unquote(source)
         if name not in self.server.objects:
@@ -200,13 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def upload(self, query: dict[str, str], body: bytes) -> None:
-        """Writes an object: at once, with its metadata, or in several parts."""
+        """Write an object: in one request, with its metadata, or in several parts."""
         kind, name = query.get("uploadType"), query.get("name")
         if kind == "multipart":
             head = f"Content-Type: {self.headers['Content-Type']}\n\n".encode()
             metadata, content = message_from_bytes(head + body).get_payload()
             name = json.loads(metadata.get_payload())["name"]
-            # What is between the second head and the boundary, byte for byte.
+            # The bytes between the second header and the boundary.
             boundary = b"\n--" + message_from_bytes(head).get_boundary().encode()
             body = body.split(boundary)[1].split(b"\n\n", 1)[1]
         elif kind == "resumable" and "upload_id" not in query:

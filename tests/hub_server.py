@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP API that prompts are read and pushed with, in a thread.
+"""A fake Hugging Face Hub in a thread: the part of its HTTP API with which prompts are downloaded and pushed.
 
 Written from what the Hub's own client sends and expects (https://huggingface.co/docs/hub/api), which the tests use.
 """
@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "Secret0123456789" * 2
-LARGE = (".npz", ".safetensors", ".bin")  # what new repositories have in Git LFS
+LARGE = (".npz", ".safetensors", ".bin")  # the files that new repositories store in Git LFS
 
 
 class Repository:
-    """Files by path, of each commit; a branch is the hash of its last one."""
+    """The files of each commit by path; a branch is the hash of its last commit."""
 
     def __init__(self, private: bool = False):
         self.private, self.gated = private, False
@@ -28,7 +28,7 @@ class Repository:
         self.commit("main", {".gitattributes": b"*.npz filter=lfs\n"}, "initial commit")
 
     def commit(self, branch: str, changed: dict[str, bytes | None], message: str = "") -> str:
-        """Adds files to those that are there; None deletes one."""
+        """Add files to the existing ones; None deletes a file."""
         files = self.commits.get(self.branches.get(branch, ""), {}) | changed
         sha = hashlib.sha1(f"{len(self.commits)}{message}{sorted(files)}".encode()).hexdigest()
         self.commits[sha] = {name: content for name, content in files.items() if content is not None}
@@ -46,7 +46,7 @@ class Repository:
 
 
 class Hub:
-    """What the server has and has been asked, and how it is to misbehave.
+    """The server's repositories, the requests it received, and its faults.
 
     Attributes:
       address: of the Hub.
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _describe(self, name: str, revision: str) -> None:
         repository = self._repository(name)
         sha = self._commit_of(repository, revision)
-        assert parse_qs(urlsplit(self.path).query).get("blobs") == ["true"]  # else there would be no sizes
+        assert parse_qs(urlsplit(self.path).query).get("blobs") == ["true"]  # otherwise the answer has no sizes
         files = [
             {"rfilename": file, "size": self.hub.claimed.get(file, len(content))}
             for file, content in repository.commits[sha].items()

@@ -1,4 +1,4 @@
-"""Runs of `prompt-jax train` in processes of their own, one or several, with some devices each."""
+"""Runs of `prompt-jax train` in one or several processes, each with its own devices."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def start(
     experiment: Experiment, processes: int = 1, devices: int = 1, *options: str, patch: str = "", **environment: str
 ) -> list[subprocess.Popen]:
-    """The processes of a run, each with so many of the CPU's virtual devices; its output is in PREFIX.N.txt.
+    """Start the processes of a run, each with that many virtual CPU devices. Their output goes to PREFIX.N.txt.
 
     `patch` is Python that each of them runs first.
     """
@@ -52,7 +52,7 @@ def output(experiment: Experiment, number: int = 0) -> Path:
 
 
 def finish(experiment: Experiment, started: list[subprocess.Popen], timeout: float = 300) -> list[int]:
-    """Waits for the processes; gives their exit statuses, and kills what takes too long."""
+    """Wait for the processes and return their exit statuses. Kill those that take too long."""
     try:
         return [process.wait(timeout) for process in started]
     finally:
@@ -61,7 +61,7 @@ def finish(experiment: Experiment, started: list[subprocess.Popen], timeout: flo
 
 
 def run(experiment: Experiment, processes: int = 1, devices: int = 1, *options: str, **environment: str) -> str:
-    """A run to its end; what the first process said."""
+    """Complete a run and return the output of the first process."""
     statuses = finish(experiment, start(experiment, processes, devices, *options, **environment))
     said = [output(experiment, number).read_text() for number in range(processes)]
     assert statuses == [0] * processes, "\n".join(said)

@@ -1,4 +1,4 @@
-"""Checkpoints as T5X writes them, of models in Hugging Face's layout."""
+"""T5X checkpoints, made from models in Hugging Face's layout."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ WHOLE = {
 
 
 def arrays_of(tensors: dict[str, np.ndarray], heads: int, scanned: str | None = None) -> dict[str, np.ndarray]:
-    """T5X's arrays of a T5's tensors.
+    """Return T5X's arrays of a T5's tensors.
 
     `scanned` is None, or "flaxformer" or "t5x": layers in one array, along axis 1, with heads and their width in two
     axes, and relative positions in each layer (those of the first, where there are no others).
@@ -71,7 +71,7 @@ def arrays_of(tensors: dict[str, np.ndarray], heads: int, scanned: str | None = 
 def write(
     folder: Path, arrays: dict[str, np.ndarray], *, compressor: Any = "gzip", chunks: int = 5, axes: int = 2
 ) -> Path:
-    """A checkpoint: what has so many axes or more by TensorStore, in chunks of so many rows, the rest in msgpack."""
+    """Write a checkpoint: arrays with at least that many axes by TensorStore in chunks of rows, the rest in msgpack."""
     folder.mkdir(parents=True)
     tree: dict[str, Any] = {}
     for path, array in arrays.items():

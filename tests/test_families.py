@@ -93,7 +93,7 @@ def test_a_prefix_is_no_npy(tiny_folders, tmp_path, capsys):
     model = load_model(str(tiny_folders["gpt2"]))
     save_prompt(tmp_path / "p.npz", random_prefix(model, 2))
     assert main(["export", str(tmp_path / "p.npz"), str(tmp_path / "p.npy")]) != 0
-    assert "a .npy has virtual tokens alone, not decoder_self" in capsys.readouterr().err
+    assert "a .npy holds only virtual tokens, not decoder_self" in capsys.readouterr().err
     assert not (tmp_path / "p.npy").exists()
 
 

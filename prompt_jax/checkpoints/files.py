@@ -1,7 +1,7 @@
-"""Weight files as one table: PyTorch's parameter names to tensors that are read on demand.
+"""Weight files as tables from PyTorch's parameter names to tensors that are read on demand.
 
-safetensors and PyTorch files are read here, Flax's in `flax_msgpack`. Nothing trusts a file: no object is unpickled,
-and what is truncated, misdeclared or no float tensor is a `CheckpointError`.
+This module reads safetensors and PyTorch files, `flax_msgpack` Flax's. Files are not trusted: no object is unpickled,
+and a tensor that is truncated, declared wrongly or not of floats raises CheckpointError.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from prompt_jax.errors import CheckpointError, MissingPackage
 
 
 class TensorInFile(NamedTuple):
-    """A tensor in a file, in PyTorch's orientation. `read` opens it anew each time; what is used of it is read."""
+    """A tensor in a file, in PyTorch's orientation. Each `read` maps the file; only accessed parts are read."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -31,7 +31,7 @@ class TensorInFile(NamedTuple):
 
 Tensors = dict[str, TensorInFile]
 
-_LARGEST_TEXT = 1 << 28  # bytes of a JSON file or a tokenizer's file; the largest known has a tenth of it
+_MAX_TEXT = 1 << 28  # bytes of a JSON file or a tokenizer's file; ten times the largest known
 
 _DTYPES = {
     "float64": np.dtype(np.float64),
@@ -48,20 +48,20 @@ def one_line(error: BaseException | str, most: int = 300) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file of a checkpoint.
+    """Return the content of a JSON file.
 
     Raises:
-      CheckpointError: it is no regular file, too large, not UTF-8, not JSON, or nested too deeply.
+      CheckpointError: not a regular file, too large, not UTF-8, not JSON, or nested too deeply.
     """
     check_text_file(file)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is no JSON: {one_line(error)}") from error
+        raise CheckpointError(f"{file} is not JSON: {one_line(error)}") from error
 
 
 def check_text_file(file: Path) -> None:
-    """Raises a CheckpointError unless a file can be read whole: no device or pipe, not empty, and not too large."""
+    """Raise CheckpointError unless a file is a regular file, not empty, and not too large to be read whole."""
     try:
         status = file.stat()
     except OSError as error:
@@ -70,12 +70,12 @@ def check_text_file(file: Path) -> None:
         raise CheckpointError(f"{file} is not a regular file")
     if status.st_size == 0:
         raise CheckpointError(f"{file} is empty")
-    if status.st_size > _LARGEST_TEXT:
-        raise CheckpointError(f"{file} has {status.st_size} bytes; at most {_LARGEST_TEXT} are read")
+    if status.st_size > _MAX_TEXT:
+        raise CheckpointError(f"{file} has {status.st_size} bytes; at most {_MAX_TEXT} are read")
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for `json.loads(object_pairs_hook=...)`, in which no name comes twice; else a ValueError."""
+    """Return a JSON object, for `json.loads(object_pairs_hook=...)`. Raises ValueError for duplicate names."""
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
@@ -84,14 +84,14 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def float_dtype(name: str, tensor: str, file: Path) -> np.dtype:
-    """The dtype of that name; a `CheckpointError` if it is not one of floats that weights are stored in."""
+    """Return the dtype of that name. Raises CheckpointError unless it is a supported float dtype."""
     if name not in _DTYPES:
         raise CheckpointError(f"{file}: {tensor} has dtype {name}; supported are {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
 def read_array(file: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    """`count` elements from that byte on, flat. What is used of them is read, and in memory while the array is."""
+    """Return `count` elements from that byte offset, flat and memory-mapped: only accessed parts are read."""
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(file, np.uint8, "r", offset, count * dtype.itemsize).view(np.ndarray).view(dtype)
@@ -99,13 +99,13 @@ def read_array(file: Path, dtype: np.dtype, count: int, offset: int) -> np.ndarr
 
 @contextlib.contextmanager
 def open_safetensors(file: Path) -> Iterator[Tensors]:
-    """The tensors of one safetensors file (https://github.com/huggingface/safetensors#format)."""
+    """Yield the tensors of a safetensors file (https://github.com/huggingface/safetensors#format)."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        safe_open(file, framework="numpy")  # checks the header, and it against the file's size
+        safe_open(file, framework="numpy")  # checks the header and the file's size
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is not a complete safetensors file: {error}") from error
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -121,19 +121,19 @@ def open_safetensors(file: Path) -> Iterator[Tensors]:
 
 
 def _read_shaped(file: Path, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    # The dtype is looked at now: old files of GPT-2 hold masks of others, which nobody reads.
+    # Check the dtype only here: old GPT-2 files contain masks of other dtypes, which are never read.
     return read_array(file, float_dtype(dtype, name, file), math.prod(shape), offset).reshape(shape)
 
 
 @contextlib.contextmanager
 def open_torch(file: Path) -> Iterator[Tensors]:
-    """The tensors of one PyTorch file (`pytorch_model.bin`). Needs PyTorch; loads tensors, never other objects."""
+    """Yield the tensors of a PyTorch file (`pytorch_model.bin`). Needs PyTorch; loads only tensors."""
     try:
         import torch
     except ImportError as error:
         raise MissingPackage(
             f"{file} is a PyTorch file, and PyTorch is not installed. Either `pip install torch`, or use a revision "
-            "of the model with model.safetensors or flax_model.msgpack, which need nothing more."
+            "of the model with model.safetensors or flax_model.msgpack, which do not need PyTorch."
         ) from error
 
     try:
@@ -142,8 +142,8 @@ def open_torch(file: Path) -> Iterator[Tensors]:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
-            f"{file} is not a whole PyTorch file of tensors ({type(error).__name__}): it is damaged, or holds "
-            "objects of other kinds, which are not loaded"
+            f"{file} is not a complete PyTorch file of tensors ({type(error).__name__}): it is damaged, or contains "
+            "other objects, which are not loaded"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds a {type(state).__name__}, not a dict of tensors by name")
@@ -157,7 +157,7 @@ def open_torch(file: Path) -> Iterator[Tensors]:
 
 
 def _numpy(tensor: Any, name: str, file: Path) -> np.ndarray:
-    """A view of a PyTorch tensor; NumPy knows no bfloat16, so its bits go as integers."""
+    """Return a view of a PyTorch tensor. bfloat16 passes as integers, because NumPy lacks it."""
     import torch
 
     dtype = float_dtype(str(tensor.dtype).removeprefix("torch."), name, file)

@@ -1,8 +1,8 @@
-"""Flax's msgpack checkpoints, without holding them in memory.
+"""Flax's msgpack checkpoints, read without loading them into memory.
 
-`flax.serialization.msgpack_restore` holds the whole file and then the whole tree. Here the file is mapped and its
-structure walked: array data is skipped, and read where it lies when asked for. The encoding is nested maps with arrays
-as extension type 1, themselves msgpack of (shape, dtype name, bytes), and arrays above 1 GiB in chunks; see
+`flax.serialization.msgpack_restore` loads the whole file and then the whole tree. Here the file is mapped and its
+structure is walked. Array data is skipped, and read in place on demand. The encoding is nested maps with arrays as
+extension type 1, themselves msgpack of (shape, dtype name, bytes), and arrays above 1 GiB in chunks; see
 `flax/serialization.py` and https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
@@ -23,13 +23,13 @@ from prompt_jax.errors import CheckpointError
 
 @contextlib.contextmanager
 def open_flax(file: Path) -> Iterator[Tensors]:
-    """The tensors of one file written by `flax.serialization`, under PyTorch's names and in its orientation."""
+    """Yield the tensors of a file written by `flax.serialization`, under PyTorch's names and in its orientation."""
     tensors: Tensors = {}
     for path, array in flax_arrays(file).items():
         *modules, leaf = path.split("/")
         name = ".".join([*modules, "weight" if leaf in ("kernel", "embedding", "scale") else leaf])
         if name in tensors:
-            raise CheckpointError(f"{file}: {path} is there twice")
+            raise CheckpointError(f"{file}: {path} occurs twice")
         if leaf != "kernel":
             tensors[name] = array.stored(file)
         elif len(array.shape) == 2:  # [in, out]; PyTorch has [out, in]
@@ -40,16 +40,16 @@ def open_flax(file: Path) -> Iterator[Tensors]:
 
 
 def flax_arrays(file: Path) -> dict[str, "FlaxArray"]:
-    """The arrays of a file by their paths; there must be nothing else in it."""
+    """Return the arrays of a file by their paths. The file must contain nothing else."""
     return _walked(file, _Walk.arrays)
 
 
 def flax_part(file: Path, below: Sequence[str], marker: str) -> tuple[dict[str, "FlaxArray"], set[str]]:
-    """The arrays of a part of a file by their paths there, and the paths of maps that have the key `marker`.
+    """Return the arrays of a part of a file by their paths in it, and the paths of maps that have the key `marker`.
 
     Args:
-      below: keys that lead to the part. What is no array in it is passed over, as what is beside it is.
-      marker: what maps have that stand in the place of an array.
+      below: the keys that lead to the part. Everything outside the part is skipped, and in it everything but arrays.
+      marker: a key of maps that stand in for an array.
     """
     return _walked(file, lambda walk: walk.marked(below, marker))
 
@@ -58,7 +58,7 @@ def _walked(file: Path, walk: Callable[["_Walk"], Any]) -> Any:
     with open(file, "rb") as opened:
         try:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # raised for this alone
+        except ValueError as error:  # raised only for empty files
             raise CheckpointError(f"{file} is empty") from error
     with mapped, memoryview(mapped) as data:
         return walk(_Walk(data, file))
@@ -69,7 +69,7 @@ def _read_transposed(array: "FlaxArray", file: Path) -> np.ndarray:
 
 
 class FlaxArray(NamedTuple):
-    """Where an array lies in the file: in one piece, or in several."""
+    """The location of an array in the file, in one or several pieces."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -84,11 +84,11 @@ class FlaxArray(NamedTuple):
 
 
 _CHUNKED = "__msgpack_chunked_array__"
-_MAX_DEPTH = 32  # a model's maps are nested eight deep or so
+_MAX_DEPTH = 32  # a model's maps are nested about eight deep
 _MAX_AXES = 8
-_MAX_OBJECTS = 1 << 20  # numbers, names, maps and arrays, of which there are some ten for each tensor
+_MAX_OBJECTS = 1 << 20  # numbers, names, maps and arrays; about ten per tensor
 
-# An object's first byte -> its kind, and how many bytes follow that give its size (for an integer its value).
+# An object's first byte -> its kind, and the number of bytes that follow with its size (for an integer, its value).
 _HEADERS = {
     0xC0: ("nil", 0), 0xC2: ("bool", 0), 0xC3: ("bool", 0),
     0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4),
@@ -104,24 +104,24 @@ _HEADERS = {
 
 @dataclasses.dataclass
 class _Walk:
-    """A walk over a file's structure; `at` is the offset of what comes next."""
+    """A walk over a file's structure; `at` is the offset of the next object."""
 
     data: memoryview
     file: Path
     at: int = 0
     objects: int = 0
-    marker: str | None = None  # what is no array is passed over, and this key looked out for
-    places: set[str] = dataclasses.field(default_factory=set)  # where it was found
+    marker: str | None = None  # if given, skip everything but arrays, and look for this key
+    places: set[str] = dataclasses.field(default_factory=set)  # the paths of maps with the marker
 
     def arrays(self) -> dict[str, FlaxArray]:
-        """Every array of the file by its path."""
+        """Return every array of the file by its path."""
         found: dict[str, FlaxArray] = {}
         self.tree((), found)
         self.end()
         return found
 
     def marked(self, below: Sequence[str], marker: str) -> tuple[dict[str, FlaxArray], set[str]]:
-        """What `flax_part` gives."""
+        """See `flax_part`."""
         found: dict[str, FlaxArray] = {}
         self.marker = marker
         self.part(below, found)
@@ -130,10 +130,10 @@ class _Walk:
 
     def end(self) -> None:
         if self.at != len(self.data):
-            raise self.error("what follows the parameters does not belong to them")
+            raise self.error("unexpected data after the parameters")
 
     def part(self, below: Sequence[str], found: dict[str, FlaxArray]) -> None:
-        """Adds the arrays of what these keys lead to from here."""
+        """Add the arrays of the part to which these keys lead from here."""
         if not below:
             return self.tree((), found)
         for key in self.keys(self.expect("map")):
@@ -143,17 +143,17 @@ class _Walk:
                 self.skip()
 
     def keys(self, count: int) -> Iterator[str]:
-        """The keys of a map, each of which is followed by its value and comes once."""
+        """Yield the keys of a map. The caller reads each value before the next key. Duplicate keys are an error."""
         seen = set()
         for _ in range(count):
             key = self.text()
             if key in seen:
-                raise self.error(f"'{key:.80}' is there twice")
+                raise self.error(f"'{key:.80}' occurs twice")
             seen.add(key)
             yield key
 
     def skip(self) -> None:
-        """Passes over the next object."""
+        """Skip the next object."""
         left = 1
         while left:
             kind, size = self.header()
@@ -162,7 +162,7 @@ class _Walk:
                 self.take(size + (kind == "ext"))
 
     def tree(self, path: tuple[str, ...], found: dict[str, FlaxArray]) -> None:
-        """Adds the arrays at and below this place to `found`."""
+        """Add the arrays at and below this path to `found`."""
         before = self.at
         kind, size = self.header()
         where = "/".join(path)
@@ -183,7 +183,7 @@ class _Walk:
                 self.tree((*path, key), found)
 
     def array(self, size: int, where: str) -> FlaxArray:
-        """An array after its extension header."""
+        """Read an array after its extension header."""
         code = self.take(1)[0]
         end = self.at + size
         if code != 1 or self.expect("array") != 3:
@@ -201,7 +201,7 @@ class _Walk:
         return FlaxArray(shape, dtype, pieces)
 
     def chunked(self, entries: int, where: str) -> FlaxArray:
-        """An array in chunks, {marker: True, "shape": {"0": n, ...}, "chunks": {"0": array, ...}}, after the marker."""
+        """Read {"shape": {"0": n, ...}, "chunks": {"0": array, ...}}, an array in chunks, after the marker."""
         if entries != 3:
             raise self.error(f"the chunked array '{where:.80}' has {entries} entries; 3 were expected")
         self.expect("bool")
@@ -216,7 +216,7 @@ class _Walk:
         return FlaxArray(tuple(shape), dtypes.pop(), pieces)
 
     def numbered(self, name: str, item: Callable[[], Any]) -> list[Any]:
-        """The items of `name: {"0": item, "1": item, ...}`, which come in any order ("10" before "2")."""
+        """Read the items of `name: {"0": item, "1": item, ...}`, in any order."""
         found_name = self.text()
         items = {}
         for _ in range(self.expect("map")):
@@ -228,7 +228,7 @@ class _Walk:
         return [items[key] for key in keys]
 
     def expect(self, kind: str) -> int:
-        """The size (or value) of an object that must be of that kind."""
+        """Return the size or value of the next object, which must have that kind."""
         found, size = self.header()
         if found != kind:
             raise self.error(f"expected {kind}, found {found}")
@@ -241,7 +241,7 @@ class _Walk:
             raise self.error("a name is not UTF-8") from error
 
     def header(self) -> tuple[str, int]:
-        """The kind of the next object, and its size in bytes or items, or its value."""
+        """Return the kind of the next object, and its size in bytes or items, or its value."""
         self.objects += 1
         if self.objects > _MAX_OBJECTS:
             raise self.error(f"a model has at most {_MAX_OBJECTS} objects")
@@ -256,16 +256,16 @@ class _Walk:
         if 0xD4 <= first <= 0xD8:
             return "ext", 1 << (first - 0xD4)
         if first not in _HEADERS:
-            raise self.error(f"byte {first:#x} begins nothing that Flax writes")
+            raise self.error(f"Flax writes no object that begins with byte {first:#x}")
         kind, width = _HEADERS[first]
         return kind, int.from_bytes(self.take(width), "big")
 
     def take(self, size: int) -> memoryview:
-        """The next bytes."""
+        """Return the next bytes."""
         if self.at + size > len(self.data):
             raise self.error(f"{size} bytes are missing")
         self.at += size
         return self.data[self.at - size : self.at]
 
     def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.file} is not a whole Flax checkpoint: {message} (at byte {self.at})")
+        return CheckpointError(f"{self.file} is not a complete Flax checkpoint: {message} (at byte {self.at})")

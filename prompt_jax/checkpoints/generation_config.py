@@ -1,6 +1,6 @@
-"""How a checkpoint says that text is generated: its generation_config.json, or the same fields in its config.json.
+"""A checkpoint's generation settings: its generation_config.json, or the same fields in its config.json.
 
-Transformers' rules decide which file counts and what older names mean. Sampling settings are left out, because
+Transformers' rules decide which file counts and what older names mean. Sampling settings are ignored, because
 evaluation must be repeatable; `prompt_jax.config.Decoding` has them.
 """
 
@@ -14,7 +14,7 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models.generation_settings import EarlyStopping, GenerationSettings
 
 FILE = "generation_config.json"
-MOST_BEAMS, MOST_TOKENS = 1000, 100_000  # that a checkpoint may ask for: a damaged file must not fill the memory
+MOST_BEAMS, MOST_TOKENS = 1000, 100_000  # limits, so that a damaged file cannot exhaust the memory
 
 # Unsupported settings that change the next token, with the values at which they have no effect.
 _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
@@ -36,20 +36,20 @@ _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
 
 
 def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tuple[GenerationSettings, dict[str, int]]:
-    """A folder's settings, and the special ids that its generation_config.json gives in place of config.json's.
+    """Read a folder's generation settings, and the special ids with which they override config.json.
 
     Args:
-      folder: the model's.
-      vocab_size: the rows of its embedding table; ids must be below.
+      folder: the model's folder.
+      vocab_size: the rows of its embedding table; ids must be smaller.
       encoder_decoder: whether generation starts from one token, and not from the input.
 
     Returns:
-      the settings, and `eos_id`, `pad_id` and `start_id` as far as the file has them. An encoder-decoder without
-      `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. Where generation_config.json has no end
-      token, config.json's ends an answer; `generate` of Transformers would not stop then.
+      the settings, and those of `eos_id`, `pad_id` and `start_id` that the file has. An encoder-decoder without
+      `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. If generation_config.json has no end
+      token, the one of config.json ends an answer; Transformers' `generate` would not stop.
 
     Raises:
-      CheckpointError: a file that cannot be read, or a value that makes no sense.
+      CheckpointError: a file cannot be read, or a value is invalid.
     """
     file = folder / FILE
     legacy = not file.exists() and not file.is_symlink()
@@ -97,12 +97,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
 
 
 def generation_config(settings: GenerationSettings, *, pad_id: int, eos_id: int, start_id: int) -> dict[str, Any]:
-    """The content of a generation_config.json that `read_generation` reads as these settings.
-
-    Args:
-      settings: the model's.
-      pad_id, eos_id, start_id: its special tokens.
-    """
+    """Return the content of a generation_config.json that `read_generation` reads as these settings."""
     ends = settings.end_ids or (eos_id,)
     stops: dict[str, Any] = {"false": False, "true": True}
     values = {
@@ -129,7 +124,7 @@ def generation_config(settings: GenerationSettings, *, pad_id: int, eos_id: int,
 
 
 class _GenerationValues:
-    """The values of a GenerationConfig, checked as they are taken. None is Transformers' "not set"."""
+    """Checked access to the values of a GenerationConfig. None means "not set"."""
 
     def __init__(self, read: Any, file: Path, vocab_size: int):
         self._read, self._file, self._vocab_size = read, file, vocab_size
@@ -139,7 +134,7 @@ class _GenerationValues:
         ids = [] if value is None else value if isinstance(value, list) else [value]
         for index in ids:
             if type(index) is not int or not 0 <= index < self._vocab_size:
-                self._fail(name, index, f"ids of tokens, from 0 to {self._vocab_size - 1}")
+                self._fail(name, index, f"token ids from 0 to {self._vocab_size - 1}")
         return tuple(ids)
 
     def whole(self, name: str, most: int = 2**31 - 1) -> int:
@@ -176,7 +171,7 @@ class _GenerationValues:
         tokens = [word[0] for word in words]
         for token in tokens:
             if type(token) is not int or not 0 <= token < self._vocab_size:
-                self._fail("bad_words_ids", token, f"ids of tokens, from 0 to {self._vocab_size - 1}")
+                self._fail("bad_words_ids", token, f"token ids from 0 to {self._vocab_size - 1}")
         return [token for token in tokens if token not in ends], []
 
     def _fail(self, name: str, value: Any, expected: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Getting base models in: from a local folder, from the Hugging Face hub, or the demo model.
+"""Loading base models from a local folder or the Hugging Face Hub, and the demo model.
 
 model = load_model("google/t5-v1_1-small")
 """
@@ -28,8 +28,8 @@ _HUB = "hf://"
 class Model:
     """A frozen base model."""
 
-    name: str  # as it was asked for
-    revision: str | None  # the hub's commit hash; None for a folder and for the demo
+    name: str  # as given to `load_model`, without hf://
+    revision: str | None  # the commit hash on the Hub; None for a folder and for the demo
     params: Params = dataclasses.field(repr=False)
     config: Config
     tokenizer: Tokenizer | None  # None if the folder has none
@@ -44,23 +44,25 @@ def load_model(
     local_files_only: bool = False,
     sharding: Shardings = None,
 ) -> Model:
-    """Loads a T5 (1.0, 1.1, LM-adapted, Flan), mT5, GPT-2 or BART.
+    """Load a base model.
 
     Args:
-      name_or_path: "demo" (see `prompt_jax.checkpoints.demo`); a folder with `config.json`, weights and, usually, a
-        tokenizer; or a name on the Hugging Face hub, from which only these files are fetched, into its usual cache.
-        A folder that is called "demo" is "./demo". "t5x:FOLDER" is a checkpoint of T5X
-        (`prompt_jax.checkpoints.t5x`), in which a tokenizer, where one is needed, is put as `spiece.model`.
-      dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for matrices of 8 bits in the
-        layers (`prompt_jax.models.quantized`) and bfloat16 for all else, the activations included.
-      revision: a branch, tag or commit on the hub.
-      local_files_only: use the hub's cache alone, as the environment variable HF_HUB_OFFLINE=1 does.
-      sharding: where parameters go: None for the default device, a sharding for all, or a function from a row of
-        the family's table to its sharding, e.g. `prompt_jax.distributed.sharding.of_parameters(mesh)`.
+      name_or_path: one of
+        - a folder with `config.json`, weights and usually a tokenizer;
+        - a name on the Hugging Face Hub, also as "hf://USER/NAME[@REVISION]". Only these files are downloaded, into the
+          Hub's usual cache;
+        - "demo", the demo model (`prompt_jax.checkpoints.demo`). A folder of that name is "./demo";
+        - "t5x:FOLDER", a T5X checkpoint (`prompt_jax.checkpoints.t5x`), with a tokenizer as `spiece.model`.
+      dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for 8-bit matrices in the layers
+        (`prompt_jax.models.quantized`) and bfloat16 for everything else, including activations.
+      revision: a branch, tag or commit on the Hub.
+      local_files_only: use only the Hub's cache, like the environment variable HF_HUB_OFFLINE=1.
+      sharding: None for the default device, one sharding for all parameters, or a function from a row of the family's
+        table to its sharding, e.g. `prompt_jax.distributed.sharding.parameter_sharding(mesh)`.
 
     Raises:
-      CheckpointError: nothing that can be loaded is there; it says what was found and what was expected.
-      MissingPackage: a package is needed (PyTorch for `pytorch_model.bin`, the demo's packages); it says which.
+      CheckpointError: there is no loadable model; the message says what was found and what was expected.
+      MissingPackage: a package is missing, such as PyTorch for `pytorch_model.bin`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
@@ -68,7 +70,7 @@ def load_model(
         config: Config
         special: dict[str, Any] = {}
         if str(name_or_path).startswith(T5X):
-            folder = _expanded(str(name_or_path).removeprefix(T5X))
+            folder = _expand_user(str(name_or_path).removeprefix(T5X))
             if revision is not None:
                 raise CheckpointError(f"{name_or_path} is a folder, which has no revision {revision!r}")
             config, tensors = open_t5x(folder)
@@ -83,7 +85,7 @@ def load_model(
             generation, special = read_generation(folder, config.vocab_size, not family(config).causal)
             config = dataclasses.replace(config, generation=generation)
         params, samples = assemble(family(config).parameters(config), tensors, dtype, sharding, source=str(folder))
-    # Before generation_config.json replaces special ids: prompt files store the fingerprint with config.json's ids.
+    # Before generation_config.json overrides special ids: fingerprints in prompt files are based on config.json's ids.
     identity = fingerprint(config, samples)
     config = dataclasses.replace(config, **special)
     tokenizer = load_tokenizer(
@@ -99,7 +101,7 @@ def load_model(
 
 
 # --------------------------------------------------------------------------------------------------------------
-# The folder
+# Finding or downloading the folder
 
 
 def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
@@ -113,60 +115,60 @@ def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str
 
 
 def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
-    """The model's folder, and the commit if it is from the hub."""
+    """Return the model's folder, and its commit if it is from the Hub."""
     if name_or_path == "demo":
         from prompt_jax.checkpoints.demo import demo_folder
 
         return demo_folder(), None
-    path = _expanded(name_or_path)
+    path = _expand_user(name_or_path)
     if path.is_dir():
         return path, None
     if path.is_file():
-        raise CheckpointError(f"{name_or_path} is a file; give the folder that it is in, with its config.json")
+        raise CheckpointError(f"{name_or_path} is a file; give its folder, which contains config.json")
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
         raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
-    return _fetch_model(name_or_path, revision, local_files_only)
+    return _download_model(name_or_path, revision, local_files_only)
 
 
-def _expanded(path: str | Path) -> Path:
+def _expand_user(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: there is no such user here ({error})") from error
+        raise CheckpointError(f"{path}: there is no such user ({error})") from error
 
 
-def _fetch_model(name: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
-    """Brings a model's files into the hub's cache, unless they are there; gives its folder there and its commit."""
-    config = _fetch(name, "config.json", revision, local_files_only)
+def _download_model(name: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
+    """Download a model's files unless they are cached. Returns its folder in the cache, and its commit."""
+    config = _download(name, "config.json", revision, local_files_only)
     if config is None:
-        where = "in the cache" if _offline(local_files_only) else "on the hub"
+        where = "in the cache" if _is_offline(local_files_only) else "on the hub"
         raise CheckpointError(_not_found(name, revision, f"its config.json is not {where}"))
     commit = config.parent.name  # .../snapshots/<commit>/config.json
 
-    def fetch(file: str) -> Path | None:
-        return _fetch(name, file, commit, local_files_only)
+    def download(file: str) -> Path | None:
+        return _download(name, file, commit, local_files_only)
 
     for form in FORMATS:
-        if fetch(form.file) is not None:
+        if download(form.file) is not None:
             break
-        if (index := fetch(form.index_file)) is not None:
+        if (index := download(form.index_file)) is not None:
             for shard in shard_names(index):
-                fetch(shard)  # `open_checkpoint` says so if one is missing
+                download(shard)  # `open_checkpoint` reports missing ones
             break
     for file in (GENERATION_FILE, *TOKENIZER_FILES):
-        fetch(file)
+        download(file)
     return config.parent, commit
 
 
-def _fetch(name: str, file: str, revision: str | None, local_files_only: bool) -> Path | None:
-    """One file of a model on the hub; None if the model has no such file (offline: if the cache has none)."""
+def _download(name: str, file: str, revision: str | None, local_files_only: bool) -> Path | None:
+    """Download a file unless it is cached. Returns None if the model, or offline the cache, has no such file."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         return Path(huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=local_files_only))
     except errors.LocalEntryNotFoundError as error:
-        if _offline(local_files_only):
+        if _is_offline(local_files_only):
             return None
         raise CheckpointError(
             _not_found(name, revision, f"the hub could not be reached for {file}, which is not in the cache")
@@ -174,41 +176,41 @@ def _fetch(name: str, file: str, revision: str | None, local_files_only: bool) -
     except errors.EntryNotFoundError:
         return None
     except hub_errors() as error:
-        raise CheckpointError(_not_found(name, revision, hub_reason(error, f"fetching {file}"))) from error
+        raise CheckpointError(_not_found(name, revision, hub_reason(error, f"downloading {file}"))) from error
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises where it cannot do what it was asked for."""
+    """Return the classes of errors that huggingface_hub raises when a request fails."""
     from huggingface_hub import errors
 
-    # A ValueError for names that are not valid, and for no JSON; a RuntimeError for a transfer that has gone wrong.
+    # ValueError for invalid names and for answers that are not JSON, RuntimeError for failed transfers.
     return errors.HTTPError, OSError, ValueError, RuntimeError
 
 
-# Where a client says what it sent, this is what nobody is to read: a header with a token, or the token alone.
+# Tokens in error messages: a header with a token, or a token alone.
 _SECRET = re.compile(r"Bearer [^\s'\"]+|\b(?:hf_|api_org_)(?:oauth_)?[A-Za-z0-9]{16}[^\s'\"]*")
 _LOGIN = re.compile(r"(?<=//)[^/?#\s]+@")
 
 
 def without_login(text: str) -> str:
-    """A text whose addresses have no user and password, as that of a proxy (HF_ENDPOINT) may have."""
+    """Remove user names and passwords from URLs; a proxy's (HF_ENDPOINT) may contain them."""
     return _LOGIN.sub("", text)
 
 
 def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
-    """Why the hub did not do what it was asked for, in one line and without a token or a password.
+    """Return the reason why a request to the Hub failed, in one line, without tokens and passwords.
 
     Args:
       error: one of `hub_errors`.
-      doing: what it was asked for, e.g. "fetching config.json".
-      what: the name for a repository of this kind.
+      doing: the request, e.g. "downloading config.json".
+      what: "model" or "repository".
     """
     from huggingface_hub import errors
 
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the client's own, of an upload
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # from an upload
         error = error.__cause__
-    said = without_login(_SECRET.sub("(a token)", " ".join(str(error).split())))
-    said = re.sub(r" For more information check: \S+", "", said)  # what a status is
+    message = without_login(_SECRET.sub("(a token)", " ".join(str(error).split())))
+    message = re.sub(r" For more information check: \S+", "", message)  # an explanation of HTTP status codes
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return "its owners grant access by request; ask on its page, then log in with `hf auth login`"
@@ -217,20 +219,20 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the {what} exists, but not that revision"
     if isinstance(error, errors.HFValidationError):
-        return f"it is no valid name on the hub ({said})"
+        return f"it is no valid name on the hub ({message})"
     if status == 401:
-        return f"the hub does not know the token that you are logged in with; log in again (`hf auth login`): {said}"
+        return f"the hub does not know the token that you are logged in with; log in again (`hf auth login`): {message}"
     if status == 403:
         return (
             "the account or the token that you are logged in with may not do that; log in with one that may "
-            f"(`hf auth login`): {said}"
+            f"(`hf auth login`): {message}"
         )
     if isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError):
-        return f"the hub could not be reached, or broke off: {doing} failed: {said}"
-    return f"{doing} failed: {said}"
+        return f"the hub could not be reached, or broke off: {doing} failed: {message}"
+    return f"{doing} failed: {message}"
 
 
-def _offline(local_files_only: bool) -> bool:
+def _is_offline(local_files_only: bool) -> bool:
     from huggingface_hub import constants
 
     return local_files_only or constants.HF_HUB_OFFLINE

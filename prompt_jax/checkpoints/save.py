@@ -1,4 +1,4 @@
-"""Writing a base model in Hugging Face's layout: `config.json`, `model.safetensors`, and its tokenizer."""
+"""Saving a base model in Hugging Face's layout: `config.json`, `model.safetensors`, and its tokenizer."""
 
 import functools
 import json
@@ -25,16 +25,16 @@ from prompt_jax.storage.files import atomic_write, write_text
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Writes a model so that `load_model` and Transformers read it; the weights as they are in memory.
+    """Save a model so that `load_model` and Transformers read it. The weights keep their dtype in memory.
 
-    Each file appears whole or not at all, `config.json`, without which a folder is no model, as the last.
+    Each file is written atomically, and last `config.json`, without which a folder is not a model.
 
     Raises:
-      CheckpointError: the folder is not empty, the model is one that Hugging Face has no layout for, or its generation
-        settings are not all supported.
+      CheckpointError: the folder is not empty, Hugging Face has no layout for the model, or some of its generation
+        settings are not supported.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty; a model is written into a folder that is new or empty")
+        raise CheckpointError(f"{folder} is not empty; save a model into a new or empty folder")
     if lost := ", ".join(model.config.generation.not_applied):
         raise CheckpointError(
             f"{model.name} has generation settings that would be lost: {lost}; remove them from its {GENERATION_FILE}"
@@ -42,12 +42,12 @@ def save_model(folder: Path, model: Model) -> None:
     model_family = family(model.config)
     config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
     if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
-        raise CheckpointError(f"{model.name} was loaded in int8, which has no layout of its own; load it in float32")
+        raise CheckpointError(f"{model.name} was loaded in int8, for which there is no file layout; load it in float32")
     tensors: dict[str, list[np.ndarray]] = {}
     for parameter in model_family.parameters(model.config):
         for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):
             tensors.setdefault(name, []).append(tensor)
-    whole = {name: np.ascontiguousarray(np.concatenate(own, axis=-1)) for name, own in tensors.items()}
+    whole = {name: np.ascontiguousarray(np.concatenate(parts, axis=-1)) for name, parts in tensors.items()}
     data = save(whole, {"format": "pt"})
     atomic_write(folder / "model.safetensors", lambda file: file.write(data))
     if model.tokenizer is not None:
@@ -59,7 +59,7 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The tokenizer as Transformers writes it: the one that was loaded, whatever files it was loaded from."""
+    """Write the loaded tokenizer as Transformers does, whatever files it was loaded from."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.transformers.save_pretrained(scratch)
         for file in sorted(Path(scratch).iterdir()):
@@ -71,7 +71,7 @@ def _copy(source: Path, opened: Any) -> None:
 
 
 def _tensors(parameter: Parameter, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """A leaf as Hugging Face has it, a tensor a layer; of queries, keys and values in one, the third that it is."""
+    """Yield Hugging Face's tensors of a leaf, one per layer. Fused queries, keys and values are thirds of a tensor."""
     shape = stored_shape(parameter)
     if parameter.third is not None:
         shape = (*shape[:-1], shape[-1] // 3)

@@ -1,19 +1,19 @@
-"""Checkpoints of T5X: T5 1.0, 1.1, LM-adapted and mT5 as their authors published them, and prompts tuned with T5X.
+"""T5X checkpoints: T5 1.0, 1.1, LM-adapted and mT5 as their authors published them, and prompts tuned with T5X.
 
 A checkpoint is a folder, as `t5x.checkpoints` writes it without Orbax:
 
-    checkpoint                                         msgpack of Flax, with the small arrays in it
-    target.encoder.layers_0.attention.query.kernel/    zarr, version 2, of each other array: `.zarray` and its chunks
+    checkpoint                                         Flax's msgpack, which contains the small arrays
+    target.encoder.layers_0.attention.query.kernel/    each other array in zarr, version 2: `.zarray` and chunks
 
-Arrays are Flax's: a kernel is [in, out], relative positions are [H, buckets], and heads and their width are one axis or
-two. Layers have arrays of their own (`encoder/layers_0/...`), or, where the model was scanned, one for all with the
-layers along axis 1: `encoder/encoder/...` of Flaxformer, `encoder/layers/...` of T5X's scalable T5. Scanned models have
-relative positions of their own in each layer.
+Arrays have Flax's layout: a kernel is [in, out], relative positions are [H, buckets], and heads and their width are one
+axis or two. Each layer has separate arrays (`encoder/layers_0/...`). A scanned model has one array for all layers, with
+the layers along axis 1: `encoder/encoder/...` in Flaxformer, `encoder/layers/...` in T5X's scalable T5. Scanned models
+have separate relative positions in each layer.
 
-Checkpoints come from strangers: no link is followed, nothing that the file `checkpoint` says leads anywhere, sizes are
-compared before memory is taken, and values that are not finite are refused. What checkpoints do not say is as in the
-published models: a gated feed-forward layer has T5 1.1's GELU and another one ReLU, output weights tied to the
-embedding are scaled as in T5 1.0, relative distances end at 128.
+Checkpoints may come from strangers: links and paths in the file `checkpoint` are not followed, sizes are compared
+before memory is allocated, and values that are not finite are refused. What a checkpoint does not record is assumed as
+in the published models: GELU for gated feed-forward layers as in T5 1.1, else ReLU; output weights tied to the
+embedding are scaled as in T5 1.0; relative distances end at 128.
 """
 
 import functools
@@ -33,7 +33,7 @@ from prompt_jax.storage.paths import BucketPath
 FILE = "checkpoint"
 _TARGET = "target."
 
-# Names of a layer's arrays, and of the tensors that Hugging Face has in their place.
+# T5X's names of arrays -> Hugging Face's names of tensors.
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 _SUBLAYERS = {
     "encoder": (("pre_attention_layer_norm", "attention", "SelfAttention"),),
@@ -56,52 +56,52 @@ _MAX_LAYERS = 1000
 
 
 def is_t5x(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of T5X."""
+    """Return whether a folder is a T5X checkpoint."""
     return (folder / FILE).is_file() and not (folder / FILE).is_symlink()
 
 
 def steps_in(folder: Path) -> list[str]:
-    """The names of a folder's checkpoints, if it is one of T5X's model folders."""
+    """Return the names of the checkpoints in a T5X model folder."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("checkpoint_") and is_t5x(path))
 
 
 def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
-    """The model of a checkpoint: its config, and its tensors under Hugging Face's names. Prompts are left out.
+    """Return a model's config, and its tensors under Hugging Face's names, without prompts.
 
     Raises:
-      CheckpointError: no checkpoint, a damaged one, or none of a T5.
+      CheckpointError: not a checkpoint, a damaged one, or not of a T5.
     """
     tensors: Tensors = {}
-    # Of a scanned array all layers are asked for in turn; it is kept until another one is.
+    # All layers of a scanned array are read in turn, so keep the last array that was read.
     whole = functools.lru_cache(maxsize=1)(lambda stored: stored.read())
     arrays, missing = _arrays(folder)
     if lacking := sorted(path for path in missing if not _PROMPT.search(path)):
         raise CheckpointError(
-            f"{folder} is not whole: {len(lacking)} folders are missing, the first is "
+            f"{folder} is incomplete: {len(lacking)} folders are missing, the first is "
             f"{_TARGET}{lacking[0].replace('/', '.'):.200}"
         )
     for path, stored in arrays.items():
         if not _PROMPT.search(path):
-            for name, own in _layers(path, stored, folder, whole):
+            for name, tensor in _layers(path, stored, folder, whole):
                 if name in tensors:
-                    raise CheckpointError(f"{folder}: {name} is there twice, the second time as {path}")
-                tensors[name] = own
+                    raise CheckpointError(f"{folder}: {name} occurs twice, the second time as {path}")
+                tensors[name] = tensor
     return _config(tensors, folder), tensors
 
 
 def read_prompt_array(folder: Path) -> np.ndarray:
-    """The prompt of a checkpoint, [P, D], in the dtype in which it was saved.
+    """Return the prompt of a checkpoint, [P, D], in its stored dtype.
 
     Raises:
-      CheckpointError: no checkpoint, a damaged one, or one without a prompt or with several; it names them.
+      CheckpointError: not a checkpoint, a damaged one, or one without a prompt or with several.
     """
     arrays, missing = _arrays(folder)
     found = {path: stored for path, stored in arrays.items() if _PROMPT.search(path)}
     if lacking := sorted(path for path in missing if _PROMPT.search(path)):
-        raise CheckpointError(f"{folder} is not whole: {_TARGET}{lacking[0].replace('/', '.'):.200} is missing")
+        raise CheckpointError(f"{folder} is incomplete: {_TARGET}{lacking[0].replace('/', '.'):.200} is missing")
     if len(found) != 1:
         which = f"several prompts: {', '.join(sorted(found)[:8]):.300}" if found else "no prompt"
-        raise CheckpointError(f"{folder} is a checkpoint of T5X with {which}; expected one array 'encoder/.../prompt'")
+        raise CheckpointError(f"{folder} is a T5X checkpoint with {which}; expected one array 'encoder/.../prompt'")
     ((path, stored),) = found.items()
     if len(stored.shape) != 2 or 0 in stored.shape:
         raise CheckpointError(f"{folder}: {path} is {list(stored.shape)}; a prompt is [P, D]")
@@ -115,13 +115,13 @@ def read_prompt_array(folder: Path) -> np.ndarray:
 def _layers(
     path: str, stored: TensorInFile, folder: Path, whole: Callable[[TensorInFile], np.ndarray]
 ) -> Iterator[tuple[str, TensorInFile]]:
-    """An array as tensors under Hugging Face's names, one for each layer that it has. An unknown one keeps its name."""
+    """Yield the tensors of an array under Hugging Face's names, one per layer. An unknown array keeps its name."""
     if match := _LAYER.fullmatch(path):
         side, number, rest = match.groups()
         if (name := _in_layer(side, rest)) is None:
             yield path, stored
         elif number is not None:
-            yield f"{side}.block.{number}.{name}.weight", _turned(rest, stored)
+            yield f"{side}.block.{number}.{name}.weight", _transpose(rest, stored)
         else:
             if len(stored.shape) < 2 or 0 in stored.shape or stored.shape[1] > _MAX_LAYERS:
                 raise CheckpointError(
@@ -129,10 +129,10 @@ def _layers(
                 )
             shape = stored.shape[:1] + stored.shape[2:]
             for layer in range(stored.shape[1]):
-                own = TensorInFile(shape, functools.partial(_one_layer, whole, stored, layer))
-                yield f"{side}.block.{layer}.{name}.weight", _turned(rest, own)
+                tensor = TensorInFile(shape, functools.partial(_one_layer, whole, stored, layer))
+                yield f"{side}.block.{layer}.{name}.weight", _transpose(rest, tensor)
     elif path in _MODEL:
-        yield f"{_MODEL[path]}.weight", _turned(path, stored) if path != "token_embedder/embedding" else stored
+        yield f"{_MODEL[path]}.weight", _transpose(path, stored) if path != "token_embedder/embedding" else stored
     else:
         yield path, stored
 
@@ -142,7 +142,7 @@ def _one_layer(whole: Callable[[TensorInFile], np.ndarray], stored: TensorInFile
 
 
 def _in_layer(side: str, path: str) -> str | None:
-    """Hugging Face's name of a layer's array, within the layer; None for one that no T5 has."""
+    """Return Hugging Face's name of an array within its layer; None if a T5 has no such array."""
     sublayers = _SUBLAYERS[side]
     module, _, leaf = path.rpartition("/")
     for number, (norm, attention, theirs) in enumerate(sublayers):
@@ -158,27 +158,27 @@ def _in_layer(side: str, path: str) -> str | None:
     return f"{last}.layer_norm" if path == "pre_mlp_layer_norm/scale" else None
 
 
-def _turned(path: str, stored: TensorInFile) -> TensorInFile:
-    """An array in PyTorch's orientation: a kernel as [out, in], with heads and their width in one axis."""
+def _transpose(path: str, stored: TensorInFile) -> TensorInFile:
+    """Return an array in PyTorch's orientation: a kernel as [out, in], with heads and their width in one axis."""
     shape = stored.shape
-    if len(shape) == 3:  # [D, H, K], or of what comes out of attention [H, K, D]
+    if len(shape) == 3:  # [D, H, K], or [H, K, D] for the output of attention
         merged = (shape[0] * shape[1], shape[2]) if path.endswith("out/kernel") else (shape[0], shape[1] * shape[2])
-        return TensorInFile(merged[::-1], functools.partial(_read_turned, stored, merged))
-    return TensorInFile(shape[::-1], functools.partial(_read_turned, stored, shape))
+        return TensorInFile(merged[::-1], functools.partial(_read_transposed, stored, merged))
+    return TensorInFile(shape[::-1], functools.partial(_read_transposed, stored, shape))
 
 
-def _read_turned(stored: TensorInFile, shape: tuple[int, ...]) -> np.ndarray:
+def _read_transposed(stored: TensorInFile, shape: tuple[int, ...]) -> np.ndarray:
     return stored.read().reshape(shape).T
 
 
 def _config(tensors: Tensors, folder: Path) -> T5Config:
-    """What the tensors say of the architecture; `prompt_jax.checkpoints.weights.check` finds those that are missing."""
+    """Infer the config from the tensors' shapes. `prompt_jax.checkpoints.weights.check` reports missing tensors."""
 
     def shape(name: str) -> tuple[int, ...]:
         name = f"{name}.weight"
         if name not in tensors or len(tensors[name].shape) != 2 or 0 in tensors[name].shape:
-            found = "is not there" if name not in tensors else f"is {list(tensors[name].shape)}"
-            raise CheckpointError(f"{folder} is a checkpoint of T5X, but of no T5: {name} {found}")
+            found = "is missing" if name not in tensors else f"is {list(tensors[name].shape)}"
+            raise CheckpointError(f"{folder} is a T5X checkpoint, but not of a T5: {name} {found}")
         return tensors[name].shape
 
     def depth(side: str) -> int:
@@ -188,7 +188,7 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
     relative = [f"{side}.block.{{}}.{_RELATIVE}.weight" for side in _SUBLAYERS]
     per_layer = any(name.format(1) in tensors for name in relative)
     if per_layer and all(_alike(tensors, name, depth(side)) for name, side in zip(relative, _SUBLAYERS, strict=True)):
-        # A model that was scanned later: all layers have the positions of the first.
+        # A model that was converted to scanned layers: all layers have the positions of the first.
         per_layer = False
         for name, side in zip(relative, _SUBLAYERS, strict=True):
             for layer in range(1, depth(side)):
@@ -197,7 +197,7 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
     buckets, heads = shape(f"encoder.block.0.{_RELATIVE}")
     inner, _ = shape("encoder.block.0.layer.0.SelfAttention.q")
     if inner % heads:
-        raise CheckpointError(f"{folder}: queries of width {inner} are not those of {heads} heads")
+        raise CheckpointError(f"{folder}: queries of width {inner} do not divide into {heads} heads")
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in tensors
     tied = "lm_head.weight" not in tensors
     return T5Config(
@@ -218,7 +218,7 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
 
 
 def _alike(tensors: Tensors, name: str, layers: int) -> bool:
-    """Whether the tensors of that name are the same in all layers."""
+    """Return whether the tensors of that name are equal in all layers."""
     names = [name.format(layer) for layer in range(layers)]
     if not names or any(each not in tensors for each in names):
         return False
@@ -231,13 +231,13 @@ def _alike(tensors: Tensors, name: str, layers: int) -> bool:
 
 
 def _arrays(folder: Path) -> tuple[dict[str, TensorInFile], set[str]]:
-    """The model's arrays, by their paths, and the paths of those whose folders are missing."""
+    """Return the arrays by their paths, and the paths of arrays whose folders are missing."""
     if isinstance(folder, BucketPath) or str(folder).startswith("gs:"):
         raise CheckpointError(
-            f"{folder}: checkpoints of T5X are read from a folder; copy it here (gcloud storage cp -r)"
+            f"{folder}: T5X checkpoints are only read from a local folder; copy it (gcloud storage cp -r)"
         )
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. A checkpoint of T5X is one, called checkpoint_STEP")
+        raise CheckpointError(f"{folder} is not a folder. A T5X checkpoint is a folder checkpoint_STEP")
     if not is_t5x(folder):
         steps = steps_in(folder)[:8]
         if (folder / FILE).is_symlink():
@@ -245,10 +245,10 @@ def _arrays(folder: Path) -> tuple[dict[str, TensorInFile], set[str]]:
         elif steps:
             instead = f"; name one of those in it: {', '.join(steps)}"
         else:
-            instead = f": it has no file {FILE!r}. Those that T5X writes with Orbax are not read"
-        raise CheckpointError(f"{folder} is no checkpoint of T5X{instead}")
+            instead = f": it has no file {FILE!r}. Checkpoints written with Orbax are not supported"
+        raise CheckpointError(f"{folder} is not a T5X checkpoint{instead}")
     file = folder / FILE
-    # In the place of an array that has a folder there is what TensorStore takes to open it.
+    # An array with a separate folder is represented by the specification with which TensorStore opens it.
     inside, elsewhere = flax_part(file, ("optimizer", "target"), "driver")
     arrays = {
         path: TensorInFile(array.shape, functools.partial(_inside, array, file, path)) for path, array in inside.items()

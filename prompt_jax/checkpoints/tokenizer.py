@@ -19,7 +19,7 @@ from prompt_jax.checkpoints.files import check_text_file, one_line, read_json
 from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark
 from prompt_jax.errors import CheckpointError
 
-# The files of a tokenizer; a model on the Hub has some of them.
+# The files of tokenizers; a model on the Hub has some of them.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
@@ -30,7 +30,7 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
-      transformers: the tokenizer as `AutoTokenizer` gives it.
+      transformers: the tokenizer from `AutoTokenizer`.
       eos_id: the id that ends a target.
       end_ids: the ids that end a generated answer, `eos_id` among them.
       pad_id: padding. GPT-2 has none and uses its end token.
@@ -48,7 +48,7 @@ class Tokenizer:
         self._fast: Any = getattr(transformers, "backend_tokenizer", None)
 
     def encode(self, text: str) -> list[int]:
-        """The text's ids, without the tokens that the model expects around a text.
+        """Return a text's ids, without the special tokens around it.
 
         Raises:
           CheckpointError: an id that the model's embedding table does not have.
@@ -71,19 +71,19 @@ class Tokenizer:
         return [*before, *self.encode(text), *after]
 
     def target_ids(self, text: str) -> list[int]:
-        """A target's ids with the end token, as the model writes them."""
+        """Return a target's ids with the end token, as the model generates them."""
         ids = self.input_ids(text)
         return ids if ids[-1:] == [self.eos_id] and not self.causal else [*ids, self.eos_id]
 
     def marked(self, template: str) -> str:
-        """A template or label with its control tokens marked, so that `encode` reads them as tokens."""
+        """Mark the control tokens of a template or label, so that `encode` reads them as tokens."""
         if not self._control:
             return template
         longest_first = sorted(self._control, key=len, reverse=True)
         return re.sub("|".join(map(re.escape, longest_first)), lambda match: mark(match[0]), template)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """The text of ids up to the first end token, without padding and the tokens before a text."""
+        """Return the text of ids up to the first end token, without padding and start tokens."""
         kept: list[int] = []
         for index in map(int, ids):
             if index in self.end_ids:
@@ -94,7 +94,7 @@ class Tokenizer:
         return text.removeprefix(" ") if self.causal else text
 
     def piece(self, index: int) -> str:
-        """The token with that id. Embedding tables may have rows beyond the tokens: `<unused_32105>`."""
+        """Return the token with that id. Rows of the embedding table without a token are `<unused_32105>`."""
         token = self._tokens.get(int(index))
         return f"<unused_{index}>" if token is None else token
 
@@ -115,7 +115,7 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int | None:
-        """The id of what the vocabulary cannot write; None where there is no such text."""
+        """The id of the unknown token, or None."""
         return self.transformers.unk_token_id
 
     @functools.cached_property
@@ -147,7 +147,7 @@ class Tokenizer:
         return tuple(whole[:start]), tuple(whole[start + len(text) :])
 
     def _read(self, marked: str) -> list[int]:
-        """`encode` for a tokenizer of the tokenizers library."""
+        """Encode with a tokenizer of the tokenizers library."""
         reader, moved = self._reader
         return [moved.get(index, index) for index in reader.encode(marked, add_special_tokens=False).ids]
 
@@ -184,7 +184,7 @@ class Tokenizer:
         return reader, moved
 
     def _slow(self, marked: str) -> list[int]:
-        """`encode` for a tokenizer that is written in Python, such as ByT5's."""
+        """Encode with a tokenizer that is written in Python, such as ByT5's."""
         ids: list[int] = []
         for place, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", marked)):  # plain, control, plain, ...
             if place % 2:
@@ -220,19 +220,19 @@ def load_tokenizer(
     rows: int,
     causal: bool = False,
 ) -> Tokenizer | None:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Args:
-      folder: the model's.
-      transformers_config: the model's configuration as `AutoConfig` gives it, by which the tokenizer's class is chosen
-        where the folder does not name it.
+      folder: the model's folder.
+      transformers_config: the model's configuration from `AutoConfig`. It determines the tokenizer's class if the
+        folder does not.
       eos_id, end_ids, pad_id, rows, causal: as `Tokenizer`.
 
     Returns:
-      None if the folder has no tokenizer.
+      the tokenizer, or None if the folder has none.
 
     Raises:
-      CheckpointError: there is one that cannot be used.
+      CheckpointError: the tokenizer cannot be used.
     """
     present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
     for name in present:
@@ -248,7 +248,7 @@ def load_tokenizer(
             str(folder), config=transformers_config, local_files_only=True, trust_remote_code=False
         )
         needed = {kind: name for kind, name in loaded.vocab_files_names.items() if kind != "tokenizer_file"}
-        # Without its files, a class of Transformers makes up a vocabulary.
+        # Without its files, a tokenizer class of Transformers invents a vocabulary.
         if "tokenizer.json" not in present and (
             absent := {name for name in needed.values() if not (folder / name).exists()}
         ):
@@ -257,7 +257,7 @@ def load_tokenizer(
                 f"{type(loaded).__name__}"
             )
         tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
-        tokenizer.target_ids("a")  # what is damaged fails here, and not in the midst of a run
+        tokenizer.target_ids("a")  # so that a damaged tokenizer fails here, not during a run
         known = tokenizer.piece(eos_id)
     if known.startswith("<unused_"):
         raise CheckpointError(
@@ -275,7 +275,7 @@ def _check_extra_ids(file: Path, rows: int) -> None:
 
 
 def t5_configuration() -> Any:
-    """Transformers' configuration of a T5, for a tokenizer whose folder has no config.json."""
+    """Return Transformers' configuration of a T5, for a tokenizer whose folder has no config.json."""
     with _quiet():
         from transformers import T5Config
 
@@ -286,13 +286,13 @@ def t5_configuration() -> Any:
 def transformers_errors(failure: str) -> Iterator[None]:
     """Run a reader of Transformers without its log, and turn every error that it raises into a CheckpointError."""
     with _quiet():
-        import transformers  # noqa: F401  # whose own failure is no fault of the files
+        import transformers  # noqa: F401  # a failed import is not the files' fault
 
         try:
             yield
         except CheckpointError:
             raise
-        # Panics of the tokenizers' Rust code are not of the class Exception.
+        # Panics of the tokenizers' Rust code are not subclasses of Exception.
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
                 raise
@@ -301,7 +301,7 @@ def transformers_errors(failure: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers logs advice, also when it is imported, and what it tries with a damaged file."""
+    """Silence Transformers, which logs advice, also at import, and attempts to read a damaged file."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

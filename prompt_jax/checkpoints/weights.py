@@ -1,7 +1,7 @@
-"""From a folder of weight files to the nested parameters of a model, along the table `parameters(config)`.
+"""Loading the nested parameters of a model from a folder of weight files, by the table `parameters(config)`.
 
-Each leaf is read, cast or quantized, and placed before the next one is begun, so that host memory holds one leaf beside
-what is placed. Of a leaf that is divided over devices, a process reads what its own devices have, and no more.
+Each leaf is read, cast or quantized, and transferred to the devices before the next one, so that host memory holds only
+one leaf. A process reads only the shards of its own devices.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.quantized import Quantized, quantize
 
-# Where leaves go: the default device, one sharding for all, or one for each row of the table.
+# None for the default device, one sharding for all leaves, or a function from a row of the table to its sharding.
 Shardings = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# With "int8" it is that of what is not quantized.
+# The dtype of leaves that are not quantized.
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16, "int8": _BFLOAT16}
-_LISTED = 12  # tensors that an error names, of each kind
+_MAX_LISTED = 12  # tensors of each kind in an error message
 
 
 class Format(NamedTuple):
-    """A kind of weight file. In shards, `{file}.index.json` says which tensor is in which."""
+    """A format of weight files. `{file}.index.json` maps tensors to shards."""
 
     file: str
     open: Callable[[Path], contextlib.AbstractContextManager[Tensors]]
@@ -42,7 +42,7 @@ class Format(NamedTuple):
         return f"{self.file}.index.json"
 
 
-FORMATS = (  # in the order in which they are looked for
+FORMATS = (  # in order of preference
     Format("model.safetensors", open_safetensors),
     Format("flax_model.msgpack", open_flax),
     Format("pytorch_model.bin", open_torch),
@@ -50,12 +50,12 @@ FORMATS = (  # in the order in which they are looked for
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that a shard index names. They must be plain names: an index is not trusted to lead elsewhere."""
+    """Return the files that a shard index names. They must be plain file names, since an index is not trusted."""
     content = read_json(index)
     try:
         names = sorted(set(content["weight_map"].values()))
     except (LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no shard index: it needs a 'weight_map' of tensor to file name") from error
+        raise CheckpointError(f"{index} is not a shard index: it has no 'weight_map' of tensors to files") from error
     if not names:
         raise CheckpointError(f"{index} names no files")
     for name in names:
@@ -66,7 +66,7 @@ def shard_names(index: Path) -> list[str]:
 
 @contextlib.contextmanager
 def open_checkpoint(folder: Path) -> Iterator[Tensors]:
-    """The tensors of a model folder, in the first format of `FORMATS` that it has."""
+    """Yield the tensors of a model folder, in the first of `FORMATS` that it has."""
     for form in FORMATS:
         if (folder / form.file).is_file():
             names = [form.file]
@@ -94,48 +94,45 @@ def open_checkpoint(folder: Path) -> Iterator[Tensors]:
 def assemble(
     table: list[Parameter], tensors: Tensors, dtype: str, sharding: Shardings = None, source: str = "checkpoint"
 ) -> tuple[dict[str, Any], Samples]:
-    """Reads the parameters of the table.
+    """Load the parameters of the table.
 
     Args:
       table: `parameters(config)`.
-      tensors: the checkpoint; nothing may be missing or left over.
-      dtype: of the result, as for `load_model`.
-      sharding: where each leaf goes; None is the default device.
+      tensors: the checkpoint, which must match the table exactly.
+      dtype: as for `load_model`.
+      sharding: as for `load_model`.
       source: named in errors.
 
     Returns:
-      the nested parameters, and samples of each tensor as stored for the fingerprint.
+      the nested parameters, and samples of each stored tensor for the fingerprint.
 
     Raises:
-      CheckpointError: lists tensors that are missing, surplus or of another shape.
+      CheckpointError: lists tensors that are missing, surplus or have another shape.
     """
     check(table, tensors, source)
     samples: Samples = {}
     for parameter in table:
         for index, name in enumerate(_names(parameter)):
-            samples[f"{parameter.path}[{index}]"] = sample(_ours(parameter, tensors[name].read()))
-    leaves = {parameter.path: _placed(parameter, tensors, dtype, sharding) for parameter in table}
-    return _nested(leaves), samples
+            samples[f"{parameter.path}[{index}]"] = sample(_reorient(parameter, tensors[name].read()))
+    leaves = {parameter.path: _load_leaf(parameter, tensors, dtype, sharding) for parameter in table}
+    return _nest(leaves), samples
 
 
 def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> dict[str, Any]:
-    """What `assemble` would give, as shapes with dtypes and shardings: enough to compile for, without any weights.
-
-    Arguments as for `assemble`.
-    """
+    """Return the result of `assemble` as shapes, dtypes and shardings, for compilation without weights."""
 
     def leaf(parameter: Parameter) -> Any:
         own = _sharding(parameter, sharding)
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_fitting(own, part.shape)),
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(own, part.shape)),
             _shape(parameter, dtype),
         )
 
-    return _nested({parameter.path: leaf(parameter) for parameter in table})
+    return _nest({parameter.path: leaf(parameter) for parameter in table})
 
 
 def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: str) -> None:
-    """Raises a `CheckpointError` unless the tensors are exactly those of the table."""
+    """Raise CheckpointError unless the tensors are exactly those of the table."""
     layers = max((parameter.layers or 0 for parameter in table), default=0)
     if layers > len(tensors):  # so that a damaged config.json cannot ask for millions of names
         raise CheckpointError(f"{source}: the config has {layers} layers, and the weights {len(tensors)} tensors")
@@ -150,16 +147,16 @@ def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: s
     faults = [("missing", missing), ("surplus", surplus), ("of another shape", misshapen)]
     if any(names for _, names in faults):
         parts = [f"{len(names)} {what}:\n{_listing(names)}" for what, names in faults if names]
-        raise CheckpointError(f"{source}: the weights are not those of the config.\n" + "\n".join(parts))
+        raise CheckpointError(f"{source}: the weights do not match the config.\n" + "\n".join(parts))
 
 
 def _listing(lines: list[str]) -> str:
-    rest = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n".join(f"  {one_line(line)}" for line in lines[:_LISTED] + rest)
+    rest = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+    return "\n".join(f"  {one_line(line)}" for line in lines[:_MAX_LISTED] + rest)
 
 
 def _names(parameter: Parameter) -> list[str]:
-    """The names in the checkpoint, one a layer."""
+    """Return the names in the checkpoint, one per layer."""
     if parameter.layers is None:
         return [parameter.name]
     return [parameter.name.format(layer=layer) for layer in range(parameter.layers)]
@@ -170,7 +167,7 @@ def _leaf_shape(parameter: Parameter) -> tuple[int, ...]:
 
 
 def stored_shape(parameter: Parameter) -> tuple[int, ...]:
-    """The shape in the checkpoint: a linear layer is [out, in], with heads and their width in one axis."""
+    """Return the shape in the checkpoint: a linear layer is [out, in], with heads and their width in one axis."""
     if parameter.stored is not None:
         return parameter.stored
     if not parameter.transposed:
@@ -180,75 +177,76 @@ def stored_shape(parameter: Parameter) -> tuple[int, ...]:
 
 
 def _input_axes(parameter: Parameter) -> int:
-    """How many leading axes of a linear layer's shape are its input: two where it merges heads, [H, K, D]."""
+    """Return the number of leading input axes of a linear layer's shape: two if it merges heads, [H, K, D]."""
     return 2 if parameter.axes[0] == "heads" else 1
 
 
-def _ours(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
-    """One layer's tensor in our orientation."""
+def _reorient(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
+    """Return one layer's tensor in the orientation of the table."""
     if parameter.third is not None:
         tensor = np.split(tensor, 3, axis=-1)[parameter.third]
     return (tensor.T if parameter.transposed else tensor).reshape(parameter.shape)
 
 
 def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized:
-    """Shape and dtype of a leaf.
+    """Return the shape and dtype of a leaf.
 
-    With "int8" the layers' matrices are quantized. The tables of words are not: prompts are made of embeddings and
-    compared with them, and in models that are large enough to need 8 bits they are a few hundredths of the whole.
+    "int8" quantizes the layers' matrices, but not the embedding tables: prompts are initialized from embeddings and
+    compared with them, and in models that are large enough to need 8 bits the tables are a few percent.
     """
     shape = _leaf_shape(parameter)
     matrix = parameter.layers is not None and "embed" in parameter.axes and len(parameter.axes) > 1
     if dtype != "int8" or not matrix:
         return jax.ShapeDtypeStruct(shape, DTYPES[dtype])
-    inputs = 1 + _input_axes(parameter)  # with the layers'
+    inputs = 1 + _input_axes(parameter)  # with the axis of layers
     scale = shape[0], *[1] * (inputs - 1), *shape[inputs:]
     return Quantized(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
 
 
-def _placed(parameter: Parameter, tensors: Tensors, dtype: str, shardings: Shardings) -> jax.Array | Quantized:
-    """A leaf on the devices; each process reads the parts of its own."""
+def _load_leaf(parameter: Parameter, tensors: Tensors, dtype: str, shardings: Shardings) -> jax.Array | Quantized:
+    """Load a leaf onto the devices. Each process reads only its shards."""
     shape, sharding = _shape(parameter, dtype), _sharding(parameter, shardings)
     index: Any
     if sharding is None:
-        return jax.device_put(_part(parameter, tensors, dtype, (slice(None),) * len(_leaf_shape(parameter))))
-    parts: dict[str, Any] = {}  # by place: several devices may have the same
+        return jax.device_put(_read_slice(parameter, tensors, dtype, (slice(None),) * len(_leaf_shape(parameter))))
+    shards: dict[str, Any] = {}  # by index: replicated shards are read once
     placed = []
     for device, index in sharding.addressable_devices_indices_map(_leaf_shape(parameter)).items():
-        if str(index) not in parts:
-            parts[str(index)] = _part(parameter, tensors, dtype, index)
-        placed.append(jax.device_put(parts[str(index)], device))
+        if str(index) not in shards:
+            shards[str(index)] = _read_slice(parameter, tensors, dtype, index)
+        placed.append(jax.device_put(shards[str(index)], device))
     return jax.tree.map(
-        lambda whole, *own: jax.make_array_from_single_device_arrays(
-            whole.shape, _fitting(sharding, whole.shape) or sharding, list(own)
+        lambda whole, *arrays: jax.make_array_from_single_device_arrays(
+            whole.shape, _drop_unit_axes(sharding, whole.shape) or sharding, list(arrays)
         ),
         shape,
         *placed,
     )
 
 
-def _part(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantized:
-    """The part of a leaf at an index of its axes."""
+def _read_slice(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantized:
+    """Read the part of a leaf at an index of its axes."""
     names = _names(parameter)
     if parameter.layers is None:
-        return np.array(_ours(parameter, tensors[names[0]].read())[index], DTYPES[dtype])
-    own, within = names[index[0]], index[1:]
-    layers = (_ours(parameter, tensors[name].read()) for name in own)
+        return np.array(_reorient(parameter, tensors[names[0]].read())[index], DTYPES[dtype])
+    layer_names, within = names[index[0]], index[1:]
+    layers = (_reorient(parameter, tensors[name].read()) for name in layer_names)
     if isinstance(_shape(parameter, dtype), Quantized):
-        # An output's scale is of all its weights.
+        # The scale of an output depends on all of its inputs.
         inputs = _input_axes(parameter)
         outputs = (slice(None),) * inputs + within[inputs:]
-        return _stacked(len(own), (_inputs(quantize(layer[outputs], inputs), within[:inputs]) for layer in layers))
-    return _stacked(len(own), (layer[within].astype(DTYPES[dtype], copy=False) for layer in layers))
+        quantized = (_select_inputs(quantize(layer[outputs], inputs), within[:inputs]) for layer in layers)
+        return _stack_layers(len(layer_names), quantized)
+    return _stack_layers(len(layer_names), (layer[within].astype(DTYPES[dtype], copy=False) for layer in layers))
 
 
-def _inputs(matrix: Quantized, index: tuple[slice, ...]) -> Quantized:
-    """Some inputs of a matrix, whose scale is the same for all of them."""
+def _select_inputs(matrix: Quantized, index: tuple[slice, ...]) -> Quantized:
+    """Select inputs of a matrix. All inputs share the scale."""
     return Quantized(matrix.values[index], matrix.scale)
 
 
-def _stacked(count: int, layers: Iterator[Any]) -> Any:
-    """Layers as one leaf, of which there is never more than one besides."""
+def _stack_layers(count: int, layers: Iterator[Any]) -> Any:
+    """Stack layers into one leaf. Only one layer at a time is in memory beside the leaf."""
     stacked: Any = None
     for number, layer in enumerate(layers):
         if stacked is None:
@@ -262,8 +260,8 @@ def _sharding(parameter: Parameter, sharding: Shardings) -> jax.sharding.Shardin
     return sharding(parameter) if callable(sharding) else sharding
 
 
-def _fitting(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    """The sharding of a matrix for its scale too: there is nothing to be divided along an axis of length 1."""
+def _drop_unit_axes(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+    """Return the sharding of a matrix for its scale, whose axes of length 1 cannot be sharded."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(
@@ -272,8 +270,8 @@ def _fitting(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> 
     )
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of paths as nested dicts."""
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts from leaves by their paths."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -281,14 +279,14 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = leaf
-    return _stacks(tree)
+    return _tuples_of_layers(tree)
 
 
-def _stacks(node: Any) -> Any:
-    """`layers` as a tuple of stacks, from a dict of "0", "1" and so on."""
+def _tuples_of_layers(node: Any) -> Any:
+    """Replace each dict `layers` with keys "0", "1" and so on by a tuple."""
     if not isinstance(node, dict):
         return node
     return {
-        key: tuple(value[str(index)] for index in range(len(value))) if key == "layers" else _stacks(value)
+        key: tuple(value[str(index)] for index in range(len(value))) if key == "layers" else _tuples_of_layers(value)
         for key, value in node.items()
     }

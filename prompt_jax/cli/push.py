@@ -32,9 +32,9 @@ class Push:
 
 def run(args: Push) -> int:
     from prompt_jax.prompt_files.io import read_prompts
-    from prompt_jax.prompt_files.push import parse_place, push_members
+    from prompt_jax.prompt_files.push import parse_target, push_members
 
-    place = parse_place(args.dest)  # before anything is loaded
+    place = parse_target(args.dest)  # before anything is loaded
     members = read_prompts(args.file)
     why = None
     try:

@@ -1,6 +1,6 @@
-"""Several processes that run one program together, on one machine or many: `jax.distributed`.
+"""One program in several processes, on one machine or many, with `jax.distributed`.
 
-All of them take the same steps and see the same numbers. The first alone writes files and prints.
+All processes run the same steps and see the same numbers. Only the first writes files and prints.
 """
 
 import contextlib
@@ -18,82 +18,82 @@ from jax.experimental import multihost_utils
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.storage.locks import LockLost
 
-_END_SECONDS = 10  # for the clean-up of all processes, where each has the same error
+_END_SECONDS = 10  # for clean-up when all processes have the same error
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 class DistributedError(UserError, RuntimeError):
-    """Processes that cannot find each other, or that cannot begin because the first one cannot."""
+    """The processes cannot find each other, or the first one failed."""
 
 
 class Preempted(UserError, RuntimeError):
-    """The machine is wanted back; everything is saved."""
+    """The machine was preempted; everything is saved."""
 
-    exit_status = 75  # EX_TEMPFAIL: the same command goes on
+    exit_status = 75  # EX_TEMPFAIL: the same command resumes
 
 
 class ProcessLost(UserError, RuntimeError):
-    """Another process has gone, and without it nothing can be computed."""
+    """Another process died, so that this one cannot continue."""
 
     exit_status = 76
 
 
 def initialize(heartbeat: int = 100) -> None:
-    """Joins the other processes. Comes before anything is computed.
+    """Connect to the other processes. Call it before any computation.
 
-    Where JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, they
-    say who is who; otherwise JAX asks what it knows: Slurm, Open MPI, a TPU pod, Kubernetes.
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID identify the
+    processes. Without them, JAX detects Slurm, Open MPI, a TPU pod or Kubernetes.
 
     Args:
-      heartbeat: seconds without a sign of life after which a process counts as lost, and the others end.
+      heartbeat: seconds without a heartbeat after which a process counts as lost, and the others exit.
 
     Raises:
-      DistributedError: no coordinator, or only some of the variables.
+      DistributedError: no coordinator, or only some of the variables are set.
     """
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     arguments: dict[str, Any] = {}
     if "JAX_NUM_PROCESSES" in given or "JAX_PROCESS_ID" in given:
         if missing := [name for name in _VARIABLES if name not in given]:
-            raise DistributedError(
-                f"--distributed: {' and '.join(missing)} must be set too, beside {' and '.join(given)}"
-            )
+            raise DistributedError(f"--distributed: {' and '.join(given)} is set; set {' and '.join(missing)} too")
         try:
             numbers = {"num_processes": int(given[_VARIABLES[1]]), "process_id": int(given[_VARIABLES[2]])}
         except ValueError as error:
-            raise DistributedError(f"--distributed: {_VARIABLES[1]} and {_VARIABLES[2]} are numbers: {error}") from None
+            raise DistributedError(
+                f"--distributed: {_VARIABLES[1]} and {_VARIABLES[2]} must be numbers: {error}"
+            ) from None
         arguments = {"coordinator_address": given[_VARIABLES[0]], **numbers}
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat)
     except (ValueError, RuntimeError) as error:
         raise DistributedError(
-            f"--distributed: the processes could not be joined ({str(error).splitlines()[0]}). They are found on TPU "
-            f"pods, under Slurm, Open MPI and Kubernetes, or by the variables {', '.join(_VARIABLES)}"
+            f"--distributed: the processes could not be connected ({str(error).splitlines()[0]}). They are detected on "
+            f"TPU pods, under Slurm, Open MPI and Kubernetes, or set {', '.join(_VARIABLES)}"
         ) from error
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the first, which writes and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once all processes have come here."""
+    """Wait until all processes have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
-def all_processes(mine: bool) -> bool:
-    """Whether it is so in every process."""
+def all_processes(value: bool) -> bool:
+    """Return whether the value is true in every process."""
     if jax.process_count() == 1:
-        return mine
-    return bool(multihost_utils.process_allgather(mine).all())
+        return value
+    return bool(multihost_utils.process_allgather(value).all())
 
 
 def on_first_process(action: Callable[[], object]) -> None:
-    """Run an action in the first process. If it fails there, all processes raise an error.
+    """Run an action in the first process. If it fails, all processes raise an error.
 
     Raises:
-      UserError, OSError: of the action. In the other processes it is a DistributedError.
+      UserError, OSError: the action's error. The other processes raise DistributedError.
     """
     failure: UserError | OSError | None = None
     if is_first():
@@ -102,58 +102,58 @@ def on_first_process(action: Callable[[], object]) -> None:
         except (UserError, OSError) as error:
             failure = error
     if not all_processes(failure is None):
-        raise failure or DistributedError("process 0 could not begin; its output says why")
+        raise failure or DistributedError("process 0 could not start; its output says why")
 
 
 class Preemption:
-    """Notices SIGTERM, which schedulers send some seconds before they take a machine. Use as a context manager."""
+    """Detects SIGTERM, which schedulers send seconds before they preempt a machine. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._noticed, self._asked = False, 0
+        self._requested, self._calls = False, 0
 
     def __enter__(self) -> "Preemption":
-        self._before: Any = None
-        # Several processes have JAX's own handler, which tells all of them and makes them agree on a step.
+        self._previous: Any = None
+        # With several processes, JAX's handler notifies all of them and makes them agree on a step.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._noticed = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
 
-    def noticed(self) -> bool:
-        """Whether to save and leave now, the same in all processes: true once for each SIGTERM.
+    def requested(self) -> bool:
+        """Return whether to save and exit now, the same in all processes. True once for each SIGTERM.
 
-        All processes ask together, and often: the more seldom, the later they agree.
+        All processes must call this at the same steps, and often: they agree on a later call.
         """
         if jax.process_count() == 1:
-            noticed, self._noticed = self._noticed, False
-            return noticed
-        self._asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+            requested, self._requested = self._requested, False
+            return requested
+        self._calls += 1
+        return multihost_utils.reached_preemption_sync_point(self._calls)
 
 
 @contextlib.contextmanager
 def exit_if_process_lost() -> Iterator[None]:
-    """Exit at once, in a distributed run, after an error that only this process has.
+    """In a distributed run, exit at once after an error that only this process has.
 
-    These errors are that another process is gone (the exit status is ProcessLost's) and that this process could not
-    write. JAX's usual shutdown would wait for the other processes, which do not know of the error. After any other
-    error, which they may have too, the shutdown gets a few seconds.
+    Such errors are a lost peer (with ProcessLost's exit status) and a failed write. JAX's shutdown would wait for the
+    other processes, which do not know of the error. After any other error, which they may share, the shutdown gets a
+    few seconds.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        # A save that fails because another process is gone is a user's error by its type alone.
+        # A save that fails because a peer was lost raises a UserError too.
         cause = error.__cause__ if isinstance(error, UserError) else error
         status = getattr(error, "exit_status", 1)
-        if _is_of_a_lost_process(cause):
+        if _is_lost_process(cause):
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             exit_now(
                 ProcessLost.exit_status, f"another process was lost ({reason}); run the same command again to resume"
@@ -176,7 +176,7 @@ def exit_now(status: int, message: str = "") -> None:
     os._exit(status)
 
 
-def _is_of_a_lost_process(error: BaseException | None) -> bool:
+def _is_lost_process(error: BaseException | None) -> bool:
     if not isinstance(error, (ValueError, RuntimeError)):
         return False
     signs = ("gloo", "connection", "coordination", "heartbeat", "unavailable", "deadline", "peer", "barrier")

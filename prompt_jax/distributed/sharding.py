@@ -1,8 +1,8 @@
-"""Where arrays are: the mesh of devices, and which of their axes are divided over it.
+"""The device mesh, and the mesh axes over which arrays are sharded.
 
-A mesh has the axes `ensemble`, `data` and `model`; a run on a single device has none, and None stands for it
-everywhere. Arrays may span the devices of several processes. `to_devices` and `to_host` transfer them; every
-process must call both in the same order.
+A mesh has the axes `ensemble`, `data` and `model`. On a single device there is no mesh, and functions take and return
+None for it. Arrays may span the devices of several processes. `to_devices` and `to_host` transfer them; every process
+must call both in the same order.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from prompt_jax.models.parameter import Parameter
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """The mesh axis, or axes, that each logical axis is divided over. None: each device has it whole."""
+    """The mesh axes over which each logical axis is sharded; None means replicated."""
 
     members: str = "ensemble"
     batch: str = "data"
-    rows: tuple[str, ...] = ("ensemble", "data")  # in evaluation, where no row is a member's
-    # Of parameters (`models.parameter`): each device has some of the heads, of the feed-forward width, of the words.
+    rows: tuple[str, ...] = ("ensemble", "data")  # the batch in evaluation, where rows belong to no member
+    # Axes of parameters (`models.parameter`).
     heads: str = "model"
     mlp: str = "model"
     vocab: str = "model"
@@ -37,7 +37,7 @@ class Rules:
     positions: None = None
 
     def spec(self, *axes: str) -> PartitionSpec:
-        """How an array with these logical axes is divided; an AttributeError for one that is none."""
+        """Return the PartitionSpec of an array with these logical axes."""
         return PartitionSpec(*(getattr(self, axis) for axis in axes))
 
 
@@ -45,14 +45,14 @@ RULES = Rules()
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | None:
-    """The devices of a run, all of them where there are several processes; None for a single one.
+    """Return the mesh of a run, or None for a single device. Several processes must use all their devices.
 
     Args:
-      config: the sizes.
-      devices: those to choose from; None is all there are.
+      config: the sizes of the axes.
+      devices: the devices to choose from; None means all.
 
     Raises:
-      ConfigError: sizes that do not fit the devices.
+      ConfigError: the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
@@ -65,41 +65,41 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
         raise ConfigError(f"{text} asks for {fixed} devices, and there are {len(devices)}")
     if jax.process_count() > 1 and count != len(devices):
         raise ConfigError(
-            f"{text} is {count} devices, and the {jax.process_count()} processes have {len(devices)}: "
-            "all have to take part; -1 for one of the sizes is what the others leave"
+            f"{text} needs {count} devices, and the {jax.process_count()} processes have {len(devices)}: "
+            "all must be used; set one of the sizes to -1 for all remaining devices"
         )
     if count == 1:
         return None
-    # An axis of ours may be a part of one of the machine's, as 2 of a ring of 4.
+    # A mesh axis may be part of a physical axis, e.g. 2 of a ring of 4.
     try:
         placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
-    except AssertionError as error:  # of TPUs
+    except AssertionError as error:  # on TPUs
         raise ConfigError(
-            f"{text} is {count} of {len(devices)} chips, and the first {count} are no block of them without a gap; "
-            f"sizes that make {len(devices)} take all"
+            f"{text} needs {count} of {len(devices)} chips, and the first {count} do not form a contiguous block; "
+            f"choose sizes whose product is {len(devices)}"
         ) from error
     return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh of `make_mesh` that arrays were placed on; None without one."""
+    """Return the mesh from `make_mesh` that holds the arrays, or None."""
     sharding: Any = getattr(next(iter(jax.tree.leaves(tree)), None), "sharding", None)
     on_mesh = isinstance(sharding, NamedSharding) and "ensemble" in sharding.mesh.axis_names
     return sharding.mesh if on_mesh else None
 
 
 def named_sharding(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
-    """The sharding of arrays whose first axes are these logical ones, the others whole; None without a mesh."""
+    """Return the sharding of arrays whose first axes are these logical ones; None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, RULES.spec(*axes))
 
 
 def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
-    """Where each parameter of a base goes: the `sharding` of `load_model`; None without a mesh.
+    """Return the sharding of each parameter of a base, for `load_model`; None without a mesh.
 
-    A vocabulary that cannot be divided (GPT-2's 50,257 words) is whole on each device.
+    A vocabulary whose size is not divisible (GPT-2's 50,257 tokens) is replicated.
 
     Raises:
-      ConfigError: heads or feed-forward width that cannot be divided over `model`.
+      ConfigError: the heads or the feed-forward width are not divisible by the size of `model`.
     """
     if mesh is None:
         return None
@@ -107,15 +107,15 @@ def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter]
     def sharding(parameter: Parameter) -> NamedSharding:
         axes, shape = list(parameter.axes), parameter.shape
         for number, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-            over = getattr(RULES, axis)
-            if over is None or size % mesh.shape[over] == 0:
+            mesh_axis = getattr(RULES, axis)
+            if mesh_axis is None or size % mesh.shape[mesh_axis] == 0:
                 continue
             if axis != "vocab":
                 raise ConfigError(
-                    f"mesh.{over} is {mesh.shape[over]}, and {parameter.path} has {size} {axis}, which cannot be "
-                    "divided by it"
+                    f"mesh.{mesh_axis} is {mesh.shape[mesh_axis]}, and {parameter.path} has {size} {axis}, which is "
+                    "not divisible by it"
                 )
-            axes[number] = "embed"  # as whole as that
+            axes[number] = "embed"  # which is replicated
         stacked = [] if parameter.layers is None else ["layers"]
         return NamedSharding(mesh, RULES.spec(*stacked, *axes))
 
@@ -123,11 +123,11 @@ def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter]
 
 
 def to_devices(tree: Any, sharding: NamedSharding | None = None) -> Any:
-    """Host arrays on the devices: each process makes the parts that its own devices have.
+    """Transfer arrays to the devices; each process transfers only the shards of its devices.
 
     Args:
-      tree: NumPy arrays, or keys; every process has the same.
-      sharding: from `named_sharding`; None is the default device.
+      tree: NumPy arrays or PRNG keys, the same in every process.
+      sharding: from `named_sharding`; None means the default device.
     """
     if sharding is None:
         return jax.device_put(tree)
@@ -142,7 +142,7 @@ def to_devices(tree: Any, sharding: NamedSharding | None = None) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The arrays on the host, whole, whichever processes' devices have them."""
+    """Return whole NumPy arrays in every process, from arrays that may span the devices of all."""
     mesh = next((m for leaf in jax.tree.leaves(tree) if not _addressable(leaf) and (m := mesh_of(leaf))), None)
     if mesh is not None:
         tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
@@ -154,5 +154,5 @@ def _addressable(leaf: Any) -> bool:
 
 
 def mesh_shape(mesh: Mesh | None) -> Mapping[str, int]:
-    """The sizes of the mesh's axes, all 1 without one."""
+    """Return the sizes of the mesh's axes, all 1 without a mesh."""
     return dict.fromkeys(("ensemble", "data", "model"), 1) if mesh is None else mesh.shape

@@ -1,4 +1,4 @@
-"""Everything that is found out about one prompt, for the terminal and for the page."""
+"""All results of an inspection of one prompt, for the terminal and the HTML page."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ from prompt_jax.prompt_files.io import PromptMetadata
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """One prompt, looked into.
+    """The results for one prompt.
 
     Attributes:
-      name: of the file, or of one of its members.
-      prompt: as read from it.
-      metadata: as read from it.
-      inspection: None without the base, or without virtual tokens.
-      labels: of the prompt's task among the neighbors by each measure; empty without labels or a tokenizer.
+      name: of the file or the member.
+      prompt: the prompt.
+      metadata: the file's metadata for it.
+      inspection: norms and neighbors; None without the base or without virtual tokens.
+      labels: by measure, the task's labels among the neighbors; empty without labels or a tokenizer.
       similarity: cosines between the slots of each part.
       ablation: None without examples.
     """
@@ -37,7 +37,7 @@ class Findings:
 
     @property
     def slot_norms(self) -> dict[str, dict[str, Float[np.ndarray, " L"]]]:
-        """The mean norm of a head's keys, and of its values, in each layer of each prefix."""
+        """The mean norm of a head's keys and of its values, in each layer of each prefix."""
         prefixes = {name: part for name, part in self.prompt.parts.items() if name != "encoder_tokens"}
         return {
             site: {
@@ -56,18 +56,18 @@ def collect_findings(
     k: int = 5,
     ablation: Ablation | None = None,
 ) -> Findings:
-    """What can be found out about a prompt.
+    """Inspect a prompt.
 
     Args:
-      name: of the file or of one of its members.
-      prompt: as read from it.
-      metadata: as read from it.
-      model: the base, or None, which leaves out everything that needs the base's embeddings.
-      k: neighbors a token, by each measure.
-      ablation: of `leave_one_out`, if there is one.
+      name: of the file or the member.
+      prompt: the prompt.
+      metadata: the file's metadata for it.
+      model: the base. None skips everything that needs the base's embeddings.
+      k: the number of neighbors per token and measure.
+      ablation: the result of `leave_one_out`, if any.
 
     Raises:
-      ValueError: the width of virtual tokens is not the base's.
+      ValueError: the virtual tokens do not have the base's width.
     """
     inspection: Inspection | None = None
     labels: dict[Measure, LabelShare] = {}

@@ -1,4 +1,4 @@
-"""The model card of a repository of prompts: what they are, and how they are used."""
+"""The model card of a repository with prompts: what they are and how to use them."""
 
 import dataclasses
 import json
@@ -13,10 +13,11 @@ from prompt_jax.prompt_files.card import facts, indented_block, quote, yaml_head
 from prompt_jax.prompt_files.hub import FILE, HubName
 from prompt_jax.prompt_files.metadata import PromptMetadata, find_task_mismatch
 from prompt_jax.prompt_files.peft import VERSIONS_NOTE
-from prompt_jax.prompt_files.peft_tensors import CONFIG, TENSORS
+from prompt_jax.prompt_files.peft_tensors import TENSORS
 
-# In the cards of repositories, of which others are left alone.
-MARK = "<!-- prompt-jax push writes this card, and writes it anew. Delete this line to keep a card of your own. -->"
+# Marks the cards that a push may overwrite.
+MARK = "<!-- prompt-jax push overwrites this card. Delete this line to keep your own version. -->"
+OLD_MARK = "<!-- prompt-jax push writes this card, and writes it anew."  # of earlier versions
 
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
@@ -24,7 +25,7 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CardBase:
-    """The base of a card: its name, its commit if it is on the Hub, and whether it is a causal model, if known."""
+    """A card's base: its name, its commit if it is on the Hub, and whether it is causal, if known."""
 
     name: str
     revision: str | None
@@ -32,7 +33,7 @@ class CardBase:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the name is one of the Hub, and no folder's, which has no commit."""
+        """Whether the base is on the Hub. A folder has no commit."""
         if self.name == "demo" or not _ON_HUB.fullmatch(self.name):
             return False
         return self.revision is not None or not Path(self.name).exists()
@@ -40,20 +41,20 @@ class CardBase:
 
 @dataclasses.dataclass(frozen=True)
 class CardMember:
-    """What a card says of a prompt: its parts and their shapes, and its metadata."""
+    """A prompt on a card: the shapes of its parts, and its metadata."""
 
     shapes: Mapping[str, Sequence[int]]
     metadata: PromptMetadata
 
 
 def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase | None, *, adapters: bool) -> str:
-    """The card of a prompt, or of an ensemble of several, that is pushed.
+    """Return the card of a prompt or an ensemble.
 
     Args:
-      name: where it is pushed to.
-      members: one, or those of the ensemble.
-      base: as far as it is known.
-      adapters: whether an adapter of PEFT, or one a member in `member_0` and so on, is pushed too.
+      name: the destination of the push.
+      members: one prompt, or the members of an ensemble.
+      base: the base, if known.
+      adapters: whether PEFT adapters are pushed too, for an ensemble in `member_0` and so on.
     """
     first = members[0]
     what = "A prompt" if len(members) == 1 else f"{len(members)} prompts"
@@ -64,21 +65,22 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
     on_hub = base.name if base is not None and base.on_hub else None
     lines = [yaml_header(on_hub, adapter=adapters, causal=causal, tags=[kind, "prompt_jax"])]
     lines += ["", MARK, "", f"# {what} for a frozen language model", ""]
-    adapter = "`member_0` and so on are adapters" if len(members) > 1 else f"`{CONFIG}` and `{TENSORS}` are an adapter"
-    own = f"`{FILE}` has what was trained" + (f", and {adapter} of PEFT with the same" if adapters else "")
-    lines += [f"Trained by prompt_jax. The base is as it was, and is not in here; {own}."]
+    lines += [f"Trained with prompt_jax. The base model was frozen and is not included. `{FILE}` holds the prompt."]
+    if adapters:
+        same = "`member_0` and so on are PEFT adapters" if len(members) > 1 else f"`{TENSORS}` is a PEFT adapter"
+        lines += [f"{same} with the same parameters."]
     if base is not None and not on_hub and base.name != "demo":
-        lines += ["The base is a folder on the machine that the prompt is from: put your own in its place."]
-    lines += ["", *_said(members, base)]
+        lines += ["The base is a folder on the author's machine: use your own path in its place."]
+    lines += ["", *_facts(members, base)]
     lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
-    if adapters and base is not None and not base.name.startswith(T5X):  # a checkpoint that Transformers does not read
+    if adapters and base is not None and not base.name.startswith(T5X):  # Transformers cannot read T5X
         lines += ["", "## With PEFT", "", VERSIONS_NOTE, "", *_with_peft(name, members, base)]
     return "\n".join(lines) + "\n"
 
 
-def _said(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
-    """What is known: first what is so of all members, and then what is not, a line for each."""
-    own: dict[str, Any] = {} if base is None else {"base": base.name, "revision": base.revision}
+def _facts(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
+    """Return the facts that all members share, then one line for each member with the others."""
+    of_base: dict[str, Any] = {} if base is None else {"base": base.name, "revision": base.revision}
     each = [
         {"method": member.metadata.method, "shapes": dict(member.shapes), "placement": member.metadata.placement}
         | facts(member.metadata)
@@ -86,7 +88,7 @@ def _said(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
         for member in members
     ]
     same = {name: value for name, value in each[0].items() if all(one.get(name) == value for one in each)}
-    lines = indented_block(own | same)
+    lines = indented_block(of_base | same)
     for number, one in enumerate(each):
         rest = {name: value for name, value in one.items() if name not in same}
         lines += indented_block({f"member {number}": rest})
@@ -98,28 +100,28 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
     if base is None:
         return _fenced("bash", ["prompt-jax inspect " + shlex.quote(ours)]) + [
             "",
-            "It does not say which base it is for: name it with `--model`.",
+            "The prompt does not record its base: give it with `--model`.",
         ]
     columns = _columns(members)
     row = dict.fromkeys(columns, "a text")
     words = "a text" if len(columns) == 1 else json.dumps(row, ensure_ascii=False)
     file = shlex.quote(ours)
-    about = "It answers with the vote of the majority. A member's own answer:"
+    about = "The members answer by majority vote. The answer of one member:"
     if find_task_mismatch([member.metadata for member in members]) is not None:
         own = name.repository.rpartition("/")[2]
         words = json.dumps({"prompt": f"{own}/0", **row}, ensure_ascii=False)
         file = f"--prompts {shlex.quote(f'{own}={ours}')}"
         about = (
-            f"The members are for different tasks and do not vote: an input names one, `{own}/0` to "
-            f"`{own}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export` with `--member 0` "
-            "writes one to a file. The same in Python:"
+            f"The members are for different tasks and do not vote: each input names one, `{own}/0` to "
+            f"`{own}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export --member 0` writes "
+            "one to a file. In Python:"
         )
     model = f"--model {_word(base.name, 'NAME')}"
     model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
     command = f"prompt-jax predict {file} {shlex.quote(words)} {model}"
     of_base = quote(base.name) + (f", revision={quote(base.revision)}" if base.revision else "")
     ids = f"model.tokenizer.input_ids({_text(members)})"
-    if base.causal is not False:  # it may be a causal model
+    if base.causal is not False:  # causal or unknown
         ids = f"[*{ids}, *model.tokenizer.separator]"
     code = [
         "import numpy as np",
@@ -149,7 +151,7 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     where += f", subfolder={quote(folder)}" if folder else ""
     where += f", revision={quote(name.revision)}" if name.revision else ""
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
-    if base.causal:  # as `Tokenizer.input_ids` and `Tokenizer.separator` have it
+    if base.causal:  # as in `Tokenizer.input_ids` and `Tokenizer.separator`
         imports = ["import torch", *imports]
         inputs = [
             f"ids = [*tokenizer({_text(members, start=' ')}).input_ids, base.config.eos_token_id]  # then the answer",
@@ -168,9 +170,9 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     return _fenced("python", code)
 
 
-def _word(text: str, instead: str) -> str:
-    """A text as a word of a command, or what stands for it where it is none to be copied."""
-    return shlex.quote(text) if _ONE_LINE.fullmatch(text) else instead
+def _word(text: str, placeholder: str) -> str:
+    """Return a text quoted for a shell, or a placeholder if it should not be copied into a command."""
+    return shlex.quote(text) if _ONE_LINE.fullmatch(text) else placeholder
 
 
 def _fenced(language: str, lines: Sequence[str]) -> list[str]:
@@ -183,7 +185,7 @@ def _columns(members: Sequence[CardMember]) -> tuple[str, ...]:
 
 
 def _text(members: Sequence[CardMember], start: str = "") -> str:
-    """An input in Python: the template, with a text for each column."""
+    """Return an input as a Python literal: the template, filled with a text for each column."""
     own = members[0].metadata.format
     return quote(start + ("a text" if own is None else own.render(dict.fromkeys(own.columns, "a text"))))
 

@@ -1,12 +1,10 @@
-"""Prompt files: `.npz` of this project, with one prompt or an ensemble, T5X's `.npy`, and PEFT's adapters.
+"""Saving and loading prompts, in any format.
 
-`prompt_jax.prompt_files.npz` has what is in a `.npz`.
-
-A `.npy` (with or without the extension, as T5X's prompt-tuning writes it) is one array [P, D], with no metadata.
-A folder is an adapter of PEFT, an ensemble of adapters (`prompt_jax.prompt_files.peft`), or a T5X checkpoint with a
-prompt (`prompt_jax.checkpoints.t5x`).
-
-`hf://USER/NAME[@REVISION][/PATH]` is a prompt on the Hugging Face Hub: see `prompt_jax.prompt_files.hub`.
+- `.npz`: this project's format, with one prompt or an ensemble (`prompt_jax.prompt_files.npz`).
+- `.npy`, or no extension: T5X's prompt-tuning format, one array [P, D] without metadata.
+- A folder: a PEFT adapter or an ensemble of them (`prompt_jax.prompt_files.peft`), or a T5X checkpoint with a prompt
+  (`prompt_jax.checkpoints.t5x`).
+- `hf://USER/NAME[@REVISION][/PATH]`: a prompt on the Hugging Face Hub (`prompt_jax.prompt_files.hub`).
 """
 
 import io
@@ -47,22 +45,20 @@ def save_prompt(
     format: Format | None = None,
     model: Model | None = None,
 ) -> None:
-    """Writes a prompt as `.npz`, without its metadata as `.npy`, or as a folder with PEFT's adapter.
-
-    A file appears whole or not at all.
+    """Save a prompt as `.npz`, as `.npy` (without metadata), or as a PEFT adapter. Files are written atomically.
 
     Args:
-      path: of the file, or of a folder that is new or empty.
-      prompt: a single one.
-      metadata: what the file is to say of it.
-      format: by the path's extension, npz or npy, if left out.
-      model: the prompt's base, of which an adapter says the sizes and the name; the other formats do without.
+      path: the file; for PEFT, a folder that is new or empty.
+      prompt: a single prompt.
+      metadata: stored in the file.
+      format: npz, npy or peft; by default the path's extension decides.
+      model: the prompt's base. Only an adapter needs it, for its sizes and name.
 
     Raises:
       PromptFormatError: values that are not finite, another extension, a format that cannot hold the prompt, or a
-        place on the Hub, to which prompts are pushed.
+        path on the Hub (use `push_prompt`).
     """
-    path = _to_write(path)
+    path = _local_path(path)
     arrays = npz.prompt_entries(str(path), prompt, metadata or PromptMetadata())
     format = format or {".npz": "npz", ".npy": "npy"}.get(path.suffix)  # type: ignore[assignment]
     if format == "peft":
@@ -72,14 +68,14 @@ def save_prompt(
     elif format == "npy":
         if prompt.encoder_tokens is None or len(prompt.parts) > 1 or prompt.base:
             there = " and ".join([*prompt.parts, *(["changes of the base"] if prompt.base else [])])
-            raise PromptFormatError(f"{path}: a .npy has virtual tokens alone, not {there}; use npz")
+            raise PromptFormatError(f"{path}: a .npy holds only virtual tokens, not {there}; use npz")
         placement, mask = prompt.encoder_tokens.placement, arrays.get("encoder_tokens/mask")
         if placement != "before":
-            warnings.warn(f"{path}: a .npy does not say that the tokens go {placement} the input", stacklevel=2)
+            warnings.warn(f"{path}: a .npy does not record that the tokens go {placement} the input", stacklevel=2)
         embeddings = arrays["encoder_tokens"] if mask is None else arrays["encoder_tokens"][mask]
         atomic_write(path, lambda file: np.save(file, embeddings))
     else:
-        raise PromptFormatError(f"{path}: name it .npz or .npy, or say which format it is to have")
+        raise PromptFormatError(f"{path}: name it .npz or .npy, or give a format")
 
 
 def save_ensemble(
@@ -90,32 +86,32 @@ def save_ensemble(
     format: Format | None = None,
     model: Model | None = None,
 ) -> None:
-    """Writes the members of an ensemble as one `.npz`, or as a folder of PEFT's adapters.
+    """Save the members of an ensemble as one `.npz`, or as a folder of PEFT adapters.
 
-    The file appears whole or not at all, and an ensemble of adapters with the last of them.
+    The file is written atomically. A folder of adapters is an ensemble only once the last of them is written.
 
     Args:
-      path: of the file, or of a folder that is new or empty.
-      prompts: at least one, each [P_i, D]; of one placement and width.
-      metadata: of each member.
-      format: npz or peft; the path must end with npz where it is left out.
+      path: the file; for PEFT, a folder that is new or empty.
+      prompts: at least one, each [P_i, D], with the same placement and width.
+      metadata: one for each member.
+      format: npz or peft; by default the path must end with npz.
       model: as for `save_prompt`.
 
     Raises:
       PromptFormatError: no members or too many, values that are not finite, a format that cannot hold them, or a
-        place on the Hub.
-      PromptStackError: members that do not go together.
+        path on the Hub.
+      PromptStackError: the members cannot be stacked.
     """
-    path = _to_write(path)
+    path = _local_path(path)
     format = format or path.suffix.removeprefix(".")  # type: ignore[assignment]
     if format not in ("npz", "peft"):
-        raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; one of its members can be a .npy (--member)")
+        raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; a single member can be a .npy (--member)")
     if not 1 <= len(prompts) <= MAX_MEMBERS:
         raise PromptFormatError(f"{path}: an ensemble has from 1 to {MAX_MEMBERS} members, not {len(prompts)}")
     check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
     arrays: dict[str, np.ndarray] = {}
-    for number, (prompt, own) in enumerate(zip(prompts, metadata, strict=True)):
-        entries = npz.prompt_entries(member_name(path, number), prompt, own)
+    for number, (prompt, its_metadata) in enumerate(zip(prompts, metadata, strict=True)):
+        entries = npz.prompt_entries(member_name(path, number), prompt, its_metadata)
         arrays |= {f"{number}/{name}": array for name, array in entries.items()}
     if format == "peft":
         _write_adapters(path, list(zip(prompts, metadata, strict=True)), model, ensemble=True)
@@ -124,12 +120,12 @@ def save_ensemble(
 
 
 def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_base: bool = False) -> Prompt:
-    """Reads a prompt file or an adapter's folder, and checks that it belongs to the model if one is given.
+    """Load a prompt from a file, a folder or the Hub. If a model is given, check that the prompt belongs to it.
 
-    An ensemble's is the stacked Prompt, which needs `prompt_ids` in the batch: a member's number for each row.
+    For an ensemble, returns the stacked Prompt. It needs `prompt_ids` in the batch: the member of each row.
 
     Raises:
-      PromptFormatError: not a prompt file, a damaged one, or one of another base (unless `allow_other_base`).
+      PromptFormatError: not a prompt file, a damaged one, or one for another base (unless `allow_other_base`).
       FileNotFoundError: no such file.
       HubError: a prompt named `hf://...` could not be downloaded.
     """
@@ -141,43 +137,43 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
 
 
 def read_prompt(path: str | Path) -> tuple[Prompt, PromptMetadata]:
-    """Reads the file of a single prompt with its metadata.
+    """Read a single prompt and its metadata.
 
     Raises:
-      PromptFormatError: not a prompt file, a damaged one, or an ensemble's.
+      PromptFormatError: not a prompt file, a damaged one, or an ensemble.
       FileNotFoundError: no such file.
     """
     members, ensemble = _read(parse_path(path))
     if ensemble:
         raise PromptFormatError(
-            f"{path} is an ensemble of {len(members)} prompts, where one is expected. `prompt-jax export "
-            "--member NUMBER` writes one of them as a file of its own; in Python read_prompts reads them all"
+            f"{path} is an ensemble of {len(members)} prompts, and one is expected. `prompt-jax export --member "
+            "NUMBER` writes one of them to a file; in Python, read_prompts reads all of them"
         )
     return members[0]
 
 
 def read_prompts(path: str | Path) -> list[StoredPrompt]:
-    """Reads the prompts of a file with their metadata: the members of an ensemble, or a single one.
+    """Read the prompts of a file and their metadata: the members of an ensemble, or a single prompt.
 
     Raises:
-      PromptFormatError: not a prompt file, or a damaged one; of a member, it names which.
+      PromptFormatError: not a prompt file, or a damaged one; the message names the member.
       FileNotFoundError: no such file.
     """
     return _read(parse_path(path))[0]
 
 
 def is_prompt_folder(path: Path) -> bool:
-    """Whether a folder is one prompt, or an ensemble of them, rather than a folder of prompt files."""
+    """Return whether a folder is itself a prompt or an ensemble, rather than a folder of prompt files."""
     return t5x.is_t5x(path) or (path / CONFIG).is_file() or (path / "member_0").is_dir()
 
 
 def check_bases(
     path: str | Path, members: Sequence[StoredPrompt], model: Model, *, allow_other_base: bool = False
 ) -> None:
-    """`check_base` of the prompts of one file."""
+    """Run `check_base` for the prompts of one file."""
     checked: set[ModelId | None] = set()
     for number, (prompt, metadata) in enumerate(members):
-        if metadata.base not in checked:  # the widths are one
+        if metadata.base not in checked:  # all members have the same shapes
             checked.add(metadata.base)
             name = path if len(members) == 1 else member_name(path, number)
             check_base(name, prompt, metadata, model, allow_other_base=allow_other_base)
@@ -191,22 +187,22 @@ def check_base(
     *,
     allow_other_base: bool = False,
 ) -> None:
-    """Checks that a prompt was trained on this model: by the fingerprint, or by shapes where it has none.
+    """Check that a prompt was trained on this model: by the fingerprint, or by shapes if the prompt has none.
 
     Raises:
-      PromptFormatError: another base; the message names both.
+      PromptFormatError: the prompt has another base; the message names both.
     """
     _check_sizes(path, prompt, model)
     if metadata.base is None:
         warnings.warn(
-            f"{path} does not say which base it was trained on; only its shapes were checked against {model.name}",
+            f"{path} does not say which base it was trained on; only its shapes were compared with {model.name}",
             stacklevel=4,
         )
     elif metadata.base.fingerprint != model.fingerprint and not allow_other_base:
         raise PromptFormatError(
-            f"{path} was trained on {_named(metadata.base)}, not on "
-            f"{_named(ModelId(model.name, model.revision, model.fingerprint))}; load its own base, or allow another "
-            "explicitly (--allow-other-base, or allow_other_base=True)"
+            f"{path} was trained on {_describe(metadata.base)}, not on "
+            f"{_describe(ModelId(model.name, model.revision, model.fingerprint))}; load its base, or allow another one "
+            "(--allow-other-base, or allow_other_base=True)"
         )
 
 
@@ -220,17 +216,17 @@ def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
         raise PromptFormatError(
             f"{path}: its virtual tokens have width {tokens.embeddings.shape[1]}; {model.name} has {width}"
         )
-    there: Any = family(model.config).sites(model.config)
+    sites: Any = family(model.config).sites(model.config)
     for site, part in prompt.parts.items():
-        if isinstance(part, Prefix) and site not in there:
-            raise PromptFormatError(f"{path}: it has a prefix of {site}; {model.name} has {' and '.join(there)}")
-        if isinstance(part, Prefix) and (found := (part.keys.shape[0], *part.keys.shape[2:])) != there[site]:
+        if isinstance(part, Prefix) and site not in sites:
+            raise PromptFormatError(f"{path}: it has a prefix for {site}; {model.name} has {' and '.join(sites)}")
+        if isinstance(part, Prefix) and (found := (part.keys.shape[0], *part.keys.shape[2:])) != sites[site]:
             raise PromptFormatError(
-                f"{path}: its prefix of {site} has layers, heads and width {found}; {model.name} has {there[site]}"
+                f"{path}: its prefix for {site} has layers, heads and width {found}; {model.name} has {sites[site]}"
             )
 
 
-def _named(base: ModelId) -> str:
+def _describe(base: ModelId) -> str:
     return f"{base.name}{f'@{base.revision}' if base.revision else ''} ({base.fingerprint[:19]})"
 
 
@@ -238,15 +234,15 @@ def _named(base: ModelId) -> str:
 # Writing
 
 
-def _to_write(path: str | Path) -> Path:
+def _local_path(path: str | Path) -> Path:
     if hub.is_hub_name(path):
-        raise PromptFormatError(f"{path}: a file is written here, not to the Hub; to put it there: prompt-jax push")
+        raise PromptFormatError(f"{path}: a file is written to this machine, not to the Hub; use prompt-jax push")
     return parse_path(path)
 
 
 def _write_adapters(folder: Path, members: Sequence[StoredPrompt], model: Model | None, *, ensemble: bool) -> None:
     if model is None:
-        raise PromptFormatError(f"{folder}: an adapter of PEFT says what its base is like; give the model")
+        raise PromptFormatError(f"{folder}: a PEFT adapter stores sizes of its base; give the model")
     for prompt, _ in members:
         _check_sizes(folder, prompt, model)
     peft.write(folder, members, model, ensemble=ensemble)
@@ -257,24 +253,24 @@ def _write_adapters(folder: Path, members: Sequence[StoredPrompt], model: Model 
 
 
 def _read(path: Path) -> tuple[list[StoredPrompt], bool]:
-    """The prompts of a file or a folder, and whether it is one of an ensemble, which may have a single member."""
+    """Return the prompts of a file or a folder, and whether it is an ensemble, which may have a single member."""
     if hub.is_hub_name(path):
         with hub.download(path) as local:
             return _read(local)
     members, ensemble = _read_folder(path) if path.is_dir() else _read_file(path)
     if ensemble:
-        _check_together(path, members)
+        _check_stackable(path, members)
     return members, ensemble
 
 
 def _read_folder(path: Path) -> tuple[list[StoredPrompt], bool]:
     if t5x.is_t5x(path):
         try:
-            return [_bare(str(path), t5x.read_prompt_array(path))], False
+            return [_prompt_of_array(str(path), t5x.read_prompt_array(path))], False
         except CheckpointError as error:
             raise PromptFormatError(str(error)) from error
     if not is_prompt_folder(path) and (steps := t5x.steps_in(path)):
-        raise PromptFormatError(f"{path} has checkpoints of T5X; name one of them: {', '.join(steps[:8])}")
+        raise PromptFormatError(f"{path} has T5X checkpoints; name one of them: {', '.join(steps[:8])}")
     return peft.read(path)
 
 
@@ -288,19 +284,19 @@ def _read_file(path: Path) -> tuple[list[StoredPrompt], bool]:
             array = npz.read_array(str(path), "the array", file, size)
             if array.ndim != 2 or 0 in array.shape:
                 raise PromptFormatError(f"{path}: {array.dtype} {list(array.shape)}; a .npy prompt is [P, D]")
-            return [_bare(str(path), array)], False
+            return [_prompt_of_array(str(path), array)], False
     raise PromptFormatError(
-        f"{path}: neither a NumPy archive (.npz) nor a NumPy array (.npy), nor a folder of PEFT's or T5X's"
+        f"{path}: neither a NumPy archive (.npz), nor a NumPy array (.npy), nor a folder of PEFT or T5X"
     )
 
 
-def _bare(where: str, array: np.ndarray) -> StoredPrompt:
-    """A prompt of an array [P, D] alone."""
+def _prompt_of_array(where: str, array: np.ndarray) -> StoredPrompt:
+    """Return the prompt of an array [P, D] without metadata."""
     return Prompt(VirtualTokens(npz.as_float32(where, "the array", array))), PromptMetadata()
 
 
-def _check_together(path: Path, members: Sequence[StoredPrompt]) -> None:
-    """Refuses members that cannot be stacked, or would take out of all proportion more memory than they do alone."""
+def _check_stackable(path: Path, members: Sequence[StoredPrompt]) -> None:
+    """Refuse members that cannot be stacked, or whose stack would need far more memory than the members."""
     prompts = [prompt for prompt, _ in members]
     try:
         check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
@@ -311,5 +307,5 @@ def _check_together(path: Path, members: Sequence[StoredPrompt]) -> None:
         if len(lengths) * max(lengths) > npz.MAX_RATIO * sum(lengths):
             raise PromptFormatError(
                 f"{member_name(path, int(np.argmax(lengths)))} has {kind} of {max(lengths)} slots, and all "
-                f"{len(lengths)} have {sum(lengths)}; stacked they would take over {npz.MAX_RATIO} times the memory"
+                f"{len(lengths)} have {sum(lengths)}; stacked they would need over {npz.MAX_RATIO} times the memory"
             )

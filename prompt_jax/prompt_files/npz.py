@@ -1,20 +1,20 @@
 """The project's own prompt files: `.npz`, with one prompt or an ensemble.
 
-A `.npz` is an ordinary NumPy archive, readable with `numpy.load(path, allow_pickle=False)`:
+A `.npz` is an ordinary NumPy archive; `numpy.load(path, allow_pickle=False)` reads it:
 
-    encoder_tokens        [P, D] float32          virtual tokens of the encoder's (or a causal model's) input
+    encoder_tokens        [P, D] float32          virtual tokens in the input of the encoder or causal model
     SITE/keys             [L, P, H, K] float32    a prefix of each layer's attention; SITE is encoder_self,
-    SITE/values           [L, P, H, K] float32      decoder_self (of causal models too) or decoder_cross
-    encoder_tokens/mask   [P] bool                which slots are used, of a prefix SITE/mask; absent when all are
+    SITE/values           [L, P, H, K] float32      decoder_self (for causal models too) or decoder_cross
+    encoder_tokens/mask   [P] bool                the slots in use; SITE/mask for a prefix; absent if all are
     base/PATH             float32                 what is otherwise in the base, see `prompt_jax.models.delta.changed`;
                                                     PATH as in decoder/layers/0/mlp/adapter/down
     metadata              text                    JSON, the fields of `PromptMetadata` and `format_version`
 
-A file has virtual tokens, prefixes or both. An ensemble has these entries for each member, under its number:
+A file has virtual tokens, prefixes or both. An ensemble has these entries for each member under its number:
 `0/encoder_tokens`, `0/metadata`, `1/encoder_tokens` and so on without gaps. Its members have the same parts, placement
 and sizes, so that they can be stacked.
 
-Files come from strangers: no pickle is read, and sizes are checked before memory is taken for them.
+Files may come from strangers: pickles are not read, and sizes are checked before memory is allocated.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from prompt_jax.prompt_files.metadata import (
 )
 from prompt_jax.storage.files import atomic_write
 
-# The arrays of each part of a prompt, by the names of their entries.
+# For each part of a prompt: entry name -> attribute.
 _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
     site: {f"{site}/keys": "keys", f"{site}/values": "values"} for site in SITES
 }
@@ -52,25 +52,27 @@ _ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for na
 _BASE_ENTRY = re.compile(r"base((?:/[a-z0-9_]{1,32}){1,8})", re.ASCII)
 _MEMBER_ENTRY = re.compile(r"(0|[1-9][0-9]*)/(.*)", re.ASCII)
 _MAX_METADATA = 1 << 20  # bytes
-# Of bytes in memory to bytes in the file. Random floats hardly compress, and a bomb does by over 1000; members of an
-# ensemble are padded to the longest when they are stacked.
+# Largest ratio of bytes in memory to bytes in the file. Floats hardly compress; a zip bomb has a ratio over 1000.
+# Stacking pads the members of an ensemble to the longest.
 MAX_RATIO = 100
 
 
 def prompt_entries(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
-    """The entries of one prompt, checked.
+    """Return the checked entries of one prompt.
 
     Raises:
-      PromptFormatError: values that are not finite, or what the format cannot hold.
+      PromptFormatError: values that are not finite, or a prompt that the format cannot hold.
     """
     if not prompt.parts and not prompt.base:
         raise PromptFormatError(f"{where}: the prompt is empty")
     rules = {(part.placement, getattr(part, "shift_positions", True)) for part in prompt.parts.values()}
     rules = rules or {("before", True)}
     if len(rules) > 1:
-        raise PromptFormatError(f"{where}: its parts differ in placement or shift_positions; a file has one of each")
+        raise PromptFormatError(
+            f"{where}: its parts differ in placement or shift_positions; a file stores one value of each"
+        )
     if prompt.stacked is not None:
-        raise PromptFormatError(f"{where}: a stacked prompt, of {prompt.stacked}; save_ensemble writes several")
+        raise PromptFormatError(f"{where}: a stack of {prompt.stacked} prompts; save_ensemble writes several")
     arrays = {}
     for kind, part in prompt.parts.items():
         for name, attribute in _PART_ENTRIES[kind].items():
@@ -94,7 +96,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def reading_errors(where: str) -> Iterator[None]:
-    """Makes one error of the many kinds that NumPy's and zipfile's readers raise on a damaged file."""
+    """Turn the many errors that NumPy and zipfile raise for a damaged file into a PromptFormatError."""
     try:
         yield
     except PromptFormatError:
@@ -104,33 +106,33 @@ def reading_errors(where: str) -> Iterator[None]:
 
 
 def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]:
-    """The prompts of a file, and whether it is one of an ensemble, which may have a single member.
+    """Return the prompts of a file, and whether it is an ensemble, which may have a single member.
 
     Raises:
-      PromptFormatError: not of this format; of a member, it names which. What else the readers of NumPy and zipfile
-        raise on a damaged file is left to `reading_errors`.
+      PromptFormatError: not of this format; the message names the member. The caller wraps other errors of NumPy and
+        zipfile with `reading_errors`.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(entries) < len(archive.infolist()):
             counts = Counter(info.filename.removesuffix(".npy") for info in archive.infolist())
             twice = counts.most_common(1)[0][0]
-            raise PromptFormatError(f"{path}: a second entry {twice!r}; each comes at most once")
-        # Entries may lie over each other in the file, and each be small.
+            raise PromptFormatError(f"{path}: a second entry {twice!r}; each may occur at most once")
+        # Entries may overlap in the file, so that each is small.
         if (claimed := sum(info.file_size for info in entries.values())) > MAX_RATIO * file.seek(0, io.SEEK_END):
             raise PromptFormatError(f"{path}: its entries unpack to {claimed} bytes from {file.tell()}")
         if not any(_MEMBER_ENTRY.fullmatch(name) for name in entries):
             return [_read_entries(str(path), archive, entries)], False
         members = []
-        for number, own in enumerate(_by_member(path, entries)):
+        for number, member_entries in enumerate(_by_member(path, entries)):
             where = member_name(path, number)
             with reading_errors(where):
-                members.append(_read_entries(where, archive, own))
+                members.append(_read_entries(where, archive, member_entries))
     return members, True
 
 
 def _by_member(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> list[dict[str, zipfile.ZipInfo]]:
-    """The entries of each member of an ensemble, by their names without its number."""
+    """Return the entries of each member, by their names without its number."""
     members: dict[int, dict[str, zipfile.ZipInfo]] = {}
     for name, info in entries.items():
         match = _MEMBER_ENTRY.fullmatch(name)
@@ -146,7 +148,7 @@ def _by_member(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> list[dict[
 
 
 def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> StoredPrompt:
-    """The prompt of these entries, which are named without a member's number."""
+    """Read the prompt of these entries, whose names have no member number."""
     if unknown := {name for name in entries if name not in _ENTRIES and not _BASE_ENTRY.fullmatch(name)}:
         raise PromptFormatError(
             f"{where}: unexpected entry {min(unknown)!r}; a prompt has {', '.join(sorted(_ENTRIES))}"
@@ -159,7 +161,7 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
         if not there:
             continue
         if missing := [name for name in names if name not in arrays]:
-            raise PromptFormatError(f"{where}: there is {there[0]} in it, and no {missing[0]}")
+            raise PromptFormatError(f"{where}: it has {there[0]}, but no {missing[0]}")
         values: dict[str, Any] = {attribute: as_float32(where, name, arrays[name]) for name, attribute in names.items()}
         _check_shapes(where, kind, arrays)
         mask = arrays.get(f"{kind}/mask")
@@ -181,13 +183,13 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
 
 
 def _check_shapes(where: str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """That a part's arrays have as many axes as they should, and one shape."""
+    """Check that a part's arrays have the right number of axes, and the same shape."""
     axes = (VirtualTokens if kind == "encoder_tokens" else Prefix).axes
     shapes = {name: arrays[name].shape for name in _PART_ENTRIES[kind]}
     for name, shape in shapes.items():
         if len(shape) != len(axes) or 0 in shape or len(set(shapes.values())) > 1:
-            wanted = f"[{', '.join(axes)}]" + (", keys and values alike" if len(shapes) > 1 else "")
-            raise PromptFormatError(f"{where}: {name} is {list(shape)}; expected {wanted}")
+            expected = f"[{', '.join(axes)}]" + (", the same for keys and values" if len(shapes) > 1 else "")
+            raise PromptFormatError(f"{where}: {name} is {list(shape)}; expected {expected}")
 
 
 def _check_mask(where: str, kind: str, mask: np.ndarray, slots: int) -> None:
@@ -198,20 +200,22 @@ def _check_mask(where: str, kind: str, mask: np.ndarray, slots: int) -> None:
 
 
 def _read_entry(where: str, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
-        raise PromptFormatError(f"{where}: {name} is compressed by the method {info.compress_type}; NumPy has 0 and 8")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others decompress without a limit
+        raise PromptFormatError(
+            f"{where}: {name} is compressed by the method {info.compress_type}; NumPy writes 0 and 8"
+        )
     if info.file_size > MAX_RATIO * max(info.compress_size, 1):
         raise PromptFormatError(f"{where}: {name} unpacks to {info.file_size} bytes from {info.compress_size}")
     if name == "metadata" and info.file_size > 4 * _MAX_METADATA:
         raise PromptFormatError(f"{where}: metadata of {info.file_size} bytes")
     with archive.open(info) as entry:
         array = read_array(where, name, entry, info.file_size)  # type: ignore[arg-type]  # a ZipExtFile is one
-        entry.read()  # to the end, where zipfile compares the checksum
+        entry.read()  # to the end, where zipfile checks the checksum
         return array
 
 
 def read_array(where: str, name: str, file: io.BufferedIOBase, size: int) -> np.ndarray:
-    """Reads one array of the `.npy` format that fills `size` bytes, having compared the two first."""
+    """Read one array in the `.npy` format, after checking that it fills exactly `size` bytes."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise PromptFormatError(f"{where}: {name} has the .npy version {version}")
@@ -226,8 +230,8 @@ def read_array(where: str, name: str, file: io.BufferedIOBase, size: int) -> np.
 
 def as_float32(where: str, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise PromptFormatError(f"{where}: {name} is {array.dtype} {list(array.shape)}; a prompt is of floats")
-    with np.errstate(over="ignore"):  # what overflows float32 is found below
+        raise PromptFormatError(f"{where}: {name} is {array.dtype} {list(array.shape)}; a prompt has floats")
+    with np.errstate(over="ignore"):  # values that overflow float32 are found below
         array = np.array(array, np.float32, order="C")
     _check_values(where, name, array)
     return array

@@ -1,19 +1,20 @@
-"""Adapters of Hugging Face's PEFT, both ways: PROMPT_TUNING and PREFIX_TUNING; P_TUNING is read as well.
+"""Adapters of Hugging Face's PEFT: PROMPT_TUNING and PREFIX_TUNING are read and written, P_TUNING is read.
 
-An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The latter has one tensor:
+An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The latter holds one tensor:
 
     prompt_embeddings  [S P, D]       virtual tokens; S is the configuration's num_transformer_submodules, and the first
                                       P rows are used
                        [P, 2 L H K]   a prefix of the self-attention of a causal model, or of a decoder
 
-A prefix has 2 L slots, each [P, H, K]. Of a causal model layer i has its keys in slot 2 i and its values in the next.
-Of an encoder-decoder PEFT repeats the slots, deals four to each layer, and drops the two that are for cross-attention:
-layer i has the slots 4 i and 4 i + 1 modulo 2 L. So layers i and i + L / 2 have the same where L is even, and half of
-the slots are not used. What reads this way was measured with PEFT 0.21.2.
+A prefix has 2 L slots, each [P, H, K]. In a causal model, layer i has its keys in slot 2 i and its values in the next.
+For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention: layer
+i has the slots 4 i and 4 i + 1 modulo 2 L. So for even L, layers i and i + L / 2 share their slots, and half of the
+slots are unused. This was measured with PEFT 0.21.2.
 
 An ensemble is a folder of adapters `member_0`, `member_1` and so on.
 
-Adapters come from strangers: no pickle is read, no link followed, and sizes are compared before memory is taken.
+Adapters may come from strangers: pickles are not read, links are not followed, and sizes are compared before memory is
+allocated.
 """
 
 import json
@@ -43,11 +44,11 @@ from prompt_jax.prompt_files.peft_tensors import (
 )
 from prompt_jax.storage.files import atomic_write
 
-# With these the adapters written here generate the same text as this project (`make test-interop`).
+# With these versions, exported adapters generate the same text as this project (`make test-interop`).
 VERIFIED = {"PEFT": "0.21.2", "Transformers": "5.23.0"}
 VERSIONS_NOTE = (
     f"Verified with PEFT {VERIFIED['PEFT']} and Transformers {VERIFIED['Transformers']}. With Transformers 5.24.0, "
-    "PEFT 0.21.2 generates other text, without an error."
+    "PEFT 0.21.2 generates different text, without an error."
 )
 CARD = "README.md"
 MEMBER = re.compile(r"member_(0|[1-9][0-9]{0,3})", re.ASCII)
@@ -58,12 +59,12 @@ MEMBER = re.compile(r"member_(0|[1-9][0-9]{0,3})", re.ASCII)
 
 
 def read(folder: Path) -> tuple[list[StoredPrompt], bool]:
-    """The prompts of a folder, and whether it is one of an ensemble's adapters.
+    """Return the prompts of a folder, and whether it is an ensemble of adapters.
 
-    Beside an adapter others may be in subfolders, as PEFT saves several: they are not read.
+    Subfolders of an adapter are not read; PEFT saves further adapters there.
 
     Raises:
-      PromptFormatError: no adapter of a prompt, or a damaged one; it names the file.
+      PromptFormatError: not the adapter of a prompt, or a damaged one; the message names the file.
     """
     if exists(folder / CONFIG):
         return [_read_adapter(folder)], False
@@ -77,18 +78,18 @@ def read(folder: Path) -> tuple[list[StoredPrompt], bool]:
     if not names:
         found = f"; there are some in {' and '.join(sorted(others))}" if others else ""
         raise PromptFormatError(
-            f"{folder} is a folder without {CONFIG}, and so no adapter of PEFT, nor has it folders member_0, ... with "
-            f"one each; name a prompt file or an adapter{found}"
+            f"{folder} is a folder without {CONFIG}, so not a PEFT adapter, and has no adapters member_0, ...; name a "
+            f"prompt file or an adapter{found}"
         )
     if len(names) > MAX_MEMBERS:
         raise PromptFormatError(f"{folder}: {len(names)} members; an ensemble has at most {MAX_MEMBERS}")
-    wanted = [member_folder(number) for number in range(len(names))]
-    if missing := [name for name in wanted if name not in names]:
+    expected = [member_folder(number) for number in range(len(names))]
+    if missing := [name for name in expected if name not in names]:
         raise PromptFormatError(f"{folder}: there are {len(names)} members and no {missing[0]}")
-    for name in wanted:
+    for name in expected:
         if (folder / name).is_symlink():
             raise PromptFormatError(f"{folder / name} is a symbolic link{LINK_ADVICE}")
-    return [_read_adapter(folder / name) for name in wanted], True
+    return [_read_adapter(folder / name) for name in expected], True
 
 
 def member_folder(number: int) -> str:
@@ -111,33 +112,33 @@ def _read_adapter(folder: Path) -> StoredPrompt:
 
 
 def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemble: bool) -> None:
-    """Writes a prompt as an adapter, or the members of an ensemble as a folder of adapters.
+    """Write a prompt as an adapter, or the members of an ensemble as a folder of adapters.
 
-    A folder that is half written is not read as an adapter, nor as an ensemble.
+    A half-written folder is neither an adapter nor an ensemble.
 
     Args:
-      folder: a new one, or an empty one.
-      members: single prompts of the model, of finite values.
-      model: what they are used with: its sizes and name go into the adapter.
-      ensemble: whether each has a folder in the folder.
+      folder: new or empty.
+      members: single prompts of the model, with finite values.
+      model: the base, whose sizes and name go into the adapter.
+      ensemble: whether to write each member into a subfolder.
 
     Raises:
-      PromptFormatError: PEFT cannot hold a prompt, or there is something in the folder.
+      PromptFormatError: PEFT cannot hold a prompt, or the folder is not empty.
     """
     places = [folder / member_folder(number) for number in range(len(members))] if ensemble else [folder]
     adapters = [_adapter(str(place), *member, model) for place, member in zip(places, members, strict=True)]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PromptFormatError(f"{folder}: an adapter is a new folder, and here is something already")
+        raise PromptFormatError(f"{folder}: an adapter needs a new or empty folder, and this one has files")
     for place, files in reversed(list(zip(places, adapters, strict=True))):  # without member_0 it is no ensemble
         for name, content in files.items():
             atomic_write(place / name, operator.methodcaller("write", content))
 
 
 def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
-    """The files of an adapter; the one that makes a folder an adapter is the last."""
+    """Return the files of an adapter. The last makes a folder an adapter."""
     from safetensors.numpy import save
 
-    _check_is_of_peft(where, prompt, model)
+    _check_exportable(where, prompt, model)
     model_family = family(model.config)
     sites, causal = model_family.sites(model.config), model_family.causal
     task = "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM"
@@ -157,7 +158,7 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         array = used_arrays(prompt.encoder_tokens)["embeddings"]
         own = {
             "peft_type": "PROMPT_TUNING",
-            "num_transformer_submodules": 1,  # with PEFT's 2 there would be as many rows again, which it does not use
+            "num_transformer_submodules": 1,  # with 2, PEFT expects twice as many rows and ignores half
             "token_dim": array.shape[1],
             "prompt_tuning_init": "RANDOM",
             "prompt_tuning_init_text": None,
@@ -166,7 +167,7 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         }
     config = own | {
         "auto_mapping": None,
-        "base_model_name_or_path": None if model.name.startswith(T5X) else model.name,  # which PEFT cannot load
+        "base_model_name_or_path": None if model.name.startswith(T5X) else model.name,  # PEFT cannot load T5X
         "inference_mode": True,
         "modules_to_save": None,
         "num_attention_heads": heads,
@@ -176,7 +177,7 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
         "revision": model.revision,
         "task_type": task,
     }
-    # PEFT gives this tag to models of Transformers in whose classes `model` is the body, such as BART's.
+    # PEFT adds this tag for models whose Transformers class has the body as `model`, such as BART.
     tags = ["transformers"] if model_family.hugging_face.prefix == "model." else []
     return {
         TENSORS: save({TENSOR: np.ascontiguousarray(array, np.float32)}, metadata={"format": "pt"}),
@@ -185,54 +186,54 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
     }
 
 
-def _check_is_of_peft(where: str, prompt: Prompt, model: Model) -> None:
-    """Raises PromptFormatError, with the reason and the way out, for what no adapter can hold."""
+def _check_exportable(where: str, prompt: Prompt, model: Model) -> None:
+    """Raise PromptFormatError, with the reason and a remedy, for a prompt that no adapter can hold."""
     parts = prompt.parts
     if prompt.base:
         raise PromptFormatError(f"{where}: what changes the base itself is not exported to PEFT; npz holds it")
     if others := [name for name in parts if name not in ("encoder_tokens", "decoder_self")]:
         raise PromptFormatError(
             f"{where}: PEFT has no prefix of {' and '.join(others)}, only of the decoder's self-attention. Train with "
-            "prompt.sites decoder_self and, where the decoder's layers are even, prompt.tie_layers, or keep the prompt "
-            "as .npz"
+            "prompt.sites decoder_self and, if the decoder has an even number of layers, prompt.tie_layers, or keep "
+            "the prompt as .npz"
         )
     if len(parts) > 1:
         raise PromptFormatError(
-            f"{where}: the prompt has {' and '.join(parts)}; an adapter of PEFT has virtual tokens or a prefix. "
-            "Keep the prompt as .npz"
+            f"{where}: the prompt has {' and '.join(parts)}; a PEFT adapter has virtual tokens or a prefix. Keep "
+            "the prompt as .npz"
         )
     (part,) = parts.values()
     if part.placement != "before":
         raise PromptFormatError(
-            f"{where}: the prompt stands {part.placement} the input, and PEFT puts it before. Train with "
+            f"{where}: the prompt is {part.placement} the input, and PEFT inserts it before. Train with "
             "prompt.placement 'before', or keep it as .npz"
         )
-    learned = hasattr(model.config, "positions")  # relative positions are always counted on
+    learned = hasattr(model.config, "positions")  # with relative positions, a prefix always shifts
     if isinstance(part, Prefix) and learned and not part.shift_positions:
         raise PromptFormatError(
-            f"{where}: PEFT counts {family(model.config).name}'s positions on from a prefix, and this one is not "
-            "counted. Train with prompt.shift_positions true, or keep the prompt as .npz"
+            f"{where}: in PEFT, a prefix shifts the positions of {family(model.config).name}, and this one does not. "
+            "Train with prompt.shift_positions true, or keep the prompt as .npz"
         )
 
 
 def _flat_prefix(where: str, arrays: Mapping[str, np.ndarray], *, causal: bool) -> np.ndarray:
-    """Keys and values [L, P, H, K] as PEFT has them, [P, 2 L H K]; zero where it does not look."""
+    """Return keys and values [L, P, H, K] in PEFT's layout [P, 2 L H K], with zeros in unused slots."""
     keys, values = arrays["keys"], arrays["values"]
     layers, length, heads, width = keys.shape
     of_keys = key_slots(layers, causal=causal)
     slots = np.zeros((length, 2 * layers, heads, width), np.float32)
     slots[:, of_keys], slots[:, of_keys + 1] = keys.swapaxes(0, 1), values.swapaxes(0, 1)
-    # Of layers that share slots the last was written.
+    # If layers share slots, the last one was written.
     if (slots[:, of_keys] != keys.swapaxes(0, 1)).any() or (slots[:, of_keys + 1] != values.swapaxes(0, 1)).any():
         raise PromptFormatError(
-            f"{where}: PEFT gives layers i and i + {layers // 2} of a decoder of {layers} one prefix, and here they "
-            "differ. Train with prompt.tie_layers, or keep the prompt as .npz"
+            f"{where}: in PEFT, layers i and i + {layers // 2} of a decoder with {layers} share a prefix, and here "
+            "they differ. Train with prompt.tie_layers, or keep the prompt as .npz"
         )
     return slots.reshape(length, -1)
 
 
 def _card(config: Mapping[str, Any], tags: Sequence[str], metadata: PromptMetadata) -> str:
-    """The model card: PEFT's entries for the hub, and what a user has to know instead of its empty headings."""
+    """Return the model card: PEFT's metadata for the Hub, and facts instead of PEFT's empty headings."""
     base = config["base_model_name_or_path"]
     lines = [card.yaml_header(base, adapter=True, causal=config["task_type"] == "CAUSAL_LM", tags=tags)]
     what = "keys and values in each layer" if config["peft_type"] == "PREFIX_TUNING" else "virtual tokens"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes and deletions, on this machine and in buckets."""
 
 import contextlib
 import io
@@ -15,17 +15,17 @@ _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
-    """Writes a file, with `write(binary file)`, under another name first: a reader or a crash never sees half of it.
+    """Write a file with `write(binary_file)`, under a temporary name first, so that nobody ever sees half of it.
 
-    The data reach the disk before the file gets its name, so that a power failure leaves no empty file either.
+    The data reach the disk before the rename, so that a power failure leaves no empty file either.
 
     Raises:
-      OSError: it cannot be written; what was there before is left as it was.
+      OSError: the file cannot be written. An earlier file is unchanged.
     """
-    if isinstance(path, BucketPath):  # whose files are so anyway
-        whole = io.BytesIO()
-        write(whole)
-        path.write_bytes(whole.getvalue())
+    if isinstance(path, BucketPath):  # whose writes are atomic
+        content = io.BytesIO()
+        write(content)
+        path.write_bytes(content.getvalue())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,23 +41,23 @@ def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic_write` of a text in UTF-8."""
+    """Write a text in UTF-8 with `atomic_write`."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
 @contextlib.contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Makes an OSError inside name this file; those of writing and syncing name none."""
+    """Add a file's path to OSErrors raised inside; those of writing and syncing have none."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # an error of a bucket, which names its file
+        if error.errno is None:  # a bucket's error, which names its file
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def delete(path: Path) -> None:
-    """Delete a file, a link or a folder with all that is in it."""
+    """Delete a file, a link, or a folder with its content."""
     if isinstance(path, BucketPath):
         path.delete()
     elif path.is_dir() and not path.is_symlink():
@@ -67,7 +67,7 @@ def delete(path: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Deletes what `atomic_write` left in a folder when its process was killed."""
+    """Delete the files that `atomic_write` left in a folder when its process was killed."""
     for path in [] if isinstance(folder, BucketPath) else folder.iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Locks on files, so that one process at a time works on what they stand for.
+"""File locks, so that only one process at a time works on a folder.
 
 The operating system releases a lock when its process ends, however it ends. Buckets and some network file systems have
-no locks. There the latest process takes over, and the one before it learns that from `FileLock.check`.
+no locks. There the latest process takes over, and the previous one notices in `FileLock.check`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class FileLock:
 
     def __init__(self, path: Path):
         self.path = path
-        self._text = ""  # what we wrote into the file; empty while we do not hold the lock
+        self._text = ""  # the content that we wrote; empty while we do not hold the lock
         self._file: Any = None  # open, if the operating system holds the lock for us
 
     def __enter__(self) -> "FileLock":
@@ -44,19 +44,19 @@ class FileLock:
 
     @property
     def acquired(self) -> bool:
-        """Return whether `acquire` was called, and `release` was not."""
+        """Whether `acquire` was called, and `release` was not."""
         return bool(self._text)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Return what a child process inherits (`pass_fds` of subprocess) to hold the lock too."""
+        """File descriptors that let a child process hold the lock too, for subprocess's `pass_fds`."""
         return () if self._file is None else (self._file.fileno(),)
 
     def acquire(self, wait: Callable[[str], object] | None = None) -> None:
         """Acquire the lock; return at once if we hold it.
 
         Args:
-          wait: called with the name of the holder before we wait for it. With None there is no waiting.
+          wait: called with the name of the holder before waiting for it. None means do not wait.
 
         Raises:
           LockHeld: another process holds it, and `wait` is None.
@@ -65,7 +65,7 @@ class FileLock:
             return
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
         if not isinstance(self.path, BucketPath):
-            self._file = self._locked(wait)
+            self._file = self._lock_file(wait)
         if self._file is None and _read(self.path):
             warnings.warn(
                 f"{self.path.parent} was last used by {self._holder()}, which did not finish; if it still runs, "
@@ -76,7 +76,7 @@ class FileLock:
             self.path.write_bytes(text.encode())
         self._text = text
 
-    def _locked(self, wait: Callable[[str], object] | None) -> Any:
+    def _lock_file(self, wait: Callable[[str], object] | None) -> Any:
         """Return the file, open and locked; None if the file system has no locks."""
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class FileLock:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if wait is None:
-                        raise LockHeld(f"{self.path.parent} is in use by {self._holder()}; let it end first") from None
+                        raise LockHeld(f"{self.path.parent} is in use by {self._holder()}; wait for its end") from None
                     wait(self._holder())
                     fcntl.flock(file, fcntl.LOCK_EX)
                 except OSError as error:
@@ -96,7 +96,7 @@ class FileLock:
                         stacklevel=3,
                     )
                     return None
-                if _is_at(file, self.path):  # otherwise its last holder has deleted it
+                if _is_at(file, self.path):  # otherwise its last holder deleted it
                     stack.pop_all()
                     return file
 
@@ -128,7 +128,7 @@ class FileLock:
         try:
             holder = json.loads(_read(self.path))
             return f"process {holder['pid']} on {holder['host']}, started {holder['since'][:19]} UTC"
-        except (ValueError, KeyError, TypeError):  # it is about to write its name
+        except (ValueError, KeyError, TypeError):  # it has not yet written its name
             return "another process"
 
 
@@ -137,7 +137,7 @@ def _now() -> str:
 
 
 def _read(path: Path) -> str:
-    """Return a file's text; empty if there is no file."""
+    """Return a file's text, empty if there is no file."""
     try:
         return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:

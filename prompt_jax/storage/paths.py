@@ -13,11 +13,11 @@ from typing import Any
 
 from prompt_jax.errors import MissingPackage, UserError
 
-_ELSEWHERE = {"s3", "s3a", "gcs", "az", "abfs", "hdfs", "http", "https"}
+_OTHER_SCHEMES = {"s3", "s3a", "gcs", "az", "abfs", "hdfs", "http", "https"}
 
 
 class BucketError(UserError, OSError):
-    """A bucket that cannot be reached, read or written; the message says why."""
+    """A bucket cannot be reached, read or written; the message says why."""
 
 
 def parse_path(text: str | Path) -> Path:
@@ -31,8 +31,8 @@ def parse_path(text: str | Path) -> Path:
     scheme, colon, rest = str(text).partition(":/")
     if colon and scheme == "hf":
         return HubPath(text)
-    if colon and scheme in _ELSEWHERE:
-        raise UserError(f"{text}: expected a folder, or gs://BUCKET/...; other buckets have to be mounted as a folder")
+    if colon and scheme in _OTHER_SCHEMES:
+        raise UserError(f"{text}: expected a folder or gs://BUCKET/...; mount other buckets as a folder")
     if not colon or scheme != "gs":
         return Path(text)
     if not rest.strip("/"):
@@ -65,7 +65,7 @@ class BucketPath(_Remote):
     """
 
     def check(self) -> None:
-        """Raises BucketError if the bucket is not there, or not to be used by this account."""
+        """Raise BucketError if the bucket does not exist, or this account has no access to it."""
         with self._reached(writing=True):
             _files().call("GET", "b/{}", self.parts[1])
 
@@ -95,9 +95,9 @@ class BucketPath(_Remote):
             return _files().cat_file(str(self))
 
     def open(self, mode: str = "r", *_: Any, **options: Any) -> Any:
-        """The file, read at once. It is written by `write_bytes`."""
+        """Open the file for reading, with its whole content in memory. `write_bytes` writes."""
         if mode not in ("r", "rb"):
-            raise io.UnsupportedOperation(f"{self}: a file on a bucket is written whole, not opened as {mode!r}")
+            raise io.UnsupportedOperation(f"{self}: a file in a bucket is written whole, not opened as {mode!r}")
         file = io.BytesIO(self.read_bytes())
         return file if mode == "rb" else io.TextIOWrapper(file, **options)
 
@@ -107,7 +107,7 @@ class BucketPath(_Remote):
         return len(data)
 
     def create(self, data: bytes) -> bool:
-        """Writes a file that does not exist yet, and returns True; leaves one that exists, and returns False."""
+        """Write a new file and return True; return False if it exists."""
         try:
             with self._reached(writing=True):
                 _files().pipe_file(str(self), data, mode="create")
@@ -118,33 +118,33 @@ class BucketPath(_Remote):
         return True
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
-        """Writes files of this folder, by their paths in it, several at a time."""
+        """Write files of this folder, given by their paths in it, in parallel."""
         with self._reached(writing=True):
             _files().pipe({str(self / name): data for name, data in files.items()})
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder comes with its first file."""
+        """Do nothing: a folder exists once it has a file."""
 
     def rename(self, target: str | os.PathLike[str]) -> "BucketPath":
-        """Moves a file, or a folder file by file: a crash may leave some of them here, and some there."""
+        """Move a file, or a folder file by file: a crash may leave it half moved."""
         with self._reached():
             _files().mv(str(self), str(target), recursive=True)
         return BucketPath(target)
 
     def delete(self) -> None:
-        """Deletes a file, or a folder with all that is in it."""
+        """Delete a file, or a folder with its content."""
         with self._reached():
             _files().rm(str(self), recursive=True)
 
     @contextlib.contextmanager
     def _reached(self, writing: bool = False) -> Iterator[None]:
-        """Makes one error of the many kinds that gcsfs raises."""
+        """Turn the many kinds of errors that gcsfs raises into one."""
         try:
             yield
         except UserError:
             raise
         except FileNotFoundError as error:
-            if writing:  # which needs nothing but the bucket
+            if writing:  # which fails only if there is no bucket
                 raise BucketError(f"{self}: there is no bucket {self.parts[1]}") from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
         except Exception as error:
@@ -159,16 +159,16 @@ class BucketPath(_Remote):
 
 @functools.cache
 def _files() -> Any:
-    """The file system of Google Cloud Storage, the same object as orbax has. Imported at the first use of a bucket."""
-    # Otherwise it asks, by gRPC, what kind of bucket it is; the plain way is for all of them.
+    """Return the file system of Google Cloud Storage, the same object that Orbax uses. Imported at the first use."""
+    # Otherwise gcsfs queries the kind of bucket by gRPC; the plain protocol works for all kinds.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
-        import gcsfs  # noqa: F401  # which fsspec imports, and words its absence otherwise
+        import gcsfs  # noqa: F401  # fsspec would report its absence differently
     except ImportError as error:
         raise MissingPackage(f"gs://... needs the package {error.name}: pip install 'prompt-jax[gcs]'") from error
-    # It logs what it raises, with a traceback.
+    # gcsfs also logs the errors that it raises, with a traceback.
     logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-    # What another process writes is to be seen at once.
+    # Show what other processes write at once.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)

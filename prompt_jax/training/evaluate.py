@@ -67,7 +67,7 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt]) -> dict[int, Scores]
     """Return the scores of the members that are training, without those whose logits are not finite."""
 
     def before_batch() -> None:
-        if run.preemption.noticed():
+        if run.preemption.requested():
             raise _PreemptedDuringEvaluation
 
     setup, training = run.setup, run.progress.training

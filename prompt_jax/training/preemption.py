@@ -14,7 +14,7 @@ class LeaveIfPreempted(Hook):
             _leave(run)
 
     def is_due(self, run: Run, step: int) -> bool:
-        run.preempted = run.preemption.noticed()
+        run.preempted = run.preemption.requested()
         return run.preempted
 
     def after_step(self, run: Run) -> None:

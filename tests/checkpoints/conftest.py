@@ -1,4 +1,4 @@
-"""Model folders in every format of weights."""
+"""Model folders with weights in every format."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def flax_tree(tensors: Tensors) -> dict[str, Any]:
-    """Tensors as Transformers 4 wrote them in Flax: linear layers are kernels [in, out], tables embeddings."""
+    """Return tensors in Transformers 4's Flax layout: linear layers are kernels [in, out], tables are embeddings."""
     flat = {}
     for name, tensor in tensors.items():
         path = tuple(name.split(".")[:-1])
@@ -53,7 +53,7 @@ WRITERS = {
 
 
 def write_shards(folder: Path, file: str, tensors: Tensors, shards: int = 3) -> None:
-    """Weights in shards, every third in one, with their index."""
+    """Write weights in shards of every third tensor, with their index."""
     stem, suffix = file.split(".")
     weight_map = {}
     for index in range(shards):
@@ -65,7 +65,7 @@ def write_shards(folder: Path, file: str, tensors: Tensors, shards: int = 3) -> 
 
 @pytest.fixture
 def deep(fixtures: Path) -> Path:
-    """A model of unequal depths, with output weights of its own."""
+    """A model with different depths and untied output weights."""
     return fixtures / "t5_deep" / "base"
 
 
@@ -76,7 +76,7 @@ def deep_tensors(deep: Path) -> Tensors:
 
 @pytest.fixture
 def model_folder(tmp_path: Path, deep: Path) -> Callable[..., Path]:
-    """Makes a folder of tensors in a format ("sharded NAME": in shards), with the config of `deep` and changes."""
+    """A function that writes tensors in a format ("sharded NAME": in shards), with changes to the config of `deep`."""
 
     def make(tensors: Tensors, form: str = "model.safetensors", **changes: Any) -> Path:
         folder = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""GPT-2's and BART's folders: tokenizers, and what checkpoints of other versions have more or less."""
+"""GPT-2's and BART's folders: tokenizers, and checkpoints with more or fewer tensors."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_special_tokens_in_a_text_are_text(tiny_folders, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokenizers_of_two_files_are_the_same(tiny_folders, folder, family):
-    """vocab.json and merges.txt, in place of tokenizer.json."""
+    """vocab.json and merges.txt instead of tokenizer.json."""
     definition = json.loads((tiny_folders[family] / "tokenizer.json").read_text())["model"]
     copy = folder(family, without=["tokenizer.json"])
     assert prompt_jax.load_model(str(copy)).tokenizer is None
@@ -113,7 +113,7 @@ def test_gpt2s_older_checkpoints(tiny_folders, folder, dtype):
 
 
 def test_barts_base_model_alone(tiny_folders, folder):
-    """As bart-base's: names without a prefix, the embedding's copies, and no bias of the logits, which is zero."""
+    """As in bart-base: names without a prefix, copies of the embedding, and no bias of the logits, which is zero."""
     tensors = {name.removeprefix("model."): t for name, t in tensors_of(tiny_folders, "bart").items()}
     assert not tensors.pop("final_logits_bias").any()
     for side in ("encoder", "decoder"):

@@ -1,4 +1,4 @@
-"""The demo model: what is converted, that it is done once, and what happens when it cannot be."""
+"""The demo model: conversion, which happens once, and its errors."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def test_the_model(model):
 
 
 def test_it_translates(model):
-    """A sentence that onnxruntime, too, translates so from the package's graphs."""
+    """onnxruntime gives the same translation with the package's graphs."""
     ids = [*model.tokenizer.encode("translate English to German: The house is wonderful."), model.tokenizer.eos_id]
     batch = {"inputs": np.array([ids]), "inputs_mask": np.ones((1, len(ids)), bool)}
     tokens = prompt_jax.generate(model.params, model.config, batch, max_new_tokens=8)
@@ -87,7 +87,7 @@ def test_a_conversion_that_fails_leaves_nothing(cache, monkeypatch):
 
 
 def test_two_conversions_at_once(cache, monkeypatch):
-    """While one converts, another does the whole of it; the first then takes the other's."""
+    """While one process converts, another finishes; the first then uses the other's folder."""
     order = []
 
     def convert(source, folder):

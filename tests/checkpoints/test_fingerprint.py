@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same model, another for another."""
+"""Fingerprints: equal for the same model, different for another."""
 
 import dataclasses
 import shutil
@@ -26,7 +26,7 @@ def of(model_folder):
 
 
 def test_it_stays_what_it_is(fixtures):
-    """Prompts and checkpoints record it. If this fails, all that exist are of another base."""
+    """Prompts and checkpoints record it. If this fails, existing ones no longer match their base."""
     found = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
     assert found == {
         "t5_v10": "sha256:bcf23ba2cd859a1e1ec935451a9eae9cb36152b7cb117ae43c3300a0b6a8f8ff",
@@ -82,7 +82,7 @@ def test_how_it_is_run_does_not_count(of, deep_tensors):
 
 
 def test_the_stored_dtype_is_seen_through_exact_values(of, deep_tensors):
-    """The same values are the same model, whatever holds them; rounded ones are not."""
+    """The same values are the same model in any dtype; rounded values are not."""
     half = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in deep_tensors.items()}
     widened = {name: tensor.astype(np.float32) for name, tensor in half.items()}
     assert of(half) == of(widened) != of(deep_tensors)
@@ -99,7 +99,7 @@ def test_positions_are_distinct_and_spread(size):
 
 
 def test_positions_are_in_many_columns():
-    """Equal steps through a matrix of 512 x 1024 would all be in one."""
+    """Equal steps through a matrix of 512 x 1024 would sample only one column."""
     assert len({place % 1024 for place in positions(512 * 1024)}) > 28
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints say about generation, as Transformers reads it: which file counts, and what is refused."""
+"""Generation settings of checkpoints, as Transformers reads them: which file counts, and what is refused."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from prompt_jax.models.generation_settings import GenerationSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the configuration of a BART, which is all that is read."""
+    """A folder that contains only the configuration of a BART."""
 
     def make(config=None, generation=None):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "vocab_size": 256} | (config or {})))
@@ -86,7 +86,7 @@ def test_special_tokens_of_generation_config_replace_those_of_config(folder, gen
     ],
 )
 def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny):
-    """Not before text is generated: such a model can be trained and scored."""
+    """But only when text is generated: such a model can be trained and scored."""
     settings, _ = read(folder({}, generation))
     config = dataclasses.replace(tiny.config, generation=settings)
     with pytest.raises(
@@ -96,7 +96,7 @@ def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny)
 
 
 def test_settings_beyond_the_length_of_an_answer(tiny):
-    """A sequence that is longer than all text is never repeated; a minimum that is too long bans the end token."""
+    """An n-gram longer than the text never repeats; a minimum that is too long bans the end token."""
     batch = whole(random_text(tiny, 2, 4))
 
     def tokens(**changes):
@@ -120,8 +120,8 @@ def test_a_forced_first_token_needs_an_encoder(folder):
         ("", "generation_config.json is empty"),
         ("[]", "generation_config.json cannot be read"),
         ("[" * 3000, "generation_config.json cannot be read"),
-        ('{"eos_token_id": 256}', "eos_token_id is 256; expected ids of tokens, from 0 to 255"),
-        ('{"eos_token_id": [1, "x"]}', "eos_token_id is 'x'; expected ids of tokens"),
+        ('{"eos_token_id": 256}', "eos_token_id is 256; expected token ids from 0 to 255"),
+        ('{"eos_token_id": [1, "x"]}', "eos_token_id is 'x'; expected token ids"),
         ('{"forced_bos_token_id": -1}', "forced_bos_token_id is -1"),
         ('{"suppress_tokens": [true]}', "suppress_tokens is True"),
         ('{"num_beams": 1.5}', "(num_beams is 1.5; expected a whole number from 0 to 1000|cannot be read)"),
@@ -135,7 +135,7 @@ def test_a_forced_first_token_needs_an_encoder(folder):
             "(early_stopping is 3; expected true, false or 'never'|cannot be read)",
         ),
         ('{"bad_words_ids": 3}', "bad_words_ids is 3; expected a list of lists of ids"),
-        ('{"bad_words_ids": [[300]]}', "bad_words_ids is 300; expected ids of tokens"),
+        ('{"bad_words_ids": [[300]]}', "bad_words_ids is 300; expected token ids"),
     ],
 )
 def test_values_that_make_no_sense(folder, generation, message):
@@ -217,7 +217,7 @@ def test_the_greatest_length_is_the_checkpoints(tiny, with_settings, settings, m
 
 
 def test_a_causal_models_lengths_count_its_text(fixtures):
-    """Of each row its own, whatever the padding."""
+    """For each row separately, whatever the padding."""
     model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
     batch = whole(random_text(model, 2, 6))
     batch["inputs_mask"][1, :4] = False
@@ -229,7 +229,7 @@ def test_a_causal_models_lengths_count_its_text(fixtures):
 
 
 def test_rules_do_not_depend_on_padding(fixtures):
-    """Of a causal model, whose text counts for n-grams and penalties, a row gives what it gives alone."""
+    """In a causal model, whose input counts for n-grams and penalties, a row's answer does not depend on others."""
     model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
     rng = np.random.default_rng(0)
     texts = [rng.integers(10, 14, length).astype(np.int32) for length in (3, 9, 5)]

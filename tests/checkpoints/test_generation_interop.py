@@ -68,7 +68,7 @@ CHANGED: set[str] = set()  # settings that changed the answers of some family
 
 
 def softened(tensors, name):
-    """Output weights that leave several tokens probable, the end tokens among them."""
+    """Output weights under which several tokens are probable, including the end tokens."""
     tensor = tensors[name]
     if name == "final_logits_bias":
         tensor[0, [END, OTHER_END]] += 5.0, 4.0
@@ -167,5 +167,5 @@ def test_tokens_are_transformers(folder, setting, beams):
 
 
 def test_each_setting_changes_answers():
-    """Of some family; else the test above would compare the same answers again and again."""
+    """In some family. Otherwise the test above would always compare the same answers."""
     assert SETTINGS.keys() - CHANGED == {"none", "sampling is not used"}

@@ -1,4 +1,4 @@
-"""Damaged and hostile model folders: they load, or end in one error, in bounded time and memory."""
+"""Damaged and hostile model folders: they load or raise CheckpointError, in bounded time and memory."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def loads_or_says_why(folder: Path) -> None:
 
 @pytest.fixture
 def changed(tiny_folders, tmp_path_factory):
-    """A copy of a family's folder in which a file has other content."""
+    """Copy a family's folder and replace the content of a file."""
 
     def make(family: str, file: str, content: bytes) -> Path:
         folder = tmp_path_factory.mktemp(family) / "model"
@@ -78,10 +78,10 @@ def test_what_is_no_regular_file(changed, file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 3000, "is no JSON: "),
-        (b'{"model_type": {"a": 1}}', "is of model_type {'a': 1}; supported are t5"),
-        (b'{"model_type": ["t5"]}', r"is of model_type \['t5'\]; supported are t5"),
-        (b'{"model_type": "' + b"x" * 10**7 + b'"}', "is of model_type 'xxx"),
+        (b"[" * 3000, "is not JSON: "),
+        (b'{"model_type": {"a": 1}}', "has model_type {'a': 1}; supported are t5"),
+        (b'{"model_type": ["t5"]}', r"has model_type \['t5'\]; supported are t5"),
+        (b'{"model_type": "' + b"x" * 10**7 + b'"}', "has model_type 'xxx"),
         (b'{"model_type": "t5", "d_model": "' + b"x" * 10**7 + b'"}', "cannot be used: "),
         (b'{"model_type": "t5", "self": 1, "args": 2, "cls": 3}', "cannot be used: "),
         (b'{"model_type": "t5", "vocab_size": 256, "eos_token_id": 999}', "eos_token_id is 999, and vocab_size is 256"),
@@ -96,7 +96,7 @@ def test_configurations(changed, content, message):
 
 
 def test_a_billion_labels(changed, tiny_folders):
-    """No model here has any; AutoConfig would name each of them."""
+    """No supported model has labels; AutoConfig would create a name for each."""
     for family in FAMILIES:
         content = json.loads((tiny_folders[family] / "config.json").read_text()) | {"num_labels": 10**9}
         prompt_jax.load_model(str(changed(family, "config.json", json.dumps(content).encode())))
@@ -106,7 +106,7 @@ def test_an_index_of_shards_that_is_nested(changed):
     folder = changed("t5", "model.safetensors", b"")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 5000)
-    with pytest.raises(CheckpointError, match="index.json is no JSON"):
+    with pytest.raises(CheckpointError, match="index.json is not JSON"):
         prompt_jax.load_model(str(folder))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../" * 10**6}}))
     with pytest.raises(CheckpointError, match="is not a plain file name") as raised:

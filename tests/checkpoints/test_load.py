@@ -1,4 +1,4 @@
-"""Loading models: what is loaded equals Hugging Face's, from every format and place; what cannot be is explained."""
+"""Loading models: equal to Hugging Face's, from every format and source, and errors."""
 
 import json
 import shutil
@@ -224,7 +224,7 @@ def test_files_that_are_missing_or_broken(model_folder, deep_tensors):
     ):
         load.load_model(folder)
     (folder / "config.json").write_text('{"model_type": "t5"')
-    with pytest.raises(CheckpointError, match="config.json is no JSON"):
+    with pytest.raises(CheckpointError, match="config.json is not JSON"):
         load.load_model(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="model_type None"):
@@ -240,7 +240,7 @@ def test_files_that_are_missing_or_broken(model_folder, deep_tensors):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch, deep) -> Path:
-    """The hub's cache with one model, google/tiny, whose branch main is at COMMIT. There is no network."""
+    """The Hub's cache with one model, google/tiny, whose branch main is at COMMIT, without a network."""
     cache = tmp_path / "hub"
     model = cache / "models--google--tiny"
     snapshot = model / "snapshots" / COMMIT
@@ -314,7 +314,7 @@ def test_a_path_is_not_asked_of_the_hub(monkeypatch, name):
 def test_a_file_is_not_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("weights.npz").touch()
-    with pytest.raises(CheckpointError, match="weights.npz is a file; give the folder that it is in"):
+    with pytest.raises(CheckpointError, match="weights.npz is a file; give its folder"):
         load.load_model("weights.npz")
 
 
@@ -334,10 +334,10 @@ RESPONSE: Any = types.SimpleNamespace(headers={}, request=None)  # of an HTTP li
         (errors.RevisionNotFoundError("no", response=RESPONSE), "the model exists, but not that revision"),
         (errors.RemoteEntryNotFoundError("no", response=RESPONSE), "its config.json is not on the hub"),
         (errors.LocalEntryNotFoundError("no"), "the hub could not be reached for config.json"),
-        (errors.HfHubHTTPError("broken", response=RESPONSE), "fetching config.json failed: broken"),
-        (errors.HTTPError("broken"), "fetching config.json failed: broken"),
-        (OSError("disk full"), "fetching config.json failed: disk full"),
-        (RuntimeError("Data processing error"), "fetching config.json failed: Data processing error"),  # hf_xet's
+        (errors.HfHubHTTPError("broken", response=RESPONSE), "downloading config.json failed: broken"),
+        (errors.HTTPError("broken"), "downloading config.json failed: broken"),
+        (OSError("disk full"), "downloading config.json failed: disk full"),
+        (RuntimeError("Data processing error"), "downloading config.json failed: Data processing error"),  # hf_xet's
     ],
 )
 def test_what_the_hub_says(monkeypatch, error, message):

@@ -1,4 +1,4 @@
-"""A model that is written is the one that was loaded, here and in Transformers."""
+"""A saved model loads as the same model, here and in Transformers."""
 
 import dataclasses
 

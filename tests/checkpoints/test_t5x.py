@@ -1,4 +1,4 @@
-"""T5X's checkpoints: the models and prompts in them are those that were written, and nothing in them is trusted."""
+"""T5X checkpoints: models and prompts in them, and damaged or hostile files."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ def arrays_of(base: Path, scanned: str | None = None) -> dict[str, np.ndarray]:
 
 
 def own_positions(base: Path, scanned: str) -> dict[str, np.ndarray]:
-    """Arrays of a scanned model whose layers differ in their relative positions."""
+    """Arrays of a scanned model with different relative positions in each layer."""
     rng, arrays = np.random.default_rng(0), arrays_of(base, scanned)
     changed = {path: rng.normal(size=array.shape) for path, array in arrays.items() if path.endswith("rel_embedding")}
     return arrays | {path: array.astype(np.float32) for path, array in changed.items()}
@@ -190,7 +190,7 @@ def test_the_authors_checkpoint():
 @pytest.mark.interop
 @in_shared
 def test_the_authors_checkpoint_in_pytorch():
-    """The logits of Hugging Face's model, filled in by the mapping of its conversion script."""
+    """Logits of Hugging Face's model with weights mapped by its conversion script."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     folder = SHARED / "tiny" / "checkpoint_3"
     ours = prompt_jax.load_model(f"t5x:{folder}")
@@ -306,34 +306,34 @@ def bomb(folder: Path) -> None:
 
 
 DAMAGE = {
-    "no chunk": (lambda f: (f / ZARR / "1.0").unlink(), "1.0 is missing, or no file"),
+    "no chunk": (lambda f: (f / ZARR / "1.0").unlink(), "1.0 is missing, or not a regular file"),
     "another chunk": (lambda f: (f / ZARR / "1.0").rename(f / ZARR / "1.1"), "1.0 is missing"),
     "no metadata": (lambda f: (f / ZARR / ".zarray").unlink(), "has no .zarray"),
-    "no JSON": (lambda f: (f / ZARR / ".zarray").write_text("{"), "is no JSON"),
-    "a list": (lambda f: (f / ZARR / ".zarray").write_text("[]"), "is no JSON object"),
+    "no JSON": (lambda f: (f / ZARR / ".zarray").write_text("{"), "is not JSON"),
+    "a list": (lambda f: (f / ZARR / ".zarray").write_text("[]"), "is not a JSON object"),
     "long": (lambda f: (f / ZARR / ".zarray").write_text(" " * 70_000 + "{}"), "at most 65536 bytes"),
-    "deep": (lambda f: (f / ZARR / ".zarray").write_text("[" * 60_000), "is no JSON"),
-    "shape": (lambda f: change(f, shape=[6, -4]), "shape is no list of"),
-    "a text as shape": (lambda f: change(f, shape="6"), "shape is no list of"),
-    "true as shape": (lambda f: change(f, shape=[True, 4]), "shape is no list of"),
-    "chunks": (lambda f: change(f, chunks=[7, 4]), r"chunks of \[7, 4\] are not those of an array \[6, 4\]"),
+    "deep": (lambda f: (f / ZARR / ".zarray").write_text("[" * 60_000), "is not JSON"),
+    "shape": (lambda f: change(f, shape=[6, -4]), "shape is not a list of"),
+    "a text as shape": (lambda f: change(f, shape="6"), "shape is not a list of"),
+    "true as shape": (lambda f: change(f, shape=[True, 4]), "shape is not a list of"),
+    "chunks": (lambda f: change(f, chunks=[7, 4]), r"chunks of \[7, 4\] do not fit an array \[6, 4\]"),
     "huge": (lambda f: change(f, shape=[1 << 40, 1 << 20]), "chunks are missing"),
     "huge chunks": (lambda f: change(f, shape=[1 << 40, 4], chunks=[1 << 39, 4]), "is 17592186044416 bytes"),
     "dtype": (lambda f: change(f, dtype="|O"), "dtype '|O'"),
     "integers": (lambda f: change(f, dtype="<i4"), "weights are <f2"),
-    "compressor": (lambda f: change(f, compressor={"id": "blosc"}), "T5X has gzip"),
+    "compressor": (lambda f: change(f, compressor={"id": "blosc"}), "T5X uses gzip"),
     "filters": (lambda f: change(f, filters=[{"id": "delta"}]), "filters is"),
     "order": (lambda f: change(f, order="F"), "order is 'F'"),
     "format": (lambda f: change(f, zarr_format=3), "zarr_format is 3"),
-    "no gzip": (rewrite(f"{ZARR}/0.0", lambda b: b"nothing"), "is no whole gzip"),
-    "cut": (rewrite(f"{ZARR}/0.0", lambda b: b[:-9]), "does not unpack to the 48 bytes"),
-    "surplus": (rewrite(f"{ZARR}/0.0", lambda b: b + b"1"), "does not unpack to the 48 bytes"),
-    "bomb": (bomb, "does not unpack to the 48 bytes"),
+    "no gzip": (rewrite(f"{ZARR}/0.0", lambda b: b"nothing"), "is not a complete gzip file"),
+    "cut": (rewrite(f"{ZARR}/0.0", lambda b: b[:-9]), "does not decompress to the 48 bytes"),
+    "surplus": (rewrite(f"{ZARR}/0.0", lambda b: b + b"1"), "does not decompress to the 48 bytes"),
+    "bomb": (bomb, "does not decompress to the 48 bytes"),
     "uncompressed": (lambda f: change(f, compressor=None), r"\[3, 4\] of float32 is 48"),
     "twice": (lambda f: (f / ZARR).rename(f / "target.encoder.encoder_norm.scale"), "encoder/encoder_norm/scale is in"),
     "cut file": (rewrite("checkpoint", lambda b: b[:-1]), "bytes are missing"),
     "empty file": (rewrite("checkpoint", lambda b: b""), "is empty"),
-    "a pickle": (rewrite("checkpoint", lambda b: b"\x80\x04\x95."), "is not a whole Flax checkpoint"),
+    "a pickle": (rewrite("checkpoint", lambda b: b"\x80\x04\x95."), "is not a complete Flax checkpoint"),
 }  # fmt: skip
 
 
@@ -354,7 +354,7 @@ def test_links_are_not_followed(checkpoint, tmp_path, name):
     target = tmp_path / "elsewhere"
     (checkpoint / name).rename(target)
     (checkpoint / name).symlink_to(target)
-    with pytest.raises(PromptFormatError, match=r"link|no file of its own|chunks are missing|adapter_config"):
+    with pytest.raises(PromptFormatError, match=r"link|not a regular file|chunks are missing|adapter_config"):
         load_prompt(checkpoint)
 
 
@@ -363,7 +363,7 @@ def test_what_is_no_checkpoint(checkpoint, tmp_path, fixtures):
         ("t5x:nowhere", "nowhere is not a folder"),
         (f"t5x:{tmp_path}", "name one of those in it: checkpoint_1"),
         (f"t5x:{fixtures / 'gpt2' / 'base'}", "it has no file 'checkpoint'"),
-        (f"t5x:{checkpoint}", r"of no T5: shared.weight is not there"),
+        (f"t5x:{checkpoint}", r"not of a T5: shared.weight is missing"),
     ):
         with pytest.raises(CheckpointError, match=message):
             prompt_jax.load_model(name)
@@ -409,11 +409,11 @@ def test_values_that_are_not_finite(fixtures, tmp_path):
 
 
 def test_where_to_look_is_said(checkpoint, tmp_path):
-    with pytest.raises(PromptFormatError, match="has checkpoints of T5X; name one of them: checkpoint_1"):
+    with pytest.raises(PromptFormatError, match="has T5X checkpoints; name one of them: checkpoint_1"):
         load_prompt(tmp_path)
     for name, message in (
-        (str(checkpoint), "for a checkpoint of T5X say t5x:"),
-        ("t5x:gs://bucket/checkpoint_1", "copy it here"),
+        (str(checkpoint), "for a T5X checkpoint give t5x:"),
+        ("t5x:gs://bucket/checkpoint_1", "copy it"),
         ("t5x:~nobody-of-this-name/c", "there is no such user"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -452,7 +452,7 @@ def test_a_key_that_comes_twice(checkpoint):
     content = (checkpoint / "checkpoint").read_bytes()
     twice = b"\x83" + content[1:] + msgpack.packb("optimizer") + msgpack.packb({})
     (checkpoint / "checkpoint").write_bytes(twice)
-    with pytest.raises(PromptFormatError, match="'optimizer' is there twice"):
+    with pytest.raises(PromptFormatError, match="'optimizer' occurs twice"):
         load_prompt(checkpoint)
     (checkpoint / "checkpoint").write_bytes(content)
     file = checkpoint / ZARR / ".zarray"
@@ -466,7 +466,7 @@ TINY = t5.T5Config(16, 4, 2, 8, 2, encoder_layers=1, decoder_layers=2, relative_
 
 @pytest.fixture(scope="module")
 def whole_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A prompt, and whole models of a few numbers, scanned and not."""
+    """A prompt and tiny models, scanned and not."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("whole")
     tensors = {}
     for parameter in t5.parameters(TINY):
@@ -486,7 +486,7 @@ EXTREME = st.sampled_from([0, 1, 2, 3, 999, 1001, 2**31, 2**40, 2**63 - 1])
 @FUZZ
 @given(st.data())
 def test_mutated_checkpoints_are_read_or_refused(whole_checkpoints, tmp_path_factory, data):
-    """Any file cut or changed anywhere, or with other shapes: a prompt or a model comes out, or the one error."""
+    """Truncated or changed files, or other shapes: they load, or raise CheckpointError."""
     folder = tmp_path_factory.getbasetemp() / f"fuzzed{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(data.draw(st.sampled_from(list(whole_checkpoints.values()))), folder)

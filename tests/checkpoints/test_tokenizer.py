@@ -50,7 +50,7 @@ ROWS = 1000
 
 
 def unigram_json(model: ModelProto) -> dict:
-    """What Hugging Face's converter makes of a SentencePiece model of T5's kind."""
+    """The output of Hugging Face's converter for a SentencePiece model like T5's."""
     vocab = [[entry.piece, entry.score] for entry in model.pieces]
     vocab += [[f"<extra_id_{index}>", 0.0] for index in reversed(range(100))]
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
@@ -124,7 +124,7 @@ def load(folder: Path, kind: str, **changes):
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
-    """Our tokenizer of a folder, Transformers' own, and the folder."""
+    """This project's tokenizer of a folder, Transformers', and the folder."""
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer") / "model"
@@ -176,7 +176,7 @@ def test_a_control_token_is_one_id(both):
 @settings(max_examples=100)
 @given(st.data())
 def test_decoded_text_is_auto_tokenizers(both, data):
-    """Of any ids, up to the first end token, without padding and the tokens before a text."""
+    """For any ids, up to the first end token, without padding and start tokens."""
     ours = both.ours
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=12))
     kept = ids[: ids.index(ours.eos_id)] if ours.eos_id in ids else ids
@@ -209,7 +209,7 @@ def test_control_tokens_that_are_words_too(tmp_path, kind, config):
 
 
 def test_a_bert_tokenizer(tmp_path):
-    """As Chinese GPT-2 and BART have it."""
+    """As in Chinese GPT-2 and BART."""
     from transformers import AutoTokenizer
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart"}))
@@ -268,7 +268,7 @@ def test_a_word_that_was_added_is_a_token_in_data(tmp_path):
 
 @pytest.mark.parametrize("kind", ["trained", "demo"])
 def test_t5s_ids_are_seqios(kind, request, tiny_folder, tiny, tmp_path):
-    """Of what people write. Ties ("Hmmm"), control tokens and stray signs may differ; `AutoTokenizer` decides."""
+    """For ordinary text. Ties ("Hmmm"), control tokens and stray marks may differ; `AutoTokenizer` decides."""
     seqio = pytest.importorskip("seqio")
     if kind == "trained":
         ours, file = tiny.tokenizer, tiny_folder / "spiece.model"
@@ -307,7 +307,7 @@ def test_several_end_tokens(tmp_path):
 
 @pytest.mark.parametrize("rows", (50, 150))
 def test_an_id_beyond_the_embedding_table_is_an_error(tmp_path, rows):
-    """As of a token that was added to a tokenizer, and not to its model."""
+    """For example after adding a token to a tokenizer, but not to its model."""
     make(tmp_path / "model", "gpt2 with added tokens")
     tokenizer = load(tmp_path / "model", "gpt2 with added tokens", rows=tokenizer_rows(tmp_path))
     token = tokenizer.transformers.convert_tokens_to_ids("superfilm")
@@ -338,7 +338,7 @@ def test_no_tokenizer(tmp_path):
     ],
 )
 def test_files_that_are_missing(tmp_path, kind, config, message):
-    """Transformers makes up a vocabulary of a few tokens then."""
+    """Transformers then invents a vocabulary of a few tokens."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": KINDS[kind][0]}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
@@ -370,7 +370,7 @@ def test_broken_files(tmp_path, file, content):
     kind = {"spiece.model": "t5", "vocab.json": "gpt2, vocab.json"}.get(file, "gpt2")
     make(tmp_path / "model", kind)
     (tmp_path / "model" / file).write_text(content)
-    with pytest.raises(CheckpointError, match="(cannot be read|has no token|is empty|is no JSON)") as raised:
+    with pytest.raises(CheckpointError, match="(cannot be read|has no token|is empty|is not JSON)") as raised:
         load(tmp_path / "model", kind)
     assert len(str(raised.value)) < 1000
 
@@ -378,7 +378,7 @@ def test_broken_files(tmp_path, file, content):
 @pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("what", ["device", "pipe", "folder", "nothing"])
 def test_what_is_no_regular_file(tmp_path, file, what):
-    """A link to a device, or a pipe that nobody writes to, would be read for ever."""
+    """Reading a link to a device, or a pipe without a writer, would never end."""
     folder = tmp_path / "model"
     make(folder, "t5" if file == "spiece.model" else "gpt2")
     (folder / file).unlink(missing_ok=True)
@@ -410,7 +410,7 @@ def healthy(tmp_path_factory):
     st.floats(0, 1),
 )
 def test_damaged_files_end_in_one_error(healthy, tmp_path_factory, file, flips, end):
-    """Flipped bits and files that end too early: a tokenizer, or a CheckpointError."""
+    """Flipped bits and truncated files: they load, or raise CheckpointError."""
     kind = "t5" if file == "spiece.model" else "bart with added tokens"
     folder = tmp_path_factory.mktemp("damaged") / "model"
     shutil.copytree(healthy / kind, folder)

@@ -1,4 +1,4 @@
-"""Weight files and their assembly: what is read is what was written, damage is reported, memory is one copy."""
+"""Weight files and their assembly: exact values, reported damage, and one copy in memory."""
 
 import json
 import tracemalloc
@@ -27,7 +27,7 @@ DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 def encoded(form: str, arrays: dict[str, np.ndarray], folder: Path) -> Path:
-    """A file of arrays under names without a module."""
+    """Write a file of arrays under names without a module."""
     file = folder / form
     if form == "safetensors":
         save_file(arrays, file)
@@ -69,7 +69,7 @@ def test_other_dtypes_are_refused(tmp_path, form):
 @pytest.mark.parametrize("form", OPENERS)
 def test_an_empty_file(tmp_path, form):
     (tmp_path / "empty").touch()
-    with pytest.raises(CheckpointError, match="empty is (empty|not a whole)"):
+    with pytest.raises(CheckpointError, match="empty is (empty|not a complete)"):
         contents(form, tmp_path / "empty")
 
 
@@ -130,7 +130,7 @@ ARRAY = np.zeros(4, np.float32)
         ({"w": msgpack.ExtType(1, msgpack.packb([[1], "object", b"1234"]))}, "w has dtype object; supported are"),
         ({"w": msgpack.ExtType(1, msgpack.packb([[1], "float32", b"1234"]) + b"1")}, "'w' has 4 bytes"),
         ({"a": {"kernel": ARRAY}}, r"a/kernel has shape \[4\]; a kernel has two axes"),
-        ({"a": {"weight": ARRAY, "embedding": ARRAY}}, "a/embedding is there twice"),
+        ({"a": {"weight": ARRAY, "embedding": ARRAY}}, "a/embedding occurs twice"),
         ({"w": chunked([2, 4], ARRAY)}, r"the chunks of 'w' do not make up its shape \[2, 4\]"),
         ({"w": chunked([8], ARRAY, ARRAY.astype(np.float16))}, "the chunks of 'w' do not make up its shape"),
         ({"w": chunked([4], ARRAY) | {"more": ARRAY}}, "the chunked array 'w' has 4 entries; 3 were expected"),
@@ -152,13 +152,13 @@ def test_flax_maps_without_end(tmp_path):
 def test_what_follows_the_parameters(tmp_path):
     file = write_flax(tmp_path / "f", {"w": ARRAY})
     file.write_bytes(file.read_bytes() + b"more")
-    with pytest.raises(CheckpointError, match="what follows the parameters does not belong to them"):
+    with pytest.raises(CheckpointError, match="unexpected data after the parameters"):
         contents("flax", file)
 
 
 @pytest.fixture(scope="module", params=OPENERS)
 def whole(request, tmp_path_factory) -> tuple[str, bytes, Path]:
-    """A small file of each form: its form, its bytes, and where to write what has been done to it."""
+    """A small file of each format: its format, its bytes, and the path for a changed copy."""
     folder = tmp_path_factory.mktemp("fuzz")
     arrays = {"w": np.ones((2, 3), np.float32), "v": np.ones(2, np.float16)}
     return request.param, encoded(request.param, arrays, folder).read_bytes(), folder / "changed"
@@ -176,7 +176,7 @@ def test_truncated_files(whole, data):
 @settings(max_examples=150)
 @given(st.data())
 def test_altered_files(whole, data):
-    """Any change is either noticed or gives another file that can be read."""
+    """Any change is detected, or the file still loads."""
     form, content, file = whole
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -206,7 +206,7 @@ class TestPyTorch:
     def test_objects_are_not_loaded(self, tmp_path):
         torch = pytest.importorskip("torch")
         torch.save({"w": Path("anything")}, tmp_path / "f")
-        with pytest.raises(CheckpointError, match="not a whole PyTorch file of tensors"), open_torch(tmp_path / "f"):
+        with pytest.raises(CheckpointError, match="not a complete PyTorch file of tensors"), open_torch(tmp_path / "f"):
             pass
 
     @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ class TestPyTorch:
         file = tmp_path_factory.mktemp("torch") / "f"
         torch.save({"w": torch.ones(20, 30)}, file)
         file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-        with pytest.raises(CheckpointError, match="not a whole PyTorch file"), open_torch(file):
+        with pytest.raises(CheckpointError, match="not a complete PyTorch file"), open_torch(file):
             pass
 
 
@@ -243,8 +243,8 @@ def shards(folder: Path, weight_map: object) -> Path:
     ("weight_map", "message"),
     [
         ({}, "names no files"),
-        (["w"], "is no shard index: it needs a 'weight_map'"),
-        (None, "is no shard index"),
+        (["w"], "is not a shard index: it has no 'weight_map'"),
+        (None, "is not a shard index"),
         ({"w": "../elsewhere"}, "names the file '../elsewhere', which is not a plain file name"),
         ({"w": "/etc/passwd"}, "which is not a plain file name"),
         ({"w": ".."}, "which is not a plain file name"),
@@ -281,7 +281,7 @@ def test_what_is_missing_surplus_and_misshapen_is_listed(model_folder, deep_tens
     with pytest.raises(CheckpointError) as info:
         load_model(model_folder(deep_tensors))
     folder, *lines = str(info.value).splitlines()
-    assert folder.endswith("model: the weights are not those of the config.")
+    assert folder.endswith("model: the weights do not match the config.")
     assert lines == [
         "1 missing:",
         "  decoder.block.1.layer.1.EncDecAttention.o.weight [20, 36]",
@@ -337,7 +337,7 @@ def test_memory_stays_near_one_copy(synthetic, model_folder, form, dtype):
 
 
 def test_tensors_are_read_one_at_a_time(synthetic):
-    """The table is read in its order: a few elements of each tensor, and then each tensor."""
+    """The table is read in order: first samples of each tensor, then each tensor."""
     table, tensors = synthetic
     names = []
 
@@ -364,7 +364,7 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(dtype, synthetic):
 
 @pytest.mark.parametrize("dtype", weights.DTYPES)
 def test_abstract_parameters_are_divided_as_they_are_placed(dtype):
-    """On a mesh of devices that are not there, with what the families' tables say of each axis."""
+    """On an abstract mesh, with the axes of the families' tables."""
     mesh = jax.sharding.AbstractMesh((1, 2, 4), ("ensemble", "data", "model"))
     config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=12, num_heads=4, encoder_layers=2, decoder_layers=3)
     shapes = weights.abstract(parameters(config), dtype, parameter_sharding(mesh))

@@ -386,7 +386,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         (("evaluate", prompt_file, *named, "--batch-size", "0"), "--batch-size must be positive, not 0"),
         (("evaluate", prompt_file, *named, "--early-stop"), "--vote and --early-stop need two prompts or more"),
         (("evaluate", prompt_file, *named, "--labels", "a", "b"), "--labels say how --data is read"),
-        (("predict", tmp_path, "x"), "is a folder without adapter_config.json, and so no adapter of PEFT"),
+        (("predict", tmp_path, "x"), "is a folder without adapter_config.json, so not a PEFT adapter"),
         (("train", config, "--data.metrics", "mean_class_f1", "f1", "--data.labels", "a"), "f1 needs two labels"),
         (("train", config, "--optimizer.clip-norm", "-1"), "optimizer.clip_norm must be positive"),
         (("train", config, "--train.patience", "0"), "train.patience must be positive"),

@@ -1,4 +1,4 @@
-"""Meshes, and what of a base is where. On eight devices in a process of its own, this file as a program."""
+"""Meshes and shardings. Tests on eight devices run this file as a program in a separate process."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_impossible_meshes_are_refused(mesh, message):
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    """What `on_eight_devices` finds."""
+    """The results of `on_eight_devices`."""
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -86,14 +86,14 @@ def test_sizes_that_do_not_fit_are_refused(found):
 
 @pytest.mark.parametrize("name", BASES)
 def test_a_base_over_devices_is_the_base(found, name):
-    """Each of four devices has a quarter of the layers' matrices, and no more is read of them at once."""
+    """Each of four devices holds a quarter of the layers' matrices, and only a quarter is read at a time."""
     for dtype in ("float32", "bfloat16", "int8"):
         assert found[name][dtype] == {"equal": True, "largest part": 0.25}
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_the_step_exchanges_activations_alone(found, name):
-    """Two all-reduces a layer forward (three in a decoder with cross-attention) and the few scalars of the loss."""
+    """Two all-reduces per layer in the forward pass (three with cross-attention), and scalars of the loss."""
     step = found[name]["step"]
     assert set(step["kinds"]) == {"all-reduce", "all-gather"}
     assert step["kinds"]["all-gather"] == 2, "the most probable word, of each device's"
@@ -125,8 +125,8 @@ def on_eight_devices() -> dict:
 
 
 def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
-    """Whether a divided base equals the base, and the largest share of a layer's matrix that is made at once."""
-    shares, real = [], weights._part
+    """Return whether a sharded base equals the base, and the largest share of a matrix that is read at once."""
+    shares, real = [], weights._read_slice
 
     def spy(parameter, tensors, dtype, index):
         part = real(parameter, tensors, dtype, index)
@@ -135,18 +135,18 @@ def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
             shares.append(size / (parameter.layers * np.prod(parameter.shape)))
         return part
 
-    weights._part = spy
+    weights._read_slice = spy
     try:
         divided_base = load_model(folder, dtype, sharding=parameter_sharding(mesh)).params
     finally:
-        weights._part = real
+        weights._read_slice = real
     whole = load_model(folder, dtype).params
     equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), divided_base, whole)
     return {"equal": all(jax.tree.leaves(equal)), "largest part": max(shares)}
 
 
 def stepped(folder: Path) -> dict:
-    """Two steps of four members on 2 x 2 x 2 devices and on one, and the collectives of the compiled step."""
+    """Run two steps of four members on 2 x 2 x 2 devices and on one; return losses and collectives."""
     sizes = MeshConfig(2, 2, 2)
     members, rows, source, target = 4, 8, 7, 5
     prompt_config = PromptConfig(length=5, init="uniform")

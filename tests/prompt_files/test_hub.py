@@ -1,5 +1,4 @@
-"""Prompts on the Hub, against a stand-in for it with the Hub's own client: what is pushed comes back, what is there is
-read, and what is wrong is said."""
+"""Prompts on the Hub: round trips, other repositories, and errors, with huggingface_hub and a fake server."""
 
 import base64
 import contextlib
@@ -30,7 +29,7 @@ from prompt_jax.cli import main
 from prompt_jax.prompt_files import hub as names
 from prompt_jax.prompt_files.card import yaml_header
 from prompt_jax.prompt_files.hub import HubError, HubName, parse_hub_name
-from prompt_jax.prompt_files.hub_card import MARK, CardBase, CardMember, repository_card
+from prompt_jax.prompt_files.hub_card import MARK, OLD_MARK, CardBase, CardMember, repository_card
 from prompt_jax.prompt_files.io import ModelId, read_prompts
 from prompt_jax.prompt_files.peft import CARD, VERSIONS_NOTE
 from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
@@ -40,19 +39,19 @@ from prompt_jax.task_format import TaskFormat
 FORMAT = TaskFormat("review: {text}", labels=("negative", "positive"), input_length=32, target_length=4)
 ADAPTER = {CONFIG, TENSORS}
 
-# Of the Hub's own client, where it uploads large files.
+# From huggingface_hub when it uploads large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The stand-in, with the account `me` logged in; the client's cache is empty."""
+    """The fake server, with the account `me` logged in, and an empty cache."""
     with hub_server.serving() as served:
         point_at(served.address, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in has Git LFS alone
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake server has only Git LFS
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         log_in(monkeypatch, hub_server.TOKEN)
         shown = not are_progress_bars_disabled()
@@ -113,7 +112,7 @@ def archive(tmp_path: Path, model: Model, seed: int = 0) -> bytes:
 
 
 def fails(call, *expected: str, error: type[Exception] = HubError) -> None:
-    """That an error is raised whose message has these texts and no token."""
+    """Assert that an error is raised whose message contains these texts and no token."""
     with pytest.raises(error) as info:
         call()
     for text in expected:
@@ -122,7 +121,7 @@ def fails(call, *expected: str, error: type[Exception] = HubError) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# There and back
+# Round trips
 
 
 def prompts_of(name: str, model: Model) -> list[Prompt]:
@@ -144,7 +143,7 @@ def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
     pushed = push_prompt(source, "hf://me/a-prompt", model)
     assert (pushed.name, pushed.address) == ("hf://me/a-prompt", f"{hub.address}/me/a-prompt")
     assert pushed.commit == hub.repositories["me/a-prompt"].branches["main"]
-    assert hub.repositories["me/a-prompt"].messages == ["initial commit", "A prompt of prompt_jax"]  # one commit
+    assert hub.repositories["me/a-prompt"].messages == ["initial commit", "A prompt from prompt_jax"]  # one commit
 
     for there, here in zip(read_prompts("hf://me/a-prompt"), read_prompts(source), strict=True):
         assert_same(there[0], here[0])
@@ -323,7 +322,7 @@ def test_any_text_is_a_name_or_is_refused(scheme, text):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What can be wrong
+# Errors
 
 
 def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
@@ -357,13 +356,13 @@ def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
     ],
 )
 def test_faults_of_the_hub(hub, refuse, message):
-    """Nor is a token shown that a server repeats."""
+    """Tokens that a server repeats are not shown."""
     hub.refuse = refuse
     fails(lambda: load_prompt("hf://you/p"), message)
 
 
 def test_no_list_of_files(hub, monkeypatch):
-    """But the page on which the guests of a hotel log in."""
+    """But the login page of a hotel."""
     hub.refuse = (200, "<html>", {})
     fails(lambda: load_prompt("hf://you/p"), "hf://you/p: listing its files failed: Expecting value")
 
@@ -392,7 +391,7 @@ def test_lists_of_files_that_are_none(hub, models, tmp_path, answer):
 
 
 def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
-    """Which are in the address of the Hub, HF_ENDPOINT."""
+    """They are in the address of the Hub, HF_ENDPOINT."""
     address = hub.address.replace("//", "//joe:Secret@pw@")
     point_at(address, monkeypatch)
     log_in(monkeypatch, None)
@@ -404,7 +403,7 @@ def test_passwords_of_a_proxy_are_not_shown(hub, models, tmp_path, monkeypatch):
 
 
 def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
-    """Of the Hub's storage for large files: its client raises nothing better."""
+    """From the Hub's storage for large files; huggingface_hub raises only a RuntimeError."""
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
 
     def broken(*args: Any, **options: Any) -> str:
@@ -478,7 +477,7 @@ def test_damaged_files_are_named_as_on_the_hub(hub, models, tmp_path, fixtures):
         "hf://you/p@main": "hf://you/p@main: damaged: BadZipFile",
         "hf://you/q/of": f"hf://you/q/of: {TENSORS}: prompt_embeddings claims F32",
         "hf://you/r": "hf://you/r: there are 2 members and no member_1",
-        "hf://you/s": f"hf://you/s: no {TENSORS}, which an adapter of PEFT has",
+        "hf://you/s": f"hf://you/s: no {TENSORS}, which a PEFT adapter needs",
     }.items():
         fails(lambda name=name: load_prompt(name), message, error=PromptFormatError)
 
@@ -492,7 +491,7 @@ def test_a_link_out_of_the_cache_is_not_followed(hub, models, tmp_path):
     entry.symlink_to(tmp_path / "of_0.npz")
     fails(lambda: load_prompt("hf://you/p"), "leads out of the Hub's cache", error=PromptFormatError)
     entry.unlink()
-    shutil.copy(tmp_path / "of_0.npz", entry)  # as where there are no links
+    shutil.copy(tmp_path / "of_0.npz", entry)  # as on systems without links
     load_prompt("hf://you/p")
 
 
@@ -508,7 +507,7 @@ def test_many_members_are_too_many(hub, monkeypatch):
 
 
 def test_a_push_replaces_what_was_there(hub, models, tmp_path):
-    """Its adapters too, which would be another prompt's, and its card unless somebody has written one."""
+    """Including its adapters, which belong to another prompt, and its card unless somebody wrote one."""
     model = models["t5"]
     push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hf://me/p", model)
     hub.of_files("me/p", {"member_0/notes.txt": b"mine"})
@@ -520,11 +519,15 @@ def test_a_push_replaces_what_was_there(hub, models, tmp_path):
     assert hub.repositories["me/p"].messages[-1] == "prefixes"
     assert_same(load_prompt("hf://me/p"), load_prompt(source))
 
-    for card, kept in ((b"---\nlicense: mit\n---\nMine.", True), (MARK.encode() + b"\nOurs.", False)):
+    for card, kept in (
+        (b"---\nlicense: mit\n---\nMine.", True),
+        (MARK.encode() + b"\nOurs.", False),
+        (OLD_MARK.encode() + b"...", False),
+    ):
         hub.of_files("me/p", {CARD: card})
         pushed = push_prompt(source, "hf://me/p", model)
         assert (hub.repositories["me/p"].files()[CARD] == card) == kept == (CARD not in pushed.files)
-        assert any("was not written by a push, and stays as it is" in note for note in pushed.notes) == kept
+        assert any("was not written by a push and is kept" in note for note in pushed.notes) == kept
 
 
 def test_private_repositories(hub, models, tmp_path):
@@ -534,7 +537,7 @@ def test_private_repositories(hub, models, tmp_path):
     push_prompt(source, "hf://me/open")
     assert (hub.repositories["me/hidden"].private, hub.repositories["me/open"].private) == (True, False)
     before = hub.repositories["me/open"].branches["main"]
-    fails(lambda: push_prompt(source, "hf://me/open", private=True), "is there already, and is public")
+    fails(lambda: push_prompt(source, "hf://me/open", private=True), "the repository exists and is public")
     assert hub.repositories["me/open"].branches["main"] == before
 
 
@@ -548,7 +551,7 @@ def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
     }.items():
         fails(lambda name=name: push_prompt(source, name), message, "`hf auth login`")
     for name, message in {
-        "hf://me/p@" + "0" * 40: "a commit stays as it is; push to a branch",
+        "hf://me/p@" + "0" * 40: "a commit cannot change; push to a branch",
         "hf://me/p/prompt.npz": "a prompt is pushed to a folder, as prompt.npz",
         "me/p": "'me/p' is not a name on the Hub",
     }.items():
@@ -560,7 +563,7 @@ def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
     fails(lambda: push_prompt(source, "hf://me/p"), "does not know the token that you are logged in with")
     log_in(monkeypatch, None)
     count = len(hub.asked)
-    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: to push to it, log in with `hf auth login`")
+    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: log in with `hf auth login`")
     assert len(hub.asked) == count and "me/p" not in hub.repositories
 
 
@@ -589,7 +592,7 @@ def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, na
         assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
         adapters = [json.loads(content) for file, content in files.items() if file.endswith(CONFIG)]
         assert len(adapters) == (0 if its_base is None else 3 if several else 1)
-        for adapter in adapters:  # PEFT has no use for a checkpoint of T5X
+        for adapter in adapters:  # PEFT cannot load T5X checkpoints
             assert adapter["base_model_name_or_path"] == (None if told.startswith("t5x:") else told)
         for stated in ("## With PEFT", VERSIONS_NOTE):
             assert (stated.encode() in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
@@ -629,7 +632,7 @@ def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, 
 
 
 def parsed(card: str) -> tuple[dict[str, Any], str, list[str]]:
-    """Its YAML, its text without code, and its Python."""
+    """Return a card's YAML, its text without code, and its Python code."""
     _, head, body = re.split(r"^---$\n", card, maxsplit=2, flags=re.MULTILINE)
     code = re.findall(r"^```python$\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
@@ -673,7 +676,7 @@ def test_the_card_says_what_a_user_needs():
     assert head["pipeline_tag"] == "text-generation" and "library_name" not in head
     assert len(code) == 1 and "PEFT" not in text
     head, text, code = parsed(card_of("hf://me/p", [member], None, adapters=False))
-    assert "base_model" not in head and code == [] and "name it with `--model`" in text
+    assert "base_model" not in head and code == [] and "give it with `--model`" in text
     head, text, code = parsed(card_of("hf://me/p", [member], CardBase("demo", None, False), adapters=True))
     assert "base_model" not in head and "demo_folder()" in code[1]
 
@@ -720,7 +723,7 @@ def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, c
 
 
 def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
-    """They do not vote, and the card says what they do: its command answers as its code does."""
+    """They do not vote. The card's command and its code give the same answer."""
     model = models["t5"]
     monkeypatch.chdir(Path(model.name).parent)
     prompts = prompts_of("ensemble", model)
@@ -728,7 +731,7 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
     push_prompt(tmp_path / "p.npz", "hf://me/p@tries/in", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     _, text, code = parsed(card)
-    assert "vote of the majority" not in text and "an input names one, `p/0` to `p/2`," in text
+    assert "majority vote" not in text and "each input names one, `p/0` to `p/2`," in text
     exec(code[0], {})
     shown = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
@@ -742,7 +745,7 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ("tokens", "ensemble"))
 @pytest.mark.parametrize("family", ("t5", "gpt2"))
 def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, family, name, capsys):
-    """And what it answers is what is answered here."""
+    """Its answer equals this project's."""
     pytest.importorskip("peft")
     model = models[family]
     monkeypatch.chdir(Path(model.name).parent)
@@ -773,7 +776,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     out = run("push", source, "hf://me/p@v1", "--private", "--message", "first", "--model", model.name)
     commit = hub.repositories["me/p"].branches["v1"]
     assert f"hf://me/p@v1\n{hub.address}/me/p/tree/v1\ncommit {commit}\n" in out
-    assert "wrote prompt.npz, " in out and "no adapter" not in out and "told of as ./model: others say" in out
+    assert "wrote prompt.npz, " in out and "no adapter" not in out and "published as ./model: others must give" in out
     assert hub.repositories["me/p"].private and hub.repositories["me/p"].messages[-1] == "first"
 
     out = run("push", source, "hf://me/p/sub")
@@ -799,7 +802,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
     run("predict", "--prompts", f"b=hf://me/p@v1,{source}", "--input", lines, "--model", model.name)
 
     monkeypatch.chdir(tmp_path)
-    to_push = "hf://me/x.npz: a file is written here, not to the Hub; to put it there: prompt-jax push"
+    to_push = "hf://me/x.npz: a file is written to this machine, not to the Hub; use prompt-jax push"
     for words, message in (
         (("export", source, "hf://me/x.npz"), to_push),
         (("export", source, "hf://me/x.npz", "--format", "peft", "--model", model.name), to_push),

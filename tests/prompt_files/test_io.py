@@ -1,4 +1,4 @@
-"""Prompt files: exact both ways, readable with NumPy alone, and nothing in them is trusted."""
+"""Prompt files: exact round trips, files that NumPy reads, and damaged or hostile files."""
 
 import copy
 import dataclasses
@@ -60,7 +60,7 @@ def test_npz_is_exact_both_ways(tmp_path, values, placement):
 @FUZZ
 @given(finite, st.sampled_from(["p.npy", "encoder.prompt.prompt.prompt"]))
 def test_npy_is_t5xs(tmp_path, values, name):
-    """Written and read as `numpy.save` and `numpy.load` do, whatever the file is called."""
+    """`numpy.save` and `numpy.load` write and read the same, whatever the file's name."""
     path = tmp_path / name
     save_prompt(path, prompt_of(values), format="npy")
     assert np.load(path, allow_pickle=False).tobytes() == values.tobytes()
@@ -76,7 +76,7 @@ settings_values = (
 
 @st.composite
 def ensembles(draw) -> tuple[list[Prompt], list[PromptMetadata]]:
-    """Members of one width and placement, with any settings; some have unused slots."""
+    """Members with the same width and placement, and any settings. Some have unused slots."""
     width, placement = draw(st.integers(1, 4)), draw(st.sampled_from(["before", "after"]))
     prompts, metadata = [], []
     for length in draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)):
@@ -248,7 +248,7 @@ def test_all_members_are_checked_against_their_base(tiny, tmp_path):
 
 
 def archive(path, **members) -> None:
-    """A zip whose members are the bytes, or the arrays, given."""
+    """Write a zip archive of the given bytes or arrays."""
     with zipfile.ZipFile(path, "w") as file:
         for name, value in members.items():
             if not isinstance(value, bytes):
@@ -275,7 +275,7 @@ BROKEN = {
     "nan": ({"encoder_tokens": np.full((2, 3), np.nan, np.float32)}, "6 values that are not finite"),
     "overflow": ({"encoder_tokens": np.full((2, 3), 1e300)}, "6 values that are not finite"),
     "objects": ({"encoder_tokens": np.array([[object()]])}, "object"),
-    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt is of floats"),
+    "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt has floats"),
     "vector": ({"encoder_tokens": np.ones(3)}, r"encoder_tokens is \[3\]; expected \[P, D\]"),
     "empty": ({"encoder_tokens": np.ones((0, 3))}, r"\[0, 3\]"),
     "absent": ({"metadata": text()}, "no encoder_tokens"),
@@ -362,7 +362,7 @@ def test_what_is_wrong_is_said(tmp_path, case):
     assert str(tmp_path / "p.npz") in str(caught.value)
 
 
-# The same for an ensemble, and what is wrong in one of its members: then that is named too.
+# The same in a member of an ensemble, which the message names, and errors of ensembles.
 MEMBER = {"0/encoder_tokens": GOOD, "0/metadata": text(), "1/encoder_tokens": GOOD}
 BROKEN_ENSEMBLES = {
     **{
@@ -431,7 +431,7 @@ def test_methods_that_unpack_without_a_limit_are_refused(tmp_path, method):
 
 
 def test_entries_that_lie_over_each_other(tmp_path):
-    """One array under many names: each is small, and all together are not (Fifield 2019)."""
+    """One array under many names: each is small, but not their sum (Fifield 2019)."""
     array = io.BytesIO()
     np.save(array, np.ones((64, 1024), np.float32))
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
@@ -463,7 +463,7 @@ def test_other_files_are_refused(tmp_path, name, content):
 @FUZZ
 @given(st.data())
 def test_mutated_files_are_prompts_or_refused(tmp_path, data):
-    """Cut anywhere, or with bytes changed: a prompt comes out, or the one error."""
+    """Truncated files and files with changed bytes: they load, or raise PromptFormatError."""
     kind = data.draw(st.sampled_from(["npz", "npy", "ensemble"]))
     path, prompt = tmp_path / f"p.{kind}", prompt_of(np.arange(12).reshape(3, 4))
     if kind == "ensemble":

@@ -60,7 +60,7 @@ def adapters(model) -> Path:
 
 
 def of_shapes(config) -> Model:
-    """A model without weights but for the width of its embeddings, which writing does not look at."""
+    """A model without weights, except an embedding table of the right width."""
     return Model("google/some-base", "ab" * 20, {"embedding": np.zeros((1, config.d_model))}, config, None, "sha256:00")
 
 
@@ -79,7 +79,7 @@ def bart_of(layers: int) -> Model:
 
 
 def tied(prompt: Prompt) -> Prompt:
-    """With the prefix of the first half of the layers in the second too, where there are two halves."""
+    """Copy the prefix of the first half of the layers to the second half, if the number of layers is even."""
     part = prompt.decoder_self
     half = len(part.keys) // 2
     if len(part.keys) % 2:
@@ -101,7 +101,7 @@ def assert_same(actual: Prompt, expected: Prompt) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# PEFT's own
+# Adapters that PEFT wrote
 
 
 def adapters_of(family: str) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def test_logits_equal_pefts(model, adapters, name):
 
 @pytest.mark.parametrize(("model", "name"), [(f, n) for f in FAMILIES for n in adapters_of(f)], indirect=["model"])
 def test_what_is_written_again_is_as_pefts(model, adapters, name, tmp_path):
-    """All that PEFT uses of the tensor, and the configuration but for how the prompt was trained."""
+    """The rows that PEFT uses, and the configuration except for training."""
     source, again = adapters / name, tmp_path / "again"
     prompt, metadata = read_prompt(source)
     save_prompt(again, prompt, metadata, format="peft", model=model)
@@ -136,7 +136,7 @@ def test_what_is_written_again_is_as_pefts(model, adapters, name, tmp_path):
     if name in PREFIXES:
         told = {"encoder_hidden_size", "prefix_projection"}
         if model.config.start_id == 0 or isinstance(model.config, bart.BartConfig):
-            # Of its four slots PEFT gives two layers of a decoder the first two.
+            # PEFT gives two layers of a decoder the first two of its four slots.
             assert not flat.reshape(4, 4, -1)[:, 2:].any()
             flat, whole = (array.reshape(4, 4, -1)[:, :2] for array in (flat, whole))
     else:
@@ -169,7 +169,7 @@ def changed(folder: Path, to: Path, *, without: tuple[str, ...] = (), **values) 
 
 
 def test_four_fields_are_enough(fixtures, tmp_path):
-    """As for PEFT; unknown ones are of its later versions."""
+    """As in PEFT. Unknown fields come from later versions."""
     source = fixtures / "bart" / "prompt"
     kept = {"peft_type", "task_type", "num_virtual_tokens"}
     short = changed(source, tmp_path / "a", without=tuple(config_of(source).keys() - kept), new_field={"a": [1]})
@@ -190,12 +190,12 @@ def test_other_floats_are_read(fixtures, tmp_path, dtype):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Both ways
+# Round trips
 
 
 @st.composite
 def prompts(draw) -> tuple[Model, Prompt]:
-    """Prompts that PEFT can hold, of any depth; some with unused slots."""
+    """Prompts that PEFT can hold, with any number of layers; some have unused slots."""
     layers, seed, length = draw(st.integers(1, 5)), draw(st.integers(0, 9)), draw(st.integers(1, 4))
     model = draw(st.sampled_from([t5_of, gpt2_of, bart_of]))(layers)
     mask = draw(st.none() | st.lists(st.booleans(), min_size=length, max_size=length).filter(any).map(np.array))
@@ -206,7 +206,7 @@ def prompts(draw) -> tuple[Model, Prompt]:
 
 
 def used(prompt: Prompt) -> Prompt:
-    """Without slots that are not used."""
+    """Remove unused slots."""
     (only,) = unstack_prompts(stack_prompts([prompt]))
     return only
 
@@ -214,7 +214,7 @@ def used(prompt: Prompt) -> Prompt:
 @FUZZ
 @given(prompts())
 def test_adapters_are_exact_both_ways(tmp_path_factory, both):
-    """Also as a reader that was written apart reads them (`adapters.peft_prompt`)."""
+    """An independent reader (`adapters.peft_prompt`) gets the same."""
     model, prompt = both
     folder = tmp_path_factory.mktemp("adapter") / "a"
     save_prompt(folder, prompt, format="peft", model=model)
@@ -248,7 +248,7 @@ METADATA = PromptMetadata(
 
 
 def test_the_card_says_what_a_user_needs(tmp_path):
-    """And is text, whatever a stranger called a task."""
+    """A stranger's name of a task stays text."""
     model = gpt2_of(2)
     save_prompt(tmp_path / "a", random_tokens(model, 3), METADATA, format="peft", model=model)
     card = (tmp_path / "a" / CARD).read_text()
@@ -325,7 +325,7 @@ def test_a_prefix_of_each_layer_is_of_odd_depths(make, tmp_path):
 
 
 def test_what_peft_cannot_hold_is_refused(tmp_path):
-    """With the reason and the way out; and nothing is written, of an ensemble neither."""
+    """With a reason and a remedy. Nothing is written, also for ensembles."""
     t5_model, gpt2_model, bart_model = t5_of(3), gpt2_of(2), bart_of(3)
     good = random_tokens(gpt2_model, 2)
     for model, prompt, message in (
@@ -355,7 +355,7 @@ def test_what_peft_cannot_hold_is_refused(tmp_path):
         save_ensemble(tmp_path / "a", two, [METADATA] * 2, format="peft", model=t5_model)
     even = t5_of(2)
     two = [tied(random_prefix(even, 2, sites=("decoder_self",))), random_prefix(even, 2, sites=("decoder_self",))]
-    with pytest.raises(PromptFormatError, match="member_1: PEFT gives layers"):
+    with pytest.raises(PromptFormatError, match="member_1: in PEFT, layers"):
         save_ensemble(tmp_path / "a", two, [METADATA] * 2, format="peft", model=even)
     assert not list(tmp_path.iterdir())
 
@@ -366,7 +366,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     save_prompt(tmp_path / "a", random_tokens(model, 2), format="peft", model=model)
     for name in ("a", "file"):
-        with pytest.raises(PromptFormatError, match="here is something already"):
+        with pytest.raises(PromptFormatError, match="needs a new or empty folder"):
             save_prompt(tmp_path / name, random_tokens(model, 2, seed=1), format="peft", model=model)
     assert_same(load_prompt(tmp_path / "a"), random_tokens(model, 2))
     assert (tmp_path / "file").read_text() == "mine"
@@ -382,7 +382,7 @@ TIED = PromptConfig(method="prefix", length=3, init="normal", sites=("decoder_se
 @pytest.mark.parametrize("mlp_width", (None, 6))
 @pytest.mark.parametrize("make", (t5_of, bart_of))
 def test_tied_layers_can_be_exported(make, mlp_width, tmp_path):
-    """Half of the layers is trained, with or without an MLP, and the file has all of them."""
+    """Half of the layers are trained, with or without an MLP, and the file has all of them."""
     model, options = make(4), dataclasses.replace(TIED, mlp_width=mlp_width)
     trainable = prefix.init(KEY, options, model)
     (variables,) = trainable.values()
@@ -399,7 +399,7 @@ def test_tied_layers_can_be_exported(make, mlp_width, tmp_path):
 
 
 def test_tied_layers_have_the_gradients_of_both():
-    """And a dropout each."""
+    """With separate dropout."""
     model = t5_of(4)
     trainable = prefix.init(KEY, TIED, model)
     scale = np.arange(1.0, 5.0, dtype=np.float32).reshape(4, 1, 1, 1)
@@ -449,7 +449,7 @@ def test_tied_layers_where_they_have_no_sense():
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Damaged, hostile, or of another kind
+# Damaged, hostile or other files
 
 
 def written(header: dict | str | bytes, data: bytes = b"") -> bytes:
@@ -547,7 +547,7 @@ BROKEN_CONFIGS = {
     "no heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": None}, "num_attention_heads is 0 or missing"),
     "heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": 5}, "a multiple of the 5 heads"),
     "prefix": ({"peft_type": "PREFIX_TUNING", "num_layers": 1 << 30}, r"makes it \[5, 137438953472\]"),
-    # PEFT 0.21.2 takes such a file, and its logits are wrong.
+    # PEFT 0.21.2 loads such a file, and its logits are wrong.
     "one submodule": (
         {"peft_type": "PREFIX_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1},
         "PREFIX_TUNING of SEQ_2_SEQ_LM has 2",
@@ -567,7 +567,7 @@ def test_what_is_wrong_with_a_configuration_is_said(adapter, case):
 
 
 def test_no_pickle_is_read(adapter):
-    """Nor does a stray one hinder."""
+    """A stray pickle does no harm."""
     (adapter / PICKLE).write_bytes(b"\x80\x04.")
     load_prompt(adapter)
     (adapter / TENSORS).unlink()
@@ -580,7 +580,7 @@ def test_no_pickle_is_read(adapter):
 
 @pytest.mark.parametrize("name", (CONFIG, TENSORS))
 def test_links_are_not_followed(adapter, tmp_path, name):
-    """Wherever they lead; nor are devices and pipes opened, which may have no end."""
+    """Devices and pipes, which may have no end, are not opened either."""
     (adapter / name).rename(tmp_path / "there")
     for target in (tmp_path / "there", tmp_path / "nowhere"):
         (adapter / name).symlink_to(target)
@@ -597,12 +597,12 @@ def test_members_are_no_links(adapter, tmp_path):
     (tmp_path / "e" / "member_0").symlink_to(adapter)
     with pytest.raises(PromptFormatError, match="member_0 is a symbolic link"):
         load_prompt(tmp_path / "e")
-    (tmp_path / "mine").symlink_to(adapter)  # what the user names is theirs
+    (tmp_path / "mine").symlink_to(adapter)  # the user may name a link
     load_prompt(tmp_path / "mine")
 
 
 def test_other_folders(adapter, tmp_path):
-    """PEFT writes adapters that have a name into folders of that name."""
+    """PEFT writes a named adapter into a folder of that name."""
     (tmp_path / "several").mkdir()
     with pytest.raises(PromptFormatError, match="several is a folder without adapter_config.json"):
         load_prompt(tmp_path / "several")
@@ -614,7 +614,7 @@ def test_other_folders(adapter, tmp_path):
 
 
 def test_sizes_are_compared_before_memory_is_taken(adapter, fixtures):
-    """A file of a few bytes that claims terabytes, and one whose data nobody asked for."""
+    """A small file that claims terabytes, and one with unexpected data."""
     (adapter / TENSORS).write_bytes(written(tensor((1 << 20, 1 << 20), end=1 << 42)))
     (adapter / CONFIG).write_text(
         json.dumps(config_of(adapter) | {"num_virtual_tokens": 1 << 20, "token_dim": 1 << 20})
@@ -623,7 +623,7 @@ def test_sizes_are_compared_before_memory_is_taken(adapter, fixtures):
     shutil.copytree(fixtures / "gpt2" / "prompt", other)
     with (other / TENSORS).open("wb") as file:
         file.write(written(tensor((1 << 20, 64), end=1 << 28)))
-        file.truncate(file.tell() + (1 << 28))  # takes no room on the disk
+        file.truncate(file.tell() + (1 << 28))  # sparse: takes no disk space
     tracemalloc.start()
     for folder in (adapter, other):
         with pytest.raises(PromptFormatError):
@@ -654,7 +654,7 @@ def read_or_refused(folder: Path) -> None:
 @FUZZ
 @given(st.data())
 def test_mutated_adapters_are_prompts_or_refused(fixtures, tmp_path, data):
-    """Files cut anywhere, or with bytes changed or put in, most of them in the first, where the header is."""
+    """Truncated files, and files with changed or inserted bytes, mostly in the header."""
     family, name = data.draw(st.sampled_from(SOURCES))
     shutil.copytree(fixtures / family / name, tmp_path / "a", dirs_exist_ok=True)
     for file in data.draw(st.sampled_from([(CONFIG,), (TENSORS,), (CONFIG, TENSORS)])):
@@ -672,7 +672,7 @@ def test_mutated_adapters_are_prompts_or_refused(fixtures, tmp_path, data):
 @FUZZ
 @given(st.data())
 def test_adapters_of_other_values_are_prompts_or_refused(fixtures, tmp_path, data):
-    """Files that are JSON where they should be, and say something else."""
+    """Valid JSON with other content."""
     family, name = data.draw(st.sampled_from(SOURCES))
     shutil.copytree(fixtures / family / name, tmp_path / "a", dirs_exist_ok=True)
     config = config_of(tmp_path / "a")
@@ -722,8 +722,8 @@ def test_export_and_import(base_file, tmp_path, capsys):
         (("import", tmp_path / "a", tmp_path / "x.npz", "--revision", "main"), "--revision needs --model"),
         (("import", path, tmp_path / "x.npz", "--model", model.name), "already names its base"),
         (("export", tmp_path / "a", tmp_path / "b", "--format", "peft"), "name it with --model"),
-        (("export", path, tmp_path / "a", "--format", "peft", "--model", model.name), "here is something already"),
-        (("export", tmp_path / "a", tmp_path / "b"), "or say which format"),
+        (("export", path, tmp_path / "a", "--format", "peft", "--model", model.name), "needs a new or empty folder"),
+        (("export", tmp_path / "a", tmp_path / "b"), "or give a format"),
     ):
         assert main([str(word) for word in words]) == 1
         assert message in capsys.readouterr().err
@@ -766,7 +766,7 @@ def test_adapters_on_a_bucket():
         )
         for (again, _), prompt in zip(read_prompts(parse_path("gs://bucket/e")), own, strict=True):
             assert_same(again, prompt)
-        with pytest.raises(PromptFormatError, match="here is something already"):
+        with pytest.raises(PromptFormatError, match="needs a new or empty folder"):
             save_prompt("gs://bucket/e", own[0], format="peft", model=model)
         with pytest.raises(FileNotFoundError):
             load_prompt("gs://bucket/nothing")

@@ -1,4 +1,4 @@
-"""What PEFT makes of adapters that are written here, live."""
+"""Exported adapters in PEFT."""
 
 import json
 import warnings
@@ -67,7 +67,7 @@ def loaded(model: Model, folder: Path):
 
 
 def peft_prefix(model: Model, length: int) -> Prompt:
-    """A random prefix such as training makes with `prompt.tie_layers` where PEFT ties layers."""
+    """A random prefix, as trained with `prompt.tie_layers` where PEFT ties layers."""
     import jax
 
     from prompt_jax.methods import applied, prefix
@@ -79,7 +79,7 @@ def peft_prefix(model: Model, length: int) -> Prompt:
 
 
 def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:
-    """Logits to 1e-5 and greedy tokens; inputs are padded on the right but for GPT-2's generation."""
+    """Compare logits to 1e-5, and greedy tokens. Inputs are right-padded except for GPT-2's generation."""
     import torch
 
     inputs, targets = random_text(model, 4, 9), random_text(model, 4, 5, seed=1)
@@ -100,7 +100,7 @@ def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:
 
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     if is_causal(model):
-        mask = np.ones_like(mask)  # PEFT counts padding on the left as text
+        mask = np.ones_like(mask)  # PEFT treats left padding as text
     read = whole(inputs) | {"inputs_mask": mask}
     asked = {"input_ids": torch.tensor(inputs).long(), "attention_mask": torch.tensor(mask).long()}
     with torch.no_grad(), warnings.catch_warnings():
@@ -118,7 +118,7 @@ def front(card: str) -> dict:
 
 @pytest.mark.parametrize("kind", ("soft prompt", "prefix"))
 def test_peft_gives_our_answers(model, kind, tmp_path):
-    """And what it saves again is what was written, but for its own card's text."""
+    """PEFT saves the same files again, except for the text of its card."""
     prompt = random_tokens(model, 5) if kind == "soft prompt" else peft_prefix(model, 5)
     save_prompt(tmp_path / "a", prompt, PromptMetadata(task="a task"), format="peft", model=model)
     theirs = loaded(model, tmp_path / "a")
@@ -146,7 +146,7 @@ def test_the_versions_that_are_stated_are_those_that_are_compared_with():
 
 
 def test_peft_guesses_wrong_what_the_file_says(tmp_path):
-    """Without our numbers of layers and width it could not load a prefix of such a T5 at all."""
+    """Without the exported number of layers and width, it could not load a prefix of such a T5."""
     model = prompt_jax.load_model(str(random_base(*DEEPER["t5_even"], tmp_path / "m")))
     save_prompt(tmp_path / "a", peft_prefix(model, 2), format="peft", model=model)
     config = json.loads((tmp_path / "a" / CONFIG).read_text())

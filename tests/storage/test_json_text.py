@@ -1,4 +1,4 @@
-"""JSON that every program can read."""
+"""JSON according to RFC 8259."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def test_a_prompt_file_leaves_out_scores_that_are_not_finite(tmp_path):
 
 @pytest.mark.parametrize("score", [math.nan, -math.inf])
 def test_a_report_takes_null_for_a_number(tmp_path, score):
-    """What `summary.json` has where a metric of a user's own is NaN."""
+    """As in `summary.json` when a custom metric is NaN."""
     from prompt_jax.report.run_files import BestSummary
 
     best = json.loads(json_text({"metric": "accuracy", "score": score, "step": 1}))

@@ -1,4 +1,4 @@
-"""Locks of files, held by other processes and by none."""
+"""File locks, held by other processes or by none."""
 
 import contextlib
 import errno
@@ -69,7 +69,7 @@ def test_the_holder_is_named(path):
         name = rf"{path.parent} is in use by process {process.pid} on {socket.gethostname()}, started 2\d{{3}}-.* UTC"
         with pytest.raises(LockHeld, match=name), FileLock(path) as lock:
             lock.acquire()
-        with pytest.raises(LockHeld, match=name):  # the first attempt has changed nothing
+        with pytest.raises(LockHeld, match=name):  # the first attempt changed nothing
             FileLock(path).acquire()
         process.communicate()
     with FileLock(path) as lock:
@@ -111,7 +111,7 @@ def test_a_child_that_inherits_the_lock_holds_it_when_its_parent_is_killed(path)
 
 
 def test_waiting_processes_take_turns(path, tmp_path):
-    """Also where each deletes the file that the others wait for."""
+    """Even if each deletes the file that the others wait for."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     processes = [start(COUNT, path, counter) for _ in range(4)]

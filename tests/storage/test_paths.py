@@ -1,4 +1,4 @@
-"""Paths of buckets, as far as they go without one; runs on a bucket are in training/test_bucket.py."""
+"""Paths of buckets without a bucket. Runs in a bucket are in training/test_bucket.py."""
 
 import copy
 import dataclasses
@@ -71,7 +71,7 @@ def test_the_command_line_keeps_the_address(tmp_path):
 
 
 def test_a_file_is_not_opened_for_writing():
-    with pytest.raises(io.UnsupportedOperation, match="gs://b/a: a file on a bucket is written whole"):
+    with pytest.raises(io.UnsupportedOperation, match="gs://b/a: a file in a bucket is written whole"):
         parse_path("gs://b/a").open("ab")
 
 

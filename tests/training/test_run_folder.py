@@ -402,7 +402,7 @@ def test_a_second_process_is_refused(experiment, whole, tmp_path):
         assert second.wait(300) == 1
         said = jax_processes.output(elsewhere).read_text()
         holder = rf"process {first.pid} on {socket.gethostname()}, started 2\d{{3}}-\d\d-\d\d [\d:]{{8}} UTC"
-        told = rf"prompt-jax: {experiment.folder} is in use by {holder}; let it end first\n"
+        told = rf"prompt-jax: {experiment.folder} is in use by {holder}; wait for its end\n"
         assert re.fullmatch(told, said), said
     assert first.poll() is None
     signal_file.touch()
@@ -417,6 +417,6 @@ def test_all_processes_raise_an_error_of_the_first(monkeypatch):
     with pytest.raises(LockHeld, match="in use"):
         on_first_process(lambda: (_ for _ in ()).throw(LockHeld("in use")))
     monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: False)
-    with pytest.raises(RuntimeError, match="process 0 could not begin; its output says why"):
+    with pytest.raises(RuntimeError, match="process 0 could not start; its output says why"):
         on_first_process(lambda: pytest.fail("this is the first's"))
     assert agreed == [False, True]
