@@ -150,6 +150,7 @@ def test_the_encoder_is_pefts(tiny, encoder):
 
 @pytest.mark.interop
 @pytest.mark.parametrize("encoder", ("lstm", "mlp"))
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Position ids are not supported")
 def test_exchange_with_peft(fixtures, tmp_path, encoder):
     """A P-tuning adapter that PEFT saves is the prompt that `apply` makes, and ours gives PEFT the same logits."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
