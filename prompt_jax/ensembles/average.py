@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.errors import UserError
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, check_stackable, used_arrays
 
 
@@ -15,7 +16,7 @@ class AverageError(UserError, ValueError):
 
 
 def average_prompts(
-    prompts: Sequence[Prompt], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
+    prompts: Sequence[Prompt | Delta], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Prompt:
     """Return the elementwise weighted mean of prompts, in float32 (summed in float64) and without a mask.
 

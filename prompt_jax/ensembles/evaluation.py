@@ -13,6 +13,7 @@ from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members, rank_scores
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
 VoteRule = Literal["majority", "mean-probability"]
@@ -88,7 +89,7 @@ class EnsembleEvaluation:
 
 def evaluate_ensemble(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     examples: Examples,
     options: EvaluationOptions,
     vote: VoteRule = "majority",

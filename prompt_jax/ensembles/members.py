@@ -8,6 +8,7 @@ from typing import Any
 
 from prompt_jax.errors import UserError
 from prompt_jax.experiment import settings_text
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import PromptMetadata, member_name, read_prompts
 
@@ -29,7 +30,7 @@ class LoadedPrompt:
 
     path: Path
     number: int | None
-    prompt: Prompt
+    prompt: Prompt | Delta
     metadata: PromptMetadata
 
     def __str__(self) -> str:

@@ -17,6 +17,8 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference.answers import generate_answers, label_ids, score_labels, tokenize
 from prompt_jax.inference.batching import Rows, stack_with_ids
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.inference.evaluation import merged_model
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
 from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
@@ -46,14 +48,17 @@ class Voting:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Delta],
         task_format: TaskFormat,
         decoding: Decoding = FROM_CHECKPOINT,
     ):
         """Raise PromptStackError if the prompts cannot be stacked."""
         self._model, self._members, self._format = model, len(prompts), task_format
         self._decoding, self._count = decoding, 0
-        stacked, self._ids = stack_with_ids(prompts)
+        added: Sequence[Any] = prompts
+        if len(prompts) == 1:
+            self._model, added = merged_model(model, prompts[0])
+        stacked, self._ids = stack_with_ids(added)
         self._prompt = jax.device_put(stacked)
         self.cut = 0
 

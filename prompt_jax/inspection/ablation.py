@@ -15,6 +15,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
 from prompt_jax.models import check_context
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 
 # The maximum number and total size of prompts in memory at a time. A prefix's keys and values are large.
@@ -43,7 +44,7 @@ class Ablation:
         return self.without - self.loss
 
 
-def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_size: int) -> Ablation:
+def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, batch_size: int) -> Ablation:
     """Measure the effect of each virtual token; in prompts with prefixes, of slot i of every part at once.
 
     Removing a slot shortens the prompt: the other slots become adjacent. Many shortened prompts are evaluated at once,
@@ -65,7 +66,7 @@ def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_siz
             f"{examples.name}, {examples.split}: {examples.unlabeled} of {len(examples)} examples have no label, so "
             "they have no loss; expected examples with labels"
         )
-    if not prompt.parts:
+    if isinstance(prompt, Delta) or not prompt.parts:
         raise UserError("the file changes the base's own weights; expected virtual tokens or a prefix to leave out")
     lengths = np.array(list(map(len, examples.targets)))
     check_context(model.config, prompt, max(map(len, examples.inputs)), int(lengths.max()))

@@ -12,9 +12,9 @@ from prompt_jax import experiment as experiments
 from prompt_jax.experiment import Experiment
 from prompt_jax.inspection.text import numbers, printable
 from prompt_jax.inspection.vectors import slot_vectors, unit_rows, vector_norms
-from prompt_jax.models.delta import flat
-from prompt_jax.models.prompt import Prompt, PromptPart, used_arrays
-from prompt_jax.prompt_files.io import PromptMetadata
+from prompt_jax.models.delta import Delta, flat
+from prompt_jax.models.prompt import PromptPart, used_arrays
+from prompt_jax.prompt_files.metadata import StoredPrompt
 
 _VALUE_LIMIT = 60  # characters of a value
 
@@ -63,7 +63,7 @@ def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
     )
 
 
-def prompt_lines(a: tuple[Prompt, PromptMetadata], b: tuple[Prompt, PromptMetadata]) -> list[str]:
+def prompt_lines(a: StoredPrompt, b: StoredPrompt) -> list[str]:
     """Return lines of text with the differences between two prompts and their metadata. Ignores unused slots."""
     fields = [json.loads(json.dumps(dataclasses.asdict(metadata), default=str)) for _, metadata in (a, b)]
     lines = _field_lines(*fields)
@@ -73,7 +73,7 @@ def prompt_lines(a: tuple[Prompt, PromptMetadata], b: tuple[Prompt, PromptMetada
             lines.append(f"  {name}: only the {'first' if name in first else 'second'} has it")
         elif (difference := part_difference(first[name], second[name])) is not None:
             lines += _part_lines(name, difference)
-    return lines + _base_lines(flat(a[0].base or {}), flat(b[0].base or {}))
+    return lines + _base_lines(*(flat(prompt.leaves) if isinstance(prompt, Delta) else {} for prompt in (a[0], b[0])))
 
 
 def _base_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -136,9 +136,7 @@ def _part_lines(name: str, difference: PartDifference) -> list[str]:
     return [*lines, *numbers(difference.cosines, ".4f")]
 
 
-def member_lines(
-    a: Sequence[tuple[Prompt, PromptMetadata]], b: Sequence[tuple[Prompt, PromptMetadata]]
-) -> list[tuple[str, list[str]]]:
+def member_lines(a: Sequence[StoredPrompt], b: Sequence[StoredPrompt]) -> list[tuple[str, list[str]]]:
     """Return `prompt_lines` for each pair of members with the same number, and a note if the counts differ."""
     several = max(len(a), len(b)) > 1
     members = [

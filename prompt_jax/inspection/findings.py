@@ -9,6 +9,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.ablation import Ablation
 from prompt_jax.inspection.neighbors import Inspection, LabelShare, Measure, inspect, label_pieces, label_share
 from prompt_jax.inspection.similarity import token_similarity
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -28,7 +29,7 @@ class Findings:
     """
 
     name: str
-    prompt: Prompt
+    prompt: Prompt | Delta
     metadata: PromptMetadata
     inspection: Inspection | None
     labels: dict[Measure, LabelShare]
@@ -50,7 +51,7 @@ class Findings:
 
 def collect_findings(
     name: str,
-    prompt: Prompt,
+    prompt: Prompt | Delta,
     metadata: PromptMetadata,
     model: Model | None,
     k: int = 5,
@@ -71,7 +72,7 @@ def collect_findings(
     """
     inspection: Inspection | None = None
     labels: dict[Measure, LabelShare] = {}
-    if model is not None and prompt.encoder_tokens is not None:
+    if model is not None and "encoder_tokens" in prompt.parts:
         inspection = inspect(prompt, model, k)
         if metadata.format is not None and metadata.format.labels and model.tokenizer is not None:
             pieces = label_pieces(metadata.format.labels, model.tokenizer)

@@ -26,6 +26,7 @@ from prompt_jax.inspection.vectors import (
     virtual_tokens,
     vocabulary_size,
 )
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
 Measure = Literal["cosine", "distance"]
@@ -71,7 +72,7 @@ class LabelShare:
     share: float
 
 
-def inspect(prompt: Prompt, model: Model, k: int = 5) -> Inspection:
+def inspect(prompt: Prompt | Delta, model: Model, k: int = 5) -> Inspection:
     """Compare the used virtual tokens of a prompt with the vocabulary of a base.
 
     Ignores rows of the embedding table beyond the tokenizer's pieces, because no text uses them.

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_jax.inspection.vectors import slot_vectors, unit_rows
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
 
-def token_similarity(prompt: Prompt) -> dict[str, Float[np.ndarray, "_ _"]]:
+def token_similarity(prompt: Prompt | Delta) -> dict[str, Float[np.ndarray, "_ _"]]:
     """Return the pairwise cosines [P, P] of the used slots of each part of a prompt.
 
     A slot of a prefix holds the keys and values of all layers. The cosine with a zero vector is 0.
@@ -17,7 +18,7 @@ def token_similarity(prompt: Prompt) -> dict[str, Float[np.ndarray, "_ _"]]:
     return {name: _cosines(slot_vectors(part)) for name, part in prompt.parts.items()}
 
 
-def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
+def prompt_similarity(prompts: Sequence[Prompt | Delta]) -> Float[np.ndarray, "E E"]:
     """Return the pairwise cosines of prompts, computed from all their used slots.
 
     Prompts of equal length are compared slot by slot, although slots have no canonical order: the same vectors in
@@ -37,7 +38,7 @@ def prompt_similarity(prompts: Sequence[Prompt]) -> Float[np.ndarray, "E E"]:
 
 
 def task_similarity(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
 ) -> tuple[Float[np.ndarray, "E E"], Float[np.ndarray, "E E"]]:
     """Return the similarity of the prompts' tasks by the two measures of SPoT (Vu et al. 2022).
 
@@ -68,7 +69,7 @@ def nearest_others(similarity_ee: Float[np.ndarray, "E E"]) -> list[list[int]]:
     return [[other for other in order if other != number] for number, order in enumerate(orders)]
 
 
-def _comparable(prompts: Sequence[Prompt]) -> list[dict[str, Float[np.ndarray, "_ _"]]]:
+def _comparable(prompts: Sequence[Prompt | Delta]) -> list[dict[str, Float[np.ndarray, "_ _"]]]:
     """Return the slots of each part of each prompt, in float64."""
     parts = [{name: slot_vectors(part) for name, part in prompt.parts.items()} for prompt in prompts]
     if not all(parts):

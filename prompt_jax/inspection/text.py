@@ -14,6 +14,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.inspection.neighbors import Inspection, LabelShare, Neighbor
 from prompt_jax.inspection.vectors import row_norms, virtual_tokens
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -43,7 +44,7 @@ def describe(findings: Findings, model: Model | None) -> str:
     lines += _prefix_tables(findings)
     if findings.ablation is not None:
         lines += ["", *_ablation(findings)]
-    if findings.prompt.encoder_tokens is None:
+    if "encoder_tokens" not in findings.prompt.parts:
         return "\n".join([*lines, "", NO_PIECES if findings.prompt.parts else NO_PROMPT])
     if findings.inspection is None or model is None:
         return "\n".join([*lines, "", NO_BASE])
@@ -69,7 +70,7 @@ def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 1]}…"
 
 
-def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
+def provenance(metadata: PromptMetadata, prompt: Prompt | Delta) -> dict[str, str]:
     """Return the file's metadata for a prompt, by the name of the line."""
     base, task_format = metadata.base, metadata.format
     labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
@@ -125,7 +126,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def _norms(findings: Findings) -> dict[str, str]:
-    if findings.prompt.encoder_tokens is None:
+    if "encoder_tokens" not in findings.prompt.parts:
         return {}
     tokens_pd = virtual_tokens(findings.prompt)
     norms = row_norms(tokens_pd, len(tokens_pd))
@@ -156,9 +157,9 @@ def _cosine(value: float) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
 
 
-def changes(prompt: Prompt) -> str:
-    """Describe what a prompt changes of the base."""
-    leaves = jax.tree.leaves(prompt.base)
+def changes(delta: Prompt | Delta) -> str:
+    """Describe what a Delta changes of the base."""
+    leaves = jax.tree.leaves(delta)
     return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from prompt_jax.checkpoints.load import Model
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 
 # Arrays of NumPy or JAX, in any floating-point type.
@@ -26,11 +27,11 @@ class NormRange:
     high: float
 
 
-def virtual_tokens(prompt: Prompt) -> Float[np.ndarray, "P D"]:
+def virtual_tokens(prompt: Prompt | Delta) -> Float[np.ndarray, "P D"]:
     """Return the used virtual tokens, float32. Raises ValueError if the prompt has none."""
-    if prompt.encoder_tokens is None:
+    if "encoder_tokens" not in prompt.parts:
         raise ValueError("the prompt has no virtual tokens")
-    return used_arrays(prompt.encoder_tokens)["embeddings"].astype(np.float32)
+    return used_arrays(prompt.parts["encoder_tokens"])["embeddings"].astype(np.float32)
 
 
 def slot_vectors(part: Any) -> Float[np.ndarray, "P F"]:
