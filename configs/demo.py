@@ -5,13 +5,13 @@
 Takes 12 minutes on two CPU cores. Expected test accuracy: 0.876 on average over members, 0.885 by majority vote.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="demo",
     model=ModelConfig(name="demo"),
     data=DataConfig(task="sentiment_movie", target_length=4),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     # The optimizer is the default, the paper's Adafactor with a constant learning rate of 0.3.
     # With this number of steps, training and evaluation take less than 15 minutes.
     train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),

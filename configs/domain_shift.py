@@ -7,7 +7,7 @@ trained on movie reviews. Each prompt and their vote are tested on product revie
 two labels. The report has the table.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="domain_shift",
@@ -17,7 +17,7 @@ experiment = Experiment(
         target_length=4,
         test_tasks=("sentiment_amazon", "sentiment_nyt", "sentiment_tweets"),
     ),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
     ensemble=EnsembleConfig(size=5, group=1),
 )

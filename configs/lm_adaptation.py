@@ -13,13 +13,13 @@ Steps and objective are the paper's. It does not state the other settings. Batch
 for model tuning. T5 1.1 was pretrained without dropout.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, FullTuning, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="lm_adaptation",
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),  # trained parameters are float32
     data=DataConfig(task="prefix_lm"),
-    prompt=PromptConfig(method="full"),
+    prompt=FullTuning(),
     # T5's Adafactor with a constant learning rate; not stated in the paper
     optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
     train=TrainConfig(

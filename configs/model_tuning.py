@@ -8,13 +8,13 @@ optimizer state, which Hugging Face's checkpoints lack. It does not state the nu
 tuning, or dropout, here 0.1 as in its code for prompts. `best.npz` is as large as the model.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, FullTuning, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="model_tuning",
     model=ModelConfig(name="google/t5-v1_1-large", dtype="bfloat16"),
     data=DataConfig(task="super_glue_boolq_v102", input_length=512, target_length=8),
-    prompt=PromptConfig(method="full"),
+    prompt=FullTuning(),
     optimizer=OptimizerConfig(learning_rate=1e-3, parameter_scale=True, weight_decay=0.0),
     train=TrainConfig(batch_size=2**16 // 512, accumulate=4, dropout_rate=0.1, best_by="mean"),
 )

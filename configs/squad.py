@@ -8,7 +8,7 @@ TFDS downloads SQuAD 1.1. The other domains are MRQA's, in `$PROMPT_JAX_DATA/mrq
 written here are the paper's.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="squad",
@@ -24,6 +24,6 @@ experiment = Experiment(
             "mrqa_drop",
         ),
     ),
-    prompt=PromptConfig(init="vocab"),  # there are no labels to initialize with
+    prompt=PromptTuning(init="vocab"),  # there are no labels to initialize with
     train=TrainConfig(dropout_rate=0.1, best_by="mean", eval_every=2500),  # validation has more than 10,000 questions
 )

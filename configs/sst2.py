@@ -7,13 +7,13 @@ differs from the paper in batch size, number of steps, and Adafactor's step coun
 1,100,000 steps while the second moments start at zero. With so high a count they grow slowly, so updates stay clipped.
 """
 
-from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="sst2",
     model=ModelConfig(name="google/t5-base-lm-adapt", dtype="bfloat16"),
     data=DataConfig(task="glue_sst2_v200", input_length=512, target_length=8),
-    prompt=PromptConfig(init_labels=("positive", "negative")),  # in the code's order
+    prompt=PromptTuning(init_labels=("positive", "negative")),  # in the code's order
     optimizer=OptimizerConfig(decay_offset=-1_100_000),
     train=TrainConfig(steps=50_000, batch_size=128, dropout_rate=0.1, eval_every=1000, checkpoint_every=1000),
 )

@@ -19,31 +19,45 @@ if TYPE_CHECKING:
     from prompt_jax.config.mesh import MeshConfig
     from prompt_jax.config.model import ModelConfig
     from prompt_jax.config.optimizer import OptimizerConfig
-    from prompt_jax.config.prompt import PromptConfig
     from prompt_jax.config.train import TrainConfig
     from prompt_jax.data.text_tasks import add_task, text_source
     from prompt_jax.experiment import Experiment
     from prompt_jax.inference.decoding import beam_search, generate
+    from prompt_jax.methods.adapter import AdapterTuning
+    from prompt_jax.methods.full import FullTuning
+    from prompt_jax.methods.last_layers import LastLayersTuning
+    from prompt_jax.methods.multitask import MultitaskPromptTuning
+    from prompt_jax.methods.p_tuning import PTuning
+    from prompt_jax.methods.prefix import PrefixTuning
+    from prompt_jax.methods.soft_prompt import PromptTuning
     from prompt_jax.models import forward
+    from prompt_jax.models.delta import Delta, merged_params
     from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, stack_prompts
     from prompt_jax.prompt_files.io import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
     from prompt_jax.prompt_files.push import push_prompt
 
 # Imported at first use, so that `prompt-jax --help` and configuration files do not wait for JAX.
 _HOME = {
+    "AdapterTuning": "methods.adapter",
     "DataConfig": "config.data",
     "Decoding": "config.decoding",
+    "Delta": "models.delta",
     "EnsembleConfig": "config.ensemble",
     "Experiment": "experiment",
+    "FullTuning": "methods.full",
+    "LastLayersTuning": "methods.last_layers",
     "MeshConfig": "config.mesh",
     "Model": "checkpoints.load",
     "ModelConfig": "config.model",
+    "MultitaskPromptTuning": "methods.multitask",
     "OptimizerConfig": "config.optimizer",
+    "PTuning": "methods.p_tuning",
     "Prefix": "models.prompt",
+    "PrefixTuning": "methods.prefix",
     "Prompt": "models.prompt",
-    "PromptConfig": "config.prompt",
     "PromptFormatError": "prompt_files.io",
     "PromptMetadata": "prompt_files.io",
+    "PromptTuning": "methods.soft_prompt",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
     "add_task": "data.text_tasks",
@@ -52,6 +66,7 @@ _HOME = {
     "generate": "inference.decoding",
     "load_model": "checkpoints.load",
     "load_prompt": "prompt_files.io",
+    "merged_params": "models.delta",
     "push_prompt": "prompt_files.push",
     "save_ensemble": "prompt_files.io",
     "save_prompt": "prompt_files.io",
@@ -60,19 +75,26 @@ _HOME = {
 }
 
 __all__ = [
+    "AdapterTuning",
     "DataConfig",
     "Decoding",
+    "Delta",
     "EnsembleConfig",
     "Experiment",
+    "FullTuning",
+    "LastLayersTuning",
     "MeshConfig",
     "Model",
     "ModelConfig",
+    "MultitaskPromptTuning",
     "OptimizerConfig",
+    "PTuning",
     "Prefix",
+    "PrefixTuning",
     "Prompt",
-    "PromptConfig",
     "PromptFormatError",
     "PromptMetadata",
+    "PromptTuning",
     "TrainConfig",
     "VirtualTokens",
     "add_task",
@@ -81,6 +103,7 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompt",
+    "merged_params",
     "push_prompt",
     "save_ensemble",
     "save_prompt",

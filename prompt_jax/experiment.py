@@ -1,59 +1,54 @@
 """The experiment: all options of a run. Imports nothing heavy.
 
-A file in `configs/` builds one `Experiment`, named `experiment`; the command line overrides any field of it.
+A file in `configs/` builds one `Experiment`, named `experiment`. The command line overrides any field of it.
 """
 
-import builtins
 import dataclasses
 import json
 import operator
 import runpy
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.config.constraints import check_fields
+from prompt_jax.config.convert import ConversionError, from_dict
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
-from prompt_jax.errors import ConfigError
+from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.methods import Method, PromptTuning, method_from_dict, method_to_dict
 from prompt_jax.storage.paths import parse_path
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One experiment; `runs/NAME/` is the record of it."""
+    """One experiment. `runs/NAME/` is its record."""
 
     name: str = "experiment"
-    """Name of the run, and of its folder."""
+    """Name of the run and of its folder."""
     runs: Path = Path("runs")
-    """Folder of all runs, also on a bucket of Google Cloud: `gs://BUCKET/runs`."""
+    """Folder of all runs, also on Google Cloud Storage: `gs://BUCKET/runs`."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    prompt: PromptConfig = PromptConfig()
+    prompt: Method = PromptTuning()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     mesh: MeshConfig = MeshConfig()
     decoding: Decoding = Decoding()
-    """Of the answers that are scored when training has ended. Validation takes the most probable token each time."""
+    """How answers are generated in the final evaluation. Validation during training uses greedy decoding."""
 
     @property
     def folder(self) -> Path:
         return parse_path(self.runs) / self.name
 
 
-PROMPT_METHODS = ("soft_prompt", "prefix")
-# Those that train copies of the base's own parameters, and add none.
-REPLACING_METHODS = ("last_layers", "full")
-
-# The lists of an ensemble, and the field that each of them is for.
+# The lists of an ensemble, and the field that each sets.
 ENSEMBLE_LISTS = {
     "seed": ("train", "seed"),
     "learning_rate": ("optimizer", "learning_rate"),
@@ -66,10 +61,10 @@ ENSEMBLE_LISTS = {
 
 
 def members(experiment: Experiment) -> tuple[Experiment, ...]:
-    """The experiment of each member: one that trains alone what the member is trained to in the ensemble.
+    """Return the experiment of each member: what would train the member alone.
 
     Raises:
-      ConfigError: a list that is neither of one value nor of one for each member.
+      ConfigError: a list with neither one value nor one per member, or for an option that the method does not have.
     """
     ensemble = experiment.ensemble
     lists: dict[str, tuple[Any, ...]] = {name: getattr(ensemble, name) for name in ENSEMBLE_LISTS}
@@ -81,42 +76,50 @@ def members(experiment: Experiment) -> tuple[Experiment, ...]:
             raise ConfigError(
                 f"ensemble.{name} has {len(values)} values for {size} members: give {size}, or one for all of them"
             )
+        section, field = ENSEMBLE_LISTS[name]
+        if values and not hasattr(getattr(experiment, section), field):
+            raise ConfigError(
+                f"ensemble.{name} sets {section}.{field}, which the method {experiment.prompt.name!r} does not have; "
+                "leave it out"
+            )
     if not ensemble.seed:
         lists["seed"] = tuple(range(experiment.train.seed, experiment.train.seed + size))
     alone = dataclasses.replace(experiment, ensemble=EnsembleConfig(), mesh=MeshConfig())
 
     def member(number: int) -> Experiment:
         result = alone
-        for name, (part, field) in ENSEMBLE_LISTS.items():
+        for name, (section, field) in ENSEMBLE_LISTS.items():
             if values := lists[name]:
                 value = values[number if len(values) > 1 else 0]
-                replaced = dataclasses.replace(getattr(result, part), **{field: value})
-                result = dataclasses.replace(result, **{part: replaced})
+                replaced: Any = dataclasses.replace(getattr(result, section), **{field: value})
+                result = dataclasses.replace(result, **{section: replaced})
         return result
 
     return tuple(map(member, range(size)))
 
 
 def settings(experiments: tuple[Experiment, ...]) -> list[dict[str, Any]]:
-    """For each member, the fields in which the members differ, with its values: `{"train.seed": 1}`."""
+    """Return for each member the fields in which members differ, with its values: `{"train.seed": 1}`."""
+
+    def values(section: str, field: str) -> list[Any]:
+        return [getattr(getattr(each, section), field, None) for each in experiments]
+
     varied = [
-        f"{part}.{field}"
-        for part, field in ENSEMBLE_LISTS.values()
-        if len({getattr(getattr(each, part), field) for each in experiments}) > 1
+        f"{section}.{field}" for section, field in ENSEMBLE_LISTS.values() if len(set(values(section, field))) > 1
     ]
     return [{name: operator.attrgetter(name)(each) for name in varied} for each in experiments]
 
 
 def settings_text(values: Mapping[str, Any]) -> str:
-    """Settings of a member as text: `seed 1, learning_rate 0.3`."""
+    """Return a member's settings as text: `seed 1, learning_rate 0.3`."""
     return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in values.items())
 
 
 def load_experiment(path: Path) -> Experiment:
-    """The experiment that a configuration file builds, or that a run wrote down (`config.json`).
+    """Return the experiment of a configuration file, or of the `config.json` that a run wrote.
 
     Raises:
-      ConfigError: no such file, a file that fails, or one without an `experiment`.
+      ConfigError: there is no such file, it fails, or it does not define an `experiment`.
     """
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
@@ -131,77 +134,99 @@ def load_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(built, Experiment):
         raise ConfigError(f"{path} must define `experiment`, an Experiment; it has {type(built).__name__}")
-    return _build(Experiment, dataclasses.asdict(built), "")
+    if not isinstance(built.prompt, Method):
+        raise ConfigError(f"{path}: prompt must be a method such as PromptTuning(), not {built.prompt!r}")
+    return _from_dict(_to_dict(built))
 
 
 def to_json(experiment: Experiment) -> str:
-    """The resolved configuration, as written into the run's folder."""
-    return json.dumps(dataclasses.asdict(experiment), indent=2, default=str) + "\n"
+    """Return the configuration as JSON, as the run's folder holds it."""
+    return json.dumps(_to_dict(experiment), indent=2, default=str) + "\n"
 
 
 def from_json(text: str) -> Experiment:
     """Read what `to_json` wrote, also in earlier versions.
 
     Raises:
-      ConfigError: no JSON, or an unknown field.
+      ConfigError: not JSON, an unknown field, or a value of another type.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not a configuration: {error}") from error
-    return _build(Experiment, _from_earlier_versions(values), "")
+    if not isinstance(values, dict):
+        raise ConfigError(f"not a configuration: a JSON {type(values).__name__}, not an object")
+    return _from_dict(values)
 
 
-def _from_earlier_versions(values: Any) -> Any:
-    """Return the JSON of a configuration without fields that were removed since it was written."""
-    if isinstance(values, dict) and isinstance(values.get("train"), dict):
-        values["train"].pop("save_errors", None)
-    return values
+def check(experiment: Experiment) -> None:
+    """Check all values before anything is loaded.
+
+    Raises:
+      ConfigError: names the field, its value, and what would be right.
+    """
+    check_fields(experiment.ensemble, "ensemble")
+    check_fields(experiment.mesh, "mesh")
+    alone = members(experiment)
+    mesh = dataclasses.asdict(experiment.mesh)
+    if len(rest := [axis for axis, size in mesh.items() if size == -1]) > 1:
+        raise ConfigError(f"mesh.{rest[0]} and mesh.{rest[1]} are both -1; only one can take the remaining devices")
+    tests = experiment.data.test_tasks
+    if repeated := (set(tests) & {member.data.task for member in alone}) | {n for n in tests if tests.count(n) > 1}:
+        name = sorted(map(str, repeated))[0]
+        raise ConfigError(f"data.test_tasks names {name} again; the tasks that are trained on are always tested")
+    for number, member in enumerate(alone):
+        try:
+            _check_member(member)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (member {number})" if len(alone) > 1 else str(error)) from None
+
+
+def _check_member(experiment: Experiment) -> None:
+    for name in ("data", "prompt", "optimizer", "train"):
+        check_fields(getattr(experiment, name), name)
+    train, data = experiment.train, experiment.data
+    if experiment.name in ("", "..") or experiment.name != Path(experiment.name).name:
+        raise ConfigError(f"name must be a folder's name without a path, not {experiment.name!r}")
+    try:
+        parse_path(experiment.runs)
+    except UserError as error:
+        raise ConfigError(f"runs: {error}") from error
+    experiment.prompt.check()
+    if train.batch_size % train.accumulate:
+        raise ConfigError(
+            f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "
+            f"in {train.accumulate} equal parts"
+        )
+    if data.task is None and (experiment.prompt.per_task or data.task_names):
+        option = "data.task_names" if data.task_names else f"prompt.method {experiment.prompt.name!r}"
+        raise ConfigError(f"{option} needs data.task, the name of a task or mixture, instead of files")
+    if (data.task is None) == (data.train is None and data.test is None and data.validation is None):
+        raise ConfigError("give either data.task, or files: data.train, and optionally data.validation and data.test")
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], at: str = "") -> list[str]:
-    """The fields in which two configurations, as JSON objects, differ."""
-    found = []
+    """Return the names of the fields in which two configurations, as JSON objects, differ."""
+    names = []
     for name in sorted(set(a) | set(b)):
         x, y = a.get(name), b.get(name)
         if isinstance(x, dict) and isinstance(y, dict):
-            found += differences(x, y, f"{at}{name}.")
+            names += differences(x, y, f"{at}{name}.")
         elif x != y:
-            found.append(f"{at}{name}")
-    return found
+            names.append(f"{at}{name}")
+    return names
 
 
-def _build(cls: Any, values: Any, at: str) -> Any:
-    if not isinstance(values, dict):
-        raise ConfigError(f"not a configuration: {at or 'the whole'} is a JSON {type(values).__name__}, not an object")
-    hints = typing.get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ConfigError(f"unknown field {at}{sorted(unknown)[0]}")
-    return cls(**{name: _value(hints[name], value, f"{at}{name}") for name, value in values.items()})
+def _to_dict(experiment: Experiment) -> dict[str, Any]:
+    return dataclasses.asdict(experiment) | {"prompt": method_to_dict(experiment.prompt)}
 
 
-def _value(hint: Any, value: Any, at: str) -> Any:
-    """A value with the type of its field. JSON has neither dataclasses, tuples nor paths; Python checks nothing."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{at}.")
-    # Python makes a typing.Union, and no types.UnionType, of a Literal and None.
-    for option in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
-        arguments = typing.get_args(option)
-        match typing.get_origin(option) or option:
-            case types.NoneType if value is None:
-                return None
-            case typing.Literal if value in arguments:
-                return value
-            case _ if option is Path and isinstance(value, (str, Path)):
-                return parse_path(value)
-            case _ if option is float and type(value) in (int, float):
-                return float(value)
-            case _ if option in (str, int, bool) and type(value) is option:
-                return value
-            case builtins.tuple if isinstance(value, (list, tuple)):
-                kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-                if len(kinds) == len(value):
-                    return tuple(_value(kind, item, at) for kind, item in zip(kinds, value, strict=True))
-    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("pathlib.", "")
-    raise ConfigError(f"{at} must be {wanted}, not {value!r}")
+def _from_dict(values: dict[str, Any]) -> Experiment:
+    if isinstance(values.get("train"), dict):  # from an earlier version
+        values["train"].pop("save_errors", None)
+    others = {name: value for name, value in values.items() if name != "prompt"}
+    try:
+        experiment = from_dict(Experiment, others)
+        return dataclasses.replace(experiment, prompt=method_from_dict(values.get("prompt", {})))
+    except ConversionError as error:
+        raise ConfigError(str(error)) from None

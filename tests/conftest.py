@@ -109,16 +109,16 @@ def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Pa
     """A small experiment: 6 steps on the tiny model."""
     from prompt_jax.config.data import DataConfig
     from prompt_jax.config.model import ModelConfig
-    from prompt_jax.config.prompt import PromptConfig
     from prompt_jax.config.train import TrainConfig
     from prompt_jax.experiment import Experiment
+    from prompt_jax.methods.soft_prompt import PromptTuning
 
     return Experiment(
         name="run",
         runs=tmp_path / "runs",
         model=ModelConfig(name=str(tiny_folder)),
         data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=1),
-        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+        prompt=PromptTuning(length=4, init="vocab", init_vocab=150),
         train=TrainConfig(
             steps=6, batch_size=8, eval_every=3, checkpoint_every=2, eval_batch_size=8, log_every=1, dropout_rate=0.1
         ),

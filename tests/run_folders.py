@@ -7,8 +7,9 @@ from typing import Any
 
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods import Method
+from prompt_jax.methods.soft_prompt import PromptTuning
 
 EVIL = "<script>alert('x')</script> & <b>bold</b>"
 
@@ -101,8 +102,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_run(folder: Path, summary: dict[str, Any], *, logs: bool = True, **prompt: Any) -> Path:
-    experiment = Experiment(data=DataConfig(task="movie"), prompt=PromptConfig(length=4, **prompt))
+def write_run(folder: Path, summary: dict[str, Any], *, logs: bool = True, prompt: Method | None = None) -> Path:
+    experiment = Experiment(data=DataConfig(task="movie"), prompt=prompt or PromptTuning(length=4))
     (folder / "config.json").write_text(experiments.to_json(experiment))
     (folder / "summary.json").write_text(json.dumps(summary))
     if logs:

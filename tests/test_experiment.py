@@ -1,6 +1,8 @@
 """Configurations: files, overrides, JSON, and errors that name the field."""
 
 import dataclasses
+import inspect
+import json
 import math
 from pathlib import Path
 
@@ -9,14 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
+from prompt_jax.cli.train import choose_method
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
+from prompt_jax.methods import (
+    METHODS,
+    AdapterTuning,
+    FullTuning,
+    LastLayersTuning,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +71,7 @@ def test_the_tasks_of_configs_are_there():
 def test_json_is_exact(length, init_range, labels, train, patience):
     experiment = Experiment(
         data=DataConfig(train=train, labels=labels),
-        prompt=PromptConfig(length=length, init_range=init_range),
+        prompt=PromptTuning(length=length, init_range=init_range),
         train=TrainConfig(patience=patience),
     )
     assert experiments.from_json(experiments.to_json(experiment)) == experiment
@@ -86,40 +96,25 @@ def test_a_bucket_is_no_folder():
     [
         ("prompt", {"length": 0}, "prompt.length must be positive, not 0"),
         ("prompt", {"init": "file"}, "needs prompt.init_file"),
-        ("prompt", {"init_member": 1}, "it is 1, and prompt.init is 'labels'"),
-        ("prompt", {"init": "file", "init_file": Path("a.npz"), "init_member": -1}, "it is -1, and prompt.init is"),
-        ("prompt", {"mlp_layers": 2}, "prompt.mlp_layers is of the MLP that prompt.mlp_width asks for"),
-        ("prompt", {"shift_positions": False}, "prompt.shift_positions is of prompt.method 'prefix'"),
+        ("prompt", {"init_member": 1}, "prompt.init_member needs prompt.init 'file'; it is 1"),
+        ("prompt", {"init": "file", "init_file": Path("a.npz"), "init_member": -1}, "init_member must be zero or pos"),
         ("prompt", {"init": "text"}, "needs prompt.init_text"),
-        ("prompt", {"init_labels": ("a", " ")}, r"prompt.init_labels has an empty word: \['a', ' '\]"),
+        ("prompt", {"init_labels": ("a", " ")}, r"init_labels must be without empty words, not \['a', ' '\]"),
         ("prompt", {"init": "vocab", "init_labels": ("a",)}, "prompt.init_labels needs prompt.init 'labels'"),
-        ("prompt", {"method": "prefix", "init_labels": ("a",)}, "prompt.init_labels is of prompt.method 'soft_prompt'"),
-        (
-            "prompt",
-            {"method": "full", "init": "file", "init_file": Path("a.npz")},
-            "prompt.init 'file' is of prompt.method",
-        ),
-        ("prompt", {"method": "adapter", "init": "text", "init_text": "a"}, "prompt.init 'text' is of prompt.method"),
-        ("prompt", {"method": "full", "init_file": Path("a.npz")}, "init_file is of .* 'soft_prompt' or 'prefix', and"),
-        (
-            "prompt",
-            {"method": "last_layers", "init_text": "a"},
-            "prompt.init_text is of prompt.method 'soft_prompt' or",
-        ),
-        ("prompt", {"method": "last_layers", "init_member": 0}, "prompt.init_member is of .* and it is 'last_layers'"),
-        ("prompt", {"method": "adapter", "adapter_share": 1.0}, "prompt.adapter_share must be below 1, not 1.0"),
-        (
-            "prompt",
-            {"method": "adapter", "adapter_share": 0.03, "adapter_width": 7},
-            "adapter_share is 0.03 and prompt.adapter_width is 7: give one of them",
-        ),
+        ("prompt", {"init_range": (1.0, 1.0)}, "prompt.init_range must be a lower and a higher value, not"),
+        ("prompt", {"init_range": (-math.inf, 1.0)}, "prompt.init_range must be finite, not"),
         ("train", {"batch_size": 10, "accumulate": 4}, "train.accumulate must divide train.batch_size: 10"),
-        ("train", {"dropout_rate": 1.0}, "train.dropout_rate must be in"),
-        ("optimizer", {"clip_norm": math.inf}, "optimizer.clip_norm must be finite, and is inf"),
-        ("optimizer", {"learning_rate": math.nan}, "optimizer.learning_rate must be positive, not nan"),
-        ("prompt", {"init_range": (-math.inf, 1.0)}, "prompt.init_range goes from the lower to the higher value, not"),
+        ("train", {"dropout_rate": 1.0}, r"train.dropout_rate must be in \[0, 1\), not 1.0"),
+        ("train", {"seed": 2**63}, r"train.seed must be from 0 to 2\*\*63 - 1, not"),
+        ("optimizer", {"clip_norm": math.inf}, "optimizer.clip_norm must be finite, not inf"),
+        ("optimizer", {"learning_rate": math.nan}, "optimizer.learning_rate must be finite, not nan"),
+        ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate must be positive, not 0"),
+        ("mesh", {"data": 0}, "mesh.data must be positive, or -1 for all remaining devices, not 0"),
+        ("mesh", {"data": -1, "model": -1}, "mesh.data and mesh.model are both -1"),
+        ("ensemble", {"size": 0}, "ensemble.size must be positive, not 0"),
+        ("ensemble", {"size": 3, "seed": (1, 2)}, "ensemble.seed has 2 values for 3 members"),
         ("data", {"train_examples": 0}, "data.train_examples must be positive, not 0"),
-        ("data", {"subset_seed": -1}, "data.subset_seed must not be negative, and is -1"),
+        ("data", {"subset_seed": -1}, "data.subset_seed must be zero or positive, not -1"),
         ("data", {"task": None}, "give either data.task, or files"),
         ("data", {"train": Path("a.csv")}, "give either data.task, or files"),
         ("data", {"test_tasks": ("t",)}, "data.test_tasks names t again"),
@@ -131,6 +126,63 @@ def test_impossible_values_are_refused(part, values, message):
     with pytest.raises(ConfigError, match=message):
         changed = dataclasses.replace(getattr(experiment, part), **values)
         check(dataclasses.replace(experiment, **{part: changed}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"init": "labels"}, "prompt.init must be 'uniform' or 'normal' or 'zero' or 'text' or 'file', not 'labels'"),
+        ({"length": "50"}, "prompt.length must be int, not '50'"),
+        ({"method": "prefx"}, "prompt.method must be soft_prompt, prefix, .* not 'prefx'"),
+        ({"lenght": 1}, "unknown field prompt.lenght; the fields are .*length, sites"),
+    ],
+)
+def test_a_methods_options_are_named(values, message):
+    text = json.dumps({"prompt": {"method": "prefix", **values}})
+    with pytest.raises(ConfigError, match=message):
+        experiments.from_json(text)
+
+
+EARLIER = json.loads("""{"init": "labels", "init_range": [-0.5, 0.5], "init_vocab": 5000, "init_labels": [],
+    "init_text": "", "init_file": null, "init_member": null, "init_rest": "vocab", "length": 7, "sites": [],
+    "placement": "before", "tie_layers": false, "mlp_width": null, "per_task": null, "task_length": null,
+    "mlp_layers": 1, "dropout": 0.0, "shift_positions": true, "layers": 2, "adapter": "houlsby", "adapter_width": 64,
+    "adapter_share": null}""")
+
+
+@pytest.mark.parametrize(
+    ("values", "method"),
+    [
+        ({"method": "soft_prompt"}, PromptTuning(length=7)),
+        ({"method": "soft_prompt", "per_task": "add"}, MultitaskPromptTuning(length=7)),
+        (
+            {"method": "prefix", "init": "normal", "sites": ["decoder_self"], "dropout": 0.1},
+            PrefixTuning(length=7, sites=("decoder_self",), dropout=0.1),
+        ),
+        ({"method": "adapter", "adapter": "lin"}, AdapterTuning(kind="lin")),
+        ({"method": "adapter", "adapter_width": 8}, AdapterTuning(width=8)),
+        ({"method": "adapter", "adapter_share": 0.03}, AdapterTuning(share=0.03)),
+        ({"method": "last_layers", "layers": 3}, LastLayersTuning(layers=3)),
+        ({"method": "full"}, FullTuning()),
+    ],
+)
+def test_configurations_of_earlier_versions_are_read(values, method):
+    """They had one set of options for all methods."""
+    assert experiments.from_json(json.dumps({"prompt": EARLIER | values})).prompt == method
+
+
+def test_an_option_that_is_gone_is_named():
+    with pytest.raises(ConfigError, match="prompt.mlp_layers is 2, which this version does not support"):
+        experiments.from_json(json.dumps({"prompt": EARLIER | {"method": "prefix", "mlp_layers": 2}}))
+
+
+def test_the_command_line_chooses_the_method():
+    experiment = Experiment(prompt=PromptTuning(length=20, init="vocab"))
+    chosen, rest = choose_method(experiment, ["--prompt.method", "prefix", "--prompt.dropout", "0.1"])
+    assert chosen.prompt == PrefixTuning(length=20) and rest == ["--prompt.dropout", "0.1"]
+    assert choose_method(experiment, ["--prompt.method=adapter"])[0].prompt == AdapterTuning()
+    with pytest.raises(ConfigError, match="--prompt.method needs a name: soft_prompt, prefix"):
+        choose_method(experiment, ["--prompt.method"])
 
 
 @pytest.mark.parametrize("name", ("", "..", ".", "a/b", "/tmp"))
@@ -154,21 +206,22 @@ def test_files_that_fail_are_named(tmp_path):
 
 def test_every_field_is_documented():
     """Each has a text below it, which `--help` shows."""
-    source = (ROOT / "prompt_jax" / "config.py").read_text()
     for part in (
         Experiment,
         DataConfig,
-        PromptConfig,
         TrainConfig,
         EnsembleConfig,
         experiments.ModelConfig,
         experiments.OptimizerConfig,
         experiments.MeshConfig,
+        *METHODS.values(),
     ):
-        own = source.split(f"class {part.__name__}:", 1)[1]
-        for field in dataclasses.fields(part):
-            after = own.split(f"    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
-            assert after.startswith('"""') or dataclasses.is_dataclass(field.default), f"{part.__name__}.{field.name}"
+        own = inspect.getsource(part)
+        for name in part.__annotations__:
+            if name in ("name", "per_task", "replaces_base"):  # not options
+                continue
+            after = own.split(f"    {name}: ", 1)[1].split("\n", 1)[1].lstrip()
+            assert after.startswith('"""') or dataclasses.is_dataclass(getattr(part, name)), f"{part.__name__}.{name}"
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -210,10 +263,9 @@ def test_a_member_that_cannot_be_is_named():
 @pytest.mark.parametrize("method", ("adapter", "last_layers", "full"))
 @pytest.mark.parametrize("lists", ({"length": (3, 4)}, {"init": ("vocab",)}, {"init_member": (0, 1)}))
 def test_lists_of_prompts_are_for_nothing_else(method, lists):
-    """A prompt's own length and initialization may stay in a configuration with another method on top."""
-    experiment = Experiment(data=DataConfig(task="t"), prompt=PromptConfig(method=method, length=3, init="vocab"))
+    experiment = Experiment(data=DataConfig(task="t"), prompt=METHODS[method]())
     check(experiment)
-    with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} is of .* 'prefix', and it is '{method}'; leave it"):
+    with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} sets prompt.*{method}' does not have"):
         check(dataclasses.replace(experiment, ensemble=EnsembleConfig(**lists)))
 
 

@@ -8,6 +8,7 @@ import pytest
 from adapters import assert_close, random_text, whole
 from prompt_jax import forward, load_model, load_prompt
 from prompt_jax.cli import main
+from prompt_jax.methods import METHODS
 from prompt_jax.prompt_files.io import read_prompts
 
 CONFIG = """
@@ -19,7 +20,7 @@ experiment = Experiment(
     model=ModelConfig(name={model!r}),
     data=DataConfig(train=Path({train!r}), validation=Path({validation!r}), test=Path({test!r}),
                     labels=("negative", "positive"), input_length=36, target_length=16, buckets=1),
-    prompt=PromptConfig(method={method!r}, length=3, init="normal", mlp_width={mlp}),
+    prompt={method}(length=3, init="normal", mlp_width={mlp}),
     optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, schedule="linear"),
     train=TrainConfig(steps=2, batch_size=8, eval_every=2, checkpoint_every=2, log_every=1, loss="sentence"),
     ensemble=EnsembleConfig(size=2),
@@ -42,7 +43,11 @@ def trained(request, tiny_folders, sentiment_files, tmp_path, monkeypatch, capsy
     """Return the family, the method, and the file of two members."""
     family, method = request.param
     monkeypatch.chdir(tmp_path)
-    values = {"model": str(tiny_folders[family]), "method": method, "mlp": 8 if method == "prefix" else None}
+    values = {
+        "model": str(tiny_folders[family]),
+        "method": METHODS[method].__name__,
+        "mlp": 8 if method == "prefix" else None,
+    }
     text = CONFIG.format(**values, **{split: str(path) for split, path in sentiment_files.items()})
     (tmp_path / "small.py").write_text(text)
     out = run(capsys, "train", "small.py")

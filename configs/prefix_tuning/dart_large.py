@@ -5,13 +5,13 @@
 All other settings are those of dart.py.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="dart_large",
     model=ModelConfig(name="openai-community/gpt2-large"),
     data=DataConfig(task="dart"),
-    prompt=PromptConfig(method="prefix", length=10, init="normal", mlp_width=512),
+    prompt=PrefixTuning(length=10, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=10, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
     # The authors' code bans GPT-2's two newline tokens.

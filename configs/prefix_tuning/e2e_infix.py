@@ -6,13 +6,13 @@ This is length 1. `--prompt.length` 10 and 20 are the paper's other rows (67.2 a
 of e2e.py.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="e2e_infix",
     model=ModelConfig(name="openai-community/gpt2-medium"),
     data=DataConfig(task="e2e"),
-    prompt=PromptConfig(method="prefix", length=1, placement="after", init="normal", mlp_width=512),
+    prompt=PrefixTuning(length=1, placement="after", init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=8e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=10, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
     # The authors' code bans GPT-2's two newline tokens.

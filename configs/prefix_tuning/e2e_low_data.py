@@ -7,7 +7,7 @@ The paper's runs have `--data.train-examples` 50, 100, 200 and 500 with `--train
 validation loss: the first metric is the log-likelihood.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="e2e_low_data",
@@ -15,7 +15,7 @@ experiment = Experiment(
     data=DataConfig(
         task="e2e", train_examples=100, metrics=("log_likelihood", "bleu", "nist", "coco_rouge_l", "cider")
     ),
-    prompt=PromptConfig(method="prefix", length=6, init="text", init_text="table-to-text:", mlp_width=512),
+    prompt=PrefixTuning(length=6, init="text", init_text="table-to-text:", mlp_width=512),
     optimizer=OptimizerConfig(
         name="adamw", learning_rate=5e-5, schedule="linear", warmup_steps=100, weight_decay=0.0, clip_norm=1.0
     ),

@@ -6,13 +6,13 @@ Expected test ROUGE-1/2/L: 39.23/16.74/31.51. The hyperparameters are those of t
 xsum.py: the prefix is trained on news articles and tested on sports articles.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="news_to_sports",
     model=ModelConfig(name="facebook/bart-large"),
     data=DataConfig(task="xsum_news_to_sports", input_length=512, target_length=61),
-    prompt=PromptConfig(method="prefix", length=40, init="normal", mlp_width=800, shift_positions=False),
+    prompt=PrefixTuning(length=40, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(
         epochs=15,

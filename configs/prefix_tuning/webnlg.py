@@ -6,13 +6,13 @@ Expected test BLEU (ACL version): 62.9 on seen categories, 45.3 on unseen ones, 
 those of the paper's table 6. tasks/webnlg.py documents the data.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="webnlg",
     model=ModelConfig(name="openai-community/gpt2-medium"),
     data=DataConfig(task="webnlg", test_tasks=("webnlg_seen", "webnlg_unseen")),
-    prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=512),
+    prompt=PrefixTuning(length=5, init="normal", mlp_width=512),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(epochs=5, batch_size=5, loss="sentence", z_loss=0.0, eval_every=2000, eval_examples=300),
     # The authors' code bans GPT-2's two newline tokens.

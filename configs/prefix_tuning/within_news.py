@@ -6,13 +6,13 @@ Expected test ROUGE-1/2/L: 39.41/16.87/31.47. The hyperparameters are those of t
 xsum.py: the prefix is trained on world, UK and business news, and tested on other news.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="within_news",
     model=ModelConfig(name="facebook/bart-large"),
     data=DataConfig(task="xsum_within_news", input_length=512, target_length=61),
-    prompt=PromptConfig(method="prefix", length=80, init="normal", mlp_width=800, shift_positions=False),
+    prompt=PrefixTuning(length=80, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(
         epochs=30,

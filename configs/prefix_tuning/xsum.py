@@ -10,13 +10,13 @@ token included. It keeps the rest of facebook/bart-large's generation config: ea
 no_repeat_ngram_size 3. ROUGE is the mean over the test set. The authors' code averages the scores of batches.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="xsum",
     model=ModelConfig(name="facebook/bart-large"),
     data=DataConfig(task="xsum", input_length=512, target_length=61),
-    prompt=PromptConfig(method="prefix", length=100, init="normal", mlp_width=800, shift_positions=False),
+    prompt=PrefixTuning(length=100, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(
         epochs=30,

@@ -5,13 +5,13 @@
 Expected test ROUGE-1/2/L: 42.92/20.03/35.05. The prefix has a length of 5. All other settings are those of xsum.py.
 """
 
-from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Decoding, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
 
 experiment = Experiment(
     name="xsum_small",
     model=ModelConfig(name="facebook/bart-large"),
     data=DataConfig(task="xsum", input_length=512, target_length=61),
-    prompt=PromptConfig(method="prefix", length=5, init="normal", mlp_width=800, shift_positions=False),
+    prompt=PrefixTuning(length=5, init="normal", mlp_width=800, shift_positions=False),
     optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5, schedule="linear", weight_decay=0.0, clip_norm=1.0),
     train=TrainConfig(
         epochs=30,

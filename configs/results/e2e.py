@@ -5,13 +5,13 @@
 RESULTS.md lists the options of each row. tasks/e2e.py documents the data.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="e2e",
     model=ModelConfig("demo"),
     data=DataConfig(task="e2e", input_length=96, target_length=64, buckets=2),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     train=TrainConfig(
         steps=60,
         batch_size=8,

@@ -5,13 +5,13 @@
 RESULTS.md lists the options of each row. Every method has the same budget: 120 steps of 16 examples.
 """
 
-from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, EnsembleConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="sentiment",
     model=ModelConfig("demo"),
     data=DataConfig(task="sentiment_movie", target_length=4, buckets=3),
-    prompt=PromptConfig(length=20, init="vocab"),
+    prompt=PromptTuning(length=20, init="vocab"),
     train=TrainConfig(
         steps=120, batch_size=16, eval_every=40, eval_examples=300, checkpoint_every=120, keep_checkpoints=1
     ),

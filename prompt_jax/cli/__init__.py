@@ -103,8 +103,10 @@ def parse(verb: str, rest: list[str]) -> Any:
         if not named and not {"-h", "--help"} & set(rest):
             raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
         path = parse_path(rest[0]) if named else Path("CONFIG")
-        default = train.Train(path, experiments.load_experiment(path) if named else Experiment())
-        rest = rest[1:] if named else rest
+        experiment, rest = train.choose_method(
+            experiments.load_experiment(path) if named else Experiment(), rest[1:] if named else rest
+        )
+        default = train.Train(path, experiment)
     return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_path_registry())
 
 

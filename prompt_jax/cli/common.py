@@ -13,6 +13,7 @@ from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.delta import Delta
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
@@ -62,7 +63,9 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
         ) from error
 
 
-def check_model(path: Path, prompt: "Prompt", metadata: "PromptMetadata", model: "Model", base: BaseOptions) -> None:
+def check_model(
+    path: Path, prompt: "Prompt | Delta", metadata: "PromptMetadata", model: "Model", base: BaseOptions
+) -> None:
     """Raise UserError unless the model has a tokenizer and is the base that the prompt was trained on."""
     from prompt_jax.prompt_files.io import check_base
 

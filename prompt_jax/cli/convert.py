@@ -11,8 +11,7 @@ from prompt_jax.cli.common import BaseOptions, check_member_number, check_model,
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from prompt_jax.models.prompt import Prompt
-    from prompt_jax.prompt_files.io import PromptMetadata
+    from prompt_jax.prompt_files.metadata import StoredPrompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +102,9 @@ def import_(args: Import) -> int:
     return 0
 
 
-def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]) -> int:
+def _whole_model(args: Export, members: "Sequence[StoredPrompt]") -> int:
     from prompt_jax.checkpoints.save import save_model
-    from prompt_jax.models.delta import whole_model
+    from prompt_jax.models.delta import Delta, whole_model
 
     if args.as_ is not None:
         raise UserError("--as prefix is for prompts, --format model for trained layers or a full model; choose one")
@@ -116,6 +115,8 @@ def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata
     prompt, metadata = members[args.member or 0]
     model = load_base(args.file, metadata, args.base)
     check_model(args.file, prompt, metadata, model, args.base)
+    if not isinstance(prompt, Delta):
+        raise UserError(f"{args.file}: {' and '.join(prompt.parts)} cannot be merged into the base's weights")
     try:
         params = whole_model(model.params, prompt)
     except ValueError as error:
@@ -125,10 +126,9 @@ def _whole_model(args: Export, members: Sequence[tuple["Prompt", "PromptMetadata
     return 0
 
 
-def _as_prefixes(
-    args: Export, members: Sequence[tuple["Prompt", "PromptMetadata"]]
-) -> list[tuple["Prompt", "PromptMetadata"]]:
+def _as_prefixes(args: Export, members: "Sequence[StoredPrompt]") -> "list[StoredPrompt]":
     from prompt_jax.models import family
+    from prompt_jax.models.delta import Delta
 
     model = load_base(args.file, members[0][1], args.base)
     model_family: Any = family(model.config)
@@ -140,8 +140,8 @@ def _as_prefixes(
     prefixes = []
     for prompt, metadata in members:
         check_model(args.file, prompt, metadata, model, args.base)
-        if prompt.base:
-            raise UserError(f"{args.file} changes the base itself, which is no prefix")
+        if isinstance(prompt, Delta):
+            raise UserError(f"{args.file} changes weights of the base and cannot become a prefix")
         prefix = model_family.as_prefix(model.params, model.config, prompt)
         prefixes.append((prefix, dataclasses.replace(metadata, method="prefix")))
     return prefixes

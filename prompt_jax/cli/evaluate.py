@@ -200,7 +200,7 @@ def _print_outcome(args: Evaluate, outcome: "Outcome") -> int:
 def _check_members(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
     """Raise an error for options that exclude each other, and for members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
-    from prompt_jax.models.prompt import check_alike
+    from prompt_jax.models.delta import check_alike
 
     source = args.source
     check_source(source, metrics=args.metrics)

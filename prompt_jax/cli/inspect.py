@@ -46,7 +46,7 @@ def run(args: Inspect) -> int:
     from prompt_jax.inspection.findings import collect_findings
     from prompt_jax.inspection.similarity import prompt_similarity
     from prompt_jax.inspection.text import describe, printable
-    from prompt_jax.models.prompt import check_alike
+    from prompt_jax.models.delta import check_alike
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")

@@ -19,7 +19,9 @@ class ConversionError(UserError, ValueError):
     """A value that does not fit its field. The message names the field, the value, and what would be right."""
 
 
-def from_dict(cls: type[T], values: Any, *, unknown: Literal["error", "ignore"] = "error", nan: bool = False) -> T:
+def from_dict(
+    cls: type[T], values: Any, name: str = "", *, unknown: Literal["error", "ignore"] = "error", nan: bool = False
+) -> T:
     """Build a dataclass, and the dataclasses in it, from a JSON object.
 
     Lists become tuples and texts become paths where the fields ask for them. An integer is also a float; a bool is
@@ -28,6 +30,7 @@ def from_dict(cls: type[T], values: Any, *, unknown: Literal["error", "ignore"] 
     Args:
       cls: the dataclass.
       values: what `json.loads` returned.
+      name: what messages put before the fields' names, such as `prompt`.
       unknown: what to do about fields that the dataclass does not have.
       nan: read null as NaN where a float is expected, as `prompt_jax.storage.json_text` writes it.
 
@@ -36,13 +39,13 @@ def from_dict(cls: type[T], values: Any, *, unknown: Literal["error", "ignore"] 
     """
     import msgspec
 
-    prepared = _prepared(cls, values, "", unknown, nan)
+    prepared = _prepared(cls, values, name, unknown, nan)
     try:
         return msgspec.convert(prepared, cls, dec_hook=_decode)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, UserError):  # the dataclass refused the values
             raise error.__cause__ from None
-        raise ConversionError(_message(cls, prepared, str(error))) from None
+        raise ConversionError(_message(cls, prepared, name, str(error))) from None
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -59,7 +62,8 @@ def _prepared(hint: Any, value: Any, at: str, unknown: str, nan: bool) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConversionError(f"{at or 'the file'} must be a JSON object, not {_shown(value)}")
-        hints, prefix = typing.get_type_hints(hint), f"{at}." if at else ""
+        all_hints, prefix = typing.get_type_hints(hint), f"{at}." if at else ""
+        hints = {field.name: all_hints[field.name] for field in dataclasses.fields(hint)}
         if unknown == "error" and (extra := sorted(map(str, set(value) - set(hints)))):
             raise ConversionError(f"unknown field {prefix}{extra[0]}; the fields are {', '.join(hints)}")
         return {
@@ -81,13 +85,13 @@ def _is_union(kind: Any) -> bool:
     return kind in (typing.Union, types.UnionType)
 
 
-def _message(cls: type, values: Any, problem: str) -> str:
+def _message(cls: type, values: Any, at: str, problem: str) -> str:
     """Say what is wrong with which field. msgspec's text ends with its path, such as "- at `$.ensemble.init[0]`"."""
     path = (re.findall(r"`\$\.?([^`]*)`$", problem) or [""])[0]
     names = [path] if path else []
     missing = re.search(r"missing required field `([^`]+)`", problem)
     if missing:
-        return f"{'.'.join([*names, missing[1]])} is missing"
+        return f"{'.'.join(filter(None, [at, *names, missing[1]]))} is missing"
     path = re.sub(r"\[\.\.\.\].*|(\[\d+\])+$", "", path)  # show a whole dict, or list of simple values
     names, hint, value = [path] if path else [], cls, values
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
@@ -96,7 +100,7 @@ def _message(cls: type, values: Any, problem: str) -> str:
             break
         hint = typing.get_type_hints(hint)[name] if name else typing.get_args(hint)[0]
         value = value[name or int(index)]
-    return f"{'.'.join(names) or 'the file'} must be {_described(hint)}, not {_shown(value)}"
+    return f"{'.'.join(filter(None, [at, *names])) or 'the file'} must be {_described(hint)}, not {_shown(value)}"
 
 
 def _without_none(hint: Any) -> Any:

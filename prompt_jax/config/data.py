@@ -2,6 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, POSITIVE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class DataConfig:
     """Validation file; without one, `validation_share` of the training file is held out."""
     test: Path | None = None
     """Test file."""
-    validation_share: float = 0.1
+    validation_share: Annotated[float, BELOW_ONE] = 0.1
     """Share of the training file that is held out, by a hash of the input text."""
     template: str = "{text}"
     """Input text of a row of a file, with its columns in braces."""
@@ -30,16 +33,16 @@ class DataConfig:
     metrics: tuple[str, ...] = ()
     """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best, or their mean
     (train.best_by). Left out, the task's own, and accuracy for files."""
-    train_examples: int | None = None
+    train_examples: Annotated[int, POSITIVE] | None = None
     """Train on so many examples, of a mixture of each task, drawn at random; None is all. What is drawn for less is
     part of what is for more."""
-    subset_seed: int = 0
+    subset_seed: Annotated[int, NOT_NEGATIVE] = 0
     """Of that draw, which is the same whatever train.seed is."""
-    input_length: int | None = None
+    input_length: Annotated[int, POSITIVE] | None = None
     """Longest input in tokens, end token included; what is cut is counted and reported. None is the task's own."""
-    target_length: int | None = None
+    target_length: Annotated[int, POSITIVE] | None = None
     """Longest target in tokens, end token included; also the longest generated answer. None is the task's own."""
-    buckets: int = 6
+    buckets: Annotated[int, POSITIVE] = 6
     """Number of input lengths that batches are padded to, chosen for the least padding: one compilation each."""
     test_tasks: tuple[str, ...] = ()
     """Other tasks on whose test splits the trained prompts are scored as well: how they bear a shift of domain."""

@@ -1,9 +1,9 @@
 """Options of decoding."""
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
+from prompt_jax.config.constraints import NOT_NEGATIVE, POSITIVE, PROBABILITY, check_fields
 from prompt_jax.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ class Decoding:
     Raises ConfigError for values that do not go together.
     """
 
-    beams: int | None = None
+    beams: Annotated[int, POSITIVE] | None = None
     """Hypotheses kept for each input: 1 takes the most probable token at each step, more is beam search."""
     length_penalty: float | None = None
     """Beam search ranks hypotheses by log-probability / tokens ** this: 0 ranks by log-probability alone; higher values
@@ -26,17 +26,17 @@ class Decoding:
     """When beam search ends, as in Transformers: once no hypothesis, at its present length, could get among the
     finished ones (false); once as many have finished as there are beams (true); or once none could at any length
     (never)."""
-    temperature: float = 0.0
+    temperature: Annotated[float, NOT_NEGATIVE] = 0.0
     """Above 0, tokens are drawn at random, with probabilities raised to the power of 1 / temperature."""
-    top_k: int | None = None
+    top_k: Annotated[int, POSITIVE] | None = None
     """Draw from this many of the most probable tokens."""
-    top_p: float = 1.0
+    top_p: Annotated[float, PROBABILITY] = 1.0
     """Draw from the fewest of the most probable tokens that have at least this probability together."""
-    min_new_tokens: int | None = None
+    min_new_tokens: Annotated[int, NOT_NEGATIVE] | None = None
     """Minimum number of tokens of an answer, without its end token."""
-    no_repeat_ngram: int | None = None
+    no_repeat_ngram: Annotated[int, NOT_NEGATIVE] | None = None
     """No sequence of this many tokens is repeated in an answer; 0 allows all."""
-    repetition_penalty: float | None = None
+    repetition_penalty: Annotated[float, POSITIVE] | None = None
     """Divides positive scores, and multiplies negative ones, of tokens that the text already has; 1 changes nothing."""
     banned_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated, beside those that the checkpoint bans."""
@@ -44,17 +44,7 @@ class Decoding:
     """Of sampling. In Python `generate` takes a key instead."""
 
     def __post_init__(self) -> None:
-        least = {"beams": 1, "top_k": 1, "min_new_tokens": 0, "temperature": 0.0, "no_repeat_ngram": 0}
-        for field, lowest in least.items():
-            value = getattr(self, field)
-            if value is not None and not lowest <= value < math.inf:
-                raise ConfigError(f"decoding.{field} must be at least {lowest}, not {value}")
-        if self.length_penalty is not None and not math.isfinite(self.length_penalty):
-            raise ConfigError(f"decoding.length_penalty must be a number, not {self.length_penalty}")
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
-            raise ConfigError(f"decoding.repetition_penalty must be a positive number, not {self.repetition_penalty}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"decoding.top_p must be in (0, 1], not {self.top_p}")
+        check_fields(self, "decoding")
         if self.early_stopping not in (None, "false", "true", "never"):
             raise ConfigError(f"decoding.early_stopping is 'false', 'true' or 'never', not {self.early_stopping!r}")
         if self.beams is not None and self.beams > 1 and self.temperature > 0:

@@ -1,7 +1,9 @@
 """Options of an ensemble."""
 
 import dataclasses
+from typing import Annotated
 
+from prompt_jax.config.constraints import POSITIVE
 from prompt_jax.config.prompt import Initialization
 
 
@@ -10,9 +12,9 @@ class EnsembleConfig:
     """Several prompts trained at once, each as it would be alone. A list has a value for each member, or one for all
     of them; left out, members have the experiment's."""
 
-    size: int | None = None
+    size: Annotated[int, POSITIVE] | None = None
     """Number of members. Left out, as many as the longest list has values, or a single prompt."""
-    group: int | None = None
+    group: Annotated[int, POSITIVE] | None = None
     """Members that are processed at once, the groups one after the other; None is all of them, which is for
     accelerators. On a CPU large matrices gain nothing from being stacked: 1 is the fastest, and takes least memory."""
     seed: tuple[int, ...] = ()

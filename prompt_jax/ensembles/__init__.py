@@ -1,1 +1,1 @@
-"""Several prompts of one frozen base as one answerer (Lester et al. 2021, section 6): members, votes, comparisons."""
+"""Ensembles: several prompts of one frozen base that vote (Lester et al. 2021, section 6)."""

@@ -1,4 +1,4 @@
-"""How members differ, and how sure the vote's gain is. Letters of shapes: see `prompt_jax.models`; N is examples."""
+"""Agreement of members, and confidence intervals of the vote's gain. Shapes: see `prompt_jax.models`; N examples."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,18 +15,18 @@ CONFIDENCE = 0.95
 def right_answers(
     answers: Sequence[Sequence[str]], targets: Sequence[Target], same: Callable[[str], str]
 ) -> Bool[np.ndarray, "E N"]:
-    """Which answers are the same as their target, or as one of several."""
+    """Return which answers equal their target, or one of several targets. `same` maps equal answers to one text."""
     expected = [{same(text) for text in references_of(target)} for target in targets]
     return np.array([[same(a) in t for a, t in zip(row, expected, strict=True)] for row in answers])
 
 
 def agreement(ids: Int[np.ndarray, "E N"]) -> Float[np.ndarray, "E E"]:
-    """The share of examples on which two members give the same answer, from `vote.answer_ids`."""
-    return np.stack([(ids == own).mean(axis=1) for own in ids])
+    """Return the share of examples on which two members give the same answer. `ids` are from `vote.answer_ids`."""
+    return np.stack([(ids == row).mean(axis=1) for row in ids])
 
 
 def confusion(targets: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Int[np.ndarray, "C C+1"]:
-    """How often each label (rows) was answered with each label, or with what is no label (the last column)."""
+    """Count how often each label (rows) was answered with each label, or with something else (the last column)."""
     number = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels) + 1), np.int64)
     np.add.at(counts, ([number[t] for t in targets], [number.get(a, len(labels)) for a in answers]), 1)
@@ -42,21 +42,20 @@ def gain_intervals(
     *,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals of the vote's score minus the best member's, and minus the members' average.
+    """Return 95 % confidence intervals of the vote's gain over the best member and over the members' average.
 
-    A percentile bootstrap (Efron 1979), paired: each of 1,000 resamples of the examples, with replacement, scores the
-    vote and all members. Which member is the best is not chosen anew.
+    Uses a paired percentile bootstrap (Efron 1979): 1,000 resamples of the examples with replacement, each of which
+    scores the vote and all members. The best member is the same in all resamples.
 
-    A metric that is a function of a sum over examples (`metrics.CORPUS_METRICS`) is computed once and then added up for
-    each resample. What it takes from all references together stays that of the whole split: the information of NIST's
-    n-grams, the weights of CIDEr's, and how many references an example has for multi_bleu. Other metrics score each
-    resample from its texts.
+    The statistics of a metric that is a function of a sum over examples (`metrics.CORPUS_METRICS`) are computed once
+    and summed for each resample. Values that depend on all references are those of the whole split: the information of
+    NIST's n-grams, CIDEr's weights, and multi_bleu's number of references. Other metrics score each resample's texts.
 
     Args:
       examples: of one split.
-      members: [E][N] their answers.
+      members: [E][N] the members' answers.
       vote: [N] the vote's answers.
-      best: the best member.
+      best: the number of the best member.
       metric: the name of one of the task's metrics.
       seed: of the resamples.
 
@@ -76,14 +75,14 @@ def gain_intervals(
 def _scores(
     examples: Examples, answers: Sequence[Sequence[str]], metric: str, resamples: Int[np.ndarray, "R N"]
 ) -> Float[np.ndarray, "R E"]:
-    """The score of each row of answers on each resample, which is given by its rows."""
+    """Return the score of each row of answers on each resample. A resample is a row of example numbers."""
     if examples.format is None or examples.postprocess is not None or metric not in CORPUS_METRICS:
-        return np.array([[_score(examples, own, metric, rows) for own in answers] for rows in resamples])
-    known, references = CORPUS_METRICS[metric], list(map(references_of, examples.expected))
+        return np.array([[_score(examples, row, metric, numbers) for row in answers] for numbers in resamples])
+    corpus_metric, references = CORPUS_METRICS[metric], list(map(references_of, examples.expected))
     times = np.stack([np.bincount(rows, minlength=len(examples)) for rows in resamples]).astype(np.float64)  # [R, N]
-    totals = [times @ known.statistics(references, own) for own in answers]  # [E] of [R, K]
-    return np.array([[known.score(total) for total in own] for own in totals]).T
+    totals = [times @ corpus_metric.statistics(references, row) for row in answers]  # [E] of [R, K]
+    return np.array([[corpus_metric.score(total) for total in row] for row in totals]).T
 
 
-def _score(examples: Examples, answers: Sequence[str], metric: str, rows: Int[np.ndarray, " N"]) -> float:
-    return examples.take(rows).score([answers[row] for row in rows])[metric]
+def _score(examples: Examples, answers: Sequence[str], metric: str, numbers: Int[np.ndarray, " N"]) -> float:
+    return examples.take(numbers).score([answers[i] for i in numbers])[metric]

@@ -17,6 +17,7 @@ from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, decided
 from prompt_jax.inference.answers import generate_answers, score_labels
 from prompt_jax.inference.batching import Rows, batch_shapes
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, stack_prompts
 
 # Runs the members with these numbers on the examples with these numbers. Returns all votes so far, [E, N], NO_VOTE
@@ -44,7 +45,7 @@ class EarlyEvaluation:
 
 def evaluate_early(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     examples: Examples,
     options: EvaluationOptions,
     *,

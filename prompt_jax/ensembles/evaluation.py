@@ -1,4 +1,4 @@
-"""An ensemble's scores: each member's, and the vote's (Lester et al. 2021, table 3)."""
+"""The scores of an ensemble: of each member and of the vote (Lester et al. 2021, table 3)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,22 +13,23 @@ from prompt_jax.ensembles.comparison import agreement, confusion, gain_intervals
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, mean_probability, vote_answers
 from prompt_jax.errors import UserError
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members, rank_scores
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
 VoteRule = Literal["majority", "mean-probability"]
 
 
 class VoteError(UserError, ValueError):
-    """Members that cannot vote by this rule; the message says what would be right."""
+    """Members that cannot vote by this rule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedVote:
-    """Most probable labels, in the examples' order.
+    """The most probable labels, in the order of the examples.
 
     Attributes:
-      members: [E][N] each member's, None where one was not asked.
-      vote: [N] the one that wins.
+      members: [E][N] each member's, None where a member did not run.
+      vote: [N] the label that wins.
     """
 
     members: list[list[str | None]]
@@ -37,25 +38,25 @@ class RankedVote:
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleEvaluation:
-    """Scores of several prompts and of their vote on one split, and what they come from.
+    """The scores of several prompts and of their vote on one split, and what they were computed from.
 
     Attributes:
-      vote_rule: `majority` votes twice: on the generated answers, which gives the task's metrics, and on each member's
-        most probable label, which gives those under `rank/`. `mean-probability` takes the label with the highest mean
-        of the members' probabilities (see `vote.mean_probability`), which gives the metrics under `rank/` alone.
-      members: each member's own scores, in order.
-      answers: [E][N] what the members voted with: generated answers, or under mean-probability most probable labels.
-      vote: the vote's answers as `predictions` and its scores. `label_scores` are the logs of the labels' mean
-        probability under either rule, None for a task without labels. `log_probabilities` are those of the member
+      vote_rule: `majority` votes twice: on the generated answers, for the task's metrics, and on each member's most
+        probable label, for the metrics `rank/METRIC`. `mean-probability` takes the label with the highest mean of the
+        members' probabilities (see `vote.mean_probability`), for the metrics `rank/METRIC` alone.
+      members: each member's evaluation, in order.
+      answers: [E][N] the members' votes: generated answers or, under mean-probability, most probable labels.
+      vote: the vote's scores, with its answers as `predictions`. `label_scores` are the logs of the labels' mean
+        probability under both rules, None for a task without labels. `log_probabilities` are those of the member
         whose answer is shown, or the log of the label's mean probability.
-      ranked: the members' most probable labels and the vote on them, by the rule; None for a task without labels.
-      metric: the name of the score that `best` and `intervals` are about: the first one that the vote has.
+      ranked: the members' most probable labels and the vote on them; None for a task without labels.
+      metric: the metric of `best` and `intervals`: the vote's first one.
       average: the mean of the members' scores.
-      best: the member with the highest score; of equal ones the first.
-      oracle: the share of examples that at least one member answers right. Answers are compared as the vote does.
+      best: the member with the highest score; the first one of a tie.
+      oracle: the share of examples that at least one member answers correctly. Answers are compared as in the vote.
       agreement: [E, E] the share of examples on which two members give the same answer.
-      confusion: for the members in order and then the vote, how often each label (rows) was answered with each label
-        or with none of them (the last column), [E + 1, C, C + 1]; None for a task without labels.
+      confusion: [E + 1, C, C + 1] for the members in order and then the vote: how often each label (rows) was answered
+        with each label, or with something else (the last column). None for a task without labels.
       intervals: 95 % confidence intervals of the vote's score minus the best member's, under "best", and minus the
         average, under "average"; see `comparison.gain_intervals`.
     """
@@ -74,7 +75,7 @@ class EnsembleEvaluation:
     intervals: dict[str, tuple[float, float]]
 
     def summary(self) -> dict[str, Any]:
-        """What JSON can hold of it, the members' own scores apart."""
+        """Return the results as JSON values, without the members' scores."""
         return {
             "vote_rule": self.vote_rule,
             "vote": self.vote.scores,
@@ -88,7 +89,7 @@ class EnsembleEvaluation:
 
 def evaluate_ensemble(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     examples: Examples,
     options: EvaluationOptions,
     vote: VoteRule = "majority",
@@ -147,27 +148,27 @@ def _confusion(
 
 
 def labels_of(examples: Examples) -> tuple[str, ...]:
-    """The labels of the examples' task; none where any text is an answer."""
+    """Return the labels of the examples' task; an empty tuple if any text is an answer."""
     return examples.format.labels if examples.format else ()
 
 
 def check_rule(vote: VoteRule, examples: Examples) -> None:
-    """Raises VoteError where the rule cannot be used on these examples."""
+    """Raise VoteError if the rule does not apply to these examples."""
     if not examples.needs_answers:
         raise VoteError(
-            f"{examples.name} is scored by log_likelihood alone, and there are no answers to vote on; name another "
-            "metric beside it, or score the members without a vote"
+            f"{examples.name} is scored by log_likelihood alone, and there are no answers to vote on; add another "
+            "metric, or score the members without a vote"
         )
     if vote == "mean-probability" and not labels_of(examples):
         raise VoteError(
-            f"{examples.name} has no labels, whose probabilities a vote by mean-probability needs; vote by majority"
+            f"{examples.name} has no labels, and a vote by mean-probability needs their probabilities; vote by majority"
         )
 
 
 def _vote(
     members: Sequence[Evaluation], examples: Examples, labels: Sequence[str], vote: VoteRule
 ) -> tuple[list[list[str]], Evaluation, RankedVote | None]:
-    """What the members voted with, the vote, and the vote on most probable labels."""
+    """Return the members' votes, the result of the vote, and the vote on most probable labels."""
     scores = [member.label_scores for member in members if member.label_scores is not None]
     label_scores = np.stack(scores) if scores else None
     ranked = None if label_scores is None else ranked_vote(labels, label_scores.argmax(axis=2), label_scores)
@@ -188,19 +189,19 @@ def _vote(
 def ranked_vote(
     labels: Sequence[str], votes: Int[np.ndarray, "E N"], label_scores: Float[np.ndarray, "E N C"]
 ) -> RankedVote:
-    """The vote by majority on most probable labels.
+    """Return the vote by majority on most probable labels.
 
     Args:
       labels: of the task.
       votes: the number of each member's most probable label, or NO_VOTE.
-      label_scores: the labels' log-probabilities in nats, 0 where a member was not asked.
+      label_scores: the labels' log-probabilities in nats, 0 where a member did not run.
     """
     members = [[None if i == NO_VOTE else labels[i] for i in row] for row in votes]
     return RankedVote(members, [labels[i] for i in majority(votes, label_scores)])
 
 
 def ranked_alone(examples: Examples, result: Evaluation) -> RankedVote | None:
-    """`ranked_vote` of a single prompt; None for a task without labels, or where they were not ranked."""
+    """Return the `ranked_vote` of a single prompt; None if no labels were ranked."""
     if result.label_scores is None:
         return None
     scores = result.label_scores[None]
@@ -213,11 +214,11 @@ def majority_vote(
     log_probabilities: Float[np.ndarray, "E N"],
     ranked: RankedVote | None,
 ) -> Evaluation:
-    """The vote by majority on generated answers, with the scores of both votes.
+    """Return the vote by majority on generated answers, with the scores of both votes.
 
     Args:
       examples: of one split.
-      answers: [E][N] generated answers, None where a member was not asked.
+      answers: [E][N] generated answers, None where a member did not run.
       log_probabilities: of these answers, in nats.
       ranked: the vote on most probable labels; None without labels.
     """

@@ -1,4 +1,4 @@
-"""What `prompt-jax evaluate` shows of prompts from files, and writes."""
+"""The results of `prompt-jax evaluate`, as tables and files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from prompt_jax.storage.json_text import json_text
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Scores of a prompt, or of several and their vote.
+    """The scores of one prompt, or of several prompts and their vote.
 
     Attributes:
-      shown: what a terminal shows.
-      tables: the same for a file.
-      scores: all of it as JSON.
-      examples: that were answered.
-      answers: [E][N] the members' answers, None where one was not asked.
-      vote: of them, or the only prompt's evaluation; the first one's where there are no answers to vote on.
-      ranked: their most probable labels and the vote on them; None for a task without labels.
+      shown: tables for the terminal.
+      tables: tables for a file.
+      scores: all scores as JSON values.
+      examples: the examples that were answered.
+      answers: [E][N] the members' answers, None where a member did not run.
+      vote: the vote; for one prompt, or if there are no answers to vote on, the evaluation of the first member.
+      ranked: the most probable labels and the vote on them; None for a task without labels.
     """
 
     shown: list[Table]
@@ -40,7 +40,7 @@ class Outcome:
     ranked: RankedVote | None
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `table.md`, `scores.json` and `predictions.jsonl`, and gives their paths."""
+        """Write `table.md`, `scores.json` and `predictions.jsonl` and return their paths."""
         paths = [folder / name for name in ("table.md", "scores.json", "predictions.jsonl")]
         write_text(paths[0], "\n".join(table.markdown() for table in self.tables))
         write_text(paths[1], json_text(self.scores, indent=2, ensure_ascii=False) + "\n")
@@ -67,12 +67,12 @@ def evaluate_files(
 
     if len(members) == 1 or (not examples.needs_answers and not early_stop and vote == "majority"):
         results = evaluate_members(model, prompts, examples, options)
-        own = [result.scores for result in results]
+        each = [result.scores for result in results]
         called = [f"member {number}" for number in range(len(members))]
         names = member_rows(called, member_names(members)) if len(members) > 1 else [str(members[0])]
-        tables = [score_table(title, dict(zip(names, own, strict=True)))]
-        shown = tables if len(members) > 1 else [score_list(f"{members[0]}: {title}", own[0])]
-        scores, ranked = _scores(examples, members, own, None), ranked_alone(examples, results[0])
+        tables = [score_table(title, dict(zip(names, each, strict=True)))]
+        shown = tables if len(members) > 1 else [score_list(f"{members[0]}: {title}", each[0])]
+        scores, ranked = _scores(examples, members, each, None), ranked_alone(examples, results[0])
         return Outcome(shown, tables, scores, examples, [r.predictions for r in results], results[0], ranked)
 
     if early_stop:
@@ -80,18 +80,18 @@ def evaluate_files(
         saved = {f"saved passes for {part}": share for part, share in early.saved.items()}
         title = f"{title}, {len(members)} members, majority vote, stopped early"
         shown = [score_list(title, early.vote.scores | saved)]
-        together: dict[str, Any] = {"vote_rule": "majority", "vote": early.vote.scores, "saved": early.saved}
-        scores = _scores(examples, members, [None] * len(members), together)
+        summary: dict[str, Any] = {"vote_rule": "majority", "vote": early.vote.scores, "saved": early.saved}
+        scores = _scores(examples, members, [None] * len(members), summary)
         return Outcome(shown, shown, scores, examples, early.answers, early.vote, early.ranked)
 
     ensemble = evaluate_ensemble(model, prompts, examples, options, vote)
     title = f"{title}, {len(members)} members, {vote} vote"
     shown = ensemble_tables(ensemble, title, member_names(members), labels_of(examples))
-    together = ensemble.summary() | {"metric": ensemble.metric, "confusion": None}
+    summary = ensemble.summary() | {"metric": ensemble.metric, "confusion": None}
     if ensemble.confusion is not None:
-        *own, voted = ensemble.confusion.tolist()
-        together["confusion"] = {"labels": list(labels_of(examples)), "members": own, "vote": voted}
-    scores = _scores(examples, members, [member.scores for member in ensemble.members], together)
+        *each, voted = ensemble.confusion.tolist()
+        summary["confusion"] = {"labels": list(labels_of(examples)), "members": each, "vote": voted}
+    scores = _scores(examples, members, [member.scores for member in ensemble.members], summary)
     return Outcome(shown, shown, scores, examples, ensemble.answers, ensemble.vote, ensemble.ranked)
 
 
@@ -113,9 +113,9 @@ def evaluate_base(
     cut = f", {count} inputs cut" if (count := first.truncated.get("inputs", 0)) else ""
     title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples{cut}"
     results = evaluate_members(model, [None] * len(examples), examples, options)
-    own = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
+    ways = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
     task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}
-    task |= {"truncated": first.truncated, "base": model.name, "ways": own}
+    task |= {"truncated": first.truncated, "base": model.name, "ways": ways}
     answers: list[Sequence[str | None]] = [result.predictions for result in results]
     if len(results) == 1 or not first.needs_answers:
         tables = [score_table(title, {name: result.scores for name, result in zip(names, results, strict=True)})]
@@ -133,7 +133,7 @@ def _scores(
     scores: Sequence[dict[str, float] | None],
     ensemble: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    own = [
+    each = [
         {
             "file": str(member.path),
             "member": member.number,
@@ -143,4 +143,4 @@ def _scores(
         for member, member_scores in zip(members, scores, strict=True)
     ]
     task = {"task": examples.name, "split": examples.split, "examples": len(examples), "truncated": examples.truncated}
-    return task | {"members": own, "ensemble": ensemble}
+    return task | {"members": each, "ensemble": ensemble}

@@ -1,4 +1,4 @@
-"""What evaluations leave on disk as JSON."""
+"""The predictions of an evaluation as JSON lines."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,22 +19,21 @@ def prediction_lines(
     ranked: RankedVote | None = None,
     before: Evaluation | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What was answered to each example, in their order.
+    """Return one JSON object for each example, in order.
 
     Args:
       examples: of one split.
-      members: [E][N] the members' answers, None where one was not asked; a single prompt is the only member.
-      vote: of them, or the single prompt's evaluation.
-      ranked: their most probable labels and the vote on them.
-      before: the base's own, without a prompt.
+      members: [E][N] the members' answers, None where a member did not run. A single prompt is the only member.
+      vote: the vote, or the single prompt's evaluation.
+      ranked: the members' most probable labels and the vote on them.
+      before: the evaluation of the base without a prompt.
 
     Yields:
-      `task`, `input`, `target`; `references`, all targets of the input, where metrics compare with several; `before`
-      (the base's answer or None), `members` (each member's answer), `prediction` (the vote's); `ranked_members` (each
-      member's most probable label) and `ranked` (that of the vote on them), None without labels; and `label_scores`:
-      the vote's log-probability of each label, in nats, or None. The majority of the most probable labels need not be
-      the label with the highest of these, which are means over the members. In `members` and in `ranked_members` None
-      is in place of a member that was not asked.
+      `task`, `input`, `target`; `references`, all targets of the input, if metrics compare with several; `before`, the
+      base's answer or None; `members`, each member's answer; `prediction`, the vote's answer; `ranked_members`, each
+      member's most probable label, and `ranked`, the vote on them, None without labels; and `label_scores`, the vote's
+      log-probability of each label in nats, or None. `label_scores` are means over the members, so `ranked` need not
+      have the highest one. `members` and `ranked_members` have None for a member that did not run.
     """
     labels = examples.format.labels if examples.format else ()
     for i, prediction in enumerate(vote.predictions):
@@ -47,12 +46,12 @@ def prediction_lines(
             "before": None if before is None else before.predictions[i],
             "members": [answers[i] for answers in members],
             "prediction": prediction,
-            "ranked_members": None if ranked is None else [own[i] for own in ranked.members],
+            "ranked_members": None if ranked is None else [each[i] for each in ranked.members],
             "ranked": None if ranked is None else ranked.vote[i],
             "label_scores": None if scores is None else dict(zip(labels, scores, strict=True)),
         }
 
 
 def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Writes lines of `prediction_lines`, of one task after the other, as JSONL."""
+    """Write lines of `prediction_lines` as JSONL."""
     write_text(path, "".join(json_text(line, ensure_ascii=False) + "\n" for line in lines))

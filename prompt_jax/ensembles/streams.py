@@ -1,4 +1,4 @@
-"""Inputs without targets, answered by one prompt, by an ensemble's vote, or each by the prompt that it names."""
+"""Answers to a stream of inputs: by one prompt, by an ensemble's vote, or by the prompt that each input names."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +17,8 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference.answers import generate_answers, label_ids, score_labels, tokenize
 from prompt_jax.inference.batching import Rows, stack_with_ids
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.inference.evaluation import merged_model
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, stack_prompts
 from prompt_jax.storage.paths import parse_path
 from prompt_jax.task_format import TaskFormat
@@ -25,45 +27,48 @@ from prompt_jax.task_format import TaskFormat
 class Line(NamedTuple):
     """An input of a stream."""
 
-    prompt: str | None  # the name of its prompt; None for the base alone, and where the stream has but one answerer
-    input: str  # with the template's columns filled in and its control tokens marked
+    prompt: str | None  # the name of its prompt; None for the base alone, and if all lines have the same prompt
+    input: str  # the filled-in template, with control tokens marked
 
 
 class Answer(NamedTuple):
-    """What is answered to a line."""
+    """The answer to a line."""
 
     prediction: str
-    label_scores: dict[str, float] | None  # log-probabilities in nats; None if not asked for, or if there are no labels
+    label_scores: dict[str, float] | None  # log-probabilities in nats; None if not requested or without labels
 
 
 class Voting:
-    """Answers lines with the vote of all prompts (see `vote`), or with the answer of a single one.
+    """Answers lines with the vote of all prompts (see `vote`), or with a single prompt's answer.
 
     Attributes:
-      cut: how many inputs so far were cut to the length of the task.
+      cut: the number of inputs truncated so far.
     """
 
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Delta],
         task_format: TaskFormat,
         decoding: Decoding = FROM_CHECKPOINT,
     ):
-        """Raises PromptStackError where prompts do not go together."""
+        """Raise PromptStackError if the prompts cannot be stacked."""
         self._model, self._members, self._format = model, len(prompts), task_format
         self._decoding, self._count = decoding, 0
-        stacked, self._ids = stack_with_ids(prompts)
+        added: Sequence[Any] = prompts
+        if len(prompts) == 1:
+            self._model, added = merged_model(model, prompts[0])
+        stacked, self._ids = stack_with_ids(added)
         self._prompt = jax.device_put(stacked)
         self.cut = 0
 
     def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
-        """The answers to lines, which are best as many as a batch has rows.
+        """Return the answers to lines. It is fastest with as many lines as a batch has rows.
 
         Args:
           lines: the inputs.
-          batch_size: rows a batch: an input with one member's prompt.
-          rank: whether to score the task's labels; of several members these are the scores of `mean_probability`.
+          batch_size: rows per batch. A row is an input with one member's prompt.
+          rank: also score the task's labels; with several members by `mean_probability`.
         """
         inputs, cut = tokenize(self._model, [line.input for line in lines], self._format.input_length)
         self.cut += cut
@@ -85,14 +90,14 @@ class Voting:
 
 
 def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:
-    """The prompts of files by the names that inputs give them.
+    """Return the prompts of files by name.
 
     Args:
-      words: `NAME=FILE`, or `FILE`, whose name is the file's without its extension. For a member of an ensemble its
-        number comes after it, `sentiment/0`.
+      words: `NAME=FILE`, or `FILE` to use the file's name without extension. A member of an ensemble's file is named
+        NAME/NUMBER, such as `sentiment/0`.
 
     Raises:
-      UserError: two files of one name, or a template that takes the field `prompt` for itself.
+      UserError: two files have one name, or a template has a column `prompt`.
       PromptFormatError: as `read_prompts`.
     """
     files: dict[str, Path] = {}
@@ -102,7 +107,7 @@ def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:
         name, path = (Path(word).stem, parse_path(word)) if whole else (name, parse_path(file))
         if name in files:
             raise UserError(
-                f"{files[name]} and {path} would both be called {name!r}; give one of them another name: OTHER={path}"
+                f"{files[name]} and {path} would both be named {name!r}; give one of them another name: OTHER={path}"
             )
         files[name] = path
     named = {
@@ -119,16 +124,17 @@ def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:
 def read_lines(
     rows: Iterable[tuple[str, Mapping[str, Any]]], named: Mapping[str, LoadedPrompt], marked: Callable[[str], str]
 ) -> Iterator[Line]:
-    """The lines of a mixed stream.
+    """Return the lines of a mixed stream.
 
     Args:
-      rows: where each input is from, and the input: an object with the field `prompt`, the name of a prompt or null for
-        the base alone, and the columns of that prompt's template (of the base alone: `text`).
+      rows: the origin of each input, and the input: an object with the field `prompt`, the name of a prompt or null for
+        the base alone, and the columns of that prompt's template (`text` for the base alone).
       named: the prompts.
       marked: `Tokenizer.marked` of the model.
 
     Raises:
-      UserError: a row names no prompt, or none of these; or lacks a column of its prompt's template (DataError).
+      UserError: a row has no prompt or an unknown one.
+      DataError: a row lacks a column of its prompt's template.
     """
     formats = {name: _format(member).marked(marked) for name, member in [(None, None), *named.items()]}
     for where, row in rows:
@@ -141,12 +147,12 @@ def read_lines(
 
 
 def _format(member: LoadedPrompt | None) -> TaskFormat:
-    """That of a prompt's task; of the base alone, and of a prompt that says nothing of it, a single column."""
+    """Return the format of a prompt's task; a single column `text` for the base and if the prompt has no format."""
     return (member.metadata.format if member else None) or TaskFormat("{text}")
 
 
 def _known(name: str, named: Mapping[str, LoadedPrompt]) -> str:
-    """The names nearest to one, or where none is near some of all."""
+    """Suggest the names most similar to `name`, or list some names if none is similar."""
     if near := difflib.get_close_matches(name, list(named), n=3, cutoff=0.4):
         return f"Did you mean {' or '.join(map(repr, near))}?"
     more = f" and {len(named) - 10} more" if len(named) > 10 else ""
@@ -154,14 +160,14 @@ def _known(name: str, named: Mapping[str, LoadedPrompt]) -> str:
 
 
 class Mixed:
-    """Answers each line with the prompt that it names, in batches mixed over the prompts.
+    """Answers each line with the prompt that it names, in batches that mix prompts.
 
     Attributes:
-      cut: how many inputs so far were cut to the length of their prompt's task.
+      cut: the number of inputs truncated so far.
     """
 
     def __init__(self, model: Model, named: Mapping[str, LoadedPrompt], decoding: Decoding = FROM_CHECKPOINT):
-        """Raises PromptStackError, naming the files, where prompts do not go together."""
+        """Raise PromptStackError, which names the files, if the prompts cannot be stacked."""
         members = list(named.values())
         self._model, self._decoding, self._count = model, decoding, 0
         self._prompt = jax.device_put(
@@ -169,18 +175,18 @@ class Mixed:
         )
         self._ids: dict[str | None, int] = {None: NO_PROMPT} | {name: number for number, name in enumerate(named)}
         self._formats = {name: _format(member) for name, member in [(None, None), *named.items()]}
-        # What is compiled does not depend on which prompts the lines of a batch name.
-        self._longest = max(own.target_length for own in self._formats.values())
-        labels = {label for own in self._formats.values() for label in own.labels}
+        # The compiled shapes do not depend on which prompts a batch mixes.
+        self._longest = max(task_format.target_length for task_format in self._formats.values())
+        labels = {label for task_format in self._formats.values() for label in task_format.labels}
         self._longest_label = max((len(label_ids(model, label)) for label in labels), default=None)
         self.cut = 0
 
     def __call__(self, lines: Sequence[Line], batch_size: int, *, rank: bool) -> list[Answer]:
-        """What each line's prompt gives alone, with the labels of its own task. Arguments as for `Voting`."""
+        """Return the answer of each line's prompt, with the labels of that prompt's task. Arguments as for `Voting`."""
         formats = [self._formats[line.prompt] for line in lines]
         inputs = []
-        for line, own in zip(lines, formats, strict=True):
-            (ids,), cut = tokenize(self._model, [line.input], own.input_length)
+        for line, task_format in zip(lines, formats, strict=True):
+            (ids,), cut = tokenize(self._model, [line.input], task_format.input_length)
             inputs.append(ids)
             self.cut += cut
         prompt_ids = np.array([self._ids[line.prompt] for line in lines])

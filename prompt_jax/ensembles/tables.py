@@ -1,4 +1,4 @@
-"""An ensemble's scores as text: each member, average, best and vote, as in table 3 of Lester et al. 2021."""
+"""An ensemble's scores as tables: members, average, best and vote, as in table 3 of Lester et al. 2021."""
 
 import dataclasses
 import re
@@ -10,13 +10,13 @@ from prompt_jax.ensembles.evaluation import EnsembleEvaluation
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of text; the first row heads the columns, the first column names the rows."""
+    """A table of text cells. The first row has the column heads, the first column the row names."""
 
     title: str
     rows: list[list[str]]
 
     def text(self) -> str:
-        """Aligned and indented, a line each row."""
+        """Return aligned, indented text, one line per row."""
         rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [self.title]
@@ -26,10 +26,10 @@ class Table:
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        """A heading and a table."""
-        heads, *rows = [[_escaped(cell) for cell in row] for row in self.rows]
+        """Return a Markdown heading and table."""
+        heads, *rows = [[_escape(cell) for cell in row] for row in self.rows]
         lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-        return "\n".join([f"## {_escaped(self.title)}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+        return "\n".join([f"## {_escape(self.title)}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
 
 
 def ensemble_tables(
@@ -40,14 +40,14 @@ def ensemble_tables(
     numbers: Sequence[int] | None = None,
     before: Mapping[str, float] | None = None,
 ) -> list[Table]:
-    """Scores, the vote's gain, agreement and, for a task with labels, the vote's confusion.
+    """Return tables of scores, the vote's gain, agreement and, for a task with labels, the vote's confusion.
 
     Args:
       result: of `evaluate_ensemble`.
-      title: what was answered.
-      names: where each member comes from.
-      labels: the task's.
-      numbers: what the members are called, if not 0, 1 and so on.
+      title: of the table of scores.
+      names: the file or settings of each member.
+      labels: the task's labels.
+      numbers: the members' numbers. The default is 0, 1 and so on.
       before: the scores of the base alone.
     """
     numbers = range(len(names)) if numbers is None else numbers
@@ -67,19 +67,19 @@ def ensemble_tables(
 
 
 def member_rows(called: Sequence[str], names: Sequence[str]) -> list[str]:
-    """What the rows of members are called: `member 0 (seed 0)`."""
+    """Return row names such as `member 0 (seed 0)`."""
     return [f"{number} ({name})" if name else number for number, name in zip(called, names, strict=True)]
 
 
 def score_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Scores by name, a metric a column; `-` where a row has no such metric."""
+    """Return a table with a row for each name and a column for each metric; `-` marks a missing score."""
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     cells = [[name, *(_number(scores.get(metric)) for metric in metrics)] for name, scores in rows.items()]
     return Table(title, [["", *metrics], *cells])
 
 
 def score_list(title: str, scores: Mapping[str, float]) -> Table:
-    """Scores by metric, a row each."""
+    """Return a table with a row for each metric."""
     return Table(title, [["", ""], *([metric, _number(value)] for metric, value in scores.items())])
 
 
@@ -90,7 +90,7 @@ def _scores(
     called: Sequence[str],
     before: Mapping[str, float] | None,
 ) -> Table:
-    members = dict(zip(member_rows(called, names), (own.scores for own in result.members), strict=True))
+    members = dict(zip(member_rows(called, names), (member.scores for member in result.members), strict=True))
     return score_table(
         title,
         ({"base": before} if before else {})
@@ -118,6 +118,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _escaped(text: str) -> str:
-    """A text in a Markdown cell or heading, where some characters would begin something else."""
+def _escape(text: str) -> str:
+    """Escape a text for a Markdown cell or heading."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

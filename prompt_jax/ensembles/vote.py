@@ -1,13 +1,13 @@
-"""Votes: from the members' answers to one. Pure NumPy. Letters of shapes: see `prompt_jax.models`; N is examples.
+"""Votes on the members' answers, in NumPy. Shapes: see `prompt_jax.models`; N examples.
 
-The majority rule is one for ranked labels and for generated answers:
+The same majority rule serves ranked labels and generated answers:
 
-1. the answer that most members gave;
-2. of several such, the one with the highest log-probability, summed over the members (nats). Of a label every member
-   knows it, and all of them count. Of a generated text only those who gave it know it, and only they count;
-3. of several such still, the one that the earliest member gave.
+1. The answer that most members gave wins.
+2. A tie goes to the answer with the highest log-probability in nats, summed over members. For a label, all members
+   count. For a generated text, only the members that gave it count, because the others did not score it.
+3. A remaining tie goes to the answer of the earliest member.
 
-The paper votes by majority; it does not say how ties are broken.
+The paper votes by majority but does not say how ties are broken.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ from jaxtyping import Bool, Float, Int
 from prompt_jax.metrics import normalize_answer
 from prompt_jax.task_format import SENTINEL, without_sentinel
 
-NO_VOTE = -1  # in place of an answer's number: this member was not asked
+NO_VOTE = -1  # the answer number of a member that did not run
 
 
 def majority(votes: Int[np.ndarray, "E N"], log_probabilities: Float[np.ndarray, "E N C"]) -> Int[np.ndarray, " N"]:
-    """The number of the answer that wins each example, by the rule above.
+    """Return the number of the answer that wins each example, by the rule above.
 
     Args:
       votes: the number of each member's answer, from 0 to C - 1, or NO_VOTE.
-      log_probabilities: of each answer by each member, in nats; 0 where it is to add nothing, -inf where it is
-        impossible. NaN counts as -inf.
+      log_probabilities: of each answer by each member, in nats. Use 0 for a member that should not count and -inf for
+        an impossible answer. NaN counts as -inf.
 
     Raises:
-      ValueError: a number that is none of an answer, or an example that nobody voted on.
+      ValueError: a number is out of range, or no member voted on an example.
     """
     members, _, classes = log_probabilities.shape
     if not ((votes >= NO_VOTE) & (votes < classes)).all():
@@ -38,7 +38,7 @@ def majority(votes: Int[np.ndarray, "E N"], log_probabilities: Float[np.ndarray,
     if (votes == NO_VOTE).all(axis=0).any():
         raise ValueError("there is an example that no member voted on")
     gave = votes[:, :, None] == np.arange(classes)  # [E, N, C]
-    # In sorted order, so that the sum of equal terms is equal whoever gave which.
+    # Summed in sorted order, so that the order of members does not change the rounding.
     sums = np.sort(_known(log_probabilities), axis=0).sum(axis=0)
     earliest = np.where(gave, np.arange(members)[:, None, None], members).min(axis=0)
     return _winners(gave.sum(axis=0), sums, earliest)
@@ -49,15 +49,15 @@ def vote_answers(
     log_probabilities: Float[np.ndarray, "E N"],
     same: Callable[[str], str],
 ) -> Int[np.ndarray, " N"]:
-    """The member that speaks for each example: the first, in order, that gave the answer of the majority.
+    """Return, for each example, the first member that gave the majority's answer.
 
     Args:
-      answers: [E][N] generated answers; None where a member was not asked.
-      log_probabilities: of each of them, by the member that gave it, in nats.
-      same: two answers are the same if this makes them equal; see `comparison`.
+      answers: [E][N] generated answers; None where a member did not run.
+      log_probabilities: of each answer, by the member that gave it, in nats.
+      same: maps equal answers to one text; see `comparison`.
 
     Raises:
-      ValueError: an example that nobody voted on.
+      ValueError: no member voted on an example.
     """
     ids = answer_ids(answers, same)
     members, count = ids.shape
@@ -81,8 +81,11 @@ def _known(log_probabilities: Float[np.ndarray, "E *rest"]) -> Float[np.ndarray,
 def _winners(
     counts: Int[np.ndarray, "N C"], sums: Float[np.ndarray, "N C"], earliest: Int[np.ndarray, "N C"]
 ) -> Int[np.ndarray, " N"]:
-    """The answer that wins each example, from how many gave each answer, the sums of its log-probabilities, and the
-    first member that gave it."""
+    """Return the answer that wins each example.
+
+    The arguments are, for each answer, the number of members that gave it, the sum of its log-probabilities, and the
+    first member that gave it.
+    """
     tied = counts == counts.max(axis=1, keepdims=True)
     sums = np.where(tied, sums, -np.inf)
     tied &= sums == sums.max(axis=1, keepdims=True)
@@ -90,7 +93,7 @@ def _winners(
 
 
 def answer_ids(answers: Sequence[Sequence[str | None]], same: Callable[[str], str]) -> Int[np.ndarray, "E N"]:
-    """Each answer's number within its example: the first member that gave the same one; NO_VOTE for None."""
+    """Return each answer's number: the first member that gave the same answer to the example; NO_VOTE for None."""
     ids = np.full((len(answers), len(answers[0])), NO_VOTE)
     for example, given in enumerate(zip(*answers, strict=True)):
         first: dict[str, int] = {}
@@ -101,9 +104,10 @@ def answer_ids(answers: Sequence[Sequence[str | None]], same: Callable[[str], st
 
 
 def comparison(labels: Sequence[str], sentinel: bool = False) -> Callable[[str], str]:
-    """Return what answers are compared by: themselves where the task has labels, else as SQuAD's evaluation does.
+    """Return a function that maps equal answers to one text.
 
-    With `sentinel` (`Examples.has_sentinel`), or where labels begin with SENTINEL, an answer is the same without it.
+    Labels are compared exactly, free text as in SQuAD's evaluation. With `sentinel` (`Examples.has_sentinel`), or if
+    labels begin with SENTINEL, the sentinel is ignored.
     """
     same = str if labels else normalize_answer
     ignored = sentinel or any(label.startswith(SENTINEL) for label in labels)
@@ -111,11 +115,10 @@ def comparison(labels: Sequence[str], sentinel: bool = False) -> Callable[[str],
 
 
 def mean_probability(label_scores: Float[np.ndarray, "E N C"]) -> Float[np.ndarray, "N C"]:
-    """Log of the mean over members of the labels' probabilities, in nats.
+    """Return the log of the labels' probabilities averaged over members, in nats.
 
-    A member's probabilities are those of the labels alone: they are divided by their sum. Otherwise a member that
-    finds all labels improbable, as many would as texts, would hardly count. One that gives none of them a probability
-    above 0 adds nothing.
+    Each member's probabilities are first normalized over the labels. Otherwise a member that finds all labels
+    improbable as texts would hardly count. A member that gives all labels probability 0 adds nothing.
     """
     scores = np.nan_to_num(label_scores.astype(np.float64), nan=-np.inf, neginf=-np.inf)
     total = np.logaddexp.reduce(scores, axis=2, keepdims=True)
@@ -124,16 +127,16 @@ def mean_probability(label_scores: Float[np.ndarray, "E N C"]) -> Float[np.ndarr
 
 
 def decided(votes: Int[np.ndarray, "E N"], remaining: int) -> Bool[np.ndarray, " N"]:
-    """Where the majority can no longer change, nor be tied, whatever the remaining members answer.
+    """Return the examples whose majority can neither change nor be tied, whatever the remaining members answer.
 
-    The leader has more votes than the second and all that remain together. An answer that nobody has given yet has 0.
+    There the leader has more votes than the second answer and all remaining members together.
 
     Args:
       votes: numbers of answers, or NO_VOTE.
-      remaining: how many members have not answered yet.
+      remaining: the number of members that have not answered yet.
     """
-    # [E, N]: how many members gave what this one gave.
-    counts = np.stack([((votes == own) & (own != NO_VOTE)).sum(axis=0) for own in votes])
+    # [E, N]: the number of members that gave the same answer as this one.
+    counts = np.stack([((votes == row) & (row != NO_VOTE)).sum(axis=0) for row in votes])
     leader = np.take_along_axis(votes, counts.argmax(axis=0)[None], axis=0)
     second = np.where(votes == leader, 0, counts).max(axis=0)
     return counts.max(axis=0) > second + remaining

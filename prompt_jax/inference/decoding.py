@@ -14,7 +14,6 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.inference import logits_rules
 from prompt_jax.inference.beam_search import Hypotheses, search_beams
 from prompt_jax.models import check_context, family, longest_row
-from prompt_jax.models.delta import tuned
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
 HostOrDevice = np.ndarray | jax.Array
@@ -209,7 +208,6 @@ def _generate(
     row_numbers: Int[Array, "B"],
 ) -> Generated:
     rules = logits_rules.merged_settings(config, decoding, max_new_tokens)
-    params, prompt = tuned(params, prompt)
     if rules.beams > 1:
         found = search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
         return Generated(found.tokens[:, 0], found.log_probability[:, 0])
@@ -260,7 +258,6 @@ def _search(
     decoding: Decoding,
 ) -> Hypotheses:
     rules = logits_rules.merged_settings(config, decoding, max_new_tokens)
-    params, prompt = tuned(params, prompt)
     return search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
 
 
@@ -273,7 +270,6 @@ def _score(
     targets: Int[Array, "C *B T"],
     targets_mask: Bool[Array, "C *B T"],
 ) -> Float[Array, "B C"]:
-    params, prompt = tuned(params, prompt)
     model: Any = family(config)
     encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
     start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets.dtype)[:, None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from prompt_jax.data.examples import Examples
 from prompt_jax.inference.answers import Answers, generate_answers, score_labels, score_targets
 from prompt_jax.inference.batching import Rows, stack_with_ids
 from prompt_jax.inference.decoding import FROM_CHECKPOINT
+from prompt_jax.models.delta import Delta, merged_params
 from prompt_jax.models.prompt import Prompt
 
 
@@ -51,14 +53,14 @@ class Evaluation:
     log_probabilities: np.ndarray
 
 
-def evaluate(model: Model, prompt: Prompt | None, examples: Examples, options: EvaluationOptions) -> Evaluation:
+def evaluate(model: Model, prompt: Prompt | Delta | None, examples: Examples, options: EvaluationOptions) -> Evaluation:
     """Evaluate one prompt, or the base alone if it is None, on the examples of a split."""
     return evaluate_members(model, [prompt], examples, options)[0]
 
 
 def evaluate_members(
     model: Model,
-    prompts: Sequence[Prompt | None],
+    prompts: Sequence[Prompt | Delta | None],
     examples: Examples | Sequence[Examples],
     options: EvaluationOptions,
 ) -> list[Evaluation]:
@@ -80,11 +82,13 @@ def evaluate_members(
         raise ValueError(f"expected prompts, and examples of each; there are {len(prompts)} and {len(each)}")
     if len({split.continues_input for split in each}) > 1:
         raise ValueError("expected texts to be continued for all prompts, or for none")
-    if len(prompts) > 1 and any(prompt is not None and prompt.base for prompt in prompts):
-        return [evaluate_members(model, [prompt], [own], options)[0] for prompt, own in zip(prompts, each, strict=True)]
+    if any(isinstance(prompt, Delta) for prompt in prompts):  # each has its own base
+        pairs = [(*merged_model(model, prompt), split) for prompt, split in zip(prompts, each, strict=True)]
+        return [evaluate_members(merged, rest, [split], options)[0] for merged, rest, split in pairs]
     owner = [number for number, split in enumerate(each) for _ in range(len(split))]
     labels = [split.format.labels if options.rank and split.format else () for split in each]
-    rows = _rows(model, prompts, each, owner, options)
+    unmerged: Any = prompts
+    rows = _rows(model, unmerged, each, owner, options)
     answers, likelihoods = Answers([], np.zeros(0, np.float32)), None
     if any(split.needs_answers for split in each):
         row_numbers = np.concatenate([np.arange(len(split), dtype=np.int32) for split in each])
@@ -103,6 +107,13 @@ def evaluate_members(
             scores |= rank_scores(split, [names[i] for i in ranked.argmax(axis=1)])
         results.append(Evaluation(scores, predictions, ranked, answers.log_probabilities[part]))
     return results
+
+
+def merged_model(model: Model, added: Prompt | Delta | None) -> tuple[Model, list[Prompt | None]]:
+    """Return the model with a Delta merged into its weights, and the prompts to evaluate it with."""
+    if not isinstance(added, Delta):
+        return model, [added]
+    return dataclasses.replace(model, params=merged_params(model.params, added)), [None]
 
 
 def rank_scores(examples: Examples, answers: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Prompt design: the base is asked as it is, in words, with examples of the task before the input or without any.
+"""Prompt design: the base alone with a text template, zero-shot or with in-context examples. Nothing is trained.
 
-What prompt tuning is compared with (Lester et al. 2021, section 1; Brown et al. 2020). Nothing is trained.
+The baseline for prompt tuning (Lester et al. 2021, section 1; Brown et al. 2020).
 """
 
 import dataclasses
@@ -17,28 +17,28 @@ from prompt_jax.data.examples import Examples
 from prompt_jax.errors import UserError
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
-DEFAULT_LENGTH = 512  # for models without a limit of their own: what T5 was pretrained with
+DEFAULT_LENGTH = 512  # for models without a position limit; T5 was pretrained with it
 
 
 class DesignError(UserError, ValueError):
-    """A design that cannot be written; the message says what would be right."""
+    """A prompt design that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptDesign:
-    """How the base is asked.
+    """How inputs and in-context examples are written.
 
     Attributes:
-      text: of an input, `{input}` being the task's.
-      shots: how many examples of the training split stand before it; None is as many as there is room for.
-      balanced: whether they are drawn from the labels in turn, each as long as it lasts, or as they come. Free text has
-        no labels.
-      demonstration: how an example is written, `{input}` being what `text` makes of its input and `{target}` its
-        answer. For an encoder it has to say itself where it ends, since SentencePiece drops line breaks: None is
-        `{input} {target}.`. For a causal model None is `{input} {target}`; a line break follows, and the input is
-        written as an example is up to its answer, which goes on from there.
-      length: the most tokens that all of it may have; None is what the model has positions for beside the answer, or
-        DEFAULT_LENGTH where it has no limit.
+      text: the template of an input. `{input}` is the task's input.
+      shots: the number of in-context examples, from the training split; None is as many as fit.
+      balanced: draw examples from the labels in turn, until a label has no more; otherwise draw at random. Has no
+        effect on tasks without labels.
+      demonstration: the template of an example. `{input}` is its input, written with `text`, and `{target}` its answer.
+        For an encoder the default is `{input} {target}.`; the template must mark the end, because SentencePiece drops
+        line breaks. For a causal model the default is `{input} {target}`, and a line break follows. Its input is
+        written like an example up to the answer, which the model continues.
+      length: the maximum number of tokens of an input with its examples. The default is the model's positions less the
+        answer's, or DEFAULT_LENGTH for a model without a limit.
     """
 
     text: str = "{input}"
@@ -64,54 +64,52 @@ def few_shot_inputs(
     *,
     target_length: int = TaskFormat.target_length,
 ) -> tuple[Examples, float]:
-    """Examples whose inputs are written by a design, and how many examples of the training split each has on average.
+    """Return the examples with few-shot inputs, and the mean number of in-context examples per input.
 
-    The same ones stand before every input, the first drawn as the first, but for one of the same text. Where there is
-    no room for all of them, an input has the first ones that fit, and a warning says so; `as many as there is room for`
-    leaves out those that do not fit and goes on. An input that is itself too long loses its end, but no words of the
-    design.
+    Every input gets the same in-context examples in the order drawn, except one with the input's own text. If not all
+    of them fit, an input gets the first ones that fit, with a warning. With `shots=None`, examples that do not fit are
+    skipped and later ones may still be used. An input that is too long is truncated; the template's text is kept.
 
     Args:
-      examples: to be answered.
-      design: how.
-      model: the base, whose tokenizer and special tokens are used.
-      training: what examples are drawn from; needed for any.
+      examples: the examples to be answered.
+      design: how inputs are written.
+      model: the base, for its tokenizer and special tokens.
+      training: the examples to draw from; required unless `shots` is 0.
       seed: of the draw.
-      target_length: the most tokens of an answer.
+      target_length: the maximum number of tokens of an answer.
 
     Raises:
-      DesignError: examples are to be drawn, and there are fewer, or they have no answers; or the design is longer than
-        it may be.
+      DesignError: `training` is missing or has too few examples, or the template has more tokens than allowed.
     """
     writer = _Writer(design, model, target_length)
-    drawn = [] if design.shots == 0 else _drawn(design, training, seed, most=writer.length)
+    drawn = [] if design.shots == 0 else _draw(design, training, seed, limit=writer.length)
     if training is not None and training.format is not None and training.format.labels:
         drawn = [(text, writer.marked(label)) for text, label in drawn]
-    inputs, counts, lacking, longer = [], [], 0, 0
+    inputs, counts, incomplete, truncated_inputs = [], [], 0, 0
     for text in examples.input_texts:
-        shown = [pair for pair in drawn if pair[0] != text]  # which would give the answer away
-        before: list[list[int]] = []
-        room = writer.length - len(writer.asked(text, bool(shown))[0])
+        shown = [pair for pair in drawn if pair[0] != text]  # an equal text would give the answer away
+        demonstrations: list[list[int]] = []
+        room = writer.length - len(writer.input_ids(text, bool(shown))[0])
         for pair in shown:
-            ids = writer.demonstration(*pair, bool(before))
+            ids = writer.demonstration(*pair, bool(demonstrations))
             if len(ids) <= room:
                 room -= len(ids)
-                before.append(ids)
+                demonstrations.append(ids)
             elif design.shots is not None:
                 break
-        own, cut = writer.asked(text, bool(before))
-        inputs.append(writer.together(before, own))
-        counts.append(len(before))
-        lacking += len(before) < min(len(shown), design.shots or 0)
-        longer += cut
-    if lacking:
+        ids, is_truncated = writer.input_ids(text, bool(demonstrations))
+        inputs.append(writer.concatenate(demonstrations, ids))
+        counts.append(len(demonstrations))
+        incomplete += len(demonstrations) < min(len(shown), design.shots or 0)
+        truncated_inputs += is_truncated
+    if incomplete:
         warnings.warn(
-            f"{lacking} of {len(examples)} inputs have fewer than {design.shots} examples before them: there is room "
-            f"for {writer.length} tokens (--shot-length)",
+            f"{incomplete} of {len(examples)} inputs have fewer than {design.shots} examples before them: there is "
+            f"room for {writer.length} tokens (--shot-length)",
             stacklevel=2,
         )
     targets = [ids[:-1] for ids in examples.targets] if writer.causal else examples.targets
-    truncated = {**examples.truncated, "inputs": longer}
+    truncated = {**examples.truncated, "inputs": truncated_inputs}
     written = dataclasses.replace(
         examples, inputs=inputs, targets=targets, truncated=truncated, continues_input=writer.causal
     )
@@ -119,7 +117,7 @@ def few_shot_inputs(
 
 
 class _Writer:
-    """Tokens of inputs and of examples in the words of a design, as a model is to read them."""
+    """Writes inputs and in-context examples with a design's templates, as token ids for a model."""
 
     def __init__(self, design: PromptDesign, model: Model, target_length: int):
         assert model.tokenizer is not None
@@ -127,76 +125,76 @@ class _Writer:
         self._start_id = model.config.start_id
         self.marked = self._tokenizer.marked
         self.causal: bool = self._tokenizer.causal
-        self._first = len(self._tokenizer.start)  # tokens before all of it
-        # SentencePiece begins every text with a space by itself, and a causal model's examples end in a line break.
+        self._first = len(self._tokenizer.start)  # the number of special tokens at the start
+        # SentencePiece adds a space before every text, and a causal model's examples end in a line break.
         self._space = " " if self._first else ""
         self._encode = functools.cache(self._tokenizer.encode)
         self._read = self._encode if self.causal else functools.cache(self._tokenizer.input_ids)
 
         form = self.marked(design.demonstration or ("{input} {target}" if self.causal else "{input} {target}."))
         text = self.marked(design.text)
-        self._asked = text
-        self._shown = _filled(form, input=text, target="{target}")
+        self._input = text
+        self._example = _fill(form, input=text, target="{target}")
         if self.causal:
             begun, _, end = form.partition("{target}")
             if "{input}" not in begun:
                 raise DesignError(f"a causal model reads {{input}} before {{target}}; the demonstration is {form!r}")
-            self._asked = _filled(begun, input=text).rstrip(" ")  # an answer's tokens begin with one
-            self._shown = self._asked + " {target}" + end.removesuffix("\n") + "\n"
+            self._input = _fill(begun, input=text).rstrip(" ")  # an answer's tokens begin with the space
+            self._example = self._input + " {target}" + end.removesuffix("\n") + "\n"
 
-        positions = getattr(model.config, "positions", None)  # T5's are relative
-        most = positions
-        if positions is not None and self.causal:  # an answer's first token is had from the last one before it
-            most = positions - target_length + 1
-        self.length: int = design.length or most or DEFAULT_LENGTH
-        if most is not None and self.length > most:
+        positions = getattr(model.config, "positions", None)  # None for T5, whose positions are relative
+        limit = positions
+        if positions is not None and self.causal:  # the last input token predicts the answer's first token
+            limit = positions - target_length + 1
+        self.length: int = design.length or limit or DEFAULT_LENGTH
+        if limit is not None and self.length > limit:
             raise DesignError(
-                f"an input and its examples may have at most {most} tokens, not {self.length} (--shot-length): "
+                f"an input and its examples may have at most {limit} tokens, not {self.length} (--shot-length): "
                 f"{model.name} has {positions} positions, and an answer up to {target_length} tokens"
             )
-        words = len(self._read(self._asked.replace("{input}", "")))
-        if words >= self.length:
+        fixed = len(self._read(self._input.replace("{input}", "")))
+        if fixed >= self.length:
             raise DesignError(
-                f"the words {self._asked!r} have {words} tokens without an input, and all of it may have {self.length} "
-                "(--shot-length)"
+                f"the text {self._input!r} has {fixed} tokens without an input, but only {self.length} are allowed in "
+                "total (--shot-length)"
             )
 
-    def asked(self, text: str, follows: bool) -> tuple[list[int], bool]:
-        """An input, after examples or as the first; and whether it was too long, and is cut."""
-        before, after = (self._space * follows + self._asked).split("{input}")
+    def input_ids(self, text: str, follows: bool) -> tuple[list[int], bool]:
+        """Return the ids of an input, and whether it was truncated. `follows` says that examples precede it."""
+        before, after = (self._space * follows + self._input).split("{input}")
         ids = self._read(before + text + after)
         if len(ids) <= self.length:
             return ids, False
-        last = self._first + len(self._encode(before + text))  # where what follows the input begins
-        return [*ids[: self.length - len(ids) + last], *ids[last:]], True
+        end = self._first + len(self._encode(before + text))  # the text after the input begins here
+        return [*ids[: self.length - len(ids) + end], *ids[end:]], True
 
     def demonstration(self, text: str, target: str, follows: bool) -> list[int]:
-        """An example, after others or as the first."""
-        return self._encode(self._space * follows + _filled(self._shown, input=text, target=target))
+        """Return the ids of an example. `follows` says that other examples precede it."""
+        return self._encode(self._space * follows + _fill(self._example, input=text, target=target))
 
-    def together(self, examples: list[list[int]], own: list[int]) -> np.ndarray:
-        """All that the model reads. A causal one needs a token before the last, from which its answer goes on."""
-        ids = [*own[: self._first], *itertools.chain(*examples), *own[self._first :]]
+    def concatenate(self, demonstrations: list[list[int]], ids: list[int]) -> np.ndarray:
+        """Return examples and input as one row. A causal model needs at least two tokens: one before `start_ids`."""
+        ids = [*ids[: self._first], *itertools.chain(*demonstrations), *ids[self._first :]]
         return np.array([self._start_id] * ((2 - len(ids)) * self.causal) + ids, np.int32)
 
 
-def _drawn(design: PromptDesign, training: Examples | None, seed: int, most: int) -> list[tuple[str, str]]:
-    """The examples that are shown, in their order; of as many as there is room for, `most`."""
+def _draw(design: PromptDesign, training: Examples | None, seed: int, limit: int) -> list[tuple[str, str]]:
+    """Return the in-context examples in order; at most `limit` of them if `shots` is None."""
     if training is None:
-        raise DesignError("examples to be shown are drawn from a training split, and there is none")
+        raise DesignError("in-context examples are drawn from a training split, and there is none")
     order = [int(row) for row in np.random.default_rng(seed).permutation(len(training))]
     order = [row for row in order if training.target_texts[row] != UNLABELED]
     wanted = design.shots or 1
     if len(order) < wanted:
-        raise DesignError(f"{training.name} has {len(order)} examples to be shown, and {wanted} are wanted")
+        raise DesignError(f"{training.name} has {len(order)} labeled examples; expected at least {wanted}")
     labels = training.format.labels if training.format is not None else ()
     if design.balanced and labels:
         by_label = {label: [row for row in order if training.target_texts[row] == label] for label in labels}
         if absent := [repr(label) for label, rows in by_label.items() if not rows]:
-            warnings.warn(f"{training.name} has no example of {', '.join(absent)} to be shown", stacklevel=3)
+            warnings.warn(f"{training.name} has no example of {', '.join(absent)}", stacklevel=3)
         turns = itertools.zip_longest(*by_label.values())
         order = [row for turn in turns for row in turn if row is not None]
-    rows = order[: design.shots or most]  # an example has a token at the least
+    rows = order[: design.shots or limit]  # an example has at least one token
     return [(training.input_texts[row], training.target_texts[row]) for row in rows]
 
 
@@ -206,5 +204,5 @@ def _check_fields(name: str, text: str, *fields: str) -> None:
         raise DesignError(f"the {name} {text!r} should have {wanted}, each once, and no other braces")
 
 
-def _filled(text: str, **fields: str) -> str:
+def _fill(text: str, **fields: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], text)

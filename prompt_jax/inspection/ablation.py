@@ -1,4 +1,4 @@
-"""What each virtual token does: the loss of a prompt without it."""
+"""Leave-one-out ablation: the loss of a prompt without each virtual token."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,21 +15,22 @@ from prompt_jax.errors import UserError
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
 from prompt_jax.models import check_context
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 
-# Prompts in memory at a time, each without another slot: the keys and values of a prefix are large.
+# The maximum number and total size of prompts in memory at a time. A prefix's keys and values are large.
 _STACK, _STACK_BYTES = 16, 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """The mean loss of a prompt's targets with all its slots, and without each of them.
+    """The mean loss of a prompt's targets with all slots, and without each slot.
 
     Attributes:
-      data: what it was measured on, in words.
-      tokens: target tokens that the mean is over.
-      loss: with all slots, in nats a target token.
-      without: without slot i alone, in the same unit.
+      data: a description of the examples.
+      tokens: the number of target tokens.
+      loss: with all slots, in nats per target token.
+      without: without slot i, in the same unit.
     """
 
     data: str
@@ -39,46 +40,46 @@ class Ablation:
 
     @property
     def effects(self) -> Float[np.ndarray, " P"]:
-        """By how much the loss is higher without each slot: what it is good for."""
+        """The increase of the loss without each slot."""
         return self.without - self.loss
 
 
-def leave_one_out(model: Model, prompt: Prompt, examples: Examples, *, batch_size: int) -> Ablation:
-    """The effect of each virtual token; of prompts with prefixes, of slot i of every part at once.
+def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, batch_size: int) -> Ablation:
+    """Measure the effect of each virtual token; in prompts with prefixes, of slot i of every part at once.
 
-    A prompt without a slot is the shorter one in which the others have moved together. Prompts are evaluated as one
-    stacked Prompt whose rows are masked, many at once: one shape, and so one compilation for each length of input.
+    Removing a slot shortens the prompt: the other slots become adjacent. Many shortened prompts are evaluated at once,
+    as one stacked Prompt with masks, so each input length is compiled once.
 
     Args:
       model: the base.
-      prompt: one that is not stacked. Slots that are not used are passed over.
-      examples: with their targets; of several references the first.
-      batch_size: rows a batch: an example with one of the prompts.
+      prompt: a prompt that is not stacked. Unused slots are skipped.
+      examples: examples with targets. Only the first of several references counts.
+      batch_size: rows per batch. A row is an example with one of the prompts.
 
     Raises:
-      UserError: examples without a label, or nothing that could be left out.
-      LogitsError: logits that are not finite.
-      ContextError: more than the model has positions for.
+      UserError: an example has no label, or the prompt has no slots.
+      LogitsError: a logit is not finite.
+      ContextError: a text does not fit the model's positions.
     """
     if examples.unlabeled:
         raise UserError(
-            f"{examples.name}, {examples.split}: {examples.unlabeled} of {len(examples)} examples have no label, and "
-            "so no loss; expected examples that have one"
+            f"{examples.name}, {examples.split}: {examples.unlabeled} of {len(examples)} examples have no label, so "
+            "they have no loss; expected examples with labels"
         )
-    if not prompt.parts:
-        raise UserError("what changes the base itself has no virtual tokens or prefix of which one could be left out")
+    if isinstance(prompt, Delta) or not prompt.parts:
+        raise UserError("the file changes the base's own weights; expected virtual tokens or a prefix to leave out")
     lengths = np.array(list(map(len, examples.targets)))
     check_context(model.config, prompt, max(map(len, examples.inputs)), int(lengths.max()))
     parts = prompt.parts.values()
     slots = max(int(used_arrays(part)[part.arrays[0]].shape[part.axes.index("P")]) for part in parts)
-    variants = [None, *range(slots)]
+    variants = [None, *range(slots)]  # the slot that is left out
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.device_get(prompt)))
     groups = -(-len(variants) // max(1, min(_STACK, _STACK_BYTES // max(size, 1))))
-    together = -(-len(variants) // groups)
+    group_size = -(-len(variants) // groups)
     losses: list[float] = []
-    for start in range(0, len(variants), together):
-        group = variants[start : start + together]
-        filled = [*group, *[None] * (together - len(group))]  # to the shape that is compiled
+    for start in range(0, len(variants), group_size):
+        group = variants[start : start + group_size]
+        filled = [*group, *[None] * (group_size - len(group))]  # one compiled shape for all groups
         losses += _losses(model, prompt, filled, examples, batch_size)[: len(group)]
     tokens = int(lengths.sum())
     whole, *without = np.array(losses) / tokens
@@ -98,9 +99,9 @@ def _losses(
 
 
 def _without(prompt: Prompt, slot: int | None) -> Prompt:
-    """The prompt without a slot, of the same size: the others are moved to the end, and the first is not used."""
+    """Return the prompt without a slot, in the same shape: the other slots move to the end, and the first is masked."""
 
-    def cut(part: Any) -> Any:
+    def remove(part: Any) -> Any:
         arrays, axis = used_arrays(part), part.axes.index("P")
         count = arrays[part.arrays[0]].shape[axis]
         if slot is None or slot >= count:
@@ -108,4 +109,4 @@ def _without(prompt: Prompt, slot: int | None) -> Prompt:
         shorter = {name: np.insert(np.delete(array, slot, axis), 0, 0, axis) for name, array in arrays.items()}
         return part.replace(mask=np.arange(count) > 0, **shorter)
 
-    return Prompt(**{name: cut(part) for name, part in prompt.parts.items()})
+    return Prompt(**{name: remove(part) for name, part in prompt.parts.items()})

@@ -1,4 +1,4 @@
-"""In what two prompts, or two configurations, differ."""
+"""The differences between two prompts or two configurations."""
 
 import dataclasses
 import json
@@ -12,24 +12,24 @@ from prompt_jax import experiment as experiments
 from prompt_jax.experiment import Experiment
 from prompt_jax.inspection.text import numbers, printable
 from prompt_jax.inspection.vectors import slot_vectors, unit_rows, vector_norms
-from prompt_jax.models.delta import flat
-from prompt_jax.models.prompt import Prompt, PromptPart, used_arrays
-from prompt_jax.prompt_files.io import PromptMetadata
+from prompt_jax.models.delta import Delta, flat
+from prompt_jax.models.prompt import PromptPart, used_arrays
+from prompt_jax.prompt_files.metadata import StoredPrompt
 
 _VALUE_LIMIT = 60  # characters of a value
 
 
 @dataclasses.dataclass(frozen=True)
 class PartDifference:
-    """What of one part of two prompts differs; of a prefix a slot is its keys and values in all layers.
+    """The difference between one part of two prompts. A slot of a prefix holds keys and values of all layers.
 
     Attributes:
-      sizes: of each, without unused slots.
-      norms: of all of the one's numbers, and of the other's.
-      norm: of their difference; None, as all below, where the sizes differ.
-      largest: difference of two numbers, without its sign.
-      where: the slot that it is in.
-      cosines: of each slot of the one with that of the other.
+      sizes: the shape of each part, without unused slots.
+      norms: the norm of each part.
+      norm: the norm of their difference. If the sizes differ, this and the following attributes are None.
+      largest: the largest absolute difference of two numbers.
+      where: the slot that contains it.
+      cosines: of each slot with the other prompt's.
     """
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -41,12 +41,14 @@ class PartDifference:
 
 
 def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
-    """In what two parts of one kind differ; None if their used slots are the same, bit by bit."""
-    own, other = used_arrays(a), used_arrays(b)
-    if all(own[name].shape == other[name].shape and own[name].tobytes() == other[name].tobytes() for name in own):
+    """Return how two parts of one kind differ; None if their used slots are equal, bit by bit."""
+    first, second = used_arrays(a), used_arrays(b)
+    if all(
+        array.shape == second[name].shape and array.tobytes() == second[name].tobytes() for name, array in first.items()
+    ):
         return None
     slots_a, slots_b = slot_vectors(a), slot_vectors(b)
-    sizes = tuple(own[a.arrays[0]].shape), tuple(other[b.arrays[0]].shape)
+    sizes = tuple(first[a.arrays[0]].shape), tuple(second[b.arrays[0]].shape)
     lengths = float(np.linalg.norm(slots_a)), float(np.linalg.norm(slots_b))
     if sizes[0] != sizes[1]:
         return PartDifference(sizes, lengths)
@@ -61,45 +63,42 @@ def part_difference(a: PromptPart, b: PromptPart) -> PartDifference | None:
     )
 
 
-def prompt_lines(a: tuple[Prompt, PromptMetadata], b: tuple[Prompt, PromptMetadata]) -> list[str]:
-    """In what two prompts, and what files say of them, differ, as lines of text; none if in nothing.
-
-    Slots that are not used make no difference.
-    """
+def prompt_lines(a: StoredPrompt, b: StoredPrompt) -> list[str]:
+    """Return lines of text with the differences between two prompts and their metadata. Ignores unused slots."""
     fields = [json.loads(json.dumps(dataclasses.asdict(metadata), default=str)) for _, metadata in (a, b)]
     lines = _field_lines(*fields)
-    own, other = a[0].parts, b[0].parts
-    for name in dict.fromkeys((*own, *other)):
-        if name not in own or name not in other:
-            lines.append(f"  {name}: only the {'first' if name in own else 'second'} has it")
-        elif (found := part_difference(own[name], other[name])) is not None:
-            lines += _part_lines(name, found)
-    return lines + _base_lines(flat(a[0].base or {}), flat(b[0].base or {}))
+    first, second = a[0].parts, b[0].parts
+    for name in dict.fromkeys((*first, *second)):
+        if name not in first or name not in second:
+            lines.append(f"  {name}: only the {'first' if name in first else 'second'} has it")
+        elif (difference := part_difference(first[name], second[name])) is not None:
+            lines += _part_lines(name, difference)
+    return lines + _base_lines(*(flat(prompt.leaves) if isinstance(prompt, Delta) else {} for prompt in (a[0], b[0])))
 
 
 def _base_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """In what two prompts change the base differently."""
+    """Return the differences between two prompts' changes of the base."""
     lines = []
     for name in sorted(a.keys() | b.keys()):
         if name not in a or name not in b:
             lines.append(f"  base/{name}: only the {'first' if name in a else 'second'} has it")
             continue
-        own, other = (np.asarray(each[name], np.float64) for each in (a, b))
-        if own.shape != other.shape:
-            lines.append(f"  base/{name}: {list(own.shape)}, and {list(other.shape)}")
-        elif own.tobytes() != other.tobytes():
-            norm, largest = np.linalg.norm(own - other), np.abs(own - other).max()
+        first, second = (np.asarray(leaves[name], np.float64) for leaves in (a, b))
+        if first.shape != second.shape:
+            lines.append(f"  base/{name}: {list(first.shape)}, and {list(second.shape)}")
+        elif first.tobytes() != second.tobytes():
+            norm, largest = np.linalg.norm(first - second), np.abs(first - second).max()
             lines.append(f"  base/{name}: norm of the difference {norm:.4g}; the largest is {largest:.4g}")
     return lines
 
 
 def config_lines(a: Experiment, b: Experiment) -> list[str]:
-    """The fields in which two experiments differ, with their values, as lines of text."""
+    """Return lines of text with the fields in which two experiments differ, and their values."""
     return _field_lines(*(json.loads(experiments.to_json(experiment)) for experiment in (a, b)))
 
 
 def _field_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Fields of JSON objects that differ, in columns; those of objects within them by `a.b`."""
+    """Return the fields in which two JSON objects differ, in columns. Nested fields are named `a.b`."""
     names = experiments.differences(a, b)
     cells = [[printable(name, 40), *(_value(_at(values, name)) for values in (a, b))] for name in names]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
@@ -107,12 +106,12 @@ def _field_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _at(values: Any, name: str) -> Any:
-    """The value at `a.b`; names may have points in them, as those of settings have."""
+    """Return the value at `a.b`. A name may itself contain dots, as those of settings do."""
     if not isinstance(values, dict):
         return None
     if name in values:
         return values[name]
-    first = next((own for own in values if name.startswith(f"{own}.")), None)
+    first = next((key for key in values if name.startswith(f"{key}.")), None)
     return None if first is None else _at(values[first], name[len(first) + 1 :])
 
 
@@ -120,31 +119,30 @@ def _value(value: Any) -> str:
     return "-" if value is None else printable(json.dumps(value, ensure_ascii=False), _VALUE_LIMIT)
 
 
-def _part_lines(name: str, found: PartDifference) -> list[str]:
-    a, b = (" x ".join(map(str, size)) for size in found.sizes)
-    lines = [f"  {name}: {a} of norm {found.norms[0]:.4g}, and {b} of norm {found.norms[1]:.4g}"]
-    if found.cosines is None:
+def _part_lines(name: str, difference: PartDifference) -> list[str]:
+    a, b = (" x ".join(map(str, size)) for size in difference.sizes)
+    lines = [f"  {name}: {a} of norm {difference.norms[0]:.4g}, and {b} of norm {difference.norms[1]:.4g}"]
+    if difference.cosines is None:
         return [*lines, "    sizes that differ have nothing more to compare"]
-    low, high = int(found.cosines.argmin()), int(found.cosines.argmax())
+    low, high = int(difference.cosines.argmin()), int(difference.cosines.argmax())
     lines.append(
-        f"    norm of the difference {found.norm:.4g}; the largest is {found.largest:.4g}, in slot {found.where}"
+        f"    norm of the difference {difference.norm:.4g}; the largest is {difference.largest:.4g}, in slot "
+        f"{difference.where}"
     )
     lines.append(
-        f"    cosines of slots: mean {found.cosines.mean():.4f}, from {found.cosines[low]:.4f} ({low}) to "
-        f"{found.cosines[high]:.4f} ({high})"
+        f"    cosines of slots: mean {difference.cosines.mean():.4f}, from {difference.cosines[low]:.4f} ({low}) to "
+        f"{difference.cosines[high]:.4f} ({high})"
     )
-    return [*lines, *numbers(found.cosines, ".4f")]
+    return [*lines, *numbers(difference.cosines, ".4f")]
 
 
-def member_lines(
-    a: Sequence[tuple[Prompt, PromptMetadata]], b: Sequence[tuple[Prompt, PromptMetadata]]
-) -> list[tuple[str, list[str]]]:
-    """`prompt_lines` of each pair of members of one number, with its name; and a word where one has more of them."""
+def member_lines(a: Sequence[StoredPrompt], b: Sequence[StoredPrompt]) -> list[tuple[str, list[str]]]:
+    """Return `prompt_lines` for each pair of members with the same number, and a note if the counts differ."""
     several = max(len(a), len(b)) > 1
-    found = [
+    members = [
         (f"member {number}" if several else "", prompt_lines(*pair))
         for number, pair in enumerate(zip(a, b, strict=False))
     ]
     if len(a) != len(b):
-        found.append((f"{len(a)} and {len(b)} members", ["  the numbers that both have were compared"]))
-    return found
+        members.append((f"{len(a)} and {len(b)} members", ["  the numbers that both have were compared"]))
+    return members

@@ -1,4 +1,4 @@
-"""Everything that is found out about one prompt, for the terminal and for the page."""
+"""All results of an inspection of one prompt, for the terminal and the HTML page."""
 
 import dataclasses
 
@@ -9,26 +9,27 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.ablation import Ablation
 from prompt_jax.inspection.neighbors import Inspection, LabelShare, Measure, inspect, label_pieces, label_share
 from prompt_jax.inspection.similarity import token_similarity
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """One prompt, looked into.
+    """The results for one prompt.
 
     Attributes:
-      name: of the file, or of one of its members.
-      prompt: as read from it.
-      metadata: as read from it.
-      inspection: None without the base, or without virtual tokens.
-      labels: of the prompt's task among the neighbors by each measure; empty without labels or a tokenizer.
+      name: of the file or the member.
+      prompt: the prompt.
+      metadata: the file's metadata for it.
+      inspection: norms and neighbors; None without the base or without virtual tokens.
+      labels: by measure, the task's labels among the neighbors; empty without labels or a tokenizer.
       similarity: cosines between the slots of each part.
       ablation: None without examples.
     """
 
     name: str
-    prompt: Prompt
+    prompt: Prompt | Delta
     metadata: PromptMetadata
     inspection: Inspection | None
     labels: dict[Measure, LabelShare]
@@ -37,7 +38,7 @@ class Findings:
 
     @property
     def slot_norms(self) -> dict[str, dict[str, Float[np.ndarray, " L"]]]:
-        """The mean norm of a head's keys, and of its values, in each layer of each prefix."""
+        """The mean norm of a head's keys and of its values, in each layer of each prefix."""
         prefixes = {name: part for name, part in self.prompt.parts.items() if name != "encoder_tokens"}
         return {
             site: {
@@ -50,28 +51,28 @@ class Findings:
 
 def collect_findings(
     name: str,
-    prompt: Prompt,
+    prompt: Prompt | Delta,
     metadata: PromptMetadata,
     model: Model | None,
     k: int = 5,
     ablation: Ablation | None = None,
 ) -> Findings:
-    """What can be found out about a prompt.
+    """Inspect a prompt.
 
     Args:
-      name: of the file or of one of its members.
-      prompt: as read from it.
-      metadata: as read from it.
-      model: the base, or None, which leaves out everything that needs the base's embeddings.
-      k: neighbors a token, by each measure.
-      ablation: of `leave_one_out`, if there is one.
+      name: of the file or the member.
+      prompt: the prompt.
+      metadata: the file's metadata for it.
+      model: the base. None skips everything that needs the base's embeddings.
+      k: the number of neighbors per token and measure.
+      ablation: the result of `leave_one_out`, if any.
 
     Raises:
-      ValueError: the width of virtual tokens is not the base's.
+      ValueError: the virtual tokens do not have the base's width.
     """
     inspection: Inspection | None = None
     labels: dict[Measure, LabelShare] = {}
-    if model is not None and prompt.encoder_tokens is not None:
+    if model is not None and "encoder_tokens" in prompt.parts:
         inspection = inspect(prompt, model, k)
         if metadata.format is not None and metadata.format.labels and model.tokenizer is not None:
             pieces = label_pieces(metadata.format.labels, model.tokenizer)

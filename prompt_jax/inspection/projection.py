@@ -1,4 +1,4 @@
-"""Virtual tokens among the vocabulary, seen along the two directions in which its embeddings differ the most."""
+"""Virtual tokens and vocabulary in the plane of the embedding table's first two principal components."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from prompt_jax.inspection.vectors import EmbeddingTable
 
-_SAMPLE = 1 << 15  # rows of the table that the directions are computed from: all of T5's
-_BLOCK = 8192  # of these in float32 at a time
-_POINTS = 1500  # of these that are drawn
+_SAMPLE = 1 << 15  # rows of the table that the components are computed from: all of T5's
+_BLOCK = 8192  # rows in float32 at a time
+_POINTS = 1500  # rows that are plotted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Projection:
     """Points in the plane of the vocabulary's first two principal components.
 
     Attributes:
-      vocabulary: of some of its embeddings, evenly spaced over it.
-      prompts: of the virtual tokens of each prompt.
-      variance: shares of the vocabulary's variance that are along the two directions.
-      sample: how many rows of the table the directions were computed from, evenly spaced over it,
-      size: of so many.
+      vocabulary: points of evenly spaced embeddings of the vocabulary.
+      prompts: points of each prompt's virtual tokens.
+      variance: the shares of the vocabulary's variance along the two components.
+      sample: the number of evenly spaced rows that the components were computed from.
+      size: the size of the vocabulary.
     """
 
     vocabulary: Float[np.ndarray, "R 2"]
@@ -40,17 +40,17 @@ def pca_projection(
     sample: int = _SAMPLE,
     points: int = _POINTS,
 ) -> Projection:
-    """Principal component analysis of a table's first `vocab_size` rows, and virtual tokens [P, D] in its plane.
+    """Compute the principal components of a table's first rows and project virtual tokens onto them.
 
-    The directions are eigenvectors of the covariance [D, D] in float64, which is added up in blocks of rows, so that no
-    float32 copy of the table is made. Each points to where its largest component is positive.
+    The components are eigenvectors of the covariance [D, D] in float64, summed in blocks of rows without a float32 copy
+    of the table. Their sign makes the entry of largest magnitude positive.
 
     Args:
-      prompts: virtual tokens, of the table's width.
+      prompts: virtual tokens [P, D] of each prompt.
       table_vd: [V, D] embedding table.
-      vocab_size: only the first so many rows are looked at.
-      sample: how many of them at most, evenly spaced, the directions are computed from.
-      points: how many of these are given as points.
+      vocab_size: the number of rows to use, from the first.
+      sample: the maximum number of evenly spaced rows to compute the components from.
+      points: the maximum number of these rows to return as points.
     """
     rows = _spaced(vocab_size, sample)
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
@@ -65,12 +65,12 @@ def pca_projection(
     drawn = rows[_spaced(len(rows), points)]
     total = max(values.sum(), np.finfo(np.float64).tiny)
 
-    def seen(vectors_nd: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
+    def project(vectors_nd: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
         return (np.asarray(vectors_nd, np.float64) - mean_d) @ axes_d2
 
     return Projection(
-        vocabulary=seen(np.asarray(table_vd[drawn], np.float32)),
-        prompts=tuple(map(seen, prompts)),
+        vocabulary=project(np.asarray(table_vd[drawn], np.float32)),
+        prompts=tuple(map(project, prompts)),
         variance=(float(values[-1] / total), float(values[-2] / total)),
         sample=len(rows),
         size=vocab_size,
@@ -78,5 +78,5 @@ def pca_projection(
 
 
 def _spaced(size: int, count: int) -> np.ndarray:
-    """At most so many of the numbers below `size`, evenly spaced, the first and the last among them."""
+    """Return at most `count` evenly spaced numbers below `size`, including the first and the last."""
     return np.linspace(0, size - 1, min(size, count)).round().astype(int)

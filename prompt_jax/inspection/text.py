@@ -1,6 +1,6 @@
-"""What was found out about prompts as text for the terminal.
+"""The results of an inspection as text for the terminal.
 
-Files may be a stranger's: their texts are shortened, and characters that a terminal would obey are escaped.
+Files may be untrusted. Their texts are shortened, and control characters are escaped.
 """
 
 from collections.abc import Sequence
@@ -14,66 +14,67 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.inspection.findings import Findings
 from prompt_jax.inspection.neighbors import Inspection, LabelShare, Neighbor
 from prompt_jax.inspection.vectors import row_norms, virtual_tokens
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, used_arrays
 from prompt_jax.prompt_files.io import PromptMetadata
 
 _TEXT_LIMIT = 160  # characters of one text from a file
 _LIST_LIMIT = 12  # entries of one list from a file
-_A_LINE = 10  # numbers of a list
+_NUMBERS_PER_LINE = 10
 
 NO_BASE = (
     "The nearest pieces and the vocabulary's norms are left out: they need the base's embeddings, and the base is not "
     "on this machine. Name it with --model NAME: a Hugging Face name, which may download it, or a folder."
 )
-NO_PIECES = "Keys and values are no embeddings: a prefix has no nearest pieces, and no place among the vocabulary."
+NO_PIECES = "A prefix holds keys and values, not embeddings, so it has no nearest pieces."
 NO_PROMPT = "It changes the base itself, and has no virtual tokens or prefix to look into."
 
 
-def describe(found: Findings, model: Model | None) -> str:
-    """What `prompt-jax inspect FILE` prints of a prompt: where it comes from, its norms and its nearest pieces.
+def describe(findings: Findings, model: Model | None) -> str:
+    """Return what `prompt-jax inspect FILE` prints of a prompt: its origin, norms and nearest pieces.
 
     Args:
-      found: of `collect_findings`.
-      model: the base that it was given.
+      findings: from `collect_findings`.
+      model: the base that was passed to it.
     """
-    rows = provenance(found.metadata, found.prompt) | _norms(found) | _alike(found)
+    rows = provenance(findings.metadata, findings.prompt) | _norms(findings) | _similarity(findings)
     width = max(map(len, rows))
-    lines = [printable(found.name), ""]
-    lines += [f"  {'' if i else name:<{width}}  {line}" for name, own in rows.items() for i, line in _lines(own)]
-    lines += _prefix_tables(found)
-    if found.ablation is not None:
-        lines += ["", *_ablation(found)]
-    if found.prompt.encoder_tokens is None:
-        return "\n".join([*lines, "", NO_PIECES if found.prompt.parts else NO_PROMPT])
-    if found.inspection is None or model is None:
+    lines = [printable(findings.name), ""]
+    lines += [f"  {'' if i else name:<{width}}  {line}" for name, text in rows.items() for i, line in _lines(text)]
+    lines += _prefix_tables(findings)
+    if findings.ablation is not None:
+        lines += ["", *_ablation(findings)]
+    if "encoder_tokens" not in findings.prompt.parts:
+        return "\n".join([*lines, "", NO_PIECES if findings.prompt.parts else NO_PROMPT])
+    if findings.inspection is None or model is None:
         return "\n".join([*lines, "", NO_BASE])
-    lines += ["", *_neighbor_table(found.inspection)]
-    if found.labels:
-        lines += ["", *label_lines(found.labels["cosine"], "by cosine", found.inspection)]
-        lines += label_lines(found.labels["distance"], "by distance", found.inspection)
-    if (other := other_base(found.metadata, model)) is not None:
+    lines += ["", *_neighbor_table(findings.inspection)]
+    if findings.labels:
+        lines += ["", *label_lines(findings.labels["cosine"], "by cosine", findings.inspection)]
+        lines += label_lines(findings.labels["distance"], "by distance", findings.inspection)
+    if (other := other_base(findings.metadata, model)) is not None:
         lines += ["", other]
     return "\n".join(lines)
 
 
 def other_base(metadata: PromptMetadata, model: Model) -> str | None:
-    """A word where pieces are not those of the prompt's own base."""
+    """Return a note if the pieces are those of another base than the prompt's."""
     if metadata.base is None or metadata.base.fingerprint == model.fingerprint:
         return None
-    return f"Pieces and their norms are those of {printable(model.name)}, which is not the prompt's own base."
+    return f"Pieces and their norms are those of {printable(model.name)}, which is not the prompt's base."
 
 
 def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
-    r"""A text for the terminal: control, format and other invisible characters as escapes such as `\x1b`, one line."""
+    r"""Return a text as one line for the terminal, with invisible characters as escapes such as `\x1b`."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 1]}…"
 
 
-def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
-    """What a file says of its prompt, by the name of the line."""
+def provenance(metadata: PromptMetadata, prompt: Prompt | Delta) -> dict[str, str]:
+    """Return the file's metadata for a prompt, by the name of the line."""
     base, task_format = metadata.base, metadata.format
     labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
-    found = {
+    rows = {
         "base": base and printable(base.name),
         "revision": base and base.revision and printable(base.revision),
         "fingerprint": base and printable(base.fingerprint, 20),
@@ -88,31 +89,32 @@ def provenance(metadata: PromptMetadata, prompt: Prompt) -> dict[str, str]:
         "scores": _listed([f"{name} {_number(value)}" for name, value in metadata.scores.items()]),
     }
     if metadata.settings:  # of a member of an ensemble, or of an average
-        found["its own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
-    return {name: value or "not recorded" for name, value in found.items()}
+        rows["its own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
+    return {name: value or "not recorded" for name, value in rows.items()}
 
 
 def numbers(values: Sequence[float] | Float[np.ndarray, " P"], form: str) -> list[str]:
-    """Values in lines of ten, each line with the number of its first."""
+    """Return values in lines of ten. Each line begins with the index of its first value."""
     cells = [format(value, form) for value in values]
     width = max(map(len, cells), default=0)
     return [
-        f"  {start:>5}  " + "  ".join(f"{cell:>{width}}" for cell in cells[start : start + _A_LINE])
-        for start in range(0, len(cells), _A_LINE)
+        f"  {start:>5}  " + "  ".join(f"{cell:>{width}}" for cell in cells[start : start + _NUMBERS_PER_LINE])
+        for start in range(0, len(cells), _NUMBERS_PER_LINE)
     ]
 
 
 def label_lines(share: LabelShare, by: str, inspection: Inspection) -> list[str]:
-    """In words, which labels are among the neighbors of which tokens."""
+    """Return lines that say which tokens have which labels among their neighbors."""
     count = len(inspection.tokens)
-    having = {number for own in share.tokens.values() for number in own}
-    if not having:
+    with_label = {number for tokens in share.tokens.values() for number in tokens}
+    if not with_label:
         return [f"  labels among the nearest pieces {by}: none"]
     lines = [
-        f"  labels among the nearest pieces {by}: at {len(having)} of {count} tokens, {share.share:.1%} of the pieces"
+        f"  labels among the nearest pieces {by}: at {len(with_label)} of {count} tokens, "
+        f"{share.share:.1%} of the pieces"
     ]
-    for label, own in list(share.tokens.items())[:_LIST_LIMIT]:
-        where = f"at {_listed(list(map(str, own)))}" if own else "at none"
+    for label, tokens in list(share.tokens.items())[:_LIST_LIMIT]:
+        where = f"at {_listed(list(map(str, tokens)))}" if tokens else "at none"
         lines.append(f"    {printable(label, 40)}: {where}")
     if len(share.tokens) > _LIST_LIMIT:
         lines.append(f"    and {len(share.tokens) - _LIST_LIMIT} more labels")
@@ -123,22 +125,23 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return list(enumerate(text.split("\n")))
 
 
-def _norms(found: Findings) -> dict[str, str]:
-    if found.prompt.encoder_tokens is None:
+def _norms(findings: Findings) -> dict[str, str]:
+    if "encoder_tokens" not in findings.prompt.parts:
         return {}
-    tokens_pd = virtual_tokens(found.prompt)
+    tokens_pd = virtual_tokens(findings.prompt)
     norms = row_norms(tokens_pd, len(tokens_pd))
     text = f"mean {norms.mean():.4g}, from {norms.min():.4g} to {norms.max():.4g}"
-    if found.inspection is not None:
-        own = found.inspection.vocabulary
-        text += f"\nthe vocabulary's: mean {own.mean:.4g}, 90% of them between {own.low:.4g} and {own.high:.4g}"
+    if findings.inspection is not None:
+        norm_range = findings.inspection.vocabulary
+        text += f"\nthe vocabulary's: mean {norm_range.mean:.4g}, "
+        text += f"90% of them between {norm_range.low:.4g} and {norm_range.high:.4g}"
     return {"norms": text}
 
 
-def _alike(found: Findings) -> dict[str, str]:
-    """The cosines between a prompt's own slots in a line for each part."""
+def _similarity(findings: Findings) -> dict[str, str]:
+    """Return a line for each part with the cosines between its slots."""
     lines = []
-    for name, cosines_pp in found.similarity.items():
+    for name, cosines_pp in findings.similarity.items():
         above = np.triu_indices(len(cosines_pp), 1)
         if not len(above[0]):
             continue
@@ -154,9 +157,9 @@ def _cosine(value: float) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
 
 
-def changes(prompt: Prompt) -> str:
-    """What a prompt changes of the base, in words."""
-    leaves = jax.tree.leaves(prompt.base)
+def changes(delta: Prompt | Delta) -> str:
+    """Describe what a Delta changes of the base."""
+    leaves = jax.tree.leaves(delta)
     return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
 
 
@@ -168,24 +171,24 @@ def _length(name: str, part: Any) -> str:
     return f"{slots} keys and values at {name} in each of {layers} layers, {heads} heads of width {width}"
 
 
-def _prefix_tables(found: Findings) -> list[str]:
-    """The mean norms of keys and values in each layer of each site's prefix."""
+def _prefix_tables(findings: Findings) -> list[str]:
+    """Return the mean norms of keys and values in each layer of each site's prefix."""
     lines = []
-    for site, norms in found.slot_norms.items():
+    for site, norms in findings.slot_norms.items():
         lines += ["", f"  {site}, mean norm of a head's", "  layer       keys     values"]
         pairs = zip(norms["keys"], norms["values"], strict=True)
         lines += [f"  {layer:>5}  {k:>9.4g}  {v:>9.4g}" for layer, (k, v) in enumerate(pairs)]
     return lines
 
 
-def _ablation(found: Findings) -> list[str]:
-    own = found.ablation
-    assert own is not None  # describe
-    most = int(own.effects.argmax())
+def _ablation(findings: Findings) -> list[str]:
+    ablation = findings.ablation
+    assert ablation is not None  # describe
+    most = int(ablation.effects.argmax())
     return [
-        f"  loss {own.loss:.4f} nats a target token ({own.tokens} of them in {printable(own.data)})",
+        f"  loss {ablation.loss:.4f} nats a target token ({ablation.tokens} of them in {printable(ablation.data)})",
         f"  by how much it is higher without each slot; most without {most}:",
-        *numbers(own.effects, "+.4f"),
+        *numbers(ablation.effects, "+.4f"),
     ]
 
 
@@ -197,20 +200,20 @@ def _listed(texts: Sequence[str]) -> str:
 def _number(value: float) -> str:
     try:
         return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
-    except OverflowError:  # JSON has integers that no float holds
+    except OverflowError:  # JSON integers may exceed a float's range
         return "out of range"
 
 
 def _neighbor_table(inspection: Inspection) -> list[str]:
-    """Two lines for each virtual token: number, norm, and pieces by cosine, and by distance, in columns."""
+    """Return two lines for each virtual token: number, norm and pieces by cosine, then pieces by distance."""
 
     def cell(near: Neighbor, value: str) -> str:
         return f"{printable(near.piece, 24)} {value}"
 
     cells = [
-        own
+        row
         for token in inspection.tokens
-        for own in (
+        for row in (
             [cell(near, f"{near.cosine:.2f}") for near in token.by_cosine],
             [cell(near, f"{near.distance:.4g}") for near in token.by_distance],
         )

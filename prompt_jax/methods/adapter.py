@@ -1,67 +1,97 @@
-"""Adapters: small networks between the layers of a frozen base are trained, and nothing else.
+"""Adapters: train small networks between the layers of the frozen base.
 
-Two per block, after each sublayer (Houlsby et al. 2019), or one per block with a norm (Lin et al. 2020), which is what
-Li and Liang 2021 compare prefixes with. Their bottleneck is a width, or as wide as a share of the base's parameters has
-room for.
+Two per block, after each sublayer (Houlsby et al. 2019), or one per block with a norm (Lin et al. 2020), which Li and
+Liang 2021 compare prefixes with.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
-
-from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.config.constraints import POSITIVE, PROPER_SHARE
 from prompt_jax.errors import ConfigError
-from prompt_jax.models.layers import depth
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.methods.method import Method, Trainable
 
-Trainable = dict[str, Any]
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
 
-SCALE = 1e-3  # of the first weights: an adapter that does next to nothing (Houlsby et al. 2019, section 3.6)
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.delta import Delta
 
-
-def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
-    """First values, nested as `prompt_jax.models.delta.changed` takes them: `down` [L, D, M], `up` [L, M, D] and their
-    biases, in float32, and with one per block a norm.
-
-    Raises:
-      ConfigError: a share of the base's parameters that is too small for a bottleneck of one.
-    """
-    del labels
-    width = model.config.d_model
-    places = _places(model.params, config.adapter)
-    bottleneck = _bottleneck(config, model, places)
-    trainable: Trainable = {}
-    for (path, layers), own in zip(places, jax.random.split(key, len(places)), strict=True):
-        down, up = jax.random.split(own)
-        adapter: Trainable = {
-            "down": SCALE * jax.random.normal(down, (layers, width, bottleneck)),
-            "down_bias": jnp.zeros((layers, bottleneck)),
-            "up": SCALE * jax.random.normal(up, (layers, bottleneck, width)),
-            "up_bias": jnp.zeros((layers, width)),
-        }
-        if config.adapter == "lin":
-            adapter["norm"] = {"scale": jnp.ones((layers, width)), "bias": jnp.zeros((layers, width))}
-        node = trainable
-        for name in path:
-            node = node.setdefault(name, {})
-        node["adapter"] = adapter
-    return trainable
+SCALE = 1e-3  # of the initial weights, so that adapters start as almost the identity (Houlsby et al. 2019, section 3.6)
 
 
-def apply(
-    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
-) -> tuple[Any, Prompt]:
-    """The base as it is, and the adapters, which join it. `key` is for methods with a dropout of their own."""
-    del key, config
-    return params, Prompt(base=trainable)
+@dataclasses.dataclass(frozen=True)
+class AdapterTuning(Method):
+    """Adapters between the layers, a baseline (Houlsby et al. 2019, Lin et al. 2020)."""
+
+    name: ClassVar[str] = "adapter"
+
+    kind: Literal["houlsby", "lin"] = "houlsby"
+    """Adapters after each sublayer (Houlsby et al. 2019), or one with a norm after each layer (Lin et al. 2020)."""
+    width: Annotated[int, POSITIVE] | None = None
+    """Width of the bottleneck, 64 by default."""
+    share: Annotated[float, PROPER_SHARE] | None = None
+    """Number of adapter parameters as a share of the base's, instead of `width`."""
+
+    def check(self) -> None:
+        if self.share is not None and self.width is not None:
+            raise ConfigError(
+                f"prompt.share is {self.share} and prompt.width is {self.width}: both set the size, so give one of them"
+            )
+
+    def initialize(
+        self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
+    ) -> Trainable:
+        """Return `down` [L, D, M], `up` [L, M, D], their biases and for `lin` a norm, nested as a Delta's leaves."""
+        import jax
+        import jax.numpy as jnp
+
+        places = _places(model.params, self.kind)
+        d_model, bottleneck = model.config.d_model, self._bottleneck(model, places)
+        trainable: dict[str, Any] = {}
+        for (path, layers), place_key in zip(places, jax.random.split(key, len(places)), strict=True):
+            down, up = jax.random.split(place_key)
+            adapter: dict[str, Any] = {
+                "down": SCALE * jax.random.normal(down, (layers, d_model, bottleneck)),
+                "down_bias": jnp.zeros((layers, bottleneck)),
+                "up": SCALE * jax.random.normal(up, (layers, bottleneck, d_model)),
+                "up_bias": jnp.zeros((layers, d_model)),
+            }
+            if self.kind == "lin":
+                adapter["norm"] = {"scale": jnp.ones((layers, d_model)), "bias": jnp.zeros((layers, d_model))}
+            node = trainable
+            for name in path:
+                node = node.setdefault(name, {})
+            node["adapter"] = adapter
+        return trainable
+
+    def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Delta":
+        from prompt_jax.models.delta import Delta
+
+        return Delta(trainable)
+
+    def _bottleneck(self, model: "Model", places: list[tuple[tuple[str, ...], int]]) -> int:
+        import jax
+
+        if self.share is None:
+            return self.width or 64
+        base = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        count, d_model = sum(layers for _, layers in places), model.config.d_model
+        fixed = count * d_model * (3 if self.kind == "lin" else 1)
+        bottleneck = round((self.share * base - fixed) / (count * (2 * d_model + 1)))
+        if bottleneck < 1:
+            least = (fixed + count * (2 * d_model + 1)) / base
+            raise ConfigError(
+                f"prompt.share is {self.share}, but adapters of width 1 have a share of {least:.2g} of {model.name}"
+            )
+        return bottleneck
 
 
 def _places(params: Any, kind: str) -> list[tuple[tuple[str, ...], int]]:
-    """Where adapters go, as paths, and how many layers there are."""
+    """Return the path of each adapter in the parameters, and its number of layers."""
+    from prompt_jax.models.layers import depth
+
     places: list[tuple[tuple[str, ...], int]] = []
     for side in [name for name in ("encoder", "decoder") if name in params] or [""]:
         (stack,) = (params[side] if side else params)["layers"]
@@ -70,19 +100,3 @@ def _places(params: Any, kind: str) -> list[tuple[tuple[str, ...], int]]:
         paths = [layer] if kind == "lin" else [(*layer, name) for name in sublayers]
         places += [(path, depth(stack)) for path in paths]
     return places
-
-
-def _bottleneck(config: PromptConfig, model: Model, places: list[tuple[tuple[str, ...], int]]) -> int:
-    if config.adapter_share is None:
-        return config.adapter_width
-    base = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    count, width = sum(layers for _, layers in places), model.config.d_model
-    fixed = count * width * (3 if config.adapter == "lin" else 1)
-    bottleneck = round((config.adapter_share * base - fixed) / (count * (2 * width + 1)))
-    if bottleneck < 1:
-        least = (fixed + count * (2 * width + 1)) / base
-        raise ConfigError(
-            f"prompt.adapter_share {config.adapter_share} is less than adapters of width 1 have of {model.name}: "
-            f"{least:.2g}"
-        )
-    return bottleneck

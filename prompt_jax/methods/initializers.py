@@ -1,39 +1,42 @@
-"""First values of a soft prompt: those of Lester et al. 2021, section 3.2, and of the paper's code.
+"""Initial values of a soft prompt: those of Lester et al. 2021, section 3.2, and of the paper's code.
 
-All but the last return float32 [P, D]. `embedding` is the base's table [V, D], `pieces` the token ids of a text.
+Most return float32 [P, D]. `embedding` is the base's table [V, D].
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import ConfigError
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files import io
 
-Fill = Callable[[PRNGKeyArray, int], Float[Array, "P D"]]
+if TYPE_CHECKING:
+    from prompt_jax.methods.prefix import PrefixTuning
+    from prompt_jax.methods.soft_prompt import PromptTuning
 
 
 def uniform(key: PRNGKeyArray, length: int, width: int, low: float, high: float) -> Float[Array, "P D"]:
-    """Uniform between `low` and `high`: -0.5 and 0.5 in the paper, 0 and 0.5 in its code."""
+    """Return uniform noise between `low` and `high`: -0.5 and 0.5 in the paper, 0 and 0.5 in its code."""
     return jax.random.uniform(key, (length, width), jnp.float32, low, high)
 
 
 def normal(key: PRNGKeyArray, length: int, shape: tuple[int, ...]) -> Float[Array, "P *shape"]:
-    """Normal with variance 1: a PyTorch embedding's, and so the prefix paper's code and PEFT's."""
+    """Return normal noise of variance 1, PyTorch's default for embeddings, as in the prefix paper's code and PEFT."""
     return jax.random.normal(key, (length, *shape), jnp.float32)
 
 
 def sampled_vocabulary(
     key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], population: int
 ) -> Float[Array, "P D"]:
-    """Embeddings of pieces drawn from the `population` most common, without replacement as long as they last.
+    """Return embeddings of tokens drawn from the `population` most frequent, without replacement as long as they last.
 
     SentencePiece vocabularies are ordered by frequency, so these are the first rows of the table.
     """
@@ -52,23 +55,23 @@ def class_labels(
     length: int,
     embedding: Float[Array, "V D"],
     labels: Sequence[Sequence[int]],
-    rest: Fill,
+    population: int,
 ) -> Float[Array, "P D"]:
-    """Row i is the mean embedding of the pieces of label i; `rest` makes the rows after the labels."""
+    """Return the mean embedding of each label's tokens, then rows of `sampled_vocabulary`."""
     if len(labels) > length:
         warnings.warn(
             f"{len(labels)} labels for a prompt of {length}: the last {len(labels) - length} have no row",
             stacklevel=2,
         )
     rows = [_rows(embedding, label).mean(axis=0) for label in labels[:length]]
-    return _filled(key, length, rows, rest)
+    return _filled(key, length, rows, embedding, population)
 
 
 def text(
-    key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], pieces: Sequence[int], rest: Fill
+    key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], ids: Sequence[int], population: int
 ) -> Float[Array, "P D"]:
-    """Row i is the embedding of the text's piece i, as far as the prompt reaches; `rest` makes the others."""
-    return _filled(key, length, list(_rows(embedding, pieces[:length])), rest)
+    """Return the embeddings of the first P tokens of a text, then rows of `sampled_vocabulary`."""
+    return _filled(key, length, list(_rows(embedding, ids[:length])), embedding, population)
 
 
 def word_ids(model: Model, text: str) -> list[int]:
@@ -93,19 +96,19 @@ def token_ids(model: Model, text: str) -> list[int]:
     return ids
 
 
-def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
-    """The prompt that `config.init_file` has, or `config.init_member` of its ensemble (SPoT, Vu et al. 2022).
+def prompt_of_file(options: "PromptTuning | PrefixTuning", model: Model) -> Prompt:
+    """Return the prompt in `init_file`, or its member `init_member` if the file is an ensemble (SPoT, Vu et al. 2022).
 
     Raises:
-      ConfigError: no such member, or a prompt of another base.
-      PromptFormatError: not a prompt file, or a prompt of other sizes than the model's.
+      ConfigError: no such member, or a prompt of another base model.
+      PromptFormatError: not a prompt file, or the prompt has other sizes than the model.
     """
-    path, number = config.init_file, config.init_member
-    assert path is not None  # config_checks.check
+    path, number = options.init_file, options.init_member
+    assert path is not None  # PromptTuning.check
     members = io.read_prompts(path)
     if number is None and len(members) > 1:
         raise ConfigError(
-            f"prompt.init_file {path} has {len(members)} prompts: say which with prompt.init_member, or of an ensemble "
+            f"prompt.init_file {path} has {len(members)} prompts: choose one with prompt.init_member, or for members "
             f"with ensemble.init_member, from 0 to {len(members) - 1}"
         )
     if (number or 0) >= len(members):
@@ -113,21 +116,24 @@ def prompt_of_file(config: PromptConfig, model: Model) -> Prompt:
     prompt, metadata = members[number or 0]
     if metadata.base is not None and metadata.base.fingerprint != model.fingerprint:
         raise ConfigError(
-            f"prompt.init_file {path} was trained on {metadata.base.name} ({metadata.base.fingerprint[:19]}), and the "
-            f"base is {model.name} ({model.fingerprint[:19]}); a prompt starts from one of its own base"
+            f"prompt.init_file {path} was trained on {metadata.base.name} ({metadata.base.fingerprint[:19]}), but the "
+            f"base is {model.name} ({model.fingerprint[:19]}); initialization needs a prompt of the same base"
         )
     io.check_base(path, prompt, metadata, model)
-    if prompt.base:
-        raise ConfigError(f"prompt.init_file {path} changes the base itself, and has no prompt to start from")
+    if isinstance(prompt, Delta):
+        raise ConfigError(f"prompt.init_file {path} changes weights of the base; expected a prompt or prefix")
     return prompt
 
 
 def _rows(embedding: Float[Array, "V D"], rows: Sequence[int] | Array) -> Float[Array, "N D"]:
-    """Rows of a table that may be divided over devices, on the default one."""
+    """Return rows of a table, which may be sharded, on the default device."""
     return jnp.asarray(to_host(embedding[jnp.asarray(rows)])).astype(jnp.float32)
 
 
-def _filled(key: PRNGKeyArray, length: int, rows: list[Array], rest: Fill) -> Float[Array, "P D"]:
+def _filled(
+    key: PRNGKeyArray, length: int, rows: list[Array], embedding: Float[Array, "V D"], population: int
+) -> Float[Array, "P D"]:
     if len(rows) == length:
         return jnp.stack(rows)
-    return jnp.concatenate([jnp.stack(rows), rest(key, length - len(rows))])
+    rest = sampled_vocabulary(key, length - len(rows), embedding, population)
+    return jnp.concatenate([jnp.stack(rows), rest])

@@ -1,5 +1,7 @@
-"""The reparametrization of Li and Liang 2021, section 4.3: a small table and an MLP over it are trained in place of
-what they make. Once it is made, neither is needed."""
+"""The reparameterization of Li and Liang 2021, section 4.3: train a small table and an MLP that make the prefix.
+
+After training only what they make is kept.
+"""
 
 from typing import Any
 
@@ -13,23 +15,20 @@ Variables = dict[str, Any]
 FIT_STEPS, FIT_RATE = 500, 1e-4  # of the authors' code for little data
 
 
-def init(
-    key: PRNGKeyArray, table: Float[Array, "P D"], hidden: int, hidden_layers: int, out: tuple[int, ...]
-) -> Variables:
-    """The table and random layers, as PyTorch's: uniform within 1 / sqrt(inputs).
+def init(key: PRNGKeyArray, table: Float[Array, "P D"], hidden: int, out: tuple[int, ...]) -> Variables:
+    """Return the table and two random layers, initialized as PyTorch does: uniform within 1 / sqrt(inputs).
 
     Args:
       key: random key.
-      table: one row a slot.
-      hidden: width of the hidden layers.
-      hidden_layers: 1, or 2 for the authors' deep MLP.
-      out: shape of what is made for each slot.
+      table: one row per slot.
+      hidden: width of the hidden layer.
+      out: shape of the output for each slot.
 
     Returns:
       `{"table": [P, D], "layers": ({"weights": [in, *out], "bias": [*out]}, ...)}`, float32.
     """
-    widths = [table.shape[1], *[hidden] * hidden_layers]
-    outs: list[tuple[int, ...]] = [*[(hidden,)] * hidden_layers, out]
+    widths = [table.shape[1], hidden]
+    outs: list[tuple[int, ...]] = [(hidden,), out]
     layers = []
     for layer_key, width, shape in zip(jax.random.split(key, len(outs)), widths, outs, strict=True):
         w_key, b_key = jax.random.split(layer_key)
@@ -40,7 +39,7 @@ def init(
 
 
 def apply(variables: Variables) -> Float[Array, "P *out"]:
-    """What the table and the layers make: linear layers with tanh between them."""
+    """Return the output of the layers for each row of the table: linear layers with tanh between them."""
     x = variables["table"]
     for number, layer in enumerate(variables["layers"]):
         x = jnp.tanh(x) if number else x
@@ -49,8 +48,10 @@ def apply(variables: Variables) -> Float[Array, "P *out"]:
 
 
 def fit(variables: Variables, target: Float[Array, "P *out"]) -> Variables:
-    """The layers moved towards making the target, by the mean square error; the table stays (the paper's
-    initialization with real words for little data: Adam, 500 steps of 1e-4)."""
+    """Return the variables with layers that were fitted to make the target, by mean squared error. The table stays.
+
+    This is the paper's initialization with real words for little data: Adam, 500 steps at 1e-4.
+    """
     optimizer = optax.adam(FIT_RATE)
 
     def loss(layers: Any) -> Array:

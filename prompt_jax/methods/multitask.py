@@ -1,71 +1,92 @@
-"""Multitask prompts: a prompt for each of N tasks, made of one that they share and of a part of each.
+"""Multitask prompts: each of N tasks has a prompt, made from shared parameters and a part of the task's own.
 
-As in the extensions of Lester et al.'s code, where all parts begin as random numbers from 0 to 0.5. Beside embeddings,
-which are of the order of 10 in T5 and of 0.1 in GPT-2, those are next to nothing or all there is, and as a map they
-leave nothing of the shared prompt. Here each task begins with that prompt itself, and with `concatenate` with further
-virtual tokens after it.
+This follows the extensions in the code of Lester et al. 2021. There, all parts start as random numbers from 0 to 0.5.
+That is negligible beside T5's embeddings (about 10), dominates GPT-2's (about 0.1), and as a projection destroys the
+shared prompt. Here each task starts from the shared prompt itself; `concatenate` adds further virtual tokens after it.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from prompt_jax.config.constraints import POSITIVE
+from prompt_jax.methods.method import Trainable, check_option
+from prompt_jax.methods.soft_prompt import PromptTuning
 
-from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.methods import soft_prompt
-from prompt_jax.models.prompt import Prompt, VirtualTokens
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
 
-Trainable = dict[str, Any]
-
-
-def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = (), *, tasks: int) -> Trainable:
-    """First values in float32: `shared`, those of a soft prompt [P, D], and `own`, a part of each of N tasks:
-
-    - `add`: [N, P, D], zeros.
-    - `concatenate`: [N, Q, D], as the shared ones begin where that is at random or at zero, or else as the virtual
-      tokens do that `labels` or `text` do not reach (`config.init_rest`).
-    - `project`: `kernel` [N, D, D] and `bias` [N, D], zeros: what the map adds to the shared prompt.
-
-    Raises:
-      ConfigError: as `soft_prompt.init`.
-    """
-    shared_key, own_key = jax.random.split(key)
-    shared = soft_prompt.init(shared_key, config, model, labels)
-    length, width = config.length, model.config.d_model
-    own: Any
-    match config.per_task:
-        case "concatenate":
-            initial = config.init_rest if config.init in ("labels", "text", "file") else config.init
-            part = dataclasses.replace(
-                config, init=initial, length=tasks * (config.task_length or length), mlp_width=None
-            )
-            own = soft_prompt.init(own_key, part, model)["encoder_tokens"].reshape(tasks, -1, width)
-        case "project":
-            own = {"kernel": jnp.zeros((tasks, width, width)), "bias": jnp.zeros((tasks, width))}
-        case _:
-            own = jnp.zeros((tasks, length, width))
-    return {"shared": shared, "own": own}
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.prompt import Prompt
 
 
-def apply(
-    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
-) -> tuple[Any, Prompt]:
-    """The base as it is, and the stacked Prompt of the tasks, which are numbered in the mixture's order."""
-    params, prompt = soft_prompt.apply(trainable["shared"], params, key, config=config)
-    tokens, own = prompt.encoder_tokens, trainable["own"]
-    assert tokens is not None
-    shared = tokens.embeddings[None]  # [1, P, D]
-    match config.per_task:
-        case "add":
-            made = shared + own
-        case "concatenate":
-            made = jnp.concatenate([jnp.broadcast_to(shared, (len(own), *shared.shape[1:])), own], axis=1)
-        case _:
-            # Divided by D, so that one learning rate serves: an update moves D numbers of each column of a kernel.
-            mapped = jnp.einsum("pd,nde->npe", tokens.embeddings, own["kernel"]) / shared.shape[-1]
-            made = shared + mapped + own["bias"][:, None]
-    return params, Prompt(VirtualTokens(made, placement=config.placement))
+@dataclasses.dataclass(frozen=True)
+class MultitaskPromptTuning(PromptTuning):
+    """Multitask prompt tuning: train one prompt per task of a mixture, with shared parameters."""
+
+    name: ClassVar[str] = "multitask"
+    per_task: ClassVar[bool] = True
+
+    task_part: Literal["add", "concatenate", "project"] = "add"
+    """The part of each task: vectors added to the shared prompt, virtual tokens after it, or an affine map of it. The
+    stored file contains the resulting prompts."""
+    task_length: Annotated[int, POSITIVE] | None = None
+    """Number of virtual tokens of each task for `concatenate`, in addition to the shared ones. None means `length`."""
+
+    @property
+    def stored_length(self) -> int:
+        return self.length + ((self.task_length or self.length) if self.task_part == "concatenate" else 0)
+
+    def check(self) -> None:
+        super().check()
+        concatenates = self.task_part == "concatenate"
+        check_option(self.task_length, concatenates, "task_length", "prompt.task_part 'concatenate'")
+
+    def initialize(
+        self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
+    ) -> Trainable:
+        """Return `shared`, a soft prompt's parameters, and `own`, the parts of the N tasks:
+
+        - `add`: [N, P, D], zeros.
+        - `concatenate`: [N, Q, D]. For random and zero initialization they start as the shared tokens do, otherwise
+          from sampled vocabulary.
+        - `project`: `kernel` [N, D, D] and `bias` [N, D], zeros: what the map adds to the shared prompt.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        shared_key, own_key = jax.random.split(key)
+        shared = super().initialize(shared_key, model, labels)
+        width = model.config.d_model
+        own: Any
+        match self.task_part:
+            case "add":
+                own = jnp.zeros((tasks, self.length, width))
+            case "concatenate":
+                init = "vocab" if self.init in ("labels", "text", "file") else self.init
+                length = tasks * (self.task_length or self.length)
+                part = PromptTuning(length=length, init=init, init_range=self.init_range, init_vocab=self.init_vocab)
+                own = part.initialize(own_key, model)["encoder_tokens"].reshape(tasks, -1, width)
+            case "project":
+                own = {"kernel": jnp.zeros((tasks, width, width)), "bias": jnp.zeros((tasks, width))}
+        return {"shared": shared, "own": own}
+
+    def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt":
+        """Return the stacked Prompt of the tasks, in the mixture's order."""
+        import jax.numpy as jnp
+
+        from prompt_jax.models.prompt import Prompt, VirtualTokens
+
+        tokens, own = super().apply(trainable["shared"], key).encoder_tokens, trainable["own"]
+        assert tokens is not None
+        shared = tokens.embeddings[None]  # [1, P, D]
+        match self.task_part:
+            case "add":
+                embeddings = shared + own
+            case "concatenate":
+                embeddings = jnp.concatenate([jnp.broadcast_to(shared, (len(own), *shared.shape[1:])), own], axis=1)
+            case "project":
+                # Divided by D, so that one learning rate serves: an update moves D numbers of each column of a kernel.
+                mapped = jnp.einsum("pd,nde->npe", tokens.embeddings, own["kernel"]) / shared.shape[-1]
+                embeddings = shared + mapped + own["bias"][:, None]
+        return Prompt(VirtualTokens(embeddings, placement=self.placement))

@@ -1,153 +1,219 @@
-"""Prefix tuning (Li and Liang 2021): keys and values for every layer are trained, and nothing else."""
+"""Prefix tuning (Li and Liang 2021): train keys and values that every attention layer sees before the text's."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
-
-from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.distributed.sharding import to_host
+from prompt_jax.config.constraints import BELOW_ONE, DISTINCT, INTERVAL, NOT_NEGATIVE, POSITIVE
+from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods import initializers, mlp
-from prompt_jax.models import family
-from prompt_jax.models.attention import dropout
-from prompt_jax.models.prompt import Prefix, Prompt, Site, used_arrays
+from prompt_jax.methods.method import Method, Trainable
+from prompt_jax.methods.soft_prompt import check_init
 
-Trainable = dict[str, Any]
+if TYPE_CHECKING:
+    from jaxtyping import Array, PRNGKeyArray
+
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.prompt import Prompt
 
 
-def init(key: PRNGKeyArray, config: PromptConfig, model: Model, labels: Sequence[str] = ()) -> Trainable:
-    """First values for each site: `{"keys": [L, P, H, K], "values": ...}`, or with `config.mlp_width` what `mlp.init`
-    gives, each site with a table and layers of its own; float32. With `config.tie_layers` L is half of the layers.
+@dataclasses.dataclass(frozen=True)
+class PrefixTuning(Method):
+    """Prefix tuning: train keys and values in every attention layer (Li and Liang 2021)."""
 
-    Raises:
-      ConfigError: a site that the model has not, or an initialization that asks for what is not there.
-    """
-    del labels
-    shapes = chosen_sites(config, model)
-    if config.init == "text":
-        words = activations(config, model)
-    elif config.init == "file":
-        if config.mlp_width is not None:
+    name: ClassVar[str] = "prefix"
+
+    length: Annotated[int, POSITIVE] = 100
+    """Number of keys and values in each layer."""
+    sites: Annotated[tuple[Site, ...], DISTINCT] = ()
+    """Attention sites with a prefix; empty means all that the model has."""
+    placement: PromptPlacement = "before"
+    """Put the prefix before the input, or after it: the infix of a causal model, between source and target."""
+    init: Literal["uniform", "normal", "zero", "text", "file"] = "normal"
+    """Initialization: `uniform` or `normal` noise, `zero`, `text` (the activations of a text), `file` (another prefix).
+    With an MLP this initializes its input table."""
+    init_range: Annotated[tuple[float, float], INTERVAL] = (-0.5, 0.5)
+    """Range of `uniform`. The paper's code draws from 0 to 1."""
+    init_text: str = ""
+    """Text for `text`, with as many tokens as `length`. It is tokenized with a leading space."""
+    init_file: Path | None = None
+    """Prefix for `file`: `.npz` or a PEFT folder, of the same length and base model."""
+    init_member: Annotated[int, NOT_NEGATIVE] | None = None
+    """Number of the prefix in `init_file`, if the file holds an ensemble."""
+    tie_layers: bool = False
+    """Share one prefix between layers i and i + L / 2 of the decoder, as PEFT does for encoder-decoders. Only such
+    prefixes can be exported to PEFT for them. Needs `sites decoder_self`."""
+    mlp_width: Annotated[int, POSITIVE] | None = None
+    """Width of the MLP that makes the prefix from an input table during training (512 in the paper, 800 for
+    summarization). It is not stored. None trains the prefix directly."""
+    dropout: Annotated[float, BELOW_ONE] = 0.0
+    """Dropout rate of the prefix's keys and values during training."""
+    shift_positions: bool = True
+    """Count the text's learned positions from the end of the prefix. For BART, PEFT does and the paper's code does
+    not."""
+
+    def check(self) -> None:
+        check_init(self)
+        if self.init == "zero" and self.mlp_width is not None:
+            raise ConfigError("prompt.init 'zero' cannot initialize the table of an MLP: all rows would stay the same")
+        if self.init == "file" and self.mlp_width is not None:
+            raise ConfigError("prompt.init 'file' has a prefix but no MLP that makes it; leave prompt.mlp_width out")
+        if self.tie_layers and self.sites != ("decoder_self",):
+            sites = " and ".join(self.sites) or "all sites"
+            raise ConfigError(f"prompt.tie_layers needs prompt.sites decoder_self, not {sites}")
+        if self.tie_layers and self.init == "text":
             raise ConfigError(
-                "prompt.init 'file': a file has a prefix, and no MLP that makes it; leave prompt.mlp_width out"
+                "prompt.init 'text' gives each layer different activations, so leave prompt.tie_layers out"
             )
-        parts = initializers.prompt_of_file(config, model).parts
+
+    def initialize(
+        self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
+    ) -> Trainable:
+        """Return `{site: {"keys": [L, P, H, K], "values": ...}}`, or with an MLP `{site: <mlp.init's result>}`.
+
+        L is half the number of layers with `tie_layers`. Each site has its own MLP and table.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        from prompt_jax.methods import initializers, mlp
+
+        shapes = self.trained_sites(model)
+        if self.init == "file":
+            return self._prefixes_of_file(model, shapes)
+        activations = self.activations(model) if self.init == "text" else {}
+        trainable: dict[str, Any] = {}
+        keys = jax.random.split(key, len(shapes))
+        for (site, (layers, heads, width)), site_key in zip(shapes.items(), keys, strict=True):
+            out = 2, layers, heads, width  # keys and values
+            target = activations.get(site)
+            if self.mlp_width is None:
+                both = self._random(site_key, out) if target is None else target
+                trainable[site] = {"keys": jnp.moveaxis(both[:, 0], 0, 1), "values": jnp.moveaxis(both[:, 1], 0, 1)}
+                continue
+            table_key, layers_key = jax.random.split(site_key)
+            row = (model.config.d_model,)
+            # With real words, the table is the authors' normal one, and the MLP is fitted to the activations.
+            table = self._random(table_key, row) if target is None else initializers.normal(table_key, self.length, row)
+            variables = mlp.init(layers_key, table, self.mlp_width, out)
+            trainable[site] = variables if target is None else mlp.fit(variables, target)
+        return trainable
+
+    def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt":
+        """Return the prefix. With a key, `dropout` is on."""
+        import jax
+        import jax.numpy as jnp
+
+        from prompt_jax.methods import mlp
+        from prompt_jax.models.attention import dropout
+        from prompt_jax.models.prompt import Prefix, Prompt
+
+        site_keys = (None,) * len(trainable) if key is None else jax.random.split(key, len(trainable))
+        prefixes: dict[str, Any] = {}
+        for (site, variables), site_key in zip(sorted(trainable.items()), site_keys, strict=True):
+            if "layers" in variables:
+                both = jnp.moveaxis(mlp.apply(variables), 0, 2)  # from [P, 2, L, H, K]
+            else:
+                both = jnp.stack([variables["keys"], variables["values"]])
+            if self.tie_layers:
+                both = jnp.concatenate([both, both], axis=1)
+            k, v = dropout(both, self.dropout, site_key)
+            prefixes[site] = Prefix(k, v, placement=self.placement, shift_positions=self.shift_positions)
+        return Prompt(**prefixes)
+
+    def trained_sites(self, model: "Model") -> dict[Site, tuple[int, int, int]]:
+        """Return the sites with a prefix, each with its numbers of layers and heads and its head width.
+
+        Raises:
+          ConfigError: the model lacks a site, or an option does not suit the model.
+        """
+        from prompt_jax.models import family
+
+        model_family = family(model.config)
+        sites = model_family.sites(model.config)
+        for site in self.sites:
+            if site not in sites:
+                raise ConfigError(f"prompt.sites: {model.name} has {' and '.join(sites)}, not {site}")
+        if self.placement == "after" and not model_family.causal:
+            raise ConfigError(
+                "prompt.placement 'after', an infix, needs a causal model; an encoder-decoder takes 'before'"
+            )
+        if not self.shift_positions and model_family.causal:
+            raise ConfigError("prompt.shift_positions false is for BART; a causal model always counts from the prefix")
+        if not self.tie_layers:
+            return {site: shape for site, shape in sites.items() if not self.sites or site in self.sites}
+        layers, heads, width = sites["decoder_self"]
+        if model_family.causal or layers % 2:
+            problem = f"the decoder of {model.name} has {layers} layers" if layers % 2 else f"{model.name} is causal"
+            raise ConfigError(f"prompt.tie_layers: {problem}, so PEFT gives each layer its own prefix; leave it out")
+        return {"decoder_self": (layers // 2, heads, width)}
+
+    def activations(self, model: "Model") -> dict[Site, "Array"]:
+        """Return the base's keys and values of `init_text` at every site, [P, 2, L, H, K].
+
+        Raises:
+          ConfigError: no tokenizer, or the number of tokens differs from `length`.
+        """
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from prompt_jax.distributed.sharding import to_host
+        from prompt_jax.methods.initializers import word_ids
+        from prompt_jax.models import family
+
+        ids = np.array(word_ids(model, self.init_text), np.int32)[None]
+        if ids.shape[1] != self.length:
+            raise ConfigError(
+                f"prompt.init_text {self.init_text!r} has {ids.shape[1]} tokens, but prompt.length is {self.length}; a "
+                "prefix of activations has one slot per token"
+            )
+        batch = {"inputs": ids, "inputs_mask": np.ones(ids.shape, bool), "decoder_inputs": ids}
+        compute = jax.jit(family(model.config).activations, static_argnums=1)
+        return {
+            site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
+            for site, pair in to_host(compute(model.params, model.config, batch)).items()
+        }
+
+    def _random(self, key: "PRNGKeyArray", shape: tuple[int, ...]) -> "Array":
+        """Return initial values [P, *shape]."""
+        import jax
+        import jax.numpy as jnp
+
+        from prompt_jax.methods import initializers
+
+        match self.init:
+            case "uniform":
+                return jax.random.uniform(key, (self.length, *shape), jnp.float32, *self.init_range)
+            case "normal":
+                return initializers.normal(key, self.length, shape)
+            case _:
+                return jnp.zeros((self.length, *shape))
+
+    def _prefixes_of_file(self, model: "Model", shapes: Mapping[Site, tuple[int, int, int]]) -> Trainable:
+        from prompt_jax.methods.initializers import prompt_of_file
+
+        parts = prompt_of_file(self, model).parts
         if set(parts) != set(shapes):
             raise ConfigError(
-                f"{config.init_file} has {' and '.join(parts)}, and prompt.sites asks for {' and '.join(shapes)}"
+                f"{self.init_file} has {' and '.join(parts)}, but prompt.sites asks for {' and '.join(shapes)}"
             )
-        return {site: _from_file(config, parts, site, shapes[site][0]) for site in shapes}
+        return {site: self._arrays_of_part(parts[site], site, layers) for site, (layers, *_) in shapes.items()}
 
-    trainable: Trainable = {}
-    for (site, (layers, heads, width)), own in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
-        out = 2, layers, heads, width  # keys and values
-        target = words[site] if config.init == "text" else None
-        if config.mlp_width is None:
-            made = _random(own, config, out) if target is None else target
-            trainable[site] = {"keys": jnp.moveaxis(made[:, 0], 0, 1), "values": jnp.moveaxis(made[:, 1], 0, 1)}
-            continue
-        table_key, layers_key = jax.random.split(own)
-        # The table is what the random initialization is of; with real words, it is the authors' normal one.
-        row = (model.config.d_model,)
-        table = (
-            _random(table_key, config, row) if target is None else initializers.normal(table_key, config.length, row)
-        )
-        variables = mlp.init(layers_key, table, config.mlp_width, config.mlp_layers, out)
-        trainable[site] = variables if target is None else mlp.fit(variables, target)
-    return trainable
+    def _arrays_of_part(self, prefix: Any, site: Site, layers: int) -> dict[str, "Array"]:
+        import jax.numpy as jnp
 
+        from prompt_jax.models.prompt import used_arrays
 
-def apply(
-    trainable: Trainable, params: Any, key: PRNGKeyArray | None = None, *, config: PromptConfig
-) -> tuple[Any, Prompt]:
-    """The base as it is, and the prefix; with a key, after `config.dropout`."""
-    keys = (None,) * len(trainable) if key is None else jax.random.split(key, len(trainable))
-    prefixes: dict[str, Any] = {}
-    for (site, variables), own in zip(sorted(trainable.items()), keys, strict=True):
-        if "layers" in variables:
-            made = mlp.apply(variables)  # [P, 2, L, H, K]
-            keys_and_values = jnp.moveaxis(made, 0, 2)
-        else:
-            keys_and_values = jnp.stack([variables["keys"], variables["values"]])
-        if config.tie_layers:
-            keys_and_values = jnp.concatenate([keys_and_values, keys_and_values], axis=1)
-        k, v = dropout(keys_and_values, config.dropout, own)
-        prefixes[site] = Prefix(k, v, placement=config.placement, shift_positions=config.shift_positions)
-    return params, Prompt(**prefixes)
-
-
-def chosen_sites(config: PromptConfig, model: Model) -> dict[Site, tuple[int, int, int]]:
-    """The sites that are trained, with the layers that have a prefix of their own, heads and width of a head."""
-    model_family = family(model.config)
-    there = model_family.sites(model.config)
-    for site in config.sites:
-        if site not in there:
-            raise ConfigError(f"prompt.sites: {model.name} has {' and '.join(there)}, not {site}")
-    if config.placement == "after" and not model_family.causal:
-        raise ConfigError("prompt.placement 'after', an infix, is for causal models; an encoder-decoder takes 'before'")
-    if not config.shift_positions and model_family.causal:
-        raise ConfigError(
-            "prompt.shift_positions false is of BART; a causal model's positions are counted on from a prefix"
-        )
-    chosen = {site: shape for site, shape in there.items() if not config.sites or site in config.sites}
-    if not config.tie_layers:
-        return chosen
-    layers, heads, width = there["decoder_self"]
-    if model_family.causal or layers % 2:
-        which = f"the decoder of {model.name} has {layers} layers" if layers % 2 else f"{model.name} is a causal model"
-        raise ConfigError(f"prompt.tie_layers: {which}, of which PEFT gives each a prefix of its own; leave it out")
-    return {"decoder_self": (layers // 2, heads, width)}
-
-
-def activations(config: PromptConfig, model: Model) -> dict[Site, Float[Array, "P 2 L H K"]]:
-    """The base's keys and values of the words `config.init_text`, at every site.
-
-    Raises:
-      ConfigError: no tokenizer, or another number of tokens than the prefix is long (`initializers.word_ids`).
-    """
-    ids = np.array(initializers.word_ids(model, config.init_text), np.int32)[None]
-    if ids.shape[1] != config.length:
-        raise ConfigError(
-            f"prompt.init_text {config.init_text!r} has {ids.shape[1]} tokens; a prefix of their activations has that "
-            f"length, and prompt.length is {config.length}"
-        )
-    batch = {"inputs": ids, "inputs_mask": np.ones(ids.shape, bool), "decoder_inputs": ids}
-    compute = jax.jit(family(model.config).activations, static_argnums=1)
-    return {
-        site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
-        for site, pair in to_host(compute(model.params, model.config, batch)).items()
-    }
-
-
-def _random(key: PRNGKeyArray, config: PromptConfig, shape: tuple[int, ...]) -> Float[Array, "P *shape"]:
-    match config.init:
-        case "uniform":
-            return jax.random.uniform(key, (config.length, *shape), jnp.float32, *config.init_range)
-        case "normal":
-            return initializers.normal(key, config.length, shape)
-        case "zero" if config.mlp_width is None:
-            return jnp.zeros((config.length, *shape))
-    choices = "'uniform', 'normal', 'text' or, without an MLP, 'zero' or 'file'"
-    raise ConfigError(f"prompt.init {config.init!r} is not for this prefix; it takes {choices}")
-
-
-def _from_file(config: PromptConfig, parts: Mapping[str, Any], site: Site, layers: int) -> Trainable:
-    arrays = {name: used_arrays(part) for name, part in parts.items()}
-    lengths = {name: own[parts[name].arrays[0]].shape[parts[name].axes.index("P")] for name, own in arrays.items()}
-    if lengths.get(site) != config.length:
-        found = ", ".join(f"{name} of {length}" for name, length in lengths.items())
-        raise ConfigError(f"{config.init_file} has {found}, and prompt asks for {site} of {config.length}")
-    prefix, both = parts[site], arrays[site]
-    if (prefix.placement, prefix.shift_positions) != (config.placement, config.shift_positions):
-        raise ConfigError(
-            f"{config.init_file} has placement {prefix.placement!r} and shift_positions {prefix.shift_positions}, and "
-            f"prompt has {config.placement!r} and {config.shift_positions}"
-        )
-    if config.tie_layers and any((array[:layers] != array[layers:]).any() for array in both.values()):
-        raise ConfigError(f"{config.init_file} has a prefix for each layer, and prompt.tie_layers asks for one for two")
-    return {name: jnp.asarray(array[:layers]) for name, array in both.items()}
+        arrays = used_arrays(prefix)
+        if (length := arrays["keys"].shape[1]) != self.length:
+            raise ConfigError(f"{self.init_file} has {site} of {length}, but prompt.length is {self.length}")
+        if (prefix.placement, prefix.shift_positions) != (self.placement, self.shift_positions):
+            raise ConfigError(
+                f"{self.init_file} has placement {prefix.placement!r}, shift_positions {prefix.shift_positions}, but "
+                f"the options are {self.placement!r} and {self.shift_positions}"
+            )
+        if self.tie_layers and any((array[:layers] != array[layers:]).any() for array in arrays.values()):
+            raise ConfigError(f"{self.init_file} has a different prefix in each layer, but prompt.tie_layers is set")
+        return {name: jnp.asarray(array[:layers]) for name, array in arrays.items()}

@@ -28,7 +28,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from prompt_jax.errors import UserError
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.decoder_only import DecoderOnly
-from prompt_jax.models.delta import tuned
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
@@ -92,7 +91,6 @@ def forward(
 def _forward(
     params: Any, config: Any, batch: dict[str, Any], prompt: Prompt | None, key: PRNGKeyArray | None
 ) -> Float[Array, "B T V"]:
-    params, prompt = tuned(params, prompt)
     return family(config).forward(params, config, batch, prompt, key=key)
 
 

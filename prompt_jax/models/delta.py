@@ -1,77 +1,100 @@
-"""A base with what a tuned model has otherwise in it: adapters, or layers of its own. See `Prompt.base`."""
+"""Changes of the base's own weights: adapters, the last layers, or a full model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import struct
 
 from prompt_jax.models.layers import Params, depth, join_stacks, split_layers
-from prompt_jax.models.prompt import Prompt
+from prompt_jax.models.prompt import Prompt, PromptStackError, check_stackable
 
 LAST_LAYERS = "last_layers"
 
 
-def tuned(params: Params, prompt: Any) -> tuple[Params, Prompt | None]:
-    """The base as a prompt changes it, and the rest of the prompt."""
-    if prompt is None or not prompt.base:
-        return params, prompt
-    return changed(params, prompt.base), prompt.replace(base=None)
+@struct.dataclass
+class Delta:
+    """Weights that replace or extend the base's, as the baselines of prompt tuning store them.
 
-
-def changed(params: Params, leaves: Mapping[str, Any]) -> Params:
-    """A base in which these leaves replace its own, or join them.
-
-    Args:
-      params: the base.
-      leaves: nested as the base is, with the number of a stack of layers as a text, as in {"decoder": {"layers": {"0":
-        {"mlp": {"up": [L, D, F]}}}}}. With `last_layers` in place of `layers` and the number they are those of the last
-        layers alone, as many as they have, which then are a stack of their own. They get the activations' type.
+    Attributes:
+      leaves: nested as the base's parameters, with the number of a stack of layers as a string, as in {"decoder":
+        {"layers": {"0": {"mlp": {"up": [L, D, F]}}}}}. The key `last_layers` instead of `layers` and a number holds the
+        weights of the last layers only.
     """
-    return _changed(params, jax.tree.map(lambda leaf: leaf.astype(params["embedding"].dtype), dict(leaves)))
+
+    leaves: Any
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Empty: a Delta has no virtual tokens and no prefix."""
+        return {}
 
 
-def whole_model(params: Params, prompt: Prompt) -> Params:
-    """A base with the layers that a prompt has in place of its own, in one stack again.
+def merged_params(params: Params, delta: Delta) -> Params:
+    """Return the base's parameters with a Delta's leaves in them, cast to the activations' type.
+
+    The last layers become a stack of their own, so that no gradient is computed for the layers below.
+    """
+    return _merged(params, jax.tree.map(lambda leaf: leaf.astype(params["embedding"].dtype), delta.leaves))
+
+
+def params_and_prompt(params: Params, added: "Prompt | Delta | None") -> tuple[Params, Prompt | None]:
+    """Return the arguments of a forward pass for what a method made."""
+    return (merged_params(params, added), None) if isinstance(added, Delta) else (params, added)
+
+
+def whole_model(params: Params, delta: Delta) -> Params:
+    """Return the base's parameters with a Delta's, in the base's structure.
 
     Raises:
-      ValueError: the prompt has what no base has: virtual tokens, a prefix, adapters.
+      ValueError: the Delta has adapters, for which the base has no place.
     """
-    others = [
-        *prompt.parts,
-        *(["adapters"] if any("adapter" in path.split("/") for path in flat(prompt.base or {})) else []),
-    ]
-    if others or not prompt.base:
-        raise ValueError(f"{' and '.join(others) or 'an empty prompt'} cannot be made a part of the base's own weights")
+    if any("adapter" in path.split("/") for path in flat(delta.leaves)):
+        raise ValueError("adapters cannot be merged into the base's weights")
 
     def joined(node: Any) -> Any:
         if isinstance(node, tuple):
             return (join_stacks(node),)
         return {name: joined(child) for name, child in node.items()} if isinstance(node, dict) else node
 
-    return joined(changed(params, prompt.base))
+    return joined(merged_params(params, delta))
 
 
-def _changed(node: Any, leaves: Any) -> Any:
+def check_alike(prompts: "Sequence[Prompt | Delta]", names: Sequence[str] | None = None) -> None:
+    """Raise PromptStackError unless these can form one ensemble: prompts that stack, or Deltas of equal shapes.
+
+    `names` are what messages call them, their numbers by default.
+    """
+    names = names or [f"prompt {number}" for number in range(len(prompts))]
+    kinds = [jax.tree.map(np.shape, prompt) for prompt in prompts if isinstance(prompt, Delta)]
+    if not kinds:
+        return check_stackable(prompts, names)
+    for name, prompt in zip(names, prompts, strict=True):
+        if not isinstance(prompt, Delta) or jax.tree.map(np.shape, prompt) != kinds[0]:
+            raise PromptStackError(f"{names[0]} and {name} do not change the same weights of the base")
+
+
+def _merged(node: Any, leaves: Any) -> Any:
     if not isinstance(leaves, dict):
         return leaves
     if isinstance(node, tuple):  # the stacks of layers
-        return tuple(_changed(stack, leaves.get(str(number), {})) for number, stack in enumerate(node))
+        return tuple(_merged(stack, leaves.get(str(number), {})) for number, stack in enumerate(node))
     result = dict(node or {})
-    for name, own in leaves.items():
+    for name, child in leaves.items():
         if name == LAST_LAYERS:
-            lower, upper = split_layers(result["layers"], depth(own))
-            result["layers"] = (*lower, _changed(upper, own))
+            lower, upper = split_layers(result["layers"], depth(child))
+            result["layers"] = (*lower, _merged(upper, child))
         else:
-            result[name] = _changed(result.get(name), own)
+            result[name] = _merged(result.get(name), child)
     return result
 
 
-def check_leaves(params: Params, leaves: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the leaves have a place in the base: as `changed` takes them, and of its shapes."""
+def check_delta(params: Params, delta: Delta) -> None:
+    """Raise ValueError unless the base has a place for each leaf, of the same shape."""
     base = {path: leaf.shape for path, leaf in flat(params).items()}
-    own = {path: np.shape(leaf) for path, leaf in flat(leaves).items()}
+    own = {path: np.shape(leaf) for path, leaf in flat(delta.leaves).items()}
     counts = {shape[:1] for path, shape in own.items() if LAST_LAYERS in path.split("/")}
     widths: dict[str, int] = {}
     for path, found in own.items():
@@ -102,7 +125,7 @@ _ADAPTER = re.compile(rf"{_PLACE}/adapter/(?P<leaf>{'|'.join(_AXES)})")
 
 
 def flat(node: Any) -> dict[str, Any]:
-    """The leaves of nested dicts, and of stacks of layers, by their paths: `decoder/layers/0/mlp/up`."""
+    """Return the leaves of nested dicts and tuples by their paths, such as `decoder/layers/0/mlp/up`."""
     children: Any = node if isinstance(node, Mapping) else enumerate(node) if isinstance(node, tuple) else None
     if children is None:
         return {"": node}

@@ -5,16 +5,15 @@ additional keys and values (`PastKeyValues.key_values` in inputs.py).
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from flax import struct
 
+from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import UserError
 
-PromptPlacement = Literal["before", "after"]
-Site = Literal["encoder_self", "decoder_self", "decoder_cross"]
 SITES: tuple[Site, ...] = ("encoder_self", "decoder_self", "decoder_cross")
 
 NO_PROMPT = -1  # the prompt id of a row without a prompt
@@ -96,15 +95,12 @@ class Prompt:
       encoder_self: a prefix for the encoder's self-attention.
       decoder_self: a prefix for the self-attention of the decoder (or of a causal model).
       decoder_cross: a prefix for the decoder's cross-attention.
-      base: what is otherwise in the base itself, of the methods that prompts are compared with: leaves as
-        `prompt_jax.models.delta.changed` takes them. It cannot be stacked.
     """
 
     encoder_tokens: VirtualTokens | None = None
     encoder_self: Prefix | None = None
     decoder_self: Prefix | None = None
     decoder_cross: Prefix | None = None
-    base: Any = None
 
     @property
     def parts(self) -> dict[str, PromptPart]:
@@ -121,7 +117,7 @@ class Prompt:
         return None
 
 
-def stack_prompts(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> Prompt:
+def stack_prompts(prompts: Sequence[Any], names: Sequence[str] | None = None) -> Prompt:
     """Stack prompts of P_i slots to one Prompt of P = max(P_i) slots; host arrays.
 
     Shorter prompts are right-aligned: their unused slots come first. The mask is None if all slots are used.
@@ -155,16 +151,17 @@ def unstack_prompts(prompt: Prompt) -> list[Prompt]:
     return [member(number) for number in range(prompt.stacked)]
 
 
-def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> None:
+def check_stackable(prompts: Sequence[Any], names: Sequence[str] | None = None) -> None:
     """Raise PromptStackError unless the prompts can be stacked. Arguments as for `stack_prompts`."""
     names = names or [f"prompt {number}" for number in range(len(prompts))]
     if not prompts:
         raise PromptStackError("at least one prompt is needed to stack")
+    for name, prompt in zip(names, prompts, strict=True):
+        if not isinstance(prompt, Prompt):  # a Delta
+            raise PromptStackError(f"{name} changes weights of the base; only prompts and prefixes can be stacked")
     first = prompts[0].parts
     for name, prompt in zip(names, prompts, strict=True):
         parts = prompt.parts
-        if prompt.base:
-            raise PromptStackError(f"{name} changes the base itself; only prompts and prefixes go together with others")
         if not parts or prompt.stacked is not None:
             raise PromptStackError(
                 f"{name}: only single prompts that are not empty can be stacked, not {_shapes(prompt)}"
@@ -177,17 +174,6 @@ def check_stackable(prompts: Sequence[Prompt], names: Sequence[str] | None = Non
         for part_name, part in parts.items():
             if problem := _difference(part_name, first[part_name], part, names[0], name):
                 raise PromptStackError(problem)
-
-
-def check_alike(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> None:
-    """Raises PromptStackError unless the prompts can be members of one ensemble: those that can be stacked, or such as
-    change the same leaves of the base. Arguments as for `stack_prompts`."""
-    if not any(prompt.base for prompt in prompts):
-        return check_stackable(prompts, names)
-    names = names or [f"prompt {number}" for number in range(len(prompts))]
-    kinds = [jax.tree.map(np.shape, prompt) for prompt in prompts]
-    if other := next((name for name, kind in zip(names, kinds, strict=True) if kind != kinds[0]), None):
-        raise PromptStackError(f"{names[0]} and {other} do not change the same leaves of the base")
 
 
 def _difference(part_name: str, first: Any, part: Any, first_name: str, name: str) -> str | None:

@@ -19,8 +19,8 @@ from prompt_jax.checkpoints import t5x
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import family
-from prompt_jax.models.delta import check_leaves
-from prompt_jax.models.prompt import Prefix, Prompt, PromptStackError, VirtualTokens, check_alike, stack_prompts
+from prompt_jax.models.delta import Delta, check_alike, check_delta
+from prompt_jax.models.prompt import Prefix, Prompt, PromptStackError, VirtualTokens, stack_prompts
 from prompt_jax.prompt_files import hub, npz, peft
 from prompt_jax.prompt_files.metadata import (
     MAX_MEMBERS,
@@ -39,7 +39,7 @@ Format = Literal["npz", "npy", "peft"]
 
 def save_prompt(
     path: str | Path,
-    prompt: Prompt,
+    prompt: Prompt | Delta,
     metadata: PromptMetadata | None = None,
     *,
     format: Format | None = None,
@@ -66,9 +66,9 @@ def save_prompt(
     elif format == "npz":
         npz.write(path, arrays)
     elif format == "npy":
-        if prompt.encoder_tokens is None or len(prompt.parts) > 1 or prompt.base:
-            there = " and ".join([*prompt.parts, *(["changes of the base"] if prompt.base else [])])
-            raise PromptFormatError(f"{path}: a .npy holds only virtual tokens, not {there}; use npz")
+        if isinstance(prompt, Delta) or prompt.encoder_tokens is None or len(prompt.parts) > 1:
+            content = "weights of the base" if isinstance(prompt, Delta) else " and ".join(prompt.parts)
+            raise PromptFormatError(f"{path}: a .npy holds only virtual tokens, not {content}; use npz")
         placement, mask = prompt.encoder_tokens.placement, arrays.get("encoder_tokens/mask")
         if placement != "before":
             warnings.warn(f"{path}: a .npy does not record that the tokens go {placement} the input", stacklevel=2)
@@ -80,7 +80,7 @@ def save_prompt(
 
 def save_ensemble(
     path: str | Path,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Delta],
     metadata: Sequence[PromptMetadata],
     *,
     format: Format | None = None,
@@ -119,7 +119,7 @@ def save_ensemble(
         npz.write(path, arrays)
 
 
-def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_base: bool = False) -> Prompt:
+def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_base: bool = False) -> Prompt | Delta:
     """Load a prompt from a file, a folder or the Hub. If a model is given, check that the prompt belongs to it.
 
     For an ensemble, returns the stacked Prompt. It needs `prompt_ids` in the batch: the member of each row.
@@ -136,7 +136,7 @@ def load_prompt(path: str | Path, model: Model | None = None, *, allow_other_bas
     return stack_prompts(prompts) if ensemble else prompts[0]
 
 
-def read_prompt(path: str | Path) -> tuple[Prompt, PromptMetadata]:
+def read_prompt(path: str | Path) -> StoredPrompt:
     """Read a single prompt and its metadata.
 
     Raises:
@@ -181,7 +181,7 @@ def check_bases(
 
 def check_base(
     path: str | Path,
-    prompt: Prompt,
+    prompt: Prompt | Delta,
     metadata: PromptMetadata,
     model: Model,
     *,
@@ -206,11 +206,12 @@ def check_base(
         )
 
 
-def _check_sizes(path: str | Path, prompt: Prompt, model: Model) -> None:
-    try:
-        check_leaves(model.params, prompt.base or {})
-    except ValueError as error:
-        raise PromptFormatError(f"{path} does not go with {model.name}: {error}") from error
+def _check_sizes(path: str | Path, prompt: Prompt | Delta, model: Model) -> None:
+    if isinstance(prompt, Delta):
+        try:
+            return check_delta(model.params, prompt)
+        except ValueError as error:
+            raise PromptFormatError(f"{path} does not go with {model.name}: {error}") from error
     tokens, width = prompt.encoder_tokens, model.params["embedding"].shape[1]
     if tokens is not None and tokens.embeddings.shape[1] != width:
         raise PromptFormatError(
@@ -302,8 +303,9 @@ def _check_stackable(path: Path, members: Sequence[StoredPrompt]) -> None:
         check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
     except PromptStackError as error:
         raise PromptFormatError(str(error)) from error
-    for kind in prompts[0].parts:
-        lengths = [prompt.parts[kind].slots for prompt in prompts]
+    stackable = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    for kind in stackable[0].parts if stackable else ():
+        lengths = [prompt.parts[kind].slots for prompt in stackable]
         if len(lengths) * max(lengths) > npz.MAX_RATIO * sum(lengths):
             raise PromptFormatError(
                 f"{member_name(path, int(np.argmax(lengths)))} has {kind} of {max(lengths)} slots, and all "

@@ -13,6 +13,7 @@ import numpy as np
 from prompt_jax.checkpoints.files import unique_names
 from prompt_jax.config.convert import from_dict
 from prompt_jax.errors import UserError
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 
@@ -65,7 +66,7 @@ class PromptMetadata:
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
 
 
-StoredPrompt = tuple[Prompt, PromptMetadata]
+StoredPrompt = tuple[Prompt | Delta, PromptMetadata]
 
 
 def member_name(path: str | Path, number: int) -> str:

@@ -6,7 +6,7 @@ A `.npz` is an ordinary NumPy archive; `numpy.load(path, allow_pickle=False)` re
     SITE/keys             [L, P, H, K] float32    a prefix of each layer's attention; SITE is encoder_self,
     SITE/values           [L, P, H, K] float32      decoder_self (for causal models too) or decoder_cross
     encoder_tokens/mask   [P] bool                the slots in use; SITE/mask for a prefix; absent if all are
-    base/PATH             float32                 what is otherwise in the base, see `prompt_jax.models.delta.changed`;
+    base/PATH             float32                 weights of the base, see `prompt_jax.models.delta.Delta`;
                                                     PATH as in decoder/layers/0/mlp/adapter/down
     metadata              text                    JSON, the fields of `PromptMetadata` and `format_version`
 
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from prompt_jax.models.delta import flat
+from prompt_jax.models.delta import Delta, flat
 from prompt_jax.models.prompt import SITES, Prefix, Prompt, VirtualTokens
 from prompt_jax.prompt_files.metadata import (
     MAX_MEMBERS,
@@ -57,16 +57,20 @@ _MAX_METADATA = 1 << 20  # bytes
 MAX_RATIO = 100
 
 
-def prompt_entries(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
+def prompt_entries(where: str, prompt: Prompt | Delta, metadata: PromptMetadata) -> dict[str, np.ndarray]:
     """Return the checked entries of one prompt.
 
     Raises:
       PromptFormatError: values that are not finite, or a prompt that the format cannot hold.
     """
-    if not prompt.parts and not prompt.base:
+    if isinstance(prompt, Delta):
+        arrays = {f"base/{path}": np.asarray(leaf, np.float32) for path, leaf in flat(prompt.leaves).items()}
+        for name, array in arrays.items():
+            _check_values(where, name, array)
+        return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
+    if not prompt.parts:
         raise PromptFormatError(f"{where}: the prompt is empty")
     rules = {(part.placement, getattr(part, "shift_positions", True)) for part in prompt.parts.values()}
-    rules = rules or {("before", True)}
     if len(rules) > 1:
         raise PromptFormatError(
             f"{where}: its parts differ in placement or shift_positions; a file stores one value of each"
@@ -82,9 +86,6 @@ def prompt_entries(where: str, prompt: Prompt, metadata: PromptMetadata) -> dict
         if part.mask is not None:
             mask = arrays[f"{kind}/mask"] = np.asarray(part.mask, bool)
             _check_mask(where, kind, mask, part.slots)
-    for path, leaf in flat(prompt.base or {}).items():
-        arrays[f"base/{path}"] = np.asarray(leaf, np.float32)
-        _check_values(where, f"base/{path}", arrays[f"base/{path}"])
     ((placement, shift_positions),) = rules
     metadata = dataclasses.replace(metadata, placement=placement, shift_positions=shift_positions)
     return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
@@ -178,8 +179,10 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
     if nested := above & leaves.keys():
         raise PromptFormatError(f"{where}: base/{min(nested)} is an array and has others below it")
     if not parts and not leaves:
-        raise PromptFormatError(f"{where}: there is no encoder_tokens in it, no prefix, and nothing of a base")
-    return Prompt(**parts, base=unflatten_dict(leaves, sep="/") or None), metadata
+        raise PromptFormatError(f"{where}: it has neither encoder_tokens, nor a prefix, nor weights of a base")
+    if parts and leaves:
+        raise PromptFormatError(f"{where}: it has both {' and '.join(parts)} and weights of a base")
+    return Delta(unflatten_dict(leaves, sep="/")) if leaves else Prompt(**parts), metadata
 
 
 def _check_shapes(where: str, kind: str, arrays: Mapping[str, np.ndarray]) -> None:

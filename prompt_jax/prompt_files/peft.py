@@ -28,6 +28,7 @@ import numpy as np
 
 from prompt_jax.checkpoints.load import T5X, Model
 from prompt_jax.models import family
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prefix, Prompt, used_arrays
 from prompt_jax.prompt_files import card
 from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError, PromptMetadata, StoredPrompt
@@ -134,11 +135,11 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
             atomic_write(place / name, operator.methodcaller("write", content))
 
 
-def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
+def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
     """Return the files of an adapter. The last makes a folder an adapter."""
     from safetensors.numpy import save
 
-    _check_exportable(where, prompt, model)
+    prompt = _exportable(where, prompt, model)
     model_family = family(model.config)
     sites, causal = model_family.sites(model.config), model_family.causal
     task = "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM"
@@ -186,11 +187,11 @@ def _adapter(where: str, prompt: Prompt, metadata: PromptMetadata, model: Model)
     }
 
 
-def _check_exportable(where: str, prompt: Prompt, model: Model) -> None:
-    """Raise PromptFormatError, with the reason and a remedy, for a prompt that no adapter can hold."""
+def _exportable(where: str, prompt: Prompt | Delta, model: Model) -> Prompt:
+    """Return the prompt. Raise PromptFormatError, with the reason and a remedy, if no adapter can hold it."""
+    if isinstance(prompt, Delta):
+        raise PromptFormatError(f"{where}: changes of the base's weights are not exported to PEFT; npz holds them")
     parts = prompt.parts
-    if prompt.base:
-        raise PromptFormatError(f"{where}: what changes the base itself is not exported to PEFT; npz holds it")
     if others := [name for name in parts if name not in ("encoder_tokens", "decoder_self")]:
         raise PromptFormatError(
             f"{where}: PEFT has no prefix of {' and '.join(others)}, only of the decoder's self-attention. Train with "
@@ -214,6 +215,7 @@ def _check_exportable(where: str, prompt: Prompt, model: Model) -> None:
             f"{where}: in PEFT, a prefix shifts the positions of {family(model.config).name}, and this one does not. "
             "Train with prompt.shift_positions true, or keep the prompt as .npz"
         )
+    return prompt
 
 
 def _flat_prefix(where: str, arrays: Mapping[str, np.ndarray], *, causal: bool) -> np.ndarray:

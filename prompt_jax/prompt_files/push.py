@@ -11,7 +11,7 @@ from urllib.parse import quote
 from prompt_jax.checkpoints.load import T5X, Model, hub_errors, hub_reason, without_login
 from prompt_jax.errors import UserError
 from prompt_jax.models import family
-from prompt_jax.models.delta import flat
+from prompt_jax.models.delta import Delta, flat
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.hub import FILE, HubError, HubName, parse_hub_name, replace_path_in_errors, repository_info
 from prompt_jax.prompt_files.hub_card import MARK, OLD_MARK, CardBase, CardMember, repository_card
@@ -138,9 +138,10 @@ def _base(members: Sequence[StoredPrompt], model: Model | None) -> CardBase | No
     return None if known is None else CardBase(known.name, known.revision, None)
 
 
-def _shapes(prompt: Prompt) -> dict[str, list[int]]:
-    base = {f"base/{name}": list(leaf.shape) for name, leaf in flat(prompt.base or {}).items()}
-    return {kind: list(getattr(part, part.arrays[0]).shape) for kind, part in prompt.parts.items()} | base
+def _shapes(prompt: Prompt | Delta) -> dict[str, list[int]]:
+    if isinstance(prompt, Delta):
+        return {f"base/{name}": list(leaf.shape) for name, leaf in flat(prompt.leaves).items()}
+    return {kind: list(getattr(part, part.arrays[0]).shape) for kind, part in prompt.parts.items()}
 
 
 def _write_files(

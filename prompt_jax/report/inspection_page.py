@@ -98,7 +98,7 @@ def _projection(findings: Sequence[Findings], model: Model) -> Projection:
 
 def _section(number: int, found: Findings, model: Model | None) -> _Section:
     inspection, notes = found.inspection, []
-    if found.prompt.encoder_tokens is None:
+    if "encoder_tokens" not in found.prompt.parts:
         notes.append(NO_PIECES if found.prompt.parts else NO_PROMPT)
     elif model is None:
         notes.append(NO_BASE)

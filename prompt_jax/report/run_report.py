@@ -51,7 +51,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
     predictions = read_predictions(folder, summary)
     tests = sorted(summary.tests, key=lambda test: not test.trained_on)
     best = best_member(summary)
-    added = 0 if experiment.prompt.method in experiments.REPLACING_METHODS else summary.trained_parameters
+    added = 0 if experiment.prompt.replaces_base else summary.trained_parameters
     path = folder / "report.html"
     write_page(
         path,

@@ -10,6 +10,7 @@ from prompt_jax.inference.answers import LogitsError
 from prompt_jax.inference.decoding import GREEDY
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate_members
 from prompt_jax.metrics import benchmark_average, is_share
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
 from prompt_jax.training.metrics import report_diverged
@@ -63,7 +64,7 @@ def evaluate(run: Run) -> None:
     _stop_early(run)
 
 
-def _validation_scores(run: Run, prompts: Sequence[Prompt]) -> dict[int, Scores]:
+def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int, Scores]:
     """Return the scores of the members that are training, without those whose logits are not finite."""
 
     def before_batch() -> None:
@@ -85,7 +86,7 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt]) -> dict[int, Scores]
 
 
 def _evaluate_task(
-    run: Run, task: Task, prompts: Sequence[Prompt], before_batch: Callable[[], None]
+    run: Run, task: Task, prompts: Sequence[Prompt | Delta], before_batch: Callable[[], None]
 ) -> list[Evaluation | None]:
     """Return each prompt's evaluation on a task's validation split; None where its logits are not finite.
 

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_jax.config.checks import check
 from prompt_jax.data.prefetch import prefetch
 from prompt_jax.distributed.processes import on_first_process, wait_for_all
-from prompt_jax.distributed.sharding import to_host
-from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.storage.locks import FileLock, LockLost
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.evaluate import Evaluate
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.metrics import LogMetrics, fetch_metrics
 from prompt_jax.training.preemption import LeaveIfPreempted
-from prompt_jax.training.run import Hook, MemberState, Run, RunProgress, describe
+from prompt_jax.training.run import Hook, Run, RunProgress, describe
 from prompt_jax.training.run_folder import (
     check_folder,
     lock_existing_run,
@@ -28,7 +25,7 @@ from prompt_jax.training.run_folder import (
     remove_results,
     run_lock,
 )
-from prompt_jax.training.saving import SaveCheckpoints, from_record, save_best, save_last
+from prompt_jax.training.saving import SaveCheckpoints, restore, save_best, save_last, start
 from prompt_jax.training.setup import Setup, prepare
 
 # In this order: scores and logs are written before the checkpoint that follows them, and preemption ends the run last.
@@ -66,7 +63,7 @@ def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
     for numbers, state, batch, key in zip(setup.stacks, run.states, batches, setup.keys, strict=True):
         values = None
         if training & set(numbers):
-            state, values = setup.step(state, setup.frozen, batch, key)
+            state, values = setup.step(state, setup.model.params, batch, key)
         states.append(state)
         metrics.append(values)
     run.states = tuple(states)
@@ -111,18 +108,8 @@ def train(
         folder = experiment.folder / "checkpoints"
         stack.callback(remove_remains, experiment.folder, held)  # when the last save is done
         checkpoints = stack.enter_context(Checkpoints(folder, experiment.train.keep_checkpoints, identity))
-        states, best = setup.states, setup.trainable(setup.states)
-        progress = RunProgress([MemberState() for _ in setup.members])
-        restored = checkpoints.restore({"states": states, "best": best})
-        if restored is not None:
-            states, best = restored.state["states"], to_host(restored.state["best"])
-            progress = from_record(restored.progress, experiment)
-            if progress.step > setup.steps:
-                raise ConfigError(
-                    f"{experiment.folder} was trained to step {progress.step}, and this configuration ends at step "
-                    f"{setup.steps}; choose another --name, or --overwrite it"
-                )
-            setup.batches.seek(restored.position)
+        restored = restore(experiment, setup, checkpoints)
+        progress, states, best = restored or start(setup)
         on_first_process(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))

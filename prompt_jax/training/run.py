@@ -113,7 +113,7 @@ def describe(run: Run) -> str:
     experiment, setup = run.experiment, run.setup
     trained, stored = setup.trained_parameters, setup.stored_parameters
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
-    if experiment.prompt.method not in experiments.REPLACING_METHODS:
+    if not experiment.prompt.replaces_base:
         total += trained
     members = f", {len(setup.members)} members" if len(setup.members) > 1 else ""
     share = f"{total:,} parameters, {trained:,} of them trained ({trained / total:.3%})"

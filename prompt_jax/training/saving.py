@@ -7,10 +7,15 @@ from typing import Any
 
 from prompt_jax import experiment as experiments
 from prompt_jax.distributed.processes import is_first
+from prompt_jax.distributed.sharding import to_host
+from prompt_jax.errors import ConfigError
+from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import save_ensemble, save_prompt
+from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.run import Hook, MemberState, Run, RunProgress
 from prompt_jax.training.run_folder import check_same
-from prompt_jax.training.setup import metadata
+from prompt_jax.training.setup import Setup, metadata
+from prompt_jax.training.step import TrainState
 
 
 class SaveCheckpoints(Hook):
@@ -45,16 +50,43 @@ def save_last(run: Run) -> None:
         _save_prompts(run, "last.npz", run.setup.trainable(run.states))
 
 
-def from_record(saved: dict[str, Any], experiment: experiments.Experiment) -> RunProgress:
+def start(setup: Setup) -> tuple[RunProgress, tuple[TrainState, ...], list[Any]]:
+    """Return progress, states and best trainable variables before the first step."""
+    return RunProgress([MemberState() for _ in setup.members]), setup.states, setup.trainable(setup.states)
+
+
+def restore(
+    experiment: Experiment, setup: Setup, checkpoints: Checkpoints
+) -> tuple[RunProgress, tuple[TrainState, ...], list[Any]] | None:
+    """Return what `start` does, from the newest checkpoint, and seek the batches. Return None without a checkpoint.
+
+    Raises:
+      ConfigError: the checkpoint's run has another configuration, or more steps.
+    """
+    _, states, best = start(setup)
+    restored = checkpoints.restore({"states": states, "best": best})
+    if restored is None:
+        return None
+    progress = _from_record(restored.progress, experiment)
+    if progress.step > setup.steps:
+        raise ConfigError(
+            f"{experiment.folder} was trained to step {progress.step}, and this configuration ends at step "
+            f"{setup.steps}; choose another --name, or --overwrite it"
+        )
+    setup.batches.seek(restored.position)
+    return progress, restored.state["states"], to_host(restored.state["best"])
+
+
+def _to_record(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint records of the run's progress, for `_from_record`."""
+    return dataclasses.asdict(run.progress) | {"experiment": json.loads(experiments.to_json(run.experiment))}
+
+
+def _from_record(saved: dict[str, Any], experiment: Experiment) -> RunProgress:
     """Return the progress that a checkpoint records. Raise ConfigError if its run has another configuration."""
     if begun := saved.pop("experiment", None):  # config.json may be empty, or another run's
         check_same(experiments.from_json(json.dumps(begun)), experiment)
     return RunProgress(**saved | {"members": [MemberState(**member) for member in saved["members"]]})
-
-
-def _to_record(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint records of the run's progress, for `from_record`."""
-    return dataclasses.asdict(run.progress) | {"experiment": json.loads(experiments.to_json(run.experiment))}
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:

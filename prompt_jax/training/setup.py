@@ -17,7 +17,6 @@ from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
@@ -33,15 +32,16 @@ from prompt_jax.distributed.sharding import (
     to_host,
 )
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import PROMPT_METHODS, Experiment
+from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
-from prompt_jax.methods import applied, method
+from prompt_jax.methods import Method
 from prompt_jax.models import ContextError, check_context
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.prompt_files.io import ModelId, PromptMetadata
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
 from prompt_jax.training.tasks import Task, load_tasks, load_test
 
 
@@ -86,11 +86,10 @@ class Setup:
     batches: MemberBatches
     states: tuple[TrainState, ...]  # of each stack
     keys: tuple[jax.Array, ...]  # of each stack, [E]
-    frozen: Any  # the variables that are not trained, None in place of the others
     step: Callable  # jitted, for all stacks
     place: Callable  # puts batches [E, B, ...] where the step needs them
     place_members: Callable  # and arrays [E]
-    apply: Callable  # the method's
+    method: Method
 
     def trainable(self, states: Sequence[TrainState]) -> list[Any]:
         """Each member's trainable variables, on the host."""
@@ -100,10 +99,10 @@ class Setup:
             members |= {n: jax.tree.map(operator.itemgetter(i), stacked) for i, n in enumerate(numbers)}
         return [members[number] for number in range(len(self.members))]
 
-    def prompts(self, trainable: Sequence[Any]) -> list[Prompt]:
-        """The prompts that members' trainable variables stand for, as they are stored."""
-        made = [self.apply(variables["prompt"], None)[1] for variables in trainable]
-        return [prompt for each in made for prompt in ([each] if each.stacked is None else unstack_prompts(each))]
+    def prompts(self, trainable: Sequence[Any]) -> list[Prompt | Delta]:
+        """Return what the members' trainable parameters stand for, as it is stored: with `per_task` one per task."""
+        made: list[Any] = [self.method.apply(variables["prompt"]) for variables in trainable]
+        return [prompt for each in made for prompt in (unstack_prompts(each) if self.method.per_task else [each])]
 
     def own_scores(self, number: int, scores: Mapping[str, float]) -> dict[str, float]:
         """Those of a member's validation scores that are of a stored prompt, by metric."""
@@ -130,10 +129,7 @@ class Setup:
     @property
     def stored_parameters(self) -> int:
         """Of all members' prompts."""
-        prompts = [
-            jax.eval_shape(jax.vmap(lambda own: self.apply(own, None)[1]), state.trainable["prompt"])
-            for state in self.states
-        ]
+        prompts = [jax.eval_shape(jax.vmap(self.method.apply), state.trainable["prompt"]) for state in self.states]
         return sum(leaf.size for leaf in jax.tree.leaves(prompts))
 
 
@@ -177,10 +173,10 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         load_test(name, experiment.data, model, experiment.train.test_examples, tasks)
         for name in experiment.data.test_tasks
     )
-    apply = applied(experiment.prompt)
     starts = [_start(member, model, steps) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
-        _, prompt = jax.eval_shape(apply, state.trainable["prompt"], model.params)
+        made = jax.eval_shape(experiment.prompt.apply, state.trainable["prompt"])
+        prompt = made if isinstance(made, Prompt) else None
         own = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*own, *further_tests):
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
@@ -199,11 +195,10 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         batches=_batches(members, stacks, model),
         states=states,
         keys=tuple(to_devices(jnp.stack([starts[n][1] for n in numbers]), of_members) for numbers in stacks),
-        frozen={"base": model.params, "prompt": None},
         step=train_step(experiment, model.config, steps, mesh),
         place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(to_devices, sharding=of_members),
-        apply=apply,
+        method=experiment.prompt,
     )
 
 
@@ -219,21 +214,21 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
     options = experiment.train
     step = make_train_step(
         dataclasses.replace(config, dropout_rate=options.dropout_rate, remat=experiment.model.remat),
-        applied(experiment.prompt),
+        experiment.prompt,
         frozen_base(make_optimizer(experiment.optimizer, steps)),
         loss=options.loss,
         z_loss=options.z_loss,
         dropout=options.dropout_rate > 0,
         accumulate=options.accumulate,
     )
-    return jax.jit(over_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0)
+    return jax.jit(vmap_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0)
 
 
 def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
     """The numbers of the members of each trainable shape."""
     numbers: dict[int, list[int]] = {}
     for number, member in enumerate(alone):
-        numbers.setdefault(member.prompt.length, []).append(number)
+        numbers.setdefault(getattr(member.prompt, "length", 0), []).append(number)
     return tuple(map(tuple, numbers.values()))
 
 
@@ -248,7 +243,7 @@ def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment],
     count = mesh["ensemble"]
     for numbers in stacks:
         if len(numbers) % count:
-            length = f" of length {alone[numbers[0]].prompt.length}" if len(stacks) > 1 else ""
+            length = f" of length {getattr(alone[numbers[0]].prompt, 'length', 0)}" if len(stacks) > 1 else ""
             raise ConfigError(
                 f"{len(numbers)} members{length} cannot be divided over mesh.ensemble {count}: make the number of "
                 f"members a multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
@@ -264,7 +259,7 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
     mixtures = [config.task for config in configs if config.task and mixture_rates(config.task)]
     if alone[0].prompt.per_task and mixtures != [config.task for config in configs]:
         name = next(config.task for config in configs if config.task not in mixtures)
-        raise ConfigError(f"prompt.per_task is of a mixture of tasks, and {name} is one task; leave it out")
+        raise ConfigError(f"prompt.method {alone[0].prompt.name!r} needs a mixture of tasks, and {name} is one task")
     if mixtures and len(configs) > 1:
         raise ConfigError(f"ensemble.task names {mixtures[0]}, a mixture; members can share one, as data.task")
     settings = experiments.settings(tuple(alone))
@@ -272,7 +267,7 @@ def _load_members(alone: Sequence[Experiment], model: Model, tasks: Path | None)
 
 
 def _stored(number: int, member: MemberState) -> list[Stored]:
-    if member.experiment.prompt.per_task is None:
+    if not member.experiment.prompt.per_task:
         name = member.tasks[0].name if len(member.tasks) == 1 else str(member.experiment.data.task)
         return [Stored(number, name, member.tasks, member.settings)]
     names = [task.name for task in member.tasks]
@@ -282,8 +277,10 @@ def _stored(number: int, member: MemberState) -> list[Stored]:
     ]
 
 
-def _check_length(model: Model, prompt: Prompt, examples: Examples, target_length: int, decoding: Decoding) -> None:
-    """That texts have positions and answers can be generated: better known before training than after it."""
+def _check_length(
+    model: Model, prompt: Prompt | None, examples: Examples, target_length: int, decoding: Decoding
+) -> None:
+    """Check before training that the model has enough positions and the decoding options suit it."""
     try:
         # An answer may be as long as targets are cut to.
         check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
@@ -312,13 +309,12 @@ def _steps(experiment: Experiment, members: Sequence[MemberState]) -> int:
 
 def _start(member: MemberState, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
     """A member's state before the first step, and its key: functions of its own experiment alone."""
-    experiment, config = member.experiment, member.experiment.prompt
+    experiment = member.experiment
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
     # Those of several tasks in turn, so that a short prompt has some of each.
     turns = itertools.zip_longest(*(task.format.labels for task in member.tasks))
     labels = list(dict.fromkeys(label for turn in turns for label in turn if label is not None))
-    count = {"tasks": len(member.tasks)} if config.per_task else {}
-    trainable = {"base": None, "prompt": method(config).init(init_key, config, model, labels, **count)}
+    trainable = member.experiment.prompt.initialize(init_key, model, labels, tasks=len(member.tasks))
     # The optimizer's state holds the member's own learning rate and weight decay.
     optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
     return TrainState.create(trainable, optimizer), run_key
@@ -335,7 +331,7 @@ def _batches(members: Sequence[MemberState], stacks: Sequence[Sequence[int]], mo
         if key in streams:
             continue
         rest = options.batch_size, options.seed, buckets, model.config.pad_id, model.config.start_id
-        per_task = member.experiment.prompt.per_task is not None
+        per_task = member.experiment.prompt.per_task
         if len(training) == 1 and not per_task:
             streams[key] = TrainBatches(training[0], *rest)
         else:
@@ -353,9 +349,9 @@ def metadata(setup: Setup, number: int, step: int, scores: Mapping[str, float]) 
     trained = experiment.prompt
     return PromptMetadata(
         base=ModelId(model.name, model.revision, model.fingerprint),
-        method=trained.method,
+        method=trained.name,
         initialization=_initialization(trained),
-        placement=trained.placement,
+        placement=getattr(trained, "placement", "before"),
         task=stored.task,
         format=_one_format(stored.tasks, experiment.data),
         step=step,
@@ -379,11 +375,11 @@ def _one_format(tasks: Sequence[Task], config: DataConfig) -> TaskFormat:
     )
 
 
-def _initialization(config: PromptConfig) -> str | None:
-    """In words; of a file the end of its path, which says enough, and nothing of the machine."""
-    if config.method not in PROMPT_METHODS:
-        return None
-    if config.init != "file" or config.init_file is None:
-        return config.init
-    member = "" if config.init_member is None else f", member {config.init_member}"
-    return f"file {'/'.join(config.init_file.parts[-2:])}{member}"
+def _initialization(method: Method) -> str | None:
+    """Return the initialization as text. Of a file's path only the end, which says enough and hides the machine."""
+    init, file = getattr(method, "init", None), getattr(method, "init_file", None)
+    if init != "file" or file is None:
+        return init
+    number = getattr(method, "init_member", None)
+    member = "" if number is None else f", member {number}"
+    return f"file {'/'.join(file.parts[-2:])}{member}"

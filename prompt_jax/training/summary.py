@@ -17,6 +17,7 @@ from prompt_jax.experiment import Experiment, settings_text
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.inspection.neighbors import inspect
 from prompt_jax.inspection.similarity import prompt_similarity
+from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.run_files import (
@@ -78,7 +79,7 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     tests = _tests(experiment, setup, prompts)
     # Only virtual tokens have nearest vocabulary pieces; keys and values do not.
-    inspections = [inspect(prompt, setup.model) for prompt in prompts] if prompts[0].encoder_tokens else None
+    inspections = [inspect(prompt, setup.model) for prompt in prompts] if "encoder_tokens" in prompts[0].parts else None
     if not is_first():
         return ""
     if lock is not None:
@@ -100,7 +101,7 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     return "\n".join([*shown, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
 
 
-def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt]) -> list[Test]:
+def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delta]) -> list[Test]:
     """Evaluate members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
@@ -153,12 +154,11 @@ def _member_summary(setup: Setup, progress: RunProgress, number: int) -> MemberS
     """Return the summary of a stored prompt."""
     stored = setup.stored[number]
     member, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
-    task_length = (prompt.task_length or prompt.length) if prompt.per_task == "concatenate" else 0
     metric, score = _best(setup, progress, number)
     return MemberSummary(
         settings=dict(stored.settings),
         task=stored.task,
-        length=prompt.length + task_length,
+        length=prompt.stored_length,
         status="finished" if member.status == "training" else member.status,
         steps=member.steps,
         best=BestSummary(metric, score, member.best_step),

@@ -66,8 +66,8 @@ def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):
     wider = other("w.npz", np.ones((3, 65), np.float32))
     stranger = other("s.npz", np.ones((3, 64), np.float32), base=ModelId("elsewhere", None, "sha256:1"))
     for argv, message in (
-        ((prompt_file,), "an average is of two prompts or more, and there is 1"),
-        ((ensemble_file, "--weights", 0.5, 0.6), "the weights 0.5, 0.6 add up to 1.1, and should to 1"),
+        ((prompt_file,), "an average needs two or more prompts, and there is 1"),
+        ((ensemble_file, "--weights", 0.5, 0.6), "the weights 0.5, 0.6 add up to 1.1; expected 1"),
         ((ensemble_file, "--weights", "nan", 0.6), "add up to nan"),
         ((ensemble_file, "--weights", 1), "1 weights for 2 prompts"),
         ((prompt_file, longer), f"{prompt_file} has 3 slots of encoder_tokens, and {longer} 4"),

@@ -19,14 +19,14 @@ from prompt_jax.task_format import TaskFormat
 
 CONFIG = """
 from pathlib import Path
-from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
 
 experiment = Experiment(
     name="small",
     model=ModelConfig(name={model!r}),
     data=DataConfig(train=Path({train!r}), validation=Path({validation!r}), test=Path({test!r}),
                     labels=("negative", "positive"), target_length=12, buckets=1),
-    prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+    prompt=PromptTuning(length=4, init="vocab", init_vocab=150),
     train=TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=2),
 )
 """

@@ -9,8 +9,8 @@ from adapters import random_prefix
 from prompt_jax import Prompt, VirtualTokens, save_ensemble, save_prompt
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.prompt_files.io import read_prompt, read_prompts
 
 
@@ -95,8 +95,8 @@ def written(experiment: Experiment, folder, name: str):
 
 
 def test_configurations(tmp_path, run):
-    one = Experiment(data=DataConfig(task="a"), prompt=PromptConfig(length=7, init_range=(-1.0, 1.0)))
-    two = dataclasses.replace(one, name="two", prompt=PromptConfig(length=9, init_range=(-1.0, 1.0), mlp_width=3))
+    one = Experiment(data=DataConfig(task="a"), prompt=PromptTuning(length=7, init_range=(-1.0, 1.0)))
+    two = dataclasses.replace(one, name="two", prompt=PromptTuning(length=9, init_range=(-1.0, 1.0), mlp_width=3))
     a, b = written(one, tmp_path, "a"), written(two, tmp_path, "b")
     status, out, err = run("diff", a, b)
     assert (status, err) == (1, "")
@@ -110,7 +110,7 @@ def test_configurations(tmp_path, run):
     assert run("diff", a.parent, b.parent)[1].splitlines()[1:] == out.splitlines()[1:], "a run's folder is its record"
     (tmp_path / "c.py").write_text(
         "from prompt_jax import *\n"
-        "experiment = Experiment(data=DataConfig(task='a'), prompt=PromptConfig(length=7, init_range=(-1, 1)))\n"
+        "experiment = Experiment(data=DataConfig(task='a'), prompt=PromptTuning(length=7, init_range=(-1, 1)))\n"
     )
     assert run("diff", tmp_path / "c.py", a)[:2] == (0, f"{tmp_path / 'c.py'} and {a}: the same\n")
 

@@ -16,19 +16,16 @@ import pytest
 from adapters import random_text
 from prompt_jax.checkpoints import weights
 from prompt_jax.checkpoints.load import load_model
-from prompt_jax.config.checks import check
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.distributed.sharding import RULES, make_mesh, named_sharding, parameter_sharding, to_devices, to_host
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
-from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.step import TrainState, frozen_base, make_train_step, over_members
+from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASES = {"t5": "t5_v11", "gpt2": "gpt2", "bart": "bart"}
@@ -149,15 +146,15 @@ def stepped(folder: Path) -> dict:
     """Run two steps of four members on 2 x 2 x 2 devices and on one; return losses and collectives."""
     sizes = MeshConfig(2, 2, 2)
     members, rows, source, target = 4, 8, 7, 5
-    prompt_config = PromptConfig(length=5, init="uniform")
+    prompt_config = PromptTuning(length=5, init="uniform")
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
     losses, text = {}, ""
     for mesh in (make_mesh(sizes), None):
         model = load_model(folder, sharding=parameter_sharding(mesh))
         starts = []
         for seed in range(members):
-            prompt = method(prompt_config).init(jax.random.key(seed), prompt_config, model)
-            starts.append(TrainState.create({"base": None, "prompt": prompt}, optimizer))
+            prompt = prompt_config.initialize(jax.random.key(seed), model)
+            starts.append(TrainState.create(prompt, optimizer))
         own = named_sharding(mesh, "members")
         state = to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
         keys = to_devices(jnp.stack([jax.random.key(seed) for seed in range(members)]), own)
@@ -171,10 +168,10 @@ def stepped(folder: Path) -> dict:
             "inputs_mask": np.ones((members, rows, source), bool),
             "target_mask": np.ones((members, rows, target), bool),
         }
-        step = make_train_step(model.config, applied(prompt_config), optimizer, accumulate=2)
-        compiled = jax.jit(over_members(step, group=1, mesh=mesh))
+        step = make_train_step(model.config, prompt_config, optimizer, accumulate=2)
+        compiled = jax.jit(vmap_members(step, group=1, mesh=mesh))
         arguments = (
-            {"base": model.params, "prompt": None},
+            model.params,
             to_devices(batch, named_sharding(mesh, "members", "batch")),
             keys,
         )

@@ -1,4 +1,4 @@
-"""Averages of prompts; `tests/cli/test_average.py` has those of files."""
+"""Averages of prompts. `tests/cli/test_average.py` tests those of files."""
 
 import numpy as np
 import pytest
@@ -18,5 +18,5 @@ def test_the_average_of_one_prompt_with_itself_is_that_prompt(tiny):
 def test_prompts_without_names_are_called_by_their_numbers(tiny):
     with pytest.raises(AverageError, match="prompt 0 has 5 slots of encoder_tokens, and prompt 1 4"):
         average_prompts([random_tokens(tiny, 5), random_tokens(tiny, 4)])
-    with pytest.raises(AverageError, match="of two prompts or more, and there is 0"):
+    with pytest.raises(AverageError, match="needs two or more prompts, and there is 0"):
         average_prompts([])

@@ -1,4 +1,4 @@
-"""Agreement, confusion and intervals against values worked out by hand or another way."""
+"""Agreement, confusion and intervals, against values computed by hand or by another method."""
 
 import dataclasses
 
@@ -42,14 +42,14 @@ def test_confusion_counts_what_is_no_label_apart():
 
 
 def answers_of(targets, accuracy, random):
-    """Answers of which about that share is right."""
+    """Return answers of which about this share is correct."""
     other = {"no": "yes", "yes": "no"}
     return [t if random.random() < accuracy else other[t] for t in targets]
 
 
 @pytest.fixture(scope="module")
 def sample():
-    """2,000 targets, the answers of three members and of their vote."""
+    """Return 2,000 targets and the answers of three members and of their vote."""
     random = np.random.default_rng(1)
     targets = [LABELS[i] for i in random.integers(2, size=2000)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.80, 0.85, 0.75)]
@@ -79,7 +79,7 @@ def test_intervals_are_reproducible_and_seeded(sample):
 
 
 def test_intervals_of_a_metric_that_is_no_mean():
-    """F1 through the task's own function on each resample, against F1 from counts."""
+    """F1 by the task's function on each resample equals F1 from counts."""
     random = np.random.default_rng(2)
     targets = [LABELS[i] for i in random.integers(2, size=60)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.9, 0.6)]
@@ -97,7 +97,7 @@ def test_intervals_of_a_metric_that_is_no_mean():
 
 
 def test_each_example_keeps_its_row_in_a_resample():
-    """A task with postprocessing is scored through Examples: as directly, where it changes nothing."""
+    """A task with postprocessing is scored by `Examples.score`. Postprocessing without effect gives equal scores."""
     random = np.random.default_rng(3)
     targets = [LABELS[i] for i in random.integers(2, size=40)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.9, 0.6)]
@@ -123,7 +123,7 @@ def test_taking_examples():
 
 
 def described(count, seed) -> tuple[Examples, list[list[str]]]:
-    """Examples with two references each or three, and the answers of three members, who know the words."""
+    """Return examples with two or three references, and the answers of three members with similar words."""
     random = np.random.default_rng(seed)
     words = ("the", "a", "restaurant", "serves", "cheap", "food", "by", "riverside", "and", "is", "near", "family")
 
@@ -158,7 +158,7 @@ def test_intervals_of_a_corpus_metric_are_those_of_scoring_each_resample():
 
 
 def test_intervals_of_metrics_with_weights_from_all_references():
-    """NIST's weights stay those of the split: the intervals are near those of scoring each resample."""
+    """NIST keeps the split's weights, so the intervals are only close to those from scoring each resample."""
     examples, members = described(60, 6)
     rows = np.stack([np.random.default_rng(i).integers(60, size=60) for i in range(40)])
     fast = comparison_module._scores(examples, members, "nist", rows)

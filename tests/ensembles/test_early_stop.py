@@ -1,4 +1,4 @@
-"""Early stop: the same votes as of all members, for any votes, probabilities and blocks."""
+"""Early stop gives the votes of all members, for any votes, probabilities and blocks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ quarters = st.integers(-12, 0).map(lambda number: number / 4)
 
 @st.composite
 def ensembles(draw):
-    """Votes [E, N] of C labels, log-probabilities [E, N, C], and blocks that make up E or None for the default."""
+    """Draw votes [E, N] for C labels, log-probabilities [E, N, C], and blocks with sum E, or None for the default."""
     members, count, classes = draw(st.integers(1, 9)), draw(st.integers(1, 8)), draw(st.integers(1, 4))
     votes = draw(hnp.arrays(np.int64, (members, count), elements=st.integers(0, classes - 1)))
     scores = draw(hnp.arrays(np.float32, (members, count, classes), elements=quarters))
@@ -23,7 +23,7 @@ def ensembles(draw):
 
 
 class Asked:
-    """Members whose votes are known, and who was asked about what."""
+    """Members with known votes; records which members ran on which examples."""
 
     def __init__(self, votes):
         self.votes, self.seen, self.calls = votes, np.full(votes.shape, NO_VOTE), []

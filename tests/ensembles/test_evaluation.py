@@ -31,7 +31,7 @@ def examples_of(targets, task_format) -> Examples:
 
 
 def member(examples, predictions, probabilities=None) -> Evaluation:
-    """An evaluation as `evaluate` makes it, from answers and the second label's probability."""
+    """Return an evaluation as `evaluate` would, from answers and the second label's probability."""
     scores, label_scores = dict(examples.score(predictions)), None
     if probabilities is not None:
         label_scores = np.log([[1 - p, p] for p in probabilities]).astype(np.float32)
@@ -42,7 +42,7 @@ def member(examples, predictions, probabilities=None) -> Evaluation:
 
 @pytest.fixture
 def labeled():
-    """Four examples and three members; targets no, yes, yes, no."""
+    """Return four examples with targets no, yes, yes, no, and three members."""
     examples = examples_of(["no", "yes", "yes", "no"], TaskFormat("{x}", LABELS))
     members = [
         member(examples, ["no", "yes", "no", "yes"], [0.1, 0.9, 0.4, 0.9]),
@@ -97,7 +97,7 @@ def test_free_text_by_hand():
 
 
 def test_log_likelihood_is_no_vote(tiny):
-    """It is of the targets: beside other metrics members have it and the vote does not; alone there is no vote."""
+    """It scores targets, so members have it but the vote does not. If it is the only metric, there is no vote."""
     examples = examples_of(["The cat", "dog"], TaskFormat("{x}", metrics=("log_likelihood", "exact_match")))
     members = [
         Evaluation(examples.score(own, np.array(likely)), own, None, np.zeros(2, np.float32))
@@ -185,7 +185,7 @@ def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):
 
 
 def asked_of(votes, blocks) -> np.ndarray:
-    """[E, N], whether a member has to be asked about an example, from the votes of all: straight from the rule."""
+    """Return [E, N], whether a member must run on an example, computed from all votes by the definition."""
     members, count = votes.shape
     asked, end = np.zeros(votes.shape, bool), 0
     for size in blocks:
@@ -198,7 +198,7 @@ def asked_of(votes, blocks) -> np.ndarray:
 
 
 def votes_of(full, examples):
-    """Numbers of the members' answers, and of their most probable labels."""
+    """Return the numbers of the members' answers and of their most probable labels."""
     texts, ranked = np.array(full.answers), np.stack([own.label_scores.argmax(axis=1) for own in full.members])
     return np.unique(texts, return_inverse=True)[1].reshape(texts.shape), ranked
 

@@ -1,4 +1,4 @@
-"""Inputs without targets: mixed streams, votes and exported members, through the command line."""
+"""Mixed streams, votes and exported members, through the command line."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ def run(capsys, *argv) -> tuple[int, str, str]:
 
 @pytest.fixture
 def mixed_files(tiny, tmp_path, monkeypatch) -> dict[str, Path]:
-    """Prompts of three tasks and lengths, the last one an ensemble, in the working directory."""
+    """Write prompts of three tasks and lengths to the working directory. The last file is an ensemble."""
     monkeypatch.chdir(tmp_path)
     base = ModelId(tiny.name, tiny.revision, tiny.fingerprint)
     rng = np.random.default_rng(5)
@@ -59,7 +59,7 @@ STREAM = [
 
 @pytest.mark.slow
 def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, capsys, monkeypatch):
-    """Each line as its own prompt answers it alone, whatever the batches."""
+    """Each answer is the one that the line's prompt gives alone, whatever the batches."""
     base = ("--model", tiny_folder)
     for number in (0, 2):
         assert run(capsys, "export", "vote.npz", f"vote-{number}.npz", "--member", number)[0] == 0
@@ -130,8 +130,8 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
         ("sentiment.npz,rte.npz", ["[]"], "not a JSON list"),
         ("sentiment.npz,rte.npz", ['{"prompt": "rte", "a": "x"}'], "input 1: no column 'b'"),
         ("sentiment.npz,rte.npz", ['{"prompt": null, "a": "x"}'], "input 1: no column 'text'"),
-        ("rte.npz,other/rte.npz", [good], "rte.npz and other/rte.npz would both be called 'rte'"),
-        ("a=rte.npz,a=sentiment.npz", [good], "rte.npz and sentiment.npz would both be called 'a'"),
+        ("rte.npz,other/rte.npz", [good], "rte.npz and other/rte.npz would both be named 'rte'"),
+        ("a=rte.npz,a=sentiment.npz", [good], "rte.npz and sentiment.npz would both be named 'a'"),
         ("a=rte.npz", [good], "there is no prompt 'rte'. There are 'a'"),
         ("a=", [good], "no such file: a="),
         ("rte.npz,takes.npz", [good], "takes.npz: its template has a column 'prompt'"),
@@ -171,7 +171,7 @@ def test_files_of_one_stem_are_mixed_under_other_names(mixed_files, tiny_folder,
 
 
 def test_what_is_compiled_does_not_depend_on_the_prompts_of_a_batch(mixed_files, tiny, monkeypatch):
-    """Tasks of answers of 12, 4 and 7 tokens, and of labels of other lengths, and the base alone."""
+    """Tasks with answers of 12, 4 and 7 tokens and labels of different lengths, and the base alone."""
     mixed = Mixed(tiny, read_named(["sentiment.npz", "rte.npz", "vote.npz"]))
     shapes: dict[str, list] = {"generate_scored": [], "score": []}
 

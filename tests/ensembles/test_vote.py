@@ -1,4 +1,4 @@
-"""Votes against ones counted by hand, and against the rule written as plain Python."""
+"""Votes, against votes counted by hand and against the rule in plain Python."""
 
 import math
 import tracemalloc
@@ -61,7 +61,7 @@ def test_members_that_were_not_asked_do_not_count():
 
 
 def by_hand(votes, scores):
-    """The rule for one example, in exact arithmetic."""
+    """Apply the rule to one example, in exact arithmetic."""
     counts = Counter(vote for vote in votes if vote != NO_VOTE)
     tied = [label for label, count in counts.items() if count == max(counts.values())]
     sums = {label: math.fsum(own[label] for own in scores) for label in tied}
@@ -87,7 +87,7 @@ def test_the_rule_for_all_examples_is_that_for_each(data, members, count, classe
 
 
 def speak(columns, log_probabilities=None, same=SAME):
-    """The texts that win, from one list a member."""
+    """Return the winning texts, from one list per member."""
     if log_probabilities is None:
         log_probabilities = np.zeros((len(columns), len(columns[0])))
     speakers = vote_answers(columns, np.array(log_probabilities, float), same)

@@ -1,4 +1,4 @@
-"""Generation: against plain loops over a small model, against stored and live Hugging Face, and against itself."""
+"""Generation, against plain loops over a small model, against Hugging Face's results, and against itself."""
 
 import dataclasses
 import itertools
@@ -88,7 +88,7 @@ def small_batch(rows=ROWS):
 
 
 def next_scores(params, config, row: int, tokens: list[int], limit: int, rules: GenerationSettings, log=True):
-    """[V], by a loop over the tokens: the logits or log-probabilities under the rules, and before them."""
+    """Return the scores [V] under the rules, and the log-probabilities before them, by a loop over the tokens."""
     history = [config.start_id, *tokens]
     logits = params["rows"][row].astype(float)
     for slot, token in enumerate(history):
@@ -133,7 +133,7 @@ def plain_greedy(params, config, row: int, limit: int, rules: GenerationSettings
 def plain_beams(
     params, config, row: int, limit: int, rules: GenerationSettings
 ) -> list[tuple[float, float, list[int]]]:
-    """Score, log-probability and tokens of the hypotheses that beam search finds, the best first."""
+    """Return score, log-probability and tokens of each hypothesis of beam search, best first."""
     beams, penalty, ends = rules.beams, rules.length_penalty, rules.end_ids or (config.eos_id,)
     going, found = [(0.0, [])], []
     for length in range(1, limit + 1):
@@ -228,7 +228,7 @@ SEARCHES = [
     ids=str,
 )
 def test_beam_search_equals_a_plain_loop(small, fields, rule):
-    """All hypotheses, their log-probabilities and scores; with a limit for all rows, and with one for each."""
+    """Compares all hypotheses with log-probabilities and scores, with one limit for all rows and with one per row."""
     rules, config = of_rule(rule, beams=3, **fields)
     for limits in (None, np.arange(ROWS) % 3 + 4):
         options = {"max_new_tokens": LENGTH, "lengths": limits, "decoding": Decoding()}
@@ -251,7 +251,7 @@ def test_beam_search_equals_a_plain_loop(small, fields, rule):
 
 
 def test_the_rules_of_stopping_differ(small):
-    """Else the test above could not tell them apart."""
+    """Otherwise the test above could not distinguish them."""
     scores = {}
     for early in ("false", "true", "never"):
         decoding = Decoding(beams=3, length_penalty=2.0, early_stopping=early)
@@ -263,7 +263,7 @@ def test_the_rules_of_stopping_differ(small):
 
 @pytest.mark.parametrize("penalty", (0.0, 1.0, 2.0))
 def test_with_beams_enough_nothing_is_missed(small, penalty):
-    """Of three tokens there are 40 answers with an end, or with the limit as their end, in a vocabulary of four."""
+    """With four tokens in the vocabulary there are 40 answers of up to three tokens."""
     params = {"history": small["history"][..., :4, :4], "rows": small["rows"][:, :4]}
     config, decoding = SmallConfig(vocab_size=4), Decoding(beams=45, length_penalty=penalty)
     found = beam_search(params, config, small_batch(1), max_new_tokens=3, decoding=decoding)
@@ -283,7 +283,7 @@ def test_with_beams_enough_nothing_is_missed(small, penalty):
 
 @pytest.mark.parametrize("fields", ({}, {"beams": 3}, {"temperature": 1.0}), ids=str)
 def test_the_loop_ends_with_the_last_row(small, fields):
-    """Not at the limit; and rows that have ended cost no steps."""
+    """The loop runs no steps after the last row has ended."""
     config, decoding = SmallConfig(), Decoding(**fields)
     certain = {"history": small["history"] * 0, "rows": small["rows"] * 0}
     certain["history"][1, :, :, 3] = 20.0  # the second token
@@ -307,7 +307,7 @@ def test_what_is_not_a_number_comes_out(small):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 2])
 def test_one_logit_that_is_not_finite_makes_the_rows_log_probability_nan(small, value, position):
-    """Although tokens could be chosen; and it makes no other row's."""
+    """Even if a token can be chosen. Other rows are unaffected."""
     small["rows"][:, 2] = 30.0  # the token at every position, so that no row ends early
     options = {"max_new_tokens": LENGTH, "key": jax.random.key(0)}
     for changed in (False, True):
@@ -354,7 +354,7 @@ def sampled(params, rows, decoding, seed=0):
 
 
 def test_samples_have_these_probabilities(small):
-    """First tokens of 4000 rows; and log-probabilities are the model's, not those that tokens are drawn with."""
+    """Checks first tokens of 4000 rows. Log-probabilities are the model's, not those used for sampling."""
     decoding = Decoding(temperature=2.0, top_k=4, banned_tokens=(3,), min_new_tokens=2)
     found = sampled(small, [5] * 4000, decoding)
     first = next_log_probabilities(small, SmallConfig(), 5, [], banned=(3,), min_new_tokens=2)
@@ -372,7 +372,7 @@ def test_samples_have_these_probabilities(small):
 
 
 def test_a_row_draws_by_its_number(small):
-    """Whatever the other rows are; another key draws something else; and so do equal rows."""
+    """Other rows do not matter. Another key and another row number give other samples."""
     decoding = Decoding(temperature=1.0)
     tokens = np.asarray(sampled(small, [3, 3, 7, 7, 3], decoding).tokens)
     np.testing.assert_array_equal(sampled(small, [3, 3, 7], decoding).tokens, tokens[:3])
@@ -402,8 +402,8 @@ def model(fixtures):
 @pytest.mark.parametrize("name", ("base", *PROMPTS, *PREFIXES))
 @pytest.mark.parametrize("family", ("t5_v11", "gpt2", "bart"))
 def test_beam_search_equals_peft(fixtures, family, name):
-    """Tokens identical and scores to 1e-5. Of GPT-2 with soft prompts only rows without padding on the left, which
-    PEFT counts as positions."""
+    """Tokens are identical, scores equal to 1e-5. For GPT-2 with soft prompts only rows without left padding count,
+    because PEFT gives padding positions."""
     base = prompt_jax.load_model(str(fixtures / family / "base"))
     reference, prompt = np.load(fixtures / family / "reference.npz"), None
     if name != "base":
@@ -422,14 +422,14 @@ BEAMS = Decoding(beams=4, length_penalty=0.7)
 
 
 def ending(model):
-    """The model's config with an end token that it does generate."""
+    """Return the model's config with an end token that the model generates."""
     batch = whole(random_text(model, 8, 7))
     tokens = np.asarray(generate(model.params, model.config, batch, max_new_tokens=8))
     return dataclasses.replace(model.config, eos_id=int(np.bincount(tokens[:, 2:].ravel()).argmax()))
 
 
 def test_padding_and_company_do_not_matter(model):
-    """Beams of a row that is padded on any side, beside others with prompts of their own, are its beams alone."""
+    """A padded row in a batch with mixed prompts has the beams that it has alone."""
     config, text = ending(model), random_text(model, 3, 9)
     prompts = [random_tokens(model, 3), random_tokens(model, 5, seed=1)]
     ids, lengths = np.array([1, -1, 0], np.int32), (5, 9, 7)
@@ -474,7 +474,7 @@ def test_other_inputs_and_keys_need_no_compilation(model):
 
 
 def test_beams_share_the_input(model):
-    """Memory grows with the beams' own keys and values, not with a copy of the encoder's for each beam."""
+    """Memory grows with the beams' keys and values, but the encoder's are not copied for each beam."""
     rows, length, new = 64, 64, 2
     batch, config = whole(random_text(model, rows, length)), model.config
 
@@ -521,7 +521,7 @@ def test_options_that_do_not_go_together(fields, message):
 
 
 def test_early_stopping_is_no_bool():
-    """As it is in Hugging Face. (Where types are checked, as in these tests, it does not come so far.)"""
+    """Hugging Face accepts a bool. (These tests check types, so the constructor would already refuse it.)"""
     decoding = Decoding(beams=2)
     object.__setattr__(decoding, "early_stopping", True)
     with pytest.raises(ConfigError, match="decoding.early_stopping is 'false', 'true' or 'never', not True"):
@@ -550,7 +550,7 @@ def test_options_that_do_not_fit_the_model(model, fixtures):
 
 
 def test_evaluation_decodes_as_it_is_told(tiny):
-    """And what is sampled depends neither on batches nor on the other prompts."""
+    """Samples depend neither on batches nor on other prompts."""
     inputs, texts = list(random_text(tiny, 4, 8)), [""] * 4
     prompts = [random_tokens(tiny, 3), random_tokens(tiny, 3, seed=1)]
     sampling = Decoding(temperature=1.0, top_p=0.9, seed=3)

@@ -1,4 +1,4 @@
-"""Generation against Hugging Face's, live."""
+"""Generation, against Hugging Face's `generate`."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ NEW, END = 10, 7
 
 
 def softer(tensor):
-    """Output weights that leave several tokens probable, the end token among them."""
+    """Return output weights that leave several tokens probable, including the end token."""
     tensor = tensor * 0.5
     tensor[END] = tensor[[164, 192, 235]].sum(axis=0)  # those that the model likes to repeat
     return tensor
@@ -25,7 +25,7 @@ def softer(tensor):
 
 @pytest.fixture(scope="module", params=["t5_v11", "bart"])
 def both(request, fixtures):
-    """The same model here and there, and a padded batch."""
+    """Return the same model in both libraries, and a padded batch."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = str(fixtures / request.param / "base")
     theirs, ours = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), prompt_jax.load_model(folder)
@@ -44,7 +44,7 @@ def both(request, fixtures):
 
 
 def hugging_face(both, **options):
-    """New tokens [B, n, NEW], padded with the pad id, and scores [B, n]."""
+    """Return new tokens [B, n, NEW], padded with the pad id, and scores [B, n]."""
     import torch
 
     ids, mask = (torch.tensor(both.batch[name]).long() for name in ("inputs", "inputs_mask"))
@@ -75,7 +75,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_beams_equal_hugging_face(both, setting):
-    """The three best of four beams."""
+    """Compares the three best of four beams."""
     fields = SETTINGS[setting]
     options = dict(fields)
     if "early_stopping" in options:
@@ -91,7 +91,7 @@ def test_beams_equal_hugging_face(both, setting):
 
 
 def test_the_settings_differ(both):
-    """Else the test above would compare the same thing again and again; and answers end before the limit."""
+    """Otherwise the test above would compare equal results. Answers end before the limit."""
     config, found = dataclasses.replace(both.config, eos_id=END), {}
     for setting in ("default", "length_penalty -1", "first to finish, length_penalty 2", "never, length_penalty 2"):
         decoding = Decoding(beams=4, **SETTINGS[setting])

@@ -1,4 +1,4 @@
-"""Evaluation of several prompts in one flat pass, against each of them alone."""
+"""Evaluation of several prompts in mixed batches, against each of them alone."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def assert_same(one, other):
 
 
 def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
-    """In as many batches as all rows fill, whatever the prompts; the base alone may be one of them."""
+    """Batches mix rows of all prompts and of the base alone."""
     examples, options = examples_of(tiny), EvaluationOptions(5, 8)
     alone = [evaluate(tiny, prompt, examples, options) for prompt in (None, *prompts)]
     assert len({tuple(each.predictions) for each in alone}) > 1
@@ -94,7 +94,7 @@ def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monkeypatch):
-    """Nats a target token, by a softmax over the logits of one example without padding; nothing is generated for it."""
+    """In nats per target token, from the logits of one example without padding. Nothing is generated."""
     model = prompt_jax.load_model(str(tiny_folders[family]))
     own = [None, random_tokens(model, 3), random_tokens(model, 5, seed=1)]
     inputs = [random_text(model, 1, length, seed=length)[0] for length in (5, 9, 2)]

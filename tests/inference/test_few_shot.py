@@ -1,4 +1,4 @@
-"""The base asked in words: what stands before an input, and what is said of it."""
+"""Few-shot prompting of the base: templates, in-context examples and their scores."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def gpt2(tiny_folders):
 
 
 def roomy(model):
-    """The model with positions for all that is written here, which is read only where it is short."""
+    """Return the model with enough positions for these texts. The model runs on the short ones only."""
     if hasattr(model.config, "positions"):
         return dataclasses.replace(model, config=dataclasses.replace(model.config, positions=2000))
     return model
@@ -43,13 +43,13 @@ def split(model, files, name: str):
 
 
 def text(model, ids: np.ndarray) -> str:
-    """All of the text, special tokens left out."""
+    """Decode ids without special tokens."""
     pieces = [int(i) for i in ids if i not in (model.config.eos_id, model.config.pad_id, model.config.start_id)]
     return model.tokenizer.decode(pieces)
 
 
 def read(model, written: str) -> list[int]:
-    """A text as an input is read by itself. A causal model's is plain."""
+    """Return the ids of an input text. A causal model's has no special tokens."""
     return model.tokenizer.encode(written) if causal(model) else model.tokenizer.input_ids(written)
 
 
@@ -81,7 +81,7 @@ def test_an_input_after_its_examples(model, sentiment_files):
 
 
 def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
-    """Without any special token; an example is a line, and the last line is to be continued."""
+    """No special tokens: each example is a line, and the model continues the last line."""
     tests, training = (split(gpt2, sentiment_files, name) for name in ("test", "train"))
     rows = np.random.default_rng(0).permutation(len(training))[:2]
     for form, between, end in ((None, "", ""), ("{input}\nthat is {target},\n", "\nthat is", ",")):
@@ -104,7 +104,7 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
 
 @pytest.mark.parametrize("shots", (0, 1))
 def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, shots):
-    """Ranking, likelihood and generation are those of the plain text, which the model's own forward pass reads."""
+    """Ranking, likelihood and generation equal those that `forward` gives for the plain text."""
     model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
     tokenizer, target_length = model.tokenizer, 8
     (line_break,) = tokenizer.encode("\n")
@@ -176,7 +176,7 @@ def test_as_many_as_fit(model, sentiment_files):
 
 
 def test_what_does_not_fit_is_left_out(model, sentiment_files):
-    """Of as many as fit; of a fixed number nothing is shown after it, and that is said."""
+    """With `shots=None` it is skipped. With a fixed number, later examples are dropped too, with a warning."""
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     long = int(np.random.default_rng(0).permutation(len(training))[0])
     texts = [text + " and long" * 200 * (row == long) for row, text in enumerate(training.input_texts)]
@@ -197,13 +197,13 @@ def test_labels_come_in_turn_as_long_as_they_last(model, sentiment_files):
     for ids in asked.inputs:
         assert text(model, ids).count("positive") == 3 and text(model, ids).count("negative") == 1
     training = training.take(range(20))
-    with pytest.warns(UserWarning, match="files has no example of 'negative' to be shown"):
+    with pytest.warns(UserWarning, match="files has no example of 'negative'"):
         _, shown = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
     assert shown == 4
 
 
 def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
-    """Of BART, whose byte pairs have none of their own: as if all of it had been one text."""
+    """BART's byte pairs add no space of their own. The ids are those of one joined text."""
     bart = roomy(prompt_jax.load_model(str(tiny_folders["bart"])))
     tests, training = (split(bart, sentiment_files, name) for name in ("test", "train"))
     design = PromptDesign("the {input} is", 2, balanced=False, demonstration="{input} {target},", length=400)
@@ -230,13 +230,14 @@ def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_fi
     uncut, _ = few_shot_inputs(tests, PromptDesign("the {input} is", length=200), model)
     for ids, own in zip(uncut.inputs, tests.input_texts, strict=True):
         assert list(ids) == read(model, f"the {own} is")
-    with pytest.raises(DesignError, match=r"the words 'the \{input\} is' have \d+ tokens.*may have 2 \(--shot-length"):
+    message = r"the text 'the \{input\} is' has \d+ tokens.*only 2 are allowed in total \(--shot-length"
+    with pytest.raises(DesignError, match=message):
         few_shot_inputs(tests, PromptDesign("the {input} is", length=2), model)
 
 
 @pytest.mark.parametrize(("name", "room"), (("gpt2", 64 - 8 + 1), ("bart", 64), ("t5", 512)))
 def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentiment_files, name, room):
-    """An answer of GPT-2 takes some; its first token is had from the last one that is read."""
+    """GPT-2's answer takes positions too. The last input token predicts its first token."""
     model = prompt_jax.load_model(str(tiny_folders[name]))
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     asked, shown = few_shot_inputs(tests, PromptDesign(shots=None), model, training, target_length=8)
@@ -261,7 +262,7 @@ def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
 
 def test_what_cannot_be_shown(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    with pytest.raises(DesignError, match="has 40 examples to be shown, and 41 are wanted"):
+    with pytest.raises(DesignError, match="has 40 labeled examples; expected at least 41"):
         few_shot_inputs(tests, PromptDesign(shots=41), model, training)
     with pytest.raises(DesignError, match="drawn from a training split, and there is none"):
         few_shot_inputs(tests, PromptDesign(shots=1), model)

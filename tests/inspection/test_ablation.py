@@ -1,4 +1,4 @@
-"""A prompt without one of its tokens is the prompt that never had it."""
+"""Leave-one-out ablation, against prompts that never had the token."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def examples_of(model):
 
 
 def loss(model, prompt: Prompt | None, examples) -> float:
-    """Nats a target token: one example at a time, through `forward`."""
+    """Return the loss in nats per target token, from `forward` on one example at a time."""
     total, count = 0.0, 0
     for ids, target in zip(examples.inputs, examples.targets, strict=True):
         batch = {
@@ -84,7 +84,7 @@ def test_a_prefix_loses_a_slot_of_every_site(model):
 
 
 def test_parts_of_different_lengths(tiny):
-    """Slot i is that of each part that has one."""
+    """Slot i is removed from each part that has it."""
     tokens = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     prefix = random_prefix(tiny, 2, sites=("decoder_self",)).decoder_self
     examples = examples_of(tiny)
@@ -113,7 +113,7 @@ def test_without_its_only_token_a_prompt_is_none(model):
 
 
 def test_many_tokens_are_one_compilation(tiny, monkeypatch):
-    """However many prompts are in memory at a time."""
+    """The number of prompts in memory at a time does not matter."""
     tokens = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
     examples, prompt = examples_of(tiny), Prompt(VirtualTokens(tokens))
     whole = leave_one_out(tiny, prompt, examples, batch_size=8)

@@ -1,4 +1,4 @@
-"""The nearest pieces of virtual tokens, by hand and against a comparison of all with all."""
+"""The nearest pieces of virtual tokens, by hand and against brute force."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_nearest_by_hand(monkeypatch, block, dtype):
 
 @pytest.mark.parametrize("scale", [0.1, 30.0])
 def test_nearest_of_many(monkeypatch, scale):
-    """As found by comparing all with all, of tokens much shorter and much longer than the vocabulary's."""
+    """Equal to brute force, for tokens with norms far below and far above the vocabulary's."""
     random = np.random.default_rng(0)
     table, tokens = random.normal(size=(500, 16)).astype(np.float32), random.normal(size=(20, 16)) * scale
     monkeypatch.setattr(vectors, "_BLOCK", 64)

@@ -1,4 +1,4 @@
-"""Principal components against the singular value decomposition of the whole."""
+"""Principal components, against the singular value decomposition of the whole table."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ def _prompt(*rows: list[float], mask: list[bool] | None = None) -> Prompt:
 
 
 def test_similarity_of_one_length_is_of_whole_prompts():
-    """Token by token: the same tokens in another order are another prompt."""
+    """The same tokens in another order are another prompt."""
     found = prompt_similarity(
         [_prompt([3, 0], [0, 4]), _prompt([0, 4], [3, 0]), _prompt([6, 0], [0, 8]), _prompt([-3, 0], [0, 0])]
     )
@@ -28,7 +28,7 @@ def test_similarity_of_different_lengths_is_of_mean_tokens():
 
 
 def test_similarity_of_extreme_values():
-    """Near the largest float32, and nothing at all."""
+    """Values near the largest float32, and zeros."""
     found = prompt_similarity([_prompt([3e38, 3e38]), _prompt([0, 0]), _prompt([1, 1])])
     np.testing.assert_allclose(found, [[1, 0, 1], [0, 0, 0], [1, 0, 1]], atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_similarity_of_what_cannot_be_compared():
 
 
 def _with_prefix(seed: int, slots: int = 3) -> Prompt:
-    """Two virtual tokens and a prefix of another length, one of whose slots is not used."""
+    """Two virtual tokens and a prefix of another length with one masked slot."""
     random = np.random.default_rng(seed)
     keys, values = random.normal(size=(2, 2, slots + 1, 2, 4)).astype(np.float32)
     tokens = random.normal(size=(2, 6)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_similarity_of_tokens():
 
 
 def test_similarity_of_tasks():
-    """By SPoT's definitions, of prompts of 4, 3 and 4 tokens; the order of tokens plays no part."""
+    """SPoT's definitions, with prompts of 4, 3 and 4 tokens. The order of tokens does not matter."""
     random = np.random.default_rng(0)
     rows = [random.normal(size=(count, 5)) * 10 ** random.normal(size=(count, 1)) for count in (4, 3, 4)]
     means, pairs = task_similarity([_prompt(*own.tolist()) for own in rows])

@@ -75,11 +75,11 @@ def test_describe_without_the_base():
 
 def test_describe_with_another_base():
     other = dataclasses.replace(MODEL, fingerprint="sha256:other")
-    assert "not the prompt's own base" in text_of(Prompt(VirtualTokens(TOKENS)), METADATA, other)
+    assert "not the prompt's base" in text_of(Prompt(VirtualTokens(TOKENS)), METADATA, other)
 
 
 def test_describe_a_prefix():
-    """Mean norms by hand: each head's keys are (3, 4), and its values (0, 1) in the first layer and 0 in the second."""
+    """Mean norms by hand: each head's keys are (3, 4); its values are (0, 1) in the first layer and 0 in the second."""
     keys = np.broadcast_to(np.float32([3, 4]), (2, 3, 2, 2))
     values = np.zeros((2, 3, 2, 2), np.float32)
     values[0, ..., 1] = 1
@@ -87,7 +87,7 @@ def test_describe_a_prefix():
     assert "2 keys and values at decoder_self in each of 2 layers, 2 heads of width 2" in text
     assert "      0          5          1\n      1          5          0" in text
     assert "between its slots at decoder_self: mean 1.00, from 1.00 (0, 1) to 1.00 (0, 1)" in text
-    assert text.endswith("a prefix has no nearest pieces, and no place among the vocabulary.")
+    assert text.endswith("not embeddings, so it has no nearest pieces.")
 
 
 def test_describe_a_file_that_says_nothing():

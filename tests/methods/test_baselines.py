@@ -10,26 +10,26 @@ import pytest
 
 import prompt_jax
 from adapters import assert_close, random_text, whole
-from prompt_jax import Prompt, PromptFormatError, load_prompt, save_ensemble, save_prompt
+from prompt_jax import PromptFormatError, load_prompt, save_ensemble, save_prompt
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
-from prompt_jax.methods import applied, method
+from prompt_jax.experiment import Experiment, check
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import family
-from prompt_jax.models.delta import changed, flat
+from prompt_jax.models.delta import Delta, flat, merged_params, params_and_prompt
 from prompt_jax.models.layers import depth
 from prompt_jax.models.prompt import PromptStackError, stack_prompts
 from prompt_jax.prompt_files.io import ModelId, PromptMetadata, read_prompts
 
 FAMILIES = ("t5_v11", "gpt2", "bart")
 METHODS = {
-    "houlsby": PromptConfig(method="adapter", adapter_width=3),
-    "lin": PromptConfig(method="adapter", adapter="lin", adapter_width=3),
-    "last_layers": PromptConfig(method="last_layers", layers=1),
-    "full": PromptConfig(method="full"),
+    "houlsby": AdapterTuning(width=3),
+    "lin": AdapterTuning(kind="lin", width=3),
+    "last_layers": LastLayersTuning(layers=1),
+    "full": FullTuning(),
 }
 
 
@@ -38,21 +38,22 @@ def model(request, fixtures) -> Model:
     return prompt_jax.load_model(str(fixtures / request.param / "base"))
 
 
-def trained(model: Model, name: str, noise: float = 0.1, seed: int = 0) -> Prompt:
+def trained(model: Model, name: str, noise: float = 0.1, seed: int = 0) -> Delta:
     """A method's first values, moved at random."""
     config = METHODS[name]
-    variables = method(config).init(jax.random.key(seed), config, model)
+    variables = config.initialize(jax.random.key(seed), model)
     rng = np.random.default_rng(seed)
     moved = jax.tree.map(lambda leaf: leaf + noise * rng.normal(size=leaf.shape).astype(np.float32), variables)
-    return applied(config)(moved, model.params)[1]
+    return config.apply(moved)
 
 
 def batch_of(model: Model, rows: int = 2) -> dict[str, np.ndarray]:
     return whole(random_text(model, rows, 6)) | {"decoder_inputs": random_text(model, rows, 5, seed=1)}
 
 
-def logits(model: Model, prompt: Prompt | None = None, batch=None) -> np.ndarray:
-    return np.asarray(prompt_jax.forward(model.params, model.config, batch or batch_of(model), prompt))
+def logits(model: Model, added: Delta | None = None, batch=None) -> np.ndarray:
+    params, prompt = params_and_prompt(model.params, added)
+    return np.asarray(prompt_jax.forward(params, model.config, batch or batch_of(model), prompt))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -68,7 +69,8 @@ def test_generation_is_the_argmax_of_forward(model, name):
     text, start = random_text(model, 3, 6), np.full((3, 1), model.config.start_id, np.int32)
     batch = whole(text)
     read = whole(np.concatenate([text, start], axis=1)) if family(model.config).causal else batch
-    tokens = np.asarray(prompt_jax.generate(model.params, model.config, read, prompt, max_new_tokens=5))
+    params = merged_params(model.params, prompt)
+    tokens = np.asarray(prompt_jax.generate(params, model.config, read, max_new_tokens=5))
     fed = np.concatenate([start, tokens[:, :-1]], axis=1)
     best = np.argmax(logits(model, prompt, batch | {"decoder_inputs": fed}), axis=-1)
     going = np.cumprod(fed[:, 1:] != model.config.eos_id, axis=1, dtype=bool)
@@ -79,16 +81,16 @@ def test_generation_is_the_argmax_of_forward(model, name):
 
 def test_the_full_model_is_the_model_of_these_weights(model):
     prompt = trained(model, "full")
-    other = dataclasses.replace(model, params=changed(model.params, prompt.base))
+    other = dataclasses.replace(model, params=merged_params(model.params, prompt))
     np.testing.assert_array_equal(logits(model, prompt), logits(other))
-    assert flat(prompt.base).keys() == flat(model.params).keys()
+    assert flat(prompt.leaves).keys() == flat(model.params).keys()
 
 
 def test_the_last_layers_alone_are_others(model):
     prompt = trained(model, "last_layers")
     side = model.params if "layers" in model.params else model.params["decoder"]
     (stack,) = side["layers"]
-    own = prompt.base if "layers" in model.params else prompt.base["decoder"]
+    own = prompt.leaves if "layers" in model.params else prompt.leaves["decoder"]
     last = jax.tree.map(lambda leaf, new: leaf.at[-1:].set(new), stack, own["last_layers"])
     params = {**side, "layers": (last,)}
     params = params if "layers" in model.params else {**model.params, "decoder": params}
@@ -112,9 +114,10 @@ def test_lower_layers_are_not_differentiated(model):
 
     def layers(name: str) -> int:
         def loss(base):
-            return jnp.square(prompt_jax.forward(model.params, model.config, batch, Prompt(base=base))).mean()
+            params = merged_params(model.params, Delta(base))
+            return jnp.square(prompt_jax.forward(params, model.config, batch)).mean()
 
-        return backwards(jax.make_jaxpr(jax.grad(loss))(trained(model, name).base).jaxpr)
+        return backwards(jax.make_jaxpr(jax.grad(loss))(trained(model, name).leaves).jaxpr)
 
     sides = [model.params] if "layers" in model.params else [model.params["encoder"], model.params["decoder"]]
     there = sum(depth(side["layers"][0]) for side in sides)
@@ -140,7 +143,7 @@ def test_adapters_in_pytorch(fixtures, family, name):
     if family == "t5_v11":
         theirs.config.scale_decoder_outputs = False
     prompt = trained(model, name, 0.3)
-    leaves = {path: torch.tensor(np.asarray(leaf)) for path, leaf in flat(prompt.base).items()}
+    leaves = {path: torch.tensor(np.asarray(leaf)) for path, leaf in flat(prompt.leaves).items()}
 
     def hook(path: str, layer: int, module, arguments, output):
         own = {leaf: leaves[f"{path}/adapter/{leaf}"][layer] for leaf in ("down", "down_bias", "up", "up_bias")}
@@ -196,37 +199,36 @@ def test_adapters_in_pytorch(fixtures, family, name):
 def test_adapters_have_their_share_of_the_parameters(model, kind):
     base = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     for share in (0.1, 0.03):
-        config = PromptConfig(method="adapter", adapter=kind, adapter_share=share)
-        made = method(config).init(jax.random.key(0), config, model)
+        config = AdapterTuning(kind=kind, share=share)
+        made = config.initialize(jax.random.key(0), model)
         count = sum(leaf.size for leaf in jax.tree.leaves(made))
         one_more = sum(leaf.size for path, leaf in flat(made).items() if path.endswith("adapter/up"))
         width = next(leaf.shape[1] for path, leaf in flat(made).items() if path.endswith("adapter/up"))
         assert abs(count - share * base) <= 2 * one_more / width
-    config = PromptConfig(method="adapter", adapter=kind, adapter_share=1e-6)
-    with pytest.raises(ConfigError, match="less than adapters of width 1 have"):
-        method(config).init(jax.random.key(0), config, model)
+    config = AdapterTuning(kind=kind, share=1e-6)
+    with pytest.raises(ConfigError, match="adapters of width 1 have a share of"):
+        config.initialize(jax.random.key(0), model)
 
 
 def test_what_cannot_be_trained(model, fixtures):
-    config = PromptConfig(method="last_layers", layers=9)
+    config = LastLayersTuning(layers=9)
     with pytest.raises(ConfigError, match="prompt.layers is 9, and .* has"):
-        method(config).init(jax.random.key(0), config, model)
+        config.initialize(jax.random.key(0), model)
     integers = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"), "int8")
     with pytest.raises(ConfigError, match="which model.dtype int8 rules out"):
-        method(METHODS["full"]).init(jax.random.key(0), METHODS["full"], integers)
+        METHODS["full"].initialize(jax.random.key(0), integers)
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (PromptConfig(method="full", sites=("decoder_self",)), "prompt.sites is of prompt.method 'prefix'"),
-        (PromptConfig(method="adapter", tie_layers=True), "prompt.tie_layers is of prompt.method 'prefix'"),
-        (PromptConfig(adapter="lin"), "prompt.adapter is of prompt.method 'adapter', and it is 'soft_prompt'"),
-        (PromptConfig(method="full", layers=3), "prompt.layers is of prompt.method 'last_layers'"),
-        (PromptConfig(method="adapter", adapter_share=-1.0), "prompt.adapter_share must be positive"),
+        (AdapterTuning(share=-1.0), "prompt.share must be between 0 and 1, not -1.0"),
+        (AdapterTuning(share=0.03, width=7), "prompt.share is 0.03 and prompt.width is 7: .* give one of them"),
+        (AdapterTuning(width=0), "prompt.width must be positive, not 0"),
+        (LastLayersTuning(layers=0), "prompt.layers must be positive, not 0"),
     ],
 )
-def test_options_of_other_methods_are_refused(prompt, message):
+def test_impossible_options_are_refused(prompt, message):
     with pytest.raises(ConfigError, match=message):
         check(Experiment(data=DataConfig(task="t"), prompt=prompt))
 
@@ -234,19 +236,19 @@ def test_options_of_other_methods_are_refused(prompt, message):
 @pytest.mark.parametrize("name", METHODS)
 def test_files_are_exact_both_ways(model, tmp_path, name):
     prompts = [trained(model, name, seed=seed) for seed in range(2)]
-    metadata = PromptMetadata(ModelId(model.name, None, model.fingerprint), METHODS[name].method)
+    metadata = PromptMetadata(ModelId(model.name, None, model.fingerprint), METHODS[name].name)
     save_prompt(tmp_path / "p.npz", prompts[0], metadata)
     read = load_prompt(tmp_path / "p.npz", model)
-    assert flat(read.base).keys() == flat(prompts[0].base).keys()
-    jax.tree.map(np.testing.assert_array_equal, read.base, prompts[0].base)
+    assert flat(read.leaves).keys() == flat(prompts[0].leaves).keys()
+    jax.tree.map(np.testing.assert_array_equal, read.leaves, prompts[0].leaves)
     np.testing.assert_array_equal(logits(model, read), logits(model, prompts[0]))
     save_ensemble(tmp_path / "e.npz", prompts, [metadata] * 2)
     for (member, _), prompt in zip(read_prompts(tmp_path / "e.npz"), prompts, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, member.base, prompt.base)
+        jax.tree.map(np.testing.assert_array_equal, member.leaves, prompt.leaves)
     for message, write in (
         ("use npz", lambda: save_prompt(tmp_path / "p.npy", prompts[0], metadata)),
         (
-            "is not exported to PEFT",
+            "are not exported to PEFT",
             lambda: save_prompt(tmp_path / "p", prompts[0], metadata, format="peft", model=model),
         ),
     ):
@@ -256,7 +258,7 @@ def test_files_are_exact_both_ways(model, tmp_path, name):
 
 def test_they_are_not_stacked(model):
     prompts = [trained(model, "houlsby", seed=seed) for seed in range(2)]
-    with pytest.raises(PromptStackError, match="prompt 0 changes the base itself"):
+    with pytest.raises(PromptStackError, match="prompt 0 changes weights of the base"):
         stack_prompts(prompts)
 
 
@@ -278,8 +280,8 @@ def test_leaves_without_a_place_are_refused(model, tmp_path):
     np.savez(tmp_path / "p.npz", **{f"base/{place}/mlp/adapter/down": np.ones((count, width, 3), np.float32)})
     with pytest.raises(PromptFormatError, match="mlp/adapter has down, and should have down, down_bias, up"):
         load_prompt(tmp_path / "p.npz", model)
-    both = {path: np.asarray(leaf) for path, leaf in flat(trained(model, "houlsby").base).items()}
-    both |= {path: np.asarray(leaf) for path, leaf in flat(trained(model, "last_layers").base).items()}
+    both = {path: np.asarray(leaf) for path, leaf in flat(trained(model, "houlsby").leaves).items()}
+    both |= {path: np.asarray(leaf) for path, leaf in flat(trained(model, "last_layers").leaves).items()}
     np.savez(tmp_path / "p.npz", **{f"base/{path}": leaf for path, leaf in both.items()})
     with pytest.raises(PromptFormatError, match="has both last_layers and leaves of all layers"):
         load_prompt(tmp_path / "p.npz", model)

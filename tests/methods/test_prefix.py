@@ -10,15 +10,14 @@ import pytest
 import prompt_jax
 from adapters import assert_close, random_text, whole
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods import applied, method, prefix
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.models import bart, family, gpt2, t5
 from prompt_jax.prompt_files.io import load_prompt, save_prompt
 from prompt_jax.prompt_files.metadata import ModelId, PromptMetadata
 
 FAMILIES = ("t5", "gpt2", "bart")
-FREE = PromptConfig(method="prefix", length=4, init="normal")
+FREE = PrefixTuning(length=4, init="normal")
 WITH_MLP = dataclasses.replace(FREE, mlp_width=8)
 KEY = jax.random.key(0)
 
@@ -50,28 +49,27 @@ def test_stored_sizes_are_the_papers(config, a_slot):
     """Of GPT-2 medium, 245,760 numbers for a prefix of 5 and 491,520 for one of 10."""
     for length in (5, 10):
         options = dataclasses.replace(FREE, length=length)
-        shapes = jax.eval_shape(lambda: prefix.init(KEY, options, of_shapes(config)))  # noqa: B023
-        _, prompt = jax.eval_shape(lambda variables: prefix.apply(variables, None, config=options), shapes)  # noqa: B023
+        shapes = jax.eval_shape(lambda: options.initialize(KEY, of_shapes(config)))  # noqa: B023
+        prompt = jax.eval_shape(options.apply, shapes)
         assert size(prompt) == size(shapes) == length * a_slot
 
 
 def test_trained_sizes_are_the_papers():
     """GPT-2 medium with a prefix of 5 and a hidden width of 512: 25,744,896, of which 245,760 are kept."""
     options = dataclasses.replace(FREE, length=5, mlp_width=512)
-    shapes = jax.eval_shape(lambda: prefix.init(KEY, options, of_shapes(GPT2_MEDIUM)))
+    shapes = jax.eval_shape(lambda: options.initialize(KEY, of_shapes(GPT2_MEDIUM)))
     assert size(shapes) == 25_744_896
-    _, prompt = jax.eval_shape(lambda variables: prefix.apply(variables, None, config=options), shapes)
+    prompt = jax.eval_shape(options.apply, shapes)
     assert size(prompt) == 245_760
 
 
-@pytest.mark.parametrize("layers", (1, 2))
-def test_the_mlp_is_folded_away(model, tmp_path, layers):
+def test_the_mlp_is_folded_away(model, tmp_path):
     """Each site has a table and layers of its own; the file has none of them, and gives the same logits."""
-    options = dataclasses.replace(WITH_MLP, mlp_layers=layers)
-    trainable = method(options).init(KEY, options, model)
+    options = WITH_MLP
+    trainable = options.initialize(KEY, model)
     assert set(trainable) == set(family(model.config).sites(model.config))
-    assert all(len(variables["layers"]) == layers + 1 for variables in trainable.values())
-    _, prompt = applied(options)(trainable, model.params)
+    assert all(len(variables["layers"]) == 2 for variables in trainable.values())
+    prompt = options.apply(trainable)
     save_prompt(tmp_path / "p.npz", prompt)
     with pytest.warns(UserWarning, match="does not say which base"):
         read = load_prompt(tmp_path / "p.npz", model)
@@ -85,14 +83,14 @@ def test_the_mlp_is_folded_away(model, tmp_path, layers):
 
 def test_the_mlp_is_the_papers():
     """table W_1 + b_1, tanh, W_2 + b_2, by hand; then split into keys and values."""
-    options = dataclasses.replace(WITH_MLP, mlp_layers=1)
+    options = WITH_MLP
     config = dataclasses.replace(GPT2_MEDIUM, d_model=4, num_heads=2, layers=3)
-    ((site, own),) = prefix.init(KEY, options, of_shapes(config)).items()
+    ((site, own),) = options.initialize(KEY, of_shapes(config)).items()
     (first, second), table = jax.tree.map(np.asarray, (own["layers"], own["table"]))
     assert table.shape == (4, 4) and first["weights"].shape == (4, 8) and second["weights"].shape == (8, 2, 3, 2, 2)
     made = np.tanh(table @ first["weights"] + first["bias"]) @ second["weights"].reshape(8, 24)
     made = (made + second["bias"].reshape(24)).reshape(4, 2, 3, 2, 2)
-    _, prompt = prefix.apply({site: own}, None, config=options)
+    prompt = options.apply({site: own})
     np.testing.assert_allclose(prompt.decoder_self.keys, made[:, 0].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(prompt.decoder_self.values, made[:, 1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
 
@@ -100,23 +98,23 @@ def test_the_mlp_is_the_papers():
 def test_random_first_values():
     """The paper's uniform ones, its code's normal ones, and zero."""
     of = of_shapes(GPT2_MEDIUM)
-    uniform = prefix.init(KEY, dataclasses.replace(FREE, init="uniform", init_range=(0.0, 1.0)), of)["decoder_self"]
+    uniform = dataclasses.replace(FREE, init="uniform", init_range=(0.0, 1.0)).initialize(KEY, of)["decoder_self"]
     assert 0 <= uniform["keys"].min() < 0.01 and 0.99 < uniform["keys"].max() <= 1
-    normal = prefix.init(KEY, FREE, of)["decoder_self"]
+    normal = FREE.initialize(KEY, of)["decoder_self"]
     assert abs(normal["values"].mean()) < 0.01 and abs(normal["values"].std() - 1) < 0.01
     assert not np.allclose(normal["keys"], normal["values"], atol=0.1)
-    zero = prefix.init(KEY, dataclasses.replace(FREE, init="zero"), of)["decoder_self"]
+    zero = dataclasses.replace(FREE, init="zero").initialize(KEY, of)["decoder_self"]
     assert not zero["keys"].any() and not zero["values"].any()
 
 
-def words_of(model, text: str = "great fun") -> PromptConfig:
+def words_of(model, text: str = "great fun") -> PrefixTuning:
     return dataclasses.replace(FREE, init="text", init_text=text, length=len(model.tokenizer.encode(f" {text}")))
 
 
 def test_activations_of_real_words(model):
     """Free parameters are exactly the base's keys and values of the words: in front of a target they are the words."""
     options = words_of(model)
-    trainable = method(options).init(KEY, options, model)
+    trainable = options.initialize(KEY, model)
     ids = np.array(model.tokenizer.encode(" great fun"), np.int32)[None]  # as in the middle of a text
     text = whole(ids) | {"decoder_inputs": ids}
     kept = family(model.config).activations(model.params, model.config, text)
@@ -128,12 +126,12 @@ def test_activations_of_real_words(model):
 def test_the_mlp_is_fitted_to_real_words(model):
     """For little data: 500 steps bring what the MLP makes nearer to the words' keys and values; the table stays."""
     options = dataclasses.replace(words_of(model), mlp_width=32)
-    fitted = method(options).init(KEY, options, model)
-    start = method(options).init(KEY, dataclasses.replace(options, init="normal"), model)
-    exact = applied(words_of(model))(method(options).init(KEY, words_of(model), model), None)[1]
+    fitted = options.initialize(KEY, model)
+    start = dataclasses.replace(options, init="normal").initialize(KEY, model)
+    exact = words_of(model).apply(words_of(model).initialize(KEY, model))
 
     def error(trainable) -> float:
-        made = applied(options)(trainable, None)[1]
+        made = options.apply(trainable)
         differences = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.square(a - b).mean(), made, exact))
         return float(sum(differences))
 
@@ -145,18 +143,18 @@ def test_the_mlp_is_fitted_to_real_words(model):
 def test_any_sites(model):
     sites = list(family(model.config).sites(model.config))
     options = dataclasses.replace(FREE, sites=(sites[-1],))
-    trainable = method(options).init(KEY, options, model)
-    _, prompt = applied(options)(trainable, model.params)
+    trainable = options.initialize(KEY, model)
+    prompt = options.apply(trainable)
     assert list(trainable) == list(prompt.parts) == [sites[-1]]
     assert prompt_jax.forward(model.params, model.config, batch_of(model), prompt).shape[:2] == (2, 5)
 
 
 def test_dropout_is_of_keys_and_values():
     options = dataclasses.replace(FREE, dropout=0.25, length=50)
-    trainable = prefix.init(KEY, options, of_shapes(GPT2_MEDIUM))
-    _, plain = prefix.apply(trainable, None, config=options)
+    trainable = options.initialize(KEY, of_shapes(GPT2_MEDIUM))
+    plain = options.apply(trainable)
     np.testing.assert_array_equal(plain.decoder_self.keys, trainable["decoder_self"]["keys"])
-    _, dropped = prefix.apply(trainable, None, KEY, config=options)
+    dropped = options.apply(trainable, KEY)
     keys, values = dropped.decoder_self.keys, dropped.decoder_self.values
     for leaf in (keys, values):
         assert abs((leaf == 0).mean() - 0.25) < 0.01
@@ -169,7 +167,7 @@ def test_dropout_is_of_keys_and_values():
 def saved(tiny_folders, tmp_path):
     """A model, a prefix of it, and its file."""
     model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
-    _, prompt = applied(FREE)(prefix.init(KEY, FREE, model), None)
+    prompt = FREE.apply(FREE.initialize(KEY, model))
     metadata = PromptMetadata(base=ModelId(model.name, None, model.fingerprint))
     save_prompt(tmp_path / "p.npz", prompt, metadata)
     return model, prompt, tmp_path / "p.npz"
@@ -180,38 +178,39 @@ def test_what_is_wrong_is_said(saved, tiny_folders):
     text, from_file = {"init": "text", "init_text": "great fun"}, {"init": "file", "init_file": file}
     for changes, message in (
         ({"sites": ("encoder_self",)}, "prompt.sites: .* has decoder_self, not encoder_self"),
-        ({"init": "labels"}, "prompt.init 'labels' is not for this prefix"),
-        ({"init": "zero", "mlp_width": 8}, "prompt.init 'zero' is not for this prefix"),
-        ({**text, "length": 50}, "'great fun' has . tokens; .* prompt.length is 50"),
-        ({**from_file, "length": 5}, "has decoder_self of 4, and prompt asks for decoder_self of 5"),
+        ({"init": "zero", "mlp_width": 8}, "prompt.init 'zero' cannot initialize the table of an MLP"),
+        ({**text, "length": 50}, "'great fun' has . tokens, but prompt.length is 50"),
+        ({**from_file, "length": 5}, "has decoder_self of 4, but prompt.length is 5"),
         ({**from_file, "mlp_width": 8}, "leave prompt.mlp_width out"),
         (
             {**from_file, "placement": "after"},
-            "has placement 'before' .* and prompt has 'after'",
+            "has placement 'before', .* the options are 'after'",
         ),
-        ({"shift_positions": False}, "prompt.shift_positions false is of BART"),
+        ({"shift_positions": False}, "prompt.shift_positions false is for BART"),
     ):
         with pytest.raises(ConfigError, match=message):
-            prefix.init(KEY, dataclasses.replace(FREE, **changes), model)
-    with pytest.raises(ConfigError, match="an infix, is for causal models"):
+            options = dataclasses.replace(FREE, **changes)
+            options.check()
+            options.initialize(KEY, model)
+    with pytest.raises(ConfigError, match="an infix, needs a causal model"):
         t5_model = prompt_jax.load_model(str(tiny_folders["t5"]))
-        prefix.init(KEY, dataclasses.replace(FREE, placement="after"), t5_model)
+        dataclasses.replace(FREE, placement="after").initialize(KEY, t5_model)
 
 
 def test_a_prefix_from_a_file(saved):
     model, prompt, file = saved
-    trainable = prefix.init(KEY, dataclasses.replace(FREE, init="file", init_file=file), model)
+    trainable = dataclasses.replace(FREE, init="file", init_file=file).initialize(KEY, model)
     np.testing.assert_array_equal(trainable["decoder_self"]["keys"], prompt.decoder_self.keys)
     np.testing.assert_array_equal(trainable["decoder_self"]["values"], prompt.decoder_self.values)
 
 
 def test_a_prefix_from_a_file_of_other_sites(tiny, tmp_path):
-    config = PromptConfig(method="prefix", length=2, init="zero")
-    _, prompt = applied(config)(prefix.init(KEY, config, tiny), None)
+    config = PrefixTuning(length=2, init="zero")
+    prompt = config.apply(config.initialize(KEY, tiny))
     save_prompt(tmp_path / "p.npz", prompt, PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint)))
     fewer = dataclasses.replace(config, init="file", init_file=tmp_path / "p.npz", sites=("decoder_self",))
-    with pytest.raises(ConfigError, match="has encoder_self and .*, and prompt.sites asks for decoder_self"):
-        prefix.init(KEY, fewer, tiny)
+    with pytest.raises(ConfigError, match="has encoder_self and .*, but prompt.sites asks for decoder_self"):
+        fewer.initialize(KEY, tiny)
 
 
 def test_a_prefix_from_a_file_with_unused_slots(saved, tmp_path):
@@ -220,7 +219,7 @@ def test_a_prefix_from_a_file_with_unused_slots(saved, tmp_path):
     masked = dataclasses.replace(prompt, decoder_self=dataclasses.replace(prompt.decoder_self, mask=mask))
     save_prompt(tmp_path / "m.npz", masked, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
     options = dataclasses.replace(FREE, init="file", init_file=tmp_path / "m.npz", length=3)
-    trainable = prefix.init(KEY, options, model)
+    trainable = options.initialize(KEY, model)
     np.testing.assert_array_equal(trainable["decoder_self"]["keys"], prompt.decoder_self.keys[:, mask])
     np.testing.assert_array_equal(trainable["decoder_self"]["values"], prompt.decoder_self.values[:, mask])
 

@@ -15,8 +15,7 @@ import toy_family
 from adapters import whole
 from prompt_jax import Decoding, Prompt, stack_prompts
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.methods import prefix as prefix_tuning
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.models import FAMILIES, family
 from prompt_jax.models.decoder_only import DecoderOnly
 from prompt_jax.models.prompt import Prefix, VirtualTokens
@@ -168,7 +167,7 @@ def test_a_text_is_its_prefix(params):
 
 def test_a_prefix_has_the_key_value_heads(params):
     model = Model(name="toy", revision=None, params=params, config=CONFIG, tokenizer=None, fingerprint="")
-    trainable = prefix_tuning.init(jax.random.key(0), PromptConfig(method="prefix", length=5, init="normal"), model)
+    trainable = PrefixTuning(length=5, init="normal").initialize(jax.random.key(0), model)
     shape = CONFIG.layers, 5, CONFIG.kv_heads, CONFIG.d_kv
     assert jax.tree.map(np.shape, trainable) == {"decoder_self": {"keys": shape, "values": shape}}
 

@@ -28,12 +28,10 @@ from fuzzing import FUZZ
 from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.cli import main
-from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
-from prompt_jax.methods import applied, prefix
+from prompt_jax.experiment import Experiment, check
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.models import bart, gpt2, t5
 from prompt_jax.models.prompt import PromptStackError, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files import peft
@@ -376,7 +374,7 @@ def test_nothing_is_overwritten(tmp_path):
 # Tied layers
 
 
-TIED = PromptConfig(method="prefix", length=3, init="normal", sites=("decoder_self",), tie_layers=True)
+TIED = PrefixTuning(length=3, init="normal", sites=("decoder_self",), tie_layers=True)
 
 
 @pytest.mark.parametrize("mlp_width", (None, 6))
@@ -384,11 +382,11 @@ TIED = PromptConfig(method="prefix", length=3, init="normal", sites=("decoder_se
 def test_tied_layers_can_be_exported(make, mlp_width, tmp_path):
     """Half of the layers are trained, with or without an MLP, and the file has all of them."""
     model, options = make(4), dataclasses.replace(TIED, mlp_width=mlp_width)
-    trainable = prefix.init(KEY, options, model)
+    trainable = options.initialize(KEY, model)
     (variables,) = trainable.values()
     if mlp_width is None:
         assert variables["keys"].shape == variables["values"].shape == (2, 3, 3, 4)
-    _, prompt = applied(options)(trainable, None)
+    prompt = options.apply(trainable)
     part = jax.device_get(prompt.decoder_self)
     assert part.keys.shape == (4, 3, 3, 4)
     for array in (part.keys, part.values):
@@ -401,11 +399,11 @@ def test_tied_layers_can_be_exported(make, mlp_width, tmp_path):
 def test_tied_layers_have_the_gradients_of_both():
     """With separate dropout."""
     model = t5_of(4)
-    trainable = prefix.init(KEY, TIED, model)
+    trainable = TIED.initialize(KEY, model)
     scale = np.arange(1.0, 5.0, dtype=np.float32).reshape(4, 1, 1, 1)
 
     def loss(trainable):
-        return (applied(TIED)(trainable, None)[1].decoder_self.keys * scale).sum()
+        return (TIED.apply(trainable).decoder_self.keys * scale).sum()
 
     gradients = jax.grad(loss)(trainable)["decoder_self"]["keys"]
     np.testing.assert_array_equal(gradients[:, 0, 0, 0], [1 + 3, 2 + 4])
@@ -419,30 +417,29 @@ def test_a_tied_prefix_from_a_file(fixtures, tmp_path):
     model = prompt_jax.load_model(str(fixtures / "bart" / "base"))
     options = dataclasses.replace(TIED, length=4, init="file", init_file=fixtures / "bart" / "prefix")
     with pytest.warns(UserWarning, match="does not say which base"):
-        trainable = prefix.init(KEY, options, model)
+        trainable = options.initialize(KEY, model)
     assert trainable["decoder_self"]["keys"].shape == (1, 4, 4, 16)
-    assert_same(jax.device_get(applied(options)(trainable, None)[1]), load_prompt(fixtures / "bart" / "prefix"))
+    assert_same(jax.device_get(options.apply(trainable)), load_prompt(fixtures / "bart" / "prefix"))
 
     untied = random_prefix(model, 4, sites=("decoder_self",))
     save_prompt(tmp_path / "p.npz", untied, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
     with pytest.raises(ConfigError, match=r"p.npz has a prefix for each layer, and prompt.tie_layers"):
-        prefix.init(KEY, dataclasses.replace(options, init_file=tmp_path / "p.npz"), model)
+        dataclasses.replace(options, init_file=tmp_path / "p.npz").initialize(KEY, model)
 
 
 def test_tied_layers_where_they_have_no_sense():
     for model, message in (
-        (t5_of(3), "the decoder of google/some-base has 3 layers, of which PEFT gives each a prefix of its own"),
-        (gpt2_of(4), "google/some-base is a causal model, of which"),
+        (t5_of(3), "the decoder of google/some-base has 3 layers, so PEFT gives each layer its own prefix"),
+        (gpt2_of(4), "google/some-base is causal, so PEFT"),
     ):
         with pytest.raises(ConfigError, match=f"prompt.tie_layers: {message}"):
-            prefix.init(KEY, TIED, model)
+            TIED.initialize(KEY, model)
     task = DataConfig(task="sentiment")
     check(Experiment(data=task, prompt=TIED))
     for changes, message in (
-        ({"sites": ()}, "prompt.sites decoder_self alone, and they are all that there are"),
-        ({"sites": ("decoder_self", "decoder_cross")}, "they are decoder_self and decoder_cross"),
-        ({"init": "text", "init_text": "a"}, "which prompt.tie_layers cannot have"),
-        ({"method": "soft_prompt", "sites": ()}, "prompt.tie_layers is of prompt.method 'prefix'"),
+        ({"sites": ()}, "prompt.tie_layers needs prompt.sites decoder_self, not all sites"),
+        ({"sites": ("decoder_self", "decoder_cross")}, "not decoder_self and decoder_cross"),
+        ({"init": "text", "init_text": "a"}, "so leave prompt.tie_layers out"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(Experiment(data=task, prompt=dataclasses.replace(TIED, **changes)))

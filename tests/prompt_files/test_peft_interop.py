@@ -11,7 +11,7 @@ import prompt_jax
 from adapters import assert_close, random_text, random_tokens, whole
 from prompt_jax import Prompt, PromptMetadata, save_ensemble, save_prompt
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.models import gpt2
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.prompt_files.peft import CARD, VERIFIED
@@ -70,12 +70,10 @@ def peft_prefix(model: Model, length: int) -> Prompt:
     """A random prefix, as trained with `prompt.tie_layers` where PEFT ties layers."""
     import jax
 
-    from prompt_jax.methods import applied, prefix
-
     layers = prompt_jax.models.family(model.config).sites(model.config)["decoder_self"][0]
     tie = not is_causal(model) and layers % 2 == 0
-    options = PromptConfig(method="prefix", length=length, init="normal", sites=("decoder_self",), tie_layers=tie)
-    return jax.device_get(applied(options)(prefix.init(jax.random.key(1), options, model), None)[1])
+    options = PrefixTuning(length=length, init="normal", sites=("decoder_self",), tie_layers=tie)
+    return jax.device_get(options.apply(options.initialize(jax.random.key(1), model)))
 
 
 def assert_same_answers(model: Model, theirs, prompt: Prompt) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pages import Page
+from prompt_jax import AdapterTuning, FullTuning, PrefixTuning
 from prompt_jax.inspection.neighbors import Inspection, Neighbor, TokenInspection
 from prompt_jax.inspection.vectors import NormRange
 from prompt_jax.report.run_report import write_report
@@ -110,13 +111,13 @@ def test_free_text_answers(tmp_path):
     ],
 )
 def test_names_of_prefixes(tmp_path, placement, summary, expected):
-    assert expected in _page(write_run(tmp_path, summary, method="prefix", placement=placement)).words
+    assert expected in _page(write_run(tmp_path, summary, prompt=PrefixTuning(length=4, placement=placement))).words
 
 
 def test_names_of_baselines(tmp_path):
-    words = _page(write_run(tmp_path, SINGLE, method="full")).words
+    words = _page(write_run(tmp_path, SINGLE, prompt=FullTuning())).words
     assert "The whole model, tuned for movie starting from tiny : 1,000 trained parameters" in words
-    words = _page(write_run(tmp_path, ENSEMBLE, method="adapter")).words
+    words = _page(write_run(tmp_path, ENSEMBLE, prompt=AdapterTuning())).words
     assert "Adapters, 3 times, trained together for movie on the frozen model tiny :" in words
 
 

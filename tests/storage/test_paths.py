@@ -12,10 +12,9 @@ import pytest
 
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
 from prompt_jax.errors import MissingPackage, UserError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.storage import paths
 from prompt_jax.storage.paths import BucketPath, parse_path
 

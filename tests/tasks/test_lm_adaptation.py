@@ -13,8 +13,8 @@ from experiments import with_options
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.experiment import Experiment, load_experiment, to_json
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.report.metrics_log import read_log
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     logits = prompt_jax.forward(tiny.params, tiny.config, batch, prompt)
     assert_close(prompt_jax.forward(model.params, model.config, batch), logits)
     capsys.readouterr()
-    soft = {"prompt": PromptConfig(length=3, init="vocab", init_vocab=150), "optimizer": OptimizerConfig()}
+    soft = {"prompt": PromptTuning(length=3, init="vocab", init_vocab=150), "optimizer": OptimizerConfig()}
     tuned = dataclasses.replace(adapted, name="prompt", **soft, ensemble=EnsembleConfig(size=2))
     tuned = with_options(
         with_options(tuned, "model", name="adapted"), "train", steps=2, eval_every=2, checkpoint_every=2

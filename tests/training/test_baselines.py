@@ -13,9 +13,11 @@ from experiments import with_name, with_options
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models.delta import flat
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
@@ -23,10 +25,10 @@ from prompt_jax.training import loop
 from prompt_jax.training.loop import train
 
 METHODS = {
-    "houlsby": PromptConfig(method="adapter", adapter_width=4),
-    "lin": PromptConfig(method="adapter", adapter="lin", adapter_share=0.05),
-    "last_layers": PromptConfig(method="last_layers", layers=1),
-    "full": PromptConfig(method="full"),
+    "houlsby": AdapterTuning(width=4),
+    "lin": AdapterTuning(kind="lin", share=0.05),
+    "last_layers": LastLayersTuning(layers=1),
+    "full": FullTuning(),
 }
 
 
@@ -42,7 +44,7 @@ def method(request, experiment: Experiment) -> Experiment:
 
 
 def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.ndarray]]:
-    return [flat(prompt.base) for prompt, _ in read_prompts(experiment.folder / file)]
+    return [flat(prompt.leaves) for prompt, _ in read_prompts(experiment.folder / file)]
 
 
 def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
@@ -51,7 +53,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     share = capsys.readouterr().err.split(" of them trained (")[1].split("%")[0]
     trained = sum(leaf.size for leaf in jax.tree.leaves(setup.states[0].trainable))
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))
-    expected = trained / (total + trained * (whole.prompt.method == "adapter"))
+    expected = trained / (total + trained * (whole.prompt.name == "adapter"))
     assert setup.stored_parameters == sum(leaf.size for own in leaves(whole) for leaf in own.values()) == trained
     assert float(share) == pytest.approx(100 * expected, abs=1e-3)
     first, second = leaves(whole)
@@ -113,7 +115,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     # As a model of its own, where it is one.
     folder = str(whole.folder / "model")
     status = main(["export", member, folder, "--format", "model", *base])
-    if whole.prompt.method == "adapter":
+    if whole.prompt.name == "adapter":
         assert status == 1 and "adapters cannot be made a part" in capsys.readouterr().err
     else:
         assert status == 0
@@ -128,4 +130,4 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
 
 def test_the_last_layers_of_a_model_without_so_many(experiment):
     with pytest.raises(ConfigError, match="prompt.layers is 7, and .* has 2"):
-        train(dataclasses.replace(experiment, prompt=PromptConfig(method="last_layers", layers=7)))
+        train(dataclasses.replace(experiment, prompt=LastLayersTuning(layers=7)))

@@ -16,17 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import with_name, with_options
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import answers, batching
 from prompt_jax.inference.evaluation import Evaluation
-from prompt_jax.methods import applied
 from prompt_jax.models import t5
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
@@ -130,10 +127,9 @@ def members_of(wide, rates):
     for rate in rates:
         optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(learning_rate=rate), 100))
         tokens = jnp.asarray(rng.standard_normal((130, 128), np.float32))
-        states.append(steps.TrainState.create({"base": None, "prompt": {"encoder_tokens": tokens}}, optimizer))
-    step = steps.make_train_step(config, applied(PromptConfig()), optimizer, dropout=True)
-    frozen = {"base": params, "prompt": None}
-    return states, frozen, jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(2), members), step
+        states.append(steps.TrainState.create({"encoder_tokens": tokens}, optimizer))
+    step = steps.make_train_step(config, PromptTuning(), optimizer, dropout=True)
+    return states, params, jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(2), members), step
 
 
 def stacked(trees):
@@ -149,7 +145,7 @@ def test_factored_adafactor_does_not_couple_members(wide, group):
     """Adafactor factors the second moment from 128 rows and columns on, and clips by whole tensors."""
     states, frozen, batch, keys, step = members_of(wide, (0.3, 0.01, 5.0))
     together, step_alone = stacked(states), jax.jit(step)
-    step_together = jax.jit(steps.over_members(step, group=group))
+    step_together = jax.jit(steps.vmap_members(step, group=group))
     assert any(leaf.shape == (3, 130) for leaf in jax.tree.leaves(together.opt_state)), "it is factored"
     starts = [prompt_of(state) for state in states]
     for _ in range(3):
@@ -501,7 +497,7 @@ def on_eight_devices(config: Path) -> dict:
     experiment = dataclasses.replace(experiments.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
     batch = setup.place(next(setup.batches))
-    text = setup.step.lower(setup.states[0], setup.frozen, batch[0], setup.keys[0]).compile().as_text()
+    text = setup.step.lower(setup.states[0], setup.model.params, batch[0], setup.keys[0]).compile().as_text()
     leaf = prompt_of(setup.states[0])
     starts_of_setup = setup.trainable(setup.states)
     nine = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=9))

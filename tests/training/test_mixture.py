@@ -15,11 +15,13 @@ from prompt_jax.cli.source import ExampleOptions, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, DataError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import batching
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.metrics import benchmark_average
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import PromptMetadata, read_prompts
@@ -91,9 +93,9 @@ def mixed(experiment: Experiment, monkeypatch) -> Experiment:
 
 
 METHODS = {
-    "shared": PromptConfig(length=4, init_vocab=100),
-    "concatenate": PromptConfig(length=4, init_vocab=100, per_task="concatenate", task_length=2),
-    "full": PromptConfig(method="full"),
+    "shared": PromptTuning(length=4, init_vocab=100),
+    "concatenate": MultitaskPromptTuning(length=4, init_vocab=100, task_part="concatenate", task_length=2),
+    "full": FullTuning(),
 }
 
 
@@ -107,7 +109,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     )
     whole = with_name(run, "whole")
     setup, progress = train(whole, tasks=tasks)
-    per_task = run.prompt.per_task is not None
+    per_task = run.prompt.per_task
     start = setup.prompts(setup.trainable(setup.states))
     shown = finish(whole, setup, progress)
     assert "sampling rates: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
@@ -258,10 +260,13 @@ def test_messages_name_a_members_prompts(mixed, tasks, capfd):
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
 
 
-@pytest.mark.parametrize("per_task", (None, "add", "project"))
-def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tasks):
+@pytest.mark.parametrize("task_part", (None, "add", "project"))
+def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, task_part, tasks):
     """The loss of the first step equals one computed row by row with the prompt of the row's task."""
-    run = with_options(with_options(mixed, "train", steps=1, dropout_rate=0.0), "prompt", per_task=per_task)
+    run = with_options(mixed, "train", steps=1, dropout_rate=0.0)
+    if task_part is not None:
+        multitask = MultitaskPromptTuning(**dataclasses.asdict(run.prompt), task_part=task_part)
+        run = dataclasses.replace(run, prompt=multitask)
     setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
     batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
@@ -271,7 +276,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
         one = {name: array[row : row + 1] for name, array in batch.items()}
         text = setup.model.tokenizer.decode(one["inputs"][0][one["inputs_mask"][0]].tolist())
         task = "ab".index(text[0])
-        logits = forward(setup.model.params, setup.model.config, one, prompts[task if per_task else 0])
+        logits = forward(setup.model.params, setup.model.config, one, prompts[task if task_part else 0])
         mask = one["target_mask"][0]
         losses -= jax.nn.log_softmax(logits[0])[np.arange(len(mask)), one["targets"][0]][mask].sum()
         count += mask.sum()
@@ -280,7 +285,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, per_task, tas
 
     # The text and report of a single member.
     text = finish(run, setup, progress)
-    assert text.count("best prompt") == (1 if per_task is None else 2) and "b_v001, test, 6 examples" in text
+    assert text.count("best prompt") == (1 if task_part is None else 2) and "b_v001, test, 6 examples" in text
     assert "Test on kind_b_v001" in (run.folder / "report.html").read_text()
 
 
@@ -320,9 +325,9 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
     ("changes", "kind", "message"),
     [
         (
-            {"data": {"task": "texts"}, "prompt": {"per_task": "add"}},
+            {"data": {"task": "texts"}, "prompt": MultitaskPromptTuning()},
             ConfigError,
-            "per_task is of a mixture .* texts is one",
+            "prompt.method 'multitask' needs a mixture of tasks, and texts is one",
         ),
         ({"data": {"task": "with_unknown"}}, DataError, "unknown, train: 9 of 9 examples have no label"),
         ({"data": {"metrics": ("bleu", "nist"), "task": "texts_twice"}}, ConfigError, "has the metrics bleu, nist"),
@@ -335,11 +340,11 @@ def test_rates_of_a_mixture_of_mixtures(mixed, tasks):
         ({"data": {"test_tasks": ("one",)}}, DataError, "'one' is a mixture; .* kind_a_v001"),
         ({"data": {"test_tasks": NAMES[:1]}}, ConfigError, "names kind_a_v001 again"),
         ({"ensemble": {"task": ("both", "texts")}}, ConfigError, "ensemble.task names both, a mixture"),
-        ({"prompt": {"per_task": "add", "init": "text", "init_text": " "}}, ConfigError, "init 'text' needs"),
+        ({"prompt": MultitaskPromptTuning(init="text", init_text=" ")}, ConfigError, "init 'text' needs"),
     ],
 )
 def test_impossible_mixtures(mixed, tasks, changes, kind, message):
     for part, values in changes.items():
-        mixed = with_options(mixed, part, **values)
+        mixed = dataclasses.replace(mixed, prompt=values) if part == "prompt" else with_options(mixed, part, **values)
     with pytest.raises(kind, match=message):
         train(mixed, tasks=tasks)

@@ -10,7 +10,8 @@ from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
-from prompt_jax.config.prompt import PromptConfig
+from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import FormatError
 from prompt_jax.training.setup import metadata, prepare
@@ -68,7 +69,7 @@ def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_p
 
 def test_what_is_stored_is_what_is_written(experiment):
     """Of a prefix without the MLP that makes it, keys and values of every layer and site."""
-    prefix = PromptConfig(method="prefix", length=4, init="normal", mlp_width=8)
+    prefix = PrefixTuning(length=4, init="normal", mlp_width=8)
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
     written = jax.tree.leaves(setup.prompts(setup.trainable(setup.states)))
     assert setup.stored_parameters == sum(leaf.size for leaf in written) != setup.trained_parameters
@@ -79,7 +80,7 @@ def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(3, 4, 64)).astype(np.float32)
     said = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint))
     save_ensemble(tmp_path / "source" / "e.npz", [Prompt(VirtualTokens(own)) for own in tokens], [said] * 3)
-    start = PromptConfig(length=4, init="file", init_file=tmp_path / "source" / "e.npz")
+    start = PromptTuning(length=4, init="file", init_file=tmp_path / "source" / "e.npz")
     transfer = dataclasses.replace(experiment, prompt=start, ensemble=EnsembleConfig(init_member=(2, 0, 1)))
     setup = prepare(transfer)
     for number, own in enumerate((2, 0, 1)):

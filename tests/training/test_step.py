@@ -9,18 +9,18 @@ import optax
 import pytest
 
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
-from prompt_jax.methods import applied, prefix, soft_prompt
+from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family
 from prompt_jax.training import step as steps
 from prompt_jax.training.optimizers import make_optimizer
 
-APPLY = applied(PromptConfig())
+METHOD = PromptTuning()
 
 
 @pytest.fixture(scope="module")
 def setup(tiny):
-    """State, frozen variables, batch and optimizer of a small run."""
+    """State, base parameters, batch and optimizer of a small run."""
     rng = np.random.default_rng(0)
     length = rng.integers(4, 13, 8)
     mask = np.arange(12)[None] < length[:, None]
@@ -33,20 +33,20 @@ def setup(tiny):
         "targets": targets,
         "target_mask": target_mask,
     }
-    trainable = soft_prompt.init(jax.random.key(0), PromptConfig(length=6, init="vocab", init_vocab=200), tiny)
+    trainable = PromptTuning(length=6, init="vocab", init_vocab=200).initialize(jax.random.key(0), tiny)
     optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 100))
-    state = steps.TrainState.create({"base": None, "prompt": trainable}, optimizer)
-    return state, {"base": tiny.params, "prompt": None}, jax.tree.map(jnp.asarray, batch), optimizer
+    state = steps.TrainState.create(trainable, optimizer)
+    return state, tiny.params, jax.tree.map(jnp.asarray, batch), optimizer
 
 
 def make(tiny, optimizer, **options):
-    return jax.jit(steps.make_train_step(tiny.config, APPLY, optimizer, **options))
+    return jax.jit(steps.make_train_step(tiny.config, METHOD, optimizer, **options))
 
 
 def test_loss_is_the_mean_over_target_tokens(tiny, setup):
-    state, frozen, batch, optimizer = setup
-    _, metrics = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))
-    _, prompt = APPLY(state.trainable["prompt"], None)
+    state, params, batch, optimizer = setup
+    _, metrics = make(tiny, optimizer, z_loss=0.01)(state, params, batch, jax.random.key(0))
+    prompt = METHOD.apply(state.trainable["prompt"])
     logits = np.asarray(family(tiny.config).forward(tiny.params, tiny.config, batch, prompt), np.float64)
     log_normalizer = np.log(np.exp(logits).sum(-1))
     mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
@@ -59,10 +59,10 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
 
 def test_the_two_normalizations_of_the_loss(tiny, setup):
     """The gradient of the mean over sentences is that of the mean over tokens, times tokens a sentence; z-loss too."""
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     batch = batch | {"target_mask": batch["target_mask"].at[7].set(False)}  # a row that fills the batch up
-    per_token = make(tiny, optimizer, z_loss=0.01)(state, frozen, batch, jax.random.key(0))[1]
-    per_sentence = make(tiny, optimizer, z_loss=0.01, loss="sentence")(state, frozen, batch, jax.random.key(0))[1]
+    per_token = make(tiny, optimizer, z_loss=0.01)(state, params, batch, jax.random.key(0))[1]
+    per_sentence = make(tiny, optimizer, z_loss=0.01, loss="sentence")(state, params, batch, jax.random.key(0))[1]
     ratio = np.asarray(batch["target_mask"]).sum() / 7
     assert per_sentence["grad_norm"] == pytest.approx(ratio * float(per_token["grad_norm"]), rel=1e-4)
     assert per_sentence["loss"] == per_token["loss"]  # is shown a token
@@ -70,36 +70,35 @@ def test_the_two_normalizations_of_the_loss(tiny, setup):
 
 def test_a_prefix_drops_out_without_the_base(tiny, setup):
     """Its dropout has a key in every step, another one each, whether the base drops out or not."""
-    _, frozen, batch, optimizer = setup
+    _, params, batch, optimizer = setup
     losses = {}
     for rate in (0.0, 0.5):
-        config = PromptConfig(method="prefix", length=6, init="normal", dropout=rate)
-        trainable = {"base": None, "prompt": prefix.init(jax.random.key(0), config, tiny)}
-        state = steps.TrainState.create(trainable, optimizer)
-        step = jax.jit(steps.make_train_step(tiny.config, applied(config), optimizer))
-        losses[rate] = [float(step(state, frozen, batch, jax.random.key(n))[1]["loss"]) for n in range(2)]
+        config = PrefixTuning(length=6, init="normal", dropout=rate)
+        state = steps.TrainState.create(config.initialize(jax.random.key(0), tiny), optimizer)
+        step = jax.jit(steps.make_train_step(tiny.config, config, optimizer))
+        losses[rate] = [float(step(state, params, batch, jax.random.key(n))[1]["loss"]) for n in range(2)]
     assert losses[0.0][0] == losses[0.0][1] != losses[0.5][0] != losses[0.5][1]
 
 
 def test_the_base_stays_and_the_prompt_moves(tiny, setup):
-    state, frozen, batch, optimizer = setup
-    before = jax.tree.map(np.array, frozen["base"])
+    state, params, batch, optimizer = setup
+    before = jax.tree.map(np.array, params)
     first, key = np.array(state.trainable["prompt"]["encoder_tokens"]), jax.random.key(0)
     step = make(tiny, optimizer)
     for _ in range(3):
-        state, _ = step(state, frozen, batch, key)
-    jax.tree.map(np.testing.assert_array_equal, frozen["base"], before)
+        state, _ = step(state, params, batch, key)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
     moved = np.abs(np.asarray(state.trainable["prompt"]["encoder_tokens"]) - first)
     assert moved.max() > 0.1 and int(state.step) == 3
 
 
 def test_no_gradient_of_the_base_is_computed(tiny, setup):
     """By the compiler's count: the step costs what the prompt's gradient alone costs, and less than the base's."""
-    state, frozen, batch, optimizer = setup
-    step = make(tiny, optimizer).lower(state, frozen, batch, jax.random.key(0)).compile()
+    state, params, batch, optimizer = setup
+    step = make(tiny, optimizer).lower(state, params, batch, jax.random.key(0)).compile()
 
     def loss(prompt_tokens, base):
-        _, prompt = APPLY({"encoder_tokens": prompt_tokens}, None)
+        prompt = METHOD.apply({"encoder_tokens": prompt_tokens})
         logits = family(tiny.config).forward(base, tiny.config, batch, prompt)
         return steps.token_sums(logits, batch["targets"], batch["target_mask"]).loss
 
@@ -132,23 +131,14 @@ def test_the_optimizer_holds_nothing_for_the_base(tiny, setup):
     assert all(leaf.all() for leaf in jax.tree.leaves(updates["prompt"]))
 
 
-def test_labels_choose_what_is_trained():
-    variables = {"base": {"a": 1, "b": 2}, "prompt": {"c": 3}}
-    labels = {"base": {"a": "trainable", "b": "frozen"}, "prompt": "trainable"}
-    trainable, frozen = (steps.only(label, labels, variables) for label in ("trainable", "frozen"))
-    assert trainable == {"base": {"a": 1, "b": None}, "prompt": {"c": 3}}
-    assert frozen == {"base": {"a": None, "b": 2}, "prompt": None}
-    assert steps.merge(labels, trainable, frozen) == variables
-
-
 @pytest.mark.parametrize("parts", (2, 4))
 def test_accumulation_is_the_whole_batch(tiny, setup, parts):
     """Rows of a part may have more target tokens than those of another; the mean is still over all of them."""
-    state, frozen, batch, _ = setup
+    state, params, batch, _ = setup
     optimizer = steps.frozen_base(optax.sgd(1.0))
-    state = steps.TrainState.create(state.trainable, optimizer)
-    whole, whole_metrics = make(tiny, optimizer, z_loss=0.1)(state, frozen, batch, jax.random.key(0))
-    split, metrics = make(tiny, optimizer, z_loss=0.1, accumulate=parts)(state, frozen, batch, jax.random.key(0))
+    state = steps.TrainState.create(state.trainable["prompt"], optimizer)
+    whole, whole_metrics = make(tiny, optimizer, z_loss=0.1)(state, params, batch, jax.random.key(0))
+    split, metrics = make(tiny, optimizer, z_loss=0.1, accumulate=parts)(state, params, batch, jax.random.key(0))
     for name in metrics:
         assert float(metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5), name
     old, new, expected = (s.trainable["prompt"]["encoder_tokens"] for s in (state, split, whole))
@@ -156,18 +146,18 @@ def test_accumulation_is_the_whole_batch(tiny, setup, parts):
 
 
 def test_dropout_is_a_function_of_key_and_step(tiny, setup):
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     step = make(tiny, optimizer, dropout=True)
-    first, again = (step(state, frozen, batch, jax.random.key(1))[1]["loss"] for _ in range(2))
-    other = step(state, frozen, batch, jax.random.key(2))[1]["loss"]
-    later = step(dataclasses.replace(state, step=state.step + 1), frozen, batch, jax.random.key(1))[1]["loss"]
+    first, again = (step(state, params, batch, jax.random.key(1))[1]["loss"] for _ in range(2))
+    other = step(state, params, batch, jax.random.key(2))[1]["loss"]
+    later = step(dataclasses.replace(state, step=state.step + 1), params, batch, jax.random.key(1))[1]["loss"]
     assert first == again and len({float(x) for x in (first, other, later)}) == 3
 
 
 def test_a_batch_of_padding_is_harmless(tiny, setup):
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     empty = {**batch, "target_mask": jnp.zeros_like(batch["target_mask"])}
-    _, metrics = make(tiny, optimizer)(state, frozen, empty, jax.random.key(0))
+    _, metrics = make(tiny, optimizer)(state, params, empty, jax.random.key(0))
     assert metrics["loss"] == 0 and not metrics["diverged"]
 
 
@@ -176,11 +166,11 @@ def test_a_batch_of_padding_is_harmless(tiny, setup):
 )
 def test_divergence_is_of_parameters_that_are_too_large(tiny, setup, scale, diverged):
     """At 1400 rows have the largest norms of the prompts that Lester et al. published. At 1e30 the loss is finite."""
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     tokens = state.trainable["prompt"]["encoder_tokens"]
     rows = scale * tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
     large = dataclasses.replace(state, trainable={**state.trainable, "prompt": {"encoder_tokens": rows}})
-    after, metrics = make(tiny, optimizer)(large, frozen, batch, jax.random.key(0))
+    after, metrics = make(tiny, optimizer)(large, params, batch, jax.random.key(0))
     assert metrics["diverged"] == diverged and np.isfinite(metrics["loss"]) == np.isfinite(scale)
     assert after.active == (not diverged) and after.step == (0 if diverged else 1)
     if np.isfinite(scale):
@@ -188,18 +178,18 @@ def test_divergence_is_of_parameters_that_are_too_large(tiny, setup, scale, dive
 
 
 def test_the_step_compiles_once_a_shape(tiny, setup):
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     step = make(tiny, optimizer)
     for key in (0, 1):
-        state, _ = step(state, frozen, batch, jax.random.key(key))
+        state, _ = step(state, params, batch, jax.random.key(key))
     assert step._cache_size() == 1
 
 
 def test_the_methods_placement_reaches_the_model(tiny, setup):
-    state, frozen, batch, optimizer = setup
+    state, params, batch, optimizer = setup
     losses = set()
     for placement in ("before", "after"):
-        apply = applied(PromptConfig(placement=placement))
-        step = jax.jit(steps.make_train_step(tiny.config, apply, optimizer))
-        losses.add(float(step(state, frozen, batch, jax.random.key(0))[1]["loss"]))
+        method = PromptTuning(placement=placement)
+        step = jax.jit(steps.make_train_step(tiny.config, method, optimizer))
+        losses.add(float(step(state, params, batch, jax.random.key(0))[1]["loss"]))
     assert len(losses) == 2

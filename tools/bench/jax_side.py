@@ -15,11 +15,9 @@ from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.inference.decoding import generate_scored
-from prompt_jax.methods import applied, method
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.training import step as steps
@@ -46,16 +44,16 @@ class Training:
 
     def __init__(self, base: tuple[Any, Any], shape: Shape):
         config, params = base
-        self.options = PromptConfig(method=shape.method, length=shape.length, init="normal")
+        self.method = METHODS[shape.method](length=shape.length, init="normal")
         self.optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
         config = dataclasses.replace(config, dropout_rate=shape.dropout)
-        self.step = steps.make_train_step(config, applied(self.options), self.optimizer, dropout=shape.dropout > 0)
-        self.frozen = {"base": params, "prompt": None}
+        self.step = steps.make_train_step(config, self.method, self.optimizer, dropout=shape.dropout > 0)
+        self.params = params
         self._model = Model("random", None, params, config, None, "")
 
     def state(self, seed: int) -> steps.TrainState:
-        first = method(self.options).init(jax.random.key(seed), self.options, self._model)
-        return steps.TrainState.create({"base": None, "prompt": first}, self.optimizer)
+        first = self.method.initialize(jax.random.key(seed), self._model)
+        return steps.TrainState.create(first, self.optimizer)
 
 
 def step(case: str) -> Row:
@@ -67,7 +65,7 @@ def step(case: str) -> Row:
 
     def one() -> None:
         nonlocal state
-        state, metrics = compiled(state, training.frozen, jax.device_put(batch), key)
+        state, metrics = compiled(state, training.params, jax.device_put(batch), key)
         metrics["loss"].block_until_ready()
 
     measured = timed(one) | device_peak()  # before counting operations, which takes memory
@@ -90,7 +88,7 @@ def review_steps() -> Row:
 
     def one(batch: Batch | None = None) -> None:
         nonlocal state
-        state, metrics = compiled(state, training.frozen, jax.device_put(batch or next(batches)), key)
+        state, metrics = compiled(state, training.params, jax.device_put(batch or next(batches)), key)
         metrics["loss"].block_until_ready()
 
     seen: set[tuple[int, ...]] = set()
@@ -136,7 +134,7 @@ def decoding_memory() -> dict[str, Row]:
 def inputs_and_prompt(base: tuple[Any, Any], shape: Shape) -> tuple[Batch, Prompt]:
     """Return a batch to generate from, and a random prompt on the device."""
     training = Training(base, shape)
-    _, prompt = applied(training.options)(training.state(0).trainable["prompt"], None)
+    prompt = training.method.apply(training.state(0).trainable["prompt"])
     batch = {name: value for name, value in random_batch(shape).items() if name.startswith("inputs")}
     return batch, prompt
 
@@ -153,7 +151,7 @@ def alone() -> Row:
 
     def all_members() -> None:
         for i, (batch, key) in enumerate(zip(batches, keys, strict=True)):
-            states[i], metrics = compiled(states[i], training.frozen, jax.device_put(batch), key)
+            states[i], metrics = compiled(states[i], training.params, jax.device_put(batch), key)
             if block:
                 metrics["loss"].block_until_ready()
         jax.block_until_ready(states)
@@ -207,12 +205,12 @@ def ensemble_step(
     state = stacked([training.state(seed) for seed in range(members)])
     batch = jax.tree.map(lambda *rows: np.stack(rows), *(random_batch(shape, seed) for seed in range(members)))
     keys = jax.random.split(jax.random.key(1), members)
-    whole = jax.jit(steps.over_members(training.step, group=group), donate_argnums=0)
-    compiled = whole.lower(state, training.frozen, batch, keys).compile()
+    whole = jax.jit(steps.vmap_members(training.step, group=group), donate_argnums=0)
+    compiled = whole.lower(state, training.params, batch, keys).compile()
 
     def one() -> Any:
         nonlocal state
-        state, metrics = compiled(state, training.frozen, jax.device_put(batch), keys)
+        state, metrics = compiled(state, training.params, jax.device_put(batch), keys)
         return metrics["loss"]
 
     return one, compiled

@@ -7,13 +7,11 @@ import numpy as np
 
 from prompt_jax import metrics
 from prompt_jax.checkpoints.load import Model, load_model
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.data.examples import Examples
 from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.inference.answers import generate_answers, tokenize
 from prompt_jax.inference.batching import Rows
 from prompt_jax.inference.evaluation import EvaluationOptions
-from prompt_jax.methods import applied, soft_prompt
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files.io import load_prompt
 from prompt_jax.task_format import TaskFormat
@@ -50,9 +48,9 @@ def vote(prompts_file: Path | None) -> dict[str, Row]:
 
 def vocabulary_prompts(model: Model) -> list[Prompt]:
     """Return untrained prompts of the demo's length."""
-    config = PromptConfig(length=SHAPES["reviews"].length, init="vocab")
-    trainable = [soft_prompt.init(jax.random.key(seed), config, model) for seed in range(MEMBERS)]
-    return [applied(config)(variables, None)[1] for variables in trainable]
+    config = PromptTuning(length=SHAPES["reviews"].length, init="vocab")
+    trainable = [config.initialize(jax.random.key(seed), model) for seed in range(MEMBERS)]
+    return [config.apply(variables) for variables in trainable]
 
 
 def review_examples(model: Model, count: int) -> Examples:

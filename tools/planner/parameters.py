@@ -18,10 +18,15 @@ import tyro
 from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.model import ModelConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.errors import ConfigError, UserError
-from prompt_jax.experiment import PROMPT_METHODS, REPLACING_METHODS, Experiment
-from prompt_jax.methods import applied
+from prompt_jax.experiment import Experiment
+from prompt_jax.methods import Method
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family
 from tools.planner.programs import base_config, start_of
 
@@ -37,16 +42,16 @@ PAPER = {
 }
 TASKS = 8  # for multitask prompts: SuperGLUE's
 METHODS = {
-    "soft prompt": PromptConfig(),
-    f"multitask (add), {TASKS} tasks": PromptConfig(per_task="add"),
-    f"multitask (concatenate), {TASKS} tasks": PromptConfig(per_task="concatenate"),
-    f"multitask (project), {TASKS} tasks": PromptConfig(per_task="project"),
-    "prefix": PromptConfig(method="prefix", init="uniform"),
-    "prefix with MLP": PromptConfig(method="prefix", init="uniform", mlp_width=512),
-    "adapters (Houlsby)": PromptConfig(method="adapter"),
-    "adapters (Lin)": PromptConfig(method="adapter", adapter="lin"),
-    "last two layers": PromptConfig(method="last_layers"),
-    "full model": PromptConfig(method="full"),
+    "soft prompt": PromptTuning(),
+    f"multitask (add), {TASKS} tasks": MultitaskPromptTuning(task_part="add"),
+    f"multitask (concatenate), {TASKS} tasks": MultitaskPromptTuning(task_part="concatenate"),
+    f"multitask (project), {TASKS} tasks": MultitaskPromptTuning(task_part="project"),
+    "prefix": PrefixTuning(init="uniform"),
+    "prefix with MLP": PrefixTuning(init="uniform", mlp_width=512),
+    "adapters (Houlsby)": AdapterTuning(),
+    "adapters (Lin)": AdapterTuning(kind="lin"),
+    "last two layers": LastLayersTuning(),
+    "full model": FullTuning(),
     "prompt design": None,
 }
 
@@ -80,9 +85,9 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
         raise ConfigError(f"--lengths must be positive, not {' '.join(map(str, lengths)) or 'none'}")
     yield "| model | method | trained | in all | share | stored for a task, MiB | paper: in all | paper: share |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
-    methods: dict[str, PromptConfig | None] = {}
+    methods: dict[str, Method | None] = {}
     for what, prompt in METHODS.items():
-        if prompt is None or prompt.method not in PROMPT_METHODS:
+        if prompt is None or not hasattr(prompt, "length"):
             methods[what] = prompt
             continue
         for length in lengths if what == "soft prompt" else lengths[-1:]:
@@ -90,7 +95,7 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
     for name in models:
         for number, (what, prompt) in enumerate(methods.items()):
             base, trained, stored = counts(name, prompt)
-            total = base if prompt is not None and prompt.method in REPLACING_METHODS else base + stored
+            total = base if prompt is not None and prompt.replaces_base else base + stored
             printed = ("", "")
             if what == "soft prompt, 100" and name in PAPER:
                 printed = f"{PAPER[name][0]:,}", f"{PAPER[name][1]:.5f} %"
@@ -98,7 +103,7 @@ def table(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
             yield f"| {' | '.join((name if number == 0 else '', what, *shown, *printed))} |"
 
 
-def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
+def counts(name: str, prompt: Method | None) -> tuple[int, int, int]:
     """Return the parameters of a model, those a method trains, and those it stores per task; None trains none."""
     config = base_config(name)
     base = abstract(family(config).parameters(config), "float32")
@@ -106,7 +111,7 @@ def counts(name: str, prompt: PromptConfig | None) -> tuple[int, int, int]:
         return size(base), 0, 0
     member = Experiment(model=ModelConfig(name), data=DataConfig(task="any"), prompt=prompt)
     trainable = start_of(member, config, base, TASKS).trainable["prompt"]
-    _, stored = jax.eval_shape(applied(prompt), trainable, base)
+    stored = jax.eval_shape(prompt.apply, trainable)
     return size(base), size(trainable), size(stored) // (TASKS if prompt.per_task else 1)
 
 

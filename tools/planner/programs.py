@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
-from prompt_jax.config.checks import check
 from prompt_jax.config.model import Remat
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.decoding import generate_scored
-from prompt_jax.methods import applied, method
 from prompt_jax.models import Config, check_context, family
+from prompt_jax.models.delta import Delta, merged_params, params_and_prompt
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
@@ -81,7 +81,10 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     """
     check(experiment)
     if experiment.prompt.per_task:
-        raise ConfigError("prompt.per_task depends on the number of tasks, and the planner loads no data; leave it out")
+        raise ConfigError(
+            "multitask prompts depend on the number of tasks, and the planner loads no data; choose another "
+            "prompt.method"
+        )
     alone = experiments.members(experiment)
     stacks = stacks_of(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
@@ -138,7 +141,8 @@ def _train(
     options, (source, target) = experiment.train, lengths(experiment)
     base = _base(experiment, config, mesh, devices)
     state = start_of(member, config, base)
-    check_context(config, jax.eval_shape(applied(member.prompt), state.trainable["prompt"], base)[1], source, target)
+    made = jax.eval_shape(member.prompt.apply, state.trainable["prompt"])
+    check_context(config, params_and_prompt(base, made)[1], source, target)
     of_members, of_rows = (_placed(mesh, devices, *axes) for axes in (("members",), ("members", "batch")))
     ids, mask = jnp.int32, jnp.bool_
     columns = {
@@ -167,14 +171,15 @@ def _train(
 
 
 def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = None) -> TrainState:
-    """Return the shapes of a member's initial state; `tasks` is the number of tasks for prompt.per_task."""
+    """Return the shapes of a member's initial state; `tasks` is the number of tasks of multitask prompts."""
     # Values do not matter, and this initialization needs neither tokenizer nor file.
-    prompt = dataclasses.replace(member.prompt, init="uniform")
-    count = {"tasks": tasks} if prompt.per_task else {}
+    prompt: Any = member.prompt
+    if hasattr(prompt, "init"):
+        prompt = dataclasses.replace(prompt, init="uniform")
 
     def start(key: jax.Array, base: Any) -> TrainState:
         model = Model(member.model.name, None, base, config, None, "")
-        trainable = {"base": None, "prompt": method(prompt).init(key, prompt, model, (), **count)}
+        trainable = prompt.initialize(key, model, tasks=tasks or 1)
         return TrainState.create(trainable, frozen_base(make_optimizer(member.optimizer, member.train.steps)))
 
     return jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), base)
@@ -191,7 +196,7 @@ def _generate(
     source, target = lengths(experiment)
     base = _base(experiment, config, mesh, devices)
     prompt = _prompt(alone, config, base)
-    check_context(config, prompt, source, target)
+    check_context(config, prompt if isinstance(prompt, Prompt) else None, source, target)
     sizes = mesh_shape(mesh)
     groups = sizes["ensemble"] * sizes["data"]
     rows = -(-experiment.train.eval_batch_size // groups) * groups
@@ -201,7 +206,7 @@ def _generate(
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=of_rows)
 
     batch = {"inputs": column(source), "inputs_mask": column(source, dtype=jnp.bool_)}
-    if prompt.stacked is not None:
+    if isinstance(prompt, Prompt) and prompt.stacked is not None:
         batch["prompt_ids"] = column()
     if family(config).causal:
         batch["start_ids"] = column()
@@ -209,7 +214,8 @@ def _generate(
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = _shapes(key, _placed(mesh, devices)) if decoding.temperature else None
     static = {"max_new_tokens": target, "decoding": decoding, "check": False}
-    traced = jax.jit(generate_scored, static_argnames=("config", *static)).trace(
+    generate: Any = generate_scored if isinstance(prompt, Prompt) else _generate_merged
+    traced = jax.jit(generate, static_argnames=("config", *static)).trace(
         base,
         config,
         batch,
@@ -224,17 +230,22 @@ def _generate(
     return Program("generation", traced.lower, _order(mesh, devices), flops, trips)
 
 
-def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt:
+def _generate_merged(params: Any, config: Config, batch: Any, delta: Delta, **options: Any) -> Any:
+    return generate_scored(merged_params(params, delta), config, batch, **options)
+
+
+def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt | Delta:
     """Return the stacked Prompt of all members; a single member's is not stacked."""
-    longest = max(alone, key=lambda member: member.prompt.length)
+    lengths = [getattr(member.prompt, "length", 0) for member in alone]
+    longest = alone[int(np.argmax(lengths))]
     start = start_of(longest, config, base)
-    _, prompt = jax.eval_shape(applied(longest.prompt), start.trainable["prompt"], base)
-    if len(alone) == 1 or prompt.base:  # a prompt that changes the base is evaluated alone
+    prompt = jax.eval_shape(longest.prompt.apply, start.trainable["prompt"])
+    if len(alone) == 1 or isinstance(prompt, Delta):  # each Delta is evaluated on its own
         return prompt
     prompt = _shapes(prompt, None, len(alone))
-    if all(member.prompt.length == longest.prompt.length for member in alone):
+    if min(lengths) == max(lengths):
         return prompt
-    mask = jax.ShapeDtypeStruct((len(alone), longest.prompt.length), jnp.bool_)
+    mask = jax.ShapeDtypeStruct((len(alone), max(lengths)), jnp.bool_)
     return Prompt(**{name: part.replace(mask=mask) for name, part in prompt.parts.items()})
 
 

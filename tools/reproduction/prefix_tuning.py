@@ -14,9 +14,9 @@ FULL = {**BASELINE, "prompt.method": "full"}
 TOP_2 = {**BASELINE, "prompt.method": "last_layers", "prompt.layers": 2}
 # BART's configurations do not shift positions for a prefix.
 FULL_BART = {**FULL, "prompt.shift_positions": True}
-ADAPTER = {**BASELINE, "prompt.method": "adapter", "prompt.adapter": "lin"}
-ADAPTER_3 = {**ADAPTER, "prompt.adapter_share": 0.03}
-ADAPTER_01 = {**ADAPTER, "prompt.adapter_share": 0.001}
+ADAPTER = {**BASELINE, "prompt.method": "adapter", "prompt.kind": "lin"}
+ADAPTER_3 = {**ADAPTER, "prompt.share": 0.03}
+ADAPTER_01 = {**ADAPTER, "prompt.share": 0.001}
 
 
 def _tuned(rate: float, epochs: int, batch: int) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def low_data(model: str | None) -> Table:
         for method, options, steps in (
             ("prefix, “table-to-text:”", {}, prefix_steps),
             ("prefix, random", RANDOM, prefix_steps),
-            ("fine-tuning", {**FULL, "prompt.init": "uniform", "prompt.init_text": ""}, full_steps),
+            ("fine-tuning", FULL, full_steps),
         ):
             every = _subsets(model, size, method, {**options, "train.steps": steps})
             rows.append(Row(f"{size} examples, {method}", every, series=method, x=size))

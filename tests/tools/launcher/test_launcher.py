@@ -127,13 +127,13 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
     here = checkout.launch(*words, "a/r", "demo", "configs/tiny.py").stdout
     assert shlex.quote(str(checkout.folder / "a" / "r")) in here
     for bad in ("gs:/b-1/r", "gs://", "s3://b-1/r", "hdfs:///r"):
-        told = checkout.launch(*words, bad, "demo", "configs/tiny.py", code=1).stderr
-        assert told.startswith(f"launcher: --runs {bad}: expected a folder, or a bucket such as")
+        message = checkout.launch(*words, bad, "demo", "configs/tiny.py", code=1).stderr
+        assert message.startswith(f"launcher: --runs {bad}: expected a folder, or a bucket such as")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "overrides, told",
+    "overrides, message",
     [
         (["--name", "x"], "NAME is the run's name"),
         (["--runs=x"], "it is a launcher option, so put it before NAME"),
@@ -145,26 +145,26 @@ def test_runs_may_be_on_a_bucket(checkout, backend):
         (["--data.template", "the hf_0123456789 one"], "the command line contains the value of HF_TOKEN"),
     ],
 )
-def test_invalid_overrides_are_refused_before_anything_runs(checkout, backend, overrides, told):
+def test_invalid_overrides_are_refused_before_anything_runs(checkout, backend, overrides, message):
     words = (backend, *BACKENDS[backend], "demo", "configs/tiny.py", *overrides)
     done = checkout.launch(*words, code=1, HF_TOKEN="hf_0123456789")
-    assert told in done.stderr and done.stderr.startswith("launcher: ") and not done.stdout
+    assert message in done.stderr and done.stderr.startswith("launcher: ") and not done.stdout
     assert not checkout.state.exists()
     assert "hf_0123456789" not in done.stderr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "config, told",
+    "config, message",
     [
         ("configs", "configs is a folder: CONFIG must be a file"),
         (".", "is a folder: CONFIG must be a file"),
         ("requirements.lock", "requirements.lock is not a configuration"),
     ],
 )
-def test_invalid_configurations_are_refused_before_anything_runs(checkout, backend, config, told):
+def test_invalid_configurations_are_refused_before_anything_runs(checkout, backend, config, message):
     done = checkout.launch(backend, *BACKENDS[backend], "demo", config, code=1)
-    assert done.stderr.startswith("launcher: ") and told in done.stderr and not done.stdout
+    assert done.stderr.startswith("launcher: ") and message in done.stderr and not done.stdout
     assert not checkout.state.exists()
 
 
@@ -181,13 +181,13 @@ def test_invalid_restart_options(checkout, backend, option, value):
 def test_the_error_names_a_record_folder_that_cannot_be_created(checkout):
     checkout.state.touch()
     for words in (("local", "demo", "configs/tiny.py"), ("list",), ("stop", "demo")):
-        told = checkout.launch(*words, code=None)
-        assert "Traceback" not in told.stderr
-        assert told.returncode == 0 or told.stderr.startswith(f"launcher: {checkout.state}"), told.stderr
+        done = checkout.launch(*words, code=None)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 0 or done.stderr.startswith(f"launcher: {checkout.state}"), done.stderr
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         (("--poll", "nan"), "--poll must be from 0 to 86400 seconds"),
         (("--zone", "us-west4-a; rm -rf /"), "--zone"),
@@ -200,12 +200,12 @@ def test_the_error_names_a_record_folder_that_cannot_be_created(checkout):
         (("--runs", "runs"), "expected a bucket"),
     ],
 )
-def test_invalid_tpu_options(checkout, options, told):
-    assert told in checkout.launch("tpu-vm", *TPU, *options, "demo", "configs/tiny.py", code=1).stderr
+def test_invalid_tpu_options(checkout, options, message):
+    assert message in checkout.launch("tpu-vm", *TPU, *options, "demo", "configs/tiny.py", code=1).stderr
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (("local", "--processes", "0", "demo", "configs/tiny.py"), "--processes must be from 1 to 64"),
         (("slurm", "--nodes", "0", "demo", "configs/tiny.py"), "--nodes must be positive"),
@@ -219,8 +219,8 @@ def test_invalid_tpu_options(checkout, options, told):
         (("logs", "--worker", "-1", "demo"), "numbered from 0"),
     ],
 )
-def test_invalid_arguments(checkout, words, told):
-    assert told in checkout.launch(*words, code=1).stderr
+def test_invalid_arguments(checkout, words, message):
+    assert message in checkout.launch(*words, code=1).stderr
 
 
 def test_usage_errors_exit_with_2(checkout):

@@ -97,7 +97,7 @@ def test_stop_names_a_process_that_had_to_be_killed(checkout):
 
 @pytest.mark.parametrize("status, state", [(0, "done"), (1, "failed")])
 def test_processes_that_end_by_themselves_were_not_stopped(checkout, status, state):
-    code, output = stopped(checkout, play=f'{{"0": ["told {status}"], "1": ["told {status}"]}}')
+    code, output = stopped(checkout, play=f'{{"0": ["exit {status}"], "1": ["exit {status}"]}}')
     assert code == status and "stopped" not in output
     assert checkout.job("demo")["state"] == state
 

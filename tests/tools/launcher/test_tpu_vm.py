@@ -402,9 +402,9 @@ def test_unknown_billing_is_printed_if_the_query_is_interrupted(cloud, monkeypat
     monkeypatch.setattr(gcloud, "tpu_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gcloud.print_billing(job)
-    told = capsys.readouterr().err
-    assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a still exists and is billed: interrupted" in told
-    assert "gcloud compute tpus tpu-vm list" in told
+    message = capsys.readouterr().err
+    assert "COULD NOT CHECK whether v5litepod-8 demo in us-west4-a still exists and is billed: interrupted" in message
+    assert "gcloud compute tpus tpu-vm list" in message
 
 
 def test_dry_runs_of_the_other_verbs(cloud):
@@ -451,6 +451,6 @@ def test_the_real_gcloud_accepts_the_arguments(direct, tmp_path):
 
 @pytest.mark.parametrize("listing", ["WARNING: no JSON", "[1]", '[{"state": "READY"}]'])
 def test_the_error_shows_an_answer_that_is_not_a_list(listing):
-    with pytest.raises(LaunchError, match="gcloud printed no list of resources") as told:
+    with pytest.raises(LaunchError, match="gcloud printed no list of resources") as message:
         gcloud.find_resource(listing, "demo")
-    assert listing in str(told.value)
+    assert listing in str(message.value)

@@ -15,9 +15,9 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.model import ModelConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.report.metrics_log import read_log
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Pa
     experiment = Experiment(
         model=ModelConfig(name=str(tiny_folder)),
         data=DataConfig(**sentiment_files, labels=("negative", "positive"), target_length=12, buckets=1),
-        prompt=PromptConfig(length=4, init="vocab", init_vocab=150),
+        prompt=PromptTuning(length=4, init="vocab", init_vocab=150),
         train=TrainConfig(steps=30, batch_size=8, eval_every=30, checkpoint_every=2, log_every=1),
         ensemble=EnsembleConfig(size=2),
     )

@@ -2,26 +2,25 @@
 
 import pytest
 
-from prompt_jax.config.prompt import PromptConfig
 from tools.planner import parameters
 
 
 @pytest.mark.parametrize("name", parameters.PAPER)
 def test_counts_are_those_of_the_paper(name):
     total, share = parameters.PAPER[name]
-    base, trained, stored = parameters.counts(name, PromptConfig())
+    base, trained, stored = parameters.counts(name, PromptTuning())
     assert base + trained == total and stored == trained
     if not name.endswith("large"):  # the paper's numbers disagree with each other
         assert 100 * trained / total == pytest.approx(share, abs=1e-5)
 
 
 def test_a_prefix_is_stored_without_its_mlp():
-    prefix = PromptConfig(method="prefix", init="uniform", length=10)
+    prefix = PrefixTuning(init="uniform", length=10)
     base, trained, stored = parameters.counts("openai-community/gpt2-medium", prefix)
     assert base == 354_823_168 and trained == stored == 10 * 24 * 2 * 1024
     # An input table, a hidden layer and an output layer, as in the prefix paper.
     _, with_mlp, stored_of_mlp = parameters.counts(
-        "openai-community/gpt2-medium", PromptConfig(method="prefix", init="uniform", length=10, mlp_width=512)
+        "openai-community/gpt2-medium", PrefixTuning(init="uniform", length=10, mlp_width=512)
     )
     assert stored_of_mlp == stored
     assert with_mlp == 10 * 1024 + 1024 * 512 + 512 + 512 * 48 * 1024 + 48 * 1024
@@ -35,7 +34,7 @@ def test_multitask_prompts_are_trained_for_all_tasks_and_stored_for_each():
         ("project", width * width + width, length),
     ):
         task_length = 4 if kind == "concatenate" else None
-        prompt = PromptConfig(length=length, per_task=kind, task_length=task_length)
+        prompt = MultitaskPromptTuning(length=length, task_part=kind, task_length=task_length)
         _, trained, stored = parameters.counts("demo", prompt)
         assert tasks == 8 and trained == length * width + tasks * own and stored == stored_length * width
 
@@ -47,7 +46,7 @@ def test_prompt_design_trains_and_stores_nothing(capsys):
 
 
 def test_a_full_model_is_stored_whole(capsys):
-    assert parameters.counts("demo", PromptConfig(method="full")) == (76_961_152,) * 3
+    assert parameters.counts("demo", FullTuning()) == (76_961_152,) * 3
     assert parameters.main(["--models", "demo", "--lengths", "1", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(parameters.METHODS) + 1

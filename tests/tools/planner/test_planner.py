@@ -18,7 +18,6 @@ from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
-from prompt_jax.config.prompt import PromptConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
@@ -37,7 +36,7 @@ def experiment(name: str, **changes) -> Experiment:
     base = Experiment(
         model=ModelConfig(name=name),
         data=DataConfig(task="any", input_length=32, target_length=8),
-        prompt=PromptConfig(length=5),
+        prompt=PromptTuning(length=5),
         train=TrainConfig(batch_size=4, eval_batch_size=6),
     )
     return dataclasses.replace(base, **changes)
@@ -55,7 +54,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
         str(tiny_folders[kind]),
         runs=tmp_path,
         data=data,
-        prompt=PromptConfig(method=method, length=5, init="normal"),
+        prompt=METHODS[method](length=5, init="normal"),
         ensemble=EnsembleConfig(size=2, learning_rate=(0.1, 0.3)),
         decoding=Decoding(beams=2),
     )
@@ -64,7 +63,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
     length = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
     longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=length)
     train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
-    ours = setup.step.lower(setup.states[0], setup.frozen, setup.place(batch), setup.keys[0])
+    ours = setup.step.lower(setup.states[0], setup.model.params, setup.place(batch), setup.keys[0])
     assert text(train.lower()) == text(ours)
 
     seen, real = [], answers.generate_scored
@@ -126,10 +125,10 @@ def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
         for y in range(4)
         for x in range(2)
     ]
-    told = (
+    message = (
         f"mesh.data {data} x .* is {data} of 8 chips, and the first {data} are no block .*; sizes that make 8 take all"
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(data=data)), chips))
 
 
@@ -182,7 +181,7 @@ def test_flops_of_a_training_step_by_hand(target):
     of two activations, as in attention, has a gradient for both.
     """
     data = DataConfig(task="any", input_length=512, target_length=target)
-    given = experiment("google/t5-v1_1-small", data=data, prompt=PromptConfig(length=100))
+    given = experiment("google/t5-v1_1-small", data=data, prompt=PromptTuning(length=100))
     given = dataclasses.replace(given, model=ModelConfig(given.model.name, remat="full"))
     step = next(programs(given, jax.devices()[:1]))
     d, heads, words, rows, source = 512, 6 * 64, 32128, 4, 612

@@ -21,12 +21,12 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 
 SMALL = """\
-from prompt_jax import DataConfig, Experiment, ModelConfig, PromptConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
 
 experiment = Experiment(
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),
     data=DataConfig(task="any", input_length=128, target_length=8),
-    prompt=PromptConfig(length=20),
+    prompt=PromptTuning(length=20),
     train=TrainConfig(batch_size=32, eval_batch_size=16),
 )
 """

@@ -15,7 +15,6 @@ import pytest
 import tfds_records
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
-from prompt_jax.config.checks import check
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 from prompt_jax.errors import UserError

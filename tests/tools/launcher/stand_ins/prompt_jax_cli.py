@@ -4,7 +4,7 @@ Environment: RECORDS is a folder for a JSON file per process and start. PLAY is 
 what it does at each start: an exit status, the name of a signal that kills it, or
 
     wait      wait for SIGTERM, then exit with 75
-    told N    wait for SIGTERM, then exit with N
+    exit N    wait for SIGTERM, then exit with N
     stubborn  ignore SIGTERM
 
 The last entry repeats; a process without entries exits with 0. All wait until every process of the start is running.
@@ -37,8 +37,8 @@ def main() -> int:
         "pid": os.getpid(),
     }
 
-    told = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    received = []
+    signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     whole = records / f"{process}.{start}.new"
     whole.write_text(json.dumps(noted))
     whole.rename(records / f"{process}.{start}.json")
@@ -46,14 +46,14 @@ def main() -> int:
 
     plays = json.loads(os.environ.get("PLAY", "{}")).get(str(process), [0])
     play = plays[min(start, len(plays) - 1)]
-    while not told and len(list(records.glob(f"*.{start}.json"))) < count:
+    while not received and len(list(records.glob(f"*.{start}.json"))) < count:
         time.sleep(0.01)
     if isinstance(play, int):
         return play
-    if play in ("wait", "stubborn") or play.startswith("told "):
-        while play == "stubborn" or not told:
+    if play in ("wait", "stubborn") or play.startswith("exit "):
+        while play == "stubborn" or not received:
             time.sleep(0.01)
-        return int(play.removeprefix("told ")) if play.startswith("told ") else 75
+        return int(play.removeprefix("exit ")) if play.startswith("exit ") else 75
     os.kill(os.getpid(), signal.Signals[play])
     return 1
 

@@ -1,0 +1,77 @@
+"""What every method provides."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prompt_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
+
+    from prompt_jax.checkpoints.load import Model
+    from prompt_jax.models.delta import Delta
+    from prompt_jax.models.prompt import Prompt
+
+Trainable = Any  # nested dicts of float32 arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to tune a frozen base model. The fields of a subclass are its options, the `prompt` section of a run.
+
+    To add a method, write a subclass in its own file and add it to `prompt_jax.methods.METHODS`. Import JAX inside
+    functions, so that `--help` and configuration files do not wait for it.
+    """
+
+    name: ClassVar[str]
+    """The value of `prompt.method`."""
+    per_task: ClassVar[bool] = False
+    """Whether `apply` returns a stacked Prompt with one prompt for each task of a mixture."""
+    replaces_base: ClassVar[bool] = False
+    """Whether the parameters replace some of the base's, rather than add to them."""
+
+    @property
+    def stored_length(self) -> int:
+        """Number of virtual tokens, or of keys and values per layer, of the stored prompt; 0 if it has none."""
+        return getattr(self, "length", 0)
+
+    def check(self) -> None:
+        """Check rules between options. Constraints on one option stand in its type.
+
+        Raises:
+          ConfigError: names the options, their values, and what would be right.
+        """
+
+    def initialize(
+        self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
+    ) -> Trainable:
+        """Return the initial trainable parameters, in float32.
+
+        Args:
+          key: random key.
+          model: the base model.
+          labels: class labels of the tasks, for initialization.
+          tasks: number of tasks of a mixture. Methods without `per_task` ignore it.
+
+        Raises:
+          ConfigError: the base model or the tasks lack what an option needs.
+        """
+        raise NotImplementedError
+
+    def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt | Delta":
+        """Return what the trainable parameters stand for: a Prompt, or a Delta of the base's weights.
+
+        Pure, and differentiated in training. The result is what a run stores.
+
+        Args:
+          trainable: from `initialize`, or trained from it.
+          key: random key for the method's dropout; None switches dropout off.
+        """
+        raise NotImplementedError
+
+
+def check_option(value: Any, allowed: bool, name: str, condition: str) -> None:
+    """Raise ConfigError for an option that is set (not None, not empty) although its condition does not hold."""
+    if value not in (None, "", ()) and not allowed:
+        raise ConfigError(f"prompt.{name} needs {condition}; it is {value!r}, so leave it out")
