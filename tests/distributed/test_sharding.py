@@ -20,9 +20,10 @@ from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.distributed.sharding import RULES, make_mesh, named_sharding, parameter_sharding, to_devices, to_host
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members

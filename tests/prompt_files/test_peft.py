@@ -408,7 +408,7 @@ def test_tied_layers_have_the_gradients_of_both():
     gradients = jax.grad(loss)(trainable)["decoder_self"]["keys"]
     np.testing.assert_array_equal(gradients[:, 0, 0, 0], [1 + 3, 2 + 4])
     options = dataclasses.replace(TIED, dropout=0.5)
-    keys = np.asarray(prefix.apply(trainable, None, KEY, config=options)[1].decoder_self.keys)
+    keys = np.asarray(options.apply(trainable, KEY).decoder_self.keys)
     assert ((keys[:2] == 0) != (keys[2:] == 0)).any()
 
 
@@ -423,7 +423,7 @@ def test_a_tied_prefix_from_a_file(fixtures, tmp_path):
 
     untied = random_prefix(model, 4, sites=("decoder_self",))
     save_prompt(tmp_path / "p.npz", untied, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
-    with pytest.raises(ConfigError, match=r"p.npz has a prefix for each layer, and prompt.tie_layers"):
+    with pytest.raises(ConfigError, match=r"p.npz has a different prefix in each layer, but prompt.tie_layers"):
         dataclasses.replace(options, init_file=tmp_path / "p.npz").initialize(KEY, model)
 
 
