@@ -65,7 +65,9 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
     on_hub = base.name if base is not None and base.on_hub else None
     lines = [yaml_header(on_hub, adapter=adapters, causal=causal, tags=[kind, "prompt_jax"])]
     lines += ["", MARK, "", f"# {what} for a frozen language model", ""]
-    lines += [f"Trained with prompt_jax. The base model was frozen and is not included. `{FILE}` holds the prompt."]
+    lines += [
+        f"Trained with prompt_jax. `{FILE}` holds the trained parameters; the base model is unchanged and not included."
+    ]
     if adapters:
         same = "`member_0` and so on are PEFT adapters" if len(members) > 1 else f"`{TENSORS}` is a PEFT adapter"
         lines += [f"{same} with the same parameters."]
