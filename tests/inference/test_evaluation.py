@@ -10,20 +10,13 @@ from adapters import random_text, random_tokens, whole
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.data.examples import Examples
 from prompt_jax.inference import answers
-from prompt_jax.inference.answers import generate_answers, score_labels, tokenize
-from prompt_jax.inference.batching import Rows
+from prompt_jax.inference.answers import tokenize
 from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.metrics import metric_fns
-from prompt_jax.models.prompt import PromptStackError, stack_prompts
+from prompt_jax.models.prompt import PromptStackError
 from prompt_jax.task_format import TaskFormat
 
 TEXTS = ("a good film", "a bad film, dull and long", "great fun", "the plot is bad and the jokes are old", "no fun")
-
-
-@pytest.fixture(scope="module")
-def prompts(tiny) -> list[Prompt]:
-    rng = np.random.default_rng(0)
-    return [Prompt(VirtualTokens(rng.normal(size=(length, 64)).astype(np.float32) * 3)) for length in (3, 1, 5)]
 
 
 def examples_of(tiny, texts=TEXTS, labels=("negative", "positive")) -> Examples:
@@ -73,25 +66,6 @@ def test_members_may_have_examples_of_their_own(tiny, prompts):
     assert all(each.label_scores is None for each in unranked)
 
 
-def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
-    inputs, stacked = examples_of(tiny).inputs, stack_prompts(prompts)
-    ids = np.array([2, 0, -1, 1, 0])
-    lengths = [1, 4, 2, 4, 3]
-    given = generate_answers(Rows(tiny, stacked, inputs, ids, batch_size=2), 4, lengths=lengths)
-    labels = [("good", "bad"), (), ("good", "bad"), ("a", "b", "c"), ()]
-    scores = score_labels(Rows(tiny, stacked, inputs, ids, batch_size=4), labels)
-    for row, number in enumerate(ids.tolist()):
-        prompt = prompts[number] if number >= 0 else None
-        rows = Rows(tiny, prompt, inputs[row : row + 1])
-        alone = generate_answers(rows, lengths[row])
-        assert given.texts[row] == alone.texts[0]
-        np.testing.assert_allclose(given.log_probabilities[row], alone.log_probabilities[0], rtol=1e-4)
-        if labels[row]:
-            np.testing.assert_allclose(scores[row], score_labels(rows, [labels[row]])[0], rtol=1e-4)
-        else:
-            assert scores[row] is None
-
-
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monkeypatch):
     """In nats per target token, from the logits of one example without padding. Nothing is generated."""
@@ -137,10 +111,3 @@ def test_what_does_not_go_together_is_said(tiny, prompts):
         PromptStackError, match="prompt 0 has its virtual tokens before the input and prompt 1 after it"
     ):
         evaluate_members(tiny, [prompts[0], after], examples, options)
-    with pytest.raises(PromptStackError, match="row 4 has the prompt id 3; there are 3 prompts"):
-        ids = np.array([0, 1, 2, -1, 3])
-        generate_answers(Rows(tiny, stack_prompts(prompts), examples.inputs, ids), 2)
-    with pytest.raises(PromptStackError, match="a number for each row"):
-        generate_answers(Rows(tiny, stack_prompts(prompts), examples.inputs, np.array([0])), 2)
-    with pytest.raises(PromptStackError, match="need a stacked prompt"):
-        generate_answers(Rows(tiny, prompts[0], examples.inputs, np.zeros(5, int)), 2)

@@ -278,7 +278,7 @@ BROKEN = {
     "integers": ({"encoder_tokens": np.ones((2, 3), int)}, r"int64 \[2, 3\]; a prompt has floats"),
     "vector": ({"encoder_tokens": np.ones(3)}, r"encoder_tokens is \[3\]; expected \[P, D\]"),
     "empty": ({"encoder_tokens": np.ones((0, 3))}, r"\[0, 3\]"),
-    "absent": ({"metadata": text()}, "no encoder_tokens"),
+    "absent": ({"metadata": text()}, "it has neither encoder_tokens, nor a prefix"),
     "foreign": ({"encoder_tokens": GOOD, "lora_A": GOOD}, "unexpected entry 'lora_A'"),
     "escaping": ({"../encoder_tokens": GOOD}, "unexpected entry"),
     "huge": ({"encoder_tokens": header((1 << 40, 1 << 20))}, "has 0 bytes of data"),
@@ -370,7 +370,7 @@ BROKEN_ENSEMBLES = {
         for case, (members, message) in BROKEN.items()
         if case not in ("absent", "escaping")
     },
-    "absent": ({**MEMBER, "2/metadata": text()}, "p.npz, member 2: there is no encoder_tokens"),
+    "absent": ({**MEMBER, "2/metadata": text()}, "p.npz, member 2: it has neither encoder_tokens"),
     "a gap": ({**MEMBER, "3/encoder_tokens": GOOD}, "p.npz: there is no member 2, but a member 3"),
     "no first": ({"1/encoder_tokens": GOOD}, "p.npz: there is no member 0, but a member 1"),
     "zeros": ({**MEMBER, "02/encoder_tokens": GOOD}, "unexpected entry '02/encoder_tokens'"),
