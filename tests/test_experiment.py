@@ -87,7 +87,7 @@ def test_what_is_no_configuration_is_said(text, message):
 
 
 def test_a_bucket_is_no_folder():
-    with pytest.raises(ConfigError, match="runs: s3:/bucket/runs: expected a folder, or gs://BUCKET/..."):
+    with pytest.raises(ConfigError, match="runs: s3:/bucket/runs: expected a folder or gs://BUCKET/..."):
         check(experiments.Experiment(runs=Path("s3://bucket/runs")))
 
 

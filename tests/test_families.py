@@ -107,7 +107,7 @@ def test_a_context_that_is_too_short_is_said_before_training(
 ):
     """Source, start token, target and prefix exceed GPT-2's 64 positions."""
     monkeypatch.chdir(tmp_path)
-    values = {"model": str(tiny_folders["gpt2"]), "method": "prefix", "mlp": None}
+    values = {"model": str(tiny_folders["gpt2"]), "method": METHODS["prefix"].__name__, "mlp": None}
     text = CONFIG.format(**values, **{split: str(path) for split, path in sentiment_files.items()})
     (tmp_path / "small.py").write_text(text)
     assert main(["train", "small.py", "--prompt.length", "40"]) != 0

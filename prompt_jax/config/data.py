@@ -9,40 +9,39 @@ from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, POSITIVE
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """A registered task, or the user's own files."""
+    """The training data: a registered task, or your files."""
 
     task: str | None = None
-    """Name of a seqio task in the tasks folder, or of a mixture of such tasks, whose rates say how often each is drawn.
-    Leave out when files are given."""
+    """Name of a seqio task or mixture in the tasks folder. None if you give files."""
     task_names: bool = False
-    """Whether the short name of an input's task and a space come before it, as in T5's training on many tasks."""
+    """Prepend the short name of its task to each input, as in T5's multitask training."""
     train: Path | None = None
-    """The user's own training data: a .jsonl, .csv or .tsv file (also .gz)."""
+    """Your training file: .jsonl, .csv or .tsv, optionally .gz."""
     validation: Path | None = None
-    """Validation file; without one, `validation_share` of the training file is held out."""
+    """Your validation file. None holds out `validation_share` of the training file."""
     test: Path | None = None
-    """Test file."""
+    """Your test file."""
     validation_share: Annotated[float, BELOW_ONE] = 0.1
-    """Share of the training file that is held out, by a hash of the input text."""
+    """Share of the training file to hold out, chosen by a hash of the input text."""
     template: str = "{text}"
-    """Input text of a row of a file, with its columns in braces."""
+    """Template of the input for files, with column names in braces."""
     target: str = "label"
-    """Column of a file with the answer: a label, its number, or free text where `labels` is empty."""
+    """Column with the answer: a label or its number, or free text if `labels` is empty."""
     labels: tuple[str, ...] = ()
-    """Possible answers in the order of their numbers, for files."""
+    """Possible answers for files, in the order of their numbers."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics (`prompt_jax.task_format`); the first decides which prompt is the best, or their mean
-    (train.best_by). Left out, the task's own, and accuracy for files."""
+    """Names of metrics (see `prompt_jax.task_format`). The first or their mean selects the best prompt (train.best_by).
+    Empty means the task's metrics, or accuracy for files."""
     train_examples: Annotated[int, POSITIVE] | None = None
-    """Train on so many examples, of a mixture of each task, drawn at random; None is all. What is drawn for less is
-    part of what is for more."""
+    """Number of training examples (of each task of a mixture), drawn at random; None uses all. Smaller subsets are part
+    of larger ones."""
     subset_seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Of that draw, which is the same whatever train.seed is."""
+    """Seed for drawing `train_examples`, independent of train.seed."""
     input_length: Annotated[int, POSITIVE] | None = None
-    """Longest input in tokens, end token included; what is cut is counted and reported. None is the task's own."""
+    """Maximum input length in tokens, with the end token. Longer inputs are truncated. None is the task's length."""
     target_length: Annotated[int, POSITIVE] | None = None
-    """Longest target in tokens, end token included; also the longest generated answer. None is the task's own."""
+    """Maximum length of targets and generated answers in tokens, including the end token. None is the task's length."""
     buckets: Annotated[int, POSITIVE] = 6
-    """Number of input lengths that batches are padded to, chosen for the least padding: one compilation each."""
+    """Number of input lengths that batches are padded to. More buckets mean less padding but more compilations."""
     test_tasks: tuple[str, ...] = ()
-    """Other tasks on whose test splits the trained prompts are scored as well: how they bear a shift of domain."""
+    """Further tasks whose test splits the trained prompts are scored on, to measure domain transfer."""

@@ -9,25 +9,25 @@ from prompt_jax.config.prompt import Initialization
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleConfig:
-    """Several prompts trained at once, each as it would be alone. A list has a value for each member, or one for all
-    of them; left out, members have the experiment's."""
+    """Several prompts trained at once, each exactly as alone. A list has one value for each member, or one value for
+    all. An empty list means the experiment's value."""
 
     size: Annotated[int, POSITIVE] | None = None
-    """Number of members. Left out, as many as the longest list has values, or a single prompt."""
+    """Number of members. None means the length of the longest list, or a single prompt without lists."""
     group: Annotated[int, POSITIVE] | None = None
-    """Members that are processed at once, the groups one after the other; None is all of them, which is for
-    accelerators. On a CPU large matrices gain nothing from being stacked: 1 is the fastest, and takes least memory."""
+    """Number of members in one compiled step; groups run in turn. None means all, which suits accelerators. On CPUs, 1
+    is fastest for large models and needs the least memory."""
     seed: tuple[int, ...] = ()
-    """Of initialization, data order and dropout. Left out, train.seed and the numbers that follow it."""
+    """Seeds of initialization, data order and dropout. Empty means train.seed, train.seed + 1, ..."""
     learning_rate: tuple[float, ...] = ()
-    """As optimizer.learning_rate."""
+    """Each member's optimizer.learning_rate."""
     weight_decay: tuple[float, ...] = ()
-    """As optimizer.weight_decay."""
+    """Each member's optimizer.weight_decay."""
     length: tuple[int, ...] = ()
-    """As prompt.length. Members of one length share a compiled step."""
+    """Each member's prompt.length. Members of the same length share a compiled step."""
     init: tuple[Initialization, ...] = ()
-    """As prompt.init."""
+    """Each member's prompt.init."""
     init_member: tuple[int, ...] = ()
-    """As prompt.init_member: 0, 1, 2 gives each of three members its own of the file."""
+    """Each member's prompt.init_member, for example 0 1 2 for the three prompts of a file."""
     task: tuple[str, ...] = ()
-    """As data.task: a bank of prompts, one for each task."""
+    """Each member's data.task, to train one prompt for each of several tasks."""

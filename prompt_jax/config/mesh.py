@@ -8,11 +8,11 @@ from prompt_jax.config.constraints import MESH_SIZE
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run, ensemble x data x model of them. One of the sizes may be -1: what the others leave."""
+    """The device mesh, of ensemble x data x model devices. One size may be -1 for all remaining devices."""
 
     ensemble: Annotated[int, MESH_SIZE] = 1
-    """Groups of devices that members are spread over; no group needs anything of another."""
+    """Number of device groups that ensemble members are distributed over. The groups do not communicate."""
     data: Annotated[int, MESH_SIZE] = 1
-    """Groups, within these, that the rows of a batch are spread over."""
+    """Number of device groups that the rows of a batch are distributed over (data parallelism)."""
     model: Annotated[int, MESH_SIZE] = 1
-    """Devices, within these, that the base's heads and feed-forward width are spread over (tensor parallelism)."""
+    """Number of devices that the base's heads and feed-forward width are sharded over (tensor parallelism)."""

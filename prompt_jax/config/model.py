@@ -9,16 +9,15 @@ Remat = Literal["none", "dots", "full"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The frozen base."""
+    """The frozen base model."""
 
     name: str = "demo"
-    """A Hugging Face name, a folder in the hub's layout, or `demo`."""
+    """Name on the Hugging Face Hub, folder with a checkpoint in its layout, or `demo`."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit on the Hugging Face Hub."""
     dtype: Dtype = "float32"
-    """Of the base's weights and the activations; what is trained is float32. With int8 the matrices of the layers have
-    8 bits a weight, and all else is bfloat16, the activations included."""
+    """Type of the base's weights and of activations. int8 quantizes the layers' matrices and uses bfloat16 elsewhere.
+    Trained parameters are float32."""
     remat: Remat = "none"
-    """What the backward pass computes a second time, to save memory: nothing; attention and activation functions, but
-    not the products with the weights (dots); or whole layers (full): about a third slower, with a fraction of the
-    memory."""
+    """What the backward pass recomputes to save memory: nothing (none), attention and activation functions (dots), or
+    whole layers (full; about a third slower)."""

@@ -11,40 +11,39 @@ class TrainConfig:
     """The training loop."""
 
     steps: Annotated[int, POSITIVE] = 30_000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     epochs: Annotated[float, POSITIVE] | None = None
-    """Passes over the training data; given, they and not `steps` say how long training takes."""
+    """Number of passes over the training data. If set, it replaces `steps`."""
     batch_size: Annotated[int, POSITIVE] = 32
-    """Examples a step."""
+    """Examples in a step."""
     accumulate: Annotated[int, POSITIVE] = 1
-    """Parts that a batch is processed in, one after the other, to save memory; the result is the same."""
+    """Process each batch in this many parts, to save memory (gradient accumulation). The result is the same."""
     seed: Annotated[int, SEED] = 0
-    """Of initialization, data order and dropout."""
+    """Seed of initialization, data order and dropout."""
     dropout_rate: Annotated[float, BELOW_ONE] = 0.0
-    """Dropout in the base while training. The paper does not state it; its code's value is 0.1. The masks depend on a
-    batch's shape, so a row has other masks in another length bucket."""
+    """Dropout rate of the base during training. The paper's code uses 0.1. Masks depend on the batch's shape, so they
+    differ between length buckets."""
     loss: Literal["token", "sentence"] = "token"
-    """The loss of a batch: the mean over its target tokens, or the mean over its examples of their tokens' sum, as in
-    the prefix paper's code."""
+    """token: mean over target tokens. sentence: mean over examples of the sum over tokens, as in the prefix tuning
+    paper's code."""
     z_loss: Annotated[float, NOT_NEGATIVE] = 1e-4
-    """Weight of the squared log-normalizer of the output, which keeps logits from drifting (T5X's default)."""
+    """Weight of the squared log-normalizer in the loss, which keeps logits from drifting. The default is T5X's."""
     eval_every: Annotated[int, POSITIVE] = 500
     """Steps between evaluations on the validation split."""
     eval_examples: Annotated[int, POSITIVE] | None = None
-    """At most so many validation examples, drawn at random but always the same; None is all."""
+    """Maximum number of validation examples, drawn at random with a fixed seed. None uses all."""
     test_examples: Annotated[int, POSITIVE] | None = None
-    """At most so many examples of each test split, likewise; None is all."""
+    """Maximum number of examples of each test split, drawn at random with a fixed seed. None uses all."""
     eval_batch_size: Annotated[int, POSITIVE] = 64
-    """Examples a batch in evaluation."""
+    """Examples in a batch in evaluation."""
     best_by: Literal["first", "mean"] = "first"
-    """What decides which prompt is the best, and when patience ends: the task's first metric, or the mean of those that
-    are shares, the higher the better (the prompt paper's choice, where a task has several). Of a mixture it is always
-    the mean over its tasks."""
+    """Score that selects the best prompt and ends `patience`: the task's first metric, or the mean of its metrics that
+    are fractions (the prompt tuning paper's choice). For a mixture, the mean over its tasks."""
     patience: Annotated[int, POSITIVE] | None = None
-    """Stop after so many evaluations in a row without a better one."""
+    """Stop after this many evaluations without improvement. None never stops early."""
     checkpoint_every: Annotated[int, POSITIVE] = 500
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, POSITIVE] = 2
-    """How many of the latest checkpoints stay."""
+    """Number of latest checkpoints to keep."""
     log_every: Annotated[int, POSITIVE] = 10
-    """Steps between lines in the logs."""
+    """Steps between log lines."""

@@ -19,7 +19,7 @@ from prompt_jax.task_format import TaskFormat
 
 CONFIG = """
 from pathlib import Path
-from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     name="small",

@@ -21,9 +21,10 @@ from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.errors import ConfigError
-from prompt_jax.experiment import Experiment
+from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference import answers, batching
 from prompt_jax.inference.evaluation import Evaluation
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import t5
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log

@@ -18,6 +18,7 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.inference.decoding import generate_scored
+from prompt_jax.methods import METHODS
 from prompt_jax.models import family, gpt2, t5
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.training import step as steps

@@ -12,6 +12,7 @@ from prompt_jax.ensembles.early_stop import evaluate_early
 from prompt_jax.inference.answers import generate_answers, tokenize
 from prompt_jax.inference.batching import Rows
 from prompt_jax.inference.evaluation import EvaluationOptions
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models.prompt import Prompt, stack_prompts, unstack_prompts
 from prompt_jax.prompt_files.io import load_prompt
 from prompt_jax.task_format import TaskFormat

@@ -2,6 +2,10 @@
 
 import pytest
 
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.methods.soft_prompt import PromptTuning
 from tools.planner import parameters
 
 

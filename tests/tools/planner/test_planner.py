@@ -23,6 +23,8 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import answers
 from prompt_jax.inference.batching import Rows, Shapes, stack_with_ids
+from prompt_jax.methods import METHODS
+from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family
 from prompt_jax.training import setup as setups
 from tools.planner import chips, estimate

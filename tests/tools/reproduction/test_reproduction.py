@@ -18,6 +18,7 @@ from prompt_jax import experiment as experiments
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 from prompt_jax.errors import UserError
+from prompt_jax.experiment import check
 from prompt_jax.report.run_files import (
     BaseSummary,
     BestSummary,
