@@ -13,6 +13,7 @@ from prompt_jax.metrics import benchmark_average, is_share
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import LOWER_IS_BETTER, METRIC_NAMES
+from prompt_jax.training.members import prompts_by_task
 from prompt_jax.training.metrics import report_diverged
 from prompt_jax.training.run import Hook, Run
 from prompt_jax.training.saving import save_best
@@ -50,7 +51,7 @@ def evaluate(run: Run) -> None:
     progress, setup = run.progress, run.setup
     trainable = setup.trainable(run.states)
     try:
-        scores = _validation_scores(run, setup.prompts(trainable))
+        scores = _validation_scores(run, setup.make_prompts(trainable))
     except _PreemptedDuringEvaluation:
         run.preempted = True
         return
@@ -73,14 +74,14 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int,
 
     setup, training = run.setup, run.progress.training
     by_task: dict[int, dict[str, Scores]] = {number: {} for number in training}
-    for task, numbers in setup.by_task(training):
-        evaluations = _evaluate_task(run, task, [prompts[number] for number in numbers], before_batch)
-        for number, evaluation in zip(numbers, evaluations, strict=True):
-            member = setup.stored[number].member
+    for task, trained in prompts_by_task(p for p in setup.prompts if p.member.number in training).items():
+        evaluations = _evaluate_task(run, task, [prompts[prompt.number] for prompt in trained], before_batch)
+        for prompt, evaluation in zip(trained, evaluations, strict=True):
+            number = prompt.member.number
             if evaluation is None:
-                by_task.pop(member, None)
-            elif member in by_task:
-                by_task[member][task.name] = evaluation.scores
+                by_task.pop(number, None)
+            elif number in by_task:
+                by_task[number][task.name] = evaluation.scores
     best_by = run.experiment.train.best_by
     return {number: _member_scores(tasks, best_by) for number, tasks in by_task.items()}
 
@@ -174,7 +175,7 @@ def _stop_early(run: Run) -> None:
         )
     if len(run.progress.training) == len(members):
         return
-    active = [np.array([members[number].status == "training" for number in stack]) for stack in run.setup.stacks]
+    active = [np.array([members[m.number].status == "training" for m in stack]) for stack in run.setup.stacks]
     run.states = tuple(
         dataclasses.replace(state, active=run.setup.place_members(still))
         for state, still in zip(run.states, active, strict=True)

@@ -60,9 +60,9 @@ def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
     """Dispatch one step of each stack that has a member to train. Return the metrics; None for other stacks."""
     setup, training = run.setup, set(run.progress.training)
     states, metrics = [], []
-    for numbers, state, batch, key in zip(setup.stacks, run.states, batches, setup.keys, strict=True):
+    for stack, state, batch, key in zip(setup.stacks, run.states, batches, setup.keys, strict=True):
         values = None
-        if training & set(numbers):
+        if any(member.number in training for member in stack):
             state, values = setup.step(state, setup.model.params, batch, key)
         states.append(state)
         metrics.append(values)

@@ -45,9 +45,9 @@ def fetch_metrics(run: Run, step: int, stacks: Sequence[Any]) -> dict[int, dict[
     """
     members = run.progress.members
     metrics, diverged = {}, {}
-    for numbers, stacked in zip(run.setup.stacks, stacks, strict=True):
+    for stack, stacked in zip(run.setup.stacks, stacks, strict=True):
         fetched = {} if stacked is None else to_host(stacked)
-        for place, number in enumerate(numbers):
+        for place, number in enumerate(member.number for member in stack):
             if members[number].status != "training":
                 continue
             values = {name: float(value[place]) for name, value in fetched.items()}

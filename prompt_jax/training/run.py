@@ -15,6 +15,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.storage.locks import FileLock
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.logs import Display, Log
+from prompt_jax.training.members import prompts_by_task
 from prompt_jax.training.setup import Setup
 from prompt_jax.training.step import TrainState
 
@@ -86,7 +87,7 @@ class Run:
         """Return what a message about a member begins with; nothing if it is the only member."""
         if len(self.progress.members) == 1:
             return ""
-        files = [str(place) for place, stored in enumerate(self.setup.stored) if stored.member == number]
+        files = [str(prompt.number) for prompt in self.setup.prompts if prompt.member.number == number]
         prompts = f" (prompts {', '.join(files[:-1])} and {files[-1]} of best.npz)" if len(files) > 1 else ""
         return f"member {number}{prompts}: "
 
@@ -120,8 +121,8 @@ def describe(run: Run) -> str:
     size = f"{stored:,} stored ({4 * stored / 2**20:,.2f} MiB)"  # in float32
     lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
-        lines += [f"  member {n}: {experiments.settings_text(m.settings)}" for n, m in enumerate(setup.members)]
-    for task, _ in setup.by_task():
+        lines += [f"  member {m.number}: {experiments.settings_text(m.settings)}" for m in setup.members]
+    for task in prompts_by_task(setup.prompts):
         for split, examples in task.examples.items():
             cut = "".join(f", {count} {part} truncated" for part, count in examples.truncated.items() if count)
             lines.append(f"  {split}: {len(examples)} examples of {examples.name}{cut}")

@@ -14,7 +14,7 @@ from prompt_jax.prompt_files.io import save_ensemble, save_prompt
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.run import Hook, MemberState, Run, RunProgress
 from prompt_jax.training.run_folder import check_same
-from prompt_jax.training.setup import Setup, metadata
+from prompt_jax.training.setup import Setup
 from prompt_jax.training.step import TrainState
 
 
@@ -95,13 +95,13 @@ def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
         return
     run.lock.check()
     descriptions = []
-    for number, stored in enumerate(run.setup.stored):
-        member = run.progress.members[stored.member]
+    for prompt in run.setup.prompts:
+        member = run.progress.members[prompt.member.number]
         at_best = name == "best.npz" or member.best_step == run.progress.step
         step = member.best_step if at_best else member.steps
-        scores = run.setup.own_scores(number, member.best_scores) if at_best else {}
-        descriptions.append(metadata(run.setup, number, step, scores))
-    path, prompts = run.experiment.folder / name, run.setup.prompts(trainable)
+        scores = prompt.select_scores(member.best_scores) if at_best else {}
+        descriptions.append(prompt.metadata(run.setup.model, step, scores))
+    path, prompts = run.experiment.folder / name, run.setup.make_prompts(trainable)
     if len(prompts) == 1:
         save_prompt(path, prompts[0], descriptions[0])
     else:

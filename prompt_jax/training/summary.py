@@ -34,6 +34,7 @@ from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.locks import FileLock
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.members import TrainedPrompt, prompts_by_task
 from prompt_jax.training.run import RunProgress
 from prompt_jax.training.setup import Setup
 
@@ -92,9 +93,9 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     report = write_report(folder, inspections, similarity)
 
     shown = []
-    for number, stored in enumerate(setup.stored):
-        member, (metric, score) = progress.members[stored.member], _best(setup, progress, number)
-        named = f", member {number} ({settings_text(stored.settings)})" if len(prompts) > 1 else ""
+    for prompt in setup.prompts:
+        member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
+        named = f", member {prompt.number} ({settings_text(prompt.settings)})" if len(prompts) > 1 else ""
         ended = "" if member.status == "training" else f"; {member.status} at step {member.steps}"
         shown.append(f"best prompt{named}: step {member.best_step}, validation {metric} {score:.4f}{ended}")
     shown += [_text(setup, test) for test in tests]
@@ -105,9 +106,9 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delt
     """Evaluate members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
-    for task, numbers in setup.by_task():
+    for task, trained in prompts_by_task(setup.prompts).items():
         if "test" in task.examples:
-            runs.append((task.examples["test"], task.format, numbers))
+            runs.append((task.examples["test"], task.format, [prompt.number for prompt in trained]))
     trained_on = len(runs)
     runs += [(examples, task_format, everyone) for examples, task_format in setup.further_tests]
 
@@ -130,7 +131,7 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
 
 
 def _summary(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> Summary:
-    model, tasks = setup.model, [task for task, _ in setup.by_task()]
+    model, tasks = setup.model, list(prompts_by_task(setup.prompts))
     return Summary(
         name=experiment.name,
         model=BaseSummary(
@@ -145,31 +146,28 @@ def _summary(experiment: Experiment, setup: Setup, progress: RunProgress, tests:
             task.name: {split: Truncated(**each.truncated) for split, each in task.examples.items()} for task in tasks
         },
         versions={package: _version(package) for package in PACKAGES},
-        members=[_member_summary(setup, progress, number) for number in range(len(setup.stored))],
+        members=[_member_summary(progress, prompt) for prompt in setup.prompts],
         tests=[_test_summary(test) for test in tests],
     )
 
 
-def _member_summary(setup: Setup, progress: RunProgress, number: int) -> MemberSummary:
-    """Return the summary of a stored prompt."""
-    stored = setup.stored[number]
-    member, prompt = progress.members[stored.member], setup.members[stored.member].experiment.prompt
-    metric, score = _best(setup, progress, number)
+def _member_summary(progress: RunProgress, prompt: TrainedPrompt) -> MemberSummary:
+    member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
     return MemberSummary(
-        settings=dict(stored.settings),
-        task=stored.task,
-        length=prompt.stored_length,
+        settings=dict(prompt.settings),
+        task=prompt.task,
+        length=prompt.member.experiment.prompt.stored_length,
         status="finished" if member.status == "training" else member.status,
         steps=member.steps,
         best=BestSummary(metric, score, member.best_step),
-        validation=setup.own_scores(number, member.best_scores),
+        validation=prompt.select_scores(member.best_scores),
     )
 
 
-def _best(setup: Setup, progress: RunProgress, number: int) -> tuple[str, float]:
-    """Return the first metric of a stored prompt, and its value at its member's best evaluation."""
-    member = progress.members[setup.stored[number].member]
-    scores = setup.own_scores(number, member.best_scores)
+def _best(progress: RunProgress, prompt: TrainedPrompt) -> tuple[str, float]:
+    """Return the first metric of a prompt, and its value at its member's best evaluation."""
+    member = progress.members[prompt.member.number]
+    scores = prompt.select_scores(member.best_scores)
     return next(iter(scores.items()), (member.metric, member.score))
 
 
@@ -202,7 +200,7 @@ def _ensemble_summary(ensemble: EnsembleEvaluation | None, numbers: Sequence[int
 def _text(setup: Setup, test: Test) -> str:
     """Return what the command line prints about a test."""
     title = f"{test.examples.name}, test, {len(test.examples)} examples"
-    names = [settings_text(setup.stored[number].settings) for number in test.numbers]
+    names = [settings_text(setup.prompts[number].settings) for number in test.numbers]
     if test.ensemble is None and len(names) > 1:
         called = member_rows([f"member {number}" for number in test.numbers], names)
         own = dict(zip(called, (member.scores for member in test.members), strict=True))

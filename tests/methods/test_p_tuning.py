@@ -89,7 +89,7 @@ def test_a_run_stores_the_prompt(experiment, tiny, encoder):
     assert metadata.method == "p_tuning" and set(stored.parts) == {"encoder_tokens"}
     assert stored.encoder_tokens.embeddings.shape == (4, tiny.config.d_model)
     assert setup.stored_parameters == 4 * tiny.config.d_model < setup.trained_parameters
-    (start,) = setup.prompts(setup.trainable(setup.states))
+    (start,) = setup.make_prompts(setup.trainable(setup.states))
     assert np.abs(stored.encoder_tokens.embeddings - np.asarray(start.encoder_tokens.embeddings)).max() > 1e-3
 
 

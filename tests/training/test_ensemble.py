@@ -84,7 +84,7 @@ def test_members_that_differ_in_every_option_train_as_alone(experiment):
         length=(4, 6, 4),
     )
     setup, _ = train(together)
-    assert setup.stacks == ((0, 2), (1,))
+    assert [[member.number for member in stack] for stack in setup.stacks] == [[0, 2], [1]]
     for number, alone in enumerate(experiments.members(together)):
         alone = with_name(alone, f"alone{number}")
         train(alone)
@@ -520,7 +520,7 @@ def on_eight_devices(config: Path) -> dict:
     answers.generate_scored = real
 
     # The base on all devices and on one.
-    examples, prompts = setup.members[0].tasks[0].examples["validation"], setup.prompts(starts_of_setup)
+    examples, prompts = setup.members[0].tasks[0].examples["validation"], setup.make_prompts(starts_of_setup)
     stacked, ids = batching.stack_with_ids(prompts[:3])
     ids = ids[np.arange(len(examples)) % 3]
     alone = dataclasses.replace(setup.model, params=jax.device_put(setup.model.params, jax.devices()[0]))

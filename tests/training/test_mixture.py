@@ -110,7 +110,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     whole = with_name(run, "whole")
     setup, progress = train(whole, tasks=tasks)
     per_task = run.prompt.per_task
-    start = setup.prompts(setup.trainable(setup.states))
+    start = setup.make_prompts(setup.trainable(setup.states))
     shown = finish(whole, setup, progress)
     assert "sampling rates: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
 
@@ -270,7 +270,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, task_part, ta
     setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
     batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
-    prompts = setup.prompts(setup.trainable(setup.states))
+    prompts = setup.make_prompts(setup.trainable(setup.states))
     losses, count = 0.0, 0
     for row in range(8):
         one = {name: array[row : row + 1] for name, array in batch.items()}
@@ -303,7 +303,7 @@ def test_a_mixture_of_one_task_is_that_task(mixed, tasks):
 def test_labels_of_all_tasks_take_turns(mixed, tasks, tiny):
     """In the initial virtual tokens."""
     run = with_options(mixed, "prompt", length=4, init="labels")
-    (prompt,) = (setup := loop.prepare(run, tasks)).prompts(setup.trainable(setup.states))
+    (prompt,) = (setup := loop.prepare(run, tasks)).make_prompts(setup.trainable(setup.states))
     for row, label in enumerate(("negative", "bad film", "positive", "good film")):
         expected = np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(label)].mean(axis=0)
         np.testing.assert_allclose(prompt.encoder_tokens.embeddings[row], expected, rtol=1e-5)

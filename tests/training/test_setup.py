@@ -71,7 +71,7 @@ def test_what_is_stored_is_what_is_written(experiment):
     """Of a prefix without the MLP that makes it, keys and values of every layer and site."""
     prefix = PrefixTuning(length=4, init="normal", mlp_width=8)
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
-    written = jax.tree.leaves(setup.prompts(setup.trainable(setup.states)))
+    written = jax.tree.leaves(setup.make_prompts(setup.trainable(setup.states)))
     assert setup.stored_parameters == sum(leaf.size for leaf in written) != setup.trained_parameters
 
 

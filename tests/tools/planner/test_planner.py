@@ -76,7 +76,7 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
         return real(*arguments, **options)
 
     monkeypatch.setattr(answers, "generate_scored", spy)
-    prompts = setup.prompts(setup.trainable(setup.states))
+    prompts = setup.make_prompts(setup.trainable(setup.states))
     examples = setup.members[0].tasks[0].examples["train"]
     inputs = [np.resize(examples.inputs[0], longest.input_length)] * 3
     stacked, ids = stack_with_ids(prompts)
