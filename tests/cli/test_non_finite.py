@@ -136,9 +136,9 @@ def test_a_prompt_that_overflows_is_not_blamed_on_the_base(tiny_folders, prompts
 
 def test_written_json_has_no_nan(prompts, tiny_folder, sentiment_files, tmp_path, run, monkeypatch):
     """A user's metric may be NaN."""
-    from prompt_jax import metrics
+    from prompt_jax.metrics import task_metrics
 
-    monkeypatch.setattr(metrics, "accuracy", lambda targets, predictions: {"accuracy": float("nan")})
+    monkeypatch.setattr(task_metrics, "accuracy", lambda targets, predictions: {"accuracy": float("nan")})
     named = prompts(tiny_folder)
     argv = ("evaluate", named["ENSEMBLE"], "--model", tiny_folder, "--data", sentiment_files["test"])
     status, _, err = run(*argv, "--out", tmp_path / "out")

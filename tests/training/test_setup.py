@@ -14,8 +14,12 @@ from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.prompt_files.io import ModelId
 from prompt_jax.task_format import FormatError
-from prompt_jax.training.setup import metadata, prepare
+from prompt_jax.training.setup import Setup, prepare
 from prompt_jax.training.tasks import load_splits
+
+
+def metadata(setup: Setup, number: int) -> PromptMetadata:
+    return setup.prompts[number].metadata(setup.model, 1, {})
 
 
 @pytest.fixture
@@ -87,14 +91,14 @@ def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
         alone = prepare(experiments.members(transfer)[number])
         for found in (setup.trainable(setup.states)[number], *alone.trainable(alone.states)):
             np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[own])
-        written = metadata(setup, number, 1, {})
+        written = metadata(setup, number)
         assert written.initialization == f"file source/e.npz, member {own}"
         assert written.settings["prompt.init_member"] == own
     one = dataclasses.replace(transfer, ensemble=EnsembleConfig(size=2, init_member=(1,)))
     setup = prepare(one)
     for found in setup.trainable(setup.states):
         np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[1])
-    assert metadata(prepare(experiment), 0, 1, {}).initialization == "vocab"
+    assert metadata(prepare(experiment), 0).initialization == "vocab"
 
 
 TASK = """

@@ -22,7 +22,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.models import Config, check_context, family
-from prompt_jax.models.delta import Delta, merged_params, params_and_prompt
+from prompt_jax.models.delta import Delta, merged_params
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
@@ -142,7 +142,7 @@ def _train(
     base = _base(experiment, config, mesh, devices)
     state = start_of(member, config, base)
     made = jax.eval_shape(member.prompt.apply, state.trainable["prompt"])
-    check_context(config, params_and_prompt(base, made)[1], source, target)
+    check_context(config, made if isinstance(made, Prompt) else None, source, target)
     of_members, of_rows = (_placed(mesh, devices, *axes) for axes in (("members",), ("members", "batch")))
     ids, mask = jnp.int32, jnp.bool_
     columns = {
@@ -155,7 +155,7 @@ def _train(
     rows = (count, options.batch_size)
     arguments = (
         _shapes(state, of_members, count),
-        {"base": base, "prompt": None},
+        base,
         {name: jax.ShapeDtypeStruct((*rows, n), dtype, sharding=of_rows) for name, (n, dtype) in columns.items()},
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
@@ -166,7 +166,7 @@ def _train(
         return step.trace(*arguments)
 
     lower = traced(experiment.model.remat).lower
-    name = f"training step, {count} x {member.prompt.length}" if count > 1 else "training step"
+    name = f"training step, {count} x {member.prompt.stored_length}" if count > 1 else "training step"
     return Program(name, lower, _order(mesh, devices), matmul_flops(traced("none").jaxpr), 1)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import UserError
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods import with_method
 from prompt_jax.report.run_files import EnsembleSummary, read_summary
 from prompt_jax.storage.locks import FileLock
 from tools.reproduction.scores import Scores, evaluation_scores, training_scores, vote_gain
@@ -226,8 +227,11 @@ def _why(log: Path, status: int) -> str:
 
 def _experiment(path: Path, options: Options, quick: bool) -> Experiment:
     """Return the experiment of a configuration with these options, with the configuration's name and folder."""
-    values = json.loads(experiments.to_json(experiments.load_experiment(path)))
-    for name, value in (options | (QUICK if quick else {})).items():
+    experiment, options = experiments.load_experiment(path), {**options, **(QUICK if quick else {})}
+    if method := options.pop("prompt.method", None):
+        experiment = dataclasses.replace(experiment, prompt=with_method(experiment.prompt, method))
+    values = json.loads(experiments.to_json(experiment))
+    for name, value in options.items():
         section, _, field = name.rpartition(".")
         (values[section] if section else values)[field] = value
     return experiments.from_json(json.dumps(values))

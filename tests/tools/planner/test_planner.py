@@ -127,9 +127,7 @@ def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
         for y in range(4)
         for x in range(2)
     ]
-    message = (
-        f"mesh.data {data} x .* is {data} of 8 chips, and the first {data} are no block .*; sizes that make 8 take all"
-    )
+    message = f"mesh.data {data} x .* needs {data} of 8 chips, and the first {data} do not form a contiguous block"
     with pytest.raises(ConfigError, match=message):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(data=data)), chips))
 
