@@ -5,7 +5,7 @@ Most return float32 [P, D]. `embedding` is the base's table [V, D].
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,6 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files import io
-
-if TYPE_CHECKING:
-    from prompt_jax.methods.prefix import PrefixTuning
-    from prompt_jax.methods.soft_prompt import PromptTuning
 
 
 def uniform(key: PRNGKeyArray, length: int, width: int, low: float, high: float) -> Float[Array, "P D"]:
@@ -96,15 +92,13 @@ def token_ids(model: Model, text: str) -> list[int]:
     return ids
 
 
-def prompt_of_file(options: "PromptTuning | PrefixTuning", model: Model) -> Prompt:
-    """Return the prompt in `init_file`, or its member `init_member` if the file is an ensemble (SPoT, Vu et al. 2022).
+def prompt_of_file(path: Path, number: int | None, model: Model) -> Prompt:
+    """Return the prompt in a file, or the member of this number if the file holds an ensemble (SPoT, Vu et al. 2022).
 
     Raises:
       ConfigError: no such member, or a prompt of another base model.
       PromptFormatError: not a prompt file, or the prompt has other sizes than the model.
     """
-    path, number = options.init_file, options.init_member
-    assert path is not None  # PromptTuning.check
     members = io.read_prompts(path)
     if number is None and len(members) > 1:
         raise ConfigError(

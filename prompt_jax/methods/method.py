@@ -75,3 +75,12 @@ def check_option(value: Any, allowed: bool, name: str, condition: str) -> None:
     """Raise ConfigError for an option that is set (not None, not empty) although its condition does not hold."""
     if value not in (None, "", ()) and not allowed:
         raise ConfigError(f"prompt.{name} needs {condition}; it is {value!r}, so leave it out")
+
+
+def check_init(options: Any) -> None:
+    """Check the options of initialization that prompts and prefixes share."""
+    if options.init == "file" and options.init_file is None:
+        raise ConfigError("prompt.init 'file' needs prompt.init_file")
+    if options.init == "text" and not options.init_text.strip():
+        raise ConfigError("prompt.init 'text' needs prompt.init_text")
+    check_option(options.init_member, options.init == "file", "init_member", "prompt.init 'file'")

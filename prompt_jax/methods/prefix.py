@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from prompt_jax.config.constraints import BELOW_ONE, DISTINCT, INTERVAL, NOT_NEGATIVE, POSITIVE
 from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods.method import Method, Trainable
-from prompt_jax.methods.soft_prompt import check_init
+from prompt_jax.methods.method import Method, Trainable, check_init
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PRNGKeyArray
@@ -194,7 +193,8 @@ class PrefixTuning(Method):
     def _prefixes_of_file(self, model: "Model", shapes: Mapping[Site, tuple[int, int, int]]) -> Trainable:
         from prompt_jax.methods.initializers import prompt_of_file
 
-        parts = prompt_of_file(self, model).parts
+        assert self.init_file is not None  # `check`
+        parts = prompt_of_file(self.init_file, self.init_member, model).parts
         if set(parts) != set(shapes):
             raise ConfigError(
                 f"{self.init_file} has {' and '.join(parts)}, but prompt.sites asks for {' and '.join(shapes)}"

@@ -6,12 +6,12 @@ On a causal model with an MLP this is the embedding-only ablation of Li and Lian
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from prompt_jax.config.constraints import INTERVAL, NOT_BLANK, NOT_NEGATIVE, POSITIVE
 from prompt_jax.config.prompt import Initialization, PromptPlacement
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods.method import Method, Trainable, check_option
+from prompt_jax.methods.method import Method, Trainable, check_init, check_option
 from prompt_jax.task_format import without_sentinel
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class PromptTuning(Method):
         from prompt_jax.methods.initializers import prompt_of_file
         from prompt_jax.models.prompt import used_arrays
 
-        parts = prompt_of_file(self, model).parts
+        assert self.init_file is not None  # `check`
+        parts = prompt_of_file(self.init_file, self.init_member, model).parts
         if list(parts) != ["encoder_tokens"]:
             raise ConfigError(f"{self.init_file} has {' and '.join(parts)}; expected virtual tokens only")
         if (placement := parts["encoder_tokens"].placement) != self.placement:
@@ -126,12 +127,3 @@ class PromptTuning(Method):
                 f"{self.init_file} has {len(embeddings)} virtual tokens, but prompt.length is {self.length}"
             )
         return jnp.asarray(embeddings)
-
-
-def check_init(options: Any) -> None:
-    """Check the options of initialization that prompts and prefixes share."""
-    if options.init == "file" and options.init_file is None:
-        raise ConfigError("prompt.init 'file' needs prompt.init_file")
-    if options.init == "text" and not options.init_text.strip():
-        raise ConfigError("prompt.init 'text' needs prompt.init_text")
-    check_option(options.init_member, options.init == "file", "init_member", "prompt.init 'file'")
