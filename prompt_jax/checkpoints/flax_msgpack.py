@@ -1,8 +1,8 @@
 """Flax's msgpack checkpoints, read without loading them into memory.
 
 `flax.serialization.msgpack_restore` loads the whole file and then the whole tree. Here the file is mapped and its
-structure is walked. Array data is skipped, and read in place on demand. The encoding is nested maps with arrays as
-extension type 1, themselves msgpack of (shape, dtype name, bytes), and arrays above 1 GiB in chunks; see
+structure is walked. Array data is skipped, and read in place on demand. The encoding is nested maps.
+An array is extension type 1 and contains msgpack of (shape, dtype name, bytes); arrays above 1 GiB are in chunks. See
 `flax/serialization.py` and https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
@@ -48,8 +48,8 @@ def flax_part(file: Path, below: Sequence[str], marker: str) -> tuple[dict[str, 
     """Return the arrays of a part of a file by their paths in it, and the paths of maps that have the key `marker`.
 
     Args:
-      below: the keys that lead to the part. Everything outside the part is skipped, and in it everything but arrays.
-      marker: a key of maps that stand in for an array.
+      below: the keys that lead to the part. Everything outside the part, and everything in it but arrays, is skipped.
+      marker: a key that identifies maps that represent an array.
     """
     return _walked(file, lambda walk: walk.marked(below, marker))
 

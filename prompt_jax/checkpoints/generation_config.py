@@ -1,6 +1,6 @@
 """A checkpoint's generation settings: its generation_config.json, or the same fields in its config.json.
 
-Transformers' rules decide which file counts and what older names mean. Sampling settings are ignored, because
+Which file counts, and how older names are read, follows Transformers' rules. Sampling settings are ignored, because
 evaluation must be repeatable; `prompt_jax.config.Decoding` has them.
 """
 
@@ -44,7 +44,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
       encoder_decoder: whether generation starts from one token, and not from the input.
 
     Returns:
-      the settings, and those of `eos_id`, `pad_id` and `start_id` that the file has. An encoder-decoder without
+      the settings, and the ids among `eos_id`, `pad_id` and `start_id` that the file has. An encoder-decoder without
       `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. If generation_config.json has no end
       token, the one of config.json ends an answer; Transformers' `generate` would not stop.
 

@@ -1,6 +1,6 @@
 """T5X checkpoints: T5 1.0, 1.1, LM-adapted and mT5 as their authors published them, and prompts tuned with T5X.
 
-A checkpoint is a folder, as `t5x.checkpoints` writes it without Orbax:
+A checkpoint is a folder in the layout of `t5x.checkpoints` without Orbax:
 
     checkpoint                                         Flax's msgpack, which contains the small arrays
     target.encoder.layers_0.attention.query.kernel/    each other array in zarr, version 2: `.zarray` and chunks
@@ -11,8 +11,8 @@ the layers along axis 1: `encoder/encoder/...` in Flaxformer, `encoder/layers/..
 have separate relative positions in each layer.
 
 Checkpoints may come from strangers: links and paths in the file `checkpoint` are not followed, sizes are compared
-before memory is allocated, and values that are not finite are refused. What a checkpoint does not record is assumed as
-in the published models: GELU for gated feed-forward layers as in T5 1.1, else ReLU; output weights tied to the
+before memory is allocated, and values that are not finite are refused. Properties that a checkpoint does not record are assumed to be those of
+the published models: GELU for gated feed-forward layers as in T5 1.1, else ReLU; output weights tied to the
 embedding are scaled as in T5 1.0; relative distances end at 128.
 """
 
@@ -72,7 +72,7 @@ def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
       CheckpointError: not a checkpoint, a damaged one, or not of a T5.
     """
     tensors: Tensors = {}
-    # All layers of a scanned array are read in turn, so keep the last array that was read.
+    # The layers of a scanned array are read one after the other, so keep the last array that was read.
     whole = functools.lru_cache(maxsize=1)(lambda stored: stored.read())
     arrays, missing = _arrays(folder)
     if lacking := sorted(path for path in missing if not _PROMPT.search(path)):
@@ -188,7 +188,7 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
     relative = [f"{side}.block.{{}}.{_RELATIVE}.weight" for side in _SUBLAYERS]
     per_layer = any(name.format(1) in tensors for name in relative)
     if per_layer and all(_alike(tensors, name, depth(side)) for name, side in zip(relative, _SUBLAYERS, strict=True)):
-        # A model that was converted to scanned layers: all layers have the positions of the first.
+        # The model was converted to scanned layers: all layers have the relative positions of the first.
         per_layer = False
         for name, side in zip(relative, _SUBLAYERS, strict=True):
             for layer in range(1, depth(side)):

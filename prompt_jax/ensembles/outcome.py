@@ -106,7 +106,7 @@ def evaluate_base(
     Args:
       model: the base.
       examples: the same examples, with the inputs of each few-shot prompt.
-      names: of the few-shot prompts.
+      names: the names of the few-shot prompts.
       options: how they are evaluated.
     """
     first = examples[0]

@@ -1,4 +1,4 @@
-"""Answers to a stream of inputs: by one prompt, by an ensemble's vote, or by the prompt that each input names."""
+"""Answer a stream of inputs with one prompt, with an ensemble's vote, or with the prompt that each input names."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
-"""Multitask prompts: each of N tasks has a prompt, made from shared parameters and a part of the task's own.
+"""Multitask prompts: each of N tasks has a prompt, made from shared parameters and task-specific parameters.
 
-This follows the extensions in the code of Lester et al. 2021. There, all parts start as random numbers from 0 to 0.5.
-That is negligible beside T5's embeddings (about 10), dominates GPT-2's (about 0.1), and as a projection destroys the
-shared prompt. Here each task starts from the shared prompt itself; `concatenate` adds further virtual tokens after it.
+This follows the extensions in the code of Lester et al. 2021. There, all parameters start as random numbers from 0 to
+0.5. Such values are negligible compared with T5's embeddings (about 10), but dominate GPT-2's (about 0.1), and as a
+projection they destroy the shared prompt. Here each task starts from the shared prompt itself; `concatenate` adds further virtual tokens after it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class MultitaskPromptTuning(PromptTuning):
     per_task: ClassVar[bool] = True
 
     task_part: Literal["add", "concatenate", "project"] = "add"
-    """The part of each task: vectors added to the shared prompt, virtual tokens after it, or an affine map of it. The
+    """Task-specific part: vectors added to the shared prompt, virtual tokens after it, or an affine map of it. The
     stored file contains the resulting prompts."""
     task_length: Annotated[int, POSITIVE] | None = None
     """Number of virtual tokens of each task for `concatenate`, in addition to the shared ones. None means `length`."""
@@ -45,12 +45,12 @@ class MultitaskPromptTuning(PromptTuning):
     def initialize(
         self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
     ) -> Trainable:
-        """Return `shared`, a soft prompt's parameters, and `own`, the parts of the N tasks:
+        """Return `shared`, a soft prompt's parameters, and `own`, the task-specific parameters of N tasks:
 
         - `add`: [N, P, D], zeros.
-        - `concatenate`: [N, Q, D]. For random and zero initialization they start as the shared tokens do, otherwise
-          from sampled vocabulary.
-        - `project`: `kernel` [N, D, D] and `bias` [N, D], zeros: what the map adds to the shared prompt.
+        - `concatenate`: [N, Q, D]. Random and zero initialization are the same as for the shared tokens. Otherwise the
+          tokens are sampled from the vocabulary.
+        - `project`: `kernel` [N, D, D] and `bias` [N, D], zeros. The map adds their result to the shared prompt.
         """
         import jax
         import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The model card of a repository with prompts: what they are and how to use them."""
+"""The model card of a repository with prompts: a description, and code that uses them."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CardBase:
-    """A card's base: its name, its commit if it is on the Hub, and whether it is causal, if known."""
+    """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown)."""
 
     name: str
     revision: str | None
@@ -81,7 +81,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
 
 
 def _facts(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
-    """Return the facts that all members share, then one line for each member with the others."""
+    """Return the facts that all members share, then one line for each member with the facts that differ."""
     of_base: dict[str, Any] = {} if base is None else {"base": base.name, "revision": base.revision}
     each = [
         {"method": member.metadata.method, "shapes": dict(member.shapes), "placement": member.metadata.placement}

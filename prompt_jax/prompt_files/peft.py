@@ -7,8 +7,8 @@ An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors
                        [P, 2 L H K]   a prefix of the self-attention of a causal model, or of a decoder
 
 A prefix has 2 L slots, each [P, H, K]. In a causal model, layer i has its keys in slot 2 i and its values in the next.
-For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention: layer
-i has the slots 4 i and 4 i + 1 modulo 2 L. So for even L, layers i and i + L / 2 share their slots, and half of the
+For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention. Layer
+i then has the slots 4 i and 4 i + 1 modulo 2 L. So for even L, layers i and i + L / 2 share their slots, and half of the
 slots are unused. This was measured with PEFT 0.21.2.
 
 An ensemble is a folder of adapters `member_0`, `member_1` and so on.
@@ -121,7 +121,7 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
       folder: new or empty.
       members: single prompts of the model, with finite values.
       model: the base, whose sizes and name go into the adapter.
-      ensemble: whether to write each member into a subfolder.
+      ensemble: whether to write one subfolder for each member.
 
     Raises:
       PromptFormatError: PEFT cannot hold a prompt, or the folder is not empty.
@@ -136,7 +136,7 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
 
 
 def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
-    """Return the files of an adapter. The last makes a folder an adapter."""
+    """Return the files of an adapter. A folder is an adapter once the last of them is written."""
     from safetensors.numpy import save
 
     prompt = _exportable(where, prompt, model)

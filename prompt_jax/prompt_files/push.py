@@ -36,8 +36,8 @@ class Pushed:
       commit: the commit's hash.
       files: the uploaded files.
       deleted: the deleted files of an earlier prompt.
-      no_adapter: the reason why no PEFT adapter was uploaded; None if one was.
-      notes: anything else that the user may not expect.
+      no_adapter: the reason why no PEFT adapter was uploaded; None if one was uploaded.
+      notes: further results that the user may not expect.
     """
 
     name: str
@@ -73,7 +73,7 @@ def push_prompt(
 
     Raises:
       PromptFormatError: not a name on the Hub, or not a prompt file.
-      HubError: the Hub refused. The message gives the reason, and never the token.
+      HubError: the Hub refused. The message gives the reason, without the token.
     """
     target = parse_target(name)
     members = read_prompts(path)

@@ -36,9 +36,9 @@ def write_inspection(path: Path, findings: Sequence[Findings], model: Model | No
     """Write findings about prompts as a page.
 
     Args:
-      path: of the page.
-      findings: of one or more prompts.
-      model: their base, or None.
+      path: the path of the page.
+      findings: the findings about one or more prompts.
+      model: the base of the prompts, or None.
 
     Raises:
       ValueError: the prompts cannot be compared.
@@ -69,10 +69,10 @@ def write_similarity(
     """Write the similarities of `inspection.task_similarity` as a page.
 
     Args:
-      path: of the page.
-      names: of the prompts.
-      means: cosines of their mean tokens.
-      pairs: mean cosines over all pairs of their tokens.
+      path: the path of the page.
+      names: the names of the prompts.
+      means: the cosines of the prompts' mean tokens.
+      pairs: the mean cosines over all pairs of the prompts' tokens.
       skipped: files that were omitted, with the reason.
     """
     highest = max(0.1, math.ceil(10 * pairs.max()) / 10)

@@ -78,7 +78,7 @@ class Card:
 
 
 def score_cards(summary: Summary) -> list[Card]:
-    """Return the cards of tasks that were trained on, then of other tasks, then of the validation score."""
+    """Return cards for the tasks that were trained on, then for other tasks, then for the validation score."""
     trained = [test for test in summary.tests if test.trained_on]
     shifted = [test for test in summary.tests if not test.trained_on]
     one = len(summary.tasks) == 1
@@ -157,7 +157,7 @@ def _mean_card(name: str, tests: Sequence[TaskScores], note: str) -> Card:
 
 
 def answer_source(test: TaskScores) -> str:
-    """Return in words where a test's `after` is from."""
+    """Return a text that says which member or vote the test's `after` belongs to."""
     if test.ensemble is not None:
         return f"{test.ensemble.vote_rule.replace('-', ' ')} vote of {len(test.members)} members"
     return f"average of {len(test.members)} members" if len(test.members) > 1 else "with its prompt"

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrM
 from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.inspection.projection import Projection
 
-COLORS = 8  # with more members all have the same color
+COLORS = 8  # with more members, all curves have one color
 _NUMBERED = 12  # with more members the cells of a heat map have no numbers
 _POINTS = 200  # per curve, so that pages with many members and steps stay small
 _CELLS = 4096  # with more cells a heat map has one element per shade, not per cell
@@ -26,14 +26,14 @@ _SHADES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One member's values by step; possibly none.
+    """One member's values by step, possibly empty.
 
     Attributes:
-      member: its number, which selects its color.
-      steps: ascending.
-      values: at those steps, all finite.
-      best: step and value to mark, or None.
-      end: how training of the member ended.
+      member: the number of the member, which selects its color.
+      steps: the steps, ascending.
+      values: the values at those steps, all finite.
+      best: the step and value to mark, or None.
+      end: how the training of the member ended.
     """
 
     member: int

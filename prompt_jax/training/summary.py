@@ -47,10 +47,10 @@ class Test:
 
     examples: Examples
     trained_on: bool
-    numbers: Sequence[int]  # of the members
+    numbers: Sequence[int]  # the numbers of the members
     before: Evaluation
     members: Sequence[Evaluation]
-    ensemble: EnsembleEvaluation | None  # of several members whose answers can be compared
+    ensemble: EnsembleEvaluation | None  # None unless several members vote
 
     @property
     def after(self) -> Evaluation:
@@ -68,10 +68,10 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     In a distributed run all processes evaluate, and the first one writes.
 
     Args:
-      lock: of the run's folder, checked before files are written.
+      lock: the lock of the run's folder, checked before files are written.
 
     Returns:
-      The text that the command line prints; empty in the other processes.
+      The text that the command line prints; empty in all processes but the first.
 
     Raises:
       LockLost: the folder was deleted, or taken over by another process.
@@ -165,7 +165,7 @@ def _member_summary(progress: RunProgress, prompt: TrainedPrompt) -> MemberSumma
 
 
 def _best(progress: RunProgress, prompt: TrainedPrompt) -> tuple[str, float]:
-    """Return the first metric of a prompt, and its value at its member's best evaluation."""
+    """Return a prompt's first metric, and its value at the member's best evaluation."""
     member = progress.members[prompt.member.number]
     scores = prompt.select_scores(member.best_scores)
     return next(iter(scores.items()), (member.metric, member.score))
