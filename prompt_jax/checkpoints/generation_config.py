@@ -155,10 +155,10 @@ class _GenerationValues:
 
     def early_stopping(self) -> EarlyStopping:
         value = self._read.early_stopping
-        found: dict[Any, EarlyStopping] = {None: "false", False: "false", True: "true", "never": "never"}
-        if not isinstance(value, bool | str | None) or value not in found:
+        names: dict[Any, EarlyStopping] = {None: "false", False: "false", True: "true", "never": "never"}
+        if not isinstance(value, bool | str | None) or value not in names:
             self._fail("early_stopping", value, "true, false or 'never'")
-        return found[value]
+        return names[value]
 
     def banned(self) -> tuple[list[int], list[str]]:
         """Return the tokens of `bad_words_ids`, without end tokens as in Transformers, and entries of `not_applied`."""

@@ -155,8 +155,8 @@ class Tokenizer:
     def _reader(self) -> tuple[Any, dict[int, int]]:
         """The tokenizer with marked control tokens in place of plain ones, which are text to it.
 
-        Also returns the ids of the tokenizer by the ids that this one has instead. A control token may be an ordinary
-        token as well, which keeps its id. Then the marked one gets a new id, and those of later tokens may move.
+        Also returns a map from changed ids to the original ids. A control token may also be an ordinary token, which
+        keeps its id. Then the marked token gets a new id, and the ids of later tokens may move.
         """
         from tokenizers import Tokenizer as Fast
 
@@ -173,7 +173,7 @@ class Tokenizer:
         for token in content["added_tokens"]:
             if token["content"] in self._control:
                 token |= {"content": mark(token["content"]), "normalized": False}
-        # Truncation and padding that a file was saved with do not apply; the task sets lengths.
+        # Ignore the truncation and padding in the file; the task sets lengths.
         content["truncation"] = content["padding"] = None
         reader = Fast.from_str(json.dumps(content))
         moved: dict[int, int] = {}

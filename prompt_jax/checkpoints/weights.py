@@ -122,9 +122,9 @@ def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> 
     """Return the result of `assemble` as shapes, dtypes and shardings, for compilation without weights."""
 
     def leaf(parameter: Parameter) -> Any:
-        own = _sharding(parameter, sharding)
+        whole = _sharding(parameter, sharding)
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(own, part.shape)),
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(whole, part.shape)),
             _shape(parameter, dtype),
         )
 

@@ -143,8 +143,8 @@ def combine(
 def _confusion(
     examples: Examples, answers: Sequence[str], labels: Sequence[str], same: Callable[[str], str]
 ) -> Int[np.ndarray, "C C+1"]:
-    targets, given, own = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
-    return confusion(targets, given, own)
+    targets, given, label_texts = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
+    return confusion(targets, given, label_texts)
 
 
 def labels_of(examples: Examples) -> tuple[str, ...]:

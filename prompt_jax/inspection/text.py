@@ -193,8 +193,8 @@ def _ablation(findings: Findings) -> list[str]:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    shown = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
-    return shown if len(texts) <= _LIST_LIMIT else f"{shown}, and {len(texts) - _LIST_LIMIT} more"
+    listed = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
+    return listed if len(texts) <= _LIST_LIMIT else f"{listed}, and {len(texts) - _LIST_LIMIT} more"
 
 
 def _number(value: float) -> str:

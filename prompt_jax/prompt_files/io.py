@@ -221,9 +221,9 @@ def _check_sizes(path: str | Path, prompt: Prompt | Delta, model: Model) -> None
     for site, part in prompt.parts.items():
         if isinstance(part, Prefix) and site not in sites:
             raise PromptFormatError(f"{path}: it has a prefix for {site}; {model.name} has {' and '.join(sites)}")
-        if isinstance(part, Prefix) and (found := (part.keys.shape[0], *part.keys.shape[2:])) != sites[site]:
+        if isinstance(part, Prefix) and (sizes := (part.keys.shape[0], *part.keys.shape[2:])) != sites[site]:
             raise PromptFormatError(
-                f"{path}: its prefix for {site} has layers, heads and width {found}; {model.name} has {sites[site]}"
+                f"{path}: its prefix for {site} has layers, heads and width {sizes}; {model.name} has {sites[site]}"
             )
 
 

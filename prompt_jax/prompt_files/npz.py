@@ -110,8 +110,8 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
     """Return the prompts of a file, and whether it is an ensemble, which may have a single member.
 
     Raises:
-      PromptFormatError: the file is not in this format; the message names the member. The caller wraps other errors of NumPy and
-        zipfile with `reading_errors`.
+      PromptFormatError: the file is not in this format; the message names the member. The caller wraps other errors of
+        NumPy and zipfile with `reading_errors`.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -158,11 +158,11 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
     metadata = metadata_from_array(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
     parts: dict[str, Any] = {}
     for kind, names in _PART_ENTRIES.items():
-        there = [name for name in (*names, f"{kind}/mask") if name in arrays]
-        if not there:
+        present = [name for name in (*names, f"{kind}/mask") if name in arrays]
+        if not present:
             continue
         if missing := [name for name in names if name not in arrays]:
-            raise PromptFormatError(f"{where}: it has {there[0]}, but no {missing[0]}")
+            raise PromptFormatError(f"{where}: it has {present[0]}, but no {missing[0]}")
         values: dict[str, Any] = {attribute: as_float32(where, name, arrays[name]) for name, attribute in names.items()}
         _check_shapes(where, kind, arrays)
         mask = arrays.get(f"{kind}/mask")

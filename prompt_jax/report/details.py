@@ -20,7 +20,7 @@ _MAX_LABELS = 20  # in a confusion table
 
 @dataclasses.dataclass(frozen=True)
 class TestDetail:
-    """What the report shows about one test."""
+    """The content of the report about one test."""
 
     test: TaskScores
     method: str  # title of the column of answers
@@ -117,16 +117,16 @@ def _disagreements(rows: Sequence[Prediction], members: Sequence[int], labels: t
     """Return None for a single member. Free text is compared after normalization, as in a vote."""
     if len(members) < 2 or not rows:
         return None
-    found = []
+    disagreements = []
     for row in rows:
         answers: dict[str, tuple[str, list[int]]] = {}
         for number, answer in zip(members, row.members, strict=True):
             key = answer if labels else normalize_answer(answer)
             answers.setdefault(key, (answer, []))[1].append(number)
         if len(answers) > 1:
-            found.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))
-    right = sum(row.prediction == row.target for row, _ in found)
-    return Disagreements(len(found), right, _spread(found))
+            disagreements.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))
+    right = sum(row.prediction == row.target for row, _ in disagreements)
+    return Disagreements(len(disagreements), right, _spread(disagreements))
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:

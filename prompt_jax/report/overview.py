@@ -61,8 +61,8 @@ def training_curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary)
 
 def _series(lines: Sequence[dict[str, Any]], *names: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and finite values of a quantity that was logged under one of the names."""
-    found = [(line["step"], line[name]) for line in lines for name in names if name in line]
-    pairs = [(step, value) for step, value in found if math.isfinite(value)]
+    logged = [(line["step"], line[name]) for line in lines for name in names if name in line]
+    pairs = [(step, value) for step, value in logged if math.isfinite(value)]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, int), np.array(values, float)
 

@@ -1,7 +1,7 @@
 """Write self-contained HTML pages from the templates in `templates/`.
 
-Texts come from data, models and untrusted files, so Jinja escapes all of them. Only this package's plots are inserted as
-markup.
+Texts come from data, models and untrusted files, so Jinja escapes all of them. Only this package's plots are inserted
+as markup.
 """
 
 import importlib.resources

@@ -106,8 +106,8 @@ def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> M
                 step, score = curve.best
                 axes.plot(step, score, color=_SECOND, marker="o", markersize=9, fillstyle="none")
                 axes.axvline(step, color=_MUTED, linewidth=1, linestyle=":")
-                shown = f"{score:.1%}" if percent else f"{score:.2f}"
-                axes.set_title(f"best {shown} at step {step:,}", loc="right", fontsize=10.5)
+                best = f"{score:.1%}" if percent else f"{score:.2f}"
+                axes.set_title(f"best {best} at step {step:,}", loc="right", fontsize=10.5)
             _mark_end(axes, curve, _SECOND)
         else:
             _draw_members(axes, curves)
@@ -124,8 +124,8 @@ def norm_plot(inspection: Inspection, name: str = "norms") -> Markup:
         axes.axhspan(vocabulary.low, vocabulary.high, color=_MUTED, alpha=0.2, linewidth=0, label="90% of vocabulary")
         axes.axhline(vocabulary.mean, color=_MUTED, linewidth=1, linestyle="--", label="vocabulary's mean")
         axes.plot(range(len(norms)), norms, color=_ACCENT, linestyle="none", marker="o", markersize=4, label="prompt")
-        shown = [*norms, vocabulary.low, vocabulary.high]
-        if min(shown) > 0 and max(shown) > 30 * min(shown):
+        values = [*norms, vocabulary.low, vocabulary.high]
+        if min(values) > 0 and max(values) > 30 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())

@@ -7,7 +7,7 @@ from prompt_jax.training.run import Hook, Run
 
 
 class LeaveIfPreempted(Hook):
-    """Check for preemption after each step, and end the run after the other hooks have saved it. Must be the last hook."""
+    """Check for preemption after each step, and end the run once the other hooks have saved it. The last hook."""
 
     def on_start(self, run: Run) -> None:
         if run.preempted:  # during the first evaluation, before any change

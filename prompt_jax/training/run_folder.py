@@ -66,8 +66,7 @@ def check_same(begun: Experiment, experiment: Experiment) -> None:
     changed = [
         name
         for name in experiments.differences(before, now)
-        if name not in _MAY_CHANGE | more_steps
-        and not name.startswith(("decoding.", "mesh."))  # decoding happens after training; the mesh does not change results
+        if name not in _MAY_CHANGE | more_steps and not name.startswith(("decoding.", "mesh."))  # no effect on training
     ]
     if changed:
         raise ConfigError(
@@ -142,7 +141,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _empty(folder: Path, lock: FileLock) -> None:
-    """Delete everything in a folder but the lock; config.json last, so that a crash leaves a folder that is still a run."""
+    """Delete everything in a folder but the lock. config.json is last, so that the folder is a run until then."""
     paths = [path for path in folder.iterdir() if path != lock.path]
     for path in sorted(paths, key=lambda path: path.name == "config.json"):
         delete(path)

@@ -137,9 +137,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     prompts = trained_prompts(members)
     answers = {tuple(task.format.labels for task in prompt.tasks) for prompt in prompts}
     if experiment.data.test_tasks and len(answers) > 1:
-        shown = " and ".join(str(labels) for each in answers for labels in each)
+        label_sets = " and ".join(str(labels) for each in answers for labels in each)
         raise ConfigError(
-            f"data.test_tasks: the members vote there, but their labels differ ({shown}); "
+            f"data.test_tasks: the members vote there, but their labels differ ({label_sets}); "
             "leave it out, or train members with the same labels"
         )
 
