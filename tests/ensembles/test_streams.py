@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
         ),
         ("rte.npz,none.npz", [good], "no such file: none.npz"),
         (",", [good], "--prompts takes prompt files"),
-        ("rte.npz", [good, "--template", "{x}"], "each prompt has its own template"),
+        ("rte.npz", [good, "--template", "{x}"], "no --template or --labels: each prompt has its own"),
     ):
         status, _, err = run(capsys, "predict", "--prompts", files, *words, "--model", tiny_folder)
         assert status == 1 and message in err, (files, words, err)
