@@ -5,15 +5,20 @@ import os
 import shutil
 import signal
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-# No test reaches a network. Read by huggingface_hub when it is imported, and by the processes that tests start.
+from packaging.version import Version
+
+# No test uses a network. huggingface_hub reads this when it is imported, also in processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Most of the tests' time is compiling small programs: these make it a fraction, mostly by leaving out the CPU's newer
-# emitters of fused loops, whose kernels run faster and are compiled slower.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+# Compiling small programs takes most of the tests' time, and these flags make it faster. jaxlib 0.11.1 removed the last
+# one, and exits if it gets a flag that it does not know.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + (" --xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else "")
 )
 
 import hypothesis
@@ -29,17 +34,17 @@ from sentencepieces import SENTENCES
 install_import_hook("prompt_jax", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A shell starts what goes on in its background with interrupts ignored, and so would be what tests start and interrupt.
+# A shell starts background jobs with interrupts ignored. The processes that tests start and interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most tests run the same few programs: they are compiled once, for this process and those that it starts.
+# Most tests run the same few programs. They are compiled once, for this process and its child processes.
 _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# How long an example takes is the machine's affair, and whatever else runs on it.
+# The time of an example depends on the machine and its load.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
@@ -48,14 +53,14 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
-    """Forgets what was compiled for a file of tests: all of them together take gigabytes."""
+    """Drop the programs that were compiled for a test file. Those of all files would take gigabytes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """Folder of the tests' stored models."""
+    """Return the folder of the tests' stored models."""
     return FIXTURES
 
 

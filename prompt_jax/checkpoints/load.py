@@ -111,7 +111,7 @@ def load_model(
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Finding or downloading the folder
+# Find or download the folder
 
 
 def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
@@ -190,7 +190,7 @@ def _download(name: str, file: str, revision: str | None, local_files_only: bool
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of errors that huggingface_hub raises when a request fails."""
+    """Return the error classes that huggingface_hub raises when a request fails."""
     from huggingface_hub import errors
 
     # ValueError for invalid names and for answers that are not JSON, RuntimeError for failed transfers.
@@ -212,8 +212,8 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
 
     Args:
       error: one of `hub_errors`.
-      doing: the request, e.g. "downloading config.json".
-      what: "model" or "repository".
+      doing: the name of the request in the message, e.g. "downloading config.json".
+      what: the kind of the requested item: "model" or "repository".
     """
     from huggingface_hub import errors
 

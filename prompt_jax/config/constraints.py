@@ -54,8 +54,8 @@ def check_fields(options: Any, name: str) -> None:
                 raise ConfigError(f"{name}.{field} must be finite, not {value}")
         for constraint in _constraints(hint):
             if not constraint.holds(value):
-                shown = list(value) if isinstance(value, tuple) else value
-                raise ConfigError(f"{name}.{field} must be {constraint.text}, not {shown}")
+                printed = list(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"{name}.{field} must be {constraint.text}, not {printed}")
 
 
 def _constraints(hint: Any) -> Iterator[Constraint]:

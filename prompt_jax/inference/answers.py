@@ -64,9 +64,9 @@ def generate_answers(
         key = to_devices(jax.random.key(decoding.seed), named_sharding(mesh_of(model.params)))
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
-        own = {name: batch.pop(name) for name in ("lengths", "row_numbers")}
+        row_options = {name: batch.pop(name) for name in ("lengths", "row_numbers")}
         options: Any = {"max_new_tokens": target_length, "decoding": decoding, "key": key, "check": False}
-        return generate_scored(model.params, config, batch, prompt, **options, **own)
+        return generate_scored(model.params, config, batch, prompt, **options, **row_options)
 
     limits = np.full(len(rows), target_length) if lengths is None else np.asarray(lengths)
     columns = {"lengths": limits, "row_numbers": np.arange(len(rows)) if row_numbers is None else row_numbers}

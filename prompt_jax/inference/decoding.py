@@ -211,8 +211,8 @@ def _generate(
 ) -> Generated:
     rules = logits_rules.merged_settings(config, decoding, max_new_tokens)
     if rules.beams > 1:
-        found = search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
-        return Generated(found.tokens[:, 0], found.log_probability[:, 0])
+        hypotheses = search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
+        return Generated(hypotheses.tokens[:, 0], hypotheses.log_probability[:, 0])
     model, rows = family(config), len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)

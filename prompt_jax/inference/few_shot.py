@@ -87,10 +87,10 @@ def few_shot_inputs(
         drawn = [(text, writer.marked(label)) for text, label in drawn]
     inputs, counts, incomplete, truncated_inputs = [], [], 0, 0
     for text in examples.input_texts:
-        shown = [pair for pair in drawn if pair[0] != text]  # an equal text would give the answer away
+        candidates = [pair for pair in drawn if pair[0] != text]  # an equal text would give the answer away
         demonstrations: list[list[int]] = []
-        room = writer.length - len(writer.input_ids(text, bool(shown))[0])
-        for pair in shown:
+        room = writer.length - len(writer.input_ids(text, bool(candidates))[0])
+        for pair in candidates:
             ids = writer.demonstration(*pair, bool(demonstrations))
             if len(ids) <= room:
                 room -= len(ids)
@@ -100,7 +100,7 @@ def few_shot_inputs(
         ids, is_truncated = writer.input_ids(text, bool(demonstrations))
         inputs.append(writer.concatenate(demonstrations, ids))
         counts.append(len(demonstrations))
-        incomplete += len(demonstrations) < min(len(shown), design.shots or 0)
+        incomplete += len(demonstrations) < min(len(candidates), design.shots or 0)
         truncated_inputs += is_truncated
     if incomplete:
         warnings.warn(

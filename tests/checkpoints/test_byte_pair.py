@@ -16,7 +16,7 @@ FAMILIES = ("gpt2", "bart")
 
 @pytest.fixture
 def folder(tiny_folders, tmp_path):
-    """A copy of a family's folder, whose weights, config and files may be changed."""
+    """Return a function that copies a family's folder and changes its weights, config or files."""
 
     def make(family: str, tensors=None, without=(), **config):
         copy = tmp_path / "copy"
@@ -113,7 +113,7 @@ def test_gpt2s_older_checkpoints(tiny_folders, folder, dtype):
 
 
 def test_barts_base_model_alone(tiny_folders, folder):
-    """As in bart-base: names without a prefix, copies of the embedding, and no bias of the logits, which is zero."""
+    """As in bart-base: names without a prefix, copies of the embedding, and no logits bias, which counts as zero."""
     tensors = {name.removeprefix("model."): t for name, t in tensors_of(tiny_folders, "bart").items()}
     assert not tensors.pop("final_logits_bias").any()
     for side in ("encoder", "decoder"):

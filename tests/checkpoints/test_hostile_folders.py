@@ -53,7 +53,7 @@ def changed(tiny_folders, tmp_path_factory):
     [("t5", "num_layers"), ("t5", "num_decoder_layers"), ("gpt2", "n_layer"), ("bart", "encoder_layers")],
 )
 def test_more_layers_than_there_are_tensors(changed, tiny_folders, family, field):
-    """A billion names took 4 GB and more than a minute."""
+    """Building a billion names would take 4 GB and more than a minute."""
     config = json.loads((tiny_folders[family] / "config.json").read_text()) | {field: 10**9}
     folder = changed(family, "config.json", json.dumps(config).encode())
     tracemalloc.start()

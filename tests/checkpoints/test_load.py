@@ -39,7 +39,7 @@ def assert_same_model(actual: load.Model, expected: load.Model) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is loaded
+# Loaded models
 
 
 @pytest.mark.parametrize("name", ["t5_v10", "t5_v11", "t5_deep"])
@@ -323,7 +323,7 @@ def test_no_valid_name():
         load.load_model("one/two/three")
 
 
-RESPONSE: Any = types.SimpleNamespace(headers={}, request=None)  # of an HTTP library that is not ours
+RESPONSE: Any = types.SimpleNamespace(headers={}, request=None)  # the response of another HTTP library
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def own_positions(base: Path, scanned: str) -> dict[str, np.ndarray]:
 def test_a_model_is_hugging_faces(fixtures, tmp_path, name, scanned):
     base = fixtures / name / "base"
     arrays = arrays_of(base, scanned)
-    arrays[PROMPT] = np.ones((2, 3), np.float32)  # a tuned checkpoint has its base whole
+    arrays[PROMPT] = np.ones((2, 3), np.float32)  # a tuned checkpoint contains its whole base
     folder = t5x_checkpoints.write(tmp_path / "checkpoint_3", arrays)
     theirs, ours = prompt_jax.load_model(str(base)), prompt_jax.load_model(f"t5x:{folder}")
     assert ours.fingerprint == theirs.fingerprint and ours.name == f"t5x:{folder}"
@@ -100,7 +100,7 @@ def test_layers_have_positions_of_their_own(per_layer, fixtures):
     base = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
     assert per_layer.fingerprint != base.fingerprint
     assert len(t5.parameters(per_layer.config)) == len(t5.parameters(base.config))
-    # With the first layer's positions in all layers it is an ordinary T5.
+    # If all layers have the first layer's positions, the model is an ordinary T5.
     config = dataclasses.replace(per_layer.config, relative_per_layer=False)
     alike, plain = dict(per_layer.params), dict(per_layer.params)
     for side in ("encoder", "decoder"):
@@ -237,7 +237,7 @@ def test_the_authors_checkpoint_in_pytorch():
             for own in ("wi_0", "wi_1", "wo"):
                 kernel = array(f"{side}/layers_{i}/mlp/{own}/kernel")
                 state[f"{block}.{last}.DenseReluDense.{own}.weight"] = kernel.T
-    theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(32128, 4))  # Transformers 5 has tied it
+    theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(32128, 4))  # Transformers 5 ties it
     missing, unexpected = theirs.load_state_dict(
         {name: torch.tensor(np.ascontiguousarray(value)) for name, value in state.items()}, strict=False
     )
@@ -261,7 +261,7 @@ def test_positions_of_each_layer_in_pytorch(tmp_path, scanned):
         feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
     )  # fmt: skip
     theirs = transformers.UMT5ForConditionalGeneration(config).eval()
-    theirs.config.tie_word_embeddings = False  # Transformers 5 has made it true, and scales the output then
+    theirs.config.tie_word_embeddings = False  # Transformers 5 sets it to true and then scales the output
     theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(96, 16))
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
@@ -279,7 +279,7 @@ def test_positions_of_each_layer_in_pytorch(tmp_path, scanned):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is damaged or malicious
+# Damaged and malicious files
 
 SMALL = {"encoder/encoder_norm/scale": np.ones(4, np.float32), PROMPT: np.arange(24, dtype=np.float32).reshape(6, 4)}
 ZARR = "target.encoder.prompt.prompt.prompt"

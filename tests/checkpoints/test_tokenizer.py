@@ -32,7 +32,7 @@ TEXTS = st.one_of(
         max_size=6,
     ).map("".join),
 )
-# Each kind: model_type, eos_id, pad_id, whether it is causal; the control tokens; and whether there are others around.
+# Each kind: model_type, eos_id, pad_id, whether it is causal, and the control tokens.
 KINDS = {
     "t5": ("t5", 1, 0, False, ("</s>", "<pad>", "<extra_id_0>", "<extra_id_99>")),
     "t5, tokenizer.json": ("t5", 1, 0, False, ("</s>", "<pad>", "<extra_id_0>", "<extra_id_99>")),

@@ -1,4 +1,4 @@
-"""Weight files and their assembly: exact values, reported damage, and one copy in memory."""
+"""Weight files and how they are assembled: exact values, reported damage, and one copy in memory."""
 
 import json
 import tracemalloc
@@ -363,8 +363,8 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(dtype, synthetic):
 
 
 @pytest.mark.parametrize("dtype", weights.DTYPES)
-def test_abstract_parameters_are_divided_as_they_are_placed(dtype):
-    """On an abstract mesh, with the axes of the families' tables."""
+def test_abstract_parameters_have_the_shardings_of_loaded_ones(dtype):
+    """Shardings on an abstract mesh, with the axes of the families' tables."""
     mesh = jax.sharding.AbstractMesh((1, 2, 4), ("ensemble", "data", "model"))
     config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=12, num_heads=4, encoder_layers=2, decoder_layers=3)
     shapes = weights.abstract(parameters(config), dtype, parameter_sharding(mesh))

@@ -1,4 +1,4 @@
-"""The command line as a person uses it, on a tiny model."""
+"""The command line as a user calls it, on a tiny model."""
 
 import dataclasses
 import io

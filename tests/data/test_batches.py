@@ -61,7 +61,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
     assert stream(3) != stream(4)
     first, second = stream(3)[:6], stream(3)[6:]
     assert first != second
-    assert set(sum(first, [])) != set(sum(second, []))  # other rows sit the epoch out
+    assert set(sum(first, [])) != set(sum(second, []))  # other rows are left out of the epoch
 
 
 def test_a_rare_long_row_is_trained_on():

@@ -96,7 +96,7 @@ def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, cap
             scores, wanted_scores = row.pop("label_scores"), {**wanted}.pop("label_scores")
             assert row == {name: value for name, value in wanted.items() if name != "label_scores"}
             assert scores == (None if wanted_scores is None else pytest.approx(wanted_scores, abs=2e-4))
-        assert "1 inputs were cut to the longest" in err
+        assert "1 inputs were truncated to the input length" in err
     plain = run(capsys, *argv, "--input", "lines.jsonl")[1]
     assert plain.splitlines() == [row["prediction"] for row in expected]
 

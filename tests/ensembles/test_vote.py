@@ -95,7 +95,7 @@ def speak(columns, log_probabilities=None, same=SAME):
 
 
 def test_only_those_who_gave_a_text_add_to_its_log_probability():
-    # "no" and "yes" twice each: -1 - 5 against -2 - 2, and what the fifth gave to its own answer counts for neither
+    # "no" and "yes" have two votes each, with sums -1 - 5 and -2 - 2. The fifth member's score counts for neither.
     answers = [["no"], ["yes"], ["no"], ["yes"], ["perhaps"]]
     assert speak(answers, [[-1], [-2], [-5], [-2], [-0.1]]) == ["yes"]
     assert speak(answers, [[-1], [-2], [-2], [-2], [-0.1]]) == ["no"]
@@ -161,7 +161,7 @@ def test_mean_probability_of_what_is_impossible():
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What can no longer change
+# Decided examples
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
     lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 10 and len(json.loads(lines[0])["members"]) == 2
     assert main([*asked, "--shot-length", "6"]) == 0
-    assert "10 examples, 10 inputs cut" in capsys.readouterr().out
+    assert "10 examples, 10 inputs truncated" in capsys.readouterr().out
     assert main([*asked, "--shots", "fit", "--shots-from", str(sentiment_files["train"]), "--shot-length", "64"]) == 0
     capsys.readouterr()
     for argv, message in (

@@ -1,6 +1,6 @@
-"""PEFT's adapters: what PEFT wrote gives PEFT's logits here, what we write is as PEFT's, and nothing is trusted.
+"""PEFT's adapters: PEFT's files give PEFT's logits here, our files equal PEFT's, and files are not trusted.
 
-What PEFT itself makes of adapters of ours is in `test_peft_interop`.
+`test_peft_interop` loads our adapters in PEFT.
 """
 
 import dataclasses
@@ -53,12 +53,12 @@ def model(request, fixtures) -> Model:
 
 @pytest.fixture
 def adapters(model) -> Path:
-    """The adapters that PEFT wrote for the model."""
+    """Return the adapters that PEFT wrote for the model."""
     return Path(model.name).parent
 
 
 def of_shapes(config) -> Model:
-    """A model without weights, except an embedding table of the right width."""
+    """Return a model without weights, except an embedding table of the right width."""
     return Model("google/some-base", "ab" * 20, {"embedding": np.zeros((1, config.d_model))}, config, None, "sha256:00")
 
 
@@ -108,7 +108,7 @@ def adapters_of(family: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("model", "name"), [(f, n) for f in FAMILIES for n in adapters_of(f)], indirect=["model"])
 def test_logits_equal_pefts(model, adapters, name):
-    """Of GPT-2 without those at virtual tokens."""
+    """GPT-2's logits at virtual tokens are left out."""
     with pytest.warns(UserWarning, match="does not say which base"):
         prompt = load_prompt(adapters / name, model)
     reference = np.load(adapters / "reference.npz")
@@ -121,7 +121,7 @@ def test_logits_equal_pefts(model, adapters, name):
 
 @pytest.mark.parametrize(("model", "name"), [(f, n) for f in FAMILIES for n in adapters_of(f)], indirect=["model"])
 def test_what_is_written_again_is_as_pefts(model, adapters, name, tmp_path):
-    """The rows that PEFT uses, and the configuration except for training."""
+    """Compare the rows that PEFT uses, and the configuration except for training."""
     source, again = adapters / name, tmp_path / "again"
     prompt, metadata = read_prompt(source)
     save_prompt(again, prompt, metadata, format="peft", model=model)
@@ -159,7 +159,7 @@ def test_the_methods_are_told_apart(fixtures):
 
 
 def changed(folder: Path, to: Path, *, without: tuple[str, ...] = (), **values) -> Path:
-    """A copy of an adapter with another configuration."""
+    """Return a copy of an adapter with another configuration."""
     shutil.copytree(folder, to)
     config = {name: value for name, value in config_of(to).items() if name not in without} | values
     (to / CONFIG).write_text(json.dumps(config))
@@ -212,7 +212,7 @@ def used(prompt: Prompt) -> Prompt:
 @FUZZ
 @given(prompts())
 def test_adapters_are_exact_both_ways(tmp_path_factory, both):
-    """An independent reader (`adapters.peft_prompt`) gets the same."""
+    """An independent reader (`adapters.peft_prompt`) reads the same prompts."""
     model, prompt = both
     folder = tmp_path_factory.mktemp("adapter") / "a"
     save_prompt(folder, prompt, format="peft", model=model)
@@ -223,8 +223,8 @@ def test_adapters_are_exact_both_ways(tmp_path_factory, both):
 
 
 def test_the_base_need_not_be_of_one_depth_nor_width():
-    """A decoder of another depth than the encoder's, and heads that do not add up to the model's width: PEFT would
-    guess wrong, and so is told."""
+    """The decoder and the encoder have different depths, and the heads do not add up to the model's width. PEFT would
+    guess wrong, so the file states both."""
     for layers in (3, 4):
         model = t5_of(layers, d_model=8)
         made = peft._adapter("x", tied(random_prefix(model, 2, sites=("decoder_self",))), METADATA, model)
@@ -299,7 +299,7 @@ def test_an_ensemble_is_a_folder_of_adapters(model, adapters, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What PEFT cannot hold
+# Prompts that PEFT cannot hold
 
 
 @pytest.mark.parametrize("make", (t5_of, bart_of))
@@ -323,7 +323,7 @@ def test_a_prefix_of_each_layer_is_of_odd_depths(make, tmp_path):
 
 
 def test_what_peft_cannot_hold_is_refused(tmp_path):
-    """With a reason and a remedy. Nothing is written, also for ensembles."""
+    """The error gives a reason and a remedy. Nothing is written, also for ensembles."""
     t5_model, gpt2_model, bart_model = t5_of(3), gpt2_of(2), bart_of(3)
     good = random_tokens(gpt2_model, 2)
     for model, prompt, message in (

@@ -1,4 +1,4 @@
-"""Methods that change the base are trained, resumed, evaluated and exported as prompts are."""
+"""Methods that change the base: training, resuming, evaluation and export work as for prompts."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     losses = [line["train/loss"] for line in read_log(whole.folder) if "train/loss" in line]
     assert losses[-1] < losses[0]
 
-    # Interrupted, and gone on with: the same to the last bit.
+    # An interrupted run resumes bit-exactly.
     real, calls = loop.prepare, [0]
 
     def failing(*args):
@@ -85,13 +85,13 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     for resumed, straight in zip(leaves(method), leaves(whole), strict=True):
         jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
-    # One member alone trains to the same.
+    # A member trained alone gets the same parameters.
     alone = dataclasses.replace(with_name(method, "alone"), ensemble=EnsembleConfig())
     train(alone)
     for name, leaf in leaves(alone)[0].items():
         np.testing.assert_allclose(leaf, first[name], rtol=1e-4, atol=1e-5)
 
-    # Evaluated, asked and exported from its file.
+    # All commands accept its file.
     file, base = str(whole.folder / "best.npz"), ["--model", method.model.name]
     capsys.readouterr()
     assert main(["evaluate", file, "--data", str(sentiment_files["test"]), *base]) == 0
@@ -111,12 +111,12 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert "It changes the base itself" in page and ">None<" not in page
     capsys.readouterr()
     assert main(["inspect", member, *base, "--data", str(sentiment_files["test"])]) == 1
-    assert "no virtual tokens or prefix of which one could be left out" in capsys.readouterr().err
-    # As a model of its own, where it is one.
+    assert "expected virtual tokens or a prefix to leave out" in capsys.readouterr().err
+    # Exported as a model, except adapters.
     folder = str(whole.folder / "model")
     status = main(["export", member, folder, "--format", "model", *base])
     if whole.prompt.name == "adapter":
-        assert status == 1 and "adapters cannot be made a part" in capsys.readouterr().err
+        assert status == 1 and "adapters cannot be merged" in capsys.readouterr().err
     else:
         assert status == 0
         tuned, start = (prompt_jax.load_model(name) for name in (folder, method.model.name))

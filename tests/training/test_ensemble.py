@@ -335,7 +335,7 @@ def test_early_stopping_is_per_member(experiment, capfd):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What a run leaves, and that it can be stopped
+# Files of a run, and resuming it
 
 
 def test_files_of_an_ensemble(experiment):
@@ -452,7 +452,7 @@ def test_too_many_devices(experiment):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Several devices, in a process of their own
+# Several devices, in a separate process
 
 
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
