@@ -48,9 +48,11 @@ def generate(
     (`Tokenizer.separator`). An infix stands before the last token of the inputs.
 
     Args:
-      params, config, prompt: as for `forward`.
+      params: a model's `.params`.
+      config: its `.config`.
       batch: `inputs` [B, S] and `inputs_mask` [B, S]; with a stacked prompt also `prompt_ids` [B]. A causal model's
         batch may hold the last token of each text separately, as `start_ids` [B].
+      prompt: None for the base model; as for `forward`.
       max_new_tokens: N, the maximum number of tokens per row. The default is the checkpoint's, or MAX_NEW_TOKENS.
       decoding: greedy, beam search or sampling, and constraints on the tokens.
       key: required for sampling. A row's samples depend on its number, not on the other rows.
