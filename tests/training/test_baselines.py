@@ -34,7 +34,7 @@ METHODS = {
 
 @pytest.fixture(params=METHODS)
 def method(request, experiment: Experiment) -> Experiment:
-    """An ensemble of two."""
+    """Return an ensemble of two."""
     return dataclasses.replace(
         with_options(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
         prompt=METHODS[request.param],
