@@ -67,10 +67,10 @@ def run(args: Predict) -> int:
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
     for chunk in _chunks(lines, args.batch_size):
         for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
-            shown = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
+            record = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
             if args.prompts is None:
-                del shown["prompt"]
-            print(json_text(shown) if args.json else _one_line(answer.prediction))
+                del record["prompt"]
+            print(json_text(record) if args.json else _one_line(answer.prediction))
         sys.stdout.flush()
     if answers.cut:
         print_note(f"{answers.cut} inputs were truncated to the input length of their prompt's task")

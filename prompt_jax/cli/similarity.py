@@ -84,7 +84,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """Return the files' prompts, and for each file without prompts the reason."""
+    """Return the prompts of the files, and a reason for each file without prompts."""
     from prompt_jax.ensembles.members import read_members
     from prompt_jax.prompt_files.io import PromptFormatError
 
@@ -102,7 +102,7 @@ def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
 
 
 def _comparable(members: Sequence["LoadedPrompt"], skipped: Sequence[str]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """Return the prompts that can be compared with the first, and the reasons against the others, after `skipped`."""
+    """Return the prompts that can be compared with the first. Add the other prompts to `skipped`, with reasons."""
     from prompt_jax.ensembles.members import MemberError, check_one_base
     from prompt_jax.models.prompt import PromptStackError, check_stackable
 

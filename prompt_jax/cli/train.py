@@ -56,12 +56,12 @@ def split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def choose_method(experiment: Experiment, words: Sequence[str]) -> tuple[Experiment, list[str]]:
-    """Apply `--prompt.method NAME`, which decides which options `--prompt.*` there are.
+    """Apply `--prompt.method NAME`, which selects the available `--prompt.*` options.
 
     The method starts from its default options, except for those that the experiment sets and both methods have.
 
     Returns:
-      The experiment with the method, and the other words.
+      The experiment with the method, and the remaining arguments.
     """
     rest, names = [], []
     remaining = iter(words)
