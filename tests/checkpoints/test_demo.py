@@ -15,7 +15,7 @@ from prompt_jax.errors import CheckpointError
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """Return an empty cache."""
     monkeypatch.setenv("PROMPT_JAX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -74,7 +74,7 @@ def test_another_version_of_the_package(cache, monkeypatch, demo_model_folder):
         demo.demo_folder()
 
 
-def test_a_conversion_that_fails_leaves_nothing(cache, monkeypatch):
+def test_a_failed_conversion_leaves_no_files(cache, monkeypatch):
     def fail(source, folder):
         (folder / "config.json").write_text("half")
         raise OSError("disk full")

@@ -25,7 +25,7 @@ def of(model_folder):
     return load
 
 
-def test_it_stays_what_it_is(fixtures):
+def test_fingerprints_are_stable(fixtures):
     """Prompts and checkpoints record the fingerprint. If this fails, existing ones no longer match their base."""
     found = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
     assert found == {

@@ -17,7 +17,7 @@ from prompt_jax.models.generation_settings import GenerationSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder that contains only the configuration of a BART."""
+    """Return a folder that contains only the configuration of a BART."""
 
     def make(config=None, generation=None):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "vocab_size": 256} | (config or {})))
@@ -85,7 +85,7 @@ def test_special_tokens_of_generation_config_replace_those_of_config(folder, gen
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
     ],
 )
-def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny):
+def test_unsupported_settings_are_refused_by_name(folder, generation, named, tiny):
     """The error comes only when text is generated: such a model can be trained and scored."""
     settings, _ = read(folder({}, generation))
     config = dataclasses.replace(tiny.config, generation=settings)
@@ -145,7 +145,7 @@ def test_values_that_make_no_sense(folder, generation, message):
         read(path)
 
 
-def test_what_is_written_is_read_back(folder):
+def test_written_settings_are_read_back(folder):
     written = GenerationSettings(
         end_ids=(4, 5),
         forced_first=3,

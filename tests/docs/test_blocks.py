@@ -137,7 +137,7 @@ def options_of(kind: type, prefix: str = "") -> set[str]:
 
 @pytest.fixture
 def demo_run(tiny, tmp_path, monkeypatch):
-    """A working directory with the files of a demo run, and a tiny model in place of the demo's."""
+    """Return a working directory with the files of a demo run, and a tiny model in place of the demo's."""
     width = tiny.params["embedding"].shape[1]
     rng = np.random.default_rng(0)
 

@@ -152,7 +152,7 @@ def test_a_seed_is_an_initialization(tiny):
     assert (first != np.asarray(other["encoder_tokens"])).any()
 
 
-def test_what_is_not_there_is_asked_for(tiny):
+def test_missing_options_are_named(tiny):
     with pytest.raises(ConfigError, match="'labels' needs a task with labels, or prompt.init_labels"):
         init(tiny, length=5, init="labels")
     with pytest.raises(ConfigError, match="has no tokens to initialize a prompt from"):

@@ -93,6 +93,6 @@ def test_a_row_has_its_tasks_prompt(tiny, task_part):
         (MultitaskPromptTuning(task_length=0), DataConfig(task="a"), "prompt.task_length must be positive"),
     ],
 )
-def test_what_does_not_go_together(prompt, data, message):
+def test_contradictory_options(prompt, data, message):
     with pytest.raises(ConfigError, match=message):
         check(Experiment(prompt=prompt, data=data))

@@ -146,7 +146,7 @@ def test_files_of_another_kind_are_refused(folder, tokenizer, kind):
         load("prefix_lm", tokenizer)
 
 
-def test_files_that_are_not_there_are_named(folder, tokenizer, monkeypatch):
+def test_missing_files_are_named(folder, tokenizer, monkeypatch):
     (folder / "validation.txt").unlink()
     with pytest.raises(DataError, match=r"text: no file validation\*; expected .txt or .jsonl files"):
         load("prefix_lm", tokenizer, "validation")

@@ -93,7 +93,7 @@ def test_members_that_differ_in_every_option_train_as_alone(experiment):
 
 @pytest.fixture(scope="module")
 def wide():
-    """A random T5, wide enough for Adafactor to factor the second moment of a prompt of 130."""
+    """Return a random T5, wide enough for Adafactor to factor the second moment of a prompt of 130."""
     config = t5.T5Config(
         vocab_size=64, d_model=128, d_kv=16, d_ff=64, num_heads=2, encoder_layers=1, decoder_layers=1, dropout_rate=0.1
     )

@@ -107,7 +107,7 @@ def test_each_prompt_length_has_a_separate_program(tiny_folder):
     assert f"tensor<3x7x{width}xf32>" in of_all and "tensor<3x7xi1>" in of_all
 
 
-def test_the_planner_refuses_what_a_run_would_refuse(tiny_folder):
+def test_the_planner_raises_the_errors_of_a_run(tiny_folder):
     devices = jax.devices()[:1]
     with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
