@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -20,7 +20,9 @@ _MATRIX = 12  # the terminal shows all pairs for up to this many prompts
 class Similarity:
     """Compare prompts in pairs, to find similar tasks (SPoT's retrieval)."""
 
-    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]")]
+    examples: ClassVar[tuple[str, ...]] = ("prompt-jax similarity runs",)
+
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")]
     """Prompt files, or folders of prompt files or runs. The prompt of a run is its best.npz."""
     html: Path | None = None
     """Also write a self-contained HTML page with heat maps."""

@@ -344,7 +344,8 @@ def test_help_of_every_verb(capsys):
     for verb in VERBS:
         assert f"  {verb} " in out
         status, printed, _ = run(capsys, verb, "--help")
-        assert status == 0 and f"prompt-jax {verb}" in printed
+        assert status == 0 and f"usage: prompt-jax {verb}" in printed and "Example" in printed
+        assert re.search(rf"^  prompt-jax {verb}", printed, re.MULTILINE)
     assert run(capsys)[0] == 2
 
 
@@ -372,7 +373,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     named = ("--model", tiny_folder)
     for argv, message in (
-        (("train",), "train needs a configuration file first"),
+        (("train",), "train needs a configuration file, e.g."),
         (("train", "none.py"), "no configuration file none.py"),
         (("evaluate",), "name at least one prompt file"),
         (("evaluate", "none.npz"), "no such file: none.npz"),
