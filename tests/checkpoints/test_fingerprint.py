@@ -14,21 +14,21 @@ from prompt_jax.models.t5 import T5Config
 
 @pytest.fixture
 def of(model_folder):
-    """The fingerprint of tensors and changes to the config, loaded from a folder."""
+    """Return the fingerprint of a model folder with these tensors and changes to the config."""
 
     def load(tensors, **changes) -> str:
         folder = model_folder(tensors, **changes)
-        found = load_model(folder).fingerprint
+        actual = load_model(folder).fingerprint
         shutil.rmtree(folder)
-        return found
+        return actual
 
     return load
 
 
-def test_it_stays_what_it_is(fixtures):
-    """Prompts and checkpoints record it. If this fails, existing ones no longer match their base."""
-    found = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
-    assert found == {
+def test_fingerprints_are_stable(fixtures):
+    """Prompts and checkpoints record the fingerprint. If this fails, existing ones no longer match their base."""
+    actual = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
+    assert actual == {
         "t5_v10": "sha256:bcf23ba2cd859a1e1ec935451a9eae9cb36152b7cb117ae43c3300a0b6a8f8ff",
         "t5_v11": "sha256:1dfd3921b01b4b810ee174e70ddbb88c4b0d6c0ae06e52343f0938a2357f50c7",
         "t5_deep": "sha256:c397028ce7ac59edda208ecb5aac8b31887b2742ee818efcabc54503465c31bd",
@@ -36,10 +36,10 @@ def test_it_stays_what_it_is(fixtures):
 
 
 def test_every_tensor_counts(of, deep_tensors):
-    found = {of(deep_tensors)}
+    actual = {of(deep_tensors)}
     for name, tensor in deep_tensors.items():
-        found.add(of(deep_tensors | {name: tensor * np.float32(1.001)}))
-    assert len(found) == 1 + len(deep_tensors)
+        actual.add(of(deep_tensors | {name: tensor * np.float32(1.001)}))
+    assert len(actual) == 1 + len(deep_tensors)
 
 
 def test_swapped_layers_count(of, deep_tensors):
@@ -82,7 +82,7 @@ def test_how_it_is_run_does_not_count(of, deep_tensors):
 
 
 def test_the_stored_dtype_is_seen_through_exact_values(of, deep_tensors):
-    """The same values are the same model in any dtype; rounded values are not."""
+    """Equal values in another dtype are the same model; rounded values are not."""
     half = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in deep_tensors.items()}
     widened = {name: tensor.astype(np.float32) for name, tensor in half.items()}
     assert of(half) == of(widened) != of(deep_tensors)
@@ -92,7 +92,7 @@ def test_the_stored_dtype_is_seen_through_exact_values(of, deep_tensors):
 def test_positions_are_distinct_and_spread(size):
     places = positions(size)
     assert len(places) == min(size, SAMPLED)
-    assert len(set(places)) == len(places) or SAMPLED < size < 2 * SAMPLED  # there a few may coincide
+    assert len(set(places)) == len(places) or SAMPLED < size < 2 * SAMPLED  # then a few may coincide
     assert 0 <= min(places) <= max(places) < size
     if size > SAMPLED:
         assert np.diff(sorted([*places, size])).max() < 3 * size / SAMPLED

@@ -47,7 +47,7 @@ def experiment(name: str, **changes) -> Experiment:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is compiled
+# Compiled programs
 
 
 @pytest.mark.parametrize("kind, method", [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "soft_prompt")])
@@ -109,7 +109,7 @@ def test_each_prompt_length_has_a_separate_program(tiny_folder):
     assert f"tensor<3x7x{width}xf32>" in of_all and "tensor<3x7xi1>" in of_all
 
 
-def test_the_planner_refuses_what_a_run_would_refuse(tiny_folder):
+def test_the_planner_raises_the_errors_of_a_run(tiny_folder):
     devices = jax.devices()[:1]
     with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
@@ -179,8 +179,8 @@ def test_flops_by_hand():
 def test_flops_of_a_training_step_by_hand(target):
     """T5 1.1 small: 8 + 8 layers of width 512, 6 heads of 64, feed-forward 1024, 32128 words.
 
-    Each weight is met twice: forwards, and for the gradient of what goes in; there is none of the weights. A product
-    of two activations, as in attention, has a gradient for both.
+    Each weight is used twice: in the forward pass, and for the gradient of its input. Weights have no gradient. A
+    product of two activations, as in attention, has two gradients.
     """
     data = DataConfig(task="any", input_length=512, target_length=target)
     given = experiment("google/t5-v1_1-small", data=data, prompt=PromptTuning(length=100))
@@ -253,7 +253,7 @@ def test_an_unknown_topology(name):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What comes of it
+# Estimates
 
 
 def test_out_of_memory():
@@ -261,8 +261,8 @@ def test_out_of_memory():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (168.06G) exceeds "
         "available HBM (15.75G)."
     )
-    found = estimate.out_of_memory("training step", said)
-    assert found == estimate.TooLarge("training step", 168.06 * 2**30, 15.75 * 2**30)
+    actual = estimate.out_of_memory("training step", said)
+    assert actual == estimate.TooLarge("training step", 168.06 * 2**30, 15.75 * 2**30)
     older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 905.50M of 512.00M hbm. Exceeded by 1G"
     assert estimate.out_of_memory("x", older) == estimate.TooLarge("x", 905.5 * 2**20, 512 * 2**20)
     assert estimate.out_of_memory("x", "INTERNAL: something (1G) exceeds available HBM (2G)") is None
@@ -276,16 +276,16 @@ def test_an_estimate_of_a_compiled_program():
     program = SimpleNamespace(
         name="product", lower=lambda: lowered, devices=["chip"], model_flops=2 * 64 * 128 * 256, unknown_trips=1
     )
-    found = estimate.estimate(program, slice_of("v5e", 1, 1))
-    assert (found.arguments, found.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
-    assert found.flops == 2 * 64 * 128 * 256 and found.traffic == found.arguments + found.outputs
-    assert found.compute == pytest.approx(found.flops / 197e12) and found.transfer == pytest.approx(
-        found.traffic / 819e9
+    actual = estimate.estimate(program, slice_of("v5e", 1, 1))
+    assert (actual.arguments, actual.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
+    assert actual.flops == 2 * 64 * 128 * 256 and actual.traffic == actual.arguments + actual.outputs
+    assert actual.compute == pytest.approx(actual.flops / 197e12) and actual.transfer == pytest.approx(
+        actual.traffic / 819e9
     )
-    assert found.bound == "memory" and found.seconds == found.transfer and found.collectives == {}
-    assert found.utilization == pytest.approx(found.compute / found.transfer)
-    longer = dataclasses.replace(found, interconnect=1.0)
-    assert longer.bound == "interconnect" and longer.seconds == 1 + found.transfer
+    assert actual.bound == "memory" and actual.seconds == actual.transfer and actual.collectives == {}
+    assert actual.utilization == pytest.approx(actual.compute / actual.transfer)
+    longer = dataclasses.replace(actual, interconnect=1.0)
+    assert longer.bound == "interconnect" and longer.seconds == 1 + actual.transfer
 
 
 def test_without_libtpu_the_error_says_how_to_install_it():
