@@ -21,9 +21,9 @@ PREFIXES = ("prefix", "prefix_projection")
 def peft_prompt(folder: Path) -> Prompt:
     """Read a PEFT adapter.
 
-    Virtual tokens are [P, D], or such for each of `num_transformer_submodules`, of which the first are the encoder's.
-    A prefix is [P, 2 L D]: of GPT-2 layer i's keys and values are in the slots 2 i and 2 i + 1; of encoder-decoders
-    the decoder's layer i takes 4 i and 4 i + 1, modulo the 2 L slots that there are.
+    Virtual tokens are [S P, D] for S `num_transformer_submodules`; the first P rows are the encoder's. A prefix is
+    [P, 2 L D], with 2 L slots. In GPT-2, layer i's keys and values are in the slots 2 i and 2 i + 1. In the decoder of
+    an encoder-decoder, they are in the slots 4 i and 4 i + 1, modulo 2 L.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     array = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
@@ -46,8 +46,8 @@ def generate_batch(reference: Any) -> dict[str, np.ndarray]:
 
 def _batch(reference: Any, purpose: str) -> dict[str, np.ndarray]:
     names = {"inputs": "input_ids", "inputs_mask": "attention_mask", "decoder_inputs": "decoder_input_ids"}
-    there = {ours: f"inputs/{purpose}/{theirs}" for ours, theirs in names.items()}
-    batch = {ours: reference[name].astype(np.int32) for ours, name in there.items() if name in reference}
+    stored = {ours: f"inputs/{purpose}/{theirs}" for ours, theirs in names.items()}
+    batch = {ours: reference[name].astype(np.int32) for ours, name in stored.items() if name in reference}
     return {**batch, "inputs_mask": batch["inputs_mask"].astype(bool)}
 
 

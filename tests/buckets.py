@@ -1,6 +1,6 @@
 """A fake Google Cloud Storage: the part of its JSON API that gcsfs, TensorStore and Google's client use.
 
-What is there is in memory. Names and conditions are as in https://cloud.google.com/storage/docs/json_api/v1.
+Objects are in memory. Names and conditions are as in https://cloud.google.com/storage/docs/json_api/v1.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class Storage(ThreadingHTTPServer):
     """A server with one bucket, named `bucket`.
 
     Attributes:
-      objects: of the bucket, by name.
-      refusing: whether it answers 403 to all that comes.
-      requests: method and path of all requests so far.
+      objects: the bucket's objects by name.
+      refusing: whether it answers 403 to every request.
+      requests: the method and path of each request so far.
     """
 
     daemon_threads = True

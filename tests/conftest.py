@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-# No test reaches a network. Read by huggingface_hub when it is imported, and by the processes that tests start.
+# No test uses a network. huggingface_hub reads this when it is imported, also in processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Compiling small programs takes most of the tests' time, and these flags make it faster. jaxlib 0.11.1 removed the last
@@ -34,17 +34,17 @@ from sentencepieces import SENTENCES
 install_import_hook("prompt_jax", "typecheck.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A shell starts what goes on in its background with interrupts ignored, and so would be what tests start and interrupt.
+# A shell starts background jobs with interrupts ignored. The processes that tests start and interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most tests run the same few programs: they are compiled once, for this process and those that it starts.
+# Most tests run the same few programs. They are compiled once, for this process and its child processes.
 _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# How long an example takes is the machine's affair, and whatever else runs on it.
+# The time of an example depends on the machine and its load.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
@@ -53,20 +53,20 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
-    """Forgets what was compiled for a file of tests: all of them together take gigabytes."""
+    """Drop the programs that were compiled for a test file. Those of all files would take gigabytes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """Folder of the tests' stored models."""
+    """Return the folder of the tests' stored models."""
     return FIXTURES
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
+    """Return a random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     shutil.copytree(FIXTURES / "t5_v11" / "base", folder)
     (folder / "spiece.model").write_bytes(sentencepieces.train(SENTENCES, 80))
@@ -75,7 +75,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path):
-    """The model in `tiny_folder`."""
+    """Return the model in `tiny_folder`."""
     import prompt_jax
 
     return prompt_jax.load_model(str(tiny_folder))
@@ -86,7 +86,7 @@ SPECIAL_TOKENS = {"gpt2": ["[PAD]", "<|endoftext|>"], "bart": ["<s>", "<pad>", "
 
 @pytest.fixture(scope="session")
 def tiny_folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random model of each family in the hub's layout, with a tokenizer trained on a few sentences."""
+    """Return a random model of each family in the hub's layout, with a tokenizer trained on a few sentences."""
     folders = {"t5": tiny_folder}
     for name, special in SPECIAL_TOKENS.items():
         folders[name] = tmp_path_factory.mktemp(name) / "model"
@@ -111,7 +111,7 @@ def sentiment_files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path):
-    """A small experiment: 6 steps on the tiny model."""
+    """Return a small experiment: 6 steps on the tiny model."""
     from prompt_jax.config.data import DataConfig
     from prompt_jax.config.model import ModelConfig
     from prompt_jax.config.train import TrainConfig
@@ -132,7 +132,7 @@ def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def demo_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's folder, converted for this run of the tests; a skip without its package."""
+    """Return the demo model's folder, converted for this run of the tests; a skip without its package."""
     for package in ("traceforge_title_model", "onnx"):
         pytest.importorskip(package)
     from prompt_jax.checkpoints.demo import demo_folder

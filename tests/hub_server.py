@@ -1,6 +1,7 @@
-"""A fake Hugging Face Hub in a thread: the part of its HTTP API with which prompts are downloaded and pushed.
+"""A fake Hugging Face Hub in a thread: the part of its HTTP API that downloads and pushes use.
 
-Written from what the Hub's own client sends and expects (https://huggingface.co/docs/hub/api), which the tests use.
+It is written after the requests and responses of the Hub's client (https://huggingface.co/docs/hub/api), which the
+tests use.
 """
 
 import base64
@@ -49,13 +50,13 @@ class Hub:
     """The server's repositories, the requests it received, and its faults.
 
     Attributes:
-      address: of the Hub.
-      storage: where its large files are, which is another host for the client.
-      users: the accounts' names by their tokens.
-      asked: method, path and token of each request.
-      fetched: the paths of the files that were downloaded, and not only asked about.
+      address: the URL of the Hub.
+      storage: the URL of its large files, another host for the client.
+      users: the names of the accounts by their tokens.
+      asked: the method, path and token of each request.
+      fetched: the paths of the files whose content was downloaded.
       refuse: the answer to all requests: a status, a text that is HTML or JSON or is put into JSON, and headers.
-      claimed: sizes in lists of files that are not the true ones; None for none.
+      claimed: wrong sizes to report in lists of files; None reports no size.
       truncate: whether files end too early.
     """
 

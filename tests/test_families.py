@@ -102,7 +102,7 @@ def test_a_prefix_is_no_npy(tiny_folders, tmp_path, capsys):
     assert not (tmp_path / "p.npy").exists()
 
 
-def test_a_context_that_is_too_short_is_said_before_training(
+def test_a_context_that_is_too_short_is_an_error_before_training(
     tiny_folders, sentiment_files, tmp_path, monkeypatch, capsys
 ):
     """Source, start token, target and prefix exceed GPT-2's 64 positions."""

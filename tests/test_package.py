@@ -263,7 +263,7 @@ def test_no_module_is_imported_in_a_circle():
     assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(graph)
 
 
-def test_only_data_imports_tensorflow_and_nothing_does_at_once():
+def test_only_data_imports_tensorflow_and_only_on_demand():
     found = {
         (module_name(path), target.split(".")[0], now)
         for path in SOURCES
@@ -332,7 +332,7 @@ def test_syntax_is_that_of_the_oldest_python():
             ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 11))
 
 
-def test_the_lock_holds_what_the_project_asks_for():
+def test_the_lock_satisfies_the_projects_requirements():
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -18,7 +18,7 @@ from prompt_jax.errors import CheckpointError
 from prompt_jax.models import FAMILIES, Config
 from prompt_jax.models.hugging_face import ConfigValues
 
-# Fields of classifiers. AutoConfig creates a name for each label, however many there are.
+# Fields of classifiers. AutoConfig would create a name for each label, even for a huge number of labels.
 _OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")
 # model_type -> the configuration's class and the family.
 MODEL_TYPES = {
@@ -32,7 +32,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's config.json.
 
     Raises:
-      CheckpointError: there is none, it cannot be read, or the model type is not supported.
+      CheckpointError: the file is missing, it cannot be read, or the model type is not supported.
     """
     file = folder / "config.json"
     if not file.exists() and not file.is_symlink():
@@ -64,8 +64,8 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
 
     Args:
       raw: the content of config.json.
-      tensors: of the checkpoint, modified in place: copies and unused tensors are removed, and names become those of
-        the family's table.
+      tensors: the tensors of the checkpoint. They are modified in place: copies and unused tensors are removed, and
+        tensors get the names of the family's table.
       source: named in errors.
 
     Raises:
@@ -95,7 +95,7 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
 def _is_tied(tensors: Tensors, output: str, embedding: str, expected: bool) -> bool:
     """Return whether the output is tied to the embedding table, and drop output weights that equal it.
 
-    `expected`: whether config.json announces output weights. Then missing them is an error.
+    `expected`: whether config.json announces output weights. If it does, missing ones are an error.
     """
     if output not in tensors:
         return not expected
@@ -106,7 +106,7 @@ def _is_tied(tensors: Tensors, output: str, embedding: str, expected: bool) -> b
 
 
 def _drop_copies(tensors: Tensors, original: str, *copies: str) -> None:
-    """Remove copies of a tensor. One that differs is kept and will be reported as surplus."""
+    """Remove copies of a tensor. A copy that differs is kept, and later reported as surplus."""
     if original not in tensors and (names := [name for name in copies if name in tensors]):
         tensors[original] = tensors.pop(names[0])
     for name in copies:

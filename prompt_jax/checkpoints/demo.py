@@ -64,7 +64,7 @@ def demo_folder() -> Path:
         return folder
     source = _package_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Renaming makes the folder appear only when it is complete. If several processes convert, the first one wins.
+    # The rename makes the folder appear only when it is complete. If several processes convert, the first one wins.
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         made = Path(scratch, "model")
         made.mkdir()

@@ -1,9 +1,9 @@
 """A model's fingerprint, which identifies the base of a prompt.
 
 It is a SHA-256 over the architecture and 32 stored elements of each tensor at fixed positions. So it is the same for
-safetensors, Flax and PyTorch files, whatever the dtype and sharding in memory.
+safetensors, Flax and PyTorch files, and for any dtype and sharding in memory.
 
-It misses changes that spare all sampled elements (a few rows of the embedding, one neuron), the tokenizer, and the
+It does not detect changes of unsampled elements (a few rows of the embedding, one neuron), of the tokenizer, or of the
 dropout rate. The same weights stored in another dtype have another fingerprint, unless every sampled element survives
 the cast. It detects a wrong base, not tampering.
 """
@@ -28,7 +28,7 @@ _LATER = {"relative_per_layer"}
 def positions(size: int) -> list[int]:
     """Return the sampled positions of a tensor of that many elements, in row-major order.
 
-    They are multiples of the golden ratio, modulo 1: spread evenly, and unlike equal steps, over all columns.
+    They are multiples of the golden ratio, modulo 1. They spread evenly over all columns; equal steps may not.
     """
     if size <= SAMPLED:
         return list(range(size))

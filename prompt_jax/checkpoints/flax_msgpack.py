@@ -1,8 +1,8 @@
 """Flax's msgpack checkpoints, read without loading them into memory.
 
 `flax.serialization.msgpack_restore` loads the whole file and then the whole tree. Here the file is mapped and its
-structure is walked. Array data is skipped, and read in place on demand. The encoding is nested maps with arrays as
-extension type 1, themselves msgpack of (shape, dtype name, bytes), and arrays above 1 GiB in chunks; see
+structure is walked. Array data is skipped, and read in place on demand. The encoding is nested maps.
+An array is extension type 1 and contains msgpack of (shape, dtype name, bytes); arrays above 1 GiB are in chunks. See
 `flax/serialization.py` and https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
@@ -48,8 +48,8 @@ def flax_part(file: Path, below: Sequence[str], marker: str) -> tuple[dict[str, 
     """Return the arrays of a part of a file by their paths in it, and the paths of maps that have the key `marker`.
 
     Args:
-      below: the keys that lead to the part. Everything outside the part is skipped, and in it everything but arrays.
-      marker: a key of maps that stand in for an array.
+      below: the keys that lead to the part. Everything outside the part, and everything in it but arrays, is skipped.
+      marker: a key that identifies maps that represent an array.
     """
     return _walked(file, lambda walk: walk.marked(below, marker))
 
@@ -115,30 +115,30 @@ class _Walk:
 
     def arrays(self) -> dict[str, FlaxArray]:
         """Return every array of the file by its path."""
-        found: dict[str, FlaxArray] = {}
-        self.tree((), found)
+        arrays: dict[str, FlaxArray] = {}
+        self.tree((), arrays)
         self.end()
-        return found
+        return arrays
 
     def marked(self, below: Sequence[str], marker: str) -> tuple[dict[str, FlaxArray], set[str]]:
         """See `flax_part`."""
-        found: dict[str, FlaxArray] = {}
+        arrays: dict[str, FlaxArray] = {}
         self.marker = marker
-        self.part(below, found)
+        self.part(below, arrays)
         self.end()
-        return found, self.places
+        return arrays, self.places
 
     def end(self) -> None:
         if self.at != len(self.data):
             raise self.error("unexpected data after the parameters")
 
-    def part(self, below: Sequence[str], found: dict[str, FlaxArray]) -> None:
-        """Add the arrays of the part to which these keys lead from here."""
+    def part(self, below: Sequence[str], arrays: dict[str, FlaxArray]) -> None:
+        """Follow the keys from the next object, and add the arrays there to `arrays`."""
         if not below:
-            return self.tree((), found)
+            return self.tree((), arrays)
         for key in self.keys(self.expect("map")):
             if key == below[0]:
-                self.part(below[1:], found)
+                self.part(below[1:], arrays)
             else:
                 self.skip()
 
@@ -161,13 +161,13 @@ class _Walk:
             if kind in ("bytes", "ext"):
                 self.take(size + (kind == "ext"))
 
-    def tree(self, path: tuple[str, ...], found: dict[str, FlaxArray]) -> None:
-        """Add the arrays at and below this path to `found`."""
+    def tree(self, path: tuple[str, ...], arrays: dict[str, FlaxArray]) -> None:
+        """Add the arrays at and below this path to `arrays`."""
         before = self.at
         kind, size = self.header()
         where = "/".join(path)
         if kind == "ext":
-            found[where] = self.array(size, where)
+            arrays[where] = self.array(size, where)
         elif self.marker is not None and kind != "map":
             self.at = before
             self.skip()
@@ -176,11 +176,11 @@ class _Walk:
         else:
             for index, key in enumerate(self.keys(size)):
                 if index == 0 and key == _CHUNKED:
-                    found[where] = self.chunked(size, where)
+                    arrays[where] = self.chunked(size, where)
                     return
                 if key == self.marker:
                     self.places.add(where)
-                self.tree((*path, key), found)
+                self.tree((*path, key), arrays)
 
     def array(self, size: int, where: str) -> FlaxArray:
         """Read an array after its extension header."""
@@ -217,21 +217,21 @@ class _Walk:
 
     def numbered(self, name: str, item: Callable[[], Any]) -> list[Any]:
         """Read the items of `name: {"0": item, "1": item, ...}`, in any order."""
-        found_name = self.text()
+        actual_name = self.text()
         items = {}
         for _ in range(self.expect("map")):
             key = self.text()
             items[key] = item()
         keys = [str(index) for index in range(len(items))]
-        if found_name != name or set(keys) != set(items):
-            raise self.error(f"a chunked array has '{found_name}' with {sorted(items)}; '{name}' was expected")
+        if actual_name != name or set(keys) != set(items):
+            raise self.error(f"a chunked array has '{actual_name}' with {sorted(items)}; '{name}' was expected")
         return [items[key] for key in keys]
 
     def expect(self, kind: str) -> int:
-        """Return the size or value of the next object, which must have that kind."""
-        found, size = self.header()
-        if found != kind:
-            raise self.error(f"expected {kind}, found {found}")
+        """Return the size or value of the next object. Raise an error if it has another kind."""
+        actual, size = self.header()
+        if actual != kind:
+            raise self.error(f"expected {kind}, found {actual}")
         return size
 
     def text(self) -> str:

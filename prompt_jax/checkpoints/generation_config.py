@@ -1,6 +1,6 @@
 """A checkpoint's generation settings: its generation_config.json, or the same fields in its config.json.
 
-Transformers' rules decide which file counts and what older names mean. Sampling settings are ignored, because
+Which file counts, and how older names are read, follows Transformers' rules. Sampling settings are ignored, because
 evaluation must be repeatable; `prompt_jax.config.Decoding` has them.
 """
 
@@ -44,7 +44,7 @@ def read_generation(folder: Path, vocab_size: int, encoder_decoder: bool) -> tup
       encoder_decoder: whether generation starts from one token, and not from the input.
 
     Returns:
-      the settings, and those of `eos_id`, `pad_id` and `start_id` that the file has. An encoder-decoder without
+      the settings, and the ids among `eos_id`, `pad_id` and `start_id` that the file has. An encoder-decoder without
       `decoder_start_token_id` starts from `bos_token_id`, as in Transformers. If generation_config.json has no end
       token, the one of config.json ends an answer; Transformers' `generate` would not stop.
 
@@ -155,10 +155,10 @@ class _GenerationValues:
 
     def early_stopping(self) -> EarlyStopping:
         value = self._read.early_stopping
-        found: dict[Any, EarlyStopping] = {None: "false", False: "false", True: "true", "never": "never"}
-        if not isinstance(value, bool | str | None) or value not in found:
+        names: dict[Any, EarlyStopping] = {None: "false", False: "false", True: "true", "never": "never"}
+        if not isinstance(value, bool | str | None) or value not in names:
             self._fail("early_stopping", value, "true, false or 'never'")
-        return found[value]
+        return names[value]
 
     def banned(self) -> tuple[list[int], list[str]]:
         """Return the tokens of `bad_words_ids`, without end tokens as in Transformers, and entries of `not_applied`."""

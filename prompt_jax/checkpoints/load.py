@@ -26,14 +26,23 @@ _HUB = "hf://"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A frozen base model."""
+    """A frozen base model.
 
-    name: str  # as given to `load_model`, without hf://
-    revision: str | None  # the commit hash on the Hub; None for a folder and for the demo
+    Attributes:
+      name: as given to `load_model`, without hf://.
+      revision: the commit hash on the Hub; None for a folder and for the demo.
+      params: nested dict of arrays.
+      config: the family's configuration, such as a T5Config.
+      tokenizer: None if the folder has none.
+      fingerprint: see `prompt_jax.checkpoints.fingerprint`.
+    """
+
+    name: str
+    revision: str | None
     params: Params = dataclasses.field(repr=False)
     config: Config
-    tokenizer: Tokenizer | None  # None if the folder has none
-    fingerprint: str  # see `prompt_jax.checkpoints.fingerprint`
+    tokenizer: Tokenizer | None
+    fingerprint: str
 
 
 def load_model(
@@ -48,6 +57,7 @@ def load_model(
 
     Args:
       name_or_path: one of
+
         - a folder with `config.json`, weights and usually a tokenizer;
         - a name on the Hugging Face Hub, also as "hf://USER/NAME[@REVISION]". Only these files are downloaded, into the
           Hub's usual cache;
@@ -101,7 +111,7 @@ def load_model(
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Finding or downloading the folder
+# Find or download the folder
 
 
 def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
@@ -180,7 +190,7 @@ def _download(name: str, file: str, revision: str | None, local_files_only: bool
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of errors that huggingface_hub raises when a request fails."""
+    """Return the error classes that huggingface_hub raises when a request fails."""
     from huggingface_hub import errors
 
     # ValueError for invalid names and for answers that are not JSON, RuntimeError for failed transfers.
@@ -202,8 +212,8 @@ def hub_reason(error: Exception, doing: str, what: str = "model") -> str:
 
     Args:
       error: one of `hub_errors`.
-      doing: the request, e.g. "downloading config.json".
-      what: "model" or "repository".
+      doing: the name of the request in the message, e.g. "downloading config.json".
+      what: the kind of the requested item: "model" or "repository".
     """
     from huggingface_hub import errors
 

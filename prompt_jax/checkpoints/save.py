@@ -27,7 +27,7 @@ from prompt_jax.storage.files import atomic_write, write_text
 def save_model(folder: Path, model: Model) -> None:
     """Save a model so that `load_model` and Transformers read it. The weights keep their dtype in memory.
 
-    Each file is written atomically, and last `config.json`, without which a folder is not a model.
+    Each file is written atomically. `config.json` is written last, because a folder without it is not a model.
 
     Raises:
       CheckpointError: the folder is not empty, Hugging Face has no layout for the model, or some of its generation
@@ -59,7 +59,7 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the loaded tokenizer as Transformers does, whatever files it was loaded from."""
+    """Write the loaded tokenizer in Transformers' format, even if it was loaded from other files."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.transformers.save_pretrained(scratch)
         for file in sorted(Path(scratch).iterdir()):

@@ -1,6 +1,6 @@
 """T5X checkpoints: T5 1.0, 1.1, LM-adapted and mT5 as their authors published them, and prompts tuned with T5X.
 
-A checkpoint is a folder, as `t5x.checkpoints` writes it without Orbax:
+A checkpoint is a folder in the layout of `t5x.checkpoints` without Orbax:
 
     checkpoint                                         Flax's msgpack, which contains the small arrays
     target.encoder.layers_0.attention.query.kernel/    each other array in zarr, version 2: `.zarray` and chunks
@@ -11,9 +11,9 @@ the layers along axis 1: `encoder/encoder/...` in Flaxformer, `encoder/layers/..
 have separate relative positions in each layer.
 
 Checkpoints may come from strangers: links and paths in the file `checkpoint` are not followed, sizes are compared
-before memory is allocated, and values that are not finite are refused. What a checkpoint does not record is assumed as
-in the published models: GELU for gated feed-forward layers as in T5 1.1, else ReLU; output weights tied to the
-embedding are scaled as in T5 1.0; relative distances end at 128.
+before memory is allocated, and values that are not finite are refused. Properties that a checkpoint does not record
+are assumed to be those of the published models: GELU for gated feed-forward layers as in T5 1.1, else ReLU; output
+weights tied to the embedding are scaled as in T5 1.0; relative distances end at 128.
 """
 
 import functools
@@ -72,7 +72,7 @@ def open_t5x(folder: Path) -> tuple[T5Config, Tensors]:
       CheckpointError: not a checkpoint, a damaged one, or not of a T5.
     """
     tensors: Tensors = {}
-    # All layers of a scanned array are read in turn, so keep the last array that was read.
+    # The layers of a scanned array are read one after the other, so keep the last array that was read.
     whole = functools.lru_cache(maxsize=1)(lambda stored: stored.read())
     arrays, missing = _arrays(folder)
     if lacking := sorted(path for path in missing if not _PROMPT.search(path)):
@@ -96,13 +96,13 @@ def read_prompt_array(folder: Path) -> np.ndarray:
       CheckpointError: not a checkpoint, a damaged one, or one without a prompt or with several.
     """
     arrays, missing = _arrays(folder)
-    found = {path: stored for path, stored in arrays.items() if _PROMPT.search(path)}
+    prompts = {path: stored for path, stored in arrays.items() if _PROMPT.search(path)}
     if lacking := sorted(path for path in missing if _PROMPT.search(path)):
         raise CheckpointError(f"{folder} is incomplete: {_TARGET}{lacking[0].replace('/', '.'):.200} is missing")
-    if len(found) != 1:
-        which = f"several prompts: {', '.join(sorted(found)[:8]):.300}" if found else "no prompt"
+    if len(prompts) != 1:
+        which = f"several prompts: {', '.join(sorted(prompts)[:8]):.300}" if prompts else "no prompt"
         raise CheckpointError(f"{folder} is a T5X checkpoint with {which}; expected one array 'encoder/.../prompt'")
-    ((path, stored),) = found.items()
+    ((path, stored),) = prompts.items()
     if len(stored.shape) != 2 or 0 in stored.shape:
         raise CheckpointError(f"{folder}: {path} is {list(stored.shape)}; a prompt is [P, D]")
     return stored.read()
@@ -177,8 +177,8 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
     def shape(name: str) -> tuple[int, ...]:
         name = f"{name}.weight"
         if name not in tensors or len(tensors[name].shape) != 2 or 0 in tensors[name].shape:
-            found = "is missing" if name not in tensors else f"is {list(tensors[name].shape)}"
-            raise CheckpointError(f"{folder} is a T5X checkpoint, but not of a T5: {name} {found}")
+            problem = "is missing" if name not in tensors else f"is {list(tensors[name].shape)}"
+            raise CheckpointError(f"{folder} is a T5X checkpoint, but not of a T5: {name} {problem}")
         return tensors[name].shape
 
     def depth(side: str) -> int:
@@ -187,8 +187,9 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
 
     relative = [f"{side}.block.{{}}.{_RELATIVE}.weight" for side in _SUBLAYERS]
     per_layer = any(name.format(1) in tensors for name in relative)
-    if per_layer and all(_alike(tensors, name, depth(side)) for name, side in zip(relative, _SUBLAYERS, strict=True)):
-        # A model that was converted to scanned layers: all layers have the positions of the first.
+    sides = zip(relative, _SUBLAYERS, strict=True)
+    if per_layer and all(_equal_in_all_layers(tensors, name, depth(side)) for name, side in sides):
+        # The model was converted to scanned layers: all layers have the relative positions of the first.
         per_layer = False
         for name, side in zip(relative, _SUBLAYERS, strict=True):
             for layer in range(1, depth(side)):
@@ -217,7 +218,7 @@ def _config(tensors: Tensors, folder: Path) -> T5Config:
     )
 
 
-def _alike(tensors: Tensors, name: str, layers: int) -> bool:
+def _equal_in_all_layers(tensors: Tensors, name: str, layers: int) -> bool:
     """Return whether the tensors of that name are equal in all layers."""
     names = [name.format(layer) for layer in range(layers)]
     if not names or any(each not in tensors for each in names):

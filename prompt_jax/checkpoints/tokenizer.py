@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: Transformers' `AutoTokenizer`, with two additions.
+"""A checkpoint's tokenizer: Transformers' `AutoTokenizer`, with control tokens and a check of ids added.
 
 Ids and decoded text are those of `AutoTokenizer`. Control tokens ("special tokens" in Transformers, such as `</s>`,
 `<mask>` or `<|user|>`) are read as tokens where a template marks them (`prompt_jax.control_tokens`) and as plain text
@@ -35,9 +35,9 @@ class Tokenizer:
       end_ids: the ids that end a generated answer, `eos_id` among them.
       pad_id: padding. GPT-2 has none and uses its end token.
       rows: number of rows of the model's embedding table; every id is smaller.
-      causal: whether source and target are one text. Then the source has no end token, since the start token of the
-        target follows it, and both begin with a space, as in Li and Liang (2021): GPT-2 has other tokens for a word
-        that follows another word.
+      causal: whether source and target are one text. If so, the source has no end token, since the start token of the
+        target follows it. Both begin with a space, as in Li and Liang (2021), because GPT-2 tokenizes a word
+        differently after a space.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @property
     def separator(self) -> tuple[int, ...]:
-        """The tokens that tasks put between source and target: a causal model's end token, as in Li and Liang."""
+        """The tokens between source and target of a task: a causal model's end token, as in Li and Liang."""
         return (self.eos_id,) if self.causal else ()
 
     @functools.cached_property
@@ -135,7 +135,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _control(self) -> frozenset[str]:
-        """The control tokens: those that Transformers calls special."""
+        """The control tokens, which Transformers calls special tokens."""
         added = self.transformers.added_tokens_decoder.values()
         return frozenset([*self.transformers.all_special_tokens, *(str(token) for token in added if token.special)])
 
@@ -155,8 +155,8 @@ class Tokenizer:
     def _reader(self) -> tuple[Any, dict[int, int]]:
         """The tokenizer with marked control tokens in place of plain ones, which are text to it.
 
-        Also returns the ids of the tokenizer by the ids that this one has instead. A control token may be an ordinary
-        token as well, which keeps its id. Then the marked one gets a new id, and those of later tokens may move.
+        Also returns a map from changed ids to the original ids. A control token may also be an ordinary token, which
+        keeps its id. Then the marked token gets a new id, and the ids of later tokens may move.
         """
         from tokenizers import Tokenizer as Fast
 
@@ -173,7 +173,7 @@ class Tokenizer:
         for token in content["added_tokens"]:
             if token["content"] in self._control:
                 token |= {"content": mark(token["content"]), "normalized": False}
-        # Truncation and padding that a file was saved with do not apply; the task sets lengths.
+        # Ignore the truncation and padding in the file; the task sets lengths.
         content["truncation"] = content["padding"] = None
         reader = Fast.from_str(json.dumps(content))
         moved: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Loading the nested parameters of a model from a folder of weight files, by the table `parameters(config)`.
 
 Each leaf is read, cast or quantized, and transferred to the devices before the next one, so that host memory holds only
-one leaf. A process reads only the shards of its own devices.
+one leaf. Each process reads only its devices' shards.
 """
 
 import contextlib
@@ -122,9 +122,9 @@ def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> 
     """Return the result of `assemble` as shapes, dtypes and shardings, for compilation without weights."""
 
     def leaf(parameter: Parameter) -> Any:
-        own = _sharding(parameter, sharding)
+        whole = _sharding(parameter, sharding)
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(own, part.shape)),
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(whole, part.shape)),
             _shape(parameter, dtype),
         )
 
@@ -134,7 +134,7 @@ def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> 
 def check(table: list[Parameter], tensors: Mapping[str, TensorInFile], source: str) -> None:
     """Raise CheckpointError unless the tensors are exactly those of the table."""
     layers = max((parameter.layers or 0 for parameter in table), default=0)
-    if layers > len(tensors):  # so that a damaged config.json cannot ask for millions of names
+    if layers > len(tensors):  # so that a damaged config.json cannot produce millions of names
         raise CheckpointError(f"{source}: the config has {layers} layers, and the weights {len(tensors)} tensors")
     expected = {name: stored_shape(parameter) for parameter in table for name in _names(parameter)}
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
@@ -191,8 +191,8 @@ def _reorient(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
 def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized:
     """Return the shape and dtype of a leaf.
 
-    "int8" quantizes the layers' matrices, but not the embedding tables: prompts are initialized from embeddings and
-    compared with them, and in models that are large enough to need 8 bits the tables are a few percent.
+    "int8" quantizes the layers' matrices, but not the embedding tables. Prompts are initialized from embeddings and
+    compared with them. In models that are large enough to need 8 bits, the tables are a few percent of the weights.
     """
     shape = _leaf_shape(parameter)
     matrix = parameter.layers is not None and "embed" in parameter.axes and len(parameter.axes) > 1
@@ -246,7 +246,7 @@ def _select_inputs(matrix: Quantized, index: tuple[slice, ...]) -> Quantized:
 
 
 def _stack_layers(count: int, layers: Iterator[Any]) -> Any:
-    """Stack layers into one leaf. Only one layer at a time is in memory beside the leaf."""
+    """Stack layers into one leaf. In addition to the leaf, only one layer at a time is in memory."""
     stacked: Any = None
     for number, layer in enumerate(layers):
         if stacked is None:

@@ -20,8 +20,8 @@ from prompt_jax.errors import CheckpointError
 
 _MAX_METADATA = 1 << 16  # bytes of a .zarray, which has about 200
 _MAX_AXES = 8
-_MAX_SIZE = 1 << 40  # of an axis
-_MAX_RATIO = 100  # of an array's bytes to its files' bytes, for arrays that cannot be constant: weights hardly compress
+_MAX_SIZE = 1 << 40  # the maximum length of an axis
+_MAX_RATIO = 100  # of array bytes to file bytes, for arrays above _MAY_BE_CONSTANT: weights hardly compress
 _MAY_BE_CONSTANT = 1 << 26  # bytes
 _PIECE = 1 << 20  # bytes to decompress at a time
 

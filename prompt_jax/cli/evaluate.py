@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotOptions:
-    """How the base is prompted without a prompt file (few-shot prompting)."""
+    """Few-shot prompting of the base, without a prompt file."""
 
     design: str = "{input}"
     """Without a prompt file: template of an input, where {input} is the task's input."""
@@ -56,7 +56,18 @@ class Evaluate:
     prompt file, the base (--model) is scored with a text template and --shots in-context examples.
     """
 
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax evaluate runs/demo",
+        "prompt-jax evaluate runs/mine --data new.csv",
+        "prompt-jax evaluate --model demo --task sentiment_movie --shots 8",
+    )
+    shown: ClassVar[str] = (
+        "task data split limit member model metrics vote early_stop shots design batch_size out decoding.beams"
+    )
+
+    files: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")
+    ] = ()
     """Prompt files. All members of an ensemble's file are used."""
     member: int | None = None
     """Use only this member of an ensemble's file, numbered from 0."""
@@ -155,21 +166,21 @@ def _evaluate_base(args: Evaluate) -> int:
         length=few_shot.shot_length,
     )
     prepared = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
-    if len(seeds) > 1 and not any(shown for _, shown in prepared):
+    if len(seeds) > 1 and not any(count for _, count in prepared):
         raise UserError("no in-context example fits, so all --shot-seeds give the same inputs: raise --shot-length")
     names = [
-        f"{shown:.3g} examples shown" + (f", seed {seed}" if shown else "")
-        for seed, (_, shown) in zip(seeds, prepared, strict=True)
+        f"{count:.3g} examples shown" + (f", seed {seed}" if count else "")
+        for seed, (_, count) in zip(seeds, prepared, strict=True)
     ]
     options = EvaluationOptions(target_length, args.batch_size, args.decoding)
-    outcome = evaluate_base(model, [asked for asked, _ in prepared], names, options)
+    outcome = evaluate_base(model, [with_shots for with_shots, _ in prepared], names, options)
     return _print_outcome(args, outcome)
 
 
 def _training_examples(
-    source: ExampleOptions, file: Path | None, asked: "Examples", no_prompt: Sequence["LoadedPrompt"], model: "Model"
+    source: ExampleOptions, file: Path | None, examples: "Examples", no_prompt: Sequence["LoadedPrompt"], model: "Model"
 ) -> "Examples":
-    """Return the examples to draw in-context examples from: the training split of the task, or those of a file."""
+    """Return the examples to draw in-context examples from: the task's training split, or the examples of a file."""
     from prompt_jax.data.files import file_task
     from prompt_jax.data.load import LoadOptions, load_examples
     from prompt_jax.data.registry import find_task
@@ -182,9 +193,9 @@ def _training_examples(
                 f"{source.task} has no split 'train' for --shots, but {names}; give a file with --shots-from"
             )
         return read_examples(dataclasses.replace(source, split="train", limit=None), no_prompt, model)[0]
-    if asked.format is None:
-        raise UserError(f"{asked.name} tokenizes its inputs itself, so --shots-from {file} cannot add examples to them")
-    form = dataclasses.replace(asked.format, metrics=("accuracy",))  # other metrics may need more columns
+    if examples.format is None:
+        raise UserError(f"{examples.name} tokenizes its inputs, so --shots-from {file} cannot add examples to them")
+    form = dataclasses.replace(examples.format, metrics=("accuracy",))  # other metrics may need more columns
     task = file_task(file.name, {"train": file}, form, target=source.target)
     tokenizer: Any = model.tokenizer
     return load_examples(task, tokenizer, "train", LoadOptions(form.input_length, form.target_length))

@@ -33,7 +33,7 @@ class LoadOptions:
     Attributes:
       input_length: the maximum length of an input in tokens, end token included. Longer inputs are truncated before
         their end token, and counted.
-      target_length: the same for targets.
+      target_length: the same limit for targets.
       limit: if given, load a random sample of at most this many examples, since sources are often sorted. For metrics
         on groups of examples, the sample consists of whole groups, except in the split "train".
       seed: the seed of the sample and of the task's random preprocessors. For one seed, a smaller sample is a subset of
@@ -195,7 +195,7 @@ def _notes(task: str, rows: Sequence[Row], task_format: TaskFormat) -> tuple[str
     """Return the notes of all rows, or none.
 
     Raises:
-      DataError: there are none, but a metric needs them.
+      DataError: a metric needs notes, and the task has none.
     """
     notes = tuple(row["note"].decode("utf-8") for row in rows if "note" in row)
     if rows and not notes and (needed := set(task_format.metrics) & set(NOTE_METRICS)):

@@ -1,7 +1,18 @@
 """Text-to-text tasks as Python objects: a source of rows, a template, and the column with the answer.
 
+To add a task, write a file in the folder `tasks`, or in any folder or file that `--tasks` names:
+
+    def examples(split):
+        yield "a gripping film", "positive"
+
+    add_task(
+        "reviews",
+        text_source(examples, ("train", "validation"), columns=("text", "label")),
+        TaskFormat("review: {text}", labels=("negative", "positive")),
+    )
+
 Such a task yields text. It has no tokens until it is loaded with a model's tokenizer, so one task serves every model.
-`prompt_jax.data.registry.add_task` registers one. Only sources of TFDS and seqio, and preprocessors, need TensorFlow:
+Only sources of TFDS and seqio, and preprocessors, need TensorFlow:
 `prompt_jax.data.seqio_tasks` runs those.
 """
 

@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 def right_answers(
     answers: Sequence[Sequence[str]], targets: Sequence[Target], same: Callable[[str], str]
 ) -> Bool[np.ndarray, "E N"]:
-    """Return which answers equal their target, or one of several targets. `same` maps equal answers to one text."""
+    """Return for each answer whether it equals its target or one of several. `same` maps equal answers to one text."""
     expected = [{same(text) for text in references_of(target)} for target in targets]
     return np.array([[same(a) in t for a, t in zip(row, expected, strict=True)] for row in answers])
 
@@ -52,12 +52,12 @@ def gain_intervals(
     NIST's n-grams, CIDEr's weights, and multi_bleu's number of references. Other metrics score each resample's texts.
 
     Args:
-      examples: of one split.
+      examples: the examples of one split.
       members: [E][N] the members' answers.
       vote: [N] the vote's answers.
       best: the number of the best member.
       metric: the name of one of the task's metrics.
-      seed: of the resamples.
+      seed: the seed that draws the resamples.
 
     Returns:
       (low, high) under "best" and "average".

@@ -1,6 +1,6 @@
 """The exact vote by majority, without running every member on every example.
 
-Members run in blocks, in their order. After each block, an example is finished if its majority can no longer change,
+Members run in blocks, in their order. After each block, an example is finished if its majority can no longer change
 whatever the remaining members answer (`vote.decided`). A tie is never finished early, so the votes equal the full vote.
 """
 
@@ -27,7 +27,7 @@ Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EarlyEvaluation:
-    """The vote alone. The members' scores are unknown because no member need have run on all examples.
+    """The vote alone. The members have no scores, because a member may have run on only some of the examples.
 
     Attributes:
       vote: equal to the full vote by majority, without `label_scores`.
@@ -59,7 +59,7 @@ def evaluate_early(
     Args:
       model: the frozen base.
       prompts: the members, of one placement; lengths may differ.
-      examples: of one split.
+      examples: the examples of one split.
       options: how members are evaluated.
       blocks: the number of members in each block; see `default_blocks`.
 
@@ -72,7 +72,7 @@ def evaluate_early(
     shape = len(prompts), len(examples)
     blocks = default_blocks(len(prompts)) if blocks is None else blocks
     same = comparison(labels, examples.has_sentinel)
-    # The shapes of the largest possible block. Smaller ones need no compilation.
+    # All blocks use the shapes of the largest one, so smaller blocks need no compilation.
     shapes = batch_shapes(list(examples.inputs) * max(blocks, default=1), options.batch_size)
 
     def flat_rows(members: np.ndarray, numbers: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], Rows]:

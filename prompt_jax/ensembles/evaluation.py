@@ -1,4 +1,4 @@
-"""The scores of an ensemble: of each member and of the vote (Lester et al. 2021, table 3)."""
+"""Score an ensemble: each member, and the vote (Lester et al. 2021, table 3)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ VoteRule = Literal["majority", "mean-probability"]
 
 
 class VoteError(UserError, ValueError):
-    """Members that cannot vote by this rule."""
+    """The members cannot vote by this rule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RankedVote:
     """The most probable labels, in the order of the examples.
 
     Attributes:
-      members: [E][N] each member's, None where a member did not run.
+      members: [E][N] each member's most probable label, None where it did not run.
       vote: [N] the label that wins.
     """
 
@@ -38,12 +38,12 @@ class RankedVote:
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleEvaluation:
-    """The scores of several prompts and of their vote on one split, and what they were computed from.
+    """The scores of several prompts and of their vote on one split, and the answers behind them.
 
     Attributes:
       vote_rule: `majority` votes twice: on the generated answers, for the task's metrics, and on each member's most
         probable label, for the metrics `rank/METRIC`. `mean-probability` takes the label with the highest mean of the
-        members' probabilities (see `vote.mean_probability`), for the metrics `rank/METRIC` alone.
+        members' probabilities (see `vote.mean_probability`), and yields only the metrics `rank/METRIC`.
       members: each member's evaluation, in order.
       answers: [E][N] the members' votes: generated answers or, under mean-probability, most probable labels.
       vote: the vote's scores, with its answers as `predictions`. `label_scores` are the logs of the labels' mean
@@ -101,10 +101,10 @@ def evaluate_ensemble(
     Args:
       model: the frozen base.
       prompts: the members, of one placement; lengths may differ.
-      examples: of one split.
+      examples: the examples of one split.
       options: how members are evaluated.
       vote: the rule.
-      seed: of the bootstrap.
+      seed: the seed of the bootstrap.
 
     Raises:
       VoteError: mean-probability for a task without labels, or a task that is scored by log_likelihood alone.
@@ -116,7 +116,7 @@ def evaluate_ensemble(
 def combine(
     members: Sequence[Evaluation], examples: Examples, vote: VoteRule = "majority", *, seed: int = 0
 ) -> EnsembleEvaluation:
-    """Let members vote that have been evaluated on these examples. Arguments and errors as for `evaluate_ensemble`."""
+    """Let members vote after their evaluation on these examples. Arguments and errors as for `evaluate_ensemble`."""
     check_rule(vote, examples)
     labels = labels_of(examples)
     same = comparison(labels, examples.has_sentinel)
@@ -143,12 +143,12 @@ def combine(
 def _confusion(
     examples: Examples, answers: Sequence[str], labels: Sequence[str], same: Callable[[str], str]
 ) -> Int[np.ndarray, "C C+1"]:
-    targets, given, own = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
-    return confusion(targets, given, own)
+    targets, given, label_texts = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
+    return confusion(targets, given, label_texts)
 
 
 def labels_of(examples: Examples) -> tuple[str, ...]:
-    """Return the labels of the examples' task; an empty tuple if any text is an answer."""
+    """Return the labels of the examples' task; an empty tuple for free text."""
     return examples.format.labels if examples.format else ()
 
 
@@ -192,7 +192,7 @@ def ranked_vote(
     """Return the vote by majority on most probable labels.
 
     Args:
-      labels: of the task.
+      labels: the labels of the task.
       votes: the number of each member's most probable label, or NO_VOTE.
       label_scores: the labels' log-probabilities in nats, 0 where a member did not run.
     """
@@ -217,9 +217,9 @@ def majority_vote(
     """Return the vote by majority on generated answers, with the scores of both votes.
 
     Args:
-      examples: of one split.
+      examples: the examples of one split.
       answers: [E][N] generated answers, None where a member did not run.
-      log_probabilities: of these answers, in nats.
+      log_probabilities: the log-probabilities of these answers, in nats.
       ranked: the vote on most probable labels; None without labels.
     """
     labels = labels_of(examples)

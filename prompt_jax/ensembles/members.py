@@ -14,7 +14,7 @@ from prompt_jax.prompt_files.io import PromptMetadata, member_name, read_prompts
 
 
 class MemberError(UserError, ValueError):
-    """Prompts that do not belong in one ensemble."""
+    """The prompts do not belong in one ensemble."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class LoadedPrompt:
 
     Attributes:
       path: the file.
-      number: its number in the file; None if it is the only prompt.
+      number: the number of the prompt in the file; None if it is the only one.
       prompt: the prompt.
-      metadata: the file's metadata for it.
+      metadata: the metadata of the prompt in the file.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class LoadedPrompt:
 
     @property
     def settings(self) -> str:
-        """The settings in which it differs from the other members of its run."""
+        """The settings in which the prompt differs from the other members of its run."""
         return settings_text(self.metadata.settings)
 
 
@@ -85,10 +85,10 @@ def check_one_base(members: Sequence[LoadedPrompt]) -> None:
 def check_one_task(
     members: Sequence[LoadedPrompt], *, task_given: bool, template_given: bool, labels_given: bool
 ) -> None:
-    """Check that the members have the same task, template and labels. Missing metadata is taken to fit.
+    """Check that the members have the same task, template and labels. Missing metadata counts as equal.
 
     Args:
-      members: of the ensemble.
+      members: the members of the ensemble.
       task_given: the user names the task to evaluate on, so members may have been trained on others.
       template_given: the user's task or template replaces the members' templates.
       labels_given: the user's labels replace the members' labels.

@@ -106,12 +106,12 @@ def evaluate_base(
     Args:
       model: the base.
       examples: the same examples, with the inputs of each few-shot prompt.
-      names: of the few-shot prompts.
-      options: how they are evaluated.
+      names: the names of the few-shot prompts.
+      options: how the base is evaluated.
     """
     first = examples[0]
-    cut = f", {count} inputs cut" if (count := first.truncated.get("inputs", 0)) else ""
-    title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples{cut}"
+    truncated = f", {count} inputs truncated" if (count := first.truncated.get("inputs", 0)) else ""
+    title = f"{model.name} alone: {first.name}, {first.split}, {len(first)} examples{truncated}"
     results = evaluate_members(model, [None] * len(examples), examples, options)
     ways = [{"name": name, "scores": result.scores} for name, result in zip(names, results, strict=True)]
     task: dict[str, Any] = {"task": first.name, "split": first.split, "examples": len(first)}

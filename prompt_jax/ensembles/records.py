@@ -22,18 +22,20 @@ def prediction_lines(
     """Return one JSON object for each example, in order.
 
     Args:
-      examples: of one split.
+      examples: the examples of one split.
       members: [E][N] the members' answers, None where a member did not run. A single prompt is the only member.
       vote: the vote, or the single prompt's evaluation.
       ranked: the members' most probable labels and the vote on them.
       before: the evaluation of the base without a prompt.
 
     Yields:
-      `task`, `input`, `target`; `references`, all targets of the input, if metrics compare with several; `before`, the
-      base's answer or None; `members`, each member's answer; `prediction`, the vote's answer; `ranked_members`, each
-      member's most probable label, and `ranked`, the vote on them, None without labels; and `label_scores`, the vote's
-      log-probability of each label in nats, or None. `label_scores` are means over the members, so `ranked` need not
-      have the highest one. `members` and `ranked_members` have None for a member that did not run.
+      `task`, `input` and `target`; `references`, all targets of the input, if metrics compare with several;
+      `before`, the base's answer, or None; `members`, each member's answer; `prediction`, the vote's answer;
+      `ranked_members`, each member's most probable label, and `ranked`, the vote on these labels, both None without
+      labels; `label_scores`, the vote's log-probability of each label in nats, or None.
+
+      `label_scores` are means over the members, so the label in `ranked` need not have the highest one. `members` and
+      `ranked_members` have None for a member that did not run.
     """
     labels = examples.format.labels if examples.format else ()
     for i, prediction in enumerate(vote.predictions):

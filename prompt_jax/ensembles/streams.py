@@ -1,4 +1,4 @@
-"""Answers to a stream of inputs: by one prompt, by an ensemble's vote, or by the prompt that each input names."""
+"""Answer a stream of inputs with one prompt, with an ensemble's vote, or with the prompt that each input names."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,8 +85,8 @@ class Voting:
         if not (rank and labels):
             return [Answer(prediction, None) for prediction in predictions]
         scores = np.array(score_labels(rows, [labels] * len(rows))).reshape(self._members, count, len(labels))
-        shown = scores[0] if self._members == 1 else mean_probability(scores)
-        return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, shown, strict=True)]
+        label_scores = scores[0] if self._members == 1 else mean_probability(scores)
+        return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, label_scores, strict=True)]
 
 
 def read_named(words: Sequence[str]) -> dict[str, LoadedPrompt]:

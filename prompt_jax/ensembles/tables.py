@@ -43,8 +43,8 @@ def ensemble_tables(
     """Return tables of scores, the vote's gain, agreement and, for a task with labels, the vote's confusion.
 
     Args:
-      result: of `evaluate_ensemble`.
-      title: of the table of scores.
+      result: the result of `evaluate_ensemble`.
+      title: the title of the table of scores.
       names: the file or settings of each member.
       labels: the task's labels.
       numbers: the members' numbers. The default is 0, 1 and so on.

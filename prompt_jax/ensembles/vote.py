@@ -26,8 +26,8 @@ def majority(votes: Int[np.ndarray, "E N"], log_probabilities: Float[np.ndarray,
 
     Args:
       votes: the number of each member's answer, from 0 to C - 1, or NO_VOTE.
-      log_probabilities: of each answer by each member, in nats. Use 0 for a member that should not count and -inf for
-        an impossible answer. NaN counts as -inf.
+      log_probabilities: the log-probability of each answer under each member, in nats. Use 0 for a member that should
+        not count and -inf for an impossible answer. NaN counts as -inf.
 
     Raises:
       ValueError: a number is out of range, or no member voted on an example.
@@ -53,7 +53,7 @@ def vote_answers(
 
     Args:
       answers: [E][N] generated answers; None where a member did not run.
-      log_probabilities: of each answer, by the member that gave it, in nats.
+      log_probabilities: the log-probability of each answer under the member that gave it, in nats.
       same: maps equal answers to one text; see `comparison`.
 
     Raises:
@@ -129,7 +129,8 @@ def mean_probability(label_scores: Float[np.ndarray, "E N C"]) -> Float[np.ndarr
 def decided(votes: Int[np.ndarray, "E N"], remaining: int) -> Bool[np.ndarray, " N"]:
     """Return the examples whose majority can neither change nor be tied, whatever the remaining members answer.
 
-    There the leader has more votes than the second answer and all remaining members together.
+    An example is decided if its leading answer has more votes than the second answer and all remaining members
+    combined.
 
     Args:
       votes: numbers of answers, or NO_VOTE.

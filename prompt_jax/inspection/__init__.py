@@ -1,1 +1,1 @@
-"""What prompts look like: norms, neighbors in the vocabulary, similarity, projection, ablation and differences."""
+"""Inspection of prompts: norms, neighbors in the vocabulary, similarity, projection, ablation and differences."""

@@ -45,7 +45,7 @@ class Ablation:
 
 
 def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, batch_size: int) -> Ablation:
-    """Measure the effect of each virtual token; in prompts with prefixes, of slot i of every part at once.
+    """Measure the effect of each virtual token. In a prompt with several parts, slot i of all parts is removed at once.
 
     Removing a slot shortens the prompt: the other slots become adjacent. Many shortened prompts are evaluated at once,
     as one stacked Prompt with masks, so each input length is compiled once.

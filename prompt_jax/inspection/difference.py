@@ -29,7 +29,7 @@ class PartDifference:
       norm: the norm of their difference. If the sizes differ, this and the following attributes are None.
       largest: the largest absolute difference of two numbers.
       where: the slot that contains it.
-      cosines: of each slot with the other prompt's.
+      cosines: the cosine of each slot with the same slot of the other prompt.
     """
 
     sizes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -106,7 +106,7 @@ def _field_lines(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _at(values: Any, name: str) -> Any:
-    """Return the value at `a.b`. A name may itself contain dots, as those of settings do."""
+    """Return the value at `a.b`. Names of settings contain dots themselves."""
     if not isinstance(values, dict):
         return None
     if name in values:

@@ -19,9 +19,9 @@ class Findings:
     """The results for one prompt.
 
     Attributes:
-      name: of the file or the member.
+      name: the name of the file or the member.
       prompt: the prompt.
-      metadata: the file's metadata for it.
+      metadata: the metadata of the prompt in the file.
       inspection: norms and neighbors; None without the base or without virtual tokens.
       labels: by measure, the task's labels among the neighbors; empty without labels or a tokenizer.
       similarity: cosines between the slots of each part.
@@ -60,9 +60,9 @@ def collect_findings(
     """Inspect a prompt.
 
     Args:
-      name: of the file or the member.
+      name: the name of the file or the member.
       prompt: the prompt.
-      metadata: the file's metadata for it.
+      metadata: the metadata of the prompt in the file.
       model: the base. None skips everything that needs the base's embeddings.
       k: the number of neighbors per token and measure.
       ablation: the result of `leave_one_out`, if any.

@@ -1,7 +1,7 @@
 """The pieces of the vocabulary nearest to each virtual token.
 
 Lester et al. 2021, section 7.2: a virtual token's nearest neighbors by cosine in the frozen embedding table form
-clusters of similar meaning, and the class labels that a prompt was initialized with stay among them.
+clusters of similar meaning. If a prompt was initialized with the class labels, they stay among the neighbors.
 """
 
 import dataclasses

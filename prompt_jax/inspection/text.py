@@ -31,7 +31,7 @@ NO_PROMPT = "It changes the base itself, and has no virtual tokens or prefix to 
 
 
 def describe(findings: Findings, model: Model | None) -> str:
-    """Return what `prompt-jax inspect FILE` prints of a prompt: its origin, norms and nearest pieces.
+    """Return the output of `prompt-jax inspect FILE` for a prompt: its origin, norms and nearest pieces.
 
     Args:
       findings: from `collect_findings`.
@@ -58,7 +58,7 @@ def describe(findings: Findings, model: Model | None) -> str:
 
 
 def other_base(metadata: PromptMetadata, model: Model) -> str | None:
-    """Return a note if the pieces are those of another base than the prompt's."""
+    """Return a note if the prompt was trained on another base than the one whose pieces are listed."""
     if metadata.base is None or metadata.base.fingerprint == model.fingerprint:
         return None
     return f"Pieces and their norms are those of {printable(model.name)}, which is not the prompt's base."
@@ -71,7 +71,7 @@ def printable(text: str, limit: int = _TEXT_LIMIT) -> str:
 
 
 def provenance(metadata: PromptMetadata, prompt: Prompt | Delta) -> dict[str, str]:
-    """Return the file's metadata for a prompt, by the name of the line."""
+    """Return the lines of a prompt's metadata: the text of each line by its name."""
     base, task_format = metadata.base, metadata.format
     labels = None if task_format is None else _listed(task_format.labels) or "none: any text is an answer"
     rows = {
@@ -88,7 +88,7 @@ def provenance(metadata: PromptMetadata, prompt: Prompt | Delta) -> dict[str, st
         "step": None if metadata.step is None else printable(str(metadata.step), 20),
         "scores": _listed([f"{name} {_number(value)}" for name, value in metadata.scores.items()]),
     }
-    if metadata.settings:  # of a member of an ensemble, or of an average
+    if metadata.settings:  # only a member of an ensemble, or an average, has settings
         rows["its own"] = _listed([f"{name} {value}" for name, value in metadata.settings.items()])
     return {name: value or "not recorded" for name, value in rows.items()}
 
@@ -104,7 +104,7 @@ def numbers(values: Sequence[float] | Float[np.ndarray, " P"], form: str) -> lis
 
 
 def label_lines(share: LabelShare, by: str, inspection: Inspection) -> list[str]:
-    """Return lines that say which tokens have which labels among their neighbors."""
+    """Return lines that list, for each label, the tokens that have it among their neighbors."""
     count = len(inspection.tokens)
     with_label = {number for tokens in share.tokens.values() for number in tokens}
     if not with_label:
@@ -158,7 +158,7 @@ def _cosine(value: float) -> str:
 
 
 def changes(delta: Prompt | Delta) -> str:
-    """Describe what a Delta changes of the base."""
+    """Describe how a Delta changes the base."""
     leaves = jax.tree.leaves(delta)
     return f"{len(leaves)} arrays of the base, {sum(map(np.size, leaves)):,} parameters"
 
@@ -193,8 +193,8 @@ def _ablation(findings: Findings) -> list[str]:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    shown = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
-    return shown if len(texts) <= _LIST_LIMIT else f"{shown}, and {len(texts) - _LIST_LIMIT} more"
+    listed = ", ".join(printable(text, 40) for text in texts[:_LIST_LIMIT])
+    return listed if len(texts) <= _LIST_LIMIT else f"{listed}, and {len(texts) - _LIST_LIMIT} more"
 
 
 def _number(value: float) -> str:

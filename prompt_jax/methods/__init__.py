@@ -1,6 +1,9 @@
 """Methods of tuning a frozen base model: one file each, and one line in METHODS.
 
-A method is a dataclass of its options with `initialize` and `apply`; see `prompt_jax.methods.method.Method`.
+To add a method:
+  1. Write one file like soft_prompt.py: a subclass of `Method` (method.py) whose fields are its options, with
+     `initialize` and `apply`. tests/toy_method.py is a minimal example.
+  2. Add one line to `METHODS` below.
 """
 
 import contextlib
@@ -41,11 +44,11 @@ def find_method(name: Any) -> type[Method]:
 
 
 def with_method(prompt: Method, name: str) -> Method:
-    """Return a method with default options, except for those that `prompt` sets and that the method has as well."""
+    """Return a method with the options that `prompt` sets and the method also has, and defaults for the others."""
     method, options = find_method(name), {}
     for field in dataclasses.fields(prompt):
         if (value := getattr(prompt, field.name)) != field.default:
-            with contextlib.suppress(ConversionError):  # no such option, or another type
+            with contextlib.suppress(ConversionError):  # the method lacks the option, or it has another type
                 from_dict(method, {field.name: value})
                 options[field.name] = value
     return method(**options)
@@ -57,7 +60,7 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 
 def method_from_dict(values: Any) -> Method:
-    """Read what `method_to_dict` returned, or the `prompt` section of a configuration from an earlier version.
+    """Read the result of `method_to_dict`, or the `prompt` section of a configuration from an earlier version.
 
     Raises:
       ConversionError: an unknown option, or a value of another type.
@@ -72,14 +75,14 @@ def method_from_dict(values: Any) -> Method:
     return from_dict(find_method(name), options, "prompt")
 
 
-# Options that only the single set of options in earlier versions had.
+# Earlier versions had one set of options for all methods. These are in it and no longer exist.
 _EARLIER = {"init_rest", "per_task", "mlp_layers", "adapter", "adapter_width", "adapter_share"}
 _SHARED = {"length", "sites", "placement", "init", "init_range", "init_vocab", "init_labels", "init_text", "init_file"}
 _SHARED |= {"init_member", "tie_layers", "mlp_width", "task_length", "dropout", "shift_positions", "layers"}
 
 
 def _from_earlier_version(name: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Earlier versions had one set of options for all methods. Keep those that the method has."""
+    """Return the name and the options of a method from the options of an earlier version."""
     for option, default in (("init_rest", "vocab"), ("mlp_layers", 1)):
         if (value := options.pop(option, default)) != default:
             raise ConfigError(f"prompt.{option} is {value!r}, which this version does not support")

@@ -1,7 +1,7 @@
 """Adapters: train small networks between the layers of the frozen base.
 
-Two per block, after each sublayer (Houlsby et al. 2019), or one per block with a norm (Lin et al. 2020), which Li and
-Liang 2021 compare prefixes with.
+There are two per block, after each sublayer (Houlsby et al. 2019), or one per block with a norm (Lin et al. 2020). Li
+and Liang (2021) compare prefixes with the latter.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
     from prompt_jax.models.delta import Delta
 
-SCALE = 1e-3  # of the initial weights, so that adapters start as almost the identity (Houlsby et al. 2019, section 3.6)
+# The scale of initial weights. Adapters start as almost the identity (Houlsby et al. 2019, section 3.6).
+SCALE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterTuning(Method):
-    """Adapters between the layers, a baseline (Houlsby et al. 2019, Lin et al. 2020)."""
+    """Adapters: train small networks between the layers, a baseline (Houlsby et al. 2019, Lin et al. 2020)."""
 
     name: ClassVar[str] = "adapter"
 

@@ -1,6 +1,6 @@
-"""Initial values of a soft prompt: those of Lester et al. 2021, section 3.2, and of the paper's code.
+"""Initial values of a soft prompt, as in Lester et al. 2021, section 3.2, and in the paper's code.
 
-Most return float32 [P, D]. `embedding` is the base's table [V, D].
+Most functions return float32 [P, D]. `embedding` is the base's table [V, D].
 """
 
 import warnings
@@ -32,7 +32,7 @@ def normal(key: PRNGKeyArray, length: int, shape: tuple[int, ...]) -> Float[Arra
 def sampled_vocabulary(
     key: PRNGKeyArray, length: int, embedding: Float[Array, "V D"], population: int
 ) -> Float[Array, "P D"]:
-    """Return embeddings of tokens drawn from the `population` most frequent, without replacement as long as they last.
+    """Return embeddings of tokens drawn from the `population` most frequent ones, without replacement if they suffice.
 
     SentencePiece vocabularies are ordered by frequency, so these are the first rows of the table.
     """
@@ -71,7 +71,7 @@ def text(
 
 
 def word_ids(model: Model, text: str) -> list[int]:
-    """Return the `token_ids` of words as they occur in the middle of a text: with a space before the first.
+    """Return the `token_ids` of words with a space before the first, as in the middle of a text.
 
     The prefix paper's code does the same (`add_prefix_space=True`). SentencePiece does it for every text.
     """
@@ -93,11 +93,11 @@ def token_ids(model: Model, text: str) -> list[int]:
 
 
 def prompt_of_file(path: Path, number: int | None, model: Model) -> Prompt:
-    """Return the prompt in a file, or the member of this number if the file holds an ensemble (SPoT, Vu et al. 2022).
+    """Return the prompt in a file, or member `number` of an ensemble (SPoT, Vu et al. 2022).
 
     Raises:
-      ConfigError: no such member, or a prompt of another base model.
-      PromptFormatError: not a prompt file, or the prompt has other sizes than the model.
+      ConfigError: the member does not exist, or the prompt belongs to another base model.
+      PromptFormatError: the file is not a prompt file, or the prompt's sizes are not the model's.
     """
     members = io.read_prompts(path)
     if number is None and len(members) > 1:

@@ -1,4 +1,4 @@
-"""Tuning of the top layers (Li and Liang 2021, FT-Top2): train float32 copies of the decoder's last layers.
+"""Fine-tuning of the top layers (Li and Liang 2021, FT-Top2): train float32 copies of the decoder's last layers.
 
 These are the transformer blocks only. Li and Liang's code also trains the final norm and the embedding that is tied to
 the output.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LastLayersTuning(Method):
-    """Fine-tuning of the decoder's last layers, a baseline (Li and Liang 2021)."""
+    """Partial fine-tuning: train the decoder's last layers, a baseline (Li and Liang 2021)."""
 
     name: ClassVar[str] = "last_layers"
     replaces_base: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""What every method provides."""
+"""`Method`, the interface of every method."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Method:
         return getattr(self, "length", 0)
 
     def check(self) -> None:
-        """Check rules between options. Constraints on one option stand in its type.
+        """Check rules between options. Constraints on a single option are part of its type.
 
         Raises:
           ConfigError: names the options, their values, and what would be right.
@@ -55,14 +55,14 @@ class Method:
           tasks: number of tasks of a mixture. Methods without `per_task` ignore it.
 
         Raises:
-          ConfigError: the base model or the tasks lack what an option needs.
+          ConfigError: an option needs something that the base model or the tasks lack, such as labels.
         """
         raise NotImplementedError
 
     def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt | Delta":
-        """Return what the trainable parameters stand for: a Prompt, or a Delta of the base's weights.
+        """Turn trainable parameters into a Prompt, or into a Delta of the base's weights.
 
-        Pure, and differentiated in training. The result is what a run stores.
+        The function is pure, and is differentiated in training. A run stores its result.
 
         Args:
           trainable: from `initialize`, or trained from it.

@@ -1,6 +1,6 @@
-"""The reparameterization of Li and Liang 2021, section 4.3: train a small table and an MLP that make the prefix.
+"""The reparameterization of Li and Liang 2021, section 4.3: train a small table and an MLP that produce the prefix.
 
-After training only what they make is kept.
+After training, only the resulting prefix is kept.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 Variables = dict[str, Any]
 
-FIT_STEPS, FIT_RATE = 500, 1e-4  # of the authors' code for little data
+FIT_STEPS, FIT_RATE = 500, 1e-4  # from the authors' code for small data sets
 
 
 def init(key: PRNGKeyArray, table: Float[Array, "P D"], hidden: int, out: tuple[int, ...]) -> Variables:
@@ -48,9 +48,9 @@ def apply(variables: Variables) -> Float[Array, "P *out"]:
 
 
 def fit(variables: Variables, target: Float[Array, "P *out"]) -> Variables:
-    """Return the variables with layers that were fitted to make the target, by mean squared error. The table stays.
+    """Fit the layers to produce the target, by mean squared error, and return the variables. The table is unchanged.
 
-    This is the paper's initialization with real words for little data: Adam, 500 steps at 1e-4.
+    This is the paper's initialization with real words for small data sets: Adam, 500 steps at 1e-4.
     """
     optimizer = optax.adam(FIT_RATE)
 

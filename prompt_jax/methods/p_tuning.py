@@ -1,7 +1,7 @@
-"""P-tuning (Liu et al. 2021, "GPT Understands, Too"): a small encoder makes the virtual tokens during training.
+"""P-tuning (Liu et al. 2021, "GPT Understands, Too"): an encoder produces the virtual tokens in training.
 
 The encoder is a bidirectional LSTM or an MLP over an input table. Layers and initialization are those of PEFT's
-PromptEncoder. Only the virtual tokens that it makes are stored, so the result is a soft prompt.
+PromptEncoder. Only its output is stored, so the result is a soft prompt.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PTuning(Method):
-    """P-tuning: train an encoder that makes the virtual tokens (Liu et al. 2021)."""
+    """P-tuning: train an encoder that produces the virtual tokens (Liu et al. 2021)."""
 
     name: ClassVar[str] = "p_tuning"
 

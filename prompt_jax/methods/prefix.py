@@ -1,4 +1,4 @@
-"""Prefix tuning (Li and Liang 2021): train keys and values that every attention layer sees before the text's."""
+"""Prefix tuning (Li and Liang 2021): train extra keys and values in every attention layer."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -49,8 +49,8 @@ class PrefixTuning(Method):
     dropout: Annotated[float, BELOW_ONE] = 0.0
     """Dropout rate of the prefix's keys and values during training."""
     shift_positions: bool = True
-    """Count the text's learned positions from the end of the prefix. For BART, PEFT does and the paper's code does
-    not."""
+    """Count the text's learned positions from the end of the prefix. For BART, PEFT does this, and the paper's code
+    does not."""
 
     def check(self) -> None:
         check_init(self)
@@ -93,7 +93,7 @@ class PrefixTuning(Method):
                 continue
             table_key, layers_key = jax.random.split(site_key)
             row = (model.config.d_model,)
-            # With real words, the table is the authors' normal one, and the MLP is fitted to the activations.
+            # With real words, the table is drawn as usual, and the MLP is fitted to the activations.
             table = self._random(table_key, row) if target is None else initializers.normal(table_key, self.length, row)
             variables = mlp.init(layers_key, table, self.mlp_width, out)
             trainable[site] = variables if target is None else mlp.fit(variables, target)

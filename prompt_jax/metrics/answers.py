@@ -1,4 +1,4 @@
-"""Metrics of whole answers, and any metric of text by name."""
+"""Metrics of whole answers, and a lookup of text metrics by name."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from prompt_jax.metrics import generation
 from prompt_jax.metrics.corpus_metric import CorpusMetric, References, mean_of
 from prompt_jax.metrics.squad import normalize_answer
 
-# A text, or several of which any is correct.
+# A correct text, or several correct texts.
 Target = str | Sequence[str]
 MetricFn = Callable[[Sequence[Target], Sequence[str]], dict[str, float]]
 
@@ -29,7 +29,7 @@ def _matches(normalize: Callable[[str], str]) -> CorpusMetric:
     return mean_of(scores)
 
 
-# Metrics that are functions of a sum over examples. F1 is not among them, since it needs the task's labels.
+# Metrics that are functions of a sum over examples. F1 is left out, since it needs the task's labels.
 CORPUS_METRICS: dict[str, CorpusMetric] = {
     "accuracy": _matches(str),
     "exact_match": _matches(normalize_answer),
@@ -67,10 +67,10 @@ def group_exact_match(
 def referent_accuracy(targets: Sequence[str], predictions: Sequence[str], *, notes: Sequence[str]) -> dict[str, float]:
     """Return the share of examples in which the model names the target's referent if and only if the note is "True".
 
-    This is WSC in T5's format (`wsc_simple`): the model names the referent of a pronoun, and the note says whether that
-    is the target. A prediction names the target if the words of one text include all words of the other, ignoring case
-    and determiners. It does not if only one of them has an apostrophe ("Bob", "Bob's hat"). A prediction without other
-    words than determiners is incorrect.
+    This is WSC in T5's format (`wsc_simple`): the model names the referent of a pronoun, and the note says whether the
+    target is the referent. A prediction names the target if the words of one text include all words of the other,
+    ignoring case and determiners. It does not if only one of them has an apostrophe ("Bob", "Bob's hat"). A prediction
+    of determiners only is incorrect.
     """
     check_lengths(targets, predictions)
 
@@ -87,7 +87,7 @@ def referent_accuracy(targets: Sequence[str], predictions: Sequence[str], *, not
 
 
 def references_of(target: Target) -> Sequence[str]:
-    """Return the texts of which any is correct."""
+    """Return all texts that are correct answers."""
     return (target,) if isinstance(target, str) else target
 
 

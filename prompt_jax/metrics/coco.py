@@ -55,8 +55,9 @@ def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
 def cider(references: References, predictions: Sequence[str]) -> list[float]:
     """Return each answer's CIDEr-D (Vedantam et al. 2015), from 0 to 10.
 
-    Ten times the mean, over references and n, of a cosine of n-gram counts. N-grams weigh more the fewer examples have
-    them in their references, so a value depends on the other examples. For a single example it is 0.
+    The value is ten times the mean, over references and n, of a cosine of weighted n-gram counts. An n-gram weighs more
+    if fewer examples have it in their references, so a value depends on the other examples. For a single example it
+    is 0.
     """
     counts = [[ngrams(coco_words(text), _CIDER_ORDER) for text in texts] for texts in references]
     frequency: Counter[tuple[str, ...]] = Counter()

@@ -1,7 +1,7 @@
 """Metrics that are functions of a sum over examples.
 
-All metrics of text are of this kind: BLEU sums n-gram counts, TER edits, a mean the scores of examples. So the score of
-a bootstrap sample only takes additions. Letters of shapes: N examples, K numbers that are summed.
+All metrics of text are of this kind: BLEU sums n-gram counts, TER sums edits, a mean sums the scores of examples. So
+scoring a bootstrap sample only takes additions. Letters of shapes: N examples, K numbers that are summed.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Statistics = Callable[[References, Sequence[str]], Float[np.ndarray, "N K"]]
 
 @dataclasses.dataclass(frozen=True)
 class CorpusMetric:
-    """A score that is a function of a sum over examples.
+    """A metric that is a function of a sum over examples.
 
     Attributes:
       statistics: returns the numbers that are summed, from references and predictions.

@@ -1,4 +1,4 @@
-"""Correlations of answers that are numbers."""
+"""Correlations between targets and answers that are numbers."""
 
 import math
 from collections.abc import Sequence

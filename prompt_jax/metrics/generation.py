@@ -1,8 +1,8 @@
-"""Metrics of text against one or more references: those of E2E, WebNLG, DART, XSum, and question answering.
+"""Metrics of text against one or more references, as E2E, WebNLG, DART, XSum and question answering use them.
 
 sacrebleu and rouge-score compute the same values as the official scripts. NIST, and MS COCO's ROUGE-L and CIDEr, are
-implemented in this package, since no library computes them as E2E's measure_scores.py does. METEOR is its authors'
-program. The official scorers of WebNLG and DART normalize texts first.
+implemented in this package, since no library computes them as E2E's measure_scores.py does. METEOR runs the
+program of its authors. The official scorers of WebNLG and DART normalize texts first.
 """
 
 import functools
@@ -26,7 +26,7 @@ def _sacrebleu(
 
     Args:
       name: the metric's class.
-      missing: the text that stands for each reference that an example has fewer than the others.
+      missing: the text that fills up the references of an example that has fewer than the others.
       max_references: how many references of an example count; None for all.
       **options: the metric's options.
     """

@@ -8,7 +8,7 @@ from prompt_jax.metrics.answers import check_lengths, mean
 
 
 def f1(targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]) -> dict[str, float]:
-    """Return the F1 of the second of two labels. As in scikit-learn, 0 if it is neither expected nor predicted.
+    """Return the F1 of the second of two labels. As in scikit-learn, it is 0 if the label never occurs.
 
     An answer that is not a label is always wrong: a false negative if the target is the positive class, otherwise a
     false positive, as in T5's `f1_score_with_invalid`. Otherwise nonsense answers could raise F1.
@@ -37,7 +37,8 @@ def mean_class_f1(targets: Sequence[str], predictions: Sequence[str], *, labels:
 def matthews(targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]) -> dict[str, float]:
     """Return Matthews' correlation of targets and predictions for any number of classes (Gorodkin 2004).
 
-    As in scikit-learn. Answers that are not labels form one more class. 0 if targets or predictions are constant.
+    The value equals scikit-learn's. Answers that are not labels form one more class. The value is 0 if targets or
+    predictions are constant.
     """
     check_lengths(targets, predictions)
     classes = [p if p in labels else None for p in predictions]

@@ -17,7 +17,7 @@ from prompt_jax.errors import UserError
 
 # The authors' parameters for ranking English translations.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of matches of exact words, stems, synonyms and paraphrases
+_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # for matches of exact words, stems, synonyms and paraphrases
 
 
 class MeteorError(UserError):
@@ -48,9 +48,10 @@ def statistics(references: Sequence[Sequence[str]], predictions: Sequence[str]) 
 def score(total: Float[np.ndarray, " K"]) -> float:
     """Return METEOR from the sum of the examples' statistics, as the program's MeteorScorer does.
 
-    The statistics are counts, each for answer and reference: words; function words; for each of the four kinds of match
-    the content words and the function words in it; then a single number of chunks, which are runs of matches in the
-    same order; and matched words. They are additive, except the chunks of an answer that equals its reference.
+    The statistics are counts in this order, each for the answer and the reference: words; function words; for each of
+    the four kinds of match, the matched content words and the matched function words. Then follow one number of chunks
+    (runs of matches in the same order), and the matched words of both. All are additive, except the chunks of an answer
+    that equals its reference.
     """
     words, function_words, (chunks, *matched) = total[:2], total[2:4], total[20:]
     matches = total[4:20].reshape(4, 2, 2)  # kind; content or function words; answer or reference

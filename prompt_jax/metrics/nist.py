@@ -17,11 +17,11 @@ _BETA = math.log(0.5) / math.log(1.5) ** 2  # halves the score if an answer has 
 
 
 def statistics(references: References, predictions: Sequence[str]) -> Float[np.ndarray, "N K"]:
-    """Return, for each n, the information of the matched n-grams and the number of n-grams; then 5 length statistics.
+    """Return, for each n, the information of matched n-grams and the number of n-grams, and then 5 length statistics.
 
-    As in mteval-v13a, an n-gram matches as often as it occurs in the reference that has it most often. Its information
-    is computed on all references of all examples. The lengths are the words of the answer, the mean words of its
-    references, their total words, the number of non-empty references, and 1.
+    As in mteval-v13a, an n-gram matches as often as it occurs in the reference that contains it most often. The
+    information of an n-gram is computed from all references of all examples. The lengths are the words of the answer,
+    the mean words of its references, their total words, the number of non-empty references, and 1.
     """
     reference_words = [[words(text) for text in texts] for texts in references]
     counts = [[ngrams(tokens, _ORDER) for tokens in texts] for texts in reference_words]

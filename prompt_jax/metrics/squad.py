@@ -17,9 +17,9 @@ def normalize_answer(text: str) -> str:
 
 
 def word_f1(references: References, predictions: Sequence[str]) -> list[float]:
-    """Return each answer's F1 on the words of `normalize_answer`, with the reference that gives the highest.
+    """Return each answer's highest F1 with any reference, on the words of `normalize_answer`.
 
-    Words count as often as they occur. Without common words F1 is 0, even between two empty texts: SQuAD 1.1's rule.
+    Repeated words count repeatedly. Without common words F1 is 0, even between two empty texts, as in SQuAD 1.1.
     """
 
     def score(reference: str, prediction: str) -> float:

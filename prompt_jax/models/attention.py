@@ -1,7 +1,7 @@
 """Attention and dropout of all model families. `prompt_jax.models` explains the shape letters.
 
-`attend` takes any number of `KeyValues`: those of the text, and those of a prefix (`PastKeyValues.key_values` in
-inputs.py makes them).
+`attend` takes any number of `KeyValues`: one for the text, and one for a prefix (from `PastKeyValues.key_values` in
+inputs.py).
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
 # Added to the score of a masked key. It is large enough for a weight of exactly zero. It is finite, so that a row with
-# no key at all (a row that only fills up a batch) gives finite values and not NaN.
+# no key at all (a row that fills up a batch) gives finite values and not NaN.
 MASKED = -1e9
 
 

@@ -1,6 +1,6 @@
 """The key-value cache for generation. `prompt_jax.models` explains the shape letters.
 
-Keys and values are stored with heads first, the order in which attention multiplies them. Any other order would cost a
+Keys and values are stored with heads first, as attention multiplies them. Any other order would cost a
 copy for each token.
 """
 
@@ -20,15 +20,16 @@ from prompt_jax.models.layers import Params, depth
 class Cache(NamedTuple):
     """Keys and values of generated tokens and of the past, which is everything before them.
 
-    The beams of a row share its slots. A mask selects the tokens that each beam attends to: those of the beams that it
-    continues. So nothing is copied when beams are reordered.
+    The beams of a row share its slots. A mask selects the tokens that a beam attends to: those of the hypothesis that
+    it continues. So nothing is copied when beams are reordered.
 
     Attributes:
       length: number of tokens so far, including the start token.
       position: position of the start token, for learned or rotary positions.
       visible: which tokens each beam attends to; token n of beam g is in slot n * beams + g.
       generated: for each stack of layers, keys and values of the generated tokens.
-      past: what precedes the generated tokens, such as a prefix or the source. Its `layers` are in `past_layers`.
+      past: keys and values before the generated tokens, such as a prefix or the source. Their `layers` are in
+        `past_layers`.
       past_layers: for each stack of layers and each item of `past`, keys and values: [L, G, S, K] for all rows,
         [L, B, G, S, K] for each row, [L, N, G, S, K] for N prompts, or None.
     """
@@ -71,7 +72,7 @@ def empty_cache(
 
     Args:
       stacks: the decoder's stacks of layers.
-      past: what precedes the generated tokens.
+      past: keys and values before the generated tokens.
       rows, beams, capacity: batch size, beams per row, and maximum number of tokens per beam.
       heads, width: G and K of the generated tokens' keys and values.
       dtype: dtype of the generated tokens' keys and values.

@@ -37,7 +37,7 @@ KeyValueArrays = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
 
 
 class DecoderOnlyModule(Protocol):
-    """What a family's file, such as `gpt2.py`, provides.
+    """The functions and constants in a family's file, such as `gpt2.py`.
 
     `config` has at least the fields `layers`, `kv_heads`, `d_kv`, `dropout_rate`, `remat`, `pad_id`, `eos_id` and
     `start_id`.
@@ -56,7 +56,7 @@ class DecoderOnlyModule(Protocol):
     def add_positions(
         self, params: Params, x: Float[Array, "B T D"], positions: Int[Array, "#B #T"], config: Any, key: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Return the first layer's input, and what all layers share (such as rotary angles, or None)."""
+        """Return the first layer's input, and a value for all layers (such as rotary angles, or None)."""
 
     def layer(
         self, x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, config: Any, keys: Any
@@ -68,7 +68,7 @@ class DecoderOnlyModule(Protocol):
 
 
 class Encoded(NamedTuple):
-    """What precedes the target: prefix, source and infix."""
+    """Keys and values before the target: prefix, source and infix."""
 
     past: tuple[PastKeyValues, ...]
     position: Int[Array, "#B"]  # the start token's position
@@ -100,7 +100,7 @@ class DecoderOnly:
     def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
         """Return how many positions a prompt, `source` tokens and `target` tokens (with the start token) need.
 
-        The result's keys say what the numbers count, for error messages.
+        The keys of the result name the counted texts, for error messages.
         """
         slots = sum(part.slots for part in (prompt or Prompt()).parts.values())
         return {"prompt, source and target": source + target + slots}
@@ -202,9 +202,9 @@ class DecoderOnly:
 
         Args:
           x: embedded tokens.
-          positions: their positions.
-          past: what precedes them, such as a prefix or the source.
-          used: [B, T], false for tokens that none may attend to; None means all are used.
+          positions: the positions of the tokens.
+          past: keys and values before them, such as a prefix or the source.
+          used: [B, T], false for tokens that nothing attends to; None means all are used.
           key: enables dropout.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Changes of the base's own weights: adapters, the last layers, or a full model."""
+"""Changes of the base's weights: adapters, the last layers, or a full model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ class Delta:
     """Weights that replace or extend the base's, as the baselines of prompt tuning store them.
 
     Attributes:
-      leaves: nested as the base's parameters, with the number of a stack of layers as a string, as in {"decoder":
-        {"layers": {"0": {"mlp": {"up": [L, D, F]}}}}}. The key `last_layers` instead of `layers` and a number holds the
-        weights of the last layers only.
+      leaves: arrays, nested like the base's parameters. The number of a stack of layers is a string, as in {"decoder":
+        {"layers": {"0": {"mlp": {"up": [L, D, F]}}}}}. The key `last_layers`, instead of `layers` and a number, holds
+        the weights of the last layers only.
     """
 
     leaves: Any
@@ -35,18 +35,18 @@ class Delta:
 def merged_params(params: Params, delta: Delta) -> Params:
     """Return the base's parameters with a Delta's leaves in them, cast to the activations' type.
 
-    The last layers become a stack of their own, so that no gradient is computed for the layers below.
+    The last layers become a separate stack, so that no gradient is computed for the layers below.
     """
     return _merged(params, jax.tree.map(lambda leaf: leaf.astype(params["embedding"].dtype), delta.leaves))
 
 
 def params_and_prompt(params: Params, added: "Prompt | Delta | None") -> tuple[Params, Prompt | None]:
-    """Return the arguments of a forward pass for what a method made."""
+    """Return the parameters and the prompt of a forward pass, from a Prompt, a Delta or None."""
     return (merged_params(params, added), None) if isinstance(added, Delta) else (params, added)
 
 
 def whole_model(params: Params, delta: Delta) -> Params:
-    """Return the base's parameters with a Delta's, in the base's structure.
+    """Merge a Delta into the base's parameters, and keep the structure of the base.
 
     Raises:
       ValueError: the Delta has adapters, for which the base has no place.
@@ -65,7 +65,7 @@ def whole_model(params: Params, delta: Delta) -> Params:
 def check_alike(prompts: "Sequence[Prompt | Delta]", names: Sequence[str] | None = None) -> None:
     """Raise PromptStackError unless these can form one ensemble: prompts that stack, or Deltas of equal shapes.
 
-    `names` are what messages call them, their numbers by default.
+    `names` are used in error messages; the default is their numbers.
     """
     names = names or [f"prompt {number}" for number in range(len(prompts))]
     kinds = [jax.tree.map(np.shape, prompt) for prompt in prompts if isinstance(prompt, Delta)]
@@ -94,27 +94,29 @@ def _merged(node: Any, leaves: Any) -> Any:
 def check_delta(params: Params, delta: Delta) -> None:
     """Raise ValueError unless the base has a place for each leaf, of the same shape."""
     base = {path: leaf.shape for path, leaf in flat(params).items()}
-    own = {path: np.shape(leaf) for path, leaf in flat(delta.leaves).items()}
-    counts = {shape[:1] for path, shape in own.items() if LAST_LAYERS in path.split("/")}
+    shapes = {path: np.shape(leaf) for path, leaf in flat(delta.leaves).items()}
+    counts = {shape[:1] for path, shape in shapes.items() if LAST_LAYERS in path.split("/")}
     widths: dict[str, int] = {}
-    for path, found in own.items():
+    for path, actual in shapes.items():
         place = path.replace(LAST_LAYERS, "layers/0")
         expected = base.get(place)
-        if expected is not None and place != path and len(counts) == 1 and (0,) < found[:1] <= expected[:1]:
-            expected = (*found[:1], *expected[1:])
+        if expected is not None and place != path and len(counts) == 1 and (0,) < actual[:1] <= expected[:1]:
+            expected = (*actual[:1], *expected[1:])
         if expected is None and (match := _ADAPTER.fullmatch(path)):
             layers = {shape[0] for name, shape in base.items() if name.startswith(f"{match['place']}/")}
-            bottleneck = widths.setdefault(match["place"], found[_BOTTLENECK.get(match["leaf"], 0)] if found else 0)
+            bottleneck = widths.setdefault(match["place"], actual[_BOTTLENECK.get(match["leaf"], 0)] if actual else 0)
             sizes = {"L": next(iter(layers), 0), "D": params["embedding"].shape[1], "M": bottleneck}
             expected = tuple(sizes[axis] for axis in _AXES[match["leaf"]])
-        if found != expected or 0 in found:
+        if actual != expected or 0 in actual:
             wanted = "no such leaf" if expected is None else f"{list(expected)} there"
-            raise ValueError(f"base/{path} is {list(found)}, and the base has {wanted}")
+            raise ValueError(f"base/{path} is {list(actual)}, and the base has {wanted}")
     for place in widths:
-        there = {path.removeprefix(f"{place}/adapter/") for path in own if path.startswith(f"{place}/adapter/")}
-        if there not in (_AXES.keys(), _AXES.keys() - {"norm/scale", "norm/bias"}):
-            raise ValueError(f"base/{place}/adapter has {', '.join(sorted(there))}, and should have {', '.join(_AXES)}")
-    if counts and any("/layers/" in f"/{path}" for path in own):
+        leaves = {path.removeprefix(f"{place}/adapter/") for path in shapes if path.startswith(f"{place}/adapter/")}
+        if leaves not in (_AXES.keys(), _AXES.keys() - {"norm/scale", "norm/bias"}):
+            raise ValueError(
+                f"base/{place}/adapter has {', '.join(sorted(leaves))}, and should have {', '.join(_AXES)}"
+            )
+    if counts and any("/layers/" in f"/{path}" for path in shapes):
         raise ValueError(f"base/ has both {LAST_LAYERS} and leaves of all layers; expected one or the other")
 
 

@@ -34,7 +34,7 @@ Biases = Callable[[Params], tuple[Any, Any]]
 
 
 class EncoderDecoderModule(Protocol):
-    """What a family's file, such as `t5.py`, provides.
+    """The functions and constants in a family's file, such as `t5.py`.
 
     `config` has at least the fields `dropout_rate`, `remat`, `pad_id`, `eos_id` and `start_id`. `side` is "encoder" or
     "decoder", or the parameters of that side.
@@ -141,7 +141,7 @@ class EncoderDecoder:
     def positions_needed(self, prompt: Prompt | None, source: int, target: int) -> dict[str, int]:
         """Return how many positions encoder and decoder need for a prompt, `source` tokens and `target` tokens.
 
-        The target includes the start token. The result's keys say what the numbers count, for error messages.
+        The target includes the start token. The keys of the result name the counted texts, for error messages.
         """
         prompt = prompt or Prompt()
         tokens = 0 if prompt.encoder_tokens is None else prompt.encoder_tokens.slots
@@ -226,7 +226,7 @@ class EncoderDecoder:
         check_prompt_ids(prompt, prompt_ids, len(batch["inputs"]))
         check_no_infix(prompt, self.name)
         # Real positions move to the front of each row. Then virtual tokens are adjacent to the text, and one table of
-        # relative positions serves the whole batch. They stay there, because cross-attention has no positions.
+        # relative positions serves the whole batch. They are not moved back, because cross-attention has no positions.
         order = left_aligned_order(batch["inputs_mask"])
         ids, mask = (gather_positions(batch[name], order) for name in ("inputs", "inputs_mask"))
         x, mask = self.module.embed(params, ids, config), mask.astype(bool)

@@ -1,4 +1,4 @@
-"""Virtual tokens and prefixes for the rows of a batch, and rows without padding on the left.
+"""Look up virtual tokens and prefixes for the rows of a batch, and move real positions to the front of rows.
 
 `prompt_jax.models` explains the shape letters. N is the number of prompts in a stacked Prompt.
 """
@@ -111,7 +111,7 @@ def prefix_kv(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> PastKeyValues
 
 
 def _gather_prompts(stacked: Float[Array, "N *rest"], ids: Int[Any, "B"]) -> Float[Array, "B *rest"]:
-    """Return each row's prompt; for rows without one, the first (which is masked); for ids out of range, NaN."""
+    """Return each row's prompt. A row without one gets the first, which is masked; an id out of range gets NaN."""
     ids = jnp.asarray(ids)
     return stacked.at[jnp.where(ids == NO_PROMPT, 0, ids)].get(fill_value=jnp.nan, **_OUT_OF_RANGE)
 

@@ -13,7 +13,7 @@ from prompt_jax.models.quantized import Weights, weighted_einsum
 
 Params = dict[str, Any]
 
-# What the backward pass keeps from each layer; it recomputes the rest.
+# The activations that the backward pass keeps from each layer. It recomputes the rest.
 _KEPT: dict[Remat, Callable] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -33,12 +33,12 @@ def run_layers(
     """Apply `layer(x, weights, extra, keys) -> (x, output)` to each layer of each stack with `jax.lax.scan`.
 
     Args:
-      layer: computes one layer. `keys` are `keys_per_layer` independent keys, or as many None.
+      layer: computes one layer. `keys` are `keys_per_layer` independent keys, or a None for each without `key`.
       x: the input of the first layer.
       stacks: weights with leaves [L_i, ...].
       extra: leaves [L, ...] over the layers of all stacks, or None.
-      remat: what the backward pass recomputes: nothing ("none"), attention and activation functions ("dots"), or whole
-        layers ("full").
+      remat: the values that the backward pass recomputes: nothing ("none"), attention and activation functions
+        ("dots"), or whole layers ("full").
       key: enables dropout.
       keys_per_layer: the number of dropout keys that a layer needs.
 
@@ -84,7 +84,7 @@ def depth(stack: Any) -> int:
 
 
 def split_key(key: PRNGKeyArray | None, count: int) -> Any:
-    """Return `count` independent keys, or as many None without a key."""
+    """Return `count` independent keys; without a key, `count` times None."""
     return (None,) * count if key is None else jax.random.split(key, count)
 
 
@@ -126,8 +126,8 @@ def apply_adapter(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B 
     """Apply the adapter in `weights`, if there is one, to the output of a sublayer or layer.
 
     An adapter is a bottleneck of width M with a residual connection; `down` is [D, M] and `up` [M, D]. It follows each
-    sublayer (Houlsby et al. 2019, section 2.1), or each layer and then begins with a layer norm (Lin et al. 2020,
-    section 3).
+    sublayer (Houlsby et al. 2019, section 2.1). Or it follows each layer, and begins with a layer norm (Lin et al.
+    2020, section 3).
     """
     if (adapter := weights.get("adapter")) is None:
         return x

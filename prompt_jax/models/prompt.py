@@ -20,11 +20,11 @@ NO_PROMPT = -1  # the prompt id of a row without a prompt
 
 
 class PromptStackError(UserError, ValueError):
-    """Prompts that cannot be stacked, or prompt ids that do not match the prompt."""
+    """Prompts cannot be stacked, or prompt ids do not match the prompt."""
 
 
 class PromptPartError(UserError, ValueError):
-    """A prompt with a part that the model does not support."""
+    """The prompt has a part that the model does not support."""
 
 
 @struct.dataclass
@@ -85,7 +85,7 @@ PromptPart = VirtualTokens | Prefix
 
 @struct.dataclass
 class Prompt:
-    """What is added to the frozen base. Any part may be absent.
+    """Virtual tokens and prefixes for the frozen base. Any part may be absent.
 
     The order of positions is: prefix, virtual tokens, text. A stacked Prompt holds N prompts: its leaves have a leading
     axis N, and `prompt_ids` [B] int32 in the batch holds each row's index from 0 to N - 1, or -1 for no prompt.

@@ -44,8 +44,8 @@ Weights = Array | Quantized
 def quantize(matrix: np.ndarray, inputs: int) -> Quantized:
     """Quantize a matrix on the host. Its first `inputs` axes are contracted with the activations.
 
-    The largest weight of an output becomes 127 or -127. A weight that is not finite makes its output's scale, and so
-    every product with it, not finite. The function needs memory for two float32 copies.
+    The largest weight of an output becomes 127 or -127. If a weight is not finite, the scale of its output and every
+    product with it are not finite either. The function needs memory for two float32 copies.
     """
     axes = tuple(range(inputs))
     matrix = matrix.astype(np.float32, copy=False)

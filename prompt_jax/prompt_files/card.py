@@ -40,7 +40,7 @@ def indented_block(values: Mapping[str, Any]) -> list[str]:
 
 
 def facts(metadata: PromptMetadata) -> dict[str, Any]:
-    """Return what a card says of a prompt, without its base."""
+    """Return the facts about a prompt for a card, without its base."""
     values: dict[str, Any] = {"task": metadata.task, "step": metadata.step}
     if metadata.format is not None:
         values |= {"template": metadata.format.template, "labels": list(metadata.format.labels)}

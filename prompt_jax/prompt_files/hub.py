@@ -231,8 +231,8 @@ def _select_files(name: HubName, sizes: Mapping[str, int | None]) -> tuple[bool,
         example = dataclasses.replace(name, folder=name.inside(archives[0]))
         raise PromptFormatError(f"{name} has several prompts, {_join(archives)}; name one, e.g. {example}")
     if not files:
-        found = _join(_summarize(set(sizes))) or "nothing"
-        raise PromptFormatError(f"{name}: the repository has no {name.folder or 'file'}; it has {found}")
+        content = _join(_summarize(set(sizes))) or "nothing"
+        raise PromptFormatError(f"{name}: the repository has no {name.folder or 'file'}; it has {content}")
     if not folders:
         arrays = sorted(file for file in files if file.endswith(".npy") and "/" not in file)
         expected = "a repository or a folder that has one of them"

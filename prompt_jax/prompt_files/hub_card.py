@@ -1,4 +1,4 @@
-"""The model card of a repository with prompts: what they are and how to use them."""
+"""The model card of a repository with prompts: a description, and code that uses them."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CardBase:
-    """A card's base: its name, its commit if it is on the Hub, and whether it is causal, if known."""
+    """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown)."""
 
     name: str
     revision: str | None
@@ -81,7 +81,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
 
 
 def _facts(members: Sequence[CardMember], base: CardBase | None) -> list[str]:
-    """Return the facts that all members share, then one line for each member with the others."""
+    """Return the facts that all members share, then one line for each member with the facts that differ."""
     of_base: dict[str, Any] = {} if base is None else {"base": base.name, "revision": base.revision}
     each = [
         {"method": member.metadata.method, "shapes": dict(member.shapes), "placement": member.metadata.placement}
@@ -110,13 +110,13 @@ def _with_prompt_jax(name: HubName, members: Sequence[CardMember], base: CardBas
     file = shlex.quote(ours)
     about = "The members answer by majority vote. The answer of one member:"
     if find_task_mismatch([member.metadata for member in members]) is not None:
-        own = name.repository.rpartition("/")[2]
-        words = json.dumps({"prompt": f"{own}/0", **row}, ensure_ascii=False)
-        file = f"--prompts {shlex.quote(f'{own}={ours}')}"
+        short_name = name.repository.rpartition("/")[2]
+        words = json.dumps({"prompt": f"{short_name}/0", **row}, ensure_ascii=False)
+        file = f"--prompts {shlex.quote(f'{short_name}={ours}')}"
         about = (
-            f"The members are for different tasks and do not vote: each input names one, `{own}/0` to "
-            f"`{own}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export --member 0` writes "
-            "one to a file. In Python:"
+            f"The members are for different tasks and do not vote: each input names one, `{short_name}/0` to "
+            f"`{short_name}/{len(members) - 1}`, and has the columns of its template. `prompt-jax export --member 0` "
+            "writes one to a file. In Python:"
         )
     model = f"--model {_word(base.name, 'NAME')}"
     model += f" --revision {_word(base.revision, 'REVISION')}" if base.revision else ""
@@ -182,16 +182,18 @@ def _fenced(language: str, lines: Sequence[str]) -> list[str]:
 
 
 def _columns(members: Sequence[CardMember]) -> tuple[str, ...]:
-    own = members[0].metadata.format
-    return ("text",) if own is None else own.columns
+    task_format = members[0].metadata.format
+    return ("text",) if task_format is None else task_format.columns
 
 
 def _text(members: Sequence[CardMember], start: str = "") -> str:
     """Return an input as a Python literal: the template, filled with a text for each column."""
-    own = members[0].metadata.format
-    return quote(start + ("a text" if own is None else own.render(dict.fromkeys(own.columns, "a text"))))
+    task_format = members[0].metadata.format
+    return quote(
+        start + ("a text" if task_format is None else task_format.render(dict.fromkeys(task_format.columns, "a text")))
+    )
 
 
 def _length(members: Sequence[CardMember]) -> int:
-    own = members[0].metadata.format
-    return 16 if own is None else own.target_length
+    task_format = members[0].metadata.format
+    return 16 if task_format is None else task_format.target_length

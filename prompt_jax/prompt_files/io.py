@@ -55,8 +55,8 @@ def save_prompt(
       model: the prompt's base. Only an adapter needs it, for its sizes and name.
 
     Raises:
-      PromptFormatError: values that are not finite, another extension, a format that cannot hold the prompt, or a
-        path on the Hub (use `push_prompt`).
+      PromptFormatError: the prompt has values that are not finite, or the format cannot hold it; the extension is
+        unknown; or the path is on the Hub (use `push_prompt`).
     """
     path = _local_path(path)
     arrays = npz.prompt_entries(str(path), prompt, metadata or PromptMetadata())
@@ -88,7 +88,7 @@ def save_ensemble(
 ) -> None:
     """Save the members of an ensemble as one `.npz`, or as a folder of PEFT adapters.
 
-    The file is written atomically. A folder of adapters is an ensemble only once the last of them is written.
+    The file is written atomically. A folder of adapters becomes an ensemble when the last adapter is written.
 
     Args:
       path: the file; for PEFT, a folder that is new or empty.
@@ -98,8 +98,8 @@ def save_ensemble(
       model: as for `save_prompt`.
 
     Raises:
-      PromptFormatError: no members or too many, values that are not finite, a format that cannot hold them, or a
-        path on the Hub.
+      PromptFormatError: there are no members or too many, a value is not finite, the format cannot hold them, or the
+        path is on the Hub.
       PromptStackError: the members cannot be stacked.
     """
     path = _local_path(path)
@@ -221,9 +221,9 @@ def _check_sizes(path: str | Path, prompt: Prompt | Delta, model: Model) -> None
     for site, part in prompt.parts.items():
         if isinstance(part, Prefix) and site not in sites:
             raise PromptFormatError(f"{path}: it has a prefix for {site}; {model.name} has {' and '.join(sites)}")
-        if isinstance(part, Prefix) and (found := (part.keys.shape[0], *part.keys.shape[2:])) != sites[site]:
+        if isinstance(part, Prefix) and (sizes := (part.keys.shape[0], *part.keys.shape[2:])) != sites[site]:
             raise PromptFormatError(
-                f"{path}: its prefix for {site} has layers, heads and width {found}; {model.name} has {sites[site]}"
+                f"{path}: its prefix for {site} has layers, heads and width {sizes}; {model.name} has {sites[site]}"
             )
 
 
@@ -297,7 +297,7 @@ def _prompt_of_array(where: str, array: np.ndarray) -> StoredPrompt:
 
 
 def _check_stackable(path: Path, members: Sequence[StoredPrompt]) -> None:
-    """Refuse members that cannot be stacked, or whose stack would need far more memory than the members."""
+    """Raise PromptFormatError for members that cannot be stacked, or whose stack would need far more memory."""
     prompts = [prompt for prompt, _ in members]
     try:
         check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])

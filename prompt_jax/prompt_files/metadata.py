@@ -18,13 +18,13 @@ from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 
 FORMAT_VERSION = 1
-MAX_MEMBERS = 4096  # of an ensemble
+MAX_MEMBERS = 4096  # the maximum size of an ensemble
 
 Setting = str | bool | int | float | None | list[Any]  # the list is flat
 
 
 class PromptFormatError(UserError, ValueError):
-    """Not a prompt file, or one that cannot be trusted. The message names the file and the problem."""
+    """A file is not a prompt file, or cannot be trusted. The message names the file and the problem."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,16 @@ class PromptMetadata:
     """The metadata of a prompt. It is only data: nothing named in it is imported, opened or downloaded.
 
     Attributes:
-      base: the frozen model; None for a prompt from elsewhere.
+      base: the frozen model; None if the prompt was trained with other software.
       method: how the prompt was trained, e.g. "soft_prompt".
       initialization: the option that chose its initial values.
-      placement: where virtual tokens or a prefix stand relative to the input.
+      placement: whether virtual tokens or a prefix come before or after the input.
       shift_positions: for a prefix, see `prompt_jax.models.prompt.Prefix`.
       task: name of the task.
-      format: how an example of the task becomes text.
-      step: number of optimizer steps.
-      scores: validation scores at that step, by metric.
-      settings: for a member of an ensemble, the options in which it differs from the others, e.g.
+      format: the task's text format.
+      step: the number of optimizer steps.
+      scores: the validation scores at that step, by metric.
+      settings: for a member of an ensemble, the options in which it differs from the other members, e.g.
         {"train.seed": 2, "optimizer.learning_rate": 0.1}.
     """
 
@@ -70,12 +70,12 @@ StoredPrompt = tuple[Prompt | Delta, PromptMetadata]
 
 
 def member_name(path: str | Path, number: int) -> str:
-    """Return the name of an ensemble's member in messages."""
+    """Return the name of an ensemble's member for messages."""
     return f"{path}, member {number}"
 
 
 def find_task_mismatch(members: Sequence[PromptMetadata]) -> tuple[int, int] | None:
-    """Return the numbers of two members that cannot vote because their tasks or formats differ; None if all can.
+    """Return the numbers of two members whose tasks or formats differ, so that they cannot vote; None if all can.
 
     A member without a task is assumed to have the task of the others.
     """

@@ -5,7 +5,7 @@ A `.npz` is an ordinary NumPy archive; `numpy.load(path, allow_pickle=False)` re
     encoder_tokens        [P, D] float32          virtual tokens in the input of the encoder or causal model
     SITE/keys             [L, P, H, K] float32    a prefix of each layer's attention; SITE is encoder_self,
     SITE/values           [L, P, H, K] float32      decoder_self (for causal models too) or decoder_cross
-    encoder_tokens/mask   [P] bool                the slots in use; SITE/mask for a prefix; absent if all are
+    encoder_tokens/mask   [P] bool                the slots in use; SITE/mask for a prefix; absent if all are used
     base/PATH             float32                 weights of the base, see `prompt_jax.models.delta.Delta`;
                                                     PATH as in decoder/layers/0/mlp/adapter/down
     metadata              text                    JSON, the fields of `PromptMetadata` and `format_version`
@@ -110,8 +110,8 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
     """Return the prompts of a file, and whether it is an ensemble, which may have a single member.
 
     Raises:
-      PromptFormatError: not of this format; the message names the member. The caller wraps other errors of NumPy and
-        zipfile with `reading_errors`.
+      PromptFormatError: the file is not in this format; the message names the member. The caller wraps other errors of
+        NumPy and zipfile with `reading_errors`.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -119,7 +119,7 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
             counts = Counter(info.filename.removesuffix(".npy") for info in archive.infolist())
             twice = counts.most_common(1)[0][0]
             raise PromptFormatError(f"{path}: a second entry {twice!r}; each may occur at most once")
-        # Entries may overlap in the file, so that each is small.
+        # Entries may overlap in the file, so each may be small while their total is not.
         if (claimed := sum(info.file_size for info in entries.values())) > MAX_RATIO * file.seek(0, io.SEEK_END):
             raise PromptFormatError(f"{path}: its entries unpack to {claimed} bytes from {file.tell()}")
         if not any(_MEMBER_ENTRY.fullmatch(name) for name in entries):
@@ -133,7 +133,7 @@ def read(path: Path, file: io.BufferedIOBase) -> tuple[list[StoredPrompt], bool]
 
 
 def _by_member(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> list[dict[str, zipfile.ZipInfo]]:
-    """Return the entries of each member, by their names without its number."""
+    """Return the entries of each member, named without the member's number."""
     members: dict[int, dict[str, zipfile.ZipInfo]] = {}
     for name, info in entries.items():
         match = _MEMBER_ENTRY.fullmatch(name)
@@ -158,11 +158,11 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
     metadata = metadata_from_array(where, arrays["metadata"]) if "metadata" in arrays else PromptMetadata()
     parts: dict[str, Any] = {}
     for kind, names in _PART_ENTRIES.items():
-        there = [name for name in (*names, f"{kind}/mask") if name in arrays]
-        if not there:
+        present = [name for name in (*names, f"{kind}/mask") if name in arrays]
+        if not present:
             continue
         if missing := [name for name in names if name not in arrays]:
-            raise PromptFormatError(f"{where}: it has {there[0]}, but no {missing[0]}")
+            raise PromptFormatError(f"{where}: it has {present[0]}, but no {missing[0]}")
         values: dict[str, Any] = {attribute: as_float32(where, name, arrays[name]) for name, attribute in names.items()}
         _check_shapes(where, kind, arrays)
         mask = arrays.get(f"{kind}/mask")

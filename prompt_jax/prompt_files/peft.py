@@ -7,9 +7,9 @@ An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors
                        [P, 2 L H K]   a prefix of the self-attention of a causal model, or of a decoder
 
 A prefix has 2 L slots, each [P, H, K]. In a causal model, layer i has its keys in slot 2 i and its values in the next.
-For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention: layer
-i has the slots 4 i and 4 i + 1 modulo 2 L. So for even L, layers i and i + L / 2 share their slots, and half of the
-slots are unused. This was measured with PEFT 0.21.2.
+For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention. Layer
+i then has the slots 4 i and 4 i + 1 modulo 2 L. So for even L, layers i and i + L / 2 share their slots, and half of
+the slots are unused. This was measured with PEFT 0.21.2.
 
 An ensemble is a folder of adapters `member_0`, `member_1` and so on.
 
@@ -77,10 +77,10 @@ def read(folder: Path) -> tuple[list[StoredPrompt], bool]:
         elif len(others) < 3 and exists(path / CONFIG):
             others.append(path.name)
     if not names:
-        found = f"; there are some in {' and '.join(sorted(others))}" if others else ""
+        hint = f"; there are some in {' and '.join(sorted(others))}" if others else ""
         raise PromptFormatError(
             f"{folder} is a folder without {CONFIG}, so not a PEFT adapter, and has no adapters member_0, ...; name a "
-            f"prompt file or an adapter{found}"
+            f"prompt file or an adapter{hint}"
         )
     if len(names) > MAX_MEMBERS:
         raise PromptFormatError(f"{folder}: {len(names)} members; an ensemble has at most {MAX_MEMBERS}")
@@ -121,7 +121,7 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
       folder: new or empty.
       members: single prompts of the model, with finite values.
       model: the base, whose sizes and name go into the adapter.
-      ensemble: whether to write each member into a subfolder.
+      ensemble: whether to write one subfolder for each member.
 
     Raises:
       PromptFormatError: PEFT cannot hold a prompt, or the folder is not empty.
@@ -136,7 +136,7 @@ def write(folder: Path, members: Sequence[StoredPrompt], model: Model, *, ensemb
 
 
 def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model: Model) -> dict[str, bytes]:
-    """Return the files of an adapter. The last makes a folder an adapter."""
+    """Return the files of an adapter. A folder is an adapter once the last of them is written."""
     from safetensors.numpy import save
 
     prompt = _exportable(where, prompt, model)
@@ -147,7 +147,7 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
     layers, heads, width = sites["decoder_self" if prefix or causal else "encoder_self"]
     if prefix:
         array = _flat_prefix(where, used_arrays(prompt.decoder_self), causal=causal)
-        own: dict[str, Any] = {
+        method_fields: dict[str, Any] = {
             "peft_type": "PREFIX_TUNING",
             "num_transformer_submodules": SUBMODULES[task],
             "token_dim": heads * width,
@@ -157,7 +157,7 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
         }
     else:
         array = used_arrays(prompt.encoder_tokens)["embeddings"]
-        own = {
+        method_fields = {
             "peft_type": "PROMPT_TUNING",
             "num_transformer_submodules": 1,  # with 2, PEFT expects twice as many rows and ignores half
             "token_dim": array.shape[1],
@@ -166,7 +166,7 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
             "tokenizer_kwargs": None,
             "tokenizer_name_or_path": None,
         }
-    config = own | {
+    config = method_fields | {
         "auto_mapping": None,
         "base_model_name_or_path": None if model.name.startswith(T5X) else model.name,  # PEFT cannot load T5X
         "inference_mode": True,

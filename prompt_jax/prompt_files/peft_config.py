@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`: which kind of prompt an adapter holds, and the shape of its tensor."""
+"""PEFT's `adapter_config.json`: the kind of prompt in an adapter, and the shape of its tensor."""
 
 import dataclasses
 import reprlib

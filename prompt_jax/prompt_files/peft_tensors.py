@@ -90,8 +90,8 @@ def _check_header(
     """Return the dtype and the shape of the tensor that the header describes."""
     header.pop("__metadata__", None)
     if header.keys() != {TENSOR}:
-        found = ", ".join(sorted(header))[:100] or "none"
-        raise PromptFormatError(f"{file}: it has the tensors {found}; the adapter of a prompt has only {TENSOR}")
+        names = ", ".join(sorted(header))[:100] or "none"
+        raise PromptFormatError(f"{file}: it has the tensors {names}; the adapter of a prompt has only {TENSOR}")
     entry = header[TENSOR] if isinstance(header[TENSOR], dict) else {}
     name, offsets = entry.get("dtype"), entry.get("data_offsets")
     sizes: Any = entry.get("shape")

@@ -36,8 +36,8 @@ class Pushed:
       commit: the commit's hash.
       files: the uploaded files.
       deleted: the deleted files of an earlier prompt.
-      no_adapter: the reason why no PEFT adapter was uploaded; None if one was.
-      notes: anything else that the user may not expect.
+      no_adapter: the reason why no PEFT adapter was uploaded; None if one was uploaded.
+      notes: further results that the user may not expect.
     """
 
     name: str
@@ -73,7 +73,7 @@ def push_prompt(
 
     Raises:
       PromptFormatError: not a name on the Hub, or not a prompt file.
-      HubError: the Hub refused. The message gives the reason, and never the token.
+      HubError: the Hub refused. The message gives the reason, without the token.
     """
     target = parse_target(name)
     members = read_prompts(path)
@@ -113,8 +113,8 @@ def push_members(
     base = _base(members, model)
     with tempfile.TemporaryDirectory(prefix="prompt_jax_") as folder:
         files, no_adapter = _write_files(Path(folder), members, model)
-        shown = [CardMember(_shapes(prompt), metadata) for prompt, metadata in members]
-        card = repository_card(target, shown, base, adapters=no_adapter is None)
+        card_members = [CardMember(_shapes(prompt), metadata) for prompt, metadata in members]
+        card = repository_card(target, card_members, base, adapters=no_adapter is None)
         pushed = _commit(target, {**files, CARD: card.encode()}, private, message or "A prompt from prompt_jax")
     notes = pushed.notes
     if base is not None and not base.on_hub and base.name != "demo":
@@ -166,8 +166,8 @@ def _write_files(
                 save(adapters, format="peft", model=model)
         except PromptFormatError as error:
             no_adapter = str(error)
-    found = sorted(file for file in adapters.rglob("*") if file.is_file() and file.name != CARD)
-    return {FILE: folder / FILE} | {file.relative_to(adapters).as_posix(): file for file in found}, no_adapter
+    adapter_files = sorted(file for file in adapters.rglob("*") if file.is_file() and file.name != CARD)
+    return {FILE: folder / FILE} | {file.relative_to(adapters).as_posix(): file for file in adapter_files}, no_adapter
 
 
 def _commit(target: HubName, files: Mapping[str, Path | bytes], private: bool, message: str) -> Pushed:
@@ -179,11 +179,11 @@ def _commit(target: HubName, files: Mapping[str, Path | bytes], private: bool, m
     api = HfApi()
     try:
         info = _repository(api, target, private)
-        there = {file.rfilename for file in info.siblings or ()}
-        kept = target.inside(CARD) in there and not _is_pushed_card(target, info.sha)
+        existing = {file.rfilename for file in info.siblings or ()}
+        kept = target.inside(CARD) in existing and not _is_pushed_card(target, info.sha)
         files = {file: content for file, content in files.items() if not (kept and file == CARD)}
         start = target.inside("")
-        inside = (file.removeprefix(start) for file in there if file.startswith(start))
+        inside = (file.removeprefix(start) for file in existing if file.startswith(start))
         old = sorted(file for file in inside if _ADAPTER_FILE.fullmatch(file) and file not in files)
         operations: list[Any] = [CommitOperationAdd(target.inside(file), content) for file, content in files.items()]
         operations += [CommitOperationDelete(target.inside(file)) for file in old]
@@ -209,24 +209,24 @@ def _repository(api: Any, target: HubName, private: bool) -> Any:
     from huggingface_hub import errors
 
     try:
-        found = repository_info(target)
+        info = repository_info(target)
     except errors.GatedRepoError:
         raise
     except errors.RepositoryNotFoundError:
         api.create_repo(target.repository, private=private or None)  # None means the owner's default
-        found = None
+        info = None
     except errors.RevisionNotFoundError:
-        found = None
-    if found is None:
+        info = None
+    if info is None:
         if target.revision is not None:
             api.create_branch(target.repository, branch=target.revision, exist_ok=True)
-        found = repository_info(target)
-    if private and found.private is False:
+        info = repository_info(target)
+    if private and info.private is False:
         raise HubError(
             f"{target}: the repository exists and is public. Make it private in its settings, push to another one, or "
             "omit --private"
         )
-    return found
+    return info
 
 
 def _is_pushed_card(target: HubName, commit: str) -> bool:

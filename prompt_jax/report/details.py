@@ -20,23 +20,23 @@ _MAX_LABELS = 20  # in a confusion table
 
 @dataclasses.dataclass(frozen=True)
 class TestDetail:
-    """What the report shows about one test."""
+    """The content of the report about one test."""
 
     test: TaskScores
     method: str  # title of the column of answers
     deviations: dict[str, float | None]
-    intervals: list[tuple[str, float, tuple[float, float]]]  # of the vote minus (name): difference and interval
+    intervals: list[tuple[str, float, tuple[float, float]]]  # name, vote's score minus its score, interval
     agreement: Markup | None
     labels: tuple[str, ...]  # empty for free text
     compared: bool  # answers are scored against references, not right or wrong
-    answers: int  # in all
+    answers: int  # total number
     confusion: list[tuple[str, list[int]]]
     disagreements: "Disagreements | None"
     samples: list[tuple[str, int, list[Prediction]]]  # title, number of such answers, and some of them
 
 
 def test_detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str, ...]) -> TestDetail:
-    """Return the details of a test. `rows` are its predictions, and `labels` those of the configuration."""
+    """Return the details of a test. `rows` are its predictions, and `labels` the configuration's labels."""
     if rows and rows[0].label_scores:
         labels = tuple(rows[0].label_scores)
     if any(row.target.startswith(SENTINEL) for row in rows):
@@ -102,10 +102,10 @@ class Disagreements:
     """Examples on which members disagree.
 
     Attributes:
-      count: their number.
-      right: on how many of them the vote is right.
-      rows: some of them, sampled evenly over the split. Each has its answers, most frequent first, with the numbers of
-        the members that gave them.
+      count: the number of such examples.
+      right: the number of them on which the vote is right.
+      rows: a sample of them, spaced evenly over the split. Each has its answers, most frequent first, and for each
+        answer the numbers of the members that gave it.
     """
 
     count: int
@@ -117,16 +117,16 @@ def _disagreements(rows: Sequence[Prediction], members: Sequence[int], labels: t
     """Return None for a single member. Free text is compared after normalization, as in a vote."""
     if len(members) < 2 or not rows:
         return None
-    found = []
+    disagreements = []
     for row in rows:
         answers: dict[str, tuple[str, list[int]]] = {}
         for number, answer in zip(members, row.members, strict=True):
             key = answer if labels else normalize_answer(answer)
             answers.setdefault(key, (answer, []))[1].append(number)
         if len(answers) > 1:
-            found.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))
-    right = sum(row.prediction == row.target for row, _ in found)
-    return Disagreements(len(found), right, _spread(found))
+            disagreements.append((row, sorted(answers.values(), key=lambda pair: -len(pair[1]))))
+    right = sum(row.prediction == row.target for row, _ in disagreements)
+    return Disagreements(len(disagreements), right, _spread(disagreements))
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:

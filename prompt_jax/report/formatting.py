@@ -48,7 +48,7 @@ def percent(value: float | None) -> str:
 
 
 def value_text(value: float | None, metric: str) -> str:
-    """Return a metric's value: a share in percent, others in their own units."""
+    """Return a metric's value as text: a share in percent, any other metric in its unit."""
     if is_share(metric):
         return percent(value)
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"

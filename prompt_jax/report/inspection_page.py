@@ -22,9 +22,9 @@ from prompt_jax.report.pages import write_page
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    """What the page shows about one prompt."""
+    """The content of the page about one prompt."""
 
-    found: Findings
+    finding: Findings
     provenance: dict[str, str]
     notes: list[str]
     labels: list[str]
@@ -36,21 +36,21 @@ def write_inspection(path: Path, findings: Sequence[Findings], model: Model | No
     """Write findings about prompts as a page.
 
     Args:
-      path: of the page.
-      findings: of one or more prompts.
-      model: their base, or None.
+      path: the path of the page.
+      findings: the findings about one or more prompts.
+      model: the base of the prompts, or None.
 
     Raises:
       ValueError: the prompts cannot be compared.
     """
-    prompts = [found.prompt for found in findings]
+    prompts = [finding.prompt for finding in findings]
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
-    numbers = [i for i, found in enumerate(findings) if found.inspection is not None]
+    numbers = [i for i, finding in enumerate(findings) if finding.inspection is not None]
     projection = None if model is None or not numbers else _projection([findings[i] for i in numbers], model)
     write_page(
         path,
         "inspection.html.jinja",
-        sections=[_section(number, found, model) for number, found in enumerate(findings)],
+        sections=[_section(number, finding, model) for number, finding in enumerate(findings)],
         base=None if model is None else model.name,
         similarity=None if similarity is None else plots.similarity_map(similarity, "Cosine similarity of the prompts"),
         projection=projection,
@@ -69,10 +69,10 @@ def write_similarity(
     """Write the similarities of `inspection.task_similarity` as a page.
 
     Args:
-      path: of the page.
-      names: of the prompts.
-      means: cosines of their mean tokens.
-      pairs: mean cosines over all pairs of their tokens.
+      path: the path of the page.
+      names: the names of the prompts.
+      means: the cosines of the prompts' mean tokens.
+      pairs: the mean cosines over all pairs of the prompts' tokens.
       skipped: files that were omitted, with the reason.
     """
     highest = max(0.1, math.ceil(10 * pairs.max()) / 10)
@@ -92,40 +92,40 @@ def write_similarity(
 
 
 def _projection(findings: Sequence[Findings], model: Model) -> Projection:
-    tokens = [virtual_tokens(found.prompt) for found in findings]
+    tokens = [virtual_tokens(finding.prompt) for finding in findings]
     return pca_projection(tokens, to_host(model.params["embedding"]), vocabulary_size(model))
 
 
-def _section(number: int, found: Findings, model: Model | None) -> _Section:
-    inspection, notes = found.inspection, []
-    if "encoder_tokens" not in found.prompt.parts:
-        notes.append(NO_PIECES if found.prompt.parts else NO_PROMPT)
+def _section(number: int, finding: Findings, model: Model | None) -> _Section:
+    inspection, notes = finding.inspection, []
+    if "encoder_tokens" not in finding.prompt.parts:
+        notes.append(NO_PIECES if finding.prompt.parts else NO_PROMPT)
     elif model is None:
         notes.append(NO_BASE)
-    elif (other := other_base(found.metadata, model)) is not None:
+    elif (other := other_base(finding.metadata, model)) is not None:
         notes.append(other)
-    shown = []
+    figures = []
     if inspection is not None:
-        shown.append(plots.norm_plot(inspection, f"norms-{number}"))
-    if found.slot_norms:
-        shown.append(plots.layer_plot(found.slot_norms, f"layers-{number}"))
-    if found.ablation is not None:
-        shown.append(plots.effect_plot(found.ablation.effects, f"effects-{number}"))
+        figures.append(plots.norm_plot(inspection, f"norms-{number}"))
+    if finding.slot_norms:
+        figures.append(plots.layer_plot(finding.slot_norms, f"layers-{number}"))
+    if finding.ablation is not None:
+        figures.append(plots.effect_plot(finding.ablation.effects, f"effects-{number}"))
     labels = []
-    if inspection is not None and found.labels:
-        labels = [label_lines(share, f"by {measure}", inspection) for measure, share in found.labels.items()]
+    if inspection is not None and finding.labels:
+        labels = [label_lines(share, f"by {measure}", inspection) for measure, share in finding.labels.items()]
     return _Section(
-        found,
-        provenance(found.metadata, found.prompt),
+        finding,
+        provenance(finding.metadata, finding.prompt),
         notes,
         ["\n".join(line.removeprefix("  ") for line in lines) for lines in labels],
-        shown,
+        figures,
         [
             (
                 "Similarity of its tokens" if name == "encoder_tokens" else f"Similarity of its slots, {name}",
                 plots.similarity_map(cosines, f"Cosines, {name}", width=320),
             )
-            for name, cosines in found.similarity.items()
+            for name, cosines in finding.similarity.items()
             if len(cosines) > 1
         ],
     )

@@ -61,8 +61,8 @@ def training_curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary)
 
 def _series(lines: Sequence[dict[str, Any]], *names: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and finite values of a quantity that was logged under one of the names."""
-    found = [(line["step"], line[name]) for line in lines for name in names if name in line]
-    pairs = [(step, value) for step, value in found if math.isfinite(value)]
+    logged = [(line["step"], line[name]) for line in lines for name in names if name in line]
+    pairs = [(step, value) for step, value in logged if math.isfinite(value)]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, int), np.array(values, float)
 
@@ -78,7 +78,7 @@ class Card:
 
 
 def score_cards(summary: Summary) -> list[Card]:
-    """Return the cards of tasks that were trained on, then of other tasks, then of the validation score."""
+    """Return cards for the tasks that were trained on, then for other tasks, then for the validation score."""
     trained = [test for test in summary.tests if test.trained_on]
     shifted = [test for test in summary.tests if not test.trained_on]
     one = len(summary.tasks) == 1
@@ -157,7 +157,7 @@ def _mean_card(name: str, tests: Sequence[TaskScores], note: str) -> Card:
 
 
 def answer_source(test: TaskScores) -> str:
-    """Return in words where a test's `after` is from."""
+    """Return a text that says which member or vote the test's `after` belongs to."""
     if test.ensemble is not None:
         return f"{test.ensemble.vote_rule.replace('-', ' ')} vote of {len(test.members)} members"
     return f"average of {len(test.members)} members" if len(test.members) > 1 else "with its prompt"

@@ -1,6 +1,7 @@
-"""Pages from the templates in `templates/`. They load nothing.
+"""Write self-contained HTML pages from the templates in `templates/`.
 
-Texts come from data, models and untrusted files, so Jinja escapes all of them. Only our own plots are markup.
+Texts come from data, models and untrusted files, so Jinja escapes all of them. Only this package's plots are inserted
+as markup.
 """
 
 import importlib.resources
@@ -19,10 +20,10 @@ def write_page(
     """Write a page atomically. The same values give the same bytes.
 
     Args:
-      path: of the page.
-      template: name of its template.
-      filters: for this template.
-      values: variables of the template.
+      path: the path of the page.
+      template: the name of the page's template.
+      filters: Jinja filters for this template.
+      values: the variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),

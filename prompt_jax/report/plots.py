@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrM
 from prompt_jax.inspection.neighbors import Inspection
 from prompt_jax.inspection.projection import Projection
 
-COLORS = 8  # with more members all have the same color
+COLORS = 8  # with more members, all curves have one color
 _NUMBERED = 12  # with more members the cells of a heat map have no numbers
 _POINTS = 200  # per curve, so that pages with many members and steps stay small
 _CELLS = 4096  # with more cells a heat map has one element per shade, not per cell
@@ -26,14 +26,14 @@ _SHADES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One member's values by step; possibly none.
+    """One member's values by step, possibly empty.
 
     Attributes:
-      member: its number, which selects its color.
-      steps: ascending.
-      values: at those steps, all finite.
-      best: step and value to mark, or None.
-      end: how training of the member ended.
+      member: the number of the member, which selects its color.
+      steps: the steps, ascending.
+      values: the values at those steps, all finite.
+      best: the step and value to mark, or None.
+      end: how the training of the member ended.
     """
 
     member: int
@@ -106,8 +106,8 @@ def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> M
                 step, score = curve.best
                 axes.plot(step, score, color=_SECOND, marker="o", markersize=9, fillstyle="none")
                 axes.axvline(step, color=_MUTED, linewidth=1, linestyle=":")
-                shown = f"{score:.1%}" if percent else f"{score:.2f}"
-                axes.set_title(f"best {shown} at step {step:,}", loc="right", fontsize=10.5)
+                best = f"{score:.1%}" if percent else f"{score:.2f}"
+                axes.set_title(f"best {best} at step {step:,}", loc="right", fontsize=10.5)
             _mark_end(axes, curve, _SECOND)
         else:
             _draw_members(axes, curves)
@@ -124,8 +124,8 @@ def norm_plot(inspection: Inspection, name: str = "norms") -> Markup:
         axes.axhspan(vocabulary.low, vocabulary.high, color=_MUTED, alpha=0.2, linewidth=0, label="90% of vocabulary")
         axes.axhline(vocabulary.mean, color=_MUTED, linewidth=1, linestyle="--", label="vocabulary's mean")
         axes.plot(range(len(norms)), norms, color=_ACCENT, linestyle="none", marker="o", markersize=4, label="prompt")
-        shown = [*norms, vocabulary.low, vocabulary.high]
-        if min(shown) > 0 and max(shown) > 30 * min(shown):
+        values = [*norms, vocabulary.low, vocabulary.high]
+        if min(values) > 0 and max(values) > 30 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""The files that a finished run leaves in its folder. A report is made from them."""
+"""The files in a finished run's folder. The report is made from them."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.metrics_log import read_log
 
-Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first one decides which is best
+Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first selects the best prompt
 Status = Literal["finished", "stopped early", "diverged"]
 
 
@@ -48,12 +48,13 @@ class MemberSummary:
 
     Attributes:
       settings: the configuration fields in which it differs from the other members.
-      task: that it was trained on, or the mixture. With `prompt.per_task`, the task that the prompt is for.
-      length: in virtual tokens.
+      task: the task or mixture that it was trained on. With `prompt.per_task`, the task that the prompt is for.
+      length: the number of virtual tokens.
       status: how its training ended.
-      steps: optimizer steps that updated it.
+      steps: the number of optimizer steps that updated it.
       best: the evaluation at which its best prompt was kept.
-      validation: metrics of the best prompt, after the mean if that decided. Of a mixture, `TASK/METRIC`.
+      validation: the metrics of the best prompt. If their mean selected it, the mean comes first. For a mixture, names
+        are `TASK/METRIC`.
     """
 
     settings: dict[str, Any]
@@ -67,7 +68,7 @@ class MemberSummary:
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleSummary:
-    """The vote of a test's members.
+    """The vote of the members on one test.
 
     Attributes:
       vote_rule: how the members' answers become one.
@@ -94,8 +95,8 @@ class TaskScores:
     """Scores on the test split of one task.
 
     Attributes:
-      task: its name.
-      examples: their number.
+      task: the name of the task.
+      examples: the number of examples.
       trained_on: whether the members were trained on the task. Otherwise the test measures domain shift.
       members: numbers of the members that were evaluated.
       before: metrics of the base without a prompt.
@@ -131,7 +132,7 @@ class TaskScores:
 
     @property
     def after(self) -> Scores:
-        """Metrics of the trained prompts: of the vote, of the only prompt, or else the members' average."""
+        """The metrics after training: those of the vote or the only prompt, or else the members' average."""
         return self.average if self.ensemble is None else self.ensemble.vote
 
 
@@ -148,15 +149,15 @@ class Summary:
     """A run's `summary.json`. Values of metrics are in the units of `prompt_jax.metrics`.
 
     Attributes:
-      name: of the run.
+      name: the name of the run.
       model: the base.
-      trained_parameters: of all members, beside the base.
-      stored_parameters: of all members' prompt files, where an MLP is merged into the prompt.
+      trained_parameters: the number of trained parameters of all members, without the base.
+      stored_parameters: the number of parameters in all members' prompt files, where an MLP is merged into the prompt.
       steps: optimizer steps of the run.
       seconds: wall-clock time of training and evaluation.
-      examples: by task and split.
-      truncated: by task and split.
-      versions: of packages.
+      examples: the number of examples, by task and split.
+      truncated: the number of truncated examples, by task and split.
+      versions: the versions of packages.
       members: the prompts, at least one.
       tests: one per task with a test split.
     """
@@ -181,7 +182,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The answers to one test example: of the base, of each member, and `prediction`, of the vote or only member."""
+    """The answers of the base and of each member to one test example. `prediction` is the vote's or only member's."""
 
     task: str
     input: str
@@ -284,7 +285,7 @@ def _check(summary: Summary) -> None:
 
 
 def _problem(test: TaskScores, members: int) -> str | None:
-    """Return what is inconsistent in a test of a run with so many members, beginning with the field."""
+    """Return an inconsistency in a test of a run with `members` members; the text begins with the field."""
     size, ensemble = len(test.members), test.ensemble
     if not test.members or not set(test.members) <= set(range(members)) or len(set(test.members)) != size:
         return f"members must be different numbers below {members}, not {test.members}"

@@ -28,10 +28,10 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
     """Write `report.html` into a run's folder.
 
     Args:
-      folder: of the run, with `config.json`, `summary.json`, and optionally `metrics.jsonl` (for curves) and
+      folder: the run's folder, with `config.json`, `summary.json`, and optionally `metrics.jsonl` (for curves) and
         `predictions.jsonl` (for the confusion table, sample answers, and examples on which members disagree).
-      inspections: of the members' best prompts, in order; None omits the section.
-      similarity: [E, E] cosines of the members' best prompts, from `inspection.prompt_similarity`; None omits it.
+      inspections: inspections of the members' best prompts, in order; None omits the section.
+      similarity: [E, E] cosines of the members' best prompts, from `inspection.prompt_similarity`; None omits the map.
 
     Returns:
       The path of the page.

@@ -4,7 +4,7 @@ import unicodedata
 
 
 def escape_control_characters(text: str) -> str:
-    r"""Return the text with the characters escaped that a terminal would interpret or hide, such as `\x1b`.
+    r"""Escape the characters of a text that a terminal would interpret or hide, such as `\x1b`.
 
     Line feeds stay, as do spaces of all widths and the joiners of emoji and of Persian and Indic scripts.
     """

@@ -15,36 +15,36 @@ from prompt_jax.distributed.sharding import mesh_of, to_devices, to_host
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.storage.paths import BucketPath
 
-# orbax reaches buckets through TensorFlow if that is installed. This makes it use gcsfs, as `prompt_jax.storage.paths`
-# does. It reads the variable when it first uses a path.
+# If TensorFlow is installed, orbax accesses buckets through it. This variable makes orbax use gcsfs instead, as
+# `prompt_jax.storage.paths` does. orbax reads the variable when it first uses a path.
 os.environ.setdefault("EPATH_USE_TF", "false")
 import orbax.checkpoint as ocp
 
 
 class ResumeError(UserError, RuntimeError):
-    """None of the checkpoints can be used."""
+    """No checkpoint can be used."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back."""
+    """The content of a checkpoint."""
 
     state: Any  # the tree that was saved
-    position: dict[str, Any]  # of the training batches
-    progress: dict[str, Any]  # of the run, such as the best scores so far
+    position: dict[str, Any]  # the position in the training batches
+    progress: dict[str, Any]  # the progress of the run, such as the best scores so far
 
 
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save.
 
-    Saving is asynchronous, so its SaveError may come from the next call, or on leaving. The state is small, so only
-    the first process writes, and a failure there does not make the others wait. Every process reads for itself.
+    Saving is asynchronous, so a SaveError may be raised by the next call, or on leaving. The state is small, so only
+    the first process writes, and the others do not wait if that fails. Every process reads the checkpoint itself.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Mapping[str, str]):
-        """Open the folder of checkpoints, of which the latest `keep` are kept.
+        """Open the folder of checkpoints, and keep the latest `keep` checkpoints.
 
-        `identity` has fingerprints of the base and of the training data, by name. Each checkpoint records them, and
-        they are compared before it is used.
+        `identity` has fingerprints of the base and of the training data, by name. Each checkpoint records them. Before
+        a checkpoint is used, they are compared.
         """
         self.folder, self.identity = folder, dict(identity)
         options = ocp.CheckpointManagerOptions(
@@ -67,13 +67,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, failed: Any, *_: Any) -> None:
-        # An error of the last save must not hide the first error.
+        # An error of the last save must not hide an earlier one.
         hidden = contextlib.nullcontext() if failed is None else contextlib.suppress(SaveError)
         with hidden, self._errors():
             self._manager.close()
 
     def save(self, step: int, state: Any, position: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Start to write a checkpoint in the background. Incomplete ones are never read."""
+        """Start to write a checkpoint in the background. Incomplete checkpoints are never read."""
         state = jax.tree.map(np.array, to_host(state))  # a copy, because the next step donates the state's memory
         if not is_first():
             return
@@ -112,7 +112,7 @@ class Checkpoints:
         A checkpoint that cannot be read is reported and moved aside, and the one before it is used.
 
         Raises:
-          ResumeError: none of the checkpoints can be read, or they are of another base or other data.
+          ResumeError: no checkpoint can be read, or they belong to another base or other data.
         """
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         damaged: dict[int, str] = {}
@@ -163,6 +163,6 @@ def is_unfinished(path: Path) -> bool:
 
 
 def _placed_like(leaf: np.ndarray, like: Any) -> Any:
-    """Return the leaf with the sharding of `like`, or on the host if `like` is."""
+    """Return the leaf with the sharding of `like`, or on the host if `like` is a host array."""
     sharding: Any = like.sharding if mesh_of(like) else None
     return to_devices(leaf, sharding) if isinstance(like, jax.Array) else leaf

@@ -45,8 +45,8 @@ class _PreemptedDuringEvaluation(Exception):
 def evaluate(run: Run) -> None:
     """Evaluate the members that are training, keep their best prompts, and stop members whose patience has ended.
 
-    The first score decides which prompt is best; among equals it is the latest. A preemption sets `run.preempted` and
-    leaves all else unchanged.
+    The first score decides which prompt is best; of equal prompts, the latest is the best. A preemption sets
+    `run.preempted` and changes nothing else.
     """
     progress, setup = run.progress, run.setup
     trainable = setup.trainable(run.states)
@@ -92,7 +92,7 @@ def _evaluate_task(
     """Return each prompt's evaluation on a task's validation split; None where its logits are not finite.
 
     Raises:
-      LogitsError: the logits are not finite before training, which cannot help.
+      LogitsError: the logits are not finite before training, so training is pointless.
     """
     options = EvaluationOptions(
         task.format.target_length,
@@ -112,10 +112,10 @@ def _evaluate_task(
 
 
 def _member_scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal["first", "mean"]) -> Scores:
-    """Return a member's scores, the one that decides first. Those of several tasks are named `TASK/METRIC`.
+    """Return a member's scores. The first one selects the best prompt. With several tasks, names are `TASK/METRIC`.
 
-    Several tasks, or several metrics with `best_by="mean"`, have a mean, which comes first. It is named `mean`, or like
-    the metric if that is not a share (such as BLEU), so that it is shown in the metric's unit.
+    For several tasks, or several metrics with `best_by="mean"`, the mean comes first. It is named `mean`. The mean of a
+    metric that is not a share (such as NIST) has the name of the metric, so that it is shown in the metric's unit.
     """
     if len(by_task) == 1:
         (scores,) = by_task.values()
@@ -129,7 +129,7 @@ def _member_scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal[
 
 
 def _counts_in_mean(metric: str) -> bool:
-    """Return whether a metric is a share of which higher is better."""
+    """Return whether a metric is a share, and higher is better."""
     return is_share(metric) and metric not in LOWER_IS_BETTER
 
 

@@ -27,7 +27,7 @@ class Log:
     """Write metrics by step and member to `metrics.jsonl`, and to TensorBoard files with one folder per member.
 
     Resuming drops the lines after `resume_step`, since those steps run again; -1 drops all lines. The TensorBoard files
-    are rebuilt from the lines that remain. A bucket cannot append to files: they are copied there by `flush`.
+    are rebuilt from the remaining lines. Files in a bucket cannot be appended to, so `flush` copies local files there.
     """
 
     def __init__(self, folder: Path, resume_step: int, members: int):
@@ -59,7 +59,7 @@ class Log:
             self._opened.close()
 
     def flush(self) -> None:
-        """Copy the files to the bucket. In a local folder they are complete already."""
+        """Copy the files to the bucket. Files in a local folder are complete already."""
         if not is_first() or not isinstance(self._folder, BucketPath):
             return
         files = [path for path in self._here.rglob("*") if path.is_file()]
@@ -83,7 +83,7 @@ class Log:
 class EventFile:
     """A TensorBoard file of one member. Use as a context manager.
 
-    Each event is written at once. TensorBoard's own writer uses a thread: a killed process loses two minutes of events,
+    Each event is written immediately. TensorBoard's writer uses a thread: a killed process loses two minutes of events,
     and errors are raised late.
     """
 

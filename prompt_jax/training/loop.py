@@ -44,7 +44,7 @@ def fit(run: Run) -> None:
                 break
             batch, run.position = next(batches)
             metrics = _step(run, batch)
-            if pending is not None:  # one step late, so that the device need not wait for the host
+            if pending is not None:  # one step late, so that the device does not wait for the host
                 _receive(run, *pending)
             pending = step, metrics
             due = [hook for hook in HOOKS if hook.is_due(run, step)]
@@ -57,7 +57,7 @@ def fit(run: Run) -> None:
 
 
 def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
-    """Dispatch one step of each stack that has a member to train. Return the metrics; None for other stacks."""
+    """Dispatch one step of each stack with a member that is training. Return the metrics; None for other stacks."""
     setup, training = run.setup, set(run.progress.training)
     states, metrics = [], []
     for stack, state, batch, key in zip(setup.stacks, run.states, batches, setup.keys, strict=True):
@@ -83,14 +83,14 @@ def train(
     """Train to the end, resuming from the last checkpoint if there is one.
 
     Args:
-      experiment: what to run.
+      experiment: the experiment to run.
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
-      overwrite: delete what is in the run's folder and start anew.
-      lock: of the run's folder (`run_lock`), for a caller that writes there afterwards. Without it the function locks
-        the folder itself.
+      overwrite: delete the content of the run's folder and start anew.
+      lock: the lock of the run's folder (`run_lock`), if the caller writes to the folder afterwards. Without it, the
+        function locks the folder itself.
 
     Raises:
-      ConfigError: an impossible configuration, or a run of this name with another one.
+      ConfigError: the configuration is impossible, or a run of this name has another configuration.
       LockHeld: another process uses the run's folder.
       LockLost: the folder was deleted, or taken over by another process.
       SaveError: a file could not be written. The last complete checkpoint is kept.

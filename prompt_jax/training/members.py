@@ -1,4 +1,4 @@
-"""The members of a run, and the prompts that its files hold."""
+"""The members of a run, and the prompts in its files."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +22,10 @@ class Member:
     """One member of an ensemble. A run without an ensemble has one.
 
     Attributes:
-      number: its place in the run, which the log and `RunProgress.members` use.
-      experiment: what would train it alone.
-      settings: the fields in which members differ, with its values.
-      tasks: its task, or those of a mixture.
+      number: the index of the member, in the log and in `RunProgress.members`.
+      experiment: the experiment that would train the member alone.
+      settings: the fields in which members differ, with this member's values.
+      tasks: the task, or the tasks of a mixture.
     """
 
     number: int
@@ -41,14 +41,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedPrompt:
-    """One prompt of the run's files: a member's, or a member's for one of its tasks if the method is `per_task`.
+    """One prompt in the run's files. A member has one prompt, or with a `per_task` method one for each of its tasks.
 
     Attributes:
-      number: its place in the files.
+      number: the index of the prompt in the files.
       member: the member that trains it.
-      task: name of its task or mixture.
-      tasks: its task, or those of the mixture.
-      settings: the fields in which the prompts differ, with its values.
+      task: the name of the task or mixture.
+      tasks: the task, or the tasks of the mixture.
+      settings: the fields in which the prompts differ, with this prompt's values.
     """
 
     number: int
@@ -58,7 +58,7 @@ class TrainedPrompt:
     settings: Mapping[str, Any]
 
     def select_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return those of the member's validation scores that belong to this prompt, by metric."""
+        """Return this prompt's share of the member's validation scores, by metric."""
         if self.tasks == self.member.tasks:
             return dict(scores)
         prefix = f"{self.task}/"
@@ -130,7 +130,7 @@ def prompts_by_task(prompts: Iterable[TrainedPrompt]) -> dict[Task, list[Trained
 
 
 def _common_format(tasks: Sequence[Task], config: DataConfig) -> TaskFormat:
-    """Return the tasks' format. If they differ, its template is the input that each task's template makes."""
+    """Return the tasks' format. If they differ, its template takes the rendered input of each task."""
     formats = [task.format for task in tasks]
     if len(set(formats)) == 1:
         return formats[0]
@@ -145,7 +145,7 @@ def _common_format(tasks: Sequence[Task], config: DataConfig) -> TaskFormat:
 
 
 def _initialization(method: Method) -> str | None:
-    """Return the initialization as text. Of a file's path only the end, which says enough and hides the machine."""
+    """Return the initialization as text. It has only the end of a file's path, which reveals nothing of the machine."""
     init, file = getattr(method, "init", None), getattr(method, "init_file", None)
     if init != "file" or file is None:
         return init

@@ -38,10 +38,10 @@ def fetch_metrics(run: Run, step: int, stacks: Sequence[Any]) -> dict[int, dict[
     """Return the metrics of a step that was dispatched before, by member. End the training of those that diverged.
 
     Args:
-      stacks: metrics [E] of each stack; None where no member of it is training.
+      stacks: the metrics [E] of each stack; None for a stack without a member that is training.
 
     Raises:
-      Diverged: no other member is left.
+      Diverged: no member is left in training.
     """
     members = run.progress.members
     metrics, diverged = {}, {}
@@ -65,7 +65,7 @@ def fetch_metrics(run: Run, step: int, stacks: Sequence[Any]) -> dict[int, dict[
 
 
 def report_diverged(run: Run, step: int, reasons: Mapping[int, str]) -> None:
-    """End the training of members that diverged, and say why. Raise Diverged if no other member is left."""
+    """End the training of members that diverged, and say why. Raise Diverged if no member is left in training."""
     members = run.progress.members
     for number in reasons:
         members[number].status = "diverged"

@@ -11,11 +11,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Return the optimizer of the trainable parameters, for a run of `steps` steps.
 
     The defaults are those of Lester et al. 2021: Adafactor with a constant learning rate of 0.3, decay exponent 0.8, no
-    parameter scaling (which T5's own fine-tuning uses), and a weight decay of 1e-5 per step that is not multiplied by
+    parameter scaling (T5's fine-tuning uses it), and a weight decay of 1e-5 per step that is not multiplied by
     the learning rate, as in T5X. Updates are clipped to a root mean square of 1 per tensor, T5X's default.
 
-    `init` puts learning rate and weight decay into the optimizer's state, so that members of an ensemble can differ in
-    them and share one compiled step.
+    The optimizer's state holds the learning rate and the weight decay. So members of an ensemble can differ in them and
+    share one compiled step.
     """
     schedule = make_schedule(config, steps)
 

@@ -7,10 +7,10 @@ from prompt_jax.training.run import Hook, Run
 
 
 class LeaveIfPreempted(Hook):
-    """Notice a preemption after each step, and end the run once the other hooks have saved it. Comes last."""
+    """Check for preemption after each step, and end the run once the other hooks have saved it. The last hook."""
 
     def on_start(self, run: Run) -> None:
-        if run.preempted:  # during the first evaluation, so that nothing has changed
+        if run.preempted:  # during the first evaluation, before any change
             _leave(run)
 
     def is_due(self, run: Run, step: int) -> bool:

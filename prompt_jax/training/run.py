@@ -25,12 +25,12 @@ class MemberState:
     """The progress of one member."""
 
     status: Literal["training", "stopped early", "diverged"] = "training"
-    steps: int = 0  # that updated it
-    metric: str = ""  # that decides which prompt is best: the task's first metric, or a mean
-    score: float = -math.inf  # the best on the validation split
+    steps: int = 0  # optimizer steps that updated the member
+    metric: str = ""  # selects the best prompt: the task's first metric, or a mean
+    score: float = -math.inf  # best score on the validation split
     best_step: int = -1
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    evaluations_since: int = 0  # the best one
+    evaluations_since: int = 0  # evaluations since the best one
 
 
 @dataclasses.dataclass
@@ -39,8 +39,8 @@ class RunProgress:
 
     members: list[MemberState]
     step: int = 0
-    evaluation_due: bool = True  # at `step`, and not done yet
-    seconds: float = 0.0  # of training and evaluation, including earlier processes
+    evaluation_due: bool = True  # whether the evaluation at `step` is still to be done
+    seconds: float = 0.0  # duration of training and evaluation, including earlier processes
 
     @property
     def training(self) -> list[int]:
@@ -50,24 +50,24 @@ class RunProgress:
 
 @dataclasses.dataclass
 class Run:
-    """A run in progress: what the loop and its hooks share."""
+    """A run in progress: the state that the loop and its hooks share."""
 
     experiment: Experiment
     setup: Setup
     progress: RunProgress
-    states: tuple[TrainState, ...]  # of each stack
+    states: tuple[TrainState, ...]  # one for each stack
     best: list[Any]  # each member's trainable variables at its best evaluation, on the host
     checkpoints: Checkpoints
-    lock: FileLock  # of the run's folder; only the first process acquires it
+    lock: FileLock  # locks the run's folder; only the first process acquires it
     log: Log
     display: Display
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
     preempted: bool = False
-    position: dict[str, Any] | None = None  # of the training data after the last step
+    position: dict[str, Any] | None = None  # position in the training data after the last step
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Turn errors of writing files into one that says what failed.
+        """Turn errors of writing files into a SaveError that names the file.
 
         Raises:
           LockLost: the folder was deleted or taken over by another process, which explains the failure.
@@ -84,7 +84,7 @@ class Run:
             raise SaveError(reason) from error
 
     def member_title(self, number: int) -> str:
-        """Return what a message about a member begins with; nothing if it is the only member."""
+        """Return the start of a message about a member; empty if it is the only member."""
         if len(self.progress.members) == 1:
             return ""
         files = [str(prompt.number) for prompt in self.setup.prompts if prompt.member.number == number]
@@ -93,7 +93,7 @@ class Run:
 
 
 class Hook:
-    """Something that happens beside the training steps. The loop calls all hooks in a fixed order."""
+    """An action between training steps. The loop calls all hooks in a fixed order."""
 
     def on_start(self, run: Run) -> None:
         """Act before the first step of this process."""
@@ -110,7 +110,7 @@ class Hook:
 
 
 def describe(run: Run) -> str:
-    """Return what the terminal shows when a run begins."""
+    """Return the text that the terminal shows when a run begins."""
     experiment, setup = run.experiment, run.setup
     trained, stored = setup.trained_parameters, setup.stored_parameters
     total = sum(leaf.size for leaf in jax.tree.leaves(setup.model.params))

@@ -13,7 +13,7 @@ from prompt_jax.storage.locks import FileLock
 from prompt_jax.storage.paths import BucketPath
 from prompt_jax.training.checkpoints import is_unfinished
 
-# Written at the end of a run, from its last state.
+# Files that are written at the end of a run, from its last state.
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
 # Options that may differ when a run is resumed. With a constant schedule it may also train for more steps.
@@ -26,10 +26,10 @@ def run_lock(experiment: Experiment) -> FileLock:
 
 
 def check_folder(experiment: Experiment, overwrite: bool) -> None:
-    """Check that the folder is empty or has this run. With `overwrite` it may have another run.
+    """Check that the folder is empty or contains this run. With `overwrite`, it may contain another run.
 
     Raises:
-      ConfigError: it has something else.
+      ConfigError: the folder contains something else.
     """
     folder, record = experiment.folder, experiment.folder / "config.json"
     if isinstance(folder, BucketPath):
@@ -60,14 +60,13 @@ def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
 
 
 def check_same(begun: Experiment, experiment: Experiment) -> None:
-    """Raise ConfigError if a run began with another configuration than it continues with."""
+    """Raise ConfigError if the run began with another configuration than the one that resumes it."""
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     changed = [
         name
         for name in experiments.differences(before, now)
-        if name not in _MAY_CHANGE | more_steps
-        and not name.startswith(("decoding.", "mesh."))  # used after training; where the run is computed
+        if name not in _MAY_CHANGE | more_steps and not name.startswith(("decoding.", "mesh."))  # no effect on training
     ]
     if changed:
         raise ConfigError(
@@ -115,7 +114,7 @@ def remove_results(folder: Path) -> None:
 
 
 def remove_remains(folder: Path, lock: FileLock) -> None:
-    """Delete what a save wrote into a folder that was deleted meanwhile, so that a run can begin there."""
+    """Delete files that a late save wrote into a deleted folder, so that a run can begin there."""
     with contextlib.suppress(OSError):  # must not hide the first error
         if lock.acquired and not lock.path.exists() and not (folder / "config.json").exists():
             checkpoints = folder / "checkpoints"
@@ -142,7 +141,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _empty(folder: Path, lock: FileLock) -> None:
-    """Delete everything in a folder but the lock. config.json is last, so that a crash leaves a run to overwrite."""
+    """Delete everything in a folder but the lock. config.json is last, so that the folder is a run until then."""
     paths = [path for path in folder.iterdir() if path != lock.path]
     for path in sorted(paths, key=lambda path: path.name == "config.json"):
         delete(path)

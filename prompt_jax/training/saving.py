@@ -1,4 +1,4 @@
-"""What a run saves while it trains: checkpoints, `best.npz` and `last.npz`."""
+"""Save checkpoints, `best.npz` and `last.npz` during training."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class SaveCheckpoints(Hook):
             return
         assert run.position is not None  # MemberBatches has one
         with run.saving():
-            run.checkpoints.wait()  # an error of the previous save is not this one's
+            run.checkpoints.wait()  # so that an error of the previous save is not attributed to this one
         with run.saving():
             state = {"states": run.states, "best": run.best}
             run.checkpoints.save(step, state, run.position, _to_record(run))
@@ -58,10 +58,10 @@ def start(setup: Setup) -> tuple[RunProgress, tuple[TrainState, ...], list[Any]]
 def restore(
     experiment: Experiment, setup: Setup, checkpoints: Checkpoints
 ) -> tuple[RunProgress, tuple[TrainState, ...], list[Any]] | None:
-    """Return what `start` does, from the newest checkpoint, and seek the batches. Return None without a checkpoint.
+    """Return the values of `start` from the newest checkpoint, and seek the batches. Return None without a checkpoint.
 
     Raises:
-      ConfigError: the checkpoint's run has another configuration, or more steps.
+      ConfigError: the checkpoint belongs to another configuration, or has more steps.
     """
     _, states, best = start(setup)
     restored = checkpoints.restore({"states": states, "best": best})
@@ -78,19 +78,19 @@ def restore(
 
 
 def _to_record(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint records of the run's progress, for `_from_record`."""
+    """Return the run's progress as a checkpoint records it, for `_from_record`."""
     return dataclasses.asdict(run.progress) | {"experiment": json.loads(experiments.to_json(run.experiment))}
 
 
 def _from_record(saved: dict[str, Any], experiment: Experiment) -> RunProgress:
     """Return the progress that a checkpoint records. Raise ConfigError if its run has another configuration."""
-    if begun := saved.pop("experiment", None):  # config.json may be empty, or another run's
+    if begun := saved.pop("experiment", None):  # config.json may be empty, or belong to another run
         check_same(experiments.from_json(json.dumps(begun)), experiment)
     return RunProgress(**saved | {"members": [MemberState(**member) for member in saved["members"]]})
 
 
 def _save_prompts(run: Run, name: str, trainable: Sequence[Any]) -> None:
-    """Write a prompt file of all members, with metadata. Raise LockLost if the folder is another process's."""
+    """Write a prompt file of all members, with metadata. Raise LockLost if another process has taken over."""
     if not is_first():
         return
     run.lock.check()

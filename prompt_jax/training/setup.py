@@ -1,4 +1,4 @@
-"""From an Experiment to the objects that training needs."""
+"""Build the objects that training needs from an Experiment."""
 
 import dataclasses
 import functools
@@ -54,8 +54,8 @@ class Setup:
     Attributes:
       model: the base.
       method: turns trainable parameters into prompts.
-      members: in the order of their numbers.
-      prompts: those of the run's files, in their order.
+      members: the members in the order of their numbers.
+      prompts: the prompts of the run's files, in their order.
       stacks: the members of each stack.
       steps: number of optimizer steps.
       further_tests: test splits of tasks that no member is trained on.
@@ -90,7 +90,7 @@ class Setup:
         return [by_number[member.number] for member in self.members]
 
     def make_prompts(self, trainable: Sequence[Any]) -> list[Prompt | Delta]:
-        """Return what the members' trainable variables stand for, in the order of `prompts`."""
+        """Turn the members' trainable variables into prompts or Deltas, in the order of `prompts`."""
         made: list[Any] = [self.method.apply(variables["prompt"]) for variables in trainable]
         return [prompt for each in made for prompt in (unstack_prompts(each) if self.method.per_task else [each])]
 
@@ -114,7 +114,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
       tasks: folder or file with the user's tasks; None is `tasks` in the working directory.
 
     Raises:
-      ConfigError: the mesh does not suit the members, or the base lacks what an option needs.
+      ConfigError: the mesh does not suit the members, or an option needs something that the base lacks.
     """
     alone = experiments.members(experiment)
     numbers = stacks_of(alone)
@@ -137,9 +137,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     prompts = trained_prompts(members)
     answers = {tuple(task.format.labels for task in prompt.tasks) for prompt in prompts}
     if experiment.data.test_tasks and len(answers) > 1:
-        shown = " and ".join(str(labels) for each in answers for labels in each)
+        label_sets = " and ".join(str(labels) for each in answers for labels in each)
         raise ConfigError(
-            f"data.test_tasks: the members vote there, but their labels differ ({shown}); "
+            f"data.test_tasks: the members vote there, but their labels differ ({label_sets}); "
             "leave it out, or train members with the same labels"
         )
 
@@ -180,7 +180,7 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
     """Return the jitted step of a stack of members. It donates the memory of its first argument to the new states.
 
     Args:
-      experiment: what to train.
+      experiment: the experiment to train.
       config: the base's configuration.
       steps: number of steps of the whole run.
       mesh: the devices; None is a single device.
@@ -199,7 +199,7 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
 
 
 def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
-    """Return the numbers of the members of each stack: those with equal trainable shapes."""
+    """Group members with equal trainable shapes into stacks, and return the numbers of the members of each stack."""
     numbers: dict[int, list[int]] = {}
     for number, member in enumerate(alone):
         numbers.setdefault(getattr(member.prompt, "length", 0), []).append(number)
@@ -207,7 +207,7 @@ def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
 
 
 def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
-    """Raise ConfigError unless the mesh can shard the members, and the rows of each part of a batch."""
+    """Raise ConfigError unless the mesh can shard the members, and the rows of each accumulated part of a batch."""
     options = alone[0].train
     if (options.batch_size // options.accumulate) % mesh["data"]:
         parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
@@ -255,7 +255,7 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
 
 
 def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
-    """Return a member's initial state and its key. They depend on its own experiment only."""
+    """Return a member's initial state and its key. They depend only on the member's experiment."""
     experiment = member.experiment
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
     # Take the labels of several tasks in turn, so that a short prompt has some of each.

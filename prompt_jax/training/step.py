@@ -35,7 +35,7 @@ def frozen_base(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 @struct.dataclass
 class TrainState:
-    """What a step changes, and a checkpoint holds."""
+    """The state that a step updates and a checkpoint stores."""
 
     step: Any  # int32 scalar; Any, because tree maps put other types here
     active: Any  # bool scalar: False once a step diverged, after which steps change nothing
@@ -50,7 +50,7 @@ class TrainState:
 
 
 class Sums(NamedTuple):
-    """Sums over target tokens. Means follow after the parts of a batch have been added."""
+    """Sums over target tokens. Means are computed after the parts of a batch have been added."""
 
     loss: Float[Array, ""]  # cross-entropy
     z_loss: Float[Array, ""]  # squared log-normalizer, not weighted
@@ -88,7 +88,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Tree, dict[str, Array], PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
     """Return `step(state, params, batch, key) -> (state, metrics)`, ready for `jax.jit`.
 
-    `params` is the frozen base and `key` the run's key, from which the step folds its own. The metrics are scalars:
+    `params` is the frozen base. `key` is the run's key; the step number is folded into it. The metrics are scalars:
     `loss` (mean, nats per target token), `accuracy` (of tokens), `z_loss` (weighted), `grad_norm`, `tokens`, `largest`
     (the largest absolute value of an updated parameter) and `diverged`: whether the loss or gradient is not finite, or
     a parameter exceeds LARGEST_PARAMETER. A diverged step leaves the parameters unchanged and clears `state.active`.
@@ -97,7 +97,7 @@ def make_train_step(
       config: the model's configuration.
       method: turns trainable parameters into a Prompt or a Delta.
       optimizer: from `frozen_base`.
-      loss: the objective: the mean over target tokens, or the mean over sentences of their tokens' sum.
+      loss: the objective: the mean over target tokens, or the mean over sentences of the sum over tokens.
       z_loss: weight of the mean squared log-normalizer.
       dropout: whether the base's dropout is on, at `config.dropout_rate`.
       accumulate: number of parts in which a batch is processed. The gradient is that of the whole batch's mean.
@@ -143,9 +143,9 @@ def make_train_step(
 
 
 def vmap_members(step: Callable, *, group: int | None = None, mesh: Mesh | None = None) -> Callable:
-    """Return the step of an ensemble: the whole update, optimizer included, mapped over a leading axis E.
+    """Return the step of an ensemble: the whole update, optimizer included, vmapped over a leading axis E.
 
-    State, batch and key have the axis. All members share one copy of the base's parameters.
+    State, batch and key have this axis. All members share one copy of the base's parameters.
 
     Args:
       step: from `make_train_step`.
@@ -181,7 +181,7 @@ def _accumulated(
     gradient: Callable, trainable: Tree, params: Tree, batch: dict[str, Array], key: PRNGKeyArray, parts: int
 ) -> tuple[Tree, Sums]:
     """Return the sums of gradients and losses over equal parts of the batch, with one part in memory at a time."""
-    # Interleaved rows form a part, so that a batch that is sharded over devices stays sharded in each part.
+    # A part takes every k-th row, so that a batch that is sharded over devices stays sharded in each part.
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total, part):

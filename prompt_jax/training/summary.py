@@ -47,10 +47,10 @@ class Test:
 
     examples: Examples
     trained_on: bool
-    numbers: Sequence[int]  # of the members
+    numbers: Sequence[int]  # the numbers of the members
     before: Evaluation
     members: Sequence[Evaluation]
-    ensemble: EnsembleEvaluation | None  # of several members whose answers can be compared
+    ensemble: EnsembleEvaluation | None  # None unless several members vote
 
     @property
     def after(self) -> Evaluation:
@@ -68,10 +68,10 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     In a distributed run all processes evaluate, and the first one writes.
 
     Args:
-      lock: of the run's folder, checked before files are written.
+      lock: the lock of the run's folder, checked before files are written.
 
     Returns:
-      The text that the command line prints; empty in the other processes.
+      The text that the command line prints; empty in all processes but the first.
 
     Raises:
       LockLost: the folder was deleted, or taken over by another process.
@@ -92,14 +92,14 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
 
-    shown = []
+    lines = []
     for prompt in setup.prompts:
         member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
         named = f", member {prompt.number} ({settings_text(prompt.settings)})" if len(prompts) > 1 else ""
         ended = "" if member.status == "training" else f"; {member.status} at step {member.steps}"
-        shown.append(f"best prompt{named}: step {member.best_step}, validation {metric} {score:.4f}{ended}")
-    shown += [_text(setup, test) for test in tests]
-    return "\n".join([*shown, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
+        lines.append(f"best prompt{named}: step {member.best_step}, validation {metric} {score:.4f}{ended}")
+    lines += [_text(setup, test) for test in tests]
+    return "\n".join([*lines, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
 
 
 def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delta]) -> list[Test]:
@@ -165,7 +165,7 @@ def _member_summary(progress: RunProgress, prompt: TrainedPrompt) -> MemberSumma
 
 
 def _best(progress: RunProgress, prompt: TrainedPrompt) -> tuple[str, float]:
-    """Return the first metric of a prompt, and its value at its member's best evaluation."""
+    """Return a prompt's first metric, and its value at the member's best evaluation."""
     member = progress.members[prompt.member.number]
     scores = prompt.select_scores(member.best_scores)
     return next(iter(scores.items()), (member.metric, member.score))
@@ -203,8 +203,8 @@ def _text(setup: Setup, test: Test) -> str:
     names = [settings_text(setup.prompts[number].settings) for number in test.numbers]
     if test.ensemble is None and len(names) > 1:
         called = member_rows([f"member {number}" for number in test.numbers], names)
-        own = dict(zip(called, (member.scores for member in test.members), strict=True))
-        return score_table(title, {"base": test.before.scores, **own}).text()
+        member_scores = dict(zip(called, (member.scores for member in test.members), strict=True))
+        return score_table(title, {"base": test.before.scores, **member_scores}).text()
     if test.ensemble is None:
         after = test.after.scores
         rows = [[name, f"{test.before.scores[name]:.4f}", f"{value:.4f}"] for name, value in after.items()]

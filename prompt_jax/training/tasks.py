@@ -66,7 +66,7 @@ def load_splits(
 ) -> tuple[dict[str, Examples], TaskFormat]:
     """Return the splits `train`, `validation`, and `test` if it has labels, and the format of the task.
 
-    `limits` has the largest number of examples of `validation` and `test`.
+    `limits` has the maximum number of examples of `validation` and `test`.
     """
     if config.task is not None:
         discover_tasks(tasks)

@@ -65,7 +65,7 @@ def write_shards(folder: Path, file: str, tensors: Tensors, shards: int = 3) -> 
 
 @pytest.fixture
 def deep(fixtures: Path) -> Path:
-    """A model with different depths and untied output weights."""
+    """Return a model with different depths and untied output weights."""
     return fixtures / "t5_deep" / "base"
 
 
@@ -76,7 +76,7 @@ def deep_tensors(deep: Path) -> Tensors:
 
 @pytest.fixture
 def model_folder(tmp_path: Path, deep: Path) -> Callable[..., Path]:
-    """A function that writes tensors in a format ("sharded NAME": in shards), with changes to the config of `deep`."""
+    """Return a function that writes a model folder in a format ("sharded NAME" for shards), with changes to `deep`."""
 
     def make(tensors: Tensors, form: str = "model.safetensors", **changes: Any) -> Path:
         folder = tmp_path / "model"

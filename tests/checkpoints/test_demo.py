@@ -1,4 +1,4 @@
-"""The demo model: conversion, which happens once, and its errors."""
+"""The demo model: its one-time conversion, and errors."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from prompt_jax.errors import CheckpointError
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """Return an empty cache."""
     monkeypatch.setenv("PROMPT_JAX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -34,7 +34,7 @@ def test_the_model(model):
     assert (config.encoder_layers, config.decoder_layers, config.vocab_size) == (8, 8, 32128)
     assert (config.tied_output, config.scale_output, config.gated, config.activation) == (False, False, True, "gelu")
     assert model.tokenizer.vocab_size == 32100
-    # Prompts record it: it may change only if the model does.
+    # Prompts record the fingerprint, so it may change only if the model does.
     assert model.fingerprint == "sha256:22d735adb7bb24f8ea6330b2d2a7eb4d392132b9fe732b0812329cb5ff96325e"
 
 
@@ -74,7 +74,7 @@ def test_another_version_of_the_package(cache, monkeypatch, demo_model_folder):
         demo.demo_folder()
 
 
-def test_a_conversion_that_fails_leaves_nothing(cache, monkeypatch):
+def test_a_failed_conversion_leaves_no_files(cache, monkeypatch):
     def fail(source, folder):
         (folder / "config.json").write_text("half")
         raise OSError("disk full")
@@ -117,7 +117,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Dequantizing a small graph of the same make
+# Dequantization of a small graph of the same form
 
 
 def quantized(name: str, values: np.ndarray, zero_point: int, scale: float) -> list:
@@ -131,7 +131,7 @@ def quantized(name: str, values: np.ndarray, zero_point: int, scale: float) -> l
 
 
 def save_graph(file: Path, initializers: list, matmuls: dict[str, str]) -> None:
-    """A graph of initializers, and of products with some of them: the node's name and the weight's."""
+    """Save a graph of initializers, and of products with some of them, given as names of node and weight."""
     onnx = pytest.importorskip("onnx")
     nodes = [
         onnx.helper.make_node("MatMulInteger", ["x", f"{weight}_quantized"], [node], name=node)

@@ -14,7 +14,7 @@ from prompt_jax.models.t5 import T5Config
 
 @pytest.fixture
 def of(model_folder):
-    """The fingerprint of tensors and changes to the config, loaded from a folder."""
+    """Return the fingerprint of a model folder with these tensors and changes to the config."""
 
     def load(tensors, **changes) -> str:
         folder = model_folder(tensors, **changes)
@@ -25,8 +25,8 @@ def of(model_folder):
     return load
 
 
-def test_it_stays_what_it_is(fixtures):
-    """Prompts and checkpoints record it. If this fails, existing ones no longer match their base."""
+def test_fingerprints_are_stable(fixtures):
+    """Prompts and checkpoints record the fingerprint. If this fails, existing ones no longer match their base."""
     found = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
     assert found == {
         "t5_v10": "sha256:bcf23ba2cd859a1e1ec935451a9eae9cb36152b7cb117ae43c3300a0b6a8f8ff",
@@ -82,7 +82,7 @@ def test_how_it_is_run_does_not_count(of, deep_tensors):
 
 
 def test_the_stored_dtype_is_seen_through_exact_values(of, deep_tensors):
-    """The same values are the same model in any dtype; rounded values are not."""
+    """Equal values in another dtype are the same model; rounded values are not."""
     half = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in deep_tensors.items()}
     widened = {name: tensor.astype(np.float32) for name, tensor in half.items()}
     assert of(half) == of(widened) != of(deep_tensors)
@@ -92,7 +92,7 @@ def test_the_stored_dtype_is_seen_through_exact_values(of, deep_tensors):
 def test_positions_are_distinct_and_spread(size):
     places = positions(size)
     assert len(places) == min(size, SAMPLED)
-    assert len(set(places)) == len(places) or SAMPLED < size < 2 * SAMPLED  # there a few may coincide
+    assert len(set(places)) == len(places) or SAMPLED < size < 2 * SAMPLED  # then a few may coincide
     assert 0 <= min(places) <= max(places) < size
     if size > SAMPLED:
         assert np.diff(sorted([*places, size])).max() < 3 * size / SAMPLED

@@ -1,4 +1,4 @@
-"""Generation settings of checkpoints, as Transformers reads them: which file counts, and what is refused."""
+"""Generation settings of checkpoints, as Transformers reads them: which file counts, and refused settings."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from prompt_jax.models.generation_settings import GenerationSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder that contains only the configuration of a BART."""
+    """Return a folder that contains only the configuration of a BART."""
 
     def make(config=None, generation=None):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "vocab_size": 256} | (config or {})))
@@ -40,7 +40,7 @@ OLD = {"force_bos_token_to_be_generated": True, "bos_token_id": 0, "num_beams": 
     [
         ({}, None, {}),
         ({"forced_bos_token_id": 5}, None, {"forced_first": 5}),
-        (OLD, None, {"forced_first": 0, "beams": 4, "no_repeat_ngram": 3}),  # as a BART of 2020 has it
+        (OLD, None, {"forced_first": 0, "beams": 4, "no_repeat_ngram": 3}),  # as in a BART of 2020
         ({}, {"forced_bos_token_id": 5}, {"forced_first": 5}),  # as Transformers 5 writes a BART
         (OLD, {"num_beams": 2}, {"beams": 2}),  # one file counts
         ({"min_length": 3, "max_length": 9}, None, {"min_length": 3, "max_length": 9}),
@@ -85,8 +85,8 @@ def test_special_tokens_of_generation_config_replace_those_of_config(folder, gen
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
     ],
 )
-def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny):
-    """But only when text is generated: such a model can be trained and scored."""
+def test_unsupported_settings_are_refused_by_name(folder, generation, named, tiny):
+    """The error comes only when text is generated: such a model can be trained and scored."""
     settings, _ = read(folder({}, generation))
     config = dataclasses.replace(tiny.config, generation=settings)
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_values_that_make_no_sense(folder, generation, message):
         read(path)
 
 
-def test_what_is_written_is_read_back(folder):
+def test_written_settings_are_read_back(folder):
     written = GenerationSettings(
         end_ids=(4, 5),
         forced_first=3,
@@ -217,7 +217,7 @@ def test_the_greatest_length_is_the_checkpoints(tiny, with_settings, settings, m
 
 
 def test_a_causal_models_lengths_count_its_text(fixtures):
-    """For each row separately, whatever the padding."""
+    """Lengths count the real tokens of each row, without padding."""
     model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
     batch = whole(random_text(model, 2, 6))
     batch["inputs_mask"][1, :4] = False

@@ -68,7 +68,7 @@ CHANGED: set[str] = set()  # settings that changed the answers of some family
 
 
 def softened(tensors, name):
-    """Output weights under which several tokens are probable, including the end tokens."""
+    """Return output weights with which several tokens are probable, including the end tokens."""
     tensor = tensors[name]
     if name == "final_logits_bias":
         tensor[0, [END, OTHER_END]] += 5.0, 4.0
@@ -81,9 +81,9 @@ def softened(tensors, name):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, fixtures, tmp_path_factory):
-    """A copy of a fixture whose end token is END, and a batch: padded, but for GPT-2.
+    """Return a copy of a fixture whose end token is END, and a batch, padded except for GPT-2.
 
-    Of a causal model, Transformers counts padding as text for n-grams and lengths; so its rows are of one length.
+    For a causal model, Transformers counts padding as text in n-grams and lengths, so its rows have equal lengths.
     """
     copy = tmp_path_factory.mktemp(request.param) / "model"
     shutil.copytree(fixtures / request.param / "base", copy)
@@ -93,8 +93,8 @@ def folder(request, fixtures, tmp_path_factory):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"eos_token_id": END, "forced_eos_token_id": None}))
     mask = np.arange(9)[None] < np.array([9, 5, 7, 3, 9, 8, 6, 4])[:, None]
-    text = np.random.default_rng(0).integers(10, 30, (8, 9)).astype(np.int32)  # few kinds, so that n-grams come again
-    # With other ids than padding's in the place of padding, Transformers would count them as the row's source.
+    text = np.random.default_rng(0).integers(10, 30, (8, 9)).astype(np.int32)  # few, so that n-grams repeat
+    # Padding has the pad id. Transformers would count any other id as the row's source.
     padded = whole(np.where(mask, text, config["pad_token_id"])) | {"inputs_mask": mask}
     batch = whole(text) if request.param == "gpt2" else padded
     return SimpleNamespace(
@@ -103,7 +103,7 @@ def folder(request, fixtures, tmp_path_factory):
 
 
 def both(folder, settings, prefix="", most=NEW, **options):
-    """New tokens [B, N] of Transformers and ours, up to each row's end; and the settings' own effect on the model."""
+    """Return the new tokens [B, N] of Transformers and ours, up to each row's end, and the settings' effect on them."""
     import torch
     import transformers
 
@@ -167,5 +167,5 @@ def test_tokens_are_transformers(folder, setting, beams):
 
 
 def test_each_setting_changes_answers():
-    """In some family. Otherwise the test above would always compare the same answers."""
+    """Each setting changes the answers of some family. Otherwise the test above would compare unchanged answers."""
     assert SETTINGS.keys() - CHANGED == {"none", "sampling is not used"}

@@ -54,7 +54,7 @@ def own_positions(base: Path, scanned: str) -> dict[str, np.ndarray]:
 def test_a_model_is_hugging_faces(fixtures, tmp_path, name, scanned):
     base = fixtures / name / "base"
     arrays = arrays_of(base, scanned)
-    arrays[PROMPT] = np.ones((2, 3), np.float32)  # a tuned checkpoint has its base whole
+    arrays[PROMPT] = np.ones((2, 3), np.float32)  # a tuned checkpoint contains its whole base
     folder = t5x_checkpoints.write(tmp_path / "checkpoint_3", arrays)
     theirs, ours = prompt_jax.load_model(str(base)), prompt_jax.load_model(f"t5x:{folder}")
     assert ours.fingerprint == theirs.fingerprint and ours.name == f"t5x:{folder}"
@@ -95,12 +95,12 @@ def per_layer(request, fixtures, tmp_path_factory):
     return prompt_jax.load_model(f"t5x:{folder}")
 
 
-def test_layers_have_positions_of_their_own(per_layer, fixtures):
+def test_layers_have_separate_positions(per_layer, fixtures):
     assert per_layer.config.relative_per_layer
     base = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
     assert per_layer.fingerprint != base.fingerprint
     assert len(t5.parameters(per_layer.config)) == len(t5.parameters(base.config))
-    # With the first layer's positions in all layers it is an ordinary T5.
+    # If all layers have the first layer's positions, the model is an ordinary T5.
     config = dataclasses.replace(per_layer.config, relative_per_layer=False)
     alike, plain = dict(per_layer.params), dict(per_layer.params)
     for side in ("encoder", "decoder"):
@@ -237,7 +237,7 @@ def test_the_authors_checkpoint_in_pytorch():
             for own in ("wi_0", "wi_1", "wo"):
                 kernel = array(f"{side}/layers_{i}/mlp/{own}/kernel")
                 state[f"{block}.{last}.DenseReluDense.{own}.weight"] = kernel.T
-    theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(32128, 4))  # Transformers 5 has tied it
+    theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(32128, 4))  # Transformers 5 ties it
     missing, unexpected = theirs.load_state_dict(
         {name: torch.tensor(np.ascontiguousarray(value)) for name, value in state.items()}, strict=False
     )
@@ -261,7 +261,7 @@ def test_positions_of_each_layer_in_pytorch(tmp_path, scanned):
         feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
     )  # fmt: skip
     theirs = transformers.UMT5ForConditionalGeneration(config).eval()
-    theirs.config.tie_word_embeddings = False  # Transformers 5 has made it true, and scales the output then
+    theirs.config.tie_word_embeddings = False  # Transformers 5 sets it to true and then scales the output
     theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(96, 16))
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
@@ -279,7 +279,7 @@ def test_positions_of_each_layer_in_pytorch(tmp_path, scanned):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is damaged or malicious
+# Damaged and malicious files
 
 SMALL = {"encoder/encoder_norm/scale": np.ones(4, np.float32), PROMPT: np.arange(24, dtype=np.float32).reshape(6, 4)}
 ZARR = "target.encoder.prompt.prompt.prompt"
@@ -338,7 +338,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_wrong_is_said(checkpoint, case):
+def test_errors_name_the_problem(checkpoint, case):
     damage, message = DAMAGE[case]
     damage(checkpoint)
     tracemalloc.start()
@@ -358,7 +358,7 @@ def test_links_are_not_followed(checkpoint, tmp_path, name):
         load_prompt(checkpoint)
 
 
-def test_what_is_no_checkpoint(checkpoint, tmp_path, fixtures):
+def test_other_folders_are_refused(checkpoint, tmp_path, fixtures):
     for name, message in (
         ("t5x:nowhere", "nowhere is not a folder"),
         (f"t5x:{tmp_path}", "name one of those in it: checkpoint_1"),
@@ -408,7 +408,7 @@ def test_values_that_are_not_finite(fixtures, tmp_path):
             prompt_jax.load_model(f"t5x:{folder}")
 
 
-def test_where_to_look_is_said(checkpoint, tmp_path):
+def test_errors_name_the_right_folder(checkpoint, tmp_path):
     with pytest.raises(PromptFormatError, match="has T5X checkpoints; name one of them: checkpoint_1"):
         load_prompt(tmp_path)
     for name, message in (
@@ -436,7 +436,7 @@ def forged(shape: tuple[int, ...], data: bytes = b"") -> msgpack.ExtType:
         ({"encoder": {"prompt": forged((2**63,) * 8)}}, "has 0 bytes"),
     ],
 )
-def test_what_a_stranger_may_write_into_the_file(tmp_path, target, message):
+def test_hostile_files_are_refused(tmp_path, target, message):
     (tmp_path / "checkpoint").write_bytes(msgpack.packb({"version": 3, "optimizer": {"target": target}}))
     with pytest.raises(CheckpointError, match=message):
         prompt_jax.load_model(f"t5x:{tmp_path}")
@@ -448,7 +448,7 @@ def test_more_objects_than_a_model_has(checkpoint, monkeypatch):
         load_prompt(checkpoint)
 
 
-def test_a_key_that_comes_twice(checkpoint):
+def test_duplicate_keys_are_an_error(checkpoint):
     content = (checkpoint / "checkpoint").read_bytes()
     twice = b"\x83" + content[1:] + msgpack.packb("optimizer") + msgpack.packb({})
     (checkpoint / "checkpoint").write_bytes(twice)
@@ -466,7 +466,7 @@ TINY = t5.T5Config(16, 4, 2, 8, 2, encoder_layers=1, decoder_layers=2, relative_
 
 @pytest.fixture(scope="module")
 def whole_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A prompt and tiny models, scanned and not."""
+    """Return a prompt and tiny models, scanned and not."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("whole")
     tensors = {}
     for parameter in t5.parameters(TINY):

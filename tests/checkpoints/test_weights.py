@@ -1,4 +1,4 @@
-"""Weight files and their assembly: exact values, reported damage, and one copy in memory."""
+"""Weight files and how they are assembled: exact values, reported damage, and one copy in memory."""
 
 import json
 import tracemalloc
@@ -137,7 +137,7 @@ ARRAY = np.zeros(4, np.float32)
         ({"w": chunked([4], ARRAY) | {"chunks": {"1": ARRAY}}}, "'chunks' with .'1'.; 'chunks' was expected"),
     ],
 )
-def test_what_flax_does_not_write(tmp_path, tree, message):
+def test_objects_that_flax_does_not_write(tmp_path, tree, message):
     with pytest.raises(CheckpointError, match=message):
         contents("flax", write_flax(tmp_path / "f", tree))
 
@@ -149,7 +149,7 @@ def test_flax_maps_without_end(tmp_path):
         contents("flax", file)
 
 
-def test_what_follows_the_parameters(tmp_path):
+def test_data_after_the_parameters(tmp_path):
     file = write_flax(tmp_path / "f", {"w": ARRAY})
     file.write_bytes(file.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match="unexpected data after the parameters"):
@@ -158,7 +158,7 @@ def test_what_follows_the_parameters(tmp_path):
 
 @pytest.fixture(scope="module", params=OPENERS)
 def whole(request, tmp_path_factory) -> tuple[str, bytes, Path]:
-    """A small file of each format: its format, its bytes, and the path for a changed copy."""
+    """Return a small file of each format: its format, its bytes, and the path for a changed copy."""
     folder = tmp_path_factory.mktemp("fuzz")
     arrays = {"w": np.ones((2, 3), np.float32), "v": np.ones(2, np.float16)}
     return request.param, encoded(request.param, arrays, folder).read_bytes(), folder / "changed"
@@ -270,7 +270,7 @@ def test_a_tensor_in_two_shards(tmp_path):
 # Assembly
 
 
-def test_what_is_missing_surplus_and_misshapen_is_listed(model_folder, deep_tensors):
+def test_missing_surplus_and_misshapen_tensors_are_listed(model_folder, deep_tensors):
     from prompt_jax.checkpoints.load import load_model
 
     mlp = "decoder.block.2.layer.2.DenseReluDense.wi_0.weight"
@@ -306,7 +306,7 @@ def test_a_long_list_is_cut(model_folder, deep_tensors):
 
 @pytest.fixture(scope="module")
 def synthetic() -> tuple[list, dict[str, np.ndarray]]:
-    """The table of a T5 of 20 MB, and its weights under Hugging Face's names."""
+    """Return the table of a T5 of 20 MB, and its weights under Hugging Face's names."""
     config = T5Config(vocab_size=2000, d_model=128, d_kv=16, d_ff=512, num_heads=8, encoder_layers=7, decoder_layers=8)
     table = parameters(config)
     rng = np.random.default_rng(0)
@@ -363,8 +363,8 @@ def test_abstract_parameters_have_the_shapes_of_real_ones(dtype, synthetic):
 
 
 @pytest.mark.parametrize("dtype", weights.DTYPES)
-def test_abstract_parameters_are_divided_as_they_are_placed(dtype):
-    """On an abstract mesh, with the axes of the families' tables."""
+def test_abstract_parameters_have_the_shardings_of_loaded_ones(dtype):
+    """Shardings on an abstract mesh, with the axes of the families' tables."""
     mesh = jax.sharding.AbstractMesh((1, 2, 4), ("ensemble", "data", "model"))
     config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=12, num_heads=4, encoder_layers=2, decoder_layers=3)
     shapes = weights.abstract(parameters(config), dtype, parameter_sharding(mesh))

@@ -40,7 +40,7 @@ def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
         assert read_prompt(dest)[1].settings["average.weights"] == list(weights)
 
 
-def test_what_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
+def test_metadata_that_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
     prompt, _ = read_prompt(prompt_file)
     save_prompt(tmp_path / "q.npz", prompt, dataclasses.replace(said, base=None, task="movies"))
     assert run("average", tmp_path / "a.npz", tmp_path / "q.npz", prompt_file)[0] == 0
@@ -57,7 +57,7 @@ def test_an_existing_file_is_not_overwritten(prompt_file, ensemble_file, run):
     assert prompt_file.read_bytes() == before
 
 
-def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):
+def test_errors_name_the_problem(prompt_file, ensemble_file, said, tmp_path, run):
     def other(name: str, tokens: np.ndarray, **changes):
         save_prompt(tmp_path / name, Prompt(VirtualTokens(tokens)), dataclasses.replace(said, **changes))
         return tmp_path / name

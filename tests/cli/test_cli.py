@@ -1,4 +1,4 @@
-"""The command line as a person uses it, on a tiny model."""
+"""The command line as a user calls it, on a tiny model."""
 
 import dataclasses
 import io
@@ -106,7 +106,7 @@ def test_train_an_ensemble(config, tmp_path, capsys):
     assert "Similarity of the members" in (folder / "report.html").read_text()
 
 
-def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, capsys, monkeypatch):
+def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, capsys, monkeypatch):
     """With log-likelihood only, there are scores of the base and the members, but no vote; so with --shot-seeds."""
     monkeypatch.setattr(answers, "generate_scored", None)
     options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
@@ -130,7 +130,7 @@ def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, cap
     assert list(table(out, f"{model} alone")) == ["", "1 examples shown, seed 0", "1 examples shown, seed 1"]
 
 
-def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_evaluate_writes_the_printed_scores(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
     argv = ("evaluate", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"])
     status, out, err = run(capsys, *argv, "--out", tmp_path / "out")
     assert status == 0, err
@@ -251,7 +251,7 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         assert status == 1 and message in err
 
 
-def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_incompatible_members(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
     prompt, metadata = read_prompt(prompt_file)
     task_format = metadata.format
 
@@ -297,7 +297,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     assert "test.jsonl has no labels" in said
 
 
-def test_what_the_user_says_settles_what_members_differ_in(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_options_override_differences_between_members(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
     prompt, metadata = read_prompt(prompt_file)
     others = dataclasses.replace(metadata.format, labels=("bad", "good"), template="review: {text}", input_length=256)
     save_prompt(tmp_path / "o.npz", prompt, dataclasses.replace(metadata, task="movies", format=others))
@@ -344,7 +344,8 @@ def test_help_of_every_verb(capsys):
     for verb in VERBS:
         assert f"  {verb} " in out
         status, shown, _ = run(capsys, verb, "--help")
-        assert status == 0 and f"prompt-jax {verb}" in shown
+        assert status == 0 and f"usage: prompt-jax {verb}" in shown and "Example" in shown
+        assert re.search(rf"^  prompt-jax {verb}", shown, re.MULTILINE)
     assert run(capsys)[0] == 2
 
 
@@ -372,7 +373,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     named = ("--model", tiny_folder)
     for argv, message in (
-        (("train",), "train needs a configuration file first"),
+        (("train",), "train needs a configuration file, e.g."),
         (("train", "none.py"), "no configuration file none.py"),
         (("evaluate",), "name at least one prompt file"),
         (("evaluate", "none.npz"), "no such file: none.npz"),
@@ -417,7 +418,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         ("x\x1b]0;pwn\x07/y", None),
     ],
 )
-def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
+def test_a_base_that_a_file_names_is_not_loaded(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
     """Its base may be a folder, or look like a name on the Hub. Without --model, it is not opened."""
     from prompt_jax.checkpoints import load
 

@@ -133,7 +133,7 @@ def test_a_strangers_file(tiny, tiny_folder, said, tmp_path, run):
     Page(text)
 
 
-def test_what_is_wrong_is_said(prompt_file, tiny_folder, sentiment_files, tmp_path, run):
+def test_errors_name_the_problem(prompt_file, tiny_folder, sentiment_files, tmp_path, run):
     prompt, metadata = read_prompt(prompt_file)
     save_prompt(tmp_path / "o.npz", prompt, PromptMetadata(base=ModelId("elsewhere", None, "sha256:1")))
     save_prompt(tmp_path / "w.npz", Prompt(VirtualTokens(np.ones((2, 8), np.float32))), metadata)

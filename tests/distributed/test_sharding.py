@@ -66,7 +66,7 @@ def test_impossible_meshes_are_refused(mesh, message):
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    """The results of `on_eight_devices`."""
+    """Return the results of `on_eight_devices`."""
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",

@@ -36,7 +36,7 @@ def test_right_answers():
     assert right_answers(answers, ["cat", "dog"], comparison(LABELS)).tolist() == [[False, True], [False, False]]
 
 
-def test_confusion_counts_what_is_no_label_apart():
+def test_confusion_counts_other_answers_separately():
     targets, answers = ["no", "no", "yes", "yes", "yes"], ["no", "yes", "yes", "", "Yes"]
     assert confusion(targets, answers, LABELS).tolist() == [[1, 1, 0], [0, 1, 2]]
 
@@ -170,7 +170,7 @@ def test_intervals_of_metrics_with_weights_from_all_references():
     assert whole == pytest.approx([examples.score(own)["nist"] for own in members])
 
 
-def test_references_are_taken_along_and_any_of_them_is_right():
+def test_any_reference_is_a_correct_answer():
     examples, _ = described(5, 8)
     taken = examples.take([3, 3, 0])
     assert taken.references == (examples.references[3],) * 2 + (examples.references[0],)

@@ -41,7 +41,7 @@ class Asked:
 def test_votes_on_labels_are_those_of_all_members(ensemble):
     votes, scores, blocks = ensemble
     early = vote_in_blocks(*votes.shape, Asked(votes), blocks or default_blocks(len(votes)))
-    known = np.where((early == NO_VOTE)[:, :, None], 0, scores)  # what was not asked is not known
+    known = np.where((early == NO_VOTE)[:, :, None], 0, scores)  # scores are unknown where a member did not run
     np.testing.assert_array_equal(majority(early, known), majority(votes, scores))
 
 

@@ -175,7 +175,7 @@ def examples(tiny, sentiment_files, monkeypatch) -> Examples:
     return load_examples(task, tiny.tokenizer, "train", LoadOptions(64, 12, limit=20))
 
 
-def test_a_member_scores_what_it_scores_alone(tiny, prompts, examples):
+def test_a_member_has_the_scores_it_has_alone(tiny, prompts, examples):
     result = evaluate_ensemble(tiny, prompts, examples, OPTIONS)
     for own, prompt in zip(result.members[:2], prompts[:2], strict=True):
         alone = evaluate(tiny, prompt, examples, OPTIONS)

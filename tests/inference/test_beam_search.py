@@ -73,7 +73,7 @@ def test_the_rules_of_stopping_differ(small):
 
 
 @pytest.mark.parametrize("penalty", (0.0, 1.0, 2.0))
-def test_with_beams_enough_nothing_is_missed(small, penalty):
+def test_with_enough_beams_the_search_is_exhaustive(small, penalty):
     """With four tokens in the vocabulary there are 40 answers of up to three tokens."""
     params = {"history": small["history"][..., :4, :4], "rows": small["rows"][:, :4]}
     config, decoding = SmallConfig(vocab_size=4), Decoding(beams=45, length_penalty=penalty)
@@ -121,7 +121,7 @@ def ending(model):
     return dataclasses.replace(model.config, eos_id=int(np.bincount(tokens[:, 2:].ravel()).argmax()))
 
 
-def test_padding_and_company_do_not_matter(model):
+def test_results_do_not_depend_on_padding_and_other_rows(model):
     """A padded row in a batch with mixed prompts has the beams that it has alone."""
     config, text = ending(model), random_text(model, 3, 9)
     prompts = [random_tokens(model, 3), random_tokens(model, 5, seed=1)]

@@ -63,7 +63,7 @@ def test_the_loop_ends_with_the_last_row(small, fields):
     assert STEPS == [0, 1, 2]
 
 
-def test_what_is_not_a_number_comes_out(small):
+def test_nan_logits_are_visible_in_the_result(small):
     small["rows"][1] = np.nan
     for decoding in (Decoding(), Decoding(beams=3)):
         found = generate_scored(small, SmallConfig(), small_batch(3), max_new_tokens=LENGTH, decoding=decoding)
@@ -108,7 +108,7 @@ PROBABILITIES = np.array([0.02, 0.4, 0.08, 0.3, 0.2])
     ),
     ids=str,
 )
-def test_what_tokens_are_drawn_from(fields, expected):
+def test_top_k_and_top_p_sets(fields, expected):
     weights = sampling_logits(jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))[None], Decoding(**fields))
     np.testing.assert_allclose(jax.nn.softmax(weights)[0], np.array(expected) / np.sum(expected), rtol=1e-5)
 
@@ -205,7 +205,7 @@ def test_other_inputs_and_keys_need_no_compilation(model):
     ),
     ids=str,
 )
-def test_options_that_do_not_go_together(fields, message):
+def test_contradictory_options(fields, message):
     with pytest.raises(ConfigError, match=message):
         Decoding(**fields)
 

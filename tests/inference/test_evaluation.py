@@ -51,7 +51,7 @@ def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
         assert set(one.scores) == {"accuracy", "invalid", "rank/accuracy"}
 
 
-def test_members_may_have_examples_of_their_own(tiny, prompts):
+def test_members_may_have_different_examples(tiny, prompts):
     own = [
         examples_of(tiny),
         examples_of(tiny, TEXTS[:2], ("good", "bad")),
@@ -101,7 +101,7 @@ def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monke
     assert len(calls) == 3, "an evaluation can be left between any two batches"
 
 
-def test_what_does_not_go_together_is_said(tiny, prompts):
+def test_incompatible_arguments_are_errors(tiny, prompts):
     examples, options = examples_of(tiny), EvaluationOptions(2, 8)
     for members, each in (([], examples), (prompts, [examples])):
         with pytest.raises(ValueError, match="expected prompts, and examples of each"):

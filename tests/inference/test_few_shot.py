@@ -103,7 +103,7 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
 
 
 @pytest.mark.parametrize("shots", (0, 1))
-def test_a_causal_models_answer_goes_straight_on(tiny_folders, sentiment_files, shots):
+def test_a_causal_models_answer_continues_the_text(tiny_folders, sentiment_files, shots):
     """Ranking, likelihood and generation equal those that `forward` gives for the plain text."""
     model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
     tokenizer, target_length = model.tokenizer, 8
@@ -175,7 +175,7 @@ def test_as_many_as_fit(model, sentiment_files):
     assert shown == 0 and all(len(ids) <= 4 for ids in none.inputs) and none.truncated["inputs"] == len(tests)
 
 
-def test_what_does_not_fit_is_left_out(model, sentiment_files):
+def test_examples_that_do_not_fit_are_left_out(model, sentiment_files):
     """With `shots=None` it is skipped. With a fixed number, later examples are dropped too, with a warning."""
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     long = int(np.random.default_rng(0).permutation(len(training))[0])
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_left_out(model, sentiment_files):
     assert shown == 0
 
 
-def test_labels_come_in_turn_as_long_as_they_last(model, sentiment_files):
+def test_labels_take_turns_until_they_run_out(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     one = training.target_texts.index("negative")
     training = training.take([row for row, to in enumerate(training.target_texts) if to == "positive"] + [one])
@@ -236,7 +236,7 @@ def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_fi
 
 
 @pytest.mark.parametrize(("name", "room"), (("gpt2", 64 - 8 + 1), ("bart", 64), ("t5", 512)))
-def test_there_is_room_for_what_the_model_has_positions_for(tiny_folders, sentiment_files, name, room):
+def test_inputs_use_all_positions_of_the_model(tiny_folders, sentiment_files, name, room):
     """GPT-2's answer takes positions too. The last input token predicts its first token."""
     model = prompt_jax.load_model(str(tiny_folders[name]))
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
@@ -260,7 +260,7 @@ def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
         np.testing.assert_array_equal(ids, model.tokenizer.encode(whole) if causal(model) else own)
 
 
-def test_what_cannot_be_shown(model, sentiment_files):
+def test_invalid_designs(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     with pytest.raises(DesignError, match="has 40 labeled examples; expected at least 41"):
         few_shot_inputs(tests, PromptDesign(shots=41), model, training)
@@ -296,7 +296,7 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
     lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 10 and len(json.loads(lines[0])["members"]) == 2
     assert main([*asked, "--shot-length", "6"]) == 0
-    assert "10 examples, 10 inputs cut" in capsys.readouterr().out
+    assert "10 examples, 10 inputs truncated" in capsys.readouterr().out
     assert main([*asked, "--shots", "fit", "--shots-from", str(sentiment_files["train"]), "--shot-length", "64"]) == 0
     capsys.readouterr()
     for argv, message in (

@@ -33,7 +33,7 @@ def test_similarity_of_extreme_values():
     np.testing.assert_allclose(found, [[1, 0, 1], [0, 0, 0], [1, 0, 1]], atol=1e-12)
 
 
-def test_similarity_of_what_cannot_be_compared():
+def test_incomparable_prompts_have_no_similarity():
     with pytest.raises(ValueError, match=r"different widths: \[2, 3\]"):
         prompt_similarity([_prompt([1, 2]), _prompt([1, 2, 3])])
     with pytest.raises(ValueError, match="the prompt is empty"):

@@ -1,4 +1,4 @@
-"""What prompts are compared with: adapters, the last layers, the full model. They change the base, in a Prompt too."""
+"""The baselines of prompts: adapters, the last layers, the full model. They change the base's weights."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def model(request, fixtures) -> Model:
 
 
 def trained(model: Model, name: str, noise: float = 0.1, seed: int = 0) -> Delta:
-    """A method's first values, moved at random."""
+    """Return a method's initial parameters plus noise."""
     config = METHODS[name]
     variables = config.initialize(jax.random.key(seed), model)
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def logits(model: Model, added: Delta | None = None, batch=None) -> np.ndarray:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_training_begins_at_the_base(model, name):
-    """Adapters are next to nothing at first, copies of layers are these."""
+    """Initial adapters are almost the identity. Copies of layers equal these layers."""
     np.testing.assert_allclose(logits(model, trained(model, name, 0.0)), logits(model), atol=1e-3)
     assert np.abs(logits(model, trained(model, name)) - logits(model)).max() > 0.05
 
@@ -86,20 +86,20 @@ def test_the_full_model_is_the_model_of_these_weights(model):
     assert flat(prompt.leaves).keys() == flat(model.params).keys()
 
 
-def test_the_last_layers_alone_are_others(model):
+def test_only_the_last_layers_change(model):
     prompt = trained(model, "last_layers")
     side = model.params if "layers" in model.params else model.params["decoder"]
     (stack,) = side["layers"]
-    own = prompt.leaves if "layers" in model.params else prompt.leaves["decoder"]
-    last = jax.tree.map(lambda leaf, new: leaf.at[-1:].set(new), stack, own["last_layers"])
+    leaves = prompt.leaves if "layers" in model.params else prompt.leaves["decoder"]
+    last = jax.tree.map(lambda leaf, new: leaf.at[-1:].set(new), stack, leaves["last_layers"])
     params = {**side, "layers": (last,)}
     params = params if "layers" in model.params else {**model.params, "decoder": params}
     assert_close(logits(model, prompt), logits(dataclasses.replace(model, params=params)))
 
 
 def test_lower_layers_are_not_differentiated(model):
-    """Of the last layer alone, one layer is gone through backwards; of a causal model, which reads the target after
-    what all layers have of the source, for the target all of them."""
+    """With the last layer trained, the backward pass runs one layer. In a causal model it also runs all layers once:
+    the source and the target are read separately."""
     batch = batch_of(model)
 
     def backwards(jaxpr) -> int:
@@ -120,10 +120,10 @@ def test_lower_layers_are_not_differentiated(model):
         return backwards(jax.make_jaxpr(jax.grad(loss))(trained(model, name).leaves).jaxpr)
 
     sides = [model.params] if "layers" in model.params else [model.params["encoder"], model.params["decoder"]]
-    there = sum(depth(side["layers"][0]) for side in sides)
-    passes = layers("full") / there  # a causal model goes over source and target
+    count = sum(depth(side["layers"][0]) for side in sides)
+    passes = layers("full") / count  # a causal model reads source and target separately
     assert passes == (2 if len(sides) == 1 else 1)
-    assert layers("last_layers") == (1 if len(sides) == 2 else 1 + there)
+    assert layers("last_layers") == (1 if len(sides) == 2 else 1 + count)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_lower_layers_are_not_differentiated(model):
 @pytest.mark.parametrize("name", ("houlsby", "lin"))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_in_pytorch(fixtures, family, name):
-    """Hooks on Hugging Face's modules that do what the papers say."""
+    """Compare with hooks on Hugging Face's modules that follow the papers."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = fixtures / family / "base"
     model = prompt_jax.load_model(str(folder))
@@ -210,7 +210,7 @@ def test_adapters_have_their_share_of_the_parameters(model, kind):
         config.initialize(jax.random.key(0), model)
 
 
-def test_what_cannot_be_trained(model, fixtures):
+def test_bases_and_options_that_cannot_be_trained(model, fixtures):
     config = LastLayersTuning(layers=9)
     with pytest.raises(ConfigError, match="prompt.layers is 9, and .* has"):
         config.initialize(jax.random.key(0), model)

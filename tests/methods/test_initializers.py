@@ -25,7 +25,7 @@ def init(model, labels=(), **options) -> np.ndarray:
 
 
 def rows_of(table, tokens) -> list[int]:
-    """The row of the table that each token equals."""
+    """Return the row of the table that each token equals."""
     return [int(np.flatnonzero((np.asarray(table) == token).all(axis=1))[0]) for token in tokens]
 
 
@@ -55,7 +55,7 @@ def test_labels_are_means_of_their_pieces(tiny):
 
 
 def test_words_may_take_the_place_of_labels(tiny):
-    """One row a word, the mean of its pieces, whether or not the task has labels."""
+    """Each word gives one row, the mean of its pieces, whether or not the task has labels."""
     words = ("good acting", "film", "great fun")
     expected = [np.asarray(tiny.params["embedding"])[tiny.tokenizer.encode(word)].mean(axis=0) for word in words]
     assert len(tiny.tokenizer.encode(words[0])) > 1
@@ -95,7 +95,7 @@ def test_file_is_exact(tiny, tmp_path, name):
 
 
 def test_a_member_of_a_file(tiny, tmp_path):
-    """Of its own length: slots that are not used do not count."""
+    """The member has its length before stacking: unused slots do not count."""
     random = np.random.default_rng(0)
     prompts = [Prompt(VirtualTokens(random.normal(size=(n, 64)).astype(np.float32))) for n in (4, 3)]
     base = ModelId(tiny.name, None, tiny.fingerprint)
@@ -152,7 +152,7 @@ def test_a_seed_is_an_initialization(tiny):
     assert (first != np.asarray(other["encoder_tokens"])).any()
 
 
-def test_what_is_not_there_is_asked_for(tiny):
+def test_missing_options_are_named(tiny):
     with pytest.raises(ConfigError, match="'labels' needs a task with labels, or prompt.init_labels"):
         init(tiny, length=5, init="labels")
     with pytest.raises(ConfigError, match="has no tokens to initialize a prompt from"):

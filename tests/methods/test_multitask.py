@@ -1,4 +1,4 @@
-"""Prompts of a shared part and a part for each task: their algebra, and what they begin as."""
+"""Multitask prompts of shared and task-specific parameters: their algebra, and their initial values."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def made(tiny, config, labels=(), seed=0):
 
 
 def moved(trainable):
-    """Every part somewhere else than it begins."""
+    """Return all parameters plus noise."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: np.asarray(leaf) + rng.normal(size=leaf.shape).astype(np.float32), trainable)
 
@@ -36,8 +36,8 @@ def test_the_algebra_by_hand(tiny, task_part):
     config = MultitaskPromptTuning(length=LENGTH, init="normal", task_part=task_part)
     trainable = moved(made(tiny, config)[0])
     shared, own = trainable["shared"]["encoder_tokens"], trainable["own"]
-    found = config.apply(trainable).encoder_tokens.embeddings
-    assert len(found) == TASKS
+    actual = config.apply(trainable).encoder_tokens.embeddings
+    assert len(actual) == TASKS
     for task in range(TASKS):
         if task_part == "add":
             expected = [shared[row] + own[task][row] for row in range(LENGTH)]
@@ -45,13 +45,13 @@ def test_the_algebra_by_hand(tiny, task_part):
             expected = [*shared, *own[task]]
         else:
             expected = [row + row @ own["kernel"][task] / WIDTH + own["bias"][task] for row in shared]
-        np.testing.assert_allclose(found[task], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual[task], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("task_part", PARTS)
 @pytest.mark.parametrize("mlp_width", (None, 8))
 def test_tasks_begin_with_the_shared_prompt(tiny, task_part, mlp_width):
-    """Which begins as one for a single task does, be it made by an MLP."""
+    """The shared prompt starts like a prompt for a single task, with and without an MLP."""
     alone = PromptTuning(length=LENGTH, init_vocab=100, mlp_width=mlp_width)
     length = 2 if task_part == "concatenate" else None
     config = MultitaskPromptTuning(**dataclasses.asdict(alone), task_part=task_part, task_length=length)
@@ -72,7 +72,7 @@ def test_tasks_begin_with_the_shared_prompt(tiny, task_part, mlp_width):
 
 @pytest.mark.parametrize("task_part", PARTS)
 def test_a_row_has_its_tasks_prompt(tiny, task_part):
-    """In a batch of several tasks, and in a file alone."""
+    """A row has its task's prompt in a batch of several tasks, and with that prompt alone."""
     config = MultitaskPromptTuning(length=LENGTH, init="normal", task_part=task_part)
     trainable = moved(made(tiny, config)[0])
     prompt = config.apply(trainable)
@@ -93,6 +93,6 @@ def test_a_row_has_its_tasks_prompt(tiny, task_part):
         (MultitaskPromptTuning(task_length=0), DataConfig(task="a"), "prompt.task_length must be positive"),
     ],
 )
-def test_what_does_not_go_together(prompt, data, message):
+def test_contradictory_options(prompt, data, message):
     with pytest.raises(ConfigError, match=message):
         check(Experiment(prompt=prompt, data=data))

@@ -1,4 +1,4 @@
-"""Prefix tuning's variables: sizes, first values, and what becomes of the MLP."""
+"""Prefix tuning's parameters: sizes, initial values, and the merged MLP."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def model(request, tiny_folders) -> Model:
 
 
 def of_shapes(config) -> Model:
-    """A model without weights, which random first values do not look at."""
+    """Return a model without weights, which random initialization does not need."""
     return Model("shapes", None, {}, config, None, "sha256:00")
 
 
@@ -46,7 +46,7 @@ def batch_of(model) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("config", "a_slot"), ((GPT2_MEDIUM, 49_152), (GPT2_LARGE, 92_160), (BART_LARGE, 73_728)))
 def test_stored_sizes_are_the_papers(config, a_slot):
-    """Of GPT-2 medium, 245,760 numbers for a prefix of 5 and 491,520 for one of 10."""
+    """For GPT-2 medium, a prefix of 5 has 245,760 parameters, and one of 10 has 491,520."""
     for length in (5, 10):
         options = dataclasses.replace(FREE, length=length)
         shapes = jax.eval_shape(lambda: options.initialize(KEY, of_shapes(config)))  # noqa: B023
@@ -63,8 +63,8 @@ def test_trained_sizes_are_the_papers():
     assert size(prompt) == 245_760
 
 
-def test_the_mlp_is_folded_away(model, tmp_path):
-    """Each site has a table and layers of its own; the file has none of them, and gives the same logits."""
+def test_the_mlp_is_merged_into_the_file(model, tmp_path):
+    """Each site has a separate table and MLP. The file contains neither, and gives the same logits."""
     options = WITH_MLP
     trainable = options.initialize(KEY, model)
     assert set(trainable) == set(family(model.config).sites(model.config))
@@ -96,7 +96,7 @@ def test_the_mlp_is_the_papers():
 
 
 def test_random_first_values():
-    """The paper's uniform ones, its code's normal ones, and zero."""
+    """Uniform as in the paper, normal as in its code, and zero."""
     of = of_shapes(GPT2_MEDIUM)
     uniform = dataclasses.replace(FREE, init="uniform", init_range=(0.0, 1.0)).initialize(KEY, of)["decoder_self"]
     assert 0 <= uniform["keys"].min() < 0.01 and 0.99 < uniform["keys"].max() <= 1
@@ -112,7 +112,7 @@ def words_of(model, text: str = "great fun") -> PrefixTuning:
 
 
 def test_activations_of_real_words(model):
-    """Free parameters are exactly the base's keys and values of the words: in front of a target they are the words."""
+    """Without an MLP, the prefix is exactly the keys and values of the words. Before a target, it equals the words."""
     options = words_of(model)
     trainable = options.initialize(KEY, model)
     ids = np.array(model.tokenizer.encode(" great fun"), np.int32)[None]  # as in the middle of a text
@@ -124,7 +124,7 @@ def test_activations_of_real_words(model):
 
 
 def test_the_mlp_is_fitted_to_real_words(model):
-    """For little data: 500 steps bring what the MLP makes nearer to the words' keys and values; the table stays."""
+    """500 steps bring the MLP's output closer to the words' keys and values. The table is unchanged."""
     options = dataclasses.replace(words_of(model), mlp_width=32)
     fitted = options.initialize(KEY, model)
     start = dataclasses.replace(options, init="normal").initialize(KEY, model)
@@ -165,7 +165,7 @@ def test_dropout_is_of_keys_and_values():
 
 @pytest.fixture
 def saved(tiny_folders, tmp_path):
-    """A model, a prefix of it, and its file."""
+    """Return a model, a prefix of it, and the prefix's file."""
     model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
     prompt = FREE.apply(FREE.initialize(KEY, model))
     metadata = PromptMetadata(base=ModelId(model.name, None, model.fingerprint))
@@ -173,7 +173,7 @@ def saved(tiny_folders, tmp_path):
     return model, prompt, tmp_path / "p.npz"
 
 
-def test_what_is_wrong_is_said(saved, tiny_folders):
+def test_errors_name_the_problem(saved, tiny_folders):
     model, _, file = saved
     text, from_file = {"init": "text", "init_text": "great fun"}, {"init": "file", "init_file": file}
     for changes, message in (

@@ -1,4 +1,4 @@
-"""A new method is one file and one line in the table: everything else works with it."""
+"""A new method is one file and one line in the table. Everything else works with it."""
 
 import dataclasses
 

@@ -225,7 +225,7 @@ def test_a_prompt_is_computed_once_for_the_batch(model):
     assert f"[7,{slots},{heads},{width}]" not in str(text).replace(" ", "")
 
 
-def test_what_has_no_place_is_said(model):
+def test_unsupported_parts_are_errors(model):
     batch = whole(random_text(model, 1, 4)) | {"decoder_inputs": random_text(model, 1, 2)}
     wrong = Prompt(encoder_self=random_prefix(model, 2).decoder_self)
     for prompt, message in (

@@ -105,7 +105,7 @@ def test_the_dtype_of_the_result_is_that_of_the_activations():
 # A model
 
 
-def test_what_is_quantized(model):
+def test_quantized_parameters(model):
     """Each layer's matrices are quantized as they would be alone; all else is as with bfloat16."""
     expected = {"self/q", "self/k", "self/v", "self/o", "mlp/up", "mlp/down"}
     if not isinstance(model.config, GPT2Config):

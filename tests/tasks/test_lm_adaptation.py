@@ -53,7 +53,7 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     page = (run / "report.html").read_text()
     assert "The whole model, tuned for" in page and "Validation log-likelihood, nats per token" in page
 
-    # As a base of its own it is what was scored, and what was exported has the same logits.
+    # The exported base has the logits of the base with the trained weights, and the same scores.
     arguments = ["--model", str(tiny_folder), "--format", "model"]
     assert main(["export", str(run / "best.npz"), "adapted", *arguments]) == 0
     model, prompt = prompt_jax.load_model("adapted"), prompt_jax.load_prompt(run / "best.npz", tiny)
@@ -70,7 +70,7 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     before = [line["validation/log_likelihood"] for line in read_log(tmp_path / "runs" / "prompt") if line["step"] == 0]
     assert len(before) == 2 and min(before) > first + 0.2, "prompts of the adapted model start from what it has learned"
 
-    # Members that answer nothing are scored side by side, and do not vote.
+    # Without answers, members are scored separately and do not vote.
     file = str(tmp_path / "runs" / "prompt" / "best.npz")
     asked = ["evaluate", file, "--task", "prefix_lm", "--tasks", str(TASKS), "--split", "validation", "--limit", "4"]
     monkeypatch.setattr(prompt_jax.inference.answers, "generate_scored", None)
@@ -87,7 +87,7 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
 
 
 def written(experiment: Experiment, folder: Path) -> str:
-    """The experiment as a file."""
+    """Return the experiment as a file."""
     path = folder / f"{experiment.name}.json"
     path.write_text(to_json(experiment))
     return str(path)

@@ -107,7 +107,7 @@ def test_the_seed_determines_the_examples(folder, tokenizer, name):
     assert first.target_texts == again.target_texts != other.target_texts
     cut = load(name, tokenizer, seed=0, limit=5)
     assert set(cut.target_texts) <= set(first.target_texts)
-    # As of other data: batches go on from a position that was noted before, on examples that were made anew.
+    # As with other data, batches resume from an earlier position, on newly made examples.
     batches = [TrainBatches(own, 4, 0, (16, 32), tokenizer.pad_id, tokenizer.pad_id) for own in (first, again)]
     for _ in range(3):
         next(batches[0])
@@ -146,7 +146,7 @@ def test_files_of_another_kind_are_refused(folder, tokenizer, kind):
         load("prefix_lm", tokenizer)
 
 
-def test_files_that_are_not_there_are_named(folder, tokenizer, monkeypatch):
+def test_missing_files_are_named(folder, tokenizer, monkeypatch):
     (folder / "validation.txt").unlink()
     with pytest.raises(DataError, match=r"text: no file validation\*; expected .txt or .jsonl files"):
         load("prefix_lm", tokenizer, "validation")

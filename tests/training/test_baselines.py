@@ -1,4 +1,4 @@
-"""Methods that change the base are trained, resumed, evaluated and exported as prompts are."""
+"""Methods that change the base: training, resuming, evaluation and export work as for prompts."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.methods.adapter import AdapterTuning
 from prompt_jax.methods.full import FullTuning
 from prompt_jax.methods.last_layers import LastLayersTuning
-from prompt_jax.models.delta import flat
+from prompt_jax.models.delta import flat, params_and_prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop
@@ -34,7 +34,7 @@ METHODS = {
 
 @pytest.fixture(params=METHODS)
 def method(request, experiment: Experiment) -> Experiment:
-    """An ensemble of two."""
+    """Return an ensemble of two."""
     return dataclasses.replace(
         with_options(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
         prompt=METHODS[request.param],
@@ -64,7 +64,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     losses = [line["train/loss"] for line in read_log(whole.folder) if "train/loss" in line]
     assert losses[-1] < losses[0]
 
-    # Interrupted, and gone on with: the same to the last bit.
+    # An interrupted run resumes bit-exactly.
     real, calls = loop.prepare, [0]
 
     def failing(*args):
@@ -85,13 +85,13 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     for resumed, straight in zip(leaves(method), leaves(whole), strict=True):
         jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
-    # One member alone trains to the same.
+    # A member trained alone gets the same parameters.
     alone = dataclasses.replace(with_name(method, "alone"), ensemble=EnsembleConfig())
     train(alone)
     for name, leaf in leaves(alone)[0].items():
         np.testing.assert_allclose(leaf, first[name], rtol=1e-4, atol=1e-5)
 
-    # Evaluated, asked and exported from its file.
+    # All commands accept its file.
     file, base = str(whole.folder / "best.npz"), ["--model", method.model.name]
     capsys.readouterr()
     assert main(["evaluate", file, "--data", str(sentiment_files["test"]), *base]) == 0
@@ -111,17 +111,18 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert "It changes the base itself" in page and ">None<" not in page
     capsys.readouterr()
     assert main(["inspect", member, *base, "--data", str(sentiment_files["test"])]) == 1
-    assert "no virtual tokens or prefix of which one could be left out" in capsys.readouterr().err
-    # As a model of its own, where it is one.
+    assert "expected virtual tokens or a prefix to leave out" in capsys.readouterr().err
+    # Exported as a model, except adapters.
     folder = str(whole.folder / "model")
     status = main(["export", member, folder, "--format", "model", *base])
     if whole.prompt.name == "adapter":
-        assert status == 1 and "adapters cannot be made a part" in capsys.readouterr().err
+        assert status == 1 and "adapters cannot be merged" in capsys.readouterr().err
     else:
         assert status == 0
         tuned, start = (prompt_jax.load_model(name) for name in (folder, method.model.name))
         batch = whole_batch(random_text(start, 2, 6)) | {"decoder_inputs": random_text(start, 2, 4, seed=1)}
-        logits = prompt_jax.forward(start.params, start.config, batch, prompt_jax.load_prompt(member, start))
+        params, _ = params_and_prompt(start.params, prompt_jax.load_prompt(member, start))
+        logits = prompt_jax.forward(params, start.config, batch)
         assert_close(prompt_jax.forward(tuned.params, tuned.config, batch), logits)
     capsys.readouterr()
     assert main(["export", member, str(whole.folder / "member.npy")]) == 1

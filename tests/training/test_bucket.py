@@ -52,7 +52,7 @@ def storage() -> Iterator[Storage]:
 
 @pytest.fixture
 def runs(storage: Storage, tmp_path: Path) -> Iterator[Path]:
-    """A folder of runs on the bucket, unique to the test."""
+    """Return a folder of runs on the bucket, unique to the test."""
     yield parse_path(f"gs://bucket/{tmp_path.name}/runs")
     storage.refusing = False
 
@@ -98,7 +98,7 @@ def fail(_) -> None:
 
 @pytest.fixture
 def whole(experiment: Experiment) -> Experiment:
-    """A finished run in a local folder, never interrupted."""
+    """Return a finished run in a local folder, never interrupted."""
     whole = with_name(experiment, "whole")
     loop.train(whole)
     return whole

@@ -93,7 +93,7 @@ def test_members_that_differ_in_every_option_train_as_alone(experiment):
 
 @pytest.fixture(scope="module")
 def wide():
-    """A random T5, wide enough for Adafactor to factor the second moment of a prompt of 130."""
+    """Return a random T5, wide enough for Adafactor to factor the second moment of a prompt of 130."""
     config = t5.T5Config(
         vocab_size=64, d_model=128, d_kv=16, d_ff=64, num_heads=2, encoder_layers=1, decoder_layers=1, dropout_rate=0.1
     )
@@ -335,7 +335,7 @@ def test_early_stopping_is_per_member(experiment, capfd):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What a run leaves, and that it can be stopped
+# Files of a run, and resuming it
 
 
 def test_files_of_an_ensemble(experiment):
@@ -452,7 +452,7 @@ def test_too_many_devices(experiment):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Several devices, in a process of their own
+# Several devices, in a separate process
 
 
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):

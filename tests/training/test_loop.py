@@ -36,7 +36,7 @@ def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
 
 @pytest.fixture
 def finished(experiment: Experiment) -> Experiment:
-    """The finished run, never interrupted."""
+    """Return the finished run, never interrupted."""
     whole = with_name(experiment, "whole")
     train(whole)
     return whole

@@ -73,7 +73,7 @@ NAMES = ("kind_a_v001", "kind_b_v001")
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """A file of tasks, which are unregistered after the module's tests."""
+    """Return a file of tasks, which are unregistered after the module's tests."""
     file = tmp_path_factory.mktemp("tasks") / "tasks.py"
     file.write_text(TASKS)
     restore = restore_point()
@@ -83,7 +83,7 @@ def tasks(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mixed(experiment: Experiment, monkeypatch) -> Experiment:
-    """A run on both tasks, with task names before the inputs."""
+    """Return a run on both tasks, with task names before the inputs."""
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
     experiment = with_options(experiment, "train", steps=4, eval_every=2)
     return dataclasses.replace(experiment, data=DataConfig(task="both", task_names=True, buckets=1))

@@ -1,4 +1,4 @@
-"""What is loaded of a task or of files, as the configuration has it."""
+"""Setup: the loaded splits, the stored parameters, and the initial values, by configuration."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def metadata(setup: Setup, number: int) -> PromptMetadata:
 
 @pytest.fixture
 def described(tmp_path):
-    """Files of texts for inputs that come again: ten inputs, three texts each."""
+    """Return files with repeated inputs: ten inputs with three texts each."""
     rows = [f"film {i % 10},a good film {'and long ' * (i // 10)}{i % 10}" for i in range(30)]
     for name in ("train", "test"):
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows, ""]))
@@ -58,7 +58,7 @@ def test_low_data_subsets_by_size_and_seed(tiny, described):
     assert drawn(train_examples=10) == ten and drawn(train_examples=99) == whole
 
 
-def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_path, registry_of_tasks):
+def test_the_configurations_metrics_replace_the_tasks(tiny, tmp_path, registry_of_tasks):
     (tmp_path / "tasks.py").write_text(TASK)
     config = DataConfig(task="told", input_length=32, target_length=32)
     own, own_format = load_splits(config, tiny, {}, tmp_path / "tasks.py")
@@ -72,8 +72,8 @@ def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_p
         load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, {}, tmp_path / "tasks.py")
 
 
-def test_what_is_stored_is_what_is_written(experiment):
-    """Of a prefix without the MLP that makes it, keys and values of every layer and site."""
+def test_stored_parameters_are_those_of_the_files(experiment):
+    """Stored parameters are the keys and values of every layer and site, without the MLP."""
     prefix = PrefixTuning(length=4, init="normal", mlp_width=8)
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
     written = jax.tree.leaves(setup.make_prompts(setup.trainable(setup.states)))
@@ -81,24 +81,24 @@ def test_what_is_stored_is_what_is_written(experiment):
 
 
 def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
-    """Each from its own, or all from one; and alone as together."""
+    """Each member starts from another prompt of the file, or all from one; the same as when trained alone."""
     tokens = np.random.default_rng(0).normal(size=(3, 4, 64)).astype(np.float32)
     said = PromptMetadata(base=ModelId(tiny.name, None, tiny.fingerprint))
     save_ensemble(tmp_path / "source" / "e.npz", [Prompt(VirtualTokens(own)) for own in tokens], [said] * 3)
     start = PromptTuning(length=4, init="file", init_file=tmp_path / "source" / "e.npz")
     transfer = dataclasses.replace(experiment, prompt=start, ensemble=EnsembleConfig(init_member=(2, 0, 1)))
     setup = prepare(transfer)
-    for number, own in enumerate((2, 0, 1)):
+    for number, source in enumerate((2, 0, 1)):
         alone = prepare(experiments.members(transfer)[number])
-        for found in (setup.trainable(setup.states)[number], *alone.trainable(alone.states)):
-            np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[own])
+        for start in (setup.trainable(setup.states)[number], *alone.trainable(alone.states)):
+            np.testing.assert_array_equal(start["prompt"]["encoder_tokens"], tokens[source])
         written = metadata(setup, number)
-        assert written.initialization == f"file source/e.npz, member {own}"
-        assert written.settings["prompt.init_member"] == own
+        assert written.initialization == f"file source/e.npz, member {source}"
+        assert written.settings["prompt.init_member"] == source
     one = dataclasses.replace(transfer, ensemble=EnsembleConfig(size=2, init_member=(1,)))
     setup = prepare(one)
-    for found in setup.trainable(setup.states):
-        np.testing.assert_array_equal(found["prompt"]["encoder_tokens"], tokens[1])
+    for start in setup.trainable(setup.states):
+        np.testing.assert_array_equal(start["prompt"]["encoder_tokens"], tokens[1])
     assert metadata(prepare(experiment), 0).initialization == "vocab"
 
 
@@ -117,7 +117,7 @@ add_task(
 
 @pytest.fixture
 def registry_of_tasks():
-    """Tasks registered during a test are gone after it."""
+    """Unregister the tasks of a test after it."""
     restore = restore_point()
     yield
     restore()

@@ -20,7 +20,7 @@ METHOD = PromptTuning()
 
 @pytest.fixture(scope="module")
 def setup(tiny):
-    """State, base parameters, batch and optimizer of a small run."""
+    """Return state, base parameters, batch and optimizer of a small run."""
     rng = np.random.default_rng(0)
     length = rng.integers(4, 13, 8)
     mask = np.arange(12)[None] < length[:, None]
@@ -58,18 +58,18 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
 
 
 def test_the_two_normalizations_of_the_loss(tiny, setup):
-    """The gradient of the mean over sentences is that of the mean over tokens, times tokens a sentence; z-loss too."""
+    """The gradient of the mean over sentences is that of the mean over tokens, times the tokens per sentence."""
     state, params, batch, optimizer = setup
-    batch = batch | {"target_mask": batch["target_mask"].at[7].set(False)}  # a row that fills the batch up
+    batch = batch | {"target_mask": batch["target_mask"].at[7].set(False)}  # a row of padding
     per_token = make(tiny, optimizer, z_loss=0.01)(state, params, batch, jax.random.key(0))[1]
     per_sentence = make(tiny, optimizer, z_loss=0.01, loss="sentence")(state, params, batch, jax.random.key(0))[1]
     ratio = np.asarray(batch["target_mask"]).sum() / 7
     assert per_sentence["grad_norm"] == pytest.approx(ratio * float(per_token["grad_norm"]), rel=1e-4)
-    assert per_sentence["loss"] == per_token["loss"]  # is shown a token
+    assert per_sentence["loss"] == per_token["loss"]  # both are reported per token
 
 
 def test_a_prefix_drops_out_without_the_base(tiny, setup):
-    """Its dropout has a key in every step, another one each, whether the base drops out or not."""
+    """The prefix's dropout has a different key in each step, even if the base has no dropout."""
     _, params, batch, optimizer = setup
     losses = {}
     for rate in (0.0, 0.5):
@@ -93,7 +93,7 @@ def test_the_base_stays_and_the_prompt_moves(tiny, setup):
 
 
 def test_no_gradient_of_the_base_is_computed(tiny, setup):
-    """By the compiler's count: the step costs what the prompt's gradient alone costs, and less than the base's."""
+    """By the compiler's count, the step costs as much as the prompt's gradient, and less than the base's."""
     state, params, batch, optimizer = setup
     step = make(tiny, optimizer).lower(state, params, batch, jax.random.key(0)).compile()
 
@@ -112,7 +112,7 @@ def test_no_gradient_of_the_base_is_computed(tiny, setup):
     assert flops(step) < 1.02 * flops(prompt_alone)
     assert flops(both) > 1.3 * flops(step)
 
-    # Nothing as large as the base leaves the step, and its work space holds no gradient of it.
+    # The step's outputs are smaller than the base, and its temporaries contain no gradient of the base.
     base_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
     memory = step.memory_analysis()
     assert memory.output_size_in_bytes < 0.02 * base_bytes
@@ -120,7 +120,7 @@ def test_no_gradient_of_the_base_is_computed(tiny, setup):
     assert both.memory_analysis().output_size_in_bytes > base_bytes
 
 
-def test_the_optimizer_holds_nothing_for_the_base(tiny, setup):
+def test_the_optimizer_has_no_state_for_the_base(tiny, setup):
     state, _, _, optimizer = setup
     whole = {"base": tiny.params, "prompt": state.trainable["prompt"]}
     with_base, without = optimizer.init(whole), state.opt_state
@@ -133,7 +133,7 @@ def test_the_optimizer_holds_nothing_for_the_base(tiny, setup):
 
 @pytest.mark.parametrize("parts", (2, 4))
 def test_accumulation_is_the_whole_batch(tiny, setup, parts):
-    """Rows of a part may have more target tokens than those of another; the mean is still over all of them."""
+    """Parts may have different numbers of target tokens. The mean is still over all tokens."""
     state, params, batch, _ = setup
     optimizer = steps.frozen_base(optax.sgd(1.0))
     state = steps.TrainState.create(state.trainable["prompt"], optimizer)
@@ -165,7 +165,7 @@ def test_a_batch_of_padding_is_harmless(tiny, setup):
     "scale, diverged", [(1.0, False), (1400.0, False), (1e6, False), (1e8, True), (1e30, True), (np.inf, True)]
 )
 def test_divergence_is_of_parameters_that_are_too_large(tiny, setup, scale, diverged):
-    """At 1400 rows have the largest norms of the prompts that Lester et al. published. At 1e30 the loss is finite."""
+    """1400 is the largest norm of a row in the prompts that Lester et al. published. At 1e30 the loss is finite."""
     state, params, batch, optimizer = setup
     tokens = state.trainable["prompt"]["encoder_tokens"]
     rows = scale * tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)

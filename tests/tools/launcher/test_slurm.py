@@ -23,7 +23,7 @@ FAST = ("--backoff", "1", "--grace", "5")
 
 @pytest.fixture
 def stood_in(checkout, tmp_path) -> Checkout:
-    """A checkout with stand-ins for Slurm's programs."""
+    """Return a checkout with stand-ins for Slurm's programs."""
     calls = tmp_path / "calls"
     calls.touch()
     checkout.env |= {"SLURM_CALLS": str(calls), "PATH": f"{STAND_INS}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}

@@ -26,7 +26,7 @@ CONFIG = "configs/reviews.json"
 
 @pytest.fixture
 def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Path]) -> Checkout:
-    """A checkout of prompt-jax with an experiment: two members, 30 steps, the tiny model."""
+    """Return a checkout of prompt-jax with an experiment: two members, 30 steps, the tiny model."""
     shutil.rmtree(checkout.folder / "prompt_jax")
     shutil.copytree(ROOT / "prompt_jax", checkout.folder / "prompt_jax", ignore=shutil.ignore_patterns("__pycache__"))
     experiment = Experiment(

@@ -45,7 +45,7 @@ def experiment(name: str, **changes) -> Experiment:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is compiled
+# Compiled programs
 
 
 @pytest.mark.parametrize("kind, method", [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "soft_prompt")])
@@ -107,7 +107,7 @@ def test_each_prompt_length_has_a_separate_program(tiny_folder):
     assert f"tensor<3x7x{width}xf32>" in of_all and "tensor<3x7xi1>" in of_all
 
 
-def test_the_planner_refuses_what_a_run_would_refuse(tiny_folder):
+def test_the_planner_raises_the_errors_of_a_run(tiny_folder):
     devices = jax.devices()[:1]
     with pytest.raises(ConfigError, match="mesh.model 2 asks for 2 devices, and there are 1"):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
@@ -177,8 +177,8 @@ def test_flops_by_hand():
 def test_flops_of_a_training_step_by_hand(target):
     """T5 1.1 small: 8 + 8 layers of width 512, 6 heads of 64, feed-forward 1024, 32128 words.
 
-    Each weight is met twice: forwards, and for the gradient of what goes in; there is none of the weights. A product
-    of two activations, as in attention, has a gradient for both.
+    Each weight is used twice: in the forward pass, and for the gradient of its input. Weights have no gradient. A
+    product of two activations, as in attention, has two gradients.
     """
     data = DataConfig(task="any", input_length=512, target_length=target)
     given = experiment("google/t5-v1_1-small", data=data, prompt=PromptTuning(length=100))
@@ -251,7 +251,7 @@ def test_an_unknown_topology(name):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What comes of it
+# Estimates
 
 
 def test_out_of_memory():
