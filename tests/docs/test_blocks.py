@@ -108,27 +108,27 @@ def test_options_in_the_text_exist(path):
 
 def known_options() -> set[str]:
     """Return the options of `prompt-jax` and of the tools."""
-    found = set(re.findall(r"\"(--[a-z][\w-]*)\"", "".join(p.read_text() for p in (ROOT / "tools").rglob("*.py"))))
+    actual = set(re.findall(r"\"(--[a-z][\w-]*)\"", "".join(p.read_text() for p in (ROOT / "tools").rglob("*.py"))))
     for kind, _ in cli.VERBS.values():
-        found |= options_of(kind)
+        actual |= options_of(kind)
     from tools.planner.__main__ import Plan
     from tools.reproduction.__main__ import Reproduce
 
-    found |= options_of(Plan) | options_of(Reproduce) | options_of(Experiment)
+    actual |= options_of(Plan) | options_of(Reproduce) | options_of(Experiment)
     for method in METHODS.values():
-        found |= options_of(method, "prompt.")
+        actual |= options_of(method, "prompt.")
     named_otherwise = {"--prompt.method", "--as", "--help", "--logdir"}
-    return {option.replace("_", "-") for option in found} | named_otherwise
+    return {option.replace("_", "-") for option in actual} | named_otherwise
 
 
 def options_of(kind: type, prefix: str = "") -> set[str]:
     """Return the options of a dataclass: of its fields, and of theirs with and without the section's name."""
-    found = set()
+    result = set()
     for name, hint in typing.get_type_hints(kind).items():
-        found.add(f"--{prefix}{name}")
+        result.add(f"--{prefix}{name}")
         if dataclasses.is_dataclass(hint):
-            found |= options_of(hint, f"{prefix}{name}.") | options_of(hint, prefix)
-    return found
+            result |= options_of(hint, f"{prefix}{name}.") | options_of(hint, prefix)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------
