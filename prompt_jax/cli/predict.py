@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_model, check_positive, load_base, override_format, print_note
+from prompt_jax.cli.common import (
+    BaseOptions,
+    check_model,
+    check_positive,
+    check_tokenizer,
+    load_base,
+    override_format,
+    print_note,
+)
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.control_tokens import remove_marks
@@ -80,6 +88,7 @@ def run(args: Predict) -> int:
 def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
     from prompt_jax.ensembles.streams import Line, Voting
+    from prompt_jax.models.delta import Delta
     from prompt_jax.prompt_files.io import check_bases, read_prompts
     from prompt_jax.prompt_files.metadata import find_task_mismatch
 
@@ -88,7 +97,13 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     file = parse_path(args.words[0])
     members = read_prompts(file)
     model = load_base(file, members[0][1], args.base)
+    check_tokenizer(model)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
+    if len(members) > 1 and any(isinstance(prompt, Delta) for prompt, _ in members):
+        raise UserError(
+            f"the {len(members)} members of {file} change weights of the base and cannot share a batch; write one to a "
+            "file with prompt-jax export --member (prompt-jax evaluate scores their vote)"
+        )
     if (pair := find_task_mismatch([metadata for _, metadata in members])) is not None:
         a, b = pair
         raise UserError(
@@ -97,7 +112,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
             "prompt-jax export --member"
         )
     task_format = override_format(members[0][1].format, args.template, args.labels, None)
-    assert model.tokenizer is not None  # load_base
+    assert model.tokenizer is not None  # check_tokenizer
     texts = input_texts(read_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
     return (Line(None, text) for text in texts), Voting(
         model, [prompt for prompt, _ in members], task_format, args.decoding
@@ -125,7 +140,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
         check_model(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
     rows = ((where, as_row(line, where, wanted)) for where, line in read_inputs(args.words, args.input))
-    assert model.tokenizer is not None  # load_base
+    assert model.tokenizer is not None  # check_model
     return streams.read_lines(rows, named, model.tokenizer.marked), streams.Mixed(model, named, args.decoding)
 
 
