@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop test-slurm docs lock clean python
+.PHONY: help demo test test-interop test-slurm docs lock clean python compiler
 .DELETE_ON_ERROR:
 
 help:
@@ -32,7 +32,7 @@ help:
 
 # Large pages for large arrays, where the C library can: a tenth of a training step on a CPU.
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/prompt-jax train configs/demo.py
 	$(BIN)/prompt-jax evaluate runs/demo/best.npz --early-stop
 	$(BIN)/prompt-jax export runs/demo/best.npz runs/demo/member_0.npy --member 0
@@ -75,22 +75,36 @@ docs: $(VENV)/.installed
 	@test -e $(BIN)/mkdocs || $(PIP) install -c requirements.lock --no-build-isolation --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-# A clear word where Python is too old, or newer than TensorFlow is built for.
+# The demo's model and TensorFlow have no packages for other versions.
 python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		"prompt_jax needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; name another, e.g. PYTHON=python3.11" % v[:2])'
 
-# The packages, anew whenever the lock changes.
-$(VENV)/.packages: requirements.lock
+# editdistance, which seqio needs, has no wheel for Python 3.13.
+compiler: $(VENV)/.made
+	@$(BIN)/python -c 'import os, shutil, sys, sysconfig; \
+		header = os.path.join(sysconfig.get_paths()["include"], "Python.h"); \
+		sys.exit(None if sys.version_info < (3, 13) or shutil.which("g++") and os.path.exists(header) else \
+		"the tests need seqio, which on Python 3.13 needs a C++ compiler: install g++ and the headers of Python, or run " \
+		"make clean, and make test with PYTHON=python3.12")'
+
+$(VENV)/.made:
 	@$(MAKE) --no-print-directory python
-	@echo 'installing requirements.lock into $(VENV): about 3.5 GB, and a minute or more'
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install -r requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# This package itself, as a link to the checkout.
-$(VENV)/.installed: pyproject.toml $(VENV)/.packages
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+# The demo's packages and this one, as a link to the checkout. Packages that have no wheel are built with setuptools.
+$(VENV)/.demo: pyproject.toml requirements.lock $(VENV)/.made
+	@echo 'installing the demo into $(VENV): about 1.2 GB, and a minute or more'
+	@$(PIP) install -c requirements.lock setuptools hatchling editables
+	@$(PIP) install -c requirements.lock --no-build-isolation --editable '.[demo]'
+	@$(PIP) check
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.demo
+	@$(MAKE) --no-print-directory compiler
+	@echo 'installing requirements.lock into $(VENV): about 3.6 GB, and a few minutes'
+	@$(PIP) install -r requirements.lock
 	@$(PIP) check
 	@touch $@
 
