@@ -97,7 +97,7 @@ $(VENV)/.made:
 $(VENV)/.demo: pyproject.toml requirements.lock $(VENV)/.made
 	@echo 'installing the demo into $(VENV): about 1.2 GB, and a minute or more'
 	@$(PIP) install -c requirements.lock setuptools hatchling editables
-	@$(PIP) install -c requirements.lock --no-build-isolation --editable '.[demo]'
+	@$(PIP) install -c requirements.lock --no-compile --no-build-isolation --editable '.[demo]'
 	@$(PIP) check
 	@touch $@
 

@@ -320,9 +320,8 @@ def test_the_lock_satisfies_the_projects_requirements():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [
-        Requirement(text) for text in (*project["dependencies"], *extras["demo"], *extras["tasks"], *extras["test"])
-    ]
+    texts = [*project["dependencies"], *(text for name in ("demo", "tasks", "test") for text in extras[name])]
+    asked = [Requirement(text) for text in texts]
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
     locked = [Requirement(line) for line in lines if line]
     assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in locked)
