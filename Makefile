@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop test-slurm lock clean python
+.PHONY: help demo test test-interop test-slurm docs lock clean python
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make test          install, lint, check types, run the tests'
 	@echo 'make test-interop  compare with PyTorch, Transformers and PEFT, if they can be had'
 	@echo 'make test-slurm    launch on a Slurm of one node, if it can be installed; as root'
+	@echo 'make docs          build the documentation (site/); broken links fail'
 	@echo 'make lock          write requirements.lock anew; LOCK=--upgrade takes the newest versions'
 	@echo 'make clean         remove the virtual environment, caches and built files; runs/ stays'
 	@echo
@@ -70,6 +71,10 @@ test-slurm: $(VENV)/.installed
 	test $$status -eq 0 || exit $$status; \
 	SLURM_CONF="$$folder/one_node/slurm.conf" $(BIN)/python -m pytest -m slurm $(PYTEST)
 
+docs: $(VENV)/.installed
+	@test -e $(BIN)/mkdocs || $(PIP) install -c requirements.lock --no-build-isolation --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 # A clear word where Python is too old, or newer than TensorFlow is built for.
 python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else \
@@ -100,5 +105,5 @@ lock:
 	@echo 'wrote requirements.lock'
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

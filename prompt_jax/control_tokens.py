@@ -18,7 +18,7 @@ def mark(token: str) -> str:
 
 
 def remove_marks(text: str) -> str:
-    """Return the text without marks: what people see, and what data may contain."""
+    """Return the text without marks, as it is displayed and as it may occur in data."""
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 

@@ -61,10 +61,10 @@ ENSEMBLE_LISTS = {
 
 
 def members(experiment: Experiment) -> tuple[Experiment, ...]:
-    """Return the experiment of each member: what would train the member alone.
+    """Return for each member the experiment that would train it alone.
 
     Raises:
-      ConfigError: a list with neither one value nor one per member, or for an option that the method does not have.
+      ConfigError: a list has neither one value nor one per member, or the method does not have the list's option.
     """
     ensemble = experiment.ensemble
     lists: dict[str, tuple[Any, ...]] = {name: getattr(ensemble, name) for name in ENSEMBLE_LISTS}
@@ -99,7 +99,7 @@ def members(experiment: Experiment) -> tuple[Experiment, ...]:
 
 
 def settings(experiments: tuple[Experiment, ...]) -> list[dict[str, Any]]:
-    """Return for each member the fields in which members differ, with its values: `{"train.seed": 1}`."""
+    """Return for each member the fields in which members differ, with the member's values: `{"train.seed": 1}`."""
 
     def values(section: str, field: str) -> list[Any]:
         return [getattr(getattr(each, section), field, None) for each in experiments]
@@ -145,7 +145,7 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str) -> Experiment:
-    """Read what `to_json` wrote, also in earlier versions.
+    """Read the output of `to_json`, also of earlier versions.
 
     Raises:
       ConfigError: not JSON, an unknown field, or a value of another type.

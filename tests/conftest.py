@@ -66,7 +66,7 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
+    """Return a random T5 1.1 in the hub's layout, with a tokenizer trained on a few sentences."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     shutil.copytree(FIXTURES / "t5_v11" / "base", folder)
     (folder / "spiece.model").write_bytes(sentencepieces.train(SENTENCES, 80))
@@ -75,7 +75,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path):
-    """The model in `tiny_folder`."""
+    """Return the model in `tiny_folder`."""
     import prompt_jax
 
     return prompt_jax.load_model(str(tiny_folder))
@@ -86,7 +86,7 @@ SPECIAL_TOKENS = {"gpt2": ["[PAD]", "<|endoftext|>"], "bart": ["<s>", "<pad>", "
 
 @pytest.fixture(scope="session")
 def tiny_folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random model of each family in the hub's layout, with a tokenizer trained on a few sentences."""
+    """Return a random model of each family in the hub's layout, with a tokenizer trained on a few sentences."""
     folders = {"t5": tiny_folder}
     for name, special in SPECIAL_TOKENS.items():
         folders[name] = tmp_path_factory.mktemp(name) / "model"
@@ -111,7 +111,7 @@ def sentiment_files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Path):
-    """A small experiment: 6 steps on the tiny model."""
+    """Return a small experiment: 6 steps on the tiny model."""
     from prompt_jax.config.data import DataConfig
     from prompt_jax.config.model import ModelConfig
     from prompt_jax.config.train import TrainConfig
@@ -132,7 +132,7 @@ def experiment(tiny_folder: Path, sentiment_files: dict[str, Path], tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def demo_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's folder, converted for this run of the tests; a skip without its package."""
+    """Return the demo model's folder, converted for this run of the tests; a skip without its package."""
     for package in ("traceforge_title_model", "onnx"):
         pytest.importorskip(package)
     from prompt_jax.checkpoints.demo import demo_folder

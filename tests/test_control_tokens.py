@@ -168,6 +168,6 @@ def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, seve
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--prompts", f"p={prompt_file}"] if several else [str(prompt_file)]
     assert main(["predict", *words, "--input", str(tmp_path / "in.jsonl"), "--model", str(folder), "--json"]) == 0
-    shown = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
-    assert shown == [f"{USER}{remove_marks(text)}{BOT}" for text in TEXTS]
+    printed = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"{USER}{remove_marks(text)}{BOT}" for text in TEXTS]
     assert_read(model, seen)

@@ -49,7 +49,7 @@ def test_one_config_reproduces_the_prompt_tuning_code():
     assert [name for name, own in offsets.items() if own.decay_offset] == ["sst2"]
 
 
-def test_the_tasks_of_configs_are_there():
+def test_the_tasks_of_configs_exist():
     from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 
     known = set(discover_tasks(ROOT / "tasks"))
@@ -81,7 +81,7 @@ def test_json_is_exact(length, init_range, labels, train, patience):
     ("text", "message"),
     [("{", "not a configuration"), ("[]", "not a configuration"), ('{"prompt": {"lenght": 1}}', "prompt.lenght")],
 )
-def test_what_is_no_configuration_is_said(text, message):
+def test_invalid_configurations_are_errors(text, message):
     with pytest.raises(ConfigError, match=message):
         experiments.from_json(text)
 
@@ -234,7 +234,7 @@ def test_a_single_prompt_is_an_ensemble_of_one():
     assert experiments.settings((experiment,)) == [{}]
 
 
-def test_members_have_their_own_values_and_are_no_ensembles():
+def test_members_have_single_values_and_are_no_ensembles():
     lists = EnsembleConfig(size=2, learning_rate=(0.1,), length=(5, 7), task=("a", "b"))
     first, second = experiments.members(Experiment(train=TrainConfig(seed=3), ensemble=lists))
     assert (first.optimizer.learning_rate, second.optimizer.learning_rate) == (0.1, 0.1)
@@ -248,7 +248,7 @@ def test_members_have_their_own_values_and_are_no_ensembles():
     assert experiments.settings_text({"train.seed": 3, "prompt.length": 5}) == "seed 3, length 5"
 
 
-def test_without_a_size_there_are_as_many_as_values():
+def test_without_a_size_the_lists_determine_it():
     members = experiments.members(Experiment(ensemble=EnsembleConfig(seed=(1,), weight_decay=(0.0, 0.1, 0.2))))
     assert [each.optimizer.weight_decay for each in members] == [0.0, 0.1, 0.2]
     assert {each.train.seed for each in members} == {1}
@@ -262,7 +262,7 @@ def test_a_member_that_cannot_be_is_named():
 
 @pytest.mark.parametrize("method", ("adapter", "last_layers", "full"))
 @pytest.mark.parametrize("lists", ({"length": (3, 4)}, {"init": ("vocab",)}, {"init_member": (0, 1)}))
-def test_lists_of_prompts_are_for_nothing_else(method, lists):
+def test_lists_of_options_that_the_method_lacks_are_errors(method, lists):
     experiment = Experiment(data=DataConfig(task="t"), prompt=METHODS[method]())
     check(experiment)
     with pytest.raises(ConfigError, match=f"ensemble.{[*lists][0]} sets prompt.*{method}' does not have"):

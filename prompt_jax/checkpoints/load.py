@@ -26,14 +26,23 @@ _HUB = "hf://"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A frozen base model."""
+    """A frozen base model.
 
-    name: str  # as given to `load_model`, without hf://
-    revision: str | None  # the commit hash on the Hub; None for a folder and for the demo
+    Attributes:
+      name: as given to `load_model`, without hf://.
+      revision: the commit hash on the Hub; None for a folder and for the demo.
+      params: nested dict of arrays.
+      config: the family's configuration, such as a T5Config.
+      tokenizer: None if the folder has none.
+      fingerprint: see `prompt_jax.checkpoints.fingerprint`.
+    """
+
+    name: str
+    revision: str | None
     params: Params = dataclasses.field(repr=False)
     config: Config
-    tokenizer: Tokenizer | None  # None if the folder has none
-    fingerprint: str  # see `prompt_jax.checkpoints.fingerprint`
+    tokenizer: Tokenizer | None
+    fingerprint: str
 
 
 def load_model(
@@ -48,6 +57,7 @@ def load_model(
 
     Args:
       name_or_path: one of
+
         - a folder with `config.json`, weights and usually a tokenizer;
         - a name on the Hugging Face Hub, also as "hf://USER/NAME[@REVISION]". Only these files are downloaded, into the
           Hub's usual cache;

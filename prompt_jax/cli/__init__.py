@@ -6,19 +6,21 @@ modules only when they run.
 
 import contextlib
 import difflib
+import importlib.metadata
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from prompt_jax import experiment as experiments
 from prompt_jax.cli import average, convert, diff, evaluate, inspect, predict, push, similarity, train
-from prompt_jax.cli.common import print_error
+from prompt_jax.cli.common import print_error, print_escaped
+from prompt_jax.cli.options import parse_words
 from prompt_jax.errors import ConfigError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.report.terminal import escape_control_characters
@@ -68,8 +70,11 @@ def _is_distributed() -> bool:
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        print_escaped(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print_escaped(f"prompt-jax {importlib.metadata.version('prompt-jax')}")
+        return 0
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
         return print_error(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
@@ -99,34 +104,14 @@ def parse(verb: str, rest: list[str]) -> Any:
     kind = VERBS[verb][0]
     default = None
     if kind is train.Train:
-        named = bool(rest) and not rest[0].startswith("-")
-        if not named and not {"-h", "--help"} & set(rest):
-            raise ConfigError("train needs a configuration file first, e.g. prompt-jax train configs/demo.py")
-        path = parse_path(rest[0]) if named else Path("CONFIG")
-        experiment, rest = train.choose_method(
-            experiments.load_experiment(path) if named else Experiment(), rest[1:] if named else rest
-        )
+        config, rest = train.split_config(rest)
+        if config is None and not {"-h", "--help", "--help-all"} & set(rest):
+            raise ConfigError("train needs a configuration file, e.g. prompt-jax train configs/demo.py")
+        path = Path("CONFIG") if config is None else parse_path(config)
+        experiment = Experiment() if config is None else experiments.load_experiment(path)
+        experiment, rest = train.choose_method(experiment, rest)
         default = train.Train(path, experiment)
-    return tyro.cli(kind, default=default, args=rest, prog=f"prompt-jax {verb}", registry=_path_registry())
-
-
-def _path_registry() -> tyro.constructors.ConstructorRegistry:
-    """Return a registry that parses paths, including `gs://` paths, which pathlib would take for a folder `gs:`."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type is not Path:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda words: parse_path(words[0]),
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    return registry
+    return parse_words(kind, default, rest, verb)
 
 
 def _prepare_jax() -> None:
@@ -161,8 +146,14 @@ def _usage() -> str:
         "Prompt tuning and prefix tuning for frozen language models, in JAX.",
         "",
     ]
-    lines += [f"  {verb:<12}{(kind.__doc__ or '').splitlines()[0]}" for verb, (kind, _) in VERBS.items()]
-    return "\n".join([*lines, "", "prompt-jax VERB --help lists a verb's options."])
+    width = min(shutil.get_terminal_size().columns, 100)
+    for verb, (kind, _) in VERBS.items():
+        summary = (kind.__doc__ or "").split("\n\n")[0]
+        first = f"  {verb:<12}"
+        lines.append(textwrap.fill(" ".join(summary.split()), width, initial_indent=first, subsequent_indent=" " * 14))
+    return "\n".join(
+        [*lines, "", "prompt-jax VERB --help lists a verb's options, prompt-jax --version prints the version."]
+    )
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

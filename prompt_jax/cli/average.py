@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 class Average:
     """Write the average or a weighted sum of prompts as a new prompt."""
 
+    examples: ClassVar[tuple[str, ...]] = ("prompt-jax average a.npz b.npz between.npz --weights 0.3 0.7",)
+
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The .npz file to write."""
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")]
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")]
     """Prompt files of the same base and size. All members of an ensemble's file are used."""
     weights: tuple[float, ...] | None = None
     """One weight for each prompt; they must sum to 1. `1.5 -0.5` extrapolates from the second prompt past the first.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
 
-# A prompt file may name its base by a name on the Hub and a commit. Nothing else is opened without the user's consent.
+# A prompt file may name its base by a name on the Hub and a commit. Other names are not opened unless the user agrees.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 class Export:
     """Write a prompt file in another format, or one member of an ensemble as a separate file."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax export runs/demo/best.npz member_1.npz --member 1",
+        "prompt-jax export runs/demo/best.npz adapter --member 1 --format peft",
+    )
+
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """Prompt file."""
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
@@ -28,7 +33,7 @@ class Export:
     """npz: this project's format, a NumPy archive. npy: the bare array, as in T5X's prompt-tuning. peft: an adapter for
     PEFT, or a folder of adapters for an ensemble; this loads the base. model: after training layers or the full model,
     the whole model in Hugging Face's format. None follows the extension of DEST."""
-    as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as")] = None
+    as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as", metavar="prefix", help_behavior_hint="")] = None
     """prefix: replace a causal model's virtual tokens by their keys and values. Logits are equal, inference is faster.
     This loads the base."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
@@ -37,6 +42,11 @@ class Export:
 @dataclasses.dataclass(frozen=True)
 class Import:
     """Convert a prompt to this project's .npz: from the Hugging Face Hub, from PEFT, or from T5X's array."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax import hf://USER/NAME prompt.npz",
+        "prompt-jax import adapter prompt.npz",
+    )
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Prompt file, folder with a PEFT adapter, or folder with PEFT adapters member_0, member_1, ...; or one of these on

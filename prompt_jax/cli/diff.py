@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -16,6 +16,11 @@ class Diff:
 
     The exit status is that of diff(1): 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
     """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax diff runs/demo/best.npz runs/demo/last.npz",
+        "prompt-jax diff configs/demo.py runs/demo",
+    )
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
     """Prompt file, or configuration: a .py or .json file, or the folder of a run."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -56,7 +56,18 @@ class Evaluate:
     prompt file, the base (--model) is scored with a text template and --shots in-context examples.
     """
 
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax evaluate runs/demo",
+        "prompt-jax evaluate runs/mine --data new.csv",
+        "prompt-jax evaluate --model demo --task sentiment_movie --shots 8",
+    )
+    shown: ClassVar[str] = (
+        "task data split limit member model metrics vote early_stop shots design batch_size out decoding.beams"
+    )
+
+    files: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")
+    ] = ()
     """Prompt files. All members of an ensemble's file are used."""
     member: int | None = None
     """Use only this member of an ensemble's file, numbered from 0."""

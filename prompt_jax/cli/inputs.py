@@ -70,7 +70,7 @@ def as_row(line: Any, where: str, wanted: str) -> dict[str, Any]:
     """Return a row unchanged, or parse a text as a JSON object.
 
     Raises:
-      UserError: the text is no JSON object; the message names what was `wanted`.
+      UserError: the text is not a JSON object; the message contains `wanted`.
     """
     if not isinstance(line, str):
         return line

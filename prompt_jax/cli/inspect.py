@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -28,7 +28,11 @@ class Inspect:
     With --task or --data, also print how much the loss rises when each virtual token is left out.
     """
 
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")]
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax inspect runs/demo --task sentiment_movie --limit 40 --html prompts.html",
+    )
+
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")]
     """Prompt files of one base. All members of an ensemble's file are used."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     neighbors: int = 5

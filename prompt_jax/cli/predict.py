@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -29,10 +29,20 @@ class Predict:
     An ensemble answers by majority vote. A terminal shows control characters as escapes such as \\x1b. In files and
     pipes, only line breaks are replaced, by spaces."""
 
-    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]")] = ()
+    examples: ClassVar[tuple[str, ...]] = (
+        'prompt-jax predict runs/demo "a gripping, beautifully acted film"',
+        "prompt-jax predict runs/demo --input reviews.txt --json",
+    )
+    shown: ClassVar[str] = (
+        "input json model prompts labels template batch_size decoding.beams decoding.temperature decoding.seed"
+    )
+
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]", help_behavior_hint="")
+    ] = ()
     """Prompt file, then inputs. Without inputs, --input is read. If the template has several columns, each input is a
     JSON object. Put -- before a text that starts with a hyphen."""
-    prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...")] = None
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...", help_behavior_hint="")] = None
     """Several prompt files of one base, instead of FILE. Each input is then a JSON object with the columns of its
     prompt's template and a field `prompt`: NAME (by default the file's name without extension), NAME/0, NAME/1, ... for
     the members of an ensemble, or null for the base with the column `text`."""

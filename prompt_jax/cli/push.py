@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -18,6 +18,8 @@ class Push:
     """Upload a prompt to the Hugging Face Hub, with a model card and, if PEFT supports the prompt, an adapter.
 
     The account is that of `hf auth login` or of the environment variable HF_TOKEN."""
+
+    examples: ClassVar[tuple[str, ...]] = ("prompt-jax push runs/demo/best.npz hf://USER/NAME --private",)
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """Prompt file."""

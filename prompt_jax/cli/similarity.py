@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -20,7 +20,9 @@ _MATRIX = 12  # the terminal shows all pairs for up to this many prompts
 class Similarity:
     """Compare prompts in pairs, to find similar tasks (SPoT's retrieval)."""
 
-    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]")]
+    examples: ClassVar[tuple[str, ...]] = ("prompt-jax similarity runs",)
+
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")]
     """Prompt files, or folders of prompt files or runs. The prompt of a run is its best.npz."""
     html: Path | None = None
     """Also write a self-contained HTML page with heat maps."""
@@ -82,7 +84,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """Return the files' prompts, and for each file without prompts the reason."""
+    """Return the prompts of the files, and a reason for each file without prompts."""
     from prompt_jax.ensembles.members import read_members
     from prompt_jax.prompt_files.io import PromptFormatError
 
@@ -100,7 +102,7 @@ def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
 
 
 def _comparable(members: Sequence["LoadedPrompt"], skipped: Sequence[str]) -> tuple[list["LoadedPrompt"], list[str]]:
-    """Return the prompts that can be compared with the first, and the reasons against the others, after `skipped`."""
+    """Return the prompts that can be compared with the first. Add the other prompts to `skipped`, with reasons."""
     from prompt_jax.ensembles.members import MemberError, check_one_base
     from prompt_jax.models.prompt import PromptStackError, check_stackable
 

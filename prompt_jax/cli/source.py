@@ -1,4 +1,4 @@
-"""The options that choose examples, from a task or a file, and reading them."""
+"""Options that choose examples from a task or a file, and a function that reads them."""
 
 import dataclasses
 import warnings
@@ -50,9 +50,9 @@ def check_source(source: ExampleOptions, metrics: tuple[str, ...] | None = None)
 def read_examples(
     source: ExampleOptions, members: Sequence["LoadedPrompt"], model: "Model", metrics: tuple[str, ...] | None = None
 ) -> tuple["Examples", int]:
-    """Return the examples that the user chose, or those of the prompts' task, and the maximum length of answers.
+    """Return the examples that the user chose, or the examples of the prompts' task, and the maximum answer length.
 
-    Missing choices come from the first prompt with metadata for them.
+    Options that are not set come from the first prompt whose metadata has them.
     """
     from prompt_jax.data.downloads import is_downloaded
     from prompt_jax.data.files import file_task
@@ -107,14 +107,14 @@ def read_examples(
     return examples, lengths.target_length
 
 
-def _trained_with_task_names(members: Sequence["LoadedPrompt"], asked: TaskFormat) -> bool:
+def _trained_with_task_names(members: Sequence["LoadedPrompt"], evaluated: TaskFormat) -> bool:
     """Return whether the prompts were trained with task names before the inputs (`data.task_names`).
 
-    Compares a prompt's template with that of its task, or with the format `asked` if its task is not registered.
+    Compares a prompt's template with the template of its task, or with `evaluated` if its task is not registered.
     Prompts without a task or template are ignored.
 
     Raises:
-      UserError: only some were.
+      UserError: only some of the prompts were.
     """
     from prompt_jax.data.registry import find_task, short_name, task_names
 
@@ -125,7 +125,7 @@ def _trained_with_task_names(members: Sequence["LoadedPrompt"], asked: TaskForma
             continue
         start = f"{short_name(task or '')} "
         registered = getattr(find_task(task), "task_format", None) if task in task_names() else None
-        named = stored.template in (NAMED_INPUTS, start + (registered or asked).template)
+        named = stored.template in (NAMED_INPUTS, start + (registered or evaluated).template)
         if registered is not None and not registered.template.startswith(start):  # the task's template may have changed
             named = named or stored.template.startswith(start)
         known.append((member, named))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -17,12 +17,23 @@ from prompt_jax.methods import METHODS, with_method
 class Train:
     """Train the prompts of an experiment, or resume a run from its last checkpoint.
 
-    `--prompt.method NAME` chooses the method and its options `--prompt.*`: soft_prompt, prefix, multitask, p_tuning,
-    adapter, last_layers or full.
+    Each method has other options `--prompt.*`: add `--prompt.method NAME` to `--help` to list them.
     """
 
-    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG")]
-    """Configuration file that defines an Experiment, or a run's config.json. It comes first."""
+    examples: ClassVar[tuple[str, ...]] = (
+        "prompt-jax train configs/demo.py",
+        "prompt-jax train configs/demo.py --name long --prompt.length 100 --train.steps 1000",
+    )
+    shown: ClassVar[str] = (
+        "name overwrite model.name model.dtype data.task data.train data.validation data.test data.template "
+        "data.target data.labels prompt.method prompt.length prompt.init prompt.mlp_width prompt.width "
+        "prompt.layers prompt.kind prompt.task_part optimizer.learning_rate optimizer.schedule train.steps "
+        "train.epochs train.batch_size train.eval_every train.patience train.seed ensemble.size "
+        "ensemble.learning_rate mesh.data"
+    )
+
+    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG", help_behavior_hint="(required)")]
+    """Configuration file that defines an Experiment, or a run's config.json."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     tasks: Path | None = None
     """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
@@ -35,13 +46,22 @@ class Train:
     """Exit after this many seconds without a heartbeat from another process."""
 
 
+def split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the configuration file that the words name, which need not come first, and the other words."""
+    for place, word in enumerate(words):
+        is_file = word.endswith((".py", ".json")) and words[place - 1] != "--tasks"
+        if not word.startswith("-") and (place == 0 or is_file):
+            return word, [*words[:place], *words[place + 1 :]]
+    return None, list(words)
+
+
 def choose_method(experiment: Experiment, words: Sequence[str]) -> tuple[Experiment, list[str]]:
-    """Apply `--prompt.method NAME`, which decides which options `--prompt.*` there are.
+    """Apply `--prompt.method NAME`, which selects the available `--prompt.*` options.
 
     The method starts from its default options, except for those that the experiment sets and both methods have.
 
     Returns:
-      The experiment with the method, and the other words.
+      The experiment with the method, and the remaining arguments.
     """
     rest, names = [], []
     remaining = iter(words)

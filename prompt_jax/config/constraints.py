@@ -40,7 +40,7 @@ def check_fields(options: Any, name: str) -> None:
 
     Args:
       options: a dataclass instance.
-      name: its name in messages, such as `train`.
+      name: the name of the section in messages, such as `train`.
 
     Raises:
       ConfigError: names the field, its value, and what would be right.
@@ -59,7 +59,7 @@ def check_fields(options: Any, name: str) -> None:
 
 
 def _constraints(hint: Any) -> Iterator[Constraint]:
-    """The constraints of a type, of which `Annotated[int, POSITIVE] | None` is one."""
+    """Return the constraints in a type such as `Annotated[int, POSITIVE] | None`."""
     yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Constraint))
     for part in typing.get_args(hint):
         yield from _constraints(part)

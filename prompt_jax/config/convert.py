@@ -29,13 +29,13 @@ def from_dict(
 
     Args:
       cls: the dataclass.
-      values: what `json.loads` returned.
-      name: what messages put before the fields' names, such as `prompt`.
-      unknown: what to do about fields that the dataclass does not have.
+      values: the result of `json.loads`.
+      name: the prefix of field names in messages, such as `prompt`.
+      unknown: the treatment of fields that the dataclass does not have.
       nan: read null as NaN where a float is expected, as `prompt_jax.storage.json_text` writes it.
 
     Raises:
-      ConversionError: no JSON object, a missing or unknown field, or a value of another type.
+      ConversionError: the value is not a JSON object, a field is missing or unknown, or a value has another type.
     """
     import msgspec
 
@@ -86,7 +86,10 @@ def _is_union(kind: Any) -> bool:
 
 
 def _message(cls: type, values: Any, at: str, problem: str) -> str:
-    """Say what is wrong with which field. msgspec's text ends with its path, such as "- at `$.ensemble.init[0]`"."""
+    """Return a message that names the field and the problem.
+
+    msgspec's text ends with the field's path, such as "- at `$.ensemble.init[0]`".
+    """
     path = (re.findall(r"`\$\.?([^`]*)`$", problem) or [""])[0]
     names = [path] if path else []
     missing = re.search(r"missing required field `([^`]+)`", problem)

@@ -37,9 +37,9 @@ class TrainBatches(Iterator[Batch]):
     """Endless batches of B complete rows, a pure function of the arguments. Resumes exactly from any position.
 
     In each epoch, a generator keyed by (seed, epoch) permutes the rows of each bucket. Every B rows of a bucket form a
-    batch, and the remainder moves to the next longer bucket. Fewer than B random rows are left out of an epoch, so that
-    all batches are full. Batches come in random order, so lengths are mixed throughout the epoch. A generator keyed by
-    the epoch alone draws how many rows of each bucket are left out, and the order of lengths. So ensemble members with
+    batch, and the remainder moves to the next longer bucket. To make all batches full, an epoch leaves out fewer than B
+    random rows. Batches come in random order, so lengths are mixed throughout the epoch. A generator keyed by the epoch
+    alone draws the order of lengths, and the number of rows that each bucket leaves out. So ensemble members with
     different seeds have batches of equal length at each step.
     """
 
@@ -52,7 +52,7 @@ class TrainBatches(Iterator[Batch]):
         pad_id: int,
         start_id: int,
     ):
-        """No example is copied yet.
+        """Plan the batches, without copying any example.
 
         Args:
           examples: the tokenized examples. T is the length of their longest target.
@@ -155,7 +155,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def eval_batches(inputs: Sequence[np.ndarray], batch_size: int, buckets: Sequence[int], pad_id: int) -> Iterator[Batch]:
-    """Return batches with each input once, the longest first. So memory runs out at once or never.
+    """Return batches with each input once, the longest first. So a lack of memory shows in the first batch.
 
     A batch has `inputs`, `inputs_mask` and `index` [B] int32, the position of each row in `inputs`. The last batch is
     filled with rows of padding whose index is -1 and whose first token is unmasked.
@@ -187,7 +187,7 @@ def random_generator(*key: int) -> np.random.Generator:
 
 
 def _pad_inputs(rows: Sequence[np.ndarray], chosen: np.ndarray, batch_size: int, length: int, pad_id: int) -> Batch:
-    """Pad the chosen inputs to one length, and their number to B with rows of padding."""
+    """Pad the chosen inputs to one length, and add rows of padding up to B rows."""
     ids, mask = _pad(rows, chosen, batch_size, length, pad_id)
     mask[:, 0] = True  # so that rows without tokens attend to something
     return {"inputs": ids, "inputs_mask": mask}

@@ -12,7 +12,7 @@ MEAN_SPAN_LENGTH = 3.0  # tokens
 
 
 def noise_counts(length: int) -> tuple[int, int]:
-    """Return how many tokens of a text are masked, at least one and not all, and in how many spans."""
+    """Return the number of masked tokens of a text, at least one and not all, and the number of spans."""
     noise = min(max(round(length * NOISE_DENSITY), 1), length - 1)
     return noise, min(max(round(noise / MEAN_SPAN_LENGTH), 1), length - noise)
 
@@ -38,7 +38,7 @@ def max_text_length(input_length: int) -> int:
 
 
 def span_mask(length: int, random: np.random.Generator) -> Bool[np.ndarray, " T"]:
-    """Return which tokens are masked. Kept and masked spans alternate, from a kept one to a masked one.
+    """Return which tokens are masked. Kept and masked spans alternate; the first is kept and the last is masked.
 
     All masks with `noise_counts` are equally likely, as with T5's `random_spans_noise_mask`.
 
@@ -61,7 +61,7 @@ def span_mask(length: int, random: np.random.Generator) -> Bool[np.ndarray, " T"
 def corrupt(
     ids: Int[np.ndarray, " T"], mask: Bool[np.ndarray, " T"], sentinel: int
 ) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " U"]]:
-    """Return input and target. In each, sentinels replace the spans that the other one contains.
+    """Return input and target. In each of them, sentinels replace the spans that are in the other.
 
     Args:
       ids: the text's token ids.

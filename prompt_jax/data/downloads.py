@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from prompt_jax.data.seqio_import import import_seqio
 from prompt_jax.errors import DataError
 
-# TFDS first looks here for data sets that its authors have prepared.
+# TFDS first looks here for data sets that its authors prepared.
 _PREPARED = "https://storage.googleapis.com/tfds-data"
 
 
@@ -47,8 +47,8 @@ def _tfds_builder(task: Any) -> Any:
 def _check_reachable(builder: Any) -> None:
     """Raise requests.ConnectionError if none of a data set's hosts can be reached.
 
-    Without a network, TFDS would retry for minutes. Any response will do, and so will a file that was downloaded
-    earlier: then TFDS is left to try.
+    Without a network, TFDS would retry for minutes. Any response counts as reachable. If a file was
+    downloaded earlier, the check is skipped and TFDS tries.
     """
     import requests  # TFDS downloads with it
 

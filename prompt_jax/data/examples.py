@@ -15,8 +15,8 @@ from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 class Examples:
     """One split of a task, tokenized, in the order of its source.
 
-    All of it is in host memory. Data sets for prompt tuning are small. In memory, the training order is a function of
-    the seed alone, a position in it is two numbers, and tf.data's threads play no role.
+    The whole split is in host memory, because data sets for prompt tuning are small. So the training order is a
+    function of the seed alone, a position in it is two numbers, and tf.data's threads play no role.
 
     Attributes:
       name: the task's name.
@@ -26,16 +26,16 @@ class Examples:
       input_texts: the inputs before tokenization and truncation. Control tokens of the template are marked
         (`prompt_jax.control_tokens`).
       target_texts: the targets before tokenization; UNLABELED if the answer is unknown.
-      truncated: how many examples were truncated, under "inputs" and "targets".
-      format: the task's format; None for a plain seqio task, which makes its own tokens.
+      truncated: the numbers of truncated examples, under "inputs" and "targets".
+      format: the task's format; None for a plain seqio task, which tokenizes its text.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
       rows: the output of the task's pipeline for each example; only kept for `postprocess`.
-      references: for a task whose metrics compare with references, all target texts of each input, the first of which
+      references: for a task whose metrics compare with references, all target texts of each input. The first of them
         is in `target_texts` and `targets`. Empty for other tasks and for the split "train".
       notes: the notes that metrics need in addition to the answers (`task_format.NOTE_METRICS`); may be empty.
-      continues_input: whether an answer continues the input's line, with neither start nor end token, as when a causal
-        model is prompted with text. Targets then have no end token.
+      continues_input: whether an answer continues the input's line without a start token, as in few-shot prompts of a
+        causal model. Targets then have no end token.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Examples:
 
     @property
     def expected(self) -> Sequence[Target]:
-        """What metrics compare answers with: each example's references if it has any, otherwise its target."""
+        """The texts that metrics compare answers with: each example's references, or its target if it has none."""
         return self.references or self.target_texts
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
@@ -108,10 +108,10 @@ class Examples:
 
         Args:
           predictions: the answer to each example; empty if `needs_answers` is false.
-          log_probabilities: [N] of the targets, in nats. Without them, `log_likelihood` is left out.
+          log_probabilities: [N] those of the targets, in nats. Without them, `log_likelihood` is left out.
 
         Raises:
-          ValueError: the number of predictions is not that of the examples, or examples have no label.
+          ValueError: there are more or fewer predictions than examples, or examples have no label.
         """
         if len(predictions) != len(self) * self.needs_answers:
             raise ValueError(f"{self.name}, {self.split}: {len(predictions)} predictions for {len(self)} examples")

@@ -17,7 +17,7 @@ from typing import Any
 
 from prompt_jax.errors import DataError
 
-MAX_LINE = 1 << 22  # characters; tokenizing so many takes up to 1 GB
+MAX_LINE = 1 << 22  # characters; tokenizing such a line takes up to 1 GB
 
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: None,  # before UTF-16: this mark begins with UTF-16's
@@ -27,7 +27,7 @@ _ENCODINGS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _EXPECTED = "UTF-8, or UTF-16 with a byte order mark"
-_UNDECODED = re.compile("[\ud800-\udfff]")  # what Python substitutes for bytes that are not text
+_UNDECODED = re.compile("[\ud800-\udfff]")  # Python's substitutes for bytes that are not text
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -32,7 +32,7 @@ class LoadOptions:
     Attributes:
       input_length: the maximum length of an input in tokens, end token included. Longer inputs are truncated before
         their end token, and counted.
-      target_length: the same for targets.
+      target_length: the same limit for targets.
       limit: if given, load a random sample of at most this many examples, since sources are often sorted. For metrics
         on groups of examples, the sample consists of whole groups, except in the split "train".
       seed: the seed of the sample and of the task's random preprocessors. For one seed, a smaller sample is a subset of
@@ -126,9 +126,9 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield a task's rows in order, lazily; only a sample of `limit` rows for a FileTask.
 
-    Tasks of `add_task` yield text. It is tokenized outside TensorFlow, whose pipelines call Python slowly. Other tasks
-    run unchanged, but step by step: seqio's `Task.get_dataset` passes a seed to sources that take none, and without a
-    seed random preprocessors would differ between runs.
+    Tasks of `add_task` yield text. It is tokenized outside TensorFlow, because TensorFlow pipelines call Python slowly.
+    Other tasks run unchanged, but step by step: seqio's `Task.get_dataset` passes a seed to sources that take none, and
+    without a seed, random preprocessors would differ between runs.
     """
     prepend = tokenizer.marked(options.prepend).encode("utf-8")
     if isinstance(task, FileTask):
@@ -176,7 +176,7 @@ def _notes(task: str, rows: Sequence[Row], task_format: TaskFormat) -> tuple[str
     """Return the notes of all rows, or none.
 
     Raises:
-      DataError: there are none, but a metric needs them.
+      DataError: a metric needs notes, and the task has none.
     """
     notes = tuple(row["note"].decode("utf-8") for row in rows if "note" in row)
     if rows and not notes and (needed := set(task_format.metrics) & set(NOTE_METRICS)):

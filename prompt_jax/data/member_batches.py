@@ -1,4 +1,4 @@
-"""Batches of an ensemble: those of its members, stacked along a leading axis."""
+"""Batches of an ensemble: its members' batches, stacked along a leading axis."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -20,9 +20,9 @@ class MixtureBatches(TrainBatches):
     """Batches of rows from several tasks. As in seqio, each row's task is drawn in proportion to the tasks' rates.
 
     Within a task, examples come in random order, and each comes once before any comes again. An epoch in the sense of
-    `TrainBatches` has as many rows as all tasks together. How many of them belong to which task, and their lengths, are
-    drawn by generators keyed by the epoch, not by the seed. The seed only decides which examples they are. A batch has
-    a single length, so it contains more rows of tasks with examples of that length.
+    `TrainBatches` has as many rows as all tasks have in total. Generators keyed by the epoch, not by the seed, draw the
+    number of rows of each task, and their lengths. The seed only decides which examples have these lengths. All rows of
+    a batch have one length, so a batch contains more rows of tasks with examples of that length.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MixtureBatches(TrainBatches):
         *,
         prompt_ids: bool = False,
     ):
-        """Other arguments and errors are those of `TrainBatches`.
+        """Plan the batches. Other arguments and errors as for `TrainBatches`.
 
         Args:
           tasks: the examples of each task.
@@ -46,7 +46,8 @@ class MixtureBatches(TrainBatches):
         """
         self._task_of = np.repeat(np.arange(len(tasks), dtype=np.int32), [len(task.inputs) for task in tasks])
         self._shares = np.array(rates, np.float64) / sum(rates)
-        self._drawn = [np.zeros(len(tasks), np.int64)]  # rows drawn of each task before each epoch, extended on demand
+        # The number of rows drawn from each task before each epoch, extended on demand.
+        self._drawn = [np.zeros(len(tasks), np.int64)]
         self._prompt_ids = prompt_ids
         inputs = [row for task in tasks for row in task.inputs]
         targets = [row for task in tasks for row in task.targets]
@@ -73,7 +74,7 @@ class MixtureBatches(TrainBatches):
             yield order.permutation(rows[self._bucket_of[rows] == number])
 
     def _task_rows(self, task: int, start: int, end: int) -> np.ndarray:
-        """Return the start-th to end-th row drawn of a task, whose passes over its examples follow each other."""
+        """Return the rows of a task from draw `start` to draw `end`, in consecutive passes over its examples."""
         rows = np.flatnonzero(self._task_of == task)
         first, last = start // len(rows), -(-end // len(rows))
         passes = [self._pass(rows, task, number) for number in range(first, last)]

@@ -73,7 +73,7 @@ def mixture_rates(name: str) -> dict[str, float] | None:
     for task in mixture.tasks:
         try:
             rate = rates[task.name] = float(mixture.get_rate(task))
-        except Exception as error:  # the function is the user's, and may need what not every source provides
+        except Exception as error:  # the user's function may need attributes that not every source has
             raise DataError(
                 f"the mixture {name!r} has no rate of {task.name}: {type(error).__name__}: {error}; expected a number, "
                 "or a function of the task that returns one (seqio.mixing_rate_num_examples needs a source with "
@@ -97,7 +97,7 @@ def short_name(name: str) -> str:
 
 
 def _import_tasks(file: Path) -> None:
-    """Import a file of tasks, unless it is imported already. If it fails, unregister what it has registered."""
+    """Import a file of tasks, unless it is imported already. If the import fails, unregister its tasks."""
     seqio = import_seqio()
     module_name = f"_prompt_jax_tasks_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if module_name in sys.modules:

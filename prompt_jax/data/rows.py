@@ -2,8 +2,8 @@
 
 - `.jsonl`: one JSON object a line.
 - `.csv`: a header line, then cells separated by commas and quoted as in RFC 4180. A quoted cell may hold line breaks.
-- `.tsv`: a header line, then cells separated by tabs. Two variants are in use. pandas, Python's csv module and Excel
-  quote cells as in CSV. In others, such as GLUE's, a quotation mark is text. `_first_text_quote` tells them apart.
+- `.tsv`: a header line, then cells separated by tabs. There are two variants. pandas, Python's csv module and Excel
+  quote cells as in CSV. In other files, such as GLUE's, quotation marks are text. `_first_text_quote` decides.
 
 Blank lines are skipped. A column without a name, such as pandas' index, is dropped. Anything else that is malformed
 raises DataError with file and line.
@@ -219,7 +219,7 @@ def _first_text_quote(path: Path) -> int | None:
 
 
 def _quotes_exactly(special: frozenset[str], cells: Sequence[str], quoted: Sequence[bool]) -> bool:
-    """Return whether the quoted cells are those with a special character; empty cells do not count."""
+    """Return whether exactly the cells with a special character are quoted. Empty cells do not count."""
     return all(not cell or is_quoted != special.isdisjoint(cell) for cell, is_quoted in zip(cells, quoted, strict=True))
 
 

@@ -13,7 +13,7 @@ def import_seqio() -> Any:
         import seqio
         import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized, as its user has configured it
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized with the user's configuration
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
     return seqio
@@ -21,7 +21,7 @@ def import_seqio() -> Any:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Silence standard error: TensorFlow logs to it during import, whatever its settings."""
+    """Silence standard error, because TensorFlow logs to it during import with any settings."""
     sys.stderr.flush()
     saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)

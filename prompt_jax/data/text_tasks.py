@@ -1,5 +1,16 @@
 """Text-to-text tasks in seqio: `add_task` registers one from a template.
 
+To add a task, write a file in the folder `tasks`, or in any folder or file that `--tasks` names:
+
+    def examples(split):
+        yield "a gripping film", "positive"
+
+    add_task(
+        "reviews",
+        text_source(examples, ("train", "validation"), columns=("text", "label")),
+        TaskFormat("review: {text}", labels=("negative", "positive")),
+    )
+
 Such a task yields text. It has no vocabulary until it is loaded with a model's tokenizer, so one task serves every
 model.
 """

@@ -44,7 +44,7 @@ def bind_vocabulary(task: Any, tokenizer: Tokenizer) -> Any:
 def _vocabulary(tokenizer: Tokenizer) -> Any:
     """Return the model's tokenizer as a seqio.Vocabulary.
 
-    So every task has the ids of the model's tokenizer, SentencePiece or not. Between equally likely pieces ("Hmmm",
+    So every task has the ids of the model's tokenizer, of any kind. Between equally likely pieces ("Hmmm",
     "Nooooo"), seqio.SentencePieceVocabulary may choose differently. As in seqio, T5's sentinels are tokens in any text.
     """
     seqio = import_seqio()
@@ -80,7 +80,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
 
 
 def _same_vocabulary(vocabulary: Any, tokenizer: Tokenizer) -> bool:
-    """Return whether a vocabulary has the tokenizer's pieces and scores, from whichever file it was read."""
+    """Return whether a vocabulary has the tokenizer's pieces and scores; their files may differ."""
     seqio = import_seqio()
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary) or tokenizer.unigram is None:
         return False

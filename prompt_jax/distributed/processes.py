@@ -23,7 +23,7 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 class DistributedError(UserError, RuntimeError):
-    """The processes cannot find each other, or the first one failed."""
+    """The processes cannot connect, or the first one failed."""
 
 
 class Preempted(UserError, RuntimeError):
@@ -33,7 +33,7 @@ class Preempted(UserError, RuntimeError):
 
 
 class ProcessLost(UserError, RuntimeError):
-    """Another process died, so that this one cannot continue."""
+    """Another process died, so this one cannot continue."""
 
     exit_status = 76
 
@@ -128,7 +128,7 @@ class Preemption:
     def requested(self) -> bool:
         """Return whether to save and exit now, the same in all processes. True once for each SIGTERM.
 
-        All processes must call this at the same steps, and often: they agree on a later call.
+        All processes must call this at the same steps, and often. They agree on the call at which it returns True.
         """
         if jax.process_count() == 1:
             requested, self._requested = self._requested, False
@@ -142,8 +142,8 @@ def exit_if_process_lost() -> Iterator[None]:
     """In a distributed run, exit at once after an error that only this process has.
 
     Such errors are a lost peer (with ProcessLost's exit status) and a failed write. JAX's shutdown would wait for the
-    other processes, which do not know of the error. After any other error, which they may share, the shutdown gets a
-    few seconds.
+    other processes, which do not know of the error. Other errors may occur in
+    all processes. After them, the shutdown gets a few seconds.
     """
     try:
         yield

@@ -25,7 +25,7 @@ class Rules:
 
     members: str = "ensemble"
     batch: str = "data"
-    rows: tuple[str, ...] = ("ensemble", "data")  # the batch in evaluation, where rows belong to no member
+    rows: tuple[str, ...] = ("ensemble", "data")  # the batch in evaluation, where rows do not belong to a member
     # Axes of parameters (`models.parameter`).
     heads: str = "model"
     mlp: str = "model"
@@ -89,7 +89,7 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def named_sharding(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
-    """Return the sharding of arrays whose first axes are these logical ones; None without a mesh."""
+    """Return the sharding of arrays whose first axes are these logical axes; None without a mesh."""
     return None if mesh is None else NamedSharding(mesh, RULES.spec(*axes))
 
 
@@ -115,7 +115,7 @@ def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter]
                     f"mesh.{mesh_axis} is {mesh.shape[mesh_axis]}, and {parameter.path} has {size} {axis}, which is "
                     "not divisible by it"
                 )
-            axes[number] = "embed"  # which is replicated
+            axes[number] = "embed"  # a replicated axis
         stacked = [] if parameter.layers is None else ["layers"]
         return NamedSharding(mesh, RULES.spec(*stacked, *axes))
 

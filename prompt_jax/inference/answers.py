@@ -45,7 +45,7 @@ def generate_answers(
       rows: the inputs and their prompts.
       target_length: the maximum number of tokens of an answer.
       decoding: how answers are generated.
-      lengths: the maximum of each row, if some have less than `target_length`.
+      lengths: the maximum of each row, if it is less than `target_length` for some rows.
       row_numbers: [rows] the numbers that determine what each row samples. The default is 0, 1, 2...
 
     Raises:
@@ -56,7 +56,7 @@ def generate_answers(
     model = rows.model
     check_context(model.config, rows.prompt, max(map(len, rows.inputs)), target_length)
     tokenizer, config = tokenizer_of(model), model.config
-    if rows.start_ids is not None:  # the answer ends with its line
+    if rows.start_ids is not None:  # the answer ends at the end of the line
         end_ids = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
@@ -87,8 +87,8 @@ def score_labels(
 
     Args:
       rows: the inputs and their prompts.
-      labels: of each row.
-      longest: pad labels to at least this many tokens, to reuse what was compiled for longer ones.
+      labels: the labels of each row.
+      longest: pad labels to at least this many tokens, to reuse programs that were compiled for longer ones.
 
     Raises:
       PromptStackError, ContextError, LogitsError: as for `generate_answers`.
@@ -110,7 +110,7 @@ def score_targets(rows: Rows, targets: Sequence[np.ndarray]) -> Float[np.ndarray
 
     Args:
       rows: the inputs and their prompts.
-      targets: the token ids of each, with the end token if it has one.
+      targets: the token ids of each target, with the end token if it has one.
 
     Raises:
       PromptStackError, ContextError, LogitsError: as for `generate_answers`.
@@ -148,7 +148,7 @@ def check_finite(
 
     Args:
       model: the base. The error names its weights that are not finite.
-      log_probabilities: of answers or targets.
+      log_probabilities: the log-probabilities of answers or targets.
       prompt_ids: [rows] each row's index in a stacked prompt.
     """
     wrong = np.isnan(log_probabilities).reshape(len(log_probabilities), -1).any(axis=1)

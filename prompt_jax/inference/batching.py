@@ -34,7 +34,7 @@ class Rows:
       prompt_ids: [rows] each row's index in a stacked prompt, -1 for none.
       start_ids: [rows] for a causal model that continues texts: the last token of each text. It stands after the input
         in place of the start token, and an answer is the rest of its line.
-      batch_size: rows per batch; or the `batch_shapes` of a larger set of inputs, to reuse what was compiled for them.
+      batch_size: rows per batch; or the `batch_shapes` of a larger set of inputs, to reuse its compiled programs.
       before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
         raises ends the evaluation.
     """
@@ -63,7 +63,7 @@ class Rows:
 def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
     """Return the shapes that pad these inputs least, with at most `batch_size` rows and EVAL_BUCKETS lengths."""
     lengths = [len(ids) for ids in inputs]
-    rows = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # one text should not cost as much as 64
+    rows = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # so that one text does not cost as much as 64
     return Shapes(rows, length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8))
 
 
@@ -87,7 +87,7 @@ def run_batches(
     Args:
       rows: the inputs, padded to `rows.batch_size`.
       run: returns a tuple of arrays [B, ...], from a batch and the prompt.
-      columns: further int32 values of each row, to be added to its batch.
+      columns: further int32 arrays with a value for each row, added to its batch.
 
     Raises:
       PromptStackError: the prompt ids do not fit the prompt.

@@ -48,12 +48,14 @@ def generate(
     (`Tokenizer.separator`). An infix stands before the last token of the inputs.
 
     Args:
-      params, config, prompt: as for `forward`.
+      params: a model's `.params`.
+      config: its `.config`.
       batch: `inputs` [B, S] and `inputs_mask` [B, S]; with a stacked prompt also `prompt_ids` [B]. A causal model's
         batch may hold the last token of each text separately, as `start_ids` [B].
+      prompt: None for the base model; as for `forward`.
       max_new_tokens: N, the maximum number of tokens per row. The default is the checkpoint's, or MAX_NEW_TOKENS.
       decoding: greedy, beam search or sampling, and constraints on the tokens.
-      key: required for sampling. What a row samples depends on the row's number but not on the other rows.
+      key: required for sampling. A row's samples depend on its number, not on the other rows.
 
     Returns:
       The new tokens without start token and input, int32; the pad id after a row's end token.
@@ -82,13 +84,13 @@ def generate_scored(
 ) -> Generated:
     """Return the generated tokens of each row and their log-probability.
 
-    The log-probability is the model's own, even if tokens were sampled at another temperature, banned or penalized.
+    The log-probability is the model's, even if tokens were sampled at another temperature, banned or penalized.
     Beam search is the exception: as in Transformers, it sums the processed scores. A token that the checkpoint forces
     has probability 1.
 
     Args:
       params, config, batch, prompt, max_new_tokens, decoding, key: as for `generate`.
-      row_numbers: the numbers that determine what each row samples. The default is 0, 1, 2...
+      row_numbers: the numbers that determine each row's samples. The default is 0, 1, 2...
       lengths: the maximum number of tokens of each row, from 1 to `max_new_tokens`. The default is `max_new_tokens`.
       check: set to False if the batch is known to be valid. The check copies prompt ids and masks to the host.
     """
@@ -285,7 +287,7 @@ def _score(
 
 
 def sampling_logits(scores: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
-    """Apply temperature, then top-k, then top-p to what remains. Excluded tokens get -inf; ties at the edge stay."""
+    """Apply temperature, then top-k, then top-p. Excluded tokens get -inf; ties at the boundary are kept."""
     weights = scores / decoding.temperature
     if decoding.top_k is not None:
         best, _ = jax.lax.top_k(weights, min(decoding.top_k, weights.shape[1]))

@@ -23,7 +23,7 @@ class EvaluationOptions:
     Attributes:
       target_length: the maximum number of tokens of an answer.
       batch_size: rows per batch. A row is an example with one prompt.
-      decoding: how answers are generated. What is sampled for an example depends on its number.
+      decoding: how answers are generated. Samples for an example depend on its number.
       rank: also score the labels of a task that has labels.
       before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
         raises ends the evaluation.
@@ -38,14 +38,14 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The scores of one prompt on one split, and what they were computed from, in the order of the examples.
+    """The scores of one prompt on one split, with its answers and log-probabilities in the order of the examples.
 
     Attributes:
       scores: the task's metrics on the generated answers. For a task with labels also `rank/METRIC`, the metrics with
         the most probable label as the answer. In the units of `prompt_jax.metrics`.
       predictions: the generated answers; empty if `log_likelihood` is the only metric.
       label_scores: [N, C] log-probabilities of the labels in nats, or None.
-      log_probabilities: [N] of the generated answers, in nats.
+      log_probabilities: [N] the log-probabilities of the generated answers, in nats.
     """
 
     scores: dict[str, float]

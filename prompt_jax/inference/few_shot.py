@@ -21,7 +21,7 @@ DEFAULT_LENGTH = 512  # for models without a position limit; T5 was pretrained w
 
 
 class DesignError(UserError, ValueError):
-    """A prompt design that cannot be used."""
+    """The prompt design cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class PromptDesign:
 
     Attributes:
       text: the template of an input. `{input}` is the task's input.
-      shots: the number of in-context examples, from the training split; None is as many as fit.
+      shots: the number of in-context examples, from the training split; None means as many as fit.
       balanced: draw examples from the labels in turn, until a label has no more; otherwise draw at random. Has no
         effect on tasks without labels.
       demonstration: the template of an example. `{input}` is its input, written with `text`, and `{target}` its answer.
         For an encoder the default is `{input} {target}.`; the template must mark the end, because SentencePiece drops
-        line breaks. For a causal model the default is `{input} {target}`, and a line break follows. Its input is
-        written like an example up to the answer, which the model continues.
-      length: the maximum number of tokens of an input with its examples. The default is the model's positions less the
-        answer's, or DEFAULT_LENGTH for a model without a limit.
+        line breaks. For a causal model the default is `{input} {target}`, and a line break follows. The input is
+        written like an example up to the answer, and the model continues it.
+      length: the maximum number of tokens of an input with its examples. The default is the number of positions of
+        the model minus the answer's, or DEFAULT_LENGTH for a model without a limit.
     """
 
     text: str = "{input}"
@@ -66,7 +66,7 @@ def few_shot_inputs(
 ) -> tuple[Examples, float]:
     """Return the examples with few-shot inputs, and the mean number of in-context examples per input.
 
-    Every input gets the same in-context examples in the order drawn, except one with the input's own text. If not all
+    Every input gets the same in-context examples in the order drawn, except one with the input's text. If not all
     of them fit, an input gets the first ones that fit, with a warning. With `shots=None`, examples that do not fit are
     skipped and later ones may still be used. An input that is too long is truncated; the template's text is kept.
 
@@ -75,7 +75,7 @@ def few_shot_inputs(
       design: how inputs are written.
       model: the base, for its tokenizer and special tokens.
       training: the examples to draw from; required unless `shots` is 0.
-      seed: of the draw.
+      seed: the seed of the draw.
       target_length: the maximum number of tokens of an answer.
 
     Raises:

@@ -60,7 +60,7 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 
 def method_from_dict(values: Any) -> Method:
-    """Read what `method_to_dict` returned, or the `prompt` section of a configuration from an earlier version.
+    """Read the result of `method_to_dict`, or the `prompt` section of a configuration from an earlier version.
 
     Raises:
       ConversionError: an unknown option, or a value of another type.

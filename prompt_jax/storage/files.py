@@ -15,14 +15,14 @@ _TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file with `write(binary_file)`, under a temporary name first, so that nobody ever sees half of it.
+    """Write a file with `write(binary_file)`, under a temporary name first, so that nobody sees a partial file.
 
     The data reach the disk before the rename, so that a power failure leaves no empty file either.
 
     Raises:
       OSError: the file cannot be written. An earlier file is unchanged.
     """
-    if isinstance(path, BucketPath):  # whose writes are atomic
+    if isinstance(path, BucketPath):  # its writes are atomic
         content = io.BytesIO()
         write(content)
         path.write_bytes(content.getvalue())
@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Add a file's path to OSErrors raised inside; those of writing and syncing have none."""
+    """Add a file's path to OSErrors raised inside; errors of writing and syncing have none."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """File locks, so that only one process at a time works on a folder.
 
-The operating system releases a lock when its process ends, however it ends. Buckets and some network file systems have
-no locks. There the latest process takes over, and the previous one notices in `FileLock.check`.
+The operating system releases a lock when its process ends in any way. Buckets and some network file systems have no
+locks. On these, the latest process takes over, and the previous one notices in `FileLock.check`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class FileLock:
 
     def __init__(self, path: Path):
         self.path = path
-        self._text = ""  # the content that we wrote; empty while we do not hold the lock
+        self._text = ""  # the content that this process wrote; empty while it does not hold the lock
         self._file: Any = None  # open, if the operating system holds the lock for us
 
     def __enter__(self) -> "FileLock":
@@ -124,7 +124,7 @@ class FileLock:
         self._text, self._file = "", None
 
     def _holder(self) -> str:
-        """Return a name of the process that the file names."""
+        """Return a description of the process that holds the lock, as the file records it."""
         try:
             holder = json.loads(_read(self.path))
             return f"process {holder['pid']} on {holder['host']}, started {holder['since'][:19]} UTC"

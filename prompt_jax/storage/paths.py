@@ -41,7 +41,7 @@ def parse_path(text: str | Path) -> Path:
 
 
 class _Remote(PosixPath):
-    """A path with a scheme, which pathlib alone would shorten from `gs://` to `gs:/`."""
+    """A path with a scheme. pathlib alone would shorten `gs://` to `gs:/`."""
 
     def __str__(self) -> str:
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}"
@@ -144,7 +144,7 @@ class BucketPath(_Remote):
         except UserError:
             raise
         except FileNotFoundError as error:
-            if writing:  # which fails only if there is no bucket
+            if writing:  # writing fails this way only if there is no bucket
                 raise BucketError(f"{self}: there is no bucket {self.parts[1]}") from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
         except Exception as error:
@@ -169,6 +169,6 @@ def _files() -> Any:
         raise MissingPackage(f"gs://... needs the package {error.name}: pip install 'prompt-jax[gcs]'") from error
     # gcsfs also logs the errors that it raises, with a traceback.
     logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-    # Show what other processes write at once.
+    # Do not cache listings, so that files of other processes appear immediately.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)

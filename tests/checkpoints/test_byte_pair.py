@@ -79,7 +79,7 @@ def test_tokenizers_of_two_files_are_the_same(tiny_folders, folder, family):
         assert one.decode(one.target_ids(text.strip())) == text.strip()
 
 
-def test_truncation_and_padding_that_a_file_was_saved_with_do_nothing(tiny_folders, folder):
+def test_truncation_and_padding_saved_in_a_file_are_ignored(tiny_folders, folder):
     from tokenizers import Tokenizer
 
     copy = folder("gpt2")
@@ -92,7 +92,7 @@ def test_truncation_and_padding_that_a_file_was_saved_with_do_nothing(tiny_folde
         assert one.encode(text) == other.encode(text)
 
 
-def test_a_tokenizer_that_is_none_is_said(folder):
+def test_an_invalid_tokenizer_is_an_error(folder):
     copy = folder("gpt2", without=["generation_config.json"], eos_token_id=250)
     with pytest.raises(CheckpointError, match="has no token 250, which the model's configuration names as the end"):
         prompt_jax.load_model(str(copy))
@@ -121,7 +121,7 @@ def test_barts_base_model_alone(tiny_folders, folder):
     assert_same(prompt_jax.load_model(str(folder("bart", tensors))), prompt_jax.load_model(str(tiny_folders["bart"])))
 
 
-def test_output_weights_of_their_own_are_refused(tiny_folders, folder):
+def test_untied_output_weights_are_refused(tiny_folders, folder):
     tensors = tensors_of(tiny_folders, "gpt2")
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
     with pytest.raises(CheckpointError, match=r"1 surplus:\n +lm_head.weight"):

@@ -15,7 +15,7 @@ from prompt_jax.errors import CheckpointError
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """Return an empty cache."""
     monkeypatch.setenv("PROMPT_JAX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -74,7 +74,7 @@ def test_another_version_of_the_package(cache, monkeypatch, demo_model_folder):
         demo.demo_folder()
 
 
-def test_a_conversion_that_fails_leaves_nothing(cache, monkeypatch):
+def test_a_failed_conversion_leaves_no_files(cache, monkeypatch):
     def fail(source, folder):
         (folder / "config.json").write_text("half")
         raise OSError("disk full")
@@ -171,17 +171,17 @@ def test_convert(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     demo.convert(tmp_path, out)
-    found = load_file(out / "model.safetensors")
+    actual = load_file(out / "model.safetensors")
     expected = {
         "encoder.block.0.layer.0.SelfAttention.q.weight": (MATRIX.T.astype(np.float32) - 2) * 0.5,
         "encoder.final_layer_norm.weight": NORM,
         "lm_head.weight": MATRIX.T.astype(np.float32) * 2,
         "shared.weight": (TABLE.astype(np.float32) - 128) * 0.25,
     }
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+        assert actual[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], tensor, err_msg=name)
     assert json.loads((out / "config.json").read_text())["model_type"] == "t5"
     assert (out / "tokenizer.json").read_bytes() == b"pieces"
 

@@ -17,7 +17,7 @@ from prompt_jax.models.generation_settings import GenerationSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder that contains only the configuration of a BART."""
+    """Return a folder that contains only the configuration of a BART."""
 
     def make(config=None, generation=None):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "vocab_size": 256} | (config or {})))
@@ -85,7 +85,7 @@ def test_special_tokens_of_generation_config_replace_those_of_config(folder, gen
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
     ],
 )
-def test_what_is_not_applied_is_refused_by_name(folder, generation, named, tiny):
+def test_unsupported_settings_are_refused_by_name(folder, generation, named, tiny):
     """The error comes only when text is generated: such a model can be trained and scored."""
     settings, _ = read(folder({}, generation))
     config = dataclasses.replace(tiny.config, generation=settings)
@@ -145,7 +145,7 @@ def test_values_that_make_no_sense(folder, generation, message):
         read(path)
 
 
-def test_what_is_written_is_read_back(folder):
+def test_written_settings_are_read_back(folder):
     written = GenerationSettings(
         end_ids=(4, 5),
         forced_first=3,
@@ -166,8 +166,8 @@ def test_what_is_written_is_read_back(folder):
     )
     for settings in (written, GenerationSettings()):
         content = generation_config(settings, pad_id=1, eos_id=4, start_id=2)
-        found, special = read(folder({}, content))
-        assert (found, special) == (settings, {"pad_id": 1, "eos_id": 4, "start_id": 2})
+        actual, special = read(folder({}, content))
+        assert (actual, special) == (settings, {"pad_id": 1, "eos_id": 4, "start_id": 2})
 
 
 @pytest.fixture
@@ -201,9 +201,9 @@ def test_sampling_has_no_beams(tiny, with_settings):
 
     batch, options = whole(random_text(tiny, 2, 6)), {"max_new_tokens": 5, "key": jax.random.key(0)}
     decoding = Decoding(temperature=1.0)
-    found = prompt_jax.generate(tiny.params, with_settings(beams=4), batch, decoding=decoding, **options)
+    actual = prompt_jax.generate(tiny.params, with_settings(beams=4), batch, decoding=decoding, **options)
     np.testing.assert_array_equal(
-        found, prompt_jax.generate(tiny.params, tiny.config, batch, decoding=decoding, **options)
+        actual, prompt_jax.generate(tiny.params, tiny.config, batch, decoding=decoding, **options)
     )
 
 
@@ -239,10 +239,10 @@ def test_rules_do_not_depend_on_padding(fixtures):
         inputs[row, place], mask[row, place] = text, True
     settings = GenerationSettings(no_repeat_ngram=2, encoder_no_repeat_ngram=1, repetition_penalty=1.5, beams=2)
     config = dataclasses.replace(model.config, generation=settings)
-    together = prompt_jax.generate(model.params, config, {"inputs": inputs, "inputs_mask": mask}, max_new_tokens=6)
+    mixed = prompt_jax.generate(model.params, config, {"inputs": inputs, "inputs_mask": mask}, max_new_tokens=6)
     for row, text in enumerate(texts):
         alone = prompt_jax.generate(model.params, config, whole(text[None]), max_new_tokens=6)
-        np.testing.assert_array_equal(together[row], alone[0])
+        np.testing.assert_array_equal(mixed[row], alone[0])
 
 
 def test_an_exported_model_keeps_its_settings_and_tokenizer(tiny_folders, tmp_path):

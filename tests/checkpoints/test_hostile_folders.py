@@ -52,7 +52,7 @@ def changed(tiny_folders, tmp_path_factory):
     ("family", "field"),
     [("t5", "num_layers"), ("t5", "num_decoder_layers"), ("gpt2", "n_layer"), ("bart", "encoder_layers")],
 )
-def test_more_layers_than_there_are_tensors(changed, tiny_folders, family, field):
+def test_more_layers_than_tensors(changed, tiny_folders, family, field):
     """Building a billion names would take 4 GB and more than a minute."""
     config = json.loads((tiny_folders[family] / "config.json").read_text()) | {field: 10**9}
     folder = changed(family, "config.json", json.dumps(config).encode())
@@ -66,7 +66,7 @@ def test_more_layers_than_there_are_tensors(changed, tiny_folders, family, field
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json", "model.safetensors"])
-def test_what_is_no_regular_file(changed, file):
+def test_irregular_files_are_refused(changed, file):
     for make in (lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir):
         folder = changed("t5", file, b"")
         (folder / file).unlink()

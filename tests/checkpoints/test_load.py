@@ -59,8 +59,8 @@ def test_logits_equal_hugging_faces(fixtures, name):
 
 def test_the_tree_is_the_tables(deep):
     model = load.load_model(deep)
-    found = {path: leaf.shape for path, leaf in leaves(model).items()}
-    assert found == {p.path: p.shape if p.layers is None else (p.layers, *p.shape) for p in parameters(model.config)}
+    result = {path: leaf.shape for path, leaf in leaves(model).items()}
+    assert result == {p.path: p.shape if p.layers is None else (p.layers, *p.shape) for p in parameters(model.config)}
     assert isinstance(model.params["decoder"]["layers"], tuple)
     assert (model.name, model.revision, model.tokenizer) == (str(deep), None, None)
 
@@ -85,7 +85,7 @@ def test_pytorch_files_without_pytorch(model_folder, deep_tensors, monkeypatch):
         load.load_model(folder)
 
 
-def test_safetensors_come_first(model_folder, deep_tensors):
+def test_safetensors_are_preferred(model_folder, deep_tensors):
     folder = model_folder(deep_tensors)
     for worse in ("flax_model.msgpack", TORCH):
         (folder / worse).write_bytes(b"not read")
@@ -118,7 +118,7 @@ def test_placement(deep):
     assert_same_model(chosen, plain)
 
 
-def test_the_tokenizer_comes_along(tiny_folder):
+def test_the_tokenizer_is_loaded(tiny_folder):
     tokenizer = load.load_model(tiny_folder).tokenizer
     assert tokenizer.decode(tokenizer.encode("a good film")) == "a good film"
 
@@ -151,7 +151,7 @@ def test_ties(model_folder, deep_tensors, config, output, tied, scaled):
     assert ("lm_head" in model.params) is not tied
 
 
-def test_announced_output_weights_must_be_there(model_folder, deep_tensors):
+def test_missing_announced_output_weights_are_an_error(model_folder, deep_tensors):
     del deep_tensors["lm_head.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing:\n  lm_head.weight \[300, 20\]"):
         load.load_model(model_folder(deep_tensors, tie_word_embeddings=False))
@@ -240,7 +240,7 @@ def test_files_that_are_missing_or_broken(model_folder, deep_tensors):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch, deep) -> Path:
-    """The Hub's cache with one model, google/tiny, whose branch main is at COMMIT, without a network."""
+    """Return the Hub's cache with one model, google/tiny, whose branch main is at COMMIT, without a network."""
     cache = tmp_path / "hub"
     model = cache / "models--google--tiny"
     snapshot = model / "snapshots" / COMMIT
@@ -305,7 +305,7 @@ def test_weights_that_are_not_cached(hub_cache):
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", Path("nothing")])
-def test_a_path_is_not_asked_of_the_hub(monkeypatch, name):
+def test_a_path_is_not_requested_from_the_hub(monkeypatch, name):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: pytest.fail("it was asked"))
     with pytest.raises(CheckpointError, match="nothing.* is not a folder"):
         load.load_model(name)
@@ -340,7 +340,7 @@ RESPONSE: Any = types.SimpleNamespace(headers={}, request=None)  # the response 
         (RuntimeError("Data processing error"), "downloading config.json failed: Data processing error"),  # hf_xet's
     ],
 )
-def test_what_the_hub_says(monkeypatch, error, message):
+def test_reasons_of_failed_requests(monkeypatch, error, message):
     def fail(*args, **kwargs):
         raise error
 
@@ -351,7 +351,7 @@ def test_what_the_hub_says(monkeypatch, error, message):
 
 
 @pytest.mark.parametrize("form", ["sharded flax_model.msgpack", "model.safetensors"])
-def test_only_what_is_needed_is_fetched(model_folder, deep_tensors, tmp_path, monkeypatch, tiny_folder, form):
+def test_only_needed_files_are_downloaded(model_folder, deep_tensors, tmp_path, monkeypatch, tiny_folder, form):
     folder = model_folder(deep_tensors, form)
     shutil.copy(tiny_folder / "spiece.model", folder)
     for unneeded in ("README.md", TORCH, "tf_model.h5"):

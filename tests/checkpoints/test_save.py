@@ -34,7 +34,7 @@ def test_with_its_tokenizer(tiny_folders, tmp_path):
         assert again.fingerprint == model.fingerprint
 
 
-def test_what_is_not_written(fixtures, tmp_path):
+def test_refused_models_and_folders(fixtures, tmp_path):
     integers = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"), "int8")
     with pytest.raises(CheckpointError, match="was loaded in int8"):
         save_model(tmp_path / "m", integers)

@@ -95,7 +95,7 @@ def per_layer(request, fixtures, tmp_path_factory):
     return prompt_jax.load_model(f"t5x:{folder}")
 
 
-def test_layers_have_positions_of_their_own(per_layer, fixtures):
+def test_layers_have_separate_positions(per_layer, fixtures):
     assert per_layer.config.relative_per_layer
     base = prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
     assert per_layer.fingerprint != base.fingerprint
@@ -338,7 +338,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_wrong_is_said(checkpoint, case):
+def test_errors_name_the_problem(checkpoint, case):
     damage, message = DAMAGE[case]
     damage(checkpoint)
     tracemalloc.start()
@@ -358,7 +358,7 @@ def test_links_are_not_followed(checkpoint, tmp_path, name):
         load_prompt(checkpoint)
 
 
-def test_what_is_no_checkpoint(checkpoint, tmp_path, fixtures):
+def test_other_folders_are_refused(checkpoint, tmp_path, fixtures):
     for name, message in (
         ("t5x:nowhere", "nowhere is not a folder"),
         (f"t5x:{tmp_path}", "name one of those in it: checkpoint_1"),
@@ -408,7 +408,7 @@ def test_values_that_are_not_finite(fixtures, tmp_path):
             prompt_jax.load_model(f"t5x:{folder}")
 
 
-def test_where_to_look_is_said(checkpoint, tmp_path):
+def test_errors_name_the_right_folder(checkpoint, tmp_path):
     with pytest.raises(PromptFormatError, match="has T5X checkpoints; name one of them: checkpoint_1"):
         load_prompt(tmp_path)
     for name, message in (
@@ -436,7 +436,7 @@ def forged(shape: tuple[int, ...], data: bytes = b"") -> msgpack.ExtType:
         ({"encoder": {"prompt": forged((2**63,) * 8)}}, "has 0 bytes"),
     ],
 )
-def test_what_a_stranger_may_write_into_the_file(tmp_path, target, message):
+def test_hostile_files_are_refused(tmp_path, target, message):
     (tmp_path / "checkpoint").write_bytes(msgpack.packb({"version": 3, "optimizer": {"target": target}}))
     with pytest.raises(CheckpointError, match=message):
         prompt_jax.load_model(f"t5x:{tmp_path}")
@@ -448,7 +448,7 @@ def test_more_objects_than_a_model_has(checkpoint, monkeypatch):
         load_prompt(checkpoint)
 
 
-def test_a_key_that_comes_twice(checkpoint):
+def test_duplicate_keys_are_an_error(checkpoint):
     content = (checkpoint / "checkpoint").read_bytes()
     twice = b"\x83" + content[1:] + msgpack.packb("optimizer") + msgpack.packb({})
     (checkpoint / "checkpoint").write_bytes(twice)
@@ -466,7 +466,7 @@ TINY = t5.T5Config(16, 4, 2, 8, 2, encoder_layers=1, decoder_layers=2, relative_
 
 @pytest.fixture(scope="module")
 def whole_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A prompt and tiny models, scanned and not."""
+    """Return a prompt and tiny models, scanned and not."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("whole")
     tensors = {}
     for parameter in t5.parameters(TINY):
@@ -495,13 +495,13 @@ def test_mutated_checkpoints_are_read_or_refused(whole_checkpoints, tmp_path_fac
         file = folder / name
         content = bytearray(file.read_bytes())
         if file.name == ".zarray" and data.draw(st.booleans()):
-            said = json.loads(content)
-            said[data.draw(st.sampled_from(["shape", "chunks"]))] = data.draw(st.lists(EXTREME, max_size=9))
-            file.write_text(json.dumps(said))
+            header = json.loads(content)
+            header[data.draw(st.sampled_from(["shape", "chunks"]))] = data.draw(st.lists(EXTREME, max_size=9))
+            file.write_text(json.dumps(header))
             continue
         if file.name == "checkpoint" and data.draw(st.booleans()):
-            found = [match.start() for match in re.finditer(rb"\x93[\x90-\x94]", bytes(content))]  # arrays' shapes
-            at = data.draw(st.sampled_from(found))
+            places = [match.start() for match in re.finditer(rb"\x93[\x90-\x94]", bytes(content))]  # arrays' shapes
+            at = data.draw(st.sampled_from(places))
             axes = content[at + 1] & 0x0F
             shape = msgpack.packb(data.draw(st.lists(EXTREME, min_size=axes, max_size=axes)))
             content[at + 1 : at + 2 + axes] = shape

@@ -50,7 +50,7 @@ ROWS = 1000
 
 
 def unigram_json(model: ModelProto) -> dict:
-    """The output of Hugging Face's converter for a SentencePiece model like T5's."""
+    """Return the output of Hugging Face's converter for a SentencePiece model like T5's."""
     vocab = [[entry.piece, entry.score] for entry in model.pieces]
     vocab += [[f"<extra_id_{index}>", 0.0] for index in reversed(range(100))]
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
@@ -77,7 +77,7 @@ def write_byte_pairs(folder: Path, special: list[str], in_parts: bool = False) -
 
 
 def make(folder: Path, kind: str) -> None:
-    """A model folder's tokenizer, made as its authors made it."""
+    """Return a model folder's tokenizer, made as its authors made it."""
     from transformers import AutoTokenizer
 
     folder.mkdir()
@@ -136,7 +136,7 @@ def both(request, tmp_path_factory):
 
 
 def plain(both, text: str) -> str:
-    """The text without control tokens, and without the signs that mark them, which are dropped."""
+    """Return the text without control tokens, and without the signs that mark them, which are dropped."""
     for token in (*both.theirs.all_special_tokens, OPEN, CLOSE):
         text = text.replace(token, "")
     return text
@@ -377,7 +377,7 @@ def test_broken_files(tmp_path, file, content):
 
 @pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("what", ["device", "pipe", "folder", "nothing"])
-def test_what_is_no_regular_file(tmp_path, file, what):
+def test_irregular_files_are_refused(tmp_path, file, what):
     """Reading a link to a device, or a pipe without a writer, would never end."""
     folder = tmp_path / "model"
     make(folder, "t5" if file == "spiece.model" else "gpt2")

@@ -38,9 +38,9 @@ def encoded(form: str, arrays: dict[str, np.ndarray], folder: Path) -> Path:
 
 def contents(form: str, file: Path) -> dict[str, np.ndarray]:
     with OPENERS[form](file) as tensors:
-        found = {name: stored.read() for name, stored in tensors.items()}
-        assert all(found[name].shape == stored.shape for name, stored in tensors.items())
-        return found
+        actual = {name: stored.read() for name, stored in tensors.items()}
+        assert all(actual[name].shape == stored.shape for name, stored in tensors.items())
+        return actual
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -52,9 +52,9 @@ def contents(form: str, file: Path) -> dict[str, np.ndarray]:
 def test_every_dtype_is_read_as_stored(tmp_path, form, dtype):
     array = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(dtype)
     file = encoded(form, {"odd": array[0, 0, :1].copy(), "w": array}, tmp_path)  # the second begins anywhere
-    found = contents(form, file)
-    assert found["w"].dtype == dtype
-    np.testing.assert_array_equal(found["w"], array)
+    actual = contents(form, file)
+    assert actual["w"].dtype == dtype
+    np.testing.assert_array_equal(actual["w"], array)
 
 
 @pytest.mark.parametrize("form", OPENERS)
@@ -81,11 +81,11 @@ def write_flax(file: Path, tree: dict) -> Path:
 def test_flax_names_and_orientation(tmp_path):
     array = np.arange(6.0).reshape(2, 3)
     tree = {"a": {"0": {"kernel": array}, "norm": {"weight": array[0]}, "shared": {"embedding": array}}}
-    found = contents("flax", write_flax(tmp_path / "f", tree))
-    assert found.keys() == {"a.0.weight", "a.norm.weight", "a.shared.weight"}
-    np.testing.assert_array_equal(found["a.0.weight"], array.T)
-    np.testing.assert_array_equal(found["a.norm.weight"], array[0])
-    np.testing.assert_array_equal(found["a.shared.weight"], array)
+    actual = contents("flax", write_flax(tmp_path / "f", tree))
+    assert actual.keys() == {"a.0.weight", "a.norm.weight", "a.shared.weight"}
+    np.testing.assert_array_equal(actual["a.0.weight"], array.T)
+    np.testing.assert_array_equal(actual["a.norm.weight"], array[0])
+    np.testing.assert_array_equal(actual["a.shared.weight"], array)
 
 
 def test_flax_arrays_in_chunks(tmp_path, monkeypatch):
@@ -94,16 +94,16 @@ def test_flax_arrays_in_chunks(tmp_path, monkeypatch):
     tree = {"a": {"kernel": array}, "b": {"embedding": array + 1}}
     file = write_flax(tmp_path / "f", tree)
     assert b"__msgpack_chunked_array__" in file.read_bytes()
-    found = contents("flax", file)
-    np.testing.assert_array_equal(found["a.weight"], array.T)
-    np.testing.assert_array_equal(found["b.weight"], array + 1)
+    actual = contents("flax", file)
+    np.testing.assert_array_equal(actual["a.weight"], array.T)
+    np.testing.assert_array_equal(actual["b.weight"], array + 1)
 
 
 def test_flax_names_of_every_length(tmp_path):
     names = ["n" * length for length in (1, 31, 32, 255, 256, 70_000)]
     tree = {name: np.full(2, float(index)) for index, name in enumerate(names)}
-    found = contents("flax", write_flax(tmp_path / "f", tree))
-    assert {name: array[0] for name, array in found.items()} == {name: array[0] for name, array in tree.items()}
+    actual = contents("flax", write_flax(tmp_path / "f", tree))
+    assert {name: array[0] for name, array in actual.items()} == {name: array[0] for name, array in tree.items()}
 
 
 def chunked(shape: list[int], *chunks: np.ndarray) -> dict:
@@ -137,7 +137,7 @@ ARRAY = np.zeros(4, np.float32)
         ({"w": chunked([4], ARRAY) | {"chunks": {"1": ARRAY}}}, "'chunks' with .'1'.; 'chunks' was expected"),
     ],
 )
-def test_what_flax_does_not_write(tmp_path, tree, message):
+def test_objects_that_flax_does_not_write(tmp_path, tree, message):
     with pytest.raises(CheckpointError, match=message):
         contents("flax", write_flax(tmp_path / "f", tree))
 
@@ -149,7 +149,7 @@ def test_flax_maps_without_end(tmp_path):
         contents("flax", file)
 
 
-def test_what_follows_the_parameters(tmp_path):
+def test_data_after_the_parameters(tmp_path):
     file = write_flax(tmp_path / "f", {"w": ARRAY})
     file.write_bytes(file.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match="unexpected data after the parameters"):
@@ -158,7 +158,7 @@ def test_what_follows_the_parameters(tmp_path):
 
 @pytest.fixture(scope="module", params=OPENERS)
 def whole(request, tmp_path_factory) -> tuple[str, bytes, Path]:
-    """A small file of each format: its format, its bytes, and the path for a changed copy."""
+    """Return a small file of each format: its format, its bytes, and the path for a changed copy."""
     folder = tmp_path_factory.mktemp("fuzz")
     arrays = {"w": np.ones((2, 3), np.float32), "v": np.ones(2, np.float16)}
     return request.param, encoded(request.param, arrays, folder).read_bytes(), folder / "changed"
@@ -270,7 +270,7 @@ def test_a_tensor_in_two_shards(tmp_path):
 # Assembly
 
 
-def test_what_is_missing_surplus_and_misshapen_is_listed(model_folder, deep_tensors):
+def test_missing_surplus_and_misshapen_tensors_are_listed(model_folder, deep_tensors):
     from prompt_jax.checkpoints.load import load_model
 
     mlp = "decoder.block.2.layer.2.DenseReluDense.wi_0.weight"
@@ -306,7 +306,7 @@ def test_a_long_list_is_cut(model_folder, deep_tensors):
 
 @pytest.fixture(scope="module")
 def synthetic() -> tuple[list, dict[str, np.ndarray]]:
-    """The table of a T5 of 20 MB, and its weights under Hugging Face's names."""
+    """Return the table of a T5 of 20 MB, and its weights under Hugging Face's names."""
     config = T5Config(vocab_size=2000, d_model=128, d_kv=16, d_ff=512, num_heads=8, encoder_layers=7, decoder_layers=8)
     table = parameters(config)
     rng = np.random.default_rng(0)

@@ -34,13 +34,13 @@ def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
         dest = tmp_path / f"w{number}.npz"
         status, _, err = run("average", dest, ensemble_file, "--weights", *weights)
         assert status == 0, err
-        found = tokens_of(dest)[0]
+        actual = tokens_of(dest)[0]
         expected = weights[0] * a + weights[1] * b
-        np.testing.assert_array_equal(found, expected.astype(np.float32))
+        np.testing.assert_array_equal(actual, expected.astype(np.float32))
         assert read_prompt(dest)[1].settings["average.weights"] == list(weights)
 
 
-def test_what_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
+def test_metadata_that_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
     prompt, _ = read_prompt(prompt_file)
     save_prompt(tmp_path / "q.npz", prompt, dataclasses.replace(said, base=None, task="movies"))
     assert run("average", tmp_path / "a.npz", tmp_path / "q.npz", prompt_file)[0] == 0
@@ -57,7 +57,7 @@ def test_an_existing_file_is_not_overwritten(prompt_file, ensemble_file, run):
     assert prompt_file.read_bytes() == before
 
 
-def test_what_is_wrong_is_said(prompt_file, ensemble_file, said, tmp_path, run):
+def test_errors_name_the_problem(prompt_file, ensemble_file, said, tmp_path, run):
     def other(name: str, tokens: np.ndarray, **changes):
         save_prompt(tmp_path / name, Prompt(VirtualTokens(tokens)), dataclasses.replace(said, **changes))
         return tmp_path / name
@@ -92,8 +92,8 @@ def test_prefixes(tiny, said, tmp_path, run, mask):
     for name, prompt in (("a", prompts[0]), ("b", Prompt(**parts))):
         save_prompt(tmp_path / f"{name}.npz", prompt, said)
     assert run("average", tmp_path / "m.npz", tmp_path / "a.npz", tmp_path / "b.npz")[0] == 0
-    found = load_prompt(tmp_path / "m.npz")
+    actual = load_prompt(tmp_path / "m.npz")
     for name, part in prompts[0].parts.items():
         expected = (part.values + parts[name].values[:, slots - 3 :]) / 2
-        np.testing.assert_allclose(found.parts[name].values, expected, rtol=1e-6, atol=1e-6)
-        assert found.parts[name].mask is None
+        np.testing.assert_allclose(actual.parts[name].values, expected, rtol=1e-6, atol=1e-6)
+        assert actual.parts[name].mask is None

@@ -61,8 +61,8 @@ def run(capsys, *argv) -> tuple[int, str, str]:
         status = main([str(word) for word in argv])
     except SystemExit as leaving:  # from tyro, for --help and wrong options
         status = leaving.code
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 def test_train_with_overrides(config, tmp_path, capsys):
@@ -106,18 +106,18 @@ def test_train_an_ensemble(config, tmp_path, capsys):
     assert "Similarity of the members" in (folder / "report.html").read_text()
 
 
-def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, capsys, monkeypatch):
+def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, capsys, monkeypatch):
     """With log-likelihood only, there are scores of the base and the members, but no vote; so with --shot-seeds."""
     monkeypatch.setattr(answers, "generate_scored", None)
     options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
     status, out, err = run(capsys, "train", config, *options)
     assert status == 0, err
-    shown = table(out, "files, test, 10 examples")
-    assert list(shown) == ["", "base", "member 0 (seed 0)", "member 1 (seed 1)"] and shown[""] == ["log_likelihood"]
+    printed = table(out, "files, test, 10 examples")
+    assert list(printed) == ["", "base", "member 0 (seed 0)", "member 1 (seed 1)"] and printed[""] == ["log_likelihood"]
     folder = tmp_path / "runs" / "small"
     (test,) = json.loads((folder / "summary.json").read_text())["tests"]
     values = [test["before"], *test["scores"]]
-    assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in shown.items() if name]
+    assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in printed.items() if name]
     assert test["ensemble"] is None and (folder / "predictions.jsonl").read_text() == ""
     page = (folder / "report.html").read_text()
     assert "log-likelihood, nats per token" in page and "average of 2 members" in page
@@ -130,7 +130,7 @@ def test_an_ensemble_that_answers_nothing(config, sentiment_files, tmp_path, cap
     assert list(table(out, f"{model} alone")) == ["", "1 examples shown, seed 0", "1 examples shown, seed 1"]
 
 
-def test_evaluate_writes_what_it_shows(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_evaluate_writes_the_printed_scores(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
     argv = ("evaluate", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"])
     status, out, err = run(capsys, *argv, "--out", tmp_path / "out")
     assert status == 0, err
@@ -215,10 +215,10 @@ def test_evaluate_votes_early(prompt_file, ensemble_file, sentiment_files, tiny_
     full = table(run(capsys, *argv)[1], "test.jsonl")
     status, out, err = run(capsys, *argv, "--early-stop", "--out", tmp_path / "out")
     assert status == 0, err
-    shown = dict(re.split(r"  +", line.strip()) for line in out.splitlines()[1:-1])
-    assert [shown[metric] for metric in full[""]] == full["vote"]
+    printed = dict(re.split(r"  +", line.strip()) for line in out.splitlines()[1:-1])
+    assert [printed[metric] for metric in full[""]] == full["vote"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["ensemble"]
-    assert shown["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
+    assert printed["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     for field, name in (("members", "answers"), ("ranked_members", "labels")):
         not_asked = [answer is None for line in lines for answer in line[field]]
@@ -230,8 +230,8 @@ def test_evaluate_by_mean_probability(ensemble_file, sentiment_files, tiny_folde
     argv = ("evaluate", ensemble_file, "--model", tiny_folder, "--data", sentiment_files["test"])
     status, out, err = run(capsys, *argv, "--vote", "mean-probability")
     assert status == 0, err
-    shown = table(out, "test.jsonl, test, 10 examples, 2 members, mean-probability vote")
-    assert "member 1 (seed 8)" in shown and shown["vote"][:2] == ["-", "-"] and float(shown["vote"][2]) > 0
+    printed = table(out, "test.jsonl, test, 10 examples, 2 members, mean-probability vote")
+    assert "member 1 (seed 8)" in printed and printed["vote"][:2] == ["-", "-"] and float(printed["vote"][2]) > 0
 
 
 def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment_files, tiny_folder, capsys):
@@ -240,8 +240,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
     for number, seed in enumerate((7, 8)):
         status, out, err = run(capsys, "evaluate", ensemble_file, "--member", number, *own)
         assert status == 0, err
-        shown = [line.split() for line in out.splitlines()[1:]]
-        assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
+        printed = [line.split() for line in out.splitlines()[1:]]
+        assert printed == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
         ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
         ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
@@ -251,7 +251,7 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         assert status == 1 and message in err
 
 
-def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_incompatible_members(prompt_file, ensemble_file, sentiment_files, tiny_folder, tmp_path, capsys):
     prompt, metadata = read_prompt(prompt_file)
     task_format = metadata.format
 
@@ -297,7 +297,7 @@ def test_members_that_do_not_go_together(prompt_file, ensemble_file, sentiment_f
     assert "test.jsonl has no labels" in said
 
 
-def test_what_the_user_says_settles_what_members_differ_in(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
+def test_options_override_differences_between_members(prompt_file, sentiment_files, tiny_folder, tmp_path, capsys):
     prompt, metadata = read_prompt(prompt_file)
     others = dataclasses.replace(metadata.format, labels=("bad", "good"), template="review: {text}", input_length=256)
     save_prompt(tmp_path / "o.npz", prompt, dataclasses.replace(metadata, task="movies", format=others))
@@ -306,8 +306,8 @@ def test_what_the_user_says_settles_what_members_differ_in(prompt_file, sentimen
     with pytest.warns(UserWarning, match="o.npz was trained with at most 256 tokens of input"):
         status, out, err = run(capsys, *argv, *options)
     assert status == 0, err
-    shown = table(out, "test.jsonl")
-    assert shown["vote"] == shown["average"], "it is the same prompt twice"
+    printed = table(out, "test.jsonl")
+    assert printed["vote"] == printed["average"], "it is the same prompt twice"
 
 
 def test_predict_from_arguments_file_and_standard_input(prompt_file, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -343,8 +343,9 @@ def test_help_of_every_verb(capsys):
     assert status == 0
     for verb in VERBS:
         assert f"  {verb} " in out
-        status, shown, _ = run(capsys, verb, "--help")
-        assert status == 0 and f"prompt-jax {verb}" in shown
+        status, printed, _ = run(capsys, verb, "--help")
+        assert status == 0 and f"usage: prompt-jax {verb}" in printed and "Example" in printed
+        assert re.search(rf"^  prompt-jax {verb}", printed, re.MULTILINE)
     assert run(capsys)[0] == 2
 
 
@@ -372,7 +373,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     named = ("--model", tiny_folder)
     for argv, message in (
-        (("train",), "train needs a configuration file first"),
+        (("train",), "train needs a configuration file, e.g."),
         (("train", "none.py"), "no configuration file none.py"),
         (("evaluate",), "name at least one prompt file"),
         (("evaluate", "none.npz"), "no such file: none.npz"),
@@ -417,7 +418,7 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         ("x\x1b]0;pwn\x07/y", None),
     ],
 )
-def test_a_prompt_file_opens_and_downloads_nothing(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
+def test_a_base_that_a_file_names_is_not_loaded(prompt_file, tiny_folder, capsys, monkeypatch, name, revision):
     """Its base may be a folder, or look like a name on the Hub. Without --model, it is not opened."""
     from prompt_jax.checkpoints import load
 

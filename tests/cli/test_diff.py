@@ -126,7 +126,7 @@ def test_configurations(tmp_path, run):
         ("p.npz", "a folder", "a folder"),
     ],
 )
-def test_what_cannot_be_compared_has_the_status_2(prompt_file, tmp_path, run, first, second, message):
+def test_incomparable_files_have_status_2(prompt_file, tmp_path, run, first, second, message):
     (tmp_path / "c.py").write_text("from prompt_jax import Experiment\nexperiment = Experiment()\n")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")

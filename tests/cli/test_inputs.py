@@ -119,12 +119,12 @@ def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts,
         texts[0] = texts[0].lstrip("\ufeff\0")  # would be a byte order mark, or turn that of UTF-16 into that of UTF-32
         texts = [text or "film" for text in texts] if name == "plain.tsv" else texts  # where an empty line is not a row
     path = write(tmp_path, name, written(texts), encoding)
-    found = read_texts(path)
-    assert found == texts
+    actual = read_texts(path)
+    assert actual == texts
     task = None if "txt" in way else file_task("t", {"test": path}, FORMAT, target=None)
     for model in models.values():
         expected = [model.tokenizer.input_ids(text) for text in texts]
-        assert [ids.tolist() for ids in tokenize(model, found, 4096)[0]] == expected
+        assert [ids.tolist() for ids in tokenize(model, actual, 4096)[0]] == expected
         if task is not None:
             loaded = load_examples(task, model.tokenizer, "test", LoadOptions(4096, 4))
             assert [ids.tolist() for ids in loaded.inputs][name == "plain.tsv" :] == expected
@@ -165,22 +165,22 @@ def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
         source = text_source(lambda split: ((text, "a") for text in texts), ("test",), ("text", "label"))
         registered = add_task(f"same_ids_{family}", source, FORMAT)
         for task in (over_file, registered):
-            found = load_examples(task, model.tokenizer, "test", LoadOptions(64, 4))
-            assert [ids.tolist() for ids in found.inputs] == [model.tokenizer.input_ids(text) for text in texts]
+            actual = load_examples(task, model.tokenizer, "test", LoadOptions(64, 4))
+            assert [ids.tolist() for ids in actual.inputs] == [model.tokenizer.input_ids(text) for text in texts]
 
 
 @pytest.fixture
 def prompts(models, tmp_path):
     """Return a prompt for each family, which answers in four tokens."""
-    found = {}
+    result = {}
     for family, model in models.items():
         tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
         metadata = PromptMetadata(
             base=ModelId(model.name, model.revision, model.fingerprint), format=TaskFormat("{text}", target_length=4)
         )
-        found[family] = tmp_path / f"{family}.npz"
-        save_prompt(found[family], Prompt(VirtualTokens(tokens)), metadata)
-    return found
+        result[family] = tmp_path / f"{family}.npz"
+        save_prompt(result[family], Prompt(VirtualTokens(tokens)), metadata)
+    return result
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -202,7 +202,7 @@ def test_predict_gives_the_same_answers_from_everywhere(prompts, tiny_folders, t
         assert run(*argv)[1] == expected
 
 
-def test_what_is_no_input_is_said(prompts, tiny_folders, tmp_path, run, monkeypatch):
+def test_invalid_inputs_are_errors(prompts, tiny_folders, tmp_path, run, monkeypatch):
     argv = ("predict", "--model", tiny_folders["gpt2"], prompts["gpt2"])
 
     def message(*more, stdin: bytes = b""):
@@ -239,7 +239,7 @@ def test_bytes_that_are_no_utf8_end_a_real_process_with_a_message(prompts, tiny_
         assert done.returncode == 1 and b"Traceback" not in done.stderr and b"UTF-8" in done.stderr, done.stderr
 
 
-def test_inputs_are_read_as_they_come(models):
+def test_inputs_are_read_lazily(models):
     """Rows are read lazily: an invalid row does not keep earlier rows from being answered."""
     inputs = read_inputs(("a", "na\udcefve"), None)
     assert next(inputs) == ("input 1", "a")
@@ -276,11 +276,11 @@ def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatc
         argv = ("predict", prompts["gpt2"], "a", "--model", tiny_folders["gpt2"])
         assert prompt_jax.cli.main([str(word) for word in argv]) == 0
         terminal.flush()
-        shown = screen.read(4096).decode()
-    assert shown == r"\x1b]0;pwn\x07 a b\x9b2J \u202e c\x7f 🙂 é" + "\r\n"
+        printed = screen.read(4096).decode()
+    assert printed == r"\x1b]0;pwn\x07 a b\x9b2J \u202e c\x7f 🙂 é" + "\r\n"
 
 
-def test_what_a_terminal_is_not_to_obey():
+def test_characters_that_are_escaped_for_terminals():
     """Control and format characters and line separators are escaped; spaces and joiners (emoji, Persian) are not."""
     evil = "\x1b[2J\r\t\x00\x9b1A\x7f\u202e\u2066\u2028\u2029\ufeff\u00ad\ud800\U000e0001"
     assert escape_control_characters(evil) == evil.encode("unicode_escape").decode()
@@ -288,9 +288,9 @@ def test_what_a_terminal_is_not_to_obey():
     assert escape_control_characters(text) == text
 
 
-def test_no_verb_prints_what_is_not_escaped():
+def test_no_verb_prints_unescaped_text():
     """`print_escaped` and `print_note` escape; `predict` does on a terminal."""
     for path in Path(prompt_jax.cli.__file__).parent.glob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         prints = sum(isinstance(called, ast.Name) and called.id == "print" for called in calls)
-        assert prints == {"common.py": 2, "predict.py": 1, "__init__.py": 1}.get(path.name, 0), path
+        assert prints == {"common.py": 2, "predict.py": 1}.get(path.name, 0), path

@@ -81,7 +81,7 @@ def test_a_link_that_leads_nowhere_is_skipped(folder, run):
     assert status == 0 and "gone.npz: a broken link" in err and "mean tokens" in out
 
 
-def test_what_is_wrong_is_said(prompt_file, tmp_path, run):
+def test_errors_name_the_problem(prompt_file, tmp_path, run):
     for argv, message in (
         ((), "name prompt files or a folder of them"),
         ((prompt_file,), "1 prompts to compare; name two or more"),

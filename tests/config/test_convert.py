@@ -45,7 +45,7 @@ class Outer:
     names=st.lists(st.text()).map(tuple),
     scores=st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
 )
-def test_what_is_written_is_read(count, rate, maybe, path, names, scores):
+def test_written_values_are_read_back(count, rate, maybe, path, names, scores):
     value = Outer(count, Inner(rate), maybe, path, names, scores=scores)
     assert from_dict(Outer, json.loads(json.dumps(dataclasses.asdict(value), default=str))) == value
 
@@ -80,7 +80,7 @@ def test_errors_name_the_field(values, message):
         from_dict(Outer, values)
 
 
-def test_unknown_fields_and_null_where_asked_for():
+def test_unknown_fields_and_null_if_requested():
     values = {"count": 1, "new": 2, "inner": {"rate": None, "other": 3}, "scores": {"f1": None}}
     read = from_dict(Outer, values, unknown="ignore", nan=True)
     assert math.isnan(read.inner.rate) and math.isnan(read.scores["f1"]) and read.maybe is None

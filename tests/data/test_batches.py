@@ -20,7 +20,7 @@ SMALL = settings(max_examples=50)
 
 @SMALL
 @given(lengths_of, st.integers(1, 8), st.integers(0, 2**40))
-def test_each_row_comes_at_most_once_per_epoch_and_complete(lengths, batch_size, seed):
+def test_each_row_occurs_at_most_once_per_epoch_and_complete(lengths, batch_size, seed):
     batch_size = min(batch_size, len(lengths))
     batches = make(lengths, batch_size, seed)
     buckets = length_buckets(lengths, 3, 64)
@@ -79,7 +79,7 @@ def test_batches_are_not_sorted_by_length():
     assert sorted(widths) == [8] * 16 + [24] * 16 + [40] * 16
 
 
-def test_what_a_batch_holds():
+def test_arrays_of_a_batch():
     examples = Tokens(
         [np.array([5, 6, 1], np.int32), np.array([8, 1], np.int32)],
         [np.array([3, 1], np.int32), np.array([4, 4, 1], np.int32)],
@@ -151,5 +151,5 @@ def test_importing_needs_neither_tensorflow_nor_jax():
         "import sys, prompt_jax.data.batches, prompt_jax.data.load, prompt_jax.data.files\n"
         "print(sorted({'tensorflow', 'seqio', 'jax'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"

@@ -75,7 +75,7 @@ def test_the_papers_example():
 
 @settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 50), min_size=2, max_size=120), seed=st.integers(0, 2**32))
-def test_input_and_target_together_are_the_text(ids, seed):
+def test_input_and_target_combine_to_the_text(ids, seed):
     ids = np.array(ids, np.int32)
     mask = denoising.span_mask(len(ids), random(seed))
     inputs, targets = denoising.corrupt(ids, mask, SENTINEL)

@@ -94,7 +94,7 @@ def test_labels_that_the_model_cannot_write_are_an_error(tmp_path, tokenizer):
 
 
 def plain_task(vocabulary, texts=("this film", "good"), **options):
-    """A user's seqio task without a TaskFormat."""
+    """Return a user's seqio task without a TaskFormat."""
     import seqio
 
     feature = seqio.Feature(vocabulary, add_eos=True)
@@ -183,7 +183,7 @@ def test_metric_objects_are_refused(tokenizer):
         load(plain_task(seqio.PassThroughVocabulary(size=0), metric_objs=objects), tokenizer)
 
 
-def test_a_task_with_the_models_own_vocabulary_is_accepted(tokenizer):
+def test_a_task_with_the_models_vocabulary_is_accepted(tokenizer):
     import seqio
 
     path = sentencepieces.model_file(tokenizer)
@@ -252,7 +252,7 @@ def described_file(tmp_path):
 
 
 def both_kinds(tmp_path, registry, task_format):
-    """The same rows as a file and as a seqio task."""
+    """Return the same rows as a file and as a seqio task."""
     path = described_file(tmp_path)
     files = file_task("described", {"train": path, "validation": path, "test": path}, task_format)
     columns = {"text": [a for a, _ in DESCRIBED], "label": [b for _, b in DESCRIBED]}

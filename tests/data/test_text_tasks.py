@@ -21,7 +21,7 @@ def test_a_registered_task_renders_strings_and_integers(registry, tokenizer):
     assert len(load("t_years", tokenizer, limit=1)) == 1
 
 
-def test_preprocessors_come_before_the_template(registry, tokenizer):
+def test_preprocessors_run_before_the_template(registry, tokenizer):
     def lower(dataset):
         import tensorflow as tf
 

@@ -21,8 +21,8 @@ from prompt_jax.task_format import TaskFormat
 
 def run(capsys, *argv) -> tuple[int, str, str]:
     status = main([str(word) for word in argv])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_mixed_stream_is_answered_in_order(mixed_files, tiny, tiny_folder, cap
     assert plain.splitlines() == [row["prediction"] for row in expected]
 
 
-def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folder, capsys):
+def test_errors_of_a_mixed_stream(mixed_files, tiny, tiny_folder, capsys):
     own, tokens = ModelId(tiny.name, None, tiny.fingerprint), np.ones((2, 64), np.float32)
     after = Prompt(VirtualTokens(tokens, placement="after"))
     save_prompt("after.npz", after, PromptMetadata(base=own))
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_mixed_stream_is_said(mixed_files, tiny, tiny_folde
         ),
         ("rte.npz,none.npz", [good], "no such file: none.npz"),
         (",", [good], "--prompts takes prompt files"),
-        ("rte.npz", [good, "--template", "{x}"], "each prompt has its own template"),
+        ("rte.npz", [good, "--template", "{x}"], "no --template or --labels: each prompt has its own"),
     ):
         status, _, err = run(capsys, "predict", "--prompts", files, *words, "--model", tiny_folder)
         assert status == 1 and message in err, (files, words, err)
@@ -170,7 +170,7 @@ def test_files_of_one_stem_are_mixed_under_other_names(mixed_files, tiny_folder,
     assert run(capsys, "predict", "--prompts", "vote.npz", *lines, *argv)[1] == out
 
 
-def test_what_is_compiled_does_not_depend_on_the_prompts_of_a_batch(mixed_files, tiny, monkeypatch):
+def test_compiled_programs_do_not_depend_on_the_prompts_of_a_batch(mixed_files, tiny, monkeypatch):
     """Tasks with answers of 12, 4 and 7 tokens and labels of different lengths, and the base alone."""
     mixed = Mixed(tiny, read_named(["sentiment.npz", "rte.npz", "vote.npz"]))
     shapes: dict[str, list] = {"generate_scored": [], "score": []}

@@ -51,7 +51,7 @@ def test_infinite_and_undefined_log_probabilities():
     assert labels([[1], [0]], [[[-inf, -inf]], [[nan, nan]]]) == [1], "by member order where nothing is possible"
 
 
-def test_members_that_were_not_asked_do_not_count():
+def test_members_that_did_not_run_do_not_count():
     assert labels([[1], [NO_VOTE], [NO_VOTE]], np.zeros((3, 1, 2))) == [1]
     with pytest.raises(ValueError, match="no member voted"):
         labels([[0, NO_VOTE]], np.zeros((1, 2, 2)))
@@ -133,7 +133,7 @@ def test_labels_are_compared_as_they_are():
     assert speak([["no"], ["Yes."], ["yes"]]) == ["no"]
 
 
-def test_texts_are_compared_as_squad_does_and_shown_as_the_first_wrote_them():
+def test_texts_are_compared_as_in_squad_and_returned_as_the_first_member_wrote_them():
     free = comparison(())
     assert speak([["a dog"], ["The Eiffel Tower!"], ["eiffel tower"]], same=free) == ["The Eiffel Tower!"]
     assert answer_ids([["a dog", "x"], ["The Tower", "X."], ["tower", None]], free).tolist() == [
@@ -153,7 +153,7 @@ def test_mean_probability():
     np.testing.assert_allclose(np.exp(mean_probability(scores)), [[(0.25 + 0.9) / 2, (0.75 + 0.1) / 2]], rtol=1e-12)
 
 
-def test_mean_probability_of_what_is_impossible():
+def test_mean_probability_of_impossible_labels():
     scores = np.array([[[-math.inf, -1.0]], [[math.nan, -math.inf]]])
     np.testing.assert_allclose(mean_probability(scores), [[-math.inf, math.log(0.5)]])
     far = np.array([[[-2000.0, -2001.0]]], np.float32)

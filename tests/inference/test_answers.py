@@ -16,7 +16,7 @@ from prompt_jax.models.prompt import PromptStackError, stack_prompts
 TEXTS = ("a good film", "a bad film, dull and long", "great fun", "the plot is bad and the jokes are old", "no fun")
 
 
-def test_rows_may_have_labels_and_lengths_of_their_own(tiny, prompts):
+def test_rows_may_have_different_labels_and_lengths(tiny, prompts):
     inputs, stacked = tokenize(tiny, TEXTS, 32)[0], stack_prompts(prompts)
     ids = np.array([2, 0, -1, 1, 0])
     lengths = [1, 4, 2, 4, 3]
@@ -46,7 +46,7 @@ def test_wrong_prompt_ids_are_refused(tiny, prompts):
         generate_answers(Rows(tiny, prompts[0], inputs, np.zeros(5, int)), 2)
 
 
-def test_evaluation_decodes_as_it_is_told(tiny):
+def test_evaluation_uses_the_decoding_options(tiny):
     """Samples depend neither on batches nor on other prompts."""
     inputs, texts = list(random_text(tiny, 4, 8)), [""] * 4
     prompts = [random_tokens(tiny, 3), random_tokens(tiny, 3, seed=1)]
@@ -59,6 +59,6 @@ def test_evaluation_decodes_as_it_is_told(tiny):
         np.testing.assert_allclose(given.log_probabilities, expected.log_probability, rtol=1e-4)
     examples = Examples("task", "test", inputs, inputs, texts, texts, {}, None, ())
     options = EvaluationOptions(4, 2, sampling)
-    together = evaluate_members(tiny, prompts, examples, options)
-    assert together[0].predictions == given.texts != together[1].predictions
-    assert together[1].predictions == evaluate(tiny, prompts[1], examples, options).predictions
+    mixed = evaluate_members(tiny, prompts, examples, options)
+    assert mixed[0].predictions == given.texts != mixed[1].predictions
+    assert mixed[1].predictions == evaluate(tiny, prompts[1], examples, options).predictions

@@ -44,24 +44,24 @@ def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
     batches = []
     real = answers.generate_scored
     monkeypatch.setattr(answers, "generate_scored", lambda *a, **options: batches.append(a[2]) or real(*a, **options))
-    together = evaluate_members(tiny, [None, *prompts], examples, options)
+    mixed = evaluate_members(tiny, [None, *prompts], examples, options)
     assert [batch["inputs"].shape[0] for batch in batches] == [8, 8, 8]
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(mixed, alone, strict=True):
         assert_same(one, other)
         assert set(one.scores) == {"accuracy", "invalid", "rank/accuracy"}
 
 
-def test_members_may_have_examples_of_their_own(tiny, prompts):
+def test_members_may_have_different_examples(tiny, prompts):
     own = [
         examples_of(tiny),
         examples_of(tiny, TEXTS[:2], ("good", "bad")),
         examples_of(tiny, TEXTS[1:], ()),
     ]
     options = EvaluationOptions(4, 4)
-    together = evaluate_members(tiny, prompts, own, options)
-    for one, prompt, examples in zip(together, prompts, own, strict=True):
+    mixed = evaluate_members(tiny, prompts, own, options)
+    for one, prompt, examples in zip(mixed, prompts, own, strict=True):
         assert_same(one, evaluate(tiny, prompt, examples, options))
-    assert together[2].label_scores is None
+    assert mixed[2].label_scores is None
     unranked = evaluate_members(tiny, prompts, own, dataclasses.replace(options, rank=False))
     assert all(each.label_scores is None for each in unranked)
 
@@ -101,7 +101,7 @@ def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monke
     assert len(calls) == 3, "an evaluation can be left between any two batches"
 
 
-def test_what_does_not_go_together_is_said(tiny, prompts):
+def test_incompatible_arguments_are_errors(tiny, prompts):
     examples, options = examples_of(tiny), EvaluationOptions(2, 8)
     for members, each in (([], examples), (prompts, [examples])):
         with pytest.raises(ValueError, match="expected prompts, and examples of each"):

@@ -90,7 +90,7 @@ def test_describe_a_prefix():
     assert text.endswith("not embeddings, so it has no nearest pieces.")
 
 
-def test_describe_a_file_that_says_nothing():
+def test_describe_a_file_without_metadata():
     text = text_of(Prompt(VirtualTokens(TOKENS)), PromptMetadata(), None)
     assert text.count("not recorded") == 10
 

@@ -86,7 +86,7 @@ def test_the_full_model_is_the_model_of_these_weights(model):
     assert flat(prompt.leaves).keys() == flat(model.params).keys()
 
 
-def test_the_last_layers_alone_are_others(model):
+def test_only_the_last_layers_change(model):
     prompt = trained(model, "last_layers")
     side = model.params if "layers" in model.params else model.params["decoder"]
     (stack,) = side["layers"]
@@ -210,7 +210,7 @@ def test_adapters_have_their_share_of_the_parameters(model, kind):
         config.initialize(jax.random.key(0), model)
 
 
-def test_what_cannot_be_trained(model, fixtures):
+def test_bases_and_options_that_cannot_be_trained(model, fixtures):
     config = LastLayersTuning(layers=9)
     with pytest.raises(ConfigError, match="prompt.layers is 9, and .* has"):
         config.initialize(jax.random.key(0), model)

@@ -173,7 +173,7 @@ def saved(tiny_folders, tmp_path):
     return model, prompt, tmp_path / "p.npz"
 
 
-def test_what_is_wrong_is_said(saved, tiny_folders):
+def test_errors_name_the_problem(saved, tiny_folders):
     model, _, file = saved
     text, from_file = {"init": "text", "init_text": "great fun"}, {"init": "file", "init_file": file}
     for changes, message in (

@@ -20,13 +20,13 @@ def empty():
 
 
 def attention(x, weights, append, past):
-    """A layer that adds attention with each token as query, key and value."""
+    """Return a layer that adds attention with each token as query, key and value."""
     heads = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], HEADS, WIDTH))
     kept, generated = append(heads, heads)
     return x + attend(heads, generated)[:, :, 0], kept
 
 
-def test_a_beam_sees_the_tokens_of_the_beams_it_comes_from():
+def test_a_beam_attends_to_the_tokens_of_its_hypothesis():
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(CAPACITY, ROWS, BEAMS, WIDTH)).astype(np.float32)
     parents = rng.integers(0, BEAMS, (CAPACITY, ROWS, BEAMS)).astype(np.int32)

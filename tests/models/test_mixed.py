@@ -67,7 +67,7 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("placement", ("before", "after"))
-def test_a_row_gives_what_it_gives_alone(model, placement, padding):
+def test_a_row_has_the_results_it_has_alone(model, placement, padding):
     """Logits to 1e-5, generated tokens, and the log-probabilities of both generated and given answers."""
     prompts, batch = random_prompts(model, placement), mixed_batch(model, padding)
     stacked = stack_prompts(prompts)
@@ -126,7 +126,7 @@ def test_a_stack_without_a_mask_costs_a_gather(model, placement):
 
 @pytest.mark.parametrize("placement", ("before", "after"))
 @pytest.mark.parametrize("garbage", (1e9, np.nan))
-def test_what_stands_in_unused_slots_does_not_matter(model, placement, garbage):
+def test_values_in_unused_slots_do_not_matter(model, placement, garbage):
     """Nor does their position: here they are between used slots."""
     prompts, batch = random_prompts(model, placement), mixed_batch(model, "right")
     embeddings = np.full((3, 8, model.config.d_model), garbage, np.float32)
@@ -155,7 +155,7 @@ def test_other_ids_need_no_compilation(model):
     assert (_forward._cache_size(), _generate._cache_size()) == before
 
 
-def test_a_gradient_reaches_each_rows_own_prompt_alone(model):
+def test_a_gradient_only_reaches_each_rows_prompt(model):
     """The gather adds up the rows' gradients in their prompts; unused slots and prompts have zero gradient."""
     prompts, batch = random_prompts(model), mixed_batch(model, "right")
     batch["prompt_ids"] = np.array([0, -1, 0, -1, -1, 2], np.int32)
@@ -218,7 +218,7 @@ def test_wrong_prompt_ids_are_nan_where_they_are_traced(model):
                 assert np.isnan(logits[row]).all()
 
 
-def test_prompt_ids_and_stacked_prompts_go_together(model):
+def test_prompt_ids_need_stacked_prompts_and_vice_versa(model):
     batch, prompts = mixed_batch(model, "right"), random_prompts(model)
     stacked = stack_prompts(prompts)
     without = {name: value for name, value in batch.items() if name != "prompt_ids"}
@@ -264,7 +264,7 @@ def test_log_probability_is_that_of_forward(model):
     np.testing.assert_array_equal(tokens, prompt_jax.generate(model.params, config, batch, stacked, max_new_tokens=5))
 
 
-def test_rows_may_have_lengths_of_their_own(model):
+def test_rows_may_have_different_lengths(model):
     """A row with limit n gets the tokens and log-probability of max_new_tokens=n."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     lengths = np.array([1, 3, 3, 1, 5, 5], np.int32)
@@ -325,7 +325,7 @@ def test_arrays_of_a_device_are_stacked_and_unstacked():
     assert [len(each.encoder_tokens.embeddings) for each in placed] == [1, 2]
 
 
-def test_what_cannot_be_stacked_is_said():
+def test_prompts_that_cannot_be_stacked():
     def prompt(*shape, **fields):
         return Prompt(VirtualTokens(np.ones(shape, np.float32), **fields))
 

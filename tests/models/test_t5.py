@@ -75,7 +75,7 @@ def test_gradient_equals_peft(model, reference, fixtures, name):
 
 
 @pytest.mark.parametrize("name", OWN_MODELS)
-def test_own_models_equal_hugging_face(fixtures, name):
+def test_fixtures_equal_hugging_face(fixtures, name):
     """T5 1.0 (relu, tied, scaled output), and a model of unequal depths with d_kv * heads != d_model."""
     model = prompt_jax.load_model(str(fixtures / name / "base"))
     reference = np.load(fixtures / name / "reference.npz")
@@ -122,7 +122,7 @@ PADDINGS = {"right": [0, 1, 2, 3, 4], "left": [3, 4, 5, 6, 7], "scattered": [0, 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("placement", ("before", "after"))
-def test_padding_and_company_do_not_matter(model, padding, placement):
+def test_results_do_not_depend_on_padding_and_other_rows(model, padding, placement):
     """A row of five tokens gives the same result with any padding, and next to another row."""
     rng = np.random.default_rng(1)
     row, decoder_inputs = rng.integers(3, 256, 5).astype(np.int32), np.array([[0, 7, 9]], np.int32)
@@ -171,7 +171,7 @@ def test_prompt_of_real_embeddings_is_those_tokens(model, placement):
 
 
 @pytest.mark.parametrize("placement", ("before", "after"))
-def test_masked_slots_are_not_there(model, reference, placement):
+def test_masked_slots_have_no_effect(model, reference, placement):
     """A prompt with unused slots away from the text equals the shorter prompt."""
     short = random_tokens(model, 4, placement=placement).encoder_tokens
     unused = np.full((3, model.config.d_model), 7.0, np.float32)

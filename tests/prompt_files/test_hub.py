@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:De
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The fake server, with the account `me` logged in, and an empty cache."""
+    """Return the fake server, with the account `me` logged in, and an empty cache."""
     with hub_server.serving() as served:
         point_at(served.address, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -54,14 +54,14 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake server has only Git LFS
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         log_in(monkeypatch, hub_server.TOKEN)
-        shown = not are_progress_bars_disabled()
+        printed = not are_progress_bars_disabled()
         disable_progress_bars()
         huggingface_hub.close_session()
         try:
             yield served
         finally:
             huggingface_hub.close_session()
-            if shown:
+            if printed:
                 enable_progress_bars()
 
 
@@ -90,7 +90,7 @@ def said(model: Model, **values: Any) -> PromptMetadata:
 
 
 def written(path: Path, model: Model, *prompts: Prompt) -> Path:
-    """A file of one prompt, or of an ensemble of several."""
+    """Return a file of one prompt, or of an ensemble of several."""
     if len(prompts) == 1:
         save_prompt(path, prompts[0], said(model, step=7))
     else:
@@ -137,7 +137,7 @@ def prompts_of(name: str, model: Model) -> list[Prompt]:
 
 @pytest.mark.parametrize("name", ("tokens", "prefixes", "ensemble"))
 @pytest.mark.parametrize("family", ("t5", "gpt2", "bart"))
-def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
+def test_a_pushed_prompt_is_loaded_back(hub, models, tmp_path, family, name):
     model = models[family]
     source = written(tmp_path / "p.npz", model, *prompts_of(name, model))
     pushed = push_prompt(source, "hf://me/a-prompt", model)
@@ -154,7 +154,7 @@ def test_what_is_pushed_comes_back(hub, models, tmp_path, family, name):
 
 
 @pytest.mark.parametrize("family", ("t5", "gpt2", "bart"))
-def test_the_adapter_of_what_is_pushed_is_read(hub, models, tmp_path, family):
+def test_the_adapter_of_a_pushed_prompt_is_read(hub, models, tmp_path, family):
     model = models[family]
     source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
     pushed = push_prompt(source, "hf://me/p", model)
@@ -218,7 +218,7 @@ def test_an_adapter_comes_before_other_archives(hub, models, tmp_path):
     assert_same(load_prompt("hf://me/p"), load_prompt(several))
 
 
-def test_without_the_hub_there_is_the_cache(hub, models, tmp_path, monkeypatch):
+def test_without_the_hub_the_cache_is_used(hub, models, tmp_path, monkeypatch):
     model = models["gpt2"]
     source = written(tmp_path / "p.npz", model, random_tokens(model, 3))
     commit = push_prompt(source, "hf://me/p", model).commit
@@ -325,7 +325,7 @@ def test_any_text_is_a_name_or_is_refused(scheme, text):
 # Errors
 
 
-def test_what_the_hub_refuses_is_explained(hub, models, tmp_path, monkeypatch):
+def test_refusals_of_the_hub_are_explained(hub, models, tmp_path, monkeypatch):
     content = {"prompt.npz": archive(tmp_path, models["t5"])}
     hub.of_files("you/p", content)
     hub.of_files("you/gated", content).gated = True
@@ -432,7 +432,7 @@ def test_files_that_end_too_early(hub, models, tmp_path, monkeypatch):
     load_prompt("hf://you/p")  # nothing was left behind
 
 
-def test_what_is_too_large_is_not_fetched(hub, models, tmp_path):
+def test_files_that_are_too_large_are_not_downloaded(hub, models, tmp_path):
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
     hub.claimed["prompt.npz"] = names.MAX_SIZE + 1
     message = f"hf://you/p: {names.MAX_SIZE + 1} bytes in 1 files; a prompt has at most {names.MAX_SIZE}"
@@ -445,7 +445,7 @@ def test_what_is_too_large_is_not_fetched(hub, models, tmp_path):
     assert hub.fetched == []
 
 
-def test_repositories_without_a_prompt_say_what_they_have(hub, models, tmp_path):
+def test_errors_list_the_files_of_repositories_without_a_prompt(hub, models, tmp_path):
     content = archive(tmp_path, models["t5"])
     hub.of_files("you/p", {"a.npz": content, "b.npz": content})
     hub.of_files("you/q", {"x/y/prompt.npz": content, "x/z": b"", "config.json": b"{}"})
@@ -506,7 +506,7 @@ def test_many_members_are_too_many(hub, monkeypatch):
 # Pushing
 
 
-def test_a_push_replaces_what_was_there(hub, models, tmp_path):
+def test_a_push_replaces_the_earlier_prompt(hub, models, tmp_path):
     """Including its adapters, which belong to another prompt, and its card unless somebody wrote one."""
     model = models["t5"]
     push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hf://me/p", model)
@@ -541,7 +541,7 @@ def test_private_repositories(hub, models, tmp_path):
     assert hub.repositories["me/open"].branches["main"] == before
 
 
-def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
+def test_refused_pushes(hub, models, tmp_path, monkeypatch):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
     hub.of_files("you/p", {})
     hub.of_files("me/gated", {}).gated = True
@@ -579,7 +579,7 @@ def test_what_cannot_be_pushed(hub, models, tmp_path, monkeypatch):
         ("demo", "demo"),
     ],
 )
-def test_where_the_base_is_on_this_machine_is_not_told(hub, models, tmp_path, name, told):
+def test_the_local_path_of_the_base_is_not_published(hub, models, tmp_path, name, told):
     model = dataclasses.replace(models["t5"], name=name)
     prompts = prompts_of("ensemble", model)
     for its_base, several in ((None, False), (model, False), (model, True)):
@@ -613,7 +613,7 @@ def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, mo
         assert head.get("base_model") == (told if revision else None)
 
 
-def test_what_somebody_else_does_meanwhile_is_not_undone(hub, models, tmp_path, monkeypatch):
+def test_concurrent_changes_are_not_overwritten(hub, models, tmp_path, monkeypatch):
     source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
     push_prompt(source, "hf://me/p")
     download = huggingface_hub.hf_hub_download
@@ -645,7 +645,7 @@ def card_of(name: str, members: list[CardMember], base: CardBase | None, **optio
     return repository_card(parse_hub_name(name), members, base, **options)
 
 
-def test_the_card_says_what_a_user_needs():
+def test_the_card_has_the_facts_that_users_need():
     commit = "0123456789abcdef0123456789abcdef01234567"
     metadata = PromptMetadata(None, "soft_prompt", task="sst2", format=FORMAT, step=7, scores={"accuracy": 0.5})
     member = CardMember({"encoder_tokens": [3, 64]}, metadata)
@@ -715,11 +715,11 @@ def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, c
     push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     exec(parsed(card)[2][0], {})
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
     assert words[:2] == ["prompt-jax", "predict"]
     assert main(words[1:]) == 0
-    assert name != "tokens" or capsys.readouterr().out == shown
+    assert name != "tokens" or capsys.readouterr().out == printed
 
 
 def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
@@ -733,10 +733,10 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
     _, text, code = parsed(card)
     assert "majority vote" not in text and "each input names one, `p/0` to `p/2`," in text
     exec(code[0], {})
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
     assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hf://me/p@tries/in"]
-    assert main(words[1:]) == 0 and capsys.readouterr().out == shown
+    assert main(words[1:]) == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.interop
@@ -815,8 +815,8 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
         (("push", source, "hf://you/p", "--model", model.name), "may not do that"),
     ):
         assert main([str(word) for word in words]) == 1
-        shown = capsys.readouterr()
-        assert message in shown.err and "Secret" not in shown.err + shown.out
+        printed = capsys.readouterr()
+        assert message in printed.err and "Secret" not in printed.err + printed.out
     assert not Path("hf:").exists()
     fails(lambda: save_ensemble("hf://me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
     with contextlib.suppress(SystemExit):

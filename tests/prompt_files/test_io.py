@@ -137,7 +137,7 @@ def test_an_ensemble_of_many_members(tmp_path):
         save_ensemble(tmp_path / "e.npz", [*prompts, prompts[0]], [PromptMetadata()] * 4097)
 
 
-def test_what_is_no_ensemble_is_not_written(tmp_path):
+def test_invalid_ensembles_are_not_written(tmp_path):
     good, path = prompt_of(GOOD), tmp_path / "e.npz"
     for prompts, error, message in (
         ([], PromptFormatError, "from 1 to 4096 members, not 0"),
@@ -354,7 +354,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_wrong_is_said(tmp_path, case):
+def test_errors_name_the_problem(tmp_path, case):
     members, message = BROKEN[case]
     archive(tmp_path / "p.npz", **members)
     with pytest.raises(PromptFormatError, match=message) as caught:
@@ -393,7 +393,7 @@ BROKEN_ENSEMBLES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_ENSEMBLES)
-def test_what_is_wrong_with_an_ensemble_is_said(tmp_path, case):
+def test_errors_of_an_ensemble(tmp_path, case):
     members, message = BROKEN_ENSEMBLES[case]
     archive(tmp_path / "p.npz", **members)
     for read in (load_prompt, read_prompts, read_prompt):
@@ -401,7 +401,7 @@ def test_what_is_wrong_with_an_ensemble_is_said(tmp_path, case):
             read(tmp_path / "p.npz")
 
 
-def test_an_entry_may_not_come_twice(tmp_path):
+def test_duplicate_entries_are_an_error(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile's, about the name
         with zipfile.ZipFile(tmp_path / "p.npz", "w") as file:
@@ -446,7 +446,7 @@ def test_entries_that_lie_over_each_other(tmp_path):
         load_prompt(tmp_path / "p.npz")
 
 
-def test_a_name_in_the_metadata_may_not_come_twice(tmp_path):
+def test_duplicate_names_in_the_metadata_are_an_error(tmp_path):
     text = json.dumps({"format_version": 1, "step": 1})[:-1] + ', "step": 2}'
     np.savez(tmp_path / "p.npz", encoder_tokens=np.asarray(GOOD, np.float32), metadata=np.array(text))
     with pytest.raises(PromptFormatError, match="'step' comes twice"):
@@ -485,7 +485,7 @@ def test_mutated_files_are_prompts_or_refused(tmp_path, data):
     assert np.isfinite(embeddings_of(prompt)).all()
 
 
-def test_nothing_is_written_by_halves(tmp_path):
+def test_writes_are_atomic(tmp_path):
     path = tmp_path / "p.npz"
     save_prompt(path, prompt_of(GOOD), METADATA)
     before = path.read_bytes()

@@ -120,7 +120,7 @@ def test_logits_equal_pefts(model, adapters, name):
 
 
 @pytest.mark.parametrize(("model", "name"), [(f, n) for f in FAMILIES for n in adapters_of(f)], indirect=["model"])
-def test_what_is_written_again_is_as_pefts(model, adapters, name, tmp_path):
+def test_rewritten_adapters_equal_pefts(model, adapters, name, tmp_path):
     """Compare the rows that PEFT uses, and the configuration except for training."""
     source, again = adapters / name, tmp_path / "again"
     prompt, metadata = read_prompt(source)
@@ -152,10 +152,10 @@ def test_what_is_written_again_is_as_pefts(model, adapters, name, tmp_path):
         assert (again / TENSORS).read_bytes() == (source / TENSORS).read_bytes()
 
 
-def test_the_methods_are_told_apart(fixtures):
-    found = {name: read_prompt(fixtures / "bart" / name)[1] for name in ("prompt", "p_tuning", "prefix_projection")}
-    assert [metadata.method for metadata in found.values()] == ["soft_prompt", "p_tuning", "prefix"]
-    assert all(metadata.base is None for metadata in found.values()), "only a fingerprint says what a base is"
+def test_the_methods_are_distinguished(fixtures):
+    result = {name: read_prompt(fixtures / "bart" / name)[1] for name in ("prompt", "p_tuning", "prefix_projection")}
+    assert [metadata.method for metadata in result.values()] == ["soft_prompt", "p_tuning", "prefix"]
+    assert all(metadata.base is None for metadata in result.values()), "only a fingerprint says what a base is"
 
 
 def changed(folder: Path, to: Path, *, without: tuple[str, ...] = (), **values) -> Path:
@@ -245,7 +245,7 @@ METADATA = PromptMetadata(
 )
 
 
-def test_the_card_says_what_a_user_needs(tmp_path):
+def test_the_card_has_the_facts_that_users_need(tmp_path):
     """A stranger's name of a task stays text."""
     model = gpt2_of(2)
     save_prompt(tmp_path / "a", random_tokens(model, 3), METADATA, format="peft", model=model)
@@ -322,7 +322,7 @@ def test_a_prefix_of_each_layer_is_of_odd_depths(make, tmp_path):
         assert not (tmp_path / str(layers)).exists()
 
 
-def test_what_peft_cannot_hold_is_refused(tmp_path):
+def test_prompts_that_peft_cannot_hold_are_refused(tmp_path):
     """The error gives a reason and a remedy. Nothing is written, also for ensembles."""
     t5_model, gpt2_model, bart_model = t5_of(3), gpt2_of(2), bart_of(3)
     good = random_tokens(gpt2_model, 2)
@@ -450,7 +450,7 @@ def test_tied_layers_where_they_have_no_sense():
 
 
 def written(header: dict | str | bytes, data: bytes = b"") -> bytes:
-    """A safetensors file of this header."""
+    """Return a safetensors file of this header."""
     text = header if isinstance(header, bytes) else (header if isinstance(header, str) else json.dumps(header)).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -501,13 +501,13 @@ BROKEN_TENSORS = {
 
 @pytest.fixture
 def adapter(fixtures, tmp_path) -> Path:
-    """A copy of GPT-2's soft prompt [5, 64]."""
+    """Return a copy of GPT-2's soft prompt [5, 64]."""
     shutil.copytree(fixtures / "gpt2" / "prompt", tmp_path / "a")
     return tmp_path / "a"
 
 
 @pytest.mark.parametrize("case", BROKEN_TENSORS)
-def test_what_is_wrong_with_a_tensor_is_said(adapter, case):
+def test_errors_of_a_tensor(adapter, case):
     content, message = BROKEN_TENSORS[case]
     (adapter / TENSORS).write_bytes(content)
     with pytest.raises(PromptFormatError, match=message) as caught:
@@ -553,7 +553,7 @@ BROKEN_CONFIGS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_CONFIGS)
-def test_what_is_wrong_with_a_configuration_is_said(adapter, case):
+def test_errors_of_a_configuration(adapter, case):
     content, message = BROKEN_CONFIGS[case]
     if isinstance(content, dict):
         content = json.dumps(config_of(adapter) | content)
@@ -610,7 +610,7 @@ def test_other_folders(adapter, tmp_path):
     load_prompt(tmp_path / "several")
 
 
-def test_sizes_are_compared_before_memory_is_taken(adapter, fixtures):
+def test_sizes_are_compared_before_memory_is_allocated(adapter, fixtures):
     """A small file that claims terabytes, and one with unexpected data."""
     (adapter / TENSORS).write_bytes(written(tensor((1 << 20, 1 << 20), end=1 << 42)))
     (adapter / CONFIG).write_text(
@@ -693,7 +693,7 @@ def test_adapters_of_other_values_are_prompts_or_refused(fixtures, tmp_path, dat
 
 @pytest.fixture(scope="module")
 def base_file(tmp_path_factory, fixtures) -> tuple[Path, Model]:
-    """A prompt of BART as a file."""
+    """Return a prompt of BART as a file."""
     model = prompt_jax.load_model(str(fixtures / "bart" / "base"))
     path = tmp_path_factory.mktemp("base") / "p.npz"
     metadata = PromptMetadata(base=ModelId(model.name, None, model.fingerprint), scores={"accuracy": 1.0})
@@ -734,7 +734,7 @@ def test_an_imported_prompt_has_the_sizes_of_its_base(base_file, fixtures, tmp_p
     assert not (tmp_path / "x.npz").exists()
 
 
-def test_an_ensemble_goes_both_ways(base_file, tmp_path):
+def test_an_ensemble_is_exported_and_imported(base_file, tmp_path):
     path, model = base_file
     metadata = [PromptMetadata(base=ModelId(model.name, None, model.fingerprint))] * 3
     own = [random_tokens(model, length, seed=length) for length in (2, 3, 1)]

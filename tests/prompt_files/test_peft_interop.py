@@ -58,7 +58,7 @@ def is_causal(model: Model) -> bool:
 
 
 def loaded(model: Model, folder: Path):
-    """The adapter in PEFT."""
+    """Return the adapter in PEFT."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     kind = transformers.AutoModelForCausalLM if is_causal(model) else transformers.AutoModelForSeq2SeqLM
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def loaded(model: Model, folder: Path):
 
 
 def peft_prefix(model: Model, length: int) -> Prompt:
-    """A random prefix, as trained with `prompt.tie_layers` where PEFT ties layers."""
+    """Return a random prefix, as trained with `prompt.tie_layers` where PEFT ties layers."""
     import jax
 
     layers = prompt_jax.models.family(model.config).sites(model.config)["decoder_self"][0]
@@ -143,7 +143,7 @@ def test_the_versions_that_are_stated_are_those_that_are_compared_with():
     assert {"PEFT": peft.__version__, "Transformers": transformers.__version__} == VERIFIED
 
 
-def test_peft_guesses_wrong_what_the_file_says(tmp_path):
+def test_peft_guesses_wrong_without_the_files_sizes(tmp_path):
     """Without the exported number of layers and width, it could not load a prefix of such a T5."""
     model = prompt_jax.load_model(str(random_base(*DEEPER["t5_even"], tmp_path / "m")))
     save_prompt(tmp_path / "a", peft_prefix(model, 2), format="peft", model=model)

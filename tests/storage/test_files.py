@@ -47,7 +47,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["last.npz"]
 
 
-def test_what_a_killed_process_leaves_is_removed(tmp_path):
+def test_remains_of_a_killed_process_are_removed(tmp_path):
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom prompt_jax.storage.files import write_text\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"

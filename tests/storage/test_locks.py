@@ -50,7 +50,7 @@ def start(script: str, *words: object) -> subprocess.Popen[str]:
 
 @contextlib.contextmanager
 def holding(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock until it reads the end of its input."""
+    """Return a process that holds the lock until it reads the end of its input."""
     with start(HOLD, path) as process:
         assert process.stdout.readline() == "held\n"
         try:
@@ -80,7 +80,7 @@ def test_the_holder_is_named(path):
     assert not path.exists()
 
 
-def test_a_process_that_is_killed_holds_nothing(path):
+def test_a_killed_process_releases_its_lock(path):
     with holding(path) as process:
         process.kill()
         process.wait()
@@ -121,7 +121,7 @@ def test_waiting_processes_take_turns(path, tmp_path):
     assert counter.read_text() == "400" and not path.exists()
 
 
-def test_what_is_deleted_or_replaced_is_lost(path):
+def test_a_deleted_or_replaced_lock_is_lost(path):
     with FileLock(path) as lock:
         lock.check()  # not acquired
         lock.acquire()

@@ -20,7 +20,7 @@ from prompt_jax.storage.paths import BucketPath, parse_path
 
 
 @pytest.mark.parametrize("text", ["gs://b/runs", "gs://b/runs/", Path("gs://b/runs"), BucketPath("gs://b/runs")])
-def test_an_address_stays_what_it_is(text):
+def test_a_url_is_unchanged(text):
     path = parse_path(text)
     assert isinstance(path, BucketPath) and str(path) == "gs://b/runs" and path.absolute() == path.resolve() == path
     best = path / "demo" / "best.npz"
@@ -36,7 +36,7 @@ def test_other_paths_are_of_this_machine(text):
 
 
 @pytest.mark.parametrize("text", ["s3://b/runs", "gcs://b/runs", "https://b/runs", "gs://", "gs:///"])
-def test_what_is_no_bucket_of_ours_is_said(text):
+def test_other_urls_are_errors(text):
     with pytest.raises(UserError, match="gs://BUCKET"):
         parse_path(text)
 

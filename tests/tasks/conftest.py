@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def write_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, dict[str, list[Any]]], None]]:
-    """A function that writes a TFDS data set from the rows of each split. It is named as in `tfds.builder`."""
+    """Return a function that writes a TFDS data set from the rows of each split. It is named as in `tfds.builder`."""
     import seqio
 
     root = tmp_path_factory.mktemp("tfds")

@@ -24,7 +24,7 @@ needs_meteor = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def modules():
-    """The four task files, registered."""
+    """Return the four task files, registered."""
     paths = {name: ROOT / "tasks" / f"{name}.py" for name in ("e2e", "webnlg", "dart", "xsum")}
     for path in paths.values():
         discover_tasks(path)
@@ -52,9 +52,7 @@ def pairs(name, split, tokenizer):
 @pytest.mark.parametrize(
     "name", ["e2e", "webnlg", "webnlg_seen", "webnlg_unseen", "dart", "xsum", "xsum_news_to_sports", "xsum_within_news"]
 )
-def test_a_folder_that_is_not_there_is_an_error_when_the_task_is_loaded(
-    modules, name, tokenizer, tmp_path, monkeypatch
-):
+def test_a_missing_folder_is_an_error_when_the_task_is_loaded(modules, name, tokenizer, tmp_path, monkeypatch):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
     assert name in task_names()
     with pytest.raises(DataError, match=rf"set PROMPT_JAX_DATA to a folder with .* in {name.split('_')[0]}/"):
@@ -246,9 +244,9 @@ def test_tfdss_rows_of_dart_become_the_same(modules):
     text = tf.TensorSpec((), tf.string)
     signature = {"input_text": {"table": {"content": tf.TensorSpec((None,), tf.string)}}, "target_text": text}
     dataset = modules["dart"].from_table(tf.data.Dataset.from_generator(rows, output_signature=signature))
-    found = [(row["source"].decode(), row["target"].decode()) for row in dataset.as_numpy_iterator()]
+    actual = [(row["source"].decode(), row["target"].decode()) for row in dataset.as_numpy_iterator()]
     first, second = DART_SOURCES
-    assert found == [(first, "It joined."), (first, "Joined in 1973."), (second, "Umlauts.")]
+    assert actual == [(first, "It joined."), (first, "Joined in 1973."), (second, "Umlauts.")]
 
 
 # ---- XSum

@@ -18,7 +18,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.methods.adapter import AdapterTuning
 from prompt_jax.methods.full import FullTuning
 from prompt_jax.methods.last_layers import LastLayersTuning
-from prompt_jax.models.delta import flat
+from prompt_jax.models.delta import flat, params_and_prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop
@@ -34,7 +34,7 @@ METHODS = {
 
 @pytest.fixture(params=METHODS)
 def method(request, experiment: Experiment) -> Experiment:
-    """An ensemble of two."""
+    """Return an ensemble of two."""
     return dataclasses.replace(
         with_options(experiment, "train", steps=4, eval_every=2, dropout_rate=0.0),
         prompt=METHODS[request.param],
@@ -121,7 +121,8 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
         assert status == 0
         tuned, start = (prompt_jax.load_model(name) for name in (folder, method.model.name))
         batch = whole_batch(random_text(start, 2, 6)) | {"decoder_inputs": random_text(start, 2, 4, seed=1)}
-        logits = prompt_jax.forward(start.params, start.config, batch, prompt_jax.load_prompt(member, start))
+        params, _ = params_and_prompt(start.params, prompt_jax.load_prompt(member, start))
+        logits = prompt_jax.forward(params, start.config, batch)
         assert_close(prompt_jax.forward(tuned.params, tuned.config, batch), logits)
     capsys.readouterr()
     assert main(["export", member, str(whole.folder / "member.npy")]) == 1

@@ -38,7 +38,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 @pytest.fixture
 def whole(experiment: Experiment) -> Experiment:
-    """The finished run, never interrupted."""
+    """Return the finished run, never interrupted."""
     whole = with_name(experiment, "whole")
     finish(whole, *train(whole))
     return whole

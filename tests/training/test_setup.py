@@ -57,7 +57,7 @@ def test_low_data_subsets_by_size_and_seed(tiny, described):
     assert drawn(train_examples=10) == ten and drawn(train_examples=99) == whole
 
 
-def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_path, registry_of_tasks):
+def test_the_configurations_metrics_replace_the_tasks(tiny, tmp_path, registry_of_tasks):
     (tmp_path / "tasks.py").write_text(TASK)
     config = DataConfig(task="told", input_length=32, target_length=32)
     own, own_format = load_splits(config, tiny, {}, tmp_path / "tasks.py")
@@ -71,7 +71,7 @@ def test_metrics_of_a_task_are_its_own_or_those_of_the_configuration(tiny, tmp_p
         load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, {}, tmp_path / "tasks.py")
 
 
-def test_what_is_stored_is_what_is_written(experiment):
+def test_stored_parameters_are_those_of_the_files(experiment):
     """Stored parameters are the keys and values of every layer and site, without the MLP."""
     prefix = PrefixTuning(length=4, init="normal", mlp_width=8)
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))

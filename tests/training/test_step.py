@@ -120,7 +120,7 @@ def test_no_gradient_of_the_base_is_computed(tiny, setup):
     assert both.memory_analysis().output_size_in_bytes > base_bytes
 
 
-def test_the_optimizer_holds_nothing_for_the_base(tiny, setup):
+def test_the_optimizer_has_no_state_for_the_base(tiny, setup):
     state, _, _, optimizer = setup
     whole = {"base": tiny.params, "prompt": state.trainable["prompt"]}
     with_base, without = optimizer.init(whole), state.opt_state

@@ -26,7 +26,7 @@ CONFIG = "configs/reviews.json"
 
 @pytest.fixture
 def trained(checkout: Checkout, tiny_folder: Path, sentiment_files: dict[str, Path]) -> Checkout:
-    """A checkout of prompt-jax with an experiment: two members, 30 steps, the tiny model."""
+    """Return a checkout of prompt-jax with an experiment: two members, 30 steps, the tiny model."""
     shutil.rmtree(checkout.folder / "prompt_jax")
     shutil.copytree(ROOT / "prompt_jax", checkout.folder / "prompt_jax", ignore=shutil.ignore_patterns("__pycache__"))
     experiment = Experiment(
@@ -59,8 +59,8 @@ def test_training_in_processes(trained, processes):
     done = trained.launch("local", "--processes", str(processes), "reviews", CONFIG, *mesh)
     assert "summary" in done.stdout or "accuracy" in done.stdout
     check_run(trained)
-    shown = trained.launch("logs", "--worker", "1", "reviews").stdout
-    assert "accuracy" not in shown  # only process 0 prints
+    printed = trained.launch("logs", "--worker", "1", "reviews").stdout
+    assert "accuracy" not in printed  # only process 0 prints
 
 
 @pytest.mark.slow
