@@ -13,7 +13,8 @@ from prompt_jax.cli import main
 from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark, remove_marks
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
-from prompt_jax.data.text_tasks import add_task, text_source
+from prompt_jax.data.registry import add_task
+from prompt_jax.data.text_tasks import text_source
 from prompt_jax.inference.answers import label_ids
 from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
 from prompt_jax.prompt_files.io import ModelId

@@ -273,7 +273,7 @@ def test_only_data_imports_tensorflow_and_only_on_demand():
     tensorflow = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
     assert {name for name, target, _ in actual if target in tensorflow} == {
         "prompt_jax.data.seqio_import",
-        "prompt_jax.data.text_tasks",
+        "prompt_jax.data.seqio_tasks",
         "prompt_jax.data.vocabulary",
     }
     assert {name for name, target, now in actual if now and target in tensorflow | {"torch", "transformers"}} == set()

@@ -25,7 +25,7 @@ from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
-from prompt_jax.data.text_tasks import add_task
+from prompt_jax.data.registry import add_task
 from prompt_jax.errors import DataError
 from prompt_jax.inference.answers import tokenize
 from prompt_jax.prompt_files.io import ModelId
@@ -145,7 +145,8 @@ def test_any_text_is_the_same_from_arguments_and_standard_input(texts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
     """One over the same file, and one whose source is a function."""
-    from prompt_jax.data.text_tasks import as_seqio, text_source
+    from prompt_jax.data.seqio_tasks import as_seqio
+    from prompt_jax.data.text_tasks import text_source
 
     texts = [
         "a good film",

@@ -220,6 +220,18 @@ def test_every_public_name_has_a_docstring(name):
     assert text.strip() and not text.startswith(f"{name}("), "a dataclass without a docstring has its signature instead"
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "RESULTS.md"])
+def test_links_outside_the_site_work(name):
+    """`mkdocs build --strict` checks those in docs/."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / name).read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 160 and len(text.split()) <= 1300
+
+
 def test_the_build_is_strict():
     """Broken links fail only in strict mode. MkDocs itself is an extra, which the tests do without."""
     assert "\nstrict: true\n" in (ROOT / "mkdocs.yml").read_text()

@@ -15,6 +15,7 @@ from prompt_jax.cli.source import ExampleOptions, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.data.registry import restore_point
 from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, DataError, UserError
 from prompt_jax.experiment import Experiment
@@ -73,15 +74,11 @@ NAMES = ("kind_a_v001", "kind_b_v001")
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     """Return a file of tasks, which are unregistered after the module's tests."""
-    import seqio
-
     file = tmp_path_factory.mktemp("tasks") / "tasks.py"
     file.write_text(TASKS)
-    before = [(registry, set(registry.names())) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
+    restore = restore_point()
     yield file
-    for registry, names in before:
-        for name in set(registry.names()) - names:
-            registry.remove(name)
+    restore()
 
 
 @pytest.fixture

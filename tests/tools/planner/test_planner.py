@@ -295,4 +295,4 @@ def test_without_libtpu_the_error_says_how_to_install_it():
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install 'prompt-jax[tpu]'" in done.stderr
+    assert "pip install '.[tpu]'" in done.stderr
