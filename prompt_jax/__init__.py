@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from prompt_jax.config.model import ModelConfig
     from prompt_jax.config.optimizer import OptimizerConfig
     from prompt_jax.config.train import TrainConfig
-    from prompt_jax.data.text_tasks import add_task, text_source
+    from prompt_jax.data.registry import add_mixture, add_task
+    from prompt_jax.data.text_tasks import text_source, tfds_source
     from prompt_jax.experiment import Experiment
     from prompt_jax.inference.decoding import beam_search, generate
     from prompt_jax.methods.adapter import AdapterTuning
@@ -60,7 +61,8 @@ _HOME = {
     "PromptTuning": "methods.soft_prompt",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
-    "add_task": "data.text_tasks",
+    "add_mixture": "data.registry",
+    "add_task": "data.registry",
     "beam_search": "inference.decoding",
     "forward": "models",
     "generate": "inference.decoding",
@@ -72,6 +74,7 @@ _HOME = {
     "save_prompt": "prompt_files.io",
     "stack_prompts": "models.prompt",
     "text_source": "data.text_tasks",
+    "tfds_source": "data.text_tasks",
 }
 
 __all__ = [
@@ -97,6 +100,7 @@ __all__ = [
     "PromptTuning",
     "TrainConfig",
     "VirtualTokens",
+    "add_mixture",
     "add_task",
     "beam_search",
     "forward",
@@ -109,6 +113,7 @@ __all__ = [
     "save_prompt",
     "stack_prompts",
     "text_source",
+    "tfds_source",
 ]
 
 

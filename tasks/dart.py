@@ -13,10 +13,7 @@ entries apart, so `dart_tfds` merges entries with equal triples.
 import json
 from collections.abc import Iterator
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task, text_source
+from prompt_jax import add_task, text_source, tfds_source
 from prompt_jax.data.files import data_folder
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
@@ -47,8 +44,9 @@ def linearize(triples: list[list[str]]) -> str:
     return " | ".join(f"{subject} : {relation.lower()} : {value}" for subject, relation, value in triples)
 
 
-def from_table(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def from_table(dataset):
     """Apply `linearize` to TFDS's rows, which have a flat list of the parts of all triples."""
+    import tensorflow as tf
 
     def row(columns):
         triples = tf.reshape(columns["input_text"]["table"]["content"], [-1, 3])
@@ -64,7 +62,7 @@ _source = text_source(examples, tuple(FILES), ("source", "target", "entry"))
 add_task("dart", _source, FORMAT, target="target", note="entry")
 add_task(
     "dart_tfds",
-    seqio.TfdsDataSource("dart:0.1.0", splits=tuple(FILES)),
+    tfds_source("dart:0.1.0", splits=tuple(FILES)),
     FORMAT,
     target="target",
     preprocessors=[from_table],

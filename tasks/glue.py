@@ -13,10 +13,7 @@ FORMATS is a task, as in super_glue.py.
 
 import dataclasses
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task
+from prompt_jax import add_task, tfds_source
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 VERSIONS = {"v002": "1.0.0", "v200": "2.0.0"}
@@ -57,8 +54,9 @@ SPLITS = {
 }
 
 
-def round_similarity(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def round_similarity(dataset):
     """Replace STS-B's similarities, from 0 to 5 or -1 if unknown, by text such as `3.8`."""
+    import tensorflow as tf
 
     def row(columns):
         text = tf.strings.as_string(tf.round(columns["label"] * 5) / 5, precision=1)
@@ -72,7 +70,7 @@ for _version, _tfds in VERSIONS.items():
         _data = _name.partition("_from_")[0]
         add_task(
             f"glue_{_name}_{_version}",
-            seqio.TfdsDataSource(f"glue/{_data}:{_tfds}", splits=SPLITS.get(_name, ("train", "validation", "test"))),
+            tfds_source(f"glue/{_data}:{_tfds}", splits=SPLITS.get(_name, ("train", "validation", "test"))),
             _format,
             preprocessors=[round_similarity] if _name == "stsb" else [],
             short_name=_name,

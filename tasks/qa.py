@@ -16,13 +16,11 @@ files takes the first question of each passage.
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task, text_source
+from prompt_jax import add_task, text_source, tfds_source
 from prompt_jax.data.files import column_text, data_folder
 from prompt_jax.data.rows import read_rows
 from prompt_jax.errors import DataError
@@ -58,8 +56,9 @@ def examples(split: str, name: str) -> Iterator[tuple[str, ...]]:
                     raise DataError(f"{where}: the question {number} has the answers {given}; expected a list of texts")
                 if not answers:
                     raise DataError(f"{where}: the question {number} has no answer; expected at least one")
+                texts = [column_text(question, "question", where), column_text(row, "context", where)]
                 for answer in answers[:1] if split == "train" else dict.fromkeys(answers):
-                    yield column_text(question, "question", where), column_text(row, "context", where), answer, number
+                    yield (*map(add_spaces, [*texts, answer]), number)
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: not MRQA's JSON ({type(error).__name__}: {error})") from error
 
@@ -73,8 +72,9 @@ def find_file(part: str, name: str) -> Path:
     raise DataError(f"{folder / name}.jsonl.gz: no such file, nor .jsonl; expected the release of MRQA's data")
 
 
-def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def one_row_per_answer(dataset):
     """Repeat each of TFDS's rows for each of its answers."""
+    import tensorflow as tf
 
     def rows(columns):
         answers = columns["answers"]
@@ -86,8 +86,15 @@ def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(rows).unbatch()
 
 
-def add_spaces(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def add_spaces(text: str) -> str:
     """Put single spaces around every character except ASCII letters, ASCII digits and underscores."""
+    text = re.sub(r"([^A-Za-z0-9_])", r" \1 ", text)
+    return re.sub(r"[\t\n\f\r ]+", " ", text).strip("\t\n\v\f\r ")  # RE2's white space, as for TFDS's rows
+
+
+def add_spaces_to_rows(dataset):
+    """Apply `add_spaces` to TFDS's rows."""
+    import tensorflow as tf
 
     def text(value):
         value = tf.strings.regex_replace(value, r"(\W)", r" \1 ")
@@ -100,21 +107,21 @@ for _name in FILES:
     _splits = ("train", "validation") if _name == "squad" else ("test",)
     _examples = functools.partial(examples, name=_name)
     _source = text_source(_examples, _splits, COLUMNS)
-    add_task(f"mrqa_{_name}", _source, FORMAT, target="answer", note="id", preprocessors=[add_spaces])
+    add_task(f"mrqa_{_name}", _source, FORMAT, target="answer", note="id")
     add_task(
         f"mrqa_{_name}_v100",
-        seqio.TfdsDataSource(f"mrqa/{_name}:1.0.0", splits=_splits),
+        tfds_source(f"mrqa/{_name}:1.0.0", splits=_splits),
         FORMAT,
         target="answer",
         note="id",
-        preprocessors=[one_row_per_answer, add_spaces],
+        preprocessors=[one_row_per_answer, add_spaces_to_rows],
     )
 
 add_task(
     "squad_v010_allanswers",
-    seqio.TfdsDataSource("squad/v1.1:3.0.0", splits=("train", "validation")),
+    tfds_source("squad/v1.1:3.0.0", splits=("train", "validation")),
     FORMAT,
     target="answer",
     note="id",
-    preprocessors=[one_row_per_answer, add_spaces],
+    preprocessors=[one_row_per_answer, add_spaces_to_rows],
 )

@@ -7,10 +7,7 @@ contains all four, with rates equal to their numbers of training examples. `data
 import functools
 from pathlib import Path
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task
+from prompt_jax import add_mixture, add_task, text_source
 from prompt_jax.data.files import normalize_text, text_fraction
 from prompt_jax.data.rows import read_rows
 from prompt_jax.task_format import TaskFormat
@@ -44,23 +41,21 @@ def examples(domain: str) -> dict[str, list[tuple[str, str]]]:
     return result
 
 
-def _dataset(split: str, shuffle_files: bool, domain: str) -> tf.data.Dataset:
-    del shuffle_files  # there is one file
-    texts, labels = zip(*examples(domain)[split], strict=True)
-    return tf.data.Dataset.from_tensor_slices({"text": list(texts), "label": list(labels)})
+def _rows(split: str, domain: str) -> list[tuple[str, str]]:
+    return examples(domain)[split]
 
 
 for _domain in DOMAINS:
     add_task(
         f"sentiment_{_domain}",
-        seqio.FunctionDataSource(functools.partial(_dataset, domain=_domain), splits=tuple(SPLITS)),
+        text_source(functools.partial(_rows, domain=_domain), tuple(SPLITS), ("text", "label")),
         TaskFormat("{text}", LABELS, metrics=("accuracy",), input_length=128, target_length=8),
         short_name=_domain,
     )
 
 
-def _size(task: seqio.Task) -> int:
-    return len(examples(task.name.removeprefix("sentiment_"))["train"])
+def _sizes() -> dict[str, int]:
+    return {f"sentiment_{domain}": len(examples(domain)["train"]) for domain in DOMAINS}
 
 
-seqio.MixtureRegistry.add("sentiment", [f"sentiment_{_domain}" for _domain in DOMAINS], default_rate=_size)
+add_mixture("sentiment", _sizes)

@@ -18,10 +18,7 @@ the tasks in BENCHMARK.
   multitask training, rates equal the numbers of training examples.
 """
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task
+from prompt_jax import add_mixture, add_task, tfds_source
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 BENCHMARK = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
@@ -56,16 +53,9 @@ FORMATS = {
 }
 
 
-class CorrectInTraining(seqio.TfdsDataSource):
-    """WSC without the training examples whose candidate is not the referent."""
-
-    def get_dataset(self, split=None, *args, **options):
-        dataset = super().get_dataset(split, *args, **options)
-        return dataset.filter(lambda row: row["label"] == 1) if split == "train" else dataset
-
-
-def by_question(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def by_question(dataset):
     """Strip HTML from MultiRC's rows, and add the column `group`, which identifies the question."""
+    import tensorflow as tf
 
     def plain(text):
         return tf.strings.regex_replace(tf.strings.regex_replace(text, "<br>", " "), "</?b>", "")
@@ -77,8 +67,9 @@ def by_question(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(row)
 
 
-def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def one_row_per_answer(dataset):
     """Repeat each of ReCoRD's rows for each of its answers. A row without answers is unlabeled."""
+    import tensorflow as tf
 
     def rows(columns):
         # A line @highlight precedes each sentence of a summary, and some sentences have no period.
@@ -98,11 +89,14 @@ def one_row_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 def join_ids(idx, *names):
     """Return some of an example's numbers as one text."""
+    import tensorflow as tf
+
     return tf.strings.join([tf.strings.as_string(idx[name]) for name in names], "-")
 
 
-def with_candidate(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def with_candidate(dataset):
     """Put asterisks around the pronoun of WSC's rows, and make the candidate the answer."""
+    import tensorflow as tf
 
     def row(columns):
         text = mark(columns["text"], columns["span2_text"], columns["span2_index"])
@@ -122,6 +116,8 @@ def mark(text, pronoun, index):
     T5 corrects two examples by hand, with the same result: one whose index is too low by one, and one whose pronoun is
     followed by a symbol, which then is separated from the asterisk.
     """
+    import tensorflow as tf
+
     words = tf.strings.split(text, " ")
     matches = tf.strings.regex_replace(words[index:], r"[^\p{L}\p{N}]+$", "") == pronoun
     with tf.control_dependencies([tf.debugging.assert_equal(tf.reduce_any(matches), True, ["no pronoun in", text])]):
@@ -131,8 +127,9 @@ def mark(text, pronoun, index):
     return tf.strings.reduce_join(tf.concat([words[:place], [marked], words[place + 1 :]], 0), separator=" ")
 
 
-def definite_pronoun(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def definite_pronoun(dataset):
     """Convert rows of definite pronouns to WSC's format, with asterisks around the first occurrence of the pronoun."""
+    import tensorflow as tf
 
     def row(columns):
         pattern = tf.strings.join([" (", columns["pronoun"], r")( |\.|,)"])
@@ -153,12 +150,13 @@ CHANGES = {
 
 for _name, _format in FORMATS.items():
     _changes, _note = CHANGES.get(_name, ([], None))
-    _source = CorrectInTraining if _name == "wsc" else seqio.TfdsDataSource
     _data = "wsc.fixed" if _name == "wsc" else _name
+    # Training examples of WSC whose candidate is not the referent are dropped.
+    _filters = {"train": lambda row: row["label"] == 1} if _name == "wsc" else {}
     for _sentinel in ("", "_sentinel"):
         add_task(
             f"super_glue_{_name}_v102{_sentinel}",
-            _source(f"super_glue/{_data}:1.0.2", splits=SPLITS.get(_name, ("train", "validation", "test"))),
+            tfds_source(f"super_glue/{_data}:1.0.2", SPLITS.get(_name, ("train", "validation", "test")), _filters),
             _format,
             note=_note,
             sentinel=bool(_sentinel),
@@ -168,13 +166,13 @@ for _name, _format in FORMATS.items():
 
 add_task(
     "dpr_v001_simple",
-    seqio.TfdsDataSource("definite_pronoun_resolution:1.1.0", splits={"train": "train", "validation": "test"}),
+    tfds_source("definite_pronoun_resolution:1.1.0", splits={"train": "train", "validation": "test"}),
     TaskFormat("{text}", target_length=32),
     preprocessors=[definite_pronoun],
 )
 
 # Numbers of training examples: for ReCoRD correct answers, for WSC examples whose candidate is correct.
 SIZES = (9427, 250, 400, 27243, 138854, 2490, 5428, 259)
-_RATES = [(f"super_glue_{_name}_v102", _size) for _name, _size in zip(BENCHMARK, SIZES, strict=True)]
-seqio.MixtureRegistry.add("super_glue_v102", _RATES)
-seqio.MixtureRegistry.add("super_glue_with_dpr_v102", [*_RATES, ("dpr_v001_simple", 1322)])
+_RATES = {f"super_glue_{_name}_v102": _size for _name, _size in zip(BENCHMARK, SIZES, strict=True)}
+add_mixture("super_glue_v102", _RATES)
+add_mixture("super_glue_with_dpr_v102", _RATES | {"dpr_v001_simple": 1322})

@@ -17,106 +17,83 @@ log-likelihood of the targets. Nothing is generated.
 from collections.abc import Iterator
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from prompt_jax import text_source
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.data import denoising
 from prompt_jax.data.files import data_folder, read_documents
+from prompt_jax.data.registry import add_token_task
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import LOG_LIKELIHOOD, TaskFormat
 
 SPLITS = ("train", "validation")
 
 
-def documents(split: str) -> Iterator[tuple[str]]:
+def documents(split: str) -> Iterator[str]:
     """Yield the documents of a split's files, in alphabetical order of the files."""
     folder = data_folder("text")
     paths = sorted(folder.glob(f"{split}*"))
     if not paths:
         raise DataError(f"{folder}: no file {split}*; expected .txt or .jsonl files, also as .gz")
     for path in paths:
-        yield from ((text,) for text in read_documents(path))
+        yield from read_documents(path)
 
 
-def pieces(dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, size: int, across: bool) -> tf.data.Dataset:
-    """Cut documents into pieces of `size` token ids. With `across`, pieces continue into the next document.
+def pieces(split: str, tokenizer: Tokenizer, size: int, across: bool) -> Iterator[np.ndarray]:
+    """Yield the token ids of a split's documents in pieces of `size`. With `across`, pieces continue into the next one.
 
     The last piece of a document, or of all documents, may be shorter. A piece of a single token is dropped, since it
     has nothing to predict.
     """
-
-    def rows() -> Iterator[dict[str, np.ndarray]]:
-        remainder = np.zeros(0, np.int32)
-        for row in dataset.as_numpy_iterator():
-            ids = np.concatenate([remainder, np.array(vocabulary.encode(row["text"].decode("utf-8")), np.int32)])
-            whole = len(ids) // size * size
-            yield from ({"ids": piece} for piece in ids[:whole].reshape(-1, size))
-            remainder = ids[whole:]
-            if not across:
-                yield from [{"ids": remainder}] if len(remainder) > 1 else []
-                remainder = remainder[:0]
-        yield from [{"ids": remainder}] if len(remainder) > 1 else []
-
-    return tf.data.Dataset.from_generator(rows, output_signature={"ids": tf.TensorSpec([None], tf.int32)})
+    remainder = np.zeros(0, np.int32)
+    for text in documents(split):
+        ids = np.concatenate([remainder, np.array(tokenizer.encode(remove_marks(text)), np.int32)])
+        whole = len(ids) // size * size
+        yield from ids[:whole].reshape(-1, size)
+        remainder = ids[whole:]
+        if not across:
+            yield from [remainder] if len(remainder) > 1 else []
+            remainder = remainder[:0]
+    yield from [remainder] if len(remainder) > 1 else []
 
 
-def map_random(dataset: tf.data.Dataset, pair) -> tf.data.Dataset:
-    """Return `inputs` and `targets` from `pair(ids, random)`, with a random generator for each piece."""
-
-    @seqio.map_over_dataset(num_seeds=1)
-    def row(columns, seed):
-        def parts(ids: np.ndarray, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return pair(ids, np.random.Generator(np.random.Philox(np.random.SeedSequence(seed.view(np.uint32)))))
-
-        inputs, targets = tf.numpy_function(parts, [columns["ids"], seed], (tf.int32, tf.int32), stateful=False)
-        return {"inputs": tf.ensure_shape(inputs, [None]), "targets": tf.ensure_shape(targets, [None])}
-
-    return row(dataset)
-
-
-def span_corruption(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.data.Dataset:
-    """Corrupt the documents of `dataset` in pieces whose inputs have the maximum length."""
-    vocabulary = output_features["inputs"].vocabulary
-    longest, given = sequence_length["inputs"], sequence_length["targets"]
+def span_corruption(
+    split: str, tokenizer: Tokenizer, input_length: int, target_length: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield corrupted documents as input and target, in pieces whose inputs have the maximum length."""
     try:
-        size = denoising.max_text_length(longest)
+        size = denoising.max_text_length(input_length)
     except ValueError as error:
         raise DataError(f"span_corruption: {error}; expected a larger input_length") from error
     spans, needed = denoising.noise_counts(size)[1], denoising.corrupted_lengths(size)[1]
-    if needed > given:
+    if needed > target_length:
         raise DataError(
-            f"span_corruption: inputs of {longest} tokens need targets of up to {needed}, and target_length is "
-            f"{given}; expected target_length {needed}, or a smaller input_length"
+            f"span_corruption: inputs of {input_length} tokens need targets of up to {needed}, and target_length is "
+            f"{target_length}; expected target_length {needed}, or a smaller input_length"
         )
-    sentinel, last = vocabulary.vocab_size - 1, vocabulary.vocab_size - spans
-    if vocabulary.decode([last]) != f"<extra_id_{spans - 1}>":
+    sentinel, last = tokenizer.vocab_size - 1, tokenizer.vocab_size - spans
+    if tokenizer.decode([last]) != f"<extra_id_{spans - 1}>":
         raise DataError(
-            f"span_corruption: inputs of {longest} tokens need {spans} sentinels, but token {last} of the model is "
-            f"{vocabulary.decode([last])!r}; expected a smaller input_length, or a model with T5's sentinels"
+            f"span_corruption: inputs of {input_length} tokens need {spans} sentinels, but token {last} of the model "
+            f"is {tokenizer.decode([last])!r}; expected a smaller input_length, or a model with T5's sentinels"
         )
-
-    def pair(ids, random):
-        return denoising.corrupt(ids, denoising.span_mask(len(ids), random), sentinel)
-
-    return map_random(pieces(dataset, vocabulary, size, across=True), pair)
+    random = np.random.default_rng(seed)
+    for ids in pieces(split, tokenizer, size, across=True):
+        yield denoising.corrupt(ids, denoising.span_mask(len(ids), random), sentinel)
 
 
-def prefix_lm(dataset: tf.data.Dataset, output_features, sequence_length) -> tf.data.Dataset:
-    """Split the documents of `dataset`, in pieces as long as inputs and targets may be, into input and target."""
-    size = min(sequence_length.values())
+def prefix_lm(
+    split: str, tokenizer: Tokenizer, input_length: int, target_length: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield documents split into input and target, in pieces as long as inputs and targets may be."""
+    size = min(input_length, target_length)
     if size < 2:
         raise DataError(f"prefix_lm: input_length and target_length must be at least 2, not {size}")
-    return map_random(pieces(dataset, output_features["inputs"].vocabulary, size, across=False), denoising.split_prefix)
+    random = np.random.default_rng(seed)
+    for ids in pieces(split, tokenizer, size, across=False):
+        yield denoising.split_prefix(ids, random)
 
 
 for _objective, _longest in ((span_corruption, 114), (prefix_lm, 512)):
-    _task = seqio.TaskRegistry.add(
-        _objective.__name__,
-        source=text_source(documents, SPLITS, ("text",)),
-        preprocessors=[_objective, seqio.preprocessors.append_eos],
-        output_features=dict.fromkeys(
-            ("inputs", "targets"), seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=True)
-        ),
-    )
-    _task.task_format = TaskFormat("{inputs}", metrics=(LOG_LIKELIHOOD,), input_length=512, target_length=_longest)
+    _format = TaskFormat("{inputs}", metrics=(LOG_LIKELIHOOD,), input_length=512, target_length=_longest)
+    add_token_task(_objective.__name__, _objective, SPLITS, _format)

@@ -15,10 +15,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import seqio
-import tensorflow as tf
-
-from prompt_jax import add_task, text_source
+from prompt_jax import add_task, text_source, tfds_source
 from prompt_jax.data.files import data_folder
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
@@ -80,8 +77,9 @@ def topic_of(url: str) -> tuple[str | None, str | None]:
     return (match[1], match[2]) if match else (None, None)
 
 
-def join_lines(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def join_lines(dataset):
     """Put each article and summary of TFDS's rows on one line."""
+    import tensorflow as tf
 
     def line(text):
         return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
@@ -95,7 +93,7 @@ for _name in ("news_to_sports", "within_news"):
     add_task(f"xsum_{_name}", text_source(_part, SPLITS), FORMAT, target="target")
 add_task(
     "xsum_tfds",
-    seqio.TfdsDataSource("xsum:1.1.0", splits=SPLITS),
+    tfds_source("xsum:1.1.0", splits=SPLITS),
     FORMAT,
     target="target",
     preprocessors=[join_lines],

@@ -93,10 +93,10 @@ def assert_rows_are_each_alone(model: Any, prompts: Sequence[Prompt], target_len
         tokens = prompt_jax.generate(*arguments, max_new_tokens=5)
         return prompt_jax.forward(*arguments), tokens, score(*arguments, targets, targets > 0)
 
-    together = results(batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts))
+    mixed = results(batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts))
     for row, number in enumerate(ids):
         own = {name: value[row : row + 1] for name, value in batch.items()}
         alone = results(own, prompts[number] if number >= 0 else None)
-        for part, expected in zip(together, alone, strict=True):
+        for part, expected in zip(mixed, alone, strict=True):
             assert_close(part[row], expected[0])
-        np.testing.assert_array_equal(together[1][row], alone[1][0])
+        np.testing.assert_array_equal(mixed[1][row], alone[1][0])

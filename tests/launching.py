@@ -83,7 +83,7 @@ class Checkout:
 def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
     """Call `what` until its result is true, and return the result."""
     until = time.monotonic() + seconds
-    while not (found := what()):
+    while not (actual := what()):
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.02)
-    return found
+    return actual

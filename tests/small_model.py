@@ -102,7 +102,7 @@ def plain_beams(
 ) -> list[tuple[float, float, list[int]]]:
     """Return score, log-probability and tokens of each hypothesis of beam search, best first."""
     beams, penalty, ends = rules.beams, rules.length_penalty, rules.end_ids or (config.eos_id,)
-    going, found = [(0.0, [])], []
+    going, actual = [(0.0, [])], []
     for length in range(1, limit + 1):
         candidates = [
             (total + gained, [*tokens, token])
@@ -113,17 +113,17 @@ def plain_beams(
         candidates.sort(key=lambda candidate: -candidate[0])
         for total, tokens in candidates[:beams]:
             if tokens[-1] in ends or length == limit:
-                found.append((total / length**penalty, total, tokens))
-        found = sorted(found, reverse=True)[:beams]
+                actual.append((total / length**penalty, total, tokens))
+        actual = sorted(actual, reverse=True)[:beams]
         kept = candidates[: max(2, 1 + len(ends)) * beams]
         going = [candidate for candidate in kept if candidate[1][-1] not in ends][:beams]
         if not going:
             break
-        if len(found) == beams:
+        if len(actual) == beams:
             horizon = limit if rules.early_stopping == "never" and penalty > 0 else length
-            if rules.early_stopping == "true" or going[0][0] / horizon**penalty <= found[-1][0]:
+            if rules.early_stopping == "true" or going[0][0] / horizon**penalty <= actual[-1][0]:
                 break
-    return found
+    return actual
 
 
 def padded(tokens: list[int], config) -> list[int]:

@@ -13,7 +13,8 @@ from prompt_jax.cli import main
 from prompt_jax.control_tokens import CLOSE, OPEN, keep_marks, mark, remove_marks
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
-from prompt_jax.data.text_tasks import add_task, text_source
+from prompt_jax.data.registry import add_task
+from prompt_jax.data.text_tasks import text_source
 from prompt_jax.inference.answers import label_ids
 from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
 from prompt_jax.prompt_files.io import ModelId
@@ -168,6 +169,6 @@ def test_predict(model, folder, prompt_file, tmp_path, monkeypatch, capsys, seve
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--prompts", f"p={prompt_file}"] if several else [str(prompt_file)]
     assert main(["predict", *words, "--input", str(tmp_path / "in.jsonl"), "--model", str(folder), "--json"]) == 0
-    shown = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
-    assert shown == [f"{USER}{remove_marks(text)}{BOT}" for text in TEXTS]
+    printed = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"{USER}{remove_marks(text)}{BOT}" for text in TEXTS]
     assert_read(model, seen)

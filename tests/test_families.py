@@ -30,9 +30,9 @@ experiment = Experiment(
 
 def run(capsys, *argv) -> str:
     status = main([str(word) for word in argv])
-    shown = capsys.readouterr()
-    assert status == 0, shown.err
-    return shown.out
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    return printed.out
 
 
 @pytest.fixture(
@@ -73,8 +73,10 @@ def test_every_verb(trained, sentiment_files, tmp_path, capsys):
     assert set(answers[0]["label_scores"]) == {"negative", "positive"}
     drawn = [run(capsys, *arguments, "--decoding.temperature", 2.0, "--decoding.seed", seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    shown = run(capsys, "inspect", file, *base)
-    assert ("keys and values at decoder_self in each of 2 layers" if method == "prefix" else "virtual tokens") in shown
+    printed = run(capsys, "inspect", file, *base)
+    assert (
+        "keys and values at decoder_self in each of 2 layers" if method == "prefix" else "virtual tokens"
+    ) in printed
 
     run(capsys, "export", file, "one.npz", "--member", 1)
     exported = load_prompt(tmp_path / "one.npz", model)

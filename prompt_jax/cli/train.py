@@ -36,7 +36,7 @@ class Train:
     """Configuration file that defines an Experiment, or a run's config.json."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     tasks: Path | None = None
-    """Folder or file with seqio tasks. None means `tasks` in the working directory, if it exists."""
+    """Folder or file with tasks. None means `tasks` in the working directory, if it exists."""
     overwrite: bool = False
     """Delete an existing run of this name, and start again."""
     distributed: bool = False

@@ -12,7 +12,7 @@ class DataConfig:
     """The training data: a registered task, or your files."""
 
     task: str | None = None
-    """Name of a seqio task or mixture in the tasks folder. None if you give files."""
+    """Name of a task or mixture in the tasks folder. None if you give files."""
     task_names: bool = False
     """Prepend the short name of its task to each input, as in T5's multitask training."""
     train: Path | None = None

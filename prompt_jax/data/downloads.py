@@ -1,9 +1,12 @@
-"""The data of seqio tasks: where it is on disk, and its download by TFDS."""
+"""The data of tasks from TFDS: where it is on disk, and its download."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
+from prompt_jax.data.files import FileTask
 from prompt_jax.data.seqio_import import import_seqio
+from prompt_jax.data.seqio_tasks import seqio_source
+from prompt_jax.data.text_tasks import TextSource, TokenTask
 from prompt_jax.errors import DataError
 
 # TFDS first looks here for data sets that its authors prepared.
@@ -37,10 +40,12 @@ def source_dataset(task: Any, split: str) -> Any:
 
 def _tfds_builder(task: Any) -> Any:
     """Return the TFDS builder of a task's data; None if the data is not TFDS's, or each split is another data set."""
-    seqio = import_seqio()
-    if not isinstance(task, seqio.Task) or not isinstance(task.source, seqio.TfdsDataSource):
+    if isinstance(task, FileTask | TokenTask) or isinstance(task.source, TextSource):
         return None
-    loader = task.source.tfds_dataset
+    source = seqio_source(task.source)
+    if not isinstance(source, import_seqio().TfdsDataSource):
+        return None
+    loader = source.tfds_dataset
     return loader.builder if loader.tfds_splits is None else None
 
 

@@ -1,6 +1,6 @@
 """Load a task's split as tokenized examples in memory.
 
-A task is a FileTask, or a task in seqio's registry. TensorFlow and seqio are only needed for the latter.
+A task is a FileTask, a registered task, or a seqio.Task. Only tasks of TFDS and seqio need TensorFlow and seqio.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from prompt_jax.data.downloads import source_dataset
 from prompt_jax.data.examples import Examples, truncate
 from prompt_jax.data.files import FileTask
 from prompt_jax.data.registry import find_task
-from prompt_jax.data.text_tasks import without_tokenization, yields_text
-from prompt_jax.data.vocabulary import bind_vocabulary
+from prompt_jax.data.seqio_tasks import without_tokenization
+from prompt_jax.data.text_tasks import TextTask, TokenTask
+from prompt_jax.data.vocabulary import bind_vocabulary, check_t5_format
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import NOTE_METRICS, UNLABELED, TaskFormat
 
@@ -56,7 +57,7 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
     several references. Examples keep the order in which their inputs first appear. The split "train" is not merged.
 
     Args:
-      task: the name of a registered task, a seqio.Task, or a FileTask.
+      task: a task, or the name of a registered one.
       tokenizer: the model's.
       split: the split's name.
       options: lengths, sample, metrics, and text before each input.
@@ -65,9 +66,10 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
       DataError: an unknown task or split, no examples, a malformed file, a target that is not one of the labels, a task
         that does not fit the tokenizer, or metrics for a task without a format.
       FormatError: metrics that do not fit the task's labels.
+      MissingPackage: the task needs seqio or TensorFlow, which is not installed.
     """
-    task = find_task(task) if isinstance(task, str) else task
-    text = yields_text(task)
+    task = find_task(task) if isinstance(task, str) else getattr(task, "text_task", task)
+    text = isinstance(task, FileTask | TextTask)
     task_format = _task_format(task, options, text)
     if split not in task.splits:
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
@@ -87,7 +89,7 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
     labels = task_format.labels if task_format is not None and text else ()
     inputs, inputs_truncated = _token_ids(task.name, rows, "inputs", options.input_length, tokenizer)
     targets, targets_truncated = _token_ids(task.name, rows, "targets", options.target_length, tokenizer, labels)
-    postprocess = None if isinstance(task, FileTask) else task.postprocessor
+    postprocess = getattr(task, "postprocessor", None)
     examples = Examples(
         name=task.name,
         split=split,
@@ -124,33 +126,50 @@ def _task_format(task: Any, options: LoadOptions, text: bool) -> TaskFormat | No
 def _rows(
     task: Any, tokenizer: Tokenizer, split: str, options: LoadOptions, limit: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield a task's rows in order, lazily; only a sample of `limit` rows for a FileTask.
+    """Yield a task's rows, as text in UTF-8 or as token ids, in order and lazily.
 
-    Tasks of `add_task` yield text. It is tokenized outside TensorFlow, because TensorFlow pipelines call Python slowly.
-    Other tasks run unchanged, but step by step: seqio's `Task.get_dataset` passes a seed to sources that take none, and
-    without a seed, random preprocessors would differ between runs.
+    For a FileTask, yield only a sample of `limit` rows. Text is tokenized outside TensorFlow, whose pipelines call
+    Python slowly. A plain seqio task runs unchanged, but step by step: seqio's `Task.get_dataset` passes a seed to
+    sources that take none, and without a seed random preprocessors would differ between runs.
     """
-    prepend = tokenizer.marked(options.prepend).encode("utf-8")
+    if isinstance(task, TokenTask):
+        check_t5_format(task.name, tokenizer)
+        for pair in task.examples(split, tokenizer, options.input_length, options.target_length, options.seed):
+            inputs, targets = (np.append(ids, tokenizer.eos_id) for ids in pair)
+            yield {"inputs": inputs, "targets": targets}
+    elif isinstance(task, FileTask | TextTask):
+        prepend = tokenizer.marked(options.prepend).encode("utf-8")
+        for row in _text_rows(task, tokenizer, split, options, limit):
+            yield {**row, "inputs": prepend + row["inputs"]}
+    else:
+        yield from _seqio_rows(bind_vocabulary(task, tokenizer), split, options).as_numpy_iterator()
+
+
+def _text_rows(
+    task: FileTask | TextTask, tokenizer: Tokenizer, split: str, options: LoadOptions, limit: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield rows of text in UTF-8 in order, lazily; only a sample of `limit` rows for a FileTask."""
     if isinstance(task, FileTask):
         task = dataclasses.replace(task, task_format=task.task_format.marked(tokenizer.marked))
         for inputs, targets in task.examples(split, limit, options.seed):
-            yield {"inputs": prepend + inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
-        return
-    text = yields_text(task)
-    task = without_tokenization(task, tokenizer.marked) if text else bind_vocabulary(task, tokenizer)
+            yield {"inputs": inputs.encode("utf-8"), "targets": targets.encode("utf-8")}
+    elif not task.needs_seqio:
+        for row in task.rows(split, tokenizer.marked):
+            yield {name: text.encode("utf-8") for name, text in row.items()}
+    else:
+        dataset = _seqio_rows(without_tokenization(task, tokenizer.marked), split, options)
+        for block in dataset.batch(1024).as_numpy_iterator():
+            yield from (dict(zip(block, values, strict=True)) for values in zip(*block.values(), strict=True))
+
+
+def _seqio_rows(task: Any, split: str, options: LoadOptions) -> Any:
+    """Return the tf.data.Dataset of a seqio.Task's split after its preprocessors."""
     # Preprocessors with optional lengths, such as `append_eos_after_trim`, would truncate without counting.
     needed = any(map(_requires_lengths, task.preprocessors))
     lengths = {"inputs": options.input_length, "targets": options.target_length} if needed else None
     dataset = source_dataset(task, split)
     dataset = task.preprocess_precache(dataset, seed=options.seed)
-    dataset = task.preprocess_postcache(dataset, sequence_length=lengths, seed=options.seed)
-    if not text:
-        yield from dataset.as_numpy_iterator()
-        return
-    for block in dataset.batch(1024).as_numpy_iterator():
-        for values in zip(*block.values(), strict=True):
-            row = dict(zip(block, values, strict=True))
-            yield {**row, "inputs": prepend + row["inputs"]}
+    return task.preprocess_postcache(dataset, sequence_length=lengths, seed=options.seed)
 
 
 def _requires_lengths(preprocessor: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Import seqio and TensorFlow, on demand: only tasks in seqio's registry need them."""
+"""Import seqio and TensorFlow on demand: only tasks of TFDS and seqio need them (the extra `tasks`)."""
 
 import contextlib
 import os
@@ -6,12 +6,24 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from prompt_jax.errors import MissingPackage
+
+INSTALL = "pip install '.[tasks]'"
+PACKAGES = ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text")
+
 
 def import_seqio() -> Any:
-    """Return seqio, and keep TensorFlow from allocating accelerator memory, which JAX needs."""
-    with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_stderr():
-        import seqio
-        import tensorflow as tf
+    """Return seqio, and keep TensorFlow from allocating accelerator memory, which JAX needs.
+
+    Raises:
+      MissingPackage: seqio or TensorFlow is not installed.
+    """
+    try:
+        with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_stderr():
+            import seqio
+            import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"tasks of TFDS and seqio need the package {error.name}: {INSTALL}") from error
 
     with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized with the user's configuration
         tf.config.set_visible_devices([], "GPU")

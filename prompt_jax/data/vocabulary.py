@@ -31,14 +31,19 @@ def bind_vocabulary(task: Any, tokenizer: Tokenizer) -> Any:
                 f"the {feature} of the task {task.name!r} have a vocabulary that is not the model's: {vocabulary}; "
                 f"expected the model's, or seqio.PassThroughVocabulary, which is replaced by it"
             )
-    if list(tokenizer.input_ids("")) != [tokenizer.eos_id]:
-        raise DataError(
-            f"the task {task.name!r} makes its own tokens in T5's format, which this model does not use; expected a "
-            "T5, or a task that leaves tokenization to the model (prompt_jax.add_task)"
-        )
+    check_t5_format(task.name, tokenizer)
     model_vocabulary = _vocabulary(tokenizer)
     bound = {name: dataclasses.replace(features[name], vocabulary=model_vocabulary) for name in FEATURES}
     return task.replace(output_features=bound)
+
+
+def check_t5_format(task: str, tokenizer: Tokenizer) -> None:
+    """Raise DataError if the model reads inputs in another format than T5's."""
+    if list(tokenizer.input_ids("")) != [tokenizer.eos_id]:
+        raise DataError(
+            f"the task {task!r} makes its own tokens in T5's format, which this model does not use; expected a "
+            "T5, or a task that leaves tokenization to the model (prompt_jax.add_task)"
+        )
 
 
 def _vocabulary(tokenizer: Tokenizer) -> Any:

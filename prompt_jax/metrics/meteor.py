@@ -80,4 +80,4 @@ def _jar() -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / "meteor" / "meteor-1.5.jar").is_file():
             return path
-    raise MeteorError("the metric meteor needs the package pycocoevalcap: pip install 'prompt-jax[meteor]'")
+    raise MeteorError("the metric meteor needs the package pycocoevalcap: pip install '.[meteor]'")

@@ -166,7 +166,7 @@ def _files() -> Any:
         import fsspec
         import gcsfs  # noqa: F401  # fsspec would report its absence differently
     except ImportError as error:
-        raise MissingPackage(f"gs://... needs the package {error.name}: pip install 'prompt-jax[gcs]'") from error
+        raise MissingPackage(f"gs://... needs the package {error.name}: pip install '.[gcs]'") from error
     # gcsfs also logs the errors that it raises, with a traceback.
     logging.getLogger("gcsfs").addHandler(logging.NullHandler())
     # Do not cache listings, so that files of other processes appear immediately.

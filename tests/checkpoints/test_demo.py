@@ -171,17 +171,17 @@ def test_convert(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     demo.convert(tmp_path, out)
-    found = load_file(out / "model.safetensors")
+    actual = load_file(out / "model.safetensors")
     expected = {
         "encoder.block.0.layer.0.SelfAttention.q.weight": (MATRIX.T.astype(np.float32) - 2) * 0.5,
         "encoder.final_layer_norm.weight": NORM,
         "lm_head.weight": MATRIX.T.astype(np.float32) * 2,
         "shared.weight": (TABLE.astype(np.float32) - 128) * 0.25,
     }
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+        assert actual[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], tensor, err_msg=name)
     assert json.loads((out / "config.json").read_text())["model_type"] == "t5"
     assert (out / "tokenizer.json").read_bytes() == b"pieces"
 

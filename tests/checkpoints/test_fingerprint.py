@@ -18,17 +18,17 @@ def of(model_folder):
 
     def load(tensors, **changes) -> str:
         folder = model_folder(tensors, **changes)
-        found = load_model(folder).fingerprint
+        actual = load_model(folder).fingerprint
         shutil.rmtree(folder)
-        return found
+        return actual
 
     return load
 
 
 def test_fingerprints_are_stable(fixtures):
     """Prompts and checkpoints record the fingerprint. If this fails, existing ones no longer match their base."""
-    found = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
-    assert found == {
+    actual = {name: load_model(fixtures / name / "base").fingerprint for name in ("t5_v10", "t5_v11", "t5_deep")}
+    assert actual == {
         "t5_v10": "sha256:bcf23ba2cd859a1e1ec935451a9eae9cb36152b7cb117ae43c3300a0b6a8f8ff",
         "t5_v11": "sha256:1dfd3921b01b4b810ee174e70ddbb88c4b0d6c0ae06e52343f0938a2357f50c7",
         "t5_deep": "sha256:c397028ce7ac59edda208ecb5aac8b31887b2742ee818efcabc54503465c31bd",
@@ -36,10 +36,10 @@ def test_fingerprints_are_stable(fixtures):
 
 
 def test_every_tensor_counts(of, deep_tensors):
-    found = {of(deep_tensors)}
+    actual = {of(deep_tensors)}
     for name, tensor in deep_tensors.items():
-        found.add(of(deep_tensors | {name: tensor * np.float32(1.001)}))
-    assert len(found) == 1 + len(deep_tensors)
+        actual.add(of(deep_tensors | {name: tensor * np.float32(1.001)}))
+    assert len(actual) == 1 + len(deep_tensors)
 
 
 def test_swapped_layers_count(of, deep_tensors):

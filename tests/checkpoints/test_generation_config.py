@@ -166,8 +166,8 @@ def test_written_settings_are_read_back(folder):
     )
     for settings in (written, GenerationSettings()):
         content = generation_config(settings, pad_id=1, eos_id=4, start_id=2)
-        found, special = read(folder({}, content))
-        assert (found, special) == (settings, {"pad_id": 1, "eos_id": 4, "start_id": 2})
+        actual, special = read(folder({}, content))
+        assert (actual, special) == (settings, {"pad_id": 1, "eos_id": 4, "start_id": 2})
 
 
 @pytest.fixture
@@ -201,9 +201,9 @@ def test_sampling_has_no_beams(tiny, with_settings):
 
     batch, options = whole(random_text(tiny, 2, 6)), {"max_new_tokens": 5, "key": jax.random.key(0)}
     decoding = Decoding(temperature=1.0)
-    found = prompt_jax.generate(tiny.params, with_settings(beams=4), batch, decoding=decoding, **options)
+    actual = prompt_jax.generate(tiny.params, with_settings(beams=4), batch, decoding=decoding, **options)
     np.testing.assert_array_equal(
-        found, prompt_jax.generate(tiny.params, tiny.config, batch, decoding=decoding, **options)
+        actual, prompt_jax.generate(tiny.params, tiny.config, batch, decoding=decoding, **options)
     )
 
 
@@ -239,10 +239,10 @@ def test_rules_do_not_depend_on_padding(fixtures):
         inputs[row, place], mask[row, place] = text, True
     settings = GenerationSettings(no_repeat_ngram=2, encoder_no_repeat_ngram=1, repetition_penalty=1.5, beams=2)
     config = dataclasses.replace(model.config, generation=settings)
-    together = prompt_jax.generate(model.params, config, {"inputs": inputs, "inputs_mask": mask}, max_new_tokens=6)
+    mixed = prompt_jax.generate(model.params, config, {"inputs": inputs, "inputs_mask": mask}, max_new_tokens=6)
     for row, text in enumerate(texts):
         alone = prompt_jax.generate(model.params, config, whole(text[None]), max_new_tokens=6)
-        np.testing.assert_array_equal(together[row], alone[0])
+        np.testing.assert_array_equal(mixed[row], alone[0])
 
 
 def test_an_exported_model_keeps_its_settings_and_tokenizer(tiny_folders, tmp_path):

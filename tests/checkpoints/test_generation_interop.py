@@ -118,7 +118,7 @@ def both(folder, settings, prefix="", most=NEW, **options):
         (folder.path / "generation_config.json").write_text(json.dumps(generation))
     ids, mask = (torch.tensor(folder.batch[name]).long() for name in ("inputs", "inputs_mask"))
     with torch.no_grad():
-        found = theirs.generate(
+        actual = theirs.generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,
@@ -127,7 +127,7 @@ def both(folder, settings, prefix="", most=NEW, **options):
             **options,
         )
     start = ids.shape[1] if folder.causal else 1
-    tokens = found.sequences[:, start:].numpy()
+    tokens = actual.sequences[:, start:].numpy()
     own = prompt_jax.generate(ours.params, ours.config, folder.batch, max_new_tokens=most)
     ends = settings.get("eos_token_id", END)
     ends = ends if isinstance(ends, list) else [ends]

@@ -59,8 +59,8 @@ def test_logits_equal_hugging_faces(fixtures, name):
 
 def test_the_tree_is_the_tables(deep):
     model = load.load_model(deep)
-    found = {path: leaf.shape for path, leaf in leaves(model).items()}
-    assert found == {p.path: p.shape if p.layers is None else (p.layers, *p.shape) for p in parameters(model.config)}
+    result = {path: leaf.shape for path, leaf in leaves(model).items()}
+    assert result == {p.path: p.shape if p.layers is None else (p.layers, *p.shape) for p in parameters(model.config)}
     assert isinstance(model.params["decoder"]["layers"], tuple)
     assert (model.name, model.revision, model.tokenizer) == (str(deep), None, None)
 

@@ -495,13 +495,13 @@ def test_mutated_checkpoints_are_read_or_refused(whole_checkpoints, tmp_path_fac
         file = folder / name
         content = bytearray(file.read_bytes())
         if file.name == ".zarray" and data.draw(st.booleans()):
-            said = json.loads(content)
-            said[data.draw(st.sampled_from(["shape", "chunks"]))] = data.draw(st.lists(EXTREME, max_size=9))
-            file.write_text(json.dumps(said))
+            header = json.loads(content)
+            header[data.draw(st.sampled_from(["shape", "chunks"]))] = data.draw(st.lists(EXTREME, max_size=9))
+            file.write_text(json.dumps(header))
             continue
         if file.name == "checkpoint" and data.draw(st.booleans()):
-            found = [match.start() for match in re.finditer(rb"\x93[\x90-\x94]", bytes(content))]  # arrays' shapes
-            at = data.draw(st.sampled_from(found))
+            places = [match.start() for match in re.finditer(rb"\x93[\x90-\x94]", bytes(content))]  # arrays' shapes
+            at = data.draw(st.sampled_from(places))
             axes = content[at + 1] & 0x0F
             shape = msgpack.packb(data.draw(st.lists(EXTREME, min_size=axes, max_size=axes)))
             content[at + 1 : at + 2 + axes] = shape

@@ -38,9 +38,9 @@ def encoded(form: str, arrays: dict[str, np.ndarray], folder: Path) -> Path:
 
 def contents(form: str, file: Path) -> dict[str, np.ndarray]:
     with OPENERS[form](file) as tensors:
-        found = {name: stored.read() for name, stored in tensors.items()}
-        assert all(found[name].shape == stored.shape for name, stored in tensors.items())
-        return found
+        actual = {name: stored.read() for name, stored in tensors.items()}
+        assert all(actual[name].shape == stored.shape for name, stored in tensors.items())
+        return actual
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -52,9 +52,9 @@ def contents(form: str, file: Path) -> dict[str, np.ndarray]:
 def test_every_dtype_is_read_as_stored(tmp_path, form, dtype):
     array = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(dtype)
     file = encoded(form, {"odd": array[0, 0, :1].copy(), "w": array}, tmp_path)  # the second begins anywhere
-    found = contents(form, file)
-    assert found["w"].dtype == dtype
-    np.testing.assert_array_equal(found["w"], array)
+    actual = contents(form, file)
+    assert actual["w"].dtype == dtype
+    np.testing.assert_array_equal(actual["w"], array)
 
 
 @pytest.mark.parametrize("form", OPENERS)
@@ -81,11 +81,11 @@ def write_flax(file: Path, tree: dict) -> Path:
 def test_flax_names_and_orientation(tmp_path):
     array = np.arange(6.0).reshape(2, 3)
     tree = {"a": {"0": {"kernel": array}, "norm": {"weight": array[0]}, "shared": {"embedding": array}}}
-    found = contents("flax", write_flax(tmp_path / "f", tree))
-    assert found.keys() == {"a.0.weight", "a.norm.weight", "a.shared.weight"}
-    np.testing.assert_array_equal(found["a.0.weight"], array.T)
-    np.testing.assert_array_equal(found["a.norm.weight"], array[0])
-    np.testing.assert_array_equal(found["a.shared.weight"], array)
+    actual = contents("flax", write_flax(tmp_path / "f", tree))
+    assert actual.keys() == {"a.0.weight", "a.norm.weight", "a.shared.weight"}
+    np.testing.assert_array_equal(actual["a.0.weight"], array.T)
+    np.testing.assert_array_equal(actual["a.norm.weight"], array[0])
+    np.testing.assert_array_equal(actual["a.shared.weight"], array)
 
 
 def test_flax_arrays_in_chunks(tmp_path, monkeypatch):
@@ -94,16 +94,16 @@ def test_flax_arrays_in_chunks(tmp_path, monkeypatch):
     tree = {"a": {"kernel": array}, "b": {"embedding": array + 1}}
     file = write_flax(tmp_path / "f", tree)
     assert b"__msgpack_chunked_array__" in file.read_bytes()
-    found = contents("flax", file)
-    np.testing.assert_array_equal(found["a.weight"], array.T)
-    np.testing.assert_array_equal(found["b.weight"], array + 1)
+    actual = contents("flax", file)
+    np.testing.assert_array_equal(actual["a.weight"], array.T)
+    np.testing.assert_array_equal(actual["b.weight"], array + 1)
 
 
 def test_flax_names_of_every_length(tmp_path):
     names = ["n" * length for length in (1, 31, 32, 255, 256, 70_000)]
     tree = {name: np.full(2, float(index)) for index, name in enumerate(names)}
-    found = contents("flax", write_flax(tmp_path / "f", tree))
-    assert {name: array[0] for name, array in found.items()} == {name: array[0] for name, array in tree.items()}
+    actual = contents("flax", write_flax(tmp_path / "f", tree))
+    assert {name: array[0] for name, array in actual.items()} == {name: array[0] for name, array in tree.items()}
 
 
 def chunked(shape: list[int], *chunks: np.ndarray) -> dict:

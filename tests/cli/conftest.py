@@ -54,7 +54,7 @@ def run(capsys) -> Callable[..., tuple[int, str, str]]:
             status = main([str(word) for word in argv])
         except SystemExit as leaving:  # from tyro, for wrong options
             status = leaving.code
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
     return call

@@ -34,9 +34,9 @@ def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
         dest = tmp_path / f"w{number}.npz"
         status, _, err = run("average", ensemble_file, dest, "--weights", *weights)
         assert status == 0, err
-        found = tokens_of(dest)[0]
+        actual = tokens_of(dest)[0]
         expected = weights[0] * a + weights[1] * b
-        np.testing.assert_array_equal(found, expected.astype(np.float32))
+        np.testing.assert_array_equal(actual, expected.astype(np.float32))
         assert read_prompt(dest)[1].settings["average.weights"] == list(weights)
 
 
@@ -94,8 +94,8 @@ def test_prefixes(tiny, said, tmp_path, run, mask):
     for name, prompt in (("a", prompts[0]), ("b", Prompt(**parts))):
         save_prompt(tmp_path / f"{name}.npz", prompt, said)
     assert run("average", tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "m.npz")[0] == 0
-    found = load_prompt(tmp_path / "m.npz")
+    actual = load_prompt(tmp_path / "m.npz")
     for name, part in prompts[0].parts.items():
         expected = (part.values + parts[name].values[:, slots - 3 :]) / 2
-        np.testing.assert_allclose(found.parts[name].values, expected, rtol=1e-6, atol=1e-6)
-        assert found.parts[name].mask is None
+        np.testing.assert_allclose(actual.parts[name].values, expected, rtol=1e-6, atol=1e-6)
+        assert actual.parts[name].mask is None

@@ -61,8 +61,8 @@ def run(capsys, *argv) -> tuple[int, str, str]:
         status = main([str(word) for word in argv])
     except SystemExit as leaving:  # from tyro, for --help and wrong options
         status = leaving.code
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 def test_train_with_overrides(config, tmp_path, capsys):
@@ -112,12 +112,12 @@ def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, capsys, 
     options = ("--data.labels", "--data.metrics", "log_likelihood", "--train.steps", "2", "--ensemble.size", "2")
     status, out, err = run(capsys, "train", config, *options)
     assert status == 0, err
-    shown = table(out, "files, test, 10 examples")
-    assert list(shown) == ["", "base", "member 0 (seed 0)", "member 1 (seed 1)"] and shown[""] == ["log_likelihood"]
+    printed = table(out, "files, test, 10 examples")
+    assert list(printed) == ["", "base", "member 0 (seed 0)", "member 1 (seed 1)"] and printed[""] == ["log_likelihood"]
     folder = tmp_path / "runs" / "small"
     (test,) = json.loads((folder / "summary.json").read_text())["tests"]
     values = [test["before"], *test["scores"]]
-    assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in shown.items() if name]
+    assert [f"{own['log_likelihood']:.4f}" for own in values] == [cells[0] for name, cells in printed.items() if name]
     assert test["ensemble"] is None and (folder / "predictions.jsonl").read_text() == ""
     page = (folder / "report.html").read_text()
     assert "log-likelihood, nats per token" in page and "average of 2 members" in page
@@ -215,10 +215,10 @@ def test_evaluate_votes_early(prompt_file, ensemble_file, sentiment_files, tiny_
     full = table(run(capsys, *argv)[1], "test.jsonl")
     status, out, err = run(capsys, *argv, "--early-stop", "--out", tmp_path / "out")
     assert status == 0, err
-    shown = dict(re.split(r"  +", line.strip()) for line in out.splitlines()[1:-1])
-    assert [shown[metric] for metric in full[""]] == full["vote"]
+    printed = dict(re.split(r"  +", line.strip()) for line in out.splitlines()[1:-1])
+    assert [printed[metric] for metric in full[""]] == full["vote"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["ensemble"]
-    assert shown["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
+    assert printed["saved passes for labels"] == f"{scores['saved']['labels']:.4f}" and scores["saved"]["labels"] < 0.34
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     for field, name in (("members", "answers"), ("ranked_members", "labels")):
         not_asked = [answer is None for line in lines for answer in line[field]]
@@ -230,8 +230,8 @@ def test_evaluate_by_mean_probability(ensemble_file, sentiment_files, tiny_folde
     argv = ("evaluate", ensemble_file, "--model", tiny_folder, "--data", sentiment_files["test"])
     status, out, err = run(capsys, *argv, "--vote", "mean-probability")
     assert status == 0, err
-    shown = table(out, "test.jsonl, test, 10 examples, 2 members, mean-probability vote")
-    assert "member 1 (seed 8)" in shown and shown["vote"][:2] == ["-", "-"] and float(shown["vote"][2]) > 0
+    printed = table(out, "test.jsonl, test, 10 examples, 2 members, mean-probability vote")
+    assert "member 1 (seed 8)" in printed and printed["vote"][:2] == ["-", "-"] and float(printed["vote"][2]) > 0
 
 
 def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment_files, tiny_folder, capsys):
@@ -240,8 +240,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
     for number, seed in enumerate((7, 8)):
         status, out, err = run(capsys, "evaluate", ensemble_file, "--member", number, *own)
         assert status == 0, err
-        shown = [line.split() for line in out.splitlines()[1:]]
-        assert shown == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
+        printed = [line.split() for line in out.splitlines()[1:]]
+        assert printed == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
         ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts: 0 (seed 7), 1 (seed 8)"),
         ([prompt_file], 1, f"--member 1: {prompt_file} has a single prompt, number 0"),
@@ -306,8 +306,8 @@ def test_options_override_differences_between_members(prompt_file, sentiment_fil
     with pytest.warns(UserWarning, match="o.npz was trained with at most 256 tokens of input"):
         status, out, err = run(capsys, *argv, *options)
     assert status == 0, err
-    shown = table(out, "test.jsonl")
-    assert shown["vote"] == shown["average"], "it is the same prompt twice"
+    printed = table(out, "test.jsonl")
+    assert printed["vote"] == printed["average"], "it is the same prompt twice"
 
 
 def test_predict_from_arguments_file_and_standard_input(prompt_file, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -343,9 +343,9 @@ def test_help_of_every_verb(capsys):
     assert status == 0
     for verb in VERBS:
         assert f"  {verb} " in out
-        status, shown, _ = run(capsys, verb, "--help")
-        assert status == 0 and f"usage: prompt-jax {verb}" in shown and "Example" in shown
-        assert re.search(rf"^  prompt-jax {verb}", shown, re.MULTILINE)
+        status, printed, _ = run(capsys, verb, "--help")
+        assert status == 0 and f"usage: prompt-jax {verb}" in printed and "Example" in printed
+        assert re.search(rf"^  prompt-jax {verb}", printed, re.MULTILINE)
     assert run(capsys)[0] == 2
 
 

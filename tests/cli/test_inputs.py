@@ -25,7 +25,7 @@ from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.cli.inputs import input_texts, read_inputs
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
-from prompt_jax.data.text_tasks import add_task
+from prompt_jax.data.registry import add_task
 from prompt_jax.errors import DataError
 from prompt_jax.inference.answers import tokenize
 from prompt_jax.prompt_files.io import ModelId
@@ -119,12 +119,12 @@ def test_any_text_has_the_same_ids_from_every_file(models, tmp_path, way, texts,
         texts[0] = texts[0].lstrip("\ufeff\0")  # would be a byte order mark, or turn that of UTF-16 into that of UTF-32
         texts = [text or "film" for text in texts] if name == "plain.tsv" else texts  # where an empty line is not a row
     path = write(tmp_path, name, written(texts), encoding)
-    found = read_texts(path)
-    assert found == texts
+    actual = read_texts(path)
+    assert actual == texts
     task = None if "txt" in way else file_task("t", {"test": path}, FORMAT, target=None)
     for model in models.values():
         expected = [model.tokenizer.input_ids(text) for text in texts]
-        assert [ids.tolist() for ids in tokenize(model, found, 4096)[0]] == expected
+        assert [ids.tolist() for ids in tokenize(model, actual, 4096)[0]] == expected
         if task is not None:
             loaded = load_examples(task, model.tokenizer, "test", LoadOptions(4096, 4))
             assert [ids.tolist() for ids in loaded.inputs][name == "plain.tsv" :] == expected
@@ -145,7 +145,8 @@ def test_any_text_is_the_same_from_arguments_and_standard_input(texts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
     """One over the same file, and one whose source is a function."""
-    from prompt_jax.data.text_tasks import as_seqio, text_source
+    from prompt_jax.data.seqio_tasks import as_seqio
+    from prompt_jax.data.text_tasks import text_source
 
     texts = [
         "a good film",
@@ -165,22 +166,22 @@ def test_a_seqio_task_has_the_same_ids(models, tmp_path, family):
         source = text_source(lambda split: ((text, "a") for text in texts), ("test",), ("text", "label"))
         registered = add_task(f"same_ids_{family}", source, FORMAT)
         for task in (over_file, registered):
-            found = load_examples(task, model.tokenizer, "test", LoadOptions(64, 4))
-            assert [ids.tolist() for ids in found.inputs] == [model.tokenizer.input_ids(text) for text in texts]
+            actual = load_examples(task, model.tokenizer, "test", LoadOptions(64, 4))
+            assert [ids.tolist() for ids in actual.inputs] == [model.tokenizer.input_ids(text) for text in texts]
 
 
 @pytest.fixture
 def prompts(models, tmp_path):
     """Return a prompt for each family, which answers in four tokens."""
-    found = {}
+    result = {}
     for family, model in models.items():
         tokens = np.random.default_rng(0).normal(size=(3, model.config.d_model)).astype(np.float32)
         metadata = PromptMetadata(
             base=ModelId(model.name, model.revision, model.fingerprint), format=TaskFormat("{text}", target_length=4)
         )
-        found[family] = tmp_path / f"{family}.npz"
-        save_prompt(found[family], Prompt(VirtualTokens(tokens)), metadata)
-    return found
+        result[family] = tmp_path / f"{family}.npz"
+        save_prompt(result[family], Prompt(VirtualTokens(tokens)), metadata)
+    return result
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -276,8 +277,8 @@ def test_a_terminal_gets_escapes(evil_answers, prompts, tiny_folders, monkeypatc
         argv = ("predict", prompts["gpt2"], "a", "--model", tiny_folders["gpt2"])
         assert prompt_jax.cli.main([str(word) for word in argv]) == 0
         terminal.flush()
-        shown = screen.read(4096).decode()
-    assert shown == r"\x1b]0;pwn\x07 a b\x9b2J \u202e c\x7f 🙂 é" + "\r\n"
+        printed = screen.read(4096).decode()
+    assert printed == r"\x1b]0;pwn\x07 a b\x9b2J \u202e c\x7f 🙂 é" + "\r\n"
 
 
 def test_characters_that_are_escaped_for_terminals():

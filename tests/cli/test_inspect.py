@@ -39,12 +39,12 @@ def test_several_prompts_and_their_page(prompt_file, ensemble_file, tiny_folder,
     for name in (str(prompt_file), f"{ensemble_file}, member 0", f"{ensemble_file}, member 1"):
         assert f"\n{name}\n" in f"\n{out}"
     lines = out[out.index("cosines of the prompts") :].splitlines()[2:5]
-    shown = np.array([[float(value) for value in line.split()[-3:]] for line in lines])
+    printed = np.array([[float(value) for value in line.split()[-3:]] for line in lines])
     tokens = [prompt_jax.load_prompt(prompt_file).encoder_tokens.embeddings]
     with np.load(ensemble_file) as archive:
         tokens += [archive[f"{i}/encoder_tokens"] for i in range(2)]
     flat = np.stack([own.ravel() / np.linalg.norm(own) for own in tokens])
-    np.testing.assert_allclose(shown, flat @ flat.T, atol=0.006)
+    np.testing.assert_allclose(printed, flat @ flat.T, atol=0.006)
 
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
@@ -68,8 +68,10 @@ def test_leaving_out_each_token(prompt_file, sentiment_files, tiny, tiny_folder,
     argv = ("inspect", prompt_file, "--model", tiny_folder, "--data", sentiment_files["test"], "--limit", 4)
     status, out, err = run(*argv, "--html", tmp_path / "page.html")
     assert status == 0, err
-    found = re.search(r"loss (\d+\.\d{4}) nats a target token \((\d+) of them in 4 examples of test.jsonl, test\)", out)
-    loss, tokens = found.groups()
+    actual = re.search(
+        r"loss (\d+\.\d{4}) nats a target token \((\d+) of them in 4 examples of test.jsonl, test\)", out
+    )
+    loss, tokens = actual.groups()
     effects = re.search(r"most without \d:\n +0 +(.*)\n", out)[1].split()
 
     rows = [json.loads(line) for line in sentiment_files["test"].read_text().splitlines()]

@@ -90,7 +90,7 @@ def test_existing_files_are_not_overwritten(prompt_file, ensemble_file, tmp_path
 def test_a_single_prompt_has_no_member_number(tmp_path, run):
     path = tmp_path / "c.py"
     path.write_text(
-        "from prompt_jax import DataConfig, Experiment\nexperiment = Experiment(data=DataConfig(train='x.csv'))\n"
+        "from prompt_jax import DataConfig, Experiment\nexperiment = Experiment(data=DataConfig(task='x'))\n"
     )
     wrong = ("--train.steps", "0")
     assert run("train", path, *wrong)[1:] == ("", "prompt-jax: train.steps must be positive, not 0\n")

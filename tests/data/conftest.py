@@ -3,6 +3,7 @@
 import pytest
 
 import sentencepieces
+from prompt_jax.data.registry import restore_point
 from reviews import SENTENCES
 
 
@@ -14,12 +15,9 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def registry():
     """Unregister the tasks of a test after it."""
-    import seqio
-
-    before = set(seqio.TaskRegistry.names())
-    yield seqio.TaskRegistry
-    for name in set(seqio.TaskRegistry.names()) - before:
-        seqio.TaskRegistry.remove(name)
+    restore = restore_point()
+    yield
+    restore()
 
 
 @pytest.fixture(scope="module")

@@ -151,5 +151,5 @@ def test_importing_needs_neither_tensorflow_nor_jax():
         "import sys, prompt_jax.data.batches, prompt_jax.data.load, prompt_jax.data.files\n"
         "print(sorted({'tensorflow', 'seqio', 'jax'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ import sentencepieces
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
-from prompt_jax.data.text_tasks import add_task
+from prompt_jax.data.registry import add_task
 from prompt_jax.errors import DataError, UserError
 from prompt_jax.task_format import TaskFormat
 from reviews import REVIEW, load, review_file, source, write

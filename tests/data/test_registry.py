@@ -1,9 +1,13 @@
 """Tasks in the registry: discovery, names and mixtures."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from prompt_jax.data.registry import discover_tasks, find_task, task_names
-from prompt_jax.data.text_tasks import add_task
+from prompt_jax.data.registry import add_mixture, add_task, discover_tasks, find_task, mixture_rates, task_names
+from prompt_jax.data.text_tasks import text_source
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import TaskFormat
 from reviews import REVIEW, source, write
@@ -55,3 +59,43 @@ def test_a_mixture_is_not_a_task(registry):
     with pytest.raises(DataError, match="'t_mixture' is a mixture"):
         find_task("t_mixture")
     seqio.MixtureRegistry.remove("t_mixture")
+
+
+def words(split):
+    return [("a", "good")]
+
+
+def test_a_mixture_of_this_package(registry):
+    add_task("t_part", text_source(words, ("train",)), REVIEW)
+    add_mixture("t_mixture", lambda: {"t_part": 3, "t_other": 0.5})
+    assert mixture_rates("t_mixture") == {"t_other": 0.5, "t_part": 3.0}
+    assert mixture_rates("t_part") is None
+    with pytest.raises(DataError, match="'t_mixture' is a mixture.*: t_other, t_part"):
+        find_task("t_mixture")
+    for name in ("t_part", "t_mixture"):
+        with pytest.raises(DataError, match=f"already called '{name}'"):
+            add_task(name, text_source(words, ("train",)), REVIEW)
+    add_mixture("t_none", {"t_part": 0})
+    with pytest.raises(DataError, match=r"'t_none' has t_part at the rate 0.0; expected a positive number"):
+        mixture_rates("t_none")
+
+
+def test_tasks_join_seqios_registry(registry, tmp_path):
+    """Also those that were registered before seqio was imported, so that its mixtures can contain them."""
+    code = f"""if True:
+        import sys
+        from prompt_jax.data.registry import add_task, discover_tasks, find_task, mixture_rates
+        from prompt_jax.data.text_tasks import text_source
+        from prompt_jax.task_format import TaskFormat
+        add_task("first", text_source(lambda split: [("a", "b")], ["train"]), TaskFormat("{{source}}"), target="target")
+        assert "seqio" not in sys.modules
+        assert discover_tasks("{write(tmp_path / "mine.py", TASKS + MIXTURE)}") == ["first", "t_found"]
+        assert mixture_rates("t_mixture") == {{"first": 1.0, "t_found": 2.0}}
+        assert type(find_task("first")).__name__ == "TextTask"
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+MIXTURE = """
+seqio.MixtureRegistry.add("t_mixture", [("first", 1), ("t_found", 2)])
+"""

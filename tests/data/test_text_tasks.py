@@ -4,7 +4,9 @@ import pytest
 
 import sentencepieces
 from prompt_jax.data.files import file_task
-from prompt_jax.data.text_tasks import add_task, as_seqio, text_source
+from prompt_jax.data.registry import add_task
+from prompt_jax.data.seqio_tasks import as_seqio
+from prompt_jax.data.text_tasks import text_source
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import UNLABELED, TaskFormat
 from reviews import LABELS, REVIEW, load, review_file, source
@@ -58,6 +60,41 @@ def test_a_file_task_can_become_a_seqio_task(tmp_path, tokenizer):
     bound = as_seqio(task).replace(output_features={"inputs": feature, "targets": feature})
     rows = bound.get_dataset({"inputs": 64, "targets": 16}, "train", shuffle=False).as_numpy_iterator()
     assert [row["targets"].tolist() for row in rows] == [ids.tolist() for ids in expected.targets]
+
+
+def text_task(name, rows, task_format=REVIEW, **options):
+    return add_task(name, text_source(lambda split: rows, ("train",), ("text", "label")), task_format, **options)
+
+
+def test_a_text_source_is_rendered_as_in_seqio(registry, tokenizer):
+    rows = [("good\nfilm", "good"), ("bad \ufdd0ünk\ufdd1", "bad"), ("unknown", UNLABELED)]
+    for sentinel in (False, True):
+        task = text_task(f"t_{sentinel}", rows, sentinel=sentinel)
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(("text", "label"))}
+        other = add_task(f"t_{sentinel}_seqio", source(columns), REVIEW, sentinel=sentinel)
+        found, expected = load(task, tokenizer), load(other, tokenizer)
+        assert found.input_texts == expected.input_texts == ["review: good\nfilm", "review: bad ünk", "review: unknown"]
+        assert found.target_texts == expected.target_texts and found.unlabeled == expected.unlabeled == 1
+        assert [ids.tolist() for ids in found.targets] == [ids.tolist() for ids in expected.targets]
+
+
+def test_a_text_source_may_have_class_indices(registry, tokenizer):
+    task = text_task("t_indices", [("a", 1), ("b", 0), ("c", -1)], sentinel=True)
+    assert load(task, tokenizer).target_texts == ["<extra_id_0> good", "<extra_id_0> bad", UNLABELED]
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "message"),
+    [
+        ([("a", "good")], "answer", "'t_bad', split 'train', row 0: no column 'answer'; expected it among 'text'"),
+        ([("a", "good"), (["b"], "bad")], "label", r"row 1: column 'text' holds \[\"b\"\]; expected text"),
+        ([("a", "worse")], "label", "example 0 of t_bad, train, has the target 'worse'; expected one of 'bad', 'good'"),
+        ([("a", 2)], "label", "has the target '2'; expected one of 'bad', 'good'"),
+    ],
+)
+def test_a_text_source_that_does_not_match_its_format_is_an_error(registry, tokenizer, rows, target, message):
+    with pytest.raises(DataError, match=message):
+        load(text_task("t_bad", rows, target=target), tokenizer)
 
 
 def test_exceptions_of_a_text_source_propagate(tokenizer, registry):

@@ -105,21 +105,21 @@ def test_targets_have_the_same_probability_on_devices(found, name):
 
 
 def on_eight_devices() -> dict:
-    found: dict = {}
+    result: dict = {}
     for key, mesh in (("too many", MeshConfig(3, -1, 16)), ("heads", MeshConfig(model=8))):
         try:
             load_model(FIXTURES / "t5_v11" / "base", sharding=parameter_sharding(make_mesh(mesh)))
         except ConfigError as error:
-            found[key] = str(error)
+            result[key] = str(error)
     mesh = make_mesh(MeshConfig(data=2, model=4))
     for name, folder in BASES.items():
-        found[name] = {dtype: loaded(FIXTURES / folder / "base", dtype, mesh) for dtype in weights.DTYPES}
-        found[name]["step"] = stepped(FIXTURES / folder / "base")
+        result[name] = {dtype: loaded(FIXTURES / folder / "base", dtype, mesh) for dtype in weights.DTYPES}
+        result[name]["step"] = stepped(FIXTURES / folder / "base")
         for where, own in (("scores", mesh), ("scores on one", None)):
             model = load_model(FIXTURES / folder / "base", sharding=parameter_sharding(own))
             inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
-            found[name][where] = score_targets(Rows(model, None, inputs, batch_size=3), targets).tolist()
-    return found
+            result[name][where] = score_targets(Rows(model, None, inputs, batch_size=3), targets).tolist()
+    return result
 
 
 def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:

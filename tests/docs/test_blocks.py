@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import re
 import tomllib
 import typing
@@ -14,6 +15,7 @@ import tyro
 import prompt_jax
 from doc_blocks import ALL, LANGUAGES, PAGES, ROOT, Block, blocks, commands
 from prompt_jax import cli
+from prompt_jax.checkpoints import demo
 from prompt_jax.experiment import Experiment, load_experiment
 from prompt_jax.methods import METHODS
 from prompt_jax.prompt_files.io import ModelId, save_ensemble, save_prompt
@@ -106,27 +108,27 @@ def test_options_in_the_text_exist(path):
 
 def known_options() -> set[str]:
     """Return the options of `prompt-jax` and of the tools."""
-    found = set(re.findall(r"\"(--[a-z][\w-]*)\"", "".join(p.read_text() for p in (ROOT / "tools").rglob("*.py"))))
+    actual = set(re.findall(r"\"(--[a-z][\w-]*)\"", "".join(p.read_text() for p in (ROOT / "tools").rglob("*.py"))))
     for kind, _ in cli.VERBS.values():
-        found |= options_of(kind)
+        actual |= options_of(kind)
     from tools.planner.__main__ import Plan
     from tools.reproduction.__main__ import Reproduce
 
-    found |= options_of(Plan) | options_of(Reproduce) | options_of(Experiment)
+    actual |= options_of(Plan) | options_of(Reproduce) | options_of(Experiment)
     for method in METHODS.values():
-        found |= options_of(method, "prompt.")
+        actual |= options_of(method, "prompt.")
     named_otherwise = {"--prompt.method", "--as", "--help", "--logdir"}
-    return {option.replace("_", "-") for option in found} | named_otherwise
+    return {option.replace("_", "-") for option in actual} | named_otherwise
 
 
 def options_of(kind: type, prefix: str = "") -> set[str]:
     """Return the options of a dataclass: of its fields, and of theirs with and without the section's name."""
-    found = set()
+    result = set()
     for name, hint in typing.get_type_hints(kind).items():
-        found.add(f"--{prefix}{name}")
+        result.add(f"--{prefix}{name}")
         if dataclasses.is_dataclass(hint):
-            found |= options_of(hint, f"{prefix}{name}.") | options_of(hint, prefix)
-    return found
+            result |= options_of(hint, f"{prefix}{name}.") | options_of(hint, prefix)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -144,8 +146,9 @@ def demo_run(tiny, tmp_path, monkeypatch):
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     metadata = prompt_jax.PromptMetadata(base=ModelId("demo", None, tiny.fingerprint))
-    members = [(prompt(20), metadata) for _ in range(3)]
-    save_ensemble(tmp_path / "runs" / "demo" / "best.npz", *zip(*members, strict=True))
+    for name in ("best", "last"):
+        members = [(prompt(20), metadata) for _ in range(3)]
+        save_ensemble(tmp_path / "runs" / "demo" / f"{name}.npz", *zip(*members, strict=True))
     for name, length in (("member", 20), ("movies", 20), ("tweets", 10)):
         save_prompt(tmp_path / f"{name}.npz", prompt(length), metadata)
     monkeypatch.chdir(tmp_path)
@@ -155,6 +158,28 @@ def demo_run(tiny, tmp_path, monkeypatch):
         return tiny
 
     monkeypatch.setattr(prompt_jax, "load_model", load)
+    monkeypatch.setattr("prompt_jax.checkpoints.load.load_model", load)
+
+
+# Commands that need a run's prompts and its base, but no training and no task.
+RUNNABLE = {"export": 0, "import": 0, "average": 0, "similarity": 0, "predict": 0, "diff": 1}
+
+
+def test_commands_on_a_run_succeed(demo_run, capsys, monkeypatch):
+    line = '{"prompt": "movies", "text": "a gripping film"}'  # of the one command that reads standard input
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
+    run = 0
+    for block in blocks_in("bash", "console"):
+        for command in commands(block):
+            if command[0] != "prompt-jax" or command[1] not in RUNNABLE:
+                continue
+            if any("runs/" in word and not Path(word).exists() or word.startswith("hf:") for word in command):
+                continue  # another run, or a name on the Hub
+            Path("member.npz").unlink(missing_ok=True)
+            status = cli.main(command[1:])
+            assert status == RUNNABLE[command[1]], f"{block}: {' '.join(command)}: {capsys.readouterr().err}"
+            run += 1
+    assert run >= 8
 
 
 PYTHON_PAGES = sorted({block.page for block in blocks_in("python")})
@@ -179,6 +204,10 @@ def test_excerpts_are_in_the_code(block):
 # The reference
 
 
+def test_the_demos_folder_is_named():
+    assert f"demo-{demo.PACKAGE_VERSION}-{demo._CONVERTER_VERSION} " in (ROOT / "docs/other_frameworks.md").read_text()
+
+
 def test_every_public_name_is_in_the_reference():
     listed = re.findall(r"^::: prompt_jax\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
     assert sorted(listed) == sorted(prompt_jax.__all__)
@@ -189,6 +218,18 @@ def test_every_public_name_has_a_docstring(name):
     value = getattr(prompt_jax, name)
     text = value.__doc__ or ""
     assert text.strip() and not text.startswith(f"{name}("), "a dataclass without a docstring has its signature instead"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "RESULTS.md"])
+def test_links_outside_the_site_work(name):
+    """`mkdocs build --strict` checks those in docs/."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / name).read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 160 and len(text.split()) <= 1300
 
 
 def test_the_build_is_strict():

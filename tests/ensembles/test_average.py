@@ -10,9 +10,9 @@ from prompt_jax.ensembles.average import AverageError, average_prompts
 def test_the_average_of_one_prompt_with_itself_is_that_prompt(tiny):
     prompt = random_tokens(tiny, 5)
     for weights in (None, (0.25, 0.25, 0.5), (3, -1, -1)):
-        found = average_prompts([prompt] * 3, weights)
-        np.testing.assert_array_equal(found.encoder_tokens.embeddings, prompt.encoder_tokens.embeddings)
-        assert found.encoder_tokens.embeddings.dtype == np.float32
+        actual = average_prompts([prompt] * 3, weights)
+        np.testing.assert_array_equal(actual.encoder_tokens.embeddings, prompt.encoder_tokens.embeddings)
+        assert actual.encoder_tokens.embeddings.dtype == np.float32
 
 
 def test_prompts_without_names_are_called_by_their_numbers(tiny):

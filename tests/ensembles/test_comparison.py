@@ -26,8 +26,8 @@ def examples_of(targets, metric="accuracy", **changes) -> Examples:
 
 def test_agreement_is_the_share_of_the_same_answers():
     answers = [["no", "no", "yes", "yes"], ["no", "yes", "yes", "yes"], ["yes", "yes", "no", "No"]]
-    found = agreement(answer_ids(answers, comparison(LABELS)))
-    np.testing.assert_allclose(found, [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]])
+    actual = agreement(answer_ids(answers, comparison(LABELS)))
+    np.testing.assert_allclose(actual, [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]])
 
 
 def test_right_answers():
@@ -59,13 +59,13 @@ def sample():
 
 def test_intervals_are_those_of_the_normal_approximation(sample):
     targets, members, vote = sample
-    found = gain_intervals(examples_of(targets), members, vote, 1, "accuracy")
+    actual = gain_intervals(examples_of(targets), members, vote, 1, "accuracy")
     right = np.array(members) == np.array(targets)
     voted = np.array(vote) == np.array(targets)
     for name, other in (("best", right[1]), ("average", right.mean(axis=0))):
         gain = voted - other.astype(float)
         half = 1.96 * gain.std() / np.sqrt(len(gain))
-        np.testing.assert_allclose(found[name], (gain.mean() - half, gain.mean() + half), atol=0.12 * half)
+        np.testing.assert_allclose(actual[name], (gain.mean() - half, gain.mean() + half), atol=0.12 * half)
         unpaired = 1.96 * np.sqrt((voted.var() + other.var()) / len(gain))
         assert half < 0.9 * unpaired, "the test tells paired resamples from others"
 
@@ -84,7 +84,7 @@ def test_intervals_of_a_metric_that_is_no_mean():
     targets = [LABELS[i] for i in random.integers(2, size=60)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.9, 0.6)]
     examples = examples_of(targets, "f1")
-    found = gain_intervals(examples, members, members[0], 1, "f1")
+    actual = gain_intervals(examples, members, members[0], 1, "f1")
 
     def f1(rows):
         expected, given = np.array(targets)[rows] == "yes", [np.array(m)[rows] == "yes" for m in members]
@@ -93,7 +93,7 @@ def test_intervals_of_a_metric_that_is_no_mean():
     draws = np.random.default_rng(99)
     scores = np.array([f1(draws.integers(60, size=60)) for _ in range(5000)])
     expected = np.quantile(scores[:, 0] - scores[:, 1], [0.025, 0.975])
-    np.testing.assert_allclose(found["best"], expected, atol=0.04)
+    np.testing.assert_allclose(actual["best"], expected, atol=0.04)
 
 
 def test_each_example_keeps_its_row_in_a_resample():
@@ -141,7 +141,7 @@ def described(count, seed) -> tuple[Examples, list[list[str]]]:
 
 def test_intervals_of_a_corpus_metric_are_those_of_scoring_each_resample():
     examples, members = described(30, 5)
-    found = gain_intervals(examples, members, members[2], 1, "bleu", seed=7)
+    actual = gain_intervals(examples, members, members[2], 1, "bleu", seed=7)
     random = np.random.default_rng(7)
     draws = [random.integers(30, size=30) for _ in range(1000)]
 
@@ -153,7 +153,7 @@ def test_intervals_of_a_corpus_metric_are_those_of_scoring_each_resample():
     gains = means[:, 2] - means[:, 1]
     fast = comparison_module._scores(examples, members, "bleu", np.stack(some))
     np.testing.assert_allclose(fast, means, rtol=1e-9)
-    low, high = found["best"]
+    low, high = actual["best"]
     assert 0 < low < np.median(gains) < high
 
 

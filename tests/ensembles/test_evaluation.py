@@ -143,18 +143,18 @@ def test_predictions_are_a_line_an_example(labeled, tmp_path):
 
 def test_tables(labeled):
     examples, members = labeled
-    shown = ensemble_tables(combine(members, examples), "title", ["seed 1", "", "a|b\n*c*"], LABELS, [4, 7, 9])
-    text = [line.split() for line in shown[0].text().splitlines()]
+    printed = ensemble_tables(combine(members, examples), "title", ["seed 1", "", "a|b\n*c*"], LABELS, [4, 7, 9])
+    text = [line.split() for line in printed[0].text().splitlines()]
     assert text[1] == ["accuracy", "invalid", "rank/accuracy"]
     assert text[2] == ["member", "4", "(seed", "1)", "0.5000", "0.0000", "0.5000"]
     assert text[3] == ["member", "7", "0.5000", "0.0000", "0.7500"]
     assert [row[0] for row in text[5:]] == ["average", "best", "vote"] and text[6][:3] == ["best", "(member", "4)"]
-    lines = shown[0].markdown().splitlines()
+    lines = printed[0].markdown().splitlines()
     assert lines[0] == "## title" and lines[3] == "| --- | ---: | ---: | ---: |"
     assert r"a\|b \*c\*" in lines[6] and all(line.replace(r"\|", "").count("|") == 5 for line in lines[2:])
     by_mean = ensemble_tables(combine(members, examples, "mean-probability"), "title", ["", "", ""], LABELS)
     assert by_mean[0].rows[-1] == ["vote", "-", "-", "0.7500"]
-    assert shown[-1].rows == [["", "no", "yes", "other"], ["no", "1", "1", "0"], ["yes", "1", "1", "0"]]
+    assert printed[-1].rows == [["", "no", "yes", "other"], ["no", "1", "1", "0"], ["yes", "1", "1", "0"]]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
         assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
         np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
         given = zip(votes_of(full, examples), (full.answers, full.ranked.members), strict=True)
-        found = {"answers": early.answers, "labels": early.ranked.members}
-        for (name, own), (votes, of_all) in zip(found.items(), given, strict=True):
+        actual = {"answers": early.answers, "labels": early.ranked.members}
+        for (name, own), (votes, of_all) in zip(actual.items(), given, strict=True):
             asked = asked_of(votes, blocks or [3, 1, 1])
             assert own == np.where(asked, np.array(of_all), None).tolist()
             assert early.saved[name] == pytest.approx(1 - asked.mean())

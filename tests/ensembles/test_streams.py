@@ -21,8 +21,8 @@ from prompt_jax.task_format import TaskFormat
 
 def run(capsys, *argv) -> tuple[int, str, str]:
     status = main([str(word) for word in argv])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 @pytest.fixture

@@ -59,6 +59,6 @@ def test_evaluation_uses_the_decoding_options(tiny):
         np.testing.assert_allclose(given.log_probabilities, expected.log_probability, rtol=1e-4)
     examples = Examples("task", "test", inputs, inputs, texts, texts, {}, None, ())
     options = EvaluationOptions(4, 2, sampling)
-    together = evaluate_members(tiny, prompts, examples, options)
-    assert together[0].predictions == given.texts != together[1].predictions
-    assert together[1].predictions == evaluate(tiny, prompts[1], examples, options).predictions
+    mixed = evaluate_members(tiny, prompts, examples, options)
+    assert mixed[0].predictions == given.texts != mixed[1].predictions
+    assert mixed[1].predictions == evaluate(tiny, prompts[1], examples, options).predictions

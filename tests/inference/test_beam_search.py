@@ -43,22 +43,22 @@ def test_beam_search_equals_a_plain_loop(small, fields, rule):
     rules, config = of_rule(rule, beams=3, **fields)
     for limits in (None, np.arange(ROWS) % 3 + 4):
         options = {"max_new_tokens": LENGTH, "lengths": limits, "decoding": Decoding()}
-        found = beam_search(small, config, small_batch(), **options)
+        actual = beam_search(small, config, small_batch(), **options)
         for row in range(ROWS):
             limit = LENGTH if limits is None else limits[row]
             expected = plain_beams(small, config, row, limit, rules)
             count = len(expected)
             assert count > 0
             np.testing.assert_array_equal(
-                found.tokens[row, :count], [padded(tokens, config) for *_, tokens in expected]
+                actual.tokens[row, :count], [padded(tokens, config) for *_, tokens in expected]
             )
-            np.testing.assert_allclose(found.score[row, :count], [score for score, *_ in expected], rtol=1e-5)
+            np.testing.assert_allclose(actual.score[row, :count], [score for score, *_ in expected], rtol=1e-5)
             totals = [total for _, total, _ in expected]
-            np.testing.assert_allclose(found.log_probability[row, :count], totals, rtol=1e-5)
-            assert (np.asarray(found.score[row, count:]) <= -1e9).all()
+            np.testing.assert_allclose(actual.log_probability[row, :count], totals, rtol=1e-5)
+            assert (np.asarray(actual.score[row, count:]) <= -1e9).all()
     best = generate_scored(small, config, small_batch(), **options)
-    np.testing.assert_array_equal(best.tokens, found.tokens[:, 0])
-    np.testing.assert_array_equal(best.log_probability, found.log_probability[:, 0])
+    np.testing.assert_array_equal(best.tokens, actual.tokens[:, 0])
+    np.testing.assert_array_equal(best.log_probability, actual.log_probability[:, 0])
 
 
 def test_the_rules_of_stopping_differ(small):
@@ -66,8 +66,8 @@ def test_the_rules_of_stopping_differ(small):
     scores = {}
     for early in ("false", "true", "never"):
         decoding = Decoding(beams=3, length_penalty=2.0, early_stopping=early)
-        found = beam_search(small, SmallConfig(), small_batch(), max_new_tokens=LENGTH, decoding=decoding)
-        scores[early] = found.score
+        actual = beam_search(small, SmallConfig(), small_batch(), max_new_tokens=LENGTH, decoding=decoding)
+        scores[early] = actual.score
     for one, other in itertools.combinations(scores.values(), 2):
         assert not np.allclose(one, other)
 
@@ -77,7 +77,7 @@ def test_with_enough_beams_the_search_is_exhaustive(small, penalty):
     """With four tokens in the vocabulary there are 40 answers of up to three tokens."""
     params = {"history": small["history"][..., :4, :4], "rows": small["rows"][:, :4]}
     config, decoding = SmallConfig(vocab_size=4), Decoding(beams=45, length_penalty=penalty)
-    found = beam_search(params, config, small_batch(1), max_new_tokens=3, decoding=decoding)
+    actual = beam_search(params, config, small_batch(1), max_new_tokens=3, decoding=decoding)
     every = []
     for length in (1, 2, 3):
         for tokens in itertools.product(range(4), repeat=length):
@@ -87,9 +87,9 @@ def test_with_enough_beams_the_search_is_exhaustive(small, penalty):
             every.append((total / length**penalty, [*tokens, *[0] * (3 - length)]))
     every.sort(reverse=True)
     assert len(every) == 40
-    np.testing.assert_allclose(found.score[0, :40], [score for score, _ in every], rtol=1e-5)
-    np.testing.assert_array_equal(found.tokens[0, :40], [tokens for _, tokens in every])
-    assert (np.asarray(found.score[0, 40:]) == -1e9).all()
+    np.testing.assert_allclose(actual.score[0, :40], [score for score, _ in every], rtol=1e-5)
+    np.testing.assert_array_equal(actual.tokens[0, :40], [tokens for _, tokens in every])
+    assert (np.asarray(actual.score[0, 40:]) == -1e9).all()
 
 
 @pytest.mark.parametrize("name", ("base", *PROMPTS, *PREFIXES))
@@ -105,10 +105,10 @@ def test_beam_search_equals_peft(fixtures, family, name):
     rows = np.ones(len(batch["inputs"]), bool)
     if family == "gpt2":
         rows = batch["inputs_mask"].all(axis=1) if name in PROMPTS else rows
-    found = beam_search(base.params, base.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
+    actual = beam_search(base.params, base.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
     assert rows.any()
-    np.testing.assert_array_equal(found.tokens[rows, 0], reference[f"{name}/beam5"][rows, -12:])
-    np.testing.assert_allclose(found.score[rows, 0], reference[f"{name}/beam5_scores"][rows], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(actual.tokens[rows, 0], reference[f"{name}/beam5"][rows, -12:])
+    np.testing.assert_allclose(actual.score[rows, 0], reference[f"{name}/beam5_scores"][rows], rtol=0, atol=1e-5)
 
 
 BEAMS = Decoding(beams=4, length_penalty=0.7)
@@ -129,27 +129,27 @@ def test_results_do_not_depend_on_padding_and_other_rows(model):
     batch = whole(text) | {"prompt_ids": ids}
     batch["inputs_mask"] = np.array([[False] * 4 + [True] * 5, [True] * 9, [True] * 4 + [False] * 2 + [True] * 3])
     assert batch["inputs_mask"].sum(axis=1).tolist() == list(lengths)
-    together = beam_search(model.params, config, batch, stack_prompts(prompts), max_new_tokens=8, decoding=BEAMS)
+    mixed = beam_search(model.params, config, batch, stack_prompts(prompts), max_new_tokens=8, decoding=BEAMS)
     for row, number in enumerate(ids):
         own = whole(text[row : row + 1, batch["inputs_mask"][row]])
         prompt = prompts[number] if number >= 0 else None
         alone = beam_search(model.params, config, own, prompt, max_new_tokens=8, decoding=BEAMS)
-        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
-        np.testing.assert_allclose(together.score[row], alone.score[0], rtol=1e-4)
+        np.testing.assert_array_equal(mixed.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(mixed.score[row], alone.score[0], rtol=1e-4)
 
 
 def test_log_probabilities_are_those_of_forward(model):
     config, batch = ending(model), whole(random_text(model, 2, 6))
-    found = beam_search(model.params, config, batch, max_new_tokens=8, decoding=BEAMS)
+    actual = beam_search(model.params, config, batch, max_new_tokens=8, decoding=BEAMS)
     for number in range(BEAMS.beams):
-        tokens = np.asarray(found.tokens[:, number])
+        tokens = np.asarray(actual.tokens[:, number])
         shifted = np.concatenate([np.full((2, 1), config.start_id, np.int32), tokens[:, :-1]], axis=1)
         logits = prompt_jax.forward(model.params, config, batch | {"decoder_inputs": shifted})
         each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[..., None], axis=-1)[..., 0]
         counted = np.cumsum(tokens == config.eos_id, axis=1) - (tokens == config.eos_id) == 0
         total, length = (each * counted).sum(axis=1), counted.sum(axis=1)
-        np.testing.assert_allclose(found.log_probability[:, number], total, rtol=1e-4)
-        np.testing.assert_allclose(found.score[:, number], total / length**0.7, rtol=1e-4)
+        np.testing.assert_allclose(actual.log_probability[:, number], total, rtol=1e-4)
+        np.testing.assert_allclose(actual.score[:, number], total / length**0.7, rtol=1e-4)
 
 
 def test_beams_share_the_input(model):

@@ -37,11 +37,11 @@ def test_greedy_equals_a_plain_loop(small, rule, own_lengths):
     rules, config = of_rule(rule)
     limits = np.arange(ROWS) % 3 + 4 if own_lengths else np.full(ROWS, LENGTH)
     lengths = limits if own_lengths else None
-    found = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH, lengths=lengths)
+    actual = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH, lengths=lengths)
     expected = [plain_greedy(small, config, row, limits[row], rules) for row in range(ROWS)]
     assert len({len(tokens) for tokens, _ in expected}) > 1, "rows end at different lengths"
-    np.testing.assert_array_equal(found.tokens, [padded(tokens, config) for tokens, _ in expected])
-    np.testing.assert_allclose(found.log_probability, [total for _, total in expected], rtol=1e-5)
+    np.testing.assert_array_equal(actual.tokens, [padded(tokens, config) for tokens, _ in expected])
+    np.testing.assert_allclose(actual.log_probability, [total for _, total in expected], rtol=1e-5)
     if rule != "plain":
         others = [plain_greedy(small, config, row, limits[row], GenerationSettings()) for row in range(ROWS)]
         assert [tokens for tokens, _ in others] != [tokens for tokens, _ in expected], "the rule changes answers"
@@ -66,8 +66,8 @@ def test_the_loop_ends_with_the_last_row(small, fields):
 def test_nan_logits_are_visible_in_the_result(small):
     small["rows"][1] = np.nan
     for decoding in (Decoding(), Decoding(beams=3)):
-        found = generate_scored(small, SmallConfig(), small_batch(3), max_new_tokens=LENGTH, decoding=decoding)
-        np.testing.assert_array_equal(np.isnan(found.log_probability), [False, True, False])
+        actual = generate_scored(small, SmallConfig(), small_batch(3), max_new_tokens=LENGTH, decoding=decoding)
+        np.testing.assert_array_equal(np.isnan(actual.log_probability), [False, True, False])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -80,8 +80,8 @@ def test_one_logit_that_is_not_finite_makes_the_rows_log_probability_nan(small, 
         if changed:
             small["history"][position, :, :, 4] = value
         for decoding in (Decoding(), Decoding(beams=3), Decoding(temperature=1.0)):
-            found = generate_scored(small, SmallConfig(), small_batch(3), decoding=decoding, **options)
-            assert (np.isnan(found.log_probability) == changed).all()
+            actual = generate_scored(small, SmallConfig(), small_batch(3), decoding=decoding, **options)
+            assert (np.isnan(actual.log_probability) == changed).all()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -122,19 +122,19 @@ def sampled(params, rows, decoding, seed=0):
 def test_samples_have_these_probabilities(small):
     """Checks first tokens of 4000 rows. Log-probabilities are the model's, not those used for sampling."""
     decoding = Decoding(temperature=2.0, top_k=4, banned_tokens=(3,), min_new_tokens=2)
-    found = sampled(small, [5] * 4000, decoding)
+    actual = sampled(small, [5] * 4000, decoding)
     first = next_log_probabilities(small, SmallConfig(), 5, [], banned=(3,), min_new_tokens=2)
     expected = np.exp(np.where(first < np.sort(first)[-4], -np.inf, first) / 2)
     expected /= expected.sum()
-    shares = np.bincount(np.asarray(found.tokens[:, 0]), minlength=6) / 4000
+    shares = np.bincount(np.asarray(actual.tokens[:, 0]), minlength=6) / 4000
     np.testing.assert_allclose(shares, expected, atol=4 * math.sqrt(0.25 / 4000))
     assert (shares[expected == 0] == 0).all()
     for row in range(10):
-        tokens, total = np.asarray(found.tokens[row]).tolist(), 0.0
+        tokens, total = np.asarray(actual.tokens[row]).tolist(), 0.0
         length = tokens.index(1) + 1 if 1 in tokens else LENGTH
         for n in range(length):
             total += next_log_probabilities(small, SmallConfig(), 5, tokens[:n])[tokens[n]]
-        np.testing.assert_allclose(found.log_probability[row], total, rtol=1e-5)
+        np.testing.assert_allclose(actual.log_probability[row], total, rtol=1e-5)
 
 
 def test_a_row_draws_by_its_number(small):
@@ -151,9 +151,9 @@ def test_a_row_draws_by_its_number(small):
 def test_at_a_low_temperature_sampling_is_greedy(small):
     greedy = generate_scored(small, SmallConfig(), small_batch(), max_new_tokens=LENGTH)
     for fields in ({"temperature": 1e-4}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-6}):
-        found = sampled(small, range(ROWS), Decoding(**fields))
-        np.testing.assert_array_equal(found.tokens, greedy.tokens)
-        np.testing.assert_allclose(found.log_probability, greedy.log_probability, rtol=1e-5)
+        actual = sampled(small, range(ROWS), Decoding(**fields))
+        np.testing.assert_array_equal(actual.tokens, greedy.tokens)
+        np.testing.assert_allclose(actual.log_probability, greedy.log_probability, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------

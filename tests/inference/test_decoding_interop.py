@@ -50,12 +50,12 @@ def hugging_face(both, **options):
     ids, mask = (torch.tensor(both.batch[name]).long() for name in ("inputs", "inputs_mask"))
     given = {"max_new_tokens": NEW, "eos_token_id": END, "return_dict_in_generate": True, "output_scores": True}
     with torch.no_grad():
-        found = both.theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, **given, **options)
-    tokens = found.sequences[:, 1:].numpy()
+        actual = both.theirs.generate(input_ids=ids, attention_mask=mask, do_sample=False, **given, **options)
+    tokens = actual.sequences[:, 1:].numpy()
     tokens = np.pad(tokens, [(0, 0), (0, NEW - tokens.shape[1])], constant_values=END)
     # Beam search fills up with the end token where the pad id is 0.
     tokens = np.where(np.cumsum(tokens == END, axis=1) > (tokens == END), both.config.pad_id, tokens)
-    scores = getattr(found, "sequences_scores", None)
+    scores = getattr(actual, "sequences_scores", None)
     return tokens.reshape(len(ids), -1, NEW), None if scores is None else scores.numpy().reshape(len(ids), -1)
 
 
@@ -85,21 +85,21 @@ def test_beams_equal_hugging_face(both, setting):
     tokens, scores = hugging_face(both, num_beams=4, num_return_sequences=3, **options)
     config = dataclasses.replace(both.config, eos_id=END)
     decoding = Decoding(beams=4, **fields)
-    found = beam_search(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding)
-    np.testing.assert_array_equal(found.tokens[:, :3], tokens)
-    np.testing.assert_allclose(found.score[:, :3], scores, rtol=1e-5, atol=1e-5)
+    actual = beam_search(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding)
+    np.testing.assert_array_equal(actual.tokens[:, :3], tokens)
+    np.testing.assert_allclose(actual.score[:, :3], scores, rtol=1e-5, atol=1e-5)
 
 
 def test_the_settings_differ(both):
     """Otherwise the test above would compare equal results. Answers end before the limit."""
-    config, found = dataclasses.replace(both.config, eos_id=END), {}
+    config, actual = dataclasses.replace(both.config, eos_id=END), {}
     for setting in ("default", "length_penalty -1", "first to finish, length_penalty 2", "never, length_penalty 2"):
         decoding = Decoding(beams=4, **SETTINGS[setting])
         tokens = beam_search(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding).tokens
-        found[setting] = np.asarray(tokens[:, :3])
-    lengths = (np.cumsum(found["default"] == END, axis=2) == 0).sum(axis=2)
+        actual[setting] = np.asarray(tokens[:, :3])
+    lengths = (np.cumsum(actual["default"] == END, axis=2) == 0).sum(axis=2)
     assert len(np.unique(lengths)) > 3
-    assert len({tokens.tobytes() for tokens in found.values()}) == len(found)
+    assert len({tokens.tobytes() for tokens in actual.values()}) == len(actual)
 
 
 @pytest.mark.parametrize("fields", ({}, {"min_new_tokens": 6}, {"banned_tokens": (20, 84, 132, 164)}), ids=str)
@@ -109,8 +109,8 @@ def test_greedy_tokens_equal_hugging_face(both, fields):
         options["suppress_tokens"] = list(options.pop("banned_tokens"))
     tokens, _ = hugging_face(both, **options)
     config = dataclasses.replace(both.config, eos_id=END)
-    found = generate(both.params, config, both.batch, max_new_tokens=NEW, decoding=Decoding(**fields))
-    np.testing.assert_array_equal(found, tokens[:, 0])
+    actual = generate(both.params, config, both.batch, max_new_tokens=NEW, decoding=Decoding(**fields))
+    np.testing.assert_array_equal(actual, tokens[:, 0])
 
 
 @pytest.mark.parametrize("both", ["bart"], indirect=True)
@@ -124,5 +124,5 @@ def test_a_forced_first_token(both, beams):
         generate(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding), tokens[:, 0]
     )
     if beams > 1:
-        found = beam_search(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding)
-        np.testing.assert_allclose(found.score[:, 0], scores[:, 0], rtol=0, atol=1e-5)
+        actual = beam_search(both.params, config, both.batch, max_new_tokens=NEW, decoding=decoding)
+        np.testing.assert_allclose(actual.score[:, 0], scores[:, 0], rtol=0, atol=1e-5)

@@ -44,9 +44,9 @@ def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
     batches = []
     real = answers.generate_scored
     monkeypatch.setattr(answers, "generate_scored", lambda *a, **options: batches.append(a[2]) or real(*a, **options))
-    together = evaluate_members(tiny, [None, *prompts], examples, options)
+    mixed = evaluate_members(tiny, [None, *prompts], examples, options)
     assert [batch["inputs"].shape[0] for batch in batches] == [8, 8, 8]
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(mixed, alone, strict=True):
         assert_same(one, other)
         assert set(one.scores) == {"accuracy", "invalid", "rank/accuracy"}
 
@@ -58,10 +58,10 @@ def test_members_may_have_different_examples(tiny, prompts):
         examples_of(tiny, TEXTS[1:], ()),
     ]
     options = EvaluationOptions(4, 4)
-    together = evaluate_members(tiny, prompts, own, options)
-    for one, prompt, examples in zip(together, prompts, own, strict=True):
+    mixed = evaluate_members(tiny, prompts, own, options)
+    for one, prompt, examples in zip(mixed, prompts, own, strict=True):
         assert_same(one, evaluate(tiny, prompt, examples, options))
-    assert together[2].label_scores is None
+    assert mixed[2].label_scores is None
     unranked = evaluate_members(tiny, prompts, own, dataclasses.replace(options, rank=False))
     assert all(each.label_scores is None for each in unranked)
 

@@ -60,8 +60,8 @@ def causal(model) -> bool:
 def test_an_input_after_its_examples(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     design = PromptDesign("Review: {input}", 2, demonstration="{input} Answer: {target}", length=200)
-    asked, shown = few_shot_inputs(tests, design, model, training, seed=1)
-    assert shown == 2 and len(asked) == len(tests)
+    asked, printed = few_shot_inputs(tests, design, model, training, seed=1)
+    assert printed == 2 and len(asked) == len(tests)
     start = list(getattr(model.tokenizer, "start", ()))
     space, end = " " if start else "", " Answer:" if causal(model) else ""
     own = [read(model, f"{space}Review: {each}{end}")[len(start) :] for each in tests.input_texts]
@@ -86,11 +86,11 @@ def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
     rows = np.random.default_rng(0).permutation(len(training))[:2]
     for form, between, end in ((None, "", ""), ("{input}\nthat is {target},\n", "\nthat is", ",")):
         design = PromptDesign("the film {input} has", 2, balanced=False, demonstration=form, length=400)
-        asked, shown = few_shot_inputs(tests, design, gpt2, training)
+        asked, printed = few_shot_inputs(tests, design, gpt2, training)
         lines = [
             f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
         ]
-        assert shown == 2 and asked.continues_input
+        assert printed == 2 and asked.continues_input
         for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
             assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
         assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
@@ -112,10 +112,10 @@ def test_a_causal_models_answer_continues_the_text(tiny_folders, sentiment_files
     norm = norm | {"bias": norm["bias"] + LINE_BREAK * model.params["embedding"][line_break]}
     model = dataclasses.replace(model, params=model.params | {"final_norm": norm})
     tests, training = (split(model, sentiment_files, name).take([0, 1, 5, 6]) for name in ("test", "train"))
-    asked, shown = few_shot_inputs(
+    asked, printed = few_shot_inputs(
         tests, PromptDesign("{input} is", shots), model, training, target_length=target_length
     )
-    assert shown == shots
+    assert printed == shots
 
     def log_probabilities(ids):  # [T, V]
         batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}
@@ -136,13 +136,13 @@ def test_a_causal_models_answer_continues_the_text(tiny_folders, sentiment_files
 
     texts = [tokenizer.decode(ids) for ids in asked.inputs]
     assert all(text.count("is") == shots + 1 and text.endswith(" is") for text in texts)
-    found = evaluate(model, None, asked, EvaluationOptions(target_length, 3))
+    actual = evaluate(model, None, asked, EvaluationOptions(target_length, 3))
     labels = tests.format.labels
     expected = [[of(text, f" {label}") for label in labels] for text in texts]
-    np.testing.assert_allclose(found.label_scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual.label_scores, expected, rtol=1e-5)
     answers, totals, ended = zip(*map(continued, texts), strict=True)
-    assert any(ended) and any(answers) and found.predictions == list(answers)
-    np.testing.assert_allclose(found.log_probabilities, totals, rtol=1e-5, atol=1e-5)
+    assert any(ended) and any(answers) and actual.predictions == list(answers)
+    np.testing.assert_allclose(actual.log_probabilities, totals, rtol=1e-5, atol=1e-5)
 
     free = TaskFormat("{text}", metrics=("log_likelihood",), input_length=64, target_length=8)
     measured = dataclasses.replace(asked, format=free, metric_fns=tuple(metrics.metric_fns(free, ())))
@@ -156,8 +156,8 @@ def test_a_causal_models_answer_continues_the_text(tiny_folders, sentiment_files
 
 def test_an_answer_is_not_given_away(model, sentiment_files):
     training = split(model, sentiment_files, "train")
-    asked, shown = few_shot_inputs(training, PromptDesign(shots=4, length=1000), model, training)
-    assert shown == 4 * (1 - 1 / len(training))  # four inputs are among the four that are shown
+    asked, printed = few_shot_inputs(training, PromptDesign(shots=4, length=1000), model, training)
+    assert printed == 4 * (1 - 1 / len(training))  # four inputs are among the four that are shown
     for ids, own in zip(asked.inputs, training.input_texts, strict=True):
         assert text(model, ids).count(own) <= 1
 
@@ -166,13 +166,13 @@ def test_as_many_as_fit(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     few, _ = few_shot_inputs(tests, PromptDesign(shots=3, length=1000), model, training)
     longest = max(map(len, few.inputs))
-    fitting, shown = few_shot_inputs(tests, PromptDesign(shots=None, length=longest), model, training)
+    fitting, printed = few_shot_inputs(tests, PromptDesign(shots=None, length=longest), model, training)
     for three, own in zip(few.inputs, fitting.inputs, strict=True):
         assert len(three) <= len(own) <= longest  # the first three are there, and there may be room for a fourth
-    assert 3 <= shown < 5
+    assert 3 <= printed < 5
     with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 4 tokens"):
-        none, shown = few_shot_inputs(tests, PromptDesign(shots=3, length=4), model, training)
-    assert shown == 0 and all(len(ids) <= 4 for ids in none.inputs) and none.truncated["inputs"] == len(tests)
+        none, printed = few_shot_inputs(tests, PromptDesign(shots=3, length=4), model, training)
+    assert printed == 0 and all(len(ids) <= 4 for ids in none.inputs) and none.truncated["inputs"] == len(tests)
 
 
 def test_examples_that_do_not_fit_are_left_out(model, sentiment_files):
@@ -181,25 +181,25 @@ def test_examples_that_do_not_fit_are_left_out(model, sentiment_files):
     long = int(np.random.default_rng(0).permutation(len(training))[0])
     texts = [text + " and long" * 200 * (row == long) for row, text in enumerate(training.input_texts)]
     training = dataclasses.replace(training, input_texts=texts)
-    _, shown = few_shot_inputs(tests, PromptDesign(shots=None, balanced=False, length=300), model, training)
-    assert shown > 3
+    _, printed = few_shot_inputs(tests, PromptDesign(shots=None, balanced=False, length=300), model, training)
+    assert printed > 3
     with pytest.warns(UserWarning, match="10 of 10 inputs have fewer than 3 examples before them.* 300 tokens"):
-        _, shown = few_shot_inputs(tests, PromptDesign(shots=3, balanced=False, length=300), model, training)
-    assert shown == 0
+        _, printed = few_shot_inputs(tests, PromptDesign(shots=3, balanced=False, length=300), model, training)
+    assert printed == 0
 
 
 def test_labels_take_turns_until_they_run_out(model, sentiment_files):
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
     one = training.target_texts.index("negative")
     training = training.take([row for row, to in enumerate(training.target_texts) if to == "positive"] + [one])
-    asked, shown = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
-    assert shown == 4
+    asked, printed = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
+    assert printed == 4
     for ids in asked.inputs:
         assert text(model, ids).count("positive") == 3 and text(model, ids).count("negative") == 1
     training = training.take(range(20))
     with pytest.warns(UserWarning, match="files has no example of 'negative'"):
-        _, shown = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
-    assert shown == 4
+        _, printed = few_shot_inputs(tests, PromptDesign(shots=4, length=1000), model, training)
+    assert printed == 4
 
 
 def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
@@ -209,9 +209,9 @@ def test_examples_are_parted_by_a_space(tiny_folders, sentiment_files):
     design = PromptDesign("the {input} is", 2, balanced=False, demonstration="{input} {target},", length=400)
     asked, _ = few_shot_inputs(tests, design, bart, training)
     rows = np.random.default_rng(0).permutation(len(training))[:2]
-    shown = [f"the {training.input_texts[row]} is {training.target_texts[row]}," for row in rows]
+    printed = [f"the {training.input_texts[row]} is {training.target_texts[row]}," for row in rows]
     for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
-        assert list(ids) == bart.tokenizer.input_ids(" ".join([*shown, f"the {own} is"]))
+        assert list(ids) == bart.tokenizer.input_ids(" ".join([*printed, f"the {own} is"]))
 
 
 def test_a_long_input_is_cut_and_the_words_after_it_are_kept(model, sentiment_files):
@@ -240,9 +240,9 @@ def test_inputs_use_all_positions_of_the_model(tiny_folders, sentiment_files, na
     """GPT-2's answer takes positions too. The last input token predicts its first token."""
     model = prompt_jax.load_model(str(tiny_folders[name]))
     tests, training = (split(model, sentiment_files, name) for name in ("test", "train"))
-    asked, shown = few_shot_inputs(tests, PromptDesign(shots=None), model, training, target_length=8)
+    asked, printed = few_shot_inputs(tests, PromptDesign(shots=None), model, training, target_length=8)
     same, _ = few_shot_inputs(tests, PromptDesign(shots=None, length=room), model, training, target_length=8)
-    assert shown > 0
+    assert printed > 0
     for one, other in zip(asked.inputs, same.inputs, strict=True):
         np.testing.assert_array_equal(one, other)
     if name != "t5":
@@ -254,8 +254,8 @@ def test_inputs_use_all_positions_of_the_model(tiny_folders, sentiment_files, na
 
 def test_without_examples_the_inputs_are_the_tasks(model, sentiment_files):
     tests = split(model, sentiment_files, "test")
-    asked, shown = few_shot_inputs(tests, PromptDesign(), model)
-    assert shown == 0
+    asked, printed = few_shot_inputs(tests, PromptDesign(), model)
+    assert printed == 0
     for ids, own, whole in zip(asked.inputs, tests.inputs, tests.input_texts, strict=True):
         np.testing.assert_array_equal(ids, model.tokenizer.encode(whole) if causal(model) else own)
 
@@ -291,8 +291,8 @@ def test_from_the_command_line(tiny_folder, sentiment_files, tmp_path, capsys):
     assert json.loads((tmp_path / "zero" / "scores.json").read_text())["ways"][0]["scores"].keys() >= {"accuracy"}
     shots = ["--shots", "2", "--shots-from", str(sentiment_files["train"]), "--shot-seeds", "0", "1"]
     assert main([*asked, *shots, "--design", "It says: {input}", "--out", str(tmp_path / "two")]) == 0
-    shown = capsys.readouterr().out
-    assert "2 examples shown, seed 1" in shown and "average" in shown
+    printed = capsys.readouterr().out
+    assert "2 examples shown, seed 1" in printed and "average" in printed
     lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 10 and len(json.loads(lines[0])["members"]) == 2
     assert main([*asked, "--shot-length", "6"]) == 0

@@ -66,21 +66,21 @@ def test_virtual_tokens(model):
     width = model.params["embedding"].shape[1]
     tokens = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
     examples = examples_of(model)
-    found = leave_one_out(model, Prompt(VirtualTokens(tokens)), examples, batch_size=8)
-    assert found.loss == pytest.approx(loss(model, Prompt(VirtualTokens(tokens)), examples), rel=1e-5)
+    actual = leave_one_out(model, Prompt(VirtualTokens(tokens)), examples, batch_size=8)
+    assert actual.loss == pytest.approx(loss(model, Prompt(VirtualTokens(tokens)), examples), rel=1e-5)
     expected = [loss(model, Prompt(cut(VirtualTokens(tokens), slot)), examples) for slot in range(5)]
-    np.testing.assert_allclose(found.without, expected, rtol=1e-5)
-    np.testing.assert_allclose(found.effects, np.array(expected) - found.loss, atol=1e-5)
-    assert np.ptp(found.without) > 1e-3 and found.tokens == sum(map(len, examples.targets))
-    assert found.data == "4 examples of films, test"
+    np.testing.assert_allclose(actual.without, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual.effects, np.array(expected) - actual.loss, atol=1e-5)
+    assert np.ptp(actual.without) > 1e-3 and actual.tokens == sum(map(len, examples.targets))
+    assert actual.data == "4 examples of films, test"
 
 
 def test_a_prefix_loses_a_slot_of_every_site(model):
     prompt, examples = random_prefix(model, 3), examples_of(model)
-    found = leave_one_out(model, prompt, examples, batch_size=8)
+    actual = leave_one_out(model, prompt, examples, batch_size=8)
     for slot in range(3):
         without = Prompt(**{site: cut(part, slot) for site, part in prompt.parts.items()})
-        assert found.without[slot] == pytest.approx(loss(model, without, examples), rel=1e-5)
+        assert actual.without[slot] == pytest.approx(loss(model, without, examples), rel=1e-5)
 
 
 def test_parts_of_different_lengths(tiny):
@@ -88,28 +88,28 @@ def test_parts_of_different_lengths(tiny):
     tokens = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     prefix = random_prefix(tiny, 2, sites=("decoder_self",)).decoder_self
     examples = examples_of(tiny)
-    found = leave_one_out(tiny, Prompt(VirtualTokens(tokens), decoder_self=prefix), examples, batch_size=8)
+    actual = leave_one_out(tiny, Prompt(VirtualTokens(tokens), decoder_self=prefix), examples, batch_size=8)
     shorter = [cut(VirtualTokens(tokens), slot) for slot in range(3)]
     prefixes = [cut(prefix, 0), cut(prefix, 1), prefix]
     expected = [loss(tiny, Prompt(a, decoder_self=b), examples) for a, b in zip(shorter, prefixes, strict=True)]
-    np.testing.assert_allclose(found.without, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual.without, expected, rtol=1e-5)
 
 
 def test_unused_slots_are_passed_over(tiny):
     tokens = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
     tokens[1] = 1e6
     masked = VirtualTokens(tokens, np.array([True, False, True, True]))
-    found = leave_one_out(tiny, Prompt(masked), examples_of(tiny), batch_size=64)
+    actual = leave_one_out(tiny, Prompt(masked), examples_of(tiny), batch_size=64)
     plain = leave_one_out(tiny, Prompt(VirtualTokens(tokens[[0, 2, 3]])), examples_of(tiny), batch_size=64)
-    assert len(found.without) == 3
-    np.testing.assert_allclose(found.without, plain.without, rtol=1e-6)
+    assert len(actual.without) == 3
+    np.testing.assert_allclose(actual.without, plain.without, rtol=1e-6)
 
 
 def test_without_its_only_token_a_prompt_is_none(model):
     tokens = np.random.default_rng(0).normal(size=(1, model.params["embedding"].shape[1])).astype(np.float32)
     examples = examples_of(model)
-    found = leave_one_out(model, Prompt(VirtualTokens(tokens)), examples, batch_size=4)
-    np.testing.assert_allclose(found.without, [loss(model, None, examples)], rtol=1e-5)
+    actual = leave_one_out(model, Prompt(VirtualTokens(tokens)), examples, batch_size=4)
+    np.testing.assert_allclose(actual.without, [loss(model, None, examples)], rtol=1e-5)
 
 
 def test_many_tokens_are_one_compilation(tiny, monkeypatch):

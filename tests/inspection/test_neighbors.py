@@ -31,10 +31,10 @@ def test_nearest_of_many(monkeypatch, scale):
     table, tokens = random.normal(size=(500, 16)).astype(np.float32), random.normal(size=(20, 16)) * scale
     monkeypatch.setattr(vectors, "_BLOCK", 64)
     tokens = tokens.astype(np.float32)
-    found = inspect_tokens(tokens, table, str, 450, 7)
+    actual = inspect_tokens(tokens, table, str, 450, 7)
     distances = np.linalg.norm(tokens[:, None] - table[None, :450].astype(np.float64), axis=2)
     cosines = (tokens @ table[:450].T) / np.outer(np.linalg.norm(tokens, axis=1), np.linalg.norm(table[:450], axis=1))
-    for number, token in enumerate(found.tokens):
+    for number, token in enumerate(actual.tokens):
         order = np.argsort(distances[number])[:7]
         assert [near.index for near in token.by_distance] == order.tolist()
         assert [near.piece for near in token.by_distance] == list(map(str, order))
@@ -62,19 +62,19 @@ def test_widths_that_differ():
 
 
 def test_inspection():
-    found = inspect_tokens(TOKENS, TABLE, PIECES.__getitem__, 5, 2)
-    assert [[near.piece for near in token.by_cosine] for token in found.tokens] == [
+    actual = inspect_tokens(TOKENS, TABLE, PIECES.__getitem__, 5, 2)
+    assert [[near.piece for near in token.by_cosine] for token in actual.tokens] == [
         ["▁both", "▁right"],
         ["<pad>", "▁right"],
         ["▁right", "▁both"],
     ]
     half, tenth = 0.5**0.5, 0.1**0.5
-    cosines = [[near.cosine for near in token.by_cosine] for token in found.tokens]
+    cosines = [[near.cosine for near in token.by_cosine] for token in actual.tokens]
     np.testing.assert_allclose(cosines, [[1, half], [0, 0], [3 * tenth, 4 * tenth * half]], atol=1e-7)
-    distances = [[near.distance for near in token.by_distance] for token in found.tokens]
+    distances = [[near.distance for near in token.by_distance] for token in actual.tokens]
     np.testing.assert_allclose(np.square(distances), [[149, 162], [1, 5], [0.1, 1.3]], rtol=1e-6)
-    assert [token.norm for token in found.tokens] == pytest.approx([200**0.5, 1, 0.1**0.5])
-    assert found.vocabulary.mean == pytest.approx((2 + 3 + 2**0.5 + 4) / 5)
+    assert [token.norm for token in actual.tokens] == pytest.approx([200**0.5, 1, 0.1**0.5])
+    assert actual.vocabulary.mean == pytest.approx((2 + 3 + 2**0.5 + 4) / 5)
 
 
 def test_masked_slots_are_left_out():
@@ -83,8 +83,8 @@ def test_masked_slots_are_left_out():
 
 
 def test_without_a_tokenizer_pieces_are_numbers():
-    found = inspect(Prompt(VirtualTokens(TOKENS)), dataclasses.replace(MODEL, tokenizer=None), 1)
-    assert found.tokens[0].by_cosine[0].piece in ("#3", "#5")  # parallel, so their cosines differ by rounding
+    actual = inspect(Prompt(VirtualTokens(TOKENS)), dataclasses.replace(MODEL, tokenizer=None), 1)
+    assert actual.tokens[0].by_cosine[0].piece in ("#3", "#5")  # parallel, so their cosines differ by rounding
 
 
 def test_a_prompt_without_virtual_tokens():
@@ -104,12 +104,12 @@ def test_labels_among_neighbors():
 
 
 def test_pieces_of_labels(tiny, tiny_folders):
-    (found,) = label_pieces(["film, dull"], tiny.tokenizer).values()
+    (actual,) = label_pieces(["film, dull"], tiny.tokenizer).values()
     assert "," in map(tiny.tokenizer.piece, tiny.tokenizer.encode("film, dull"))
-    assert {tiny.tokenizer.piece(index) for index in found} >= {"▁film", "d"}
-    assert not {"▁", ","} & {tiny.tokenizer.piece(index) for index in found}
+    assert {tiny.tokenizer.piece(index) for index in actual} >= {"▁film", "d"}
+    assert not {"▁", ","} & {tiny.tokenizer.piece(index) for index in actual}
     assert label_pieces(["☃"], tiny.tokenizer) == {"☃": frozenset()}, "unknown pieces are of no label"
     pairs = prompt_jax.load_model(str(tiny_folders["gpt2"])).tokenizer
-    (found,) = label_pieces(["good"], pairs).values()
+    (actual,) = label_pieces(["good"], pairs).values()
     inner, spaced = pairs.encode("good"), pairs.encode(" good")
-    assert set(inner) | set(spaced) >= found and {inner[-1], spaced[-1]} <= found
+    assert set(inner) | set(spaced) >= actual and {inner[-1], spaced[-1]} <= actual

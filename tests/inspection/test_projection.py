@@ -17,25 +17,25 @@ def table() -> np.ndarray:
 def test_axes_are_those_of_the_vocabulary(table, monkeypatch):
     monkeypatch.setattr(projection, "_BLOCK", 64)
     tokens = [np.random.default_rng(1).normal(size=(count, 8)).astype(np.float32) for count in (4, 2)]
-    found = pca_projection(tokens, table, 250)
+    actual = pca_projection(tokens, table, 250)
     mean = table[:250].mean(axis=0, dtype=np.float64)
     _, singular, axes = np.linalg.svd(table[:250] - mean, full_matrices=False)
     axes = axes[:2] * np.sign([axis[np.abs(axis).argmax()] for axis in axes[:2]])[:, None]
-    assert found.variance == pytest.approx(np.square(singular[:2]) / np.square(singular).sum(), rel=1e-5)
-    np.testing.assert_allclose(found.vocabulary, (table[:250] - mean) @ axes.T, atol=1e-4)
-    for own, points in zip(tokens, found.prompts, strict=True):
+    assert actual.variance == pytest.approx(np.square(singular[:2]) / np.square(singular).sum(), rel=1e-5)
+    np.testing.assert_allclose(actual.vocabulary, (table[:250] - mean) @ axes.T, atol=1e-4)
+    for own, points in zip(tokens, actual.prompts, strict=True):
         np.testing.assert_allclose(points, (own - mean) @ axes.T, atol=1e-4)
-    assert (found.sample, found.size) == (250, 250)
+    assert (actual.sample, actual.size) == (250, 250)
 
 
 def test_a_sample_is_evenly_spaced(table):
-    found = pca_projection([], table, 300, sample=100, points=10)
-    assert (found.sample, found.size, found.vocabulary.shape) == (100, 300, (10, 2))
+    actual = pca_projection([], table, 300, sample=100, points=10)
+    assert (actual.sample, actual.size, actual.vocabulary.shape) == (100, 300, (10, 2))
     chosen = np.linspace(0, 299, 100).round().astype(int)
     whole = pca_projection([], table[chosen], 100, points=10)
-    np.testing.assert_array_equal(found.vocabulary, whole.vocabulary)
+    np.testing.assert_array_equal(actual.vocabulary, whole.vocabulary)
 
 
 def test_a_vocabulary_without_any_variance():
-    found = pca_projection([np.ones((1, 3), np.float32)], np.zeros((5, 3), np.float32), 5)
-    assert found.variance == (0, 0) and found.prompts[0].shape == (1, 2)
+    actual = pca_projection([np.ones((1, 3), np.float32)], np.zeros((5, 3), np.float32), 5)
+    assert actual.variance == (0, 0) and actual.prompts[0].shape == (1, 2)

@@ -13,24 +13,24 @@ def _prompt(*rows: list[float], mask: list[bool] | None = None) -> Prompt:
 
 def test_similarity_of_one_length_is_of_whole_prompts():
     """The same tokens in another order are another prompt."""
-    found = prompt_similarity(
+    actual = prompt_similarity(
         [_prompt([3, 0], [0, 4]), _prompt([0, 4], [3, 0]), _prompt([6, 0], [0, 8]), _prompt([-3, 0], [0, 0])]
     )
-    np.testing.assert_allclose(found[0], [1, 0, 1, -0.6], atol=1e-12)
-    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(actual[0], [1, 0, 1, -0.6], atol=1e-12)
+    np.testing.assert_array_equal(actual, actual.T)
 
 
 def test_similarity_of_different_lengths_is_of_mean_tokens():
     unused = _prompt([100, 0], [0, 2], mask=[False, True])  # its length is 1
-    found = prompt_similarity([_prompt([1, 0], [0, 1]), _prompt([1, 1], [1, 1], [4, 4]), unused])
+    actual = prompt_similarity([_prompt([1, 0], [0, 1]), _prompt([1, 1], [1, 1], [4, 4]), unused])
     half = 0.5**0.5
-    np.testing.assert_allclose(found, [[1, 1, half], [1, 1, half], [half, half, 1]], atol=1e-12)
+    np.testing.assert_allclose(actual, [[1, 1, half], [1, 1, half], [half, half, 1]], atol=1e-12)
 
 
 def test_similarity_of_extreme_values():
     """Values near the largest float32, and zeros."""
-    found = prompt_similarity([_prompt([3e38, 3e38]), _prompt([0, 0]), _prompt([1, 1])])
-    np.testing.assert_allclose(found, [[1, 0, 1], [0, 0, 0], [1, 0, 1]], atol=1e-12)
+    actual = prompt_similarity([_prompt([3e38, 3e38]), _prompt([0, 0]), _prompt([1, 1])])
+    np.testing.assert_allclose(actual, [[1, 0, 1], [0, 0, 0], [1, 0, 1]], atol=1e-12)
 
 
 def test_incomparable_prompts_have_no_similarity():
@@ -60,8 +60,8 @@ def test_similarity_of_several_parts():
         np.concatenate([own, *(p.decoder_self.values[:, s].ravel() for s in (1, 2, 3))])
         for own, p in zip(flat, prompts, strict=True)
     ]
-    found = prompt_similarity(prompts)
-    assert found[0, 1] == pytest.approx(_cosine(*with_values), abs=1e-6) and found[0, 0] == pytest.approx(1)
+    actual = prompt_similarity(prompts)
+    assert actual[0, 1] == pytest.approx(_cosine(*with_values), abs=1e-6) and actual[0, 0] == pytest.approx(1)
     means = [
         np.concatenate(
             [p.encoder_tokens.embeddings.mean(axis=0)]
@@ -80,18 +80,18 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_similarity_of_tokens():
     prompt = _with_prefix(3)
-    found = token_similarity(prompt)
-    assert {name: cosines.shape for name, cosines in found.items()} == {
+    actual = token_similarity(prompt)
+    assert {name: cosines.shape for name, cosines in actual.items()} == {
         "encoder_tokens": (2, 2),
         "decoder_self": (3, 3),
     }
     tokens = prompt.encoder_tokens.embeddings
-    assert found["encoder_tokens"][0, 1] == pytest.approx(_cosine(tokens[0], tokens[1]), abs=1e-6)
+    assert actual["encoder_tokens"][0, 1] == pytest.approx(_cosine(tokens[0], tokens[1]), abs=1e-6)
     slots = [
         np.concatenate([prompt.decoder_self.keys[:, s].ravel(), prompt.decoder_self.values[:, s].ravel()])
         for s in (1, 3)
     ]
-    assert found["decoder_self"][0, 2] == pytest.approx(_cosine(*slots), abs=1e-6)
+    assert actual["decoder_self"][0, 2] == pytest.approx(_cosine(*slots), abs=1e-6)
 
 
 def test_similarity_of_tasks():

@@ -9,5 +9,5 @@ from prompt_jax.inspection.vectors import norm_range, row_norms
 
 def test_norms():
     assert row_norms(TABLE, 5).tolist() == pytest.approx([0, 2, 3, 2**0.5, 4])
-    found = norm_range(np.arange(101.0))
-    assert (found.mean, found.low, found.high) == (50, 5, 95)
+    actual = norm_range(np.arange(101.0))
+    assert (actual.mean, actual.low, actual.high) == (50, 5, 95)

@@ -103,12 +103,12 @@ def test_a_member_of_a_file(tiny, tmp_path):
     options = {"init": "file", "init_file": tmp_path / "e.npz"}
     for number, prompt in enumerate(prompts):
         tokens = prompt.encoder_tokens.embeddings
-        found = init(tiny, length=len(tokens), init_member=number, **options)
-        np.testing.assert_array_equal(found, tokens)
+        actual = init(tiny, length=len(tokens), init_member=number, **options)
+        np.testing.assert_array_equal(actual, tokens)
     masked = VirtualTokens(prompts[0].encoder_tokens.embeddings, np.array([True, False, True, True]))
     save_prompt(tmp_path / "m.npz", Prompt(masked), PromptMetadata(base=base))
-    found = init(tiny, length=3, init="file", init_file=tmp_path / "m.npz")
-    np.testing.assert_array_equal(found, masked.embeddings[[0, 2, 3]])
+    actual = init(tiny, length=3, init="file", init_file=tmp_path / "m.npz")
+    np.testing.assert_array_equal(actual, masked.embeddings[[0, 2, 3]])
     for changes, message in (
         ({}, r"e.npz has 2 prompts: choose one with prompt.init_member, or .* from 0 to 1"),
         ({"init_member": 2}, r"prompt.init_member is 2, and .*e.npz has 2 prompts, numbered from 0"),

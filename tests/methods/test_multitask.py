@@ -78,10 +78,10 @@ def test_a_row_has_its_tasks_prompt(tiny, task_part):
     prompt = config.apply(trainable)
     ids = np.array([2, 0, 1, 2], np.int32)
     batch = whole(random_text(tiny, 4, 6)) | {"decoder_inputs": random_text(tiny, 4, 3, seed=1)}
-    together = forward(tiny.params, tiny.config, batch | {"prompt_ids": ids}, prompt)
+    mixed = forward(tiny.params, tiny.config, batch | {"prompt_ids": ids}, prompt)
     for row, own in enumerate(ids):
         alone = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
-        assert_close(together[row : row + 1], forward(tiny.params, tiny.config, alone, unstack_prompts(prompt)[own]))
+        assert_close(mixed[row : row + 1], forward(tiny.params, tiny.config, alone, unstack_prompts(prompt)[own]))
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_beams_equal_peft(model, fixtures, reference, variant):
     arguments = model.params, model.config, generate_batch(reference), adapter(fixtures, variant)
-    found = beam_search(*arguments, max_new_tokens=12, decoding=Decoding(beams=5))
-    np.testing.assert_array_equal(found.tokens[:, 0], reference[f"{variant}/beam5"][:, 1:])
-    np.testing.assert_allclose(found.score[:, 0], reference[f"{variant}/beam5_scores"], rtol=1e-5)
+    actual = beam_search(*arguments, max_new_tokens=12, decoding=Decoding(beams=5))
+    np.testing.assert_array_equal(actual.tokens[:, 0], reference[f"{variant}/beam5"][:, 1:])
+    np.testing.assert_allclose(actual.score[:, 0], reference[f"{variant}/beam5_scores"], rtol=1e-5)
 
 
 def test_positions_shift_only_if_they_are_to(model, fixtures, reference):

@@ -64,11 +64,11 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
 def test_beams_equal_peft(model, fixtures, reference, variant):
     """Tokens, and scores to 1e-5; for soft prompts as above."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
-    found = beam_search(model.params, model.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
+    actual = beam_search(model.params, model.config, batch, prompt, max_new_tokens=12, decoding=Decoding(beams=5))
     for row in range(len(batch["inputs"])):
         if variant not in PROMPTS or batch["inputs_mask"][row].all():
-            np.testing.assert_array_equal(found.tokens[row, 0], reference[f"{variant}/beam5"][row, -12:])
-            np.testing.assert_allclose(found.score[row, 0], reference[f"{variant}/beam5_scores"][row], rtol=1e-5)
+            np.testing.assert_array_equal(actual.tokens[row, 0], reference[f"{variant}/beam5"][row, -12:])
+            np.testing.assert_allclose(actual.score[row, 0], reference[f"{variant}/beam5_scores"][row], rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", PROMPTS)
@@ -77,11 +77,11 @@ def test_left_padded_rows_of_soft_prompts_are_each_alone(model, fixtures, refere
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
     for decoding in (Decoding(), Decoding(beams=5)):
         options = {"max_new_tokens": 12, "decoding": decoding}
-        together = prompt_jax.generate(model.params, model.config, batch, prompt, **options)
+        mixed = prompt_jax.generate(model.params, model.config, batch, prompt, **options)
         for row, mask in enumerate(batch["inputs_mask"]):
             own = whole(batch["inputs"][row : row + 1, mask])
             alone = prompt_jax.generate(model.params, model.config, own, prompt, **options)
-            np.testing.assert_array_equal(together[row], alone[0])
+            np.testing.assert_array_equal(mixed[row], alone[0])
 
 
 @pytest.mark.parametrize("make", (random_tokens, random_prefix), ids=("tokens", "prefix"))
@@ -136,9 +136,9 @@ def test_padding_changes_nothing(model, make, padding):
 def test_source_and_target_are_one_text(model):
     text = random_text(model, 2, 9)
     for prompt in (None, random_tokens(model, 3), random_prefix(model, 3)):
-        together = np.asarray(prompt_jax.forward(model.params, model.config, whole(text), prompt))
+        mixed = np.asarray(prompt_jax.forward(model.params, model.config, whole(text), prompt))
         named_sharding = whole(text[:, :5]) | {"decoder_inputs": text[:, 5:]}
-        assert_close(prompt_jax.forward(model.params, model.config, named_sharding, prompt), together[:, 5:])
+        assert_close(prompt_jax.forward(model.params, model.config, named_sharding, prompt), mixed[:, 5:])
 
 
 def test_a_prefix_of_real_tokens_is_these_tokens(model):

@@ -69,19 +69,19 @@ def test_a_weight_that_is_not_finite_makes_its_output_so(value):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_values_are_qwixs(shape, inputs, dtype):
     matrix = np.random.default_rng(0).normal(size=shape).astype(dtype)
-    found, outputs = quantize(matrix, inputs), range(inputs, len(shape))
+    actual, outputs = quantize(matrix, inputs), range(inputs, len(shape))
     # Its largest value would be 127.5, clipped to 127.
     method = f"absmax,{127.5 / 127}"
     exact = jnp.asarray(matrix, jnp.float32)
     expected = qwix.quantize(exact, jnp.int8, channelwise_axes=outputs, calibration_method=method)
-    assert found.values.dtype == np.int8 and found.scale.dtype == np.float32
-    np.testing.assert_array_equal(found.values, expected.qvalue)
-    np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
+    assert actual.values.dtype == np.int8 and actual.scale.dtype == np.float32
+    np.testing.assert_array_equal(actual.values, expected.qvalue)
+    np.testing.assert_allclose(actual.scale, expected.scale, rtol=1e-6)
 
     x = np.random.default_rng(1).normal(size=(3, *shape[:inputs])).astype(np.float32)
     axes = "abcd"[: len(shape)]
     equation = f"x{axes[:inputs]},{axes}->x{axes[inputs:]}"
-    assert_close(weighted_einsum(equation, jnp.asarray(x), found), qwix.einsum(equation, jnp.asarray(x), expected))
+    assert_close(weighted_einsum(equation, jnp.asarray(x), actual), qwix.einsum(equation, jnp.asarray(x), expected))
 
 
 @settings(max_examples=100)
@@ -89,10 +89,10 @@ def test_values_are_qwixs(shape, inputs, dtype):
 def test_no_error_is_larger_than_half_a_step(seed, rows, size):
     matrix = size * np.random.default_rng(seed).standard_cauchy((rows, 4)).astype(np.float32)
     matrix[:, 0] = 0
-    found = quantize(matrix, 1)
-    assert found.scale.shape == (1, 4) and not found.values[:, 0].any()
-    error = np.abs(found.values * found.scale.astype(np.float64) - matrix)
-    assert (error <= found.scale * 0.50001).all()
+    actual = quantize(matrix, 1)
+    assert actual.scale.shape == (1, 4) and not actual.values[:, 0].any()
+    error = np.abs(actual.values * actual.scale.astype(np.float64) - matrix)
+    assert (error <= actual.scale * 0.50001).all()
 
 
 def test_the_dtype_of_the_result_is_that_of_the_activations():
@@ -114,7 +114,7 @@ def test_quantized_parameters(model):
         expected.add("mlp/gate")
     full, half = (prompt_jax.load_model(model.name, dtype) for dtype in ("float32", "bfloat16"))
     assert model.fingerprint == full.fingerprint
-    found = set()
+    result = set()
     leaves, tree = jax.tree.flatten_with_path(model.params, is_leaf=is_quantized)
     assert tree == jax.tree.structure(jax.tree.map(lambda leaf: 0, half.params))
     for (path, leaf), exact, rounded in zip(
@@ -125,14 +125,14 @@ def test_quantized_parameters(model):
             np.testing.assert_array_equal(leaf, rounded)
             continue
         name = "/".join(str(key.key) for key in path[-2:])
-        found.add(name)
+        result.add(name)
         inputs = 2 if name.endswith("/o") else 1
         assert leaf.values.dtype == jnp.int8 and leaf.scale.dtype == jnp.float32 and leaf.shape == exact.shape
         for layer in range(len(exact)):
             one = quantize(np.asarray(exact[layer]), inputs)
             np.testing.assert_array_equal(leaf.values[layer], one.values)
             np.testing.assert_array_equal(leaf.scale[layer], one.scale)
-    assert found == expected
+    assert result == expected
 
 
 def assert_as_with_float_weights(model: Any, length: int) -> None:

@@ -54,14 +54,14 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake server has only Git LFS
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         log_in(monkeypatch, hub_server.TOKEN)
-        shown = not are_progress_bars_disabled()
+        printed = not are_progress_bars_disabled()
         disable_progress_bars()
         huggingface_hub.close_session()
         try:
             yield served
         finally:
             huggingface_hub.close_session()
-            if shown:
+            if printed:
                 enable_progress_bars()
 
 
@@ -715,11 +715,11 @@ def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, c
     push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
     card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
     exec(parsed(card)[2][0], {})
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
     assert words[:2] == ["prompt-jax", "predict"]
     assert main(words[1:]) == 0
-    assert name != "tokens" or capsys.readouterr().out == shown
+    assert name != "tokens" or capsys.readouterr().out == printed
 
 
 def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
@@ -733,10 +733,10 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
     _, text, code = parsed(card)
     assert "majority vote" not in text and "each input names one, `p/0` to `p/2`," in text
     exec(code[0], {})
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
     assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hf://me/p@tries/in"]
-    assert main(words[1:]) == 0 and capsys.readouterr().out == shown
+    assert main(words[1:]) == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.interop
@@ -815,8 +815,8 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
         (("push", source, "hf://you/p", "--model", model.name), "may not do that"),
     ):
         assert main([str(word) for word in words]) == 1
-        shown = capsys.readouterr()
-        assert message in shown.err and "Secret" not in shown.err + shown.out
+        printed = capsys.readouterr()
+        assert message in printed.err and "Secret" not in printed.err + printed.out
     assert not Path("hf:").exists()
     fails(lambda: save_ensemble("hf://me/x.npz", [prompt], [metadata]), to_push, error=PromptFormatError)
     with contextlib.suppress(SystemExit):

@@ -153,9 +153,9 @@ def test_rewritten_adapters_equal_pefts(model, adapters, name, tmp_path):
 
 
 def test_the_methods_are_distinguished(fixtures):
-    found = {name: read_prompt(fixtures / "bart" / name)[1] for name in ("prompt", "p_tuning", "prefix_projection")}
-    assert [metadata.method for metadata in found.values()] == ["soft_prompt", "p_tuning", "prefix"]
-    assert all(metadata.base is None for metadata in found.values()), "only a fingerprint says what a base is"
+    result = {name: read_prompt(fixtures / "bart" / name)[1] for name in ("prompt", "p_tuning", "prefix_projection")}
+    assert [metadata.method for metadata in result.values()] == ["soft_prompt", "p_tuning", "prefix"]
+    assert all(metadata.base is None for metadata in result.values()), "only a fingerprint says what a base is"
 
 
 def changed(folder: Path, to: Path, *, without: tuple[str, ...] = (), **values) -> Path:

@@ -329,7 +329,7 @@ def test_arguments_of_another_number_of_members(ensemble):
 def _described(members: int) -> dict[str, Any]:
     """Return a run whose first metric is NIST, which is no share, and the second BLEU, which is."""
     scores = [{"nist": 8.25 + i / 4, "bleu": 0.5 + i / 10} for i in range(members)]
-    together = {
+    batched = {
         **a_test("e2e", list(range(max(members, 2))))["ensemble"],
         "vote": {"nist": 8.9, "bleu": 0.65},
         "average": {"nist": 8.375, "bleu": 0.55},
@@ -338,7 +338,7 @@ def _described(members: int) -> dict[str, Any]:
         "intervals": {"best": [-0.034, 0.78], "average": [0.11, 1.2]},
     }
     test = a_test("e2e", list(range(members)), before={"nist": 1.5, "bleu": 0.125}, scores=scores)
-    test["ensemble"] = together if members > 1 else None
+    test["ensemble"] = batched if members > 1 else None
     best = {"metric": "nist", "score": 8.125, "step": 25}
     settings = [{"train.seed": i} if members > 1 else {} for i in range(members)]
     trained = [

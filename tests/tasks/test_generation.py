@@ -244,9 +244,9 @@ def test_tfdss_rows_of_dart_become_the_same(modules):
     text = tf.TensorSpec((), tf.string)
     signature = {"input_text": {"table": {"content": tf.TensorSpec((None,), tf.string)}}, "target_text": text}
     dataset = modules["dart"].from_table(tf.data.Dataset.from_generator(rows, output_signature=signature))
-    found = [(row["source"].decode(), row["target"].decode()) for row in dataset.as_numpy_iterator()]
+    actual = [(row["source"].decode(), row["target"].decode()) for row in dataset.as_numpy_iterator()]
     first, second = DART_SOURCES
-    assert found == [(first, "It joined."), (first, "Joined in 1973."), (second, "Umlauts.")]
+    assert actual == [(first, "It joined."), (first, "Joined in 1973."), (second, "Umlauts.")]
 
 
 # ---- XSum

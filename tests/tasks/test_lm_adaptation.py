@@ -77,8 +77,8 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     capsys.readouterr()
     asked += ["--model", "adapted"]
     assert main([*asked, "--out", "out"]) == 0
-    shown = capsys.readouterr().out
-    assert "member 1 (seed 1)" in shown and "log_likelihood" in shown and "vote" not in shown
+    printed = capsys.readouterr().out
+    assert "member 1 (seed 1)" in printed and "log_likelihood" in printed and "vote" not in printed
     scores = json.loads(Path("out/scores.json").read_text())
     assert scores["ensemble"] is None and len(scores["members"]) == 2
     assert Path("out/predictions.jsonl").read_text() == ""

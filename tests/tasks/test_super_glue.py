@@ -10,6 +10,7 @@ import sentencepieces
 from prompt_jax.data.downloads import is_downloaded
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates, short_name
+from prompt_jax.data.seqio_tasks import as_seqio
 from prompt_jax.ensembles.evaluation import combine
 from prompt_jax.ensembles.vote import comparison
 from prompt_jax.errors import DataError
@@ -197,12 +198,12 @@ def test_truncated_inputs_are_counted(tokenizer):
 
 
 def test_a_task_bound_by_seqio_itself_gives_the_same_tokens(tokenizer):
-    """The registered task is a complete seqio task: with a vocabulary, seqio can run it."""
+    """As a seqio task it is complete: with a vocabulary, seqio can run it."""
     import seqio
 
     file = str(sentencepieces.model_file(tokenizer))
     feature = seqio.Feature(seqio.SentencePieceVocabulary(file, extra_ids=tokenizer.sentinels))
-    task = find_task("super_glue_cb_v102").replace(output_features={"inputs": feature, "targets": feature})
+    task = as_seqio(find_task("super_glue_cb_v102")).replace(output_features={"inputs": feature, "targets": feature})
     dataset = task.get_dataset({"inputs": 512, "targets": 32}, split="validation", shuffle=False)
     expected = load("cb", "validation", tokenizer)
     for row, inputs, targets in zip(dataset.as_numpy_iterator(), expected.inputs, expected.targets, strict=True):

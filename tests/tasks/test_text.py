@@ -91,11 +91,11 @@ def test_prefix_lm_does_not_cross_documents(folder, tokenizer):
     examples = load("prefix_lm", tokenizer, input_length=size, target_length=size + 5)
     pieces = [ids[i : i + size] for ids in map(tokenizer.encode, DOCUMENTS) for i in range(0, len(ids), size)]
     expected = [piece for piece in pieces if len(piece) > 1]
-    found = [
+    actual = [
         [*inputs[:-1].tolist(), *targets[:-1].tolist()]
         for inputs, targets in zip(examples.inputs, examples.targets, strict=True)
     ]
-    assert found == expected and len(expected) < len(pieces), "a piece of one token is left out"
+    assert actual == expected and len(expected) < len(pieces), "a piece of one token is left out"
     assert len({len(row) for row in examples.inputs}) > 3
     assert all(row[-1] == tokenizer.eos_id and len(row) > 1 for row in examples.inputs + examples.targets)
     assert examples.truncated == {"inputs": 0, "targets": 0}

@@ -28,8 +28,8 @@ def test_examples_are_short_and_do_not_import_this_project(path):
     text = path.read_text()
     assert len(text.splitlines()) < 60
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    found = {name.name for node in nodes for name in node.names} | {getattr(node, "module", "") for node in nodes}
-    assert not any(name.startswith(("prompt_jax", "jax")) for name in found)
+    actual = {name.name for node in nodes for name in node.names} | {getattr(node, "module", "") for node in nodes}
+    assert not any(name.startswith(("prompt_jax", "jax")) for name in actual)
 
 
 def test_numpy_alone(fixtures, tmp_path):
@@ -72,5 +72,5 @@ def test_pytorch(fixtures, tmp_path, name, kind):
     theirs = kinds.from_pretrained(folder).eval()
     with torch.no_grad():
         given = example("use_prompt_in_pytorch").inputs(theirs, tmp_path / "prompt.npz", torch.tensor(ids).long())
-        found = theirs(**given, **answer).logits[0, -len(expected) :]
-    assert_close(found.numpy(), expected)
+        actual = theirs(**given, **answer).logits[0, -len(expected) :]
+    assert_close(actual.numpy(), expected)

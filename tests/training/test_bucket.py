@@ -106,8 +106,8 @@ def whole(experiment: Experiment) -> Experiment:
 
 def command(capsys, *argv: object) -> tuple[int, str, str]:
     status = cli.main([str(word) for word in argv])
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_commands_give_the_same_results_on_a_bucket_and_in_a_folder(
     config = tmp_path / "config.json"
     config.write_text(experiments.to_json(experiment))
     there = on(runs, experiment)
-    shown = {}
+    printed = {}
     assert command(capsys, "train", config)[0] == 0
     with before_step(4, fail), pytest.raises(Interrupted):
         cli.main(["train", str(config), "--runs", str(runs)])
@@ -148,10 +148,10 @@ def test_commands_give_the_same_results_on_a_bucket_and_in_a_folder(
             ("inspect", best, *base),
         ]
         done = [command(capsys, *each) for each in words]
-        shown[run] = [(status, out.replace(str(run.folder), "RUN"), err) for status, out, err in done]
+        printed[run] = [(status, out.replace(str(run.folder), "RUN"), err) for status, out, err in done]
         assert [status for status, *_ in done] == [0] * len(words), done
         assert names(out) == {"table.md", "scores.json", "predictions.jsonl", "best.npy"}
-    assert shown[there] == shown[experiment]
+    assert printed[there] == printed[experiment]
 
 
 # If one array cannot be read, orbax abandons the other reads, which then find its event loop closed.

@@ -75,7 +75,7 @@ def assert_same_training(alone: Experiment, together: Experiment, member: int, t
 
 def test_members_that_differ_in_every_option_train_as_alone(experiment):
     """They differ in seed, rate, decay, initialization and length. Two lengths need two compiled steps."""
-    together = ensemble(
+    mixed = ensemble(
         experiment,
         seed=(3, 4, 3),
         learning_rate=(0.3, 0.05, 0.1),
@@ -83,12 +83,12 @@ def test_members_that_differ_in_every_option_train_as_alone(experiment):
         init=("vocab", "uniform", "labels"),
         length=(4, 6, 4),
     )
-    setup, _ = train(together)
+    setup, _ = train(mixed)
     assert [[member.number for member in stack] for stack in setup.stacks] == [[0, 2], [1]]
-    for number, alone in enumerate(experiments.members(together)):
+    for number, alone in enumerate(experiments.members(mixed)):
         alone = with_name(alone, f"alone{number}")
         train(alone)
-        assert_same_training(alone, together, number)
+        assert_same_training(alone, mixed, number)
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +145,18 @@ def prompt_of(state):
 def test_factored_adafactor_does_not_couple_members(wide, group):
     """Adafactor factors the second moment from 128 rows and columns on, and clips by whole tensors."""
     states, frozen, batch, keys, step = members_of(wide, (0.3, 0.01, 5.0))
-    together, step_alone = stacked(states), jax.jit(step)
+    mixed, step_alone = stacked(states), jax.jit(step)
     step_together = jax.jit(steps.vmap_members(step, group=group))
-    assert any(leaf.shape == (3, 130) for leaf in jax.tree.leaves(together.opt_state)), "it is factored"
+    assert any(leaf.shape == (3, 130) for leaf in jax.tree.leaves(mixed.opt_state)), "it is factored"
     starts = [prompt_of(state) for state in states]
     for _ in range(3):
-        together, metrics = step_together(together, frozen, batch, keys)
+        mixed, metrics = step_together(mixed, frozen, batch, keys)
         for i in range(3):
             states[i], alone = step_alone(states[i], frozen, jax.tree.map(lambda x, i=i: x[i], batch), keys[i])
             assert metrics["loss"][i] == pytest.approx(float(alone["loss"]), rel=1e-5)
     for i, (state, first) in enumerate(zip(states, starts, strict=True)):
         movement = prompt_of(state) - first
-        np.testing.assert_allclose(prompt_of(together)[i] - first, movement, atol=1e-3 * np.abs(movement).max())
+        np.testing.assert_allclose(prompt_of(mixed)[i] - first, movement, atol=1e-3 * np.abs(movement).max())
 
 
 def test_an_optimizer_of_stacked_members_would_couple_them():
@@ -201,9 +201,9 @@ def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     for part in ("inputs", "targets"):  # the shorter batches of a step are padded
         rows = [getattr(member.tasks[0].examples["train"], part) for member in setup.members]
         assert len({max(map(len, own)) for own in rows}) == 2
-    found = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
-    assert [each.task for each in found] == ["bank_a", "bank_b"]
-    assert [each.format.labels for each in found] == [("negative", "positive"), ("a good film", "a bad film")]
+    actual = [metadata for _, metadata in read_prompts(bank.folder / "last.npz")]
+    assert [each.task for each in actual] == ["bank_a", "bank_b"]
+    assert [each.format.labels for each in actual] == [("negative", "positive"), ("a good film", "a bad film")]
     for number, alone in enumerate(experiments.members(bank)):
         alone = with_name(alone, f"alone{number}")
         train(alone, tasks=tasks)
@@ -389,8 +389,8 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
 
     def distances(model, prompts, *args, **options):
         """Return scores that are the distances prompts have moved."""
-        found = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
-        moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in found]
+        actual = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
+        moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in actual]
         return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
 
     def failing(*args):
@@ -470,20 +470,20 @@ def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     command = [sys.executable, __file__, str(tmp_path / "config.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["devices"] == 8 and found["collectives"] == []
-    assert found["shards"] == 8 and found["share"] == pytest.approx(1 / 8)
-    assert "9 members cannot be divided over mesh.ensemble 8" in found["refused"]
+    actual = json.loads(done.stdout.splitlines()[-1])
+    assert actual["devices"] == 8 and actual["collectives"] == []
+    assert actual["shards"] == 8 and actual["share"] == pytest.approx(1 / 8)
+    assert "9 members cannot be divided over mesh.ensemble 8" in actual["refused"]
     first = starts(one)
     for member in range(8):
         np.testing.assert_allclose(losses(spread, member), losses(one, member), rtol=2e-4)
         assert_same_movement(tokens(spread)[member], tokens(one)[member], first[member])
     # 96 rows (an example with a member's prompt), at most 20 per batch, rounded up to 24, a multiple of the devices.
-    assert found["batches"] == [[24, 3, 3]] * 8, "rows of a batch, and a device's of its inputs and its answers"
+    assert actual["batches"] == [[24, 3, 3]] * 8, "rows of a batch, and a device's of its inputs and its answers"
     alone = [validation(one, member) for member in range(8)]
     assert alone == [validation(spread, member) for member in range(8)]
-    assert found["texts"][0] == found["texts"][1] and len(set(found["texts"][0])) > 1
-    for placed, whole in (found["log_probabilities"], found["label_scores"]):
+    assert actual["texts"][0] == actual["texts"][1] and len(set(actual["texts"][0])) > 1
+    for placed, whole in (actual["log_probabilities"], actual["label_scores"]):
         np.testing.assert_allclose(placed, whole, rtol=1e-4)
 
 

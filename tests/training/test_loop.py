@@ -194,14 +194,14 @@ def test_early_stopping(experiment, capfd):
 def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch):
     """So are early stopping, files and the report."""
     run = with_options(with_options(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
-    found = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
+    actual = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
     others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # not part of the mean
     for by, metric, score, step, status in (
         ("first", "f1", 0.9, 3, "stopped early"),
         ("mean", "mean", 0.65, 6, "training"),
     ):
         run = with_options(with_name(run, by), "train", best_by=by)
-        results = [[Evaluation(scores | others, [], None, np.zeros(0))] for scores in found]
+        results = [[Evaluation(scores | others, [], None, np.zeros(0))] for scores in actual]
         with monkeypatch.context() as patch:
             patch.setattr(evaluate, "evaluate_members", lambda *_, results=results, **__: results.pop(0))
             setup, progress = train(run)

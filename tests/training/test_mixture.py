@@ -15,6 +15,7 @@ from prompt_jax.cli.source import ExampleOptions, read_examples
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.data.registry import restore_point
 from prompt_jax.ensembles.members import LoadedPrompt
 from prompt_jax.errors import ConfigError, DataError, UserError
 from prompt_jax.experiment import Experiment
@@ -73,15 +74,11 @@ NAMES = ("kind_a_v001", "kind_b_v001")
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     """Return a file of tasks, which are unregistered after the module's tests."""
-    import seqio
-
     file = tmp_path_factory.mktemp("tasks") / "tasks.py"
     file.write_text(TASKS)
-    before = [(registry, set(registry.names())) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
+    restore = restore_point()
     yield file
-    for registry, names in before:
-        for name in set(registry.names()) - names:
-            registry.remove(name)
+    restore()
 
 
 @pytest.fixture
@@ -111,7 +108,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     setup, progress = train(whole, tasks=tasks)
     per_task = run.prompt.per_task
     start = setup.make_prompts(setup.trainable(setup.states))
-    shown = finish(whole, setup, progress)
+    printed = finish(whole, setup, progress)
     assert "sampling rates: 25.0% kind_a_v001, 75.0% kind_b_v001" in capsys.readouterr().err
 
     # The files' metadata, and the same answers from `evaluate` with the exported prompts.
@@ -139,9 +136,9 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
             out = whole.folder / f"out_{number}_{name}"
             own = [] if per_task else ["--task", name]
             assert main(["evaluate", one, *model, "--tasks", str(tasks), *own, "--out", str(out)]) == 0
-            found = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-            assert all(row["input"].startswith(f"{name[5]} ") for row in found)
-            assert [(row["input"], row["members"][0]) for row in found] == [
+            actual = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+            assert all(row["input"].startswith(f"{name[5]} ") for row in actual)
+            assert [(row["input"], row["members"][0]) for row in actual] == [
                 (row["input"], row["members"][member]) for row in written if row["task"] == name
             ]
         if per_task:
@@ -150,15 +147,15 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
             assert main(["export", one, str(adapter), "--format", "peft", *model]) == 0
             for file in (whole.folder / f"{number}.npy", adapter):
                 ((again, _),) = read_prompts(file)
-                found = again.encoder_tokens.embeddings
-                np.testing.assert_array_equal(found, stored[number][0].encoder_tokens.embeddings)
+                actual = again.encoder_tokens.embeddings
+                np.testing.assert_array_equal(actual, stored[number][0].encoder_tokens.embeddings)
 
     # Each task has a test of all members.
     summary = json.loads((whole.folder / "summary.json").read_text())
     assert [test["task"] for test in summary["tests"]] == list(NAMES)
     assert [test["members"] for test in summary["tests"]] == ([[0, 2], [1, 3]] if per_task else [[0, 1]] * 2)
     assert [member["task"] for member in summary["members"]] == [task for _, task in expected]
-    assert all(f"{name}, test, 6 examples" in shown for name in NAMES)
+    assert all(f"{name}, test, 6 examples" in printed for name in NAMES)
     page = (whole.folder / "report.html").read_text()
     assert all(name in page for name in NAMES) and ("Virtual tokens" in page) == (kind != "full")
 

@@ -10,6 +10,7 @@ from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.data.registry import restore_point
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.prompt_files.io import ModelId
@@ -117,9 +118,6 @@ add_task(
 @pytest.fixture
 def registry_of_tasks():
     """Unregister the tasks of a test after it."""
-    import seqio
-
-    before = set(seqio.TaskRegistry.names())
+    restore = restore_point()
     yield
-    for name in set(seqio.TaskRegistry.names()) - before:
-        seqio.TaskRegistry.remove(name)
+    restore()

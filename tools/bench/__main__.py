@@ -1,6 +1,6 @@
 """Benchmark prompt_jax, mostly side by side with PEFT on PyTorch on the same machine.
 
-    pip install 'prompt-jax[demo,bench]'
+    pip install '.[demo,bench]'
     python -m tools.bench                     # all cases; prints one table per kind and writes bench.json
     python -m tools.bench --cases step reviews --rounds 5
     python -m tools.bench --cases ensemble members memory --sides prompt_jax alone         # without PyTorch

@@ -1,6 +1,6 @@
 """Plan a run on TPUs without a TPU: compile its programs for a slice and print what they need per chip.
 
-    pip install 'prompt-jax[tpu]'
+    pip install '.[tpu]'
     python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
     python -m tools.planner --all > tools/planner/plans.md
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        print("planner: libtpu is missing (Linux only): pip install 'prompt-jax[tpu]'", file=sys.stderr)
+        print("planner: libtpu is missing (Linux only): pip install '.[tpu]'", file=sys.stderr)
         return 1
     os.environ |= NO_TPU
     jax.config.update("jax_platforms", "cpu")

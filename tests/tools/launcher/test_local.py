@@ -138,8 +138,8 @@ def test_errors_name_the_processes_of_a_killed_launcher(checkout):
 def test_logs_of_one_worker_over_all_attempts(checkout):
     play = '{"1": ["SIGKILL", 0]}'
     checkout.launch("local", "--processes", "2", *FAST, "demo", "configs/tiny.py", PLAY=play)
-    shown = checkout.launch("logs", "--worker", "1", "demo").stdout
-    assert shown == "process 1, start 0\nprocess 1, start 1\n"
+    printed = checkout.launch("logs", "--worker", "1", "demo").stdout
+    assert printed == "process 1, start 0\nprocess 1, start 1\n"
     missing = checkout.launch("logs", "--worker", "2", "demo", code=1).stderr
     assert "no log of worker 2; existing logs: worker-0.log, worker-1.log" in missing
 

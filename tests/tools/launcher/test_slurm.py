@@ -115,8 +115,8 @@ def test_tasks_restart_when_one_is_lost(stood_in, status, end):
     done = run_script(stood_in, script, PLAY=json.dumps({"0": ["stubborn", 0], "1": [status, 0]}))
     assert done.returncode == 0 and f"worker 1 ended with {end}\nrestart 1 in 1 s\n" in done.stdout
     assert sorted(stood_in.starts()) == ["0.0", "0.1", "1.0", "1.1"]
-    shown = stood_in.launch("logs", "--worker", "1", "demo").stdout
-    assert "process 1, start 0\n" in shown and "process 1, start 1\n" in shown
+    output = stood_in.launch("logs", "--worker", "1", "demo").stdout
+    assert "process 1, start 0\n" in output and "process 1, start 1\n" in output
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
@@ -160,8 +160,8 @@ def test_a_canceled_job_is_not_requeued(stood_in):
 
 
 def slurm_states(number: str) -> str:
-    shown = subprocess.run(["scontrol", "show", "job", number], capture_output=True, text=True).stdout
-    return next((word.split("=")[1] for word in shown.split() if word.startswith("JobState=")), "")
+    output = subprocess.run(["scontrol", "show", "job", number], capture_output=True, text=True).stdout
+    return next((word.split("=")[1] for word in output.split() if word.startswith("JobState=")), "")
 
 
 @pytest.fixture

@@ -410,10 +410,10 @@ def test_unknown_billing_is_printed_if_the_query_is_interrupted(cloud, monkeypat
 def test_dry_runs_of_the_other_verbs(cloud):
     launch(cloud)
     before = cloud.state["calls"]
-    shown = {verb: cloud.checkout.launch(verb, "--dry-run", "demo").stdout for verb in ("logs", "stop", "delete")}
-    assert "--worker=0 '--command=bash prompt_jax_jobs/demo/worker.sh log'" in shown["logs"]
-    assert "--worker=all '--command=bash prompt_jax_jobs/demo/worker.sh stop'" in shown["stop"]
-    assert "queued-resources delete demo --force" in shown["delete"] and "\nrm -r -- " in shown["delete"]
+    output = {verb: cloud.checkout.launch(verb, "--dry-run", "demo").stdout for verb in ("logs", "stop", "delete")}
+    assert "--worker=0 '--command=bash prompt_jax_jobs/demo/worker.sh log'" in output["logs"]
+    assert "--worker=all '--command=bash prompt_jax_jobs/demo/worker.sh stop'" in output["stop"]
+    assert "queued-resources delete demo --force" in output["delete"] and "\nrm -r -- " in output["delete"]
     assert "queued-resources list" in cloud.checkout.launch("list", "--dry-run").stdout
     assert cloud.state["calls"] == before
 
@@ -433,8 +433,8 @@ def test_the_real_gcloud_accepts_the_arguments(direct, tmp_path):
     job = jobs.Job("demo", "tpu-vm", "gs://bucket/runs", options, {}, launches=launched, folder=tmp_path)
     steps = [gcloud.create_tpu(job), gcloud.delete_tpu(job), gcloud.list_nodes(job), gcloud.list_requests(job)]
     steps += tpu_workers.start_workers(job)
-    shown = [step.shell() for step in [*steps, tpu_workers.fetch_log(job, 1), tpu_vm.logs(job, 1)]]
-    asked = [line for line in shown if line.startswith("gcloud ")]
+    output = [step.shell() for step in [*steps, tpu_workers.fetch_log(job, 1), tpu_vm.logs(job, 1)]]
+    asked = [line for line in output if line.startswith("gcloud ")]
     assert len(asked) == 10
     commands = tmp_path / "commands.json"
     wrong = f"{asked[0]} --no-such-flag"

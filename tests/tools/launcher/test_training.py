@@ -59,8 +59,8 @@ def test_training_in_processes(trained, processes):
     done = trained.launch("local", "--processes", str(processes), "reviews", CONFIG, *mesh)
     assert "summary" in done.stdout or "accuracy" in done.stdout
     check_run(trained)
-    shown = trained.launch("logs", "--worker", "1", "reviews").stdout
-    assert "accuracy" not in shown  # only process 0 prints
+    printed = trained.launch("logs", "--worker", "1", "reviews").stdout
+    assert "accuracy" not in printed  # only process 0 prints
 
 
 @pytest.mark.slow

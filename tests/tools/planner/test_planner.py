@@ -259,8 +259,8 @@ def test_out_of_memory():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (168.06G) exceeds "
         "available HBM (15.75G)."
     )
-    found = estimate.out_of_memory("training step", said)
-    assert found == estimate.TooLarge("training step", 168.06 * 2**30, 15.75 * 2**30)
+    actual = estimate.out_of_memory("training step", said)
+    assert actual == estimate.TooLarge("training step", 168.06 * 2**30, 15.75 * 2**30)
     older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 905.50M of 512.00M hbm. Exceeded by 1G"
     assert estimate.out_of_memory("x", older) == estimate.TooLarge("x", 905.5 * 2**20, 512 * 2**20)
     assert estimate.out_of_memory("x", "INTERNAL: something (1G) exceeds available HBM (2G)") is None
@@ -274,16 +274,16 @@ def test_an_estimate_of_a_compiled_program():
     program = SimpleNamespace(
         name="product", lower=lambda: lowered, devices=["chip"], model_flops=2 * 64 * 128 * 256, unknown_trips=1
     )
-    found = estimate.estimate(program, slice_of("v5e", 1, 1))
-    assert (found.arguments, found.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
-    assert found.flops == 2 * 64 * 128 * 256 and found.traffic == found.arguments + found.outputs
-    assert found.compute == pytest.approx(found.flops / 197e12) and found.transfer == pytest.approx(
-        found.traffic / 819e9
+    actual = estimate.estimate(program, slice_of("v5e", 1, 1))
+    assert (actual.arguments, actual.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
+    assert actual.flops == 2 * 64 * 128 * 256 and actual.traffic == actual.arguments + actual.outputs
+    assert actual.compute == pytest.approx(actual.flops / 197e12) and actual.transfer == pytest.approx(
+        actual.traffic / 819e9
     )
-    assert found.bound == "memory" and found.seconds == found.transfer and found.collectives == {}
-    assert found.utilization == pytest.approx(found.compute / found.transfer)
-    longer = dataclasses.replace(found, interconnect=1.0)
-    assert longer.bound == "interconnect" and longer.seconds == 1 + found.transfer
+    assert actual.bound == "memory" and actual.seconds == actual.transfer and actual.collectives == {}
+    assert actual.utilization == pytest.approx(actual.compute / actual.transfer)
+    longer = dataclasses.replace(actual, interconnect=1.0)
+    assert longer.bound == "interconnect" and longer.seconds == 1 + actual.transfer
 
 
 def test_without_libtpu_the_error_says_how_to_install_it():
@@ -295,4 +295,4 @@ def test_without_libtpu_the_error_says_how_to_install_it():
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install 'prompt-jax[tpu]'" in done.stderr
+    assert "pip install '.[tpu]'" in done.stderr

@@ -1,4 +1,4 @@
-"""Tests of the planner with libtpu (`pip install 'prompt-jax[tpu]'`). Each plan is a new process; no TPU is needed."""
+"""Tests of the planner with libtpu (`pip install '.[tpu]'`). Each plan is a new process; no TPU is needed."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.interop,
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'prompt-jax[tpu]'"
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'"
     ),
 ]
 

@@ -93,9 +93,9 @@ ENTRY %main (w: f32[8,16,32]) -> f32[4,32] {
 
 
 def test_loops_count_once_per_iteration():
-    found = count_work(hlo.parse(LOOPS), unknown_trips=3)
-    assert found.flops == 8 * 2 * 4 * 32 * 16
-    reduced, gathered = found.collectives
+    actual = count_work(hlo.parse(LOOPS), unknown_trips=3)
+    assert actual.flops == 8 * 2 * 4 * 32 * 16
+    reduced, gathered = actual.collectives
     assert reduced == Collective("all-reduce", 4 * 32 * 4, (0, 2), 8)
     assert gathered == Collective("all-gather", 4 * 64 * 4, (0, 4), 3)
 
@@ -170,8 +170,8 @@ def test_a_convolution_counts_products_with_values(left, right, out, window, lab
 
 def test_an_ordinary_convolution():
     """Edges, where the kernel overlaps padding, count less."""
-    found = convolution("f32[2,5,7]", "f32[3,7,11]", "f32[2,5,11]", "size=3 pad=1_1", "b0f_0io->b0f")
-    assert found == 2 * 2 * 7 * 11 * (5 * 3 - 2)
+    actual = convolution("f32[2,5,7]", "f32[3,7,11]", "f32[2,5,11]", "size=3 pad=1_1", "b0f_0io->b0f")
+    assert actual == 2 * 2 * 7 * 11 * (5 * 3 - 2)
 
 
 def test_a_program_compiled_here():

@@ -109,11 +109,11 @@ def test_tables_share_equal_runs(tmp_path):
         for step in row.steps
         if isinstance(step, Training)
     }
-    found = {}
+    result = {}
     for run, training in trainings.items():
         experiment = running._experiment(ROOT / training.config, training.options, quick=False)
         alike = experiments.to_json(dataclasses.replace(experiment, name=""))
-        assert found.setdefault(alike, run) == run, "trained twice"
+        assert result.setdefault(alike, run) == run, "trained twice"
 
 
 def table_experiments(name):
@@ -239,17 +239,17 @@ def test_prompt_design_uses_the_best_template_on_validation_data(tmp_path, monke
         words = list(words)
         options = dict(zip(words[1::2], words[2::2], strict=True))
         asked.append((options["--design"], options.get("--split", "test"), options["--shots"]))
-        found = {"task": options["--task"], "split": asked[-1][1]}
+        actual = {"task": options["--task"], "split": asked[-1][1]}
         ways = [{"scores": {"rank/accuracy": scores[options["--design"]]}}]
         Path(options["--out"]).mkdir(parents=True)
-        (Path(options["--out"]) / "scores.json").write_text(json.dumps(found | {"ways": ways}))
+        (Path(options["--out"]) / "scores.json").write_text(json.dumps(actual | {"ways": ways}))
         return 0
 
     monkeypatch.setattr(running, "_wait", make)
     search = Templates("t", {"task": "a"}, tuple(scores), "rank/accuracy")
     step = Evaluation("asked", {"task": "a", "shots": 3}, search=search)
-    found, wrong = Runner(tmp_path).scores(Row("r", (step,)))
-    assert found == {("a", "test", "rank/accuracy"): [0.7]} and not wrong
+    actual, wrong = Runner(tmp_path).scores(Row("r", (step,)))
+    assert actual == {("a", "test", "rank/accuracy"): [0.7]} and not wrong
     assert asked == [*((design, "validation", "0") for design in scores), ("b {input}", "test", "3")]
 
 
@@ -280,12 +280,12 @@ def test_a_call_waits_for_a_run_of_another_call(tmp_path, monkeypatch, capsys):
 
 
 def test_scores_of_members_best_and_vote():
-    found = {"task": "a", "split": "validation", "members": [{"scores": {"accuracy": v}} for v in (0.5, 0.7)]}
-    found["ensemble"] = {"vote": {"accuracy": 0.9}, "best": 1}
+    actual = {"task": "a", "split": "validation", "members": [{"scores": {"accuracy": v}} for v in (0.5, 0.7)]}
+    actual["ensemble"] = {"vote": {"accuracy": 0.9}, "best": 1}
     key = ("a", "validation", "accuracy")
-    own = {of: evaluation_scores(found, Row("r", of=of))[key] for of in ("members", "best", "vote")}
+    own = {of: evaluation_scores(actual, Row("r", of=of))[key] for of in ("members", "best", "vote")}
     assert own == {"members": [0.5, 0.7], "best": [0.7], "vote": [0.9]}
-    assert evaluation_scores(found | {"ensemble": None, "members": found["members"][:1]}, Row("r"))[key] == [0.5]
+    assert evaluation_scores(actual | {"ensemble": None, "members": actual["members"][:1]}, Row("r"))[key] == [0.5]
 
 
 def test_a_row_selects_members_by_their_settings():
@@ -475,5 +475,5 @@ def test_results_md_matches_the_tables():
 
 def _of_any_search(command):
     """Return a command without the learning rate or template that a search chose."""
-    found = r"--optimizer.learning-rate \S+" + ("" if "--split validation" in command else r"|--design '[^']+'")
-    return re.sub(found, "", command)
+    actual = r"--optimizer.learning-rate \S+" + ("" if "--split validation" in command else r"|--design '[^']+'")
+    return re.sub(actual, "", command)
