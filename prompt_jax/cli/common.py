@@ -72,9 +72,14 @@ def check_model(
     """Raise UserError unless the model has a tokenizer and is the base that the prompt was trained on."""
     from prompt_jax.prompt_files.io import check_base
 
+    check_tokenizer(model)
+    check_base(path, prompt, metadata, model, allow_other_base=base.allow_other_base)
+
+
+def check_tokenizer(model: "Model") -> None:
+    """Raise UserError if the model has no tokenizer."""
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
-    check_base(path, prompt, metadata, model, allow_other_base=base.allow_other_base)
 
 
 def override_format(

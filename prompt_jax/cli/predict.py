@@ -13,6 +13,7 @@ from prompt_jax.cli.common import (
     BaseOptions,
     check_model,
     check_positive,
+    check_tokenizer,
     load_base,
     override_format,
     print_note,
@@ -90,6 +91,7 @@ def run(args: Predict) -> int:
 def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
     from prompt_jax.ensembles.streams import Line, Voting
+    from prompt_jax.models.delta import Delta
     from prompt_jax.prompt_files.io import check_bases
     from prompt_jax.prompt_files.metadata import find_task_mismatch
 
@@ -98,7 +100,13 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     loaded = read_chosen([parse_path(args.words[0])], args.member)
     file, members = loaded[0].path, [(each.prompt, each.metadata) for each in loaded]
     model = load_base(file, members[0][1], args.base)
+    check_tokenizer(model)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
+    if len(members) > 1 and any(isinstance(prompt, Delta) for prompt, _ in members):
+        raise UserError(
+            f"the {len(members)} members of {file} change weights of the base and cannot share a batch; choose one "
+            "with --member NUMBER (prompt-jax evaluate scores their vote)"
+        )
     if (pair := find_task_mismatch([metadata for _, metadata in members])) is not None:
         a, b = pair
         raise UserError(
@@ -106,7 +114,7 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
             f'or name one for each input with --prompts NAME={file} (the field "prompt" is then NAME/{a} or NAME/{b})'
         )
     task_format = override_format(members[0][1].format, args.template, args.labels, None)
-    assert model.tokenizer is not None  # load_base
+    assert model.tokenizer is not None  # check_tokenizer
     texts = input_texts(read_inputs(args.words[1:], args.input), task_format.marked(model.tokenizer.marked))
     return (Line(None, text) for text in texts), Voting(
         model, [prompt for prompt, _ in members], task_format, args.decoding
@@ -136,7 +144,7 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
         check_model(member.path, member.prompt, member.metadata, model, args.base)
     wanted = 'a JSON object with "prompt" and the columns of its template'
     rows = ((where, as_row(line, where, wanted)) for where, line in read_inputs(args.words, args.input))
-    assert model.tokenizer is not None  # load_base
+    assert model.tokenizer is not None  # check_model
     return streams.read_lines(rows, named, model.tokenizer.marked), streams.Mixed(model, named, args.decoding)
 
 

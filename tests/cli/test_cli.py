@@ -5,13 +5,14 @@ import io
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
+from prompt_jax import Delta, Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
 from prompt_jax.inference import answers
 from prompt_jax.prompt_files.io import ModelId, read_prompt, save_ensemble
@@ -371,8 +372,13 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         PromptMetadata(base=ModelId("elsewhere", None, "sha256:1"), format=TaskFormat("{text}")),
     )
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    delta = Delta({"decoder": {"final_norm": np.ones(64, np.float32)}})
+    save_ensemble(tmp_path / "deltas.npz", [delta] * 2, [read_prompt(prompt_file)[1]] * 2)
+    no_tokenizer = shutil.copytree(tiny_folder, tmp_path / "no_tokenizer", ignore=shutil.ignore_patterns("spiece*"))
     named = ("--model", tiny_folder)
     for argv, message in (
+        (("predict", prompt_file, "x", "--model", no_tokenizer), "no_tokenizer has no tokenizer"),
+        (("predict", tmp_path / "deltas.npz", "x", *named), "deltas.npz change weights of the base and cannot share"),
         (("train",), "train needs a configuration file, e.g."),
         (("train", "none.py"), "no configuration file none.py"),
         (("evaluate",), "name at least one prompt file"),
