@@ -64,7 +64,8 @@ def members(experiment: Experiment) -> tuple[Experiment, ...]:
     """Return for each member the experiment that would train it alone.
 
     Raises:
-      ConfigError: a list has neither one value nor one per member, or the method does not have the list's option.
+      ConfigError: a list has neither one value nor one per member, the method does not have the list's option, or the
+        option does not take a value of the list.
     """
     ensemble = experiment.ensemble
     lists: dict[str, tuple[Any, ...]] = {name: getattr(ensemble, name) for name in ENSEMBLE_LISTS}
@@ -77,11 +78,17 @@ def members(experiment: Experiment) -> tuple[Experiment, ...]:
                 f"ensemble.{name} has {len(values)} values for {size} members: give {size}, or one for all of them"
             )
         section, field = ENSEMBLE_LISTS[name]
-        if values and not hasattr(getattr(experiment, section), field):
+        options = getattr(experiment, section)
+        if values and not hasattr(options, field):
             raise ConfigError(
                 f"ensemble.{name} sets {section}.{field}, which the method {experiment.prompt.name!r} does not have; "
                 "leave it out"
             )
+        for value in values:  # the option may take fewer values than the list: a prefix has no init 'vocab'
+            try:
+                from_dict(type(options), {field: value}, section)
+            except ConversionError as error:
+                raise ConfigError(f"ensemble.{name}: {error}") from None
     if not ensemble.seed:
         lists["seed"] = tuple(range(experiment.train.seed, experiment.train.seed + size))
     alone = dataclasses.replace(experiment, ensemble=EnsembleConfig(), mesh=MeshConfig())

@@ -109,9 +109,13 @@ def test_a_bucket_is_no_folder():
         ("optimizer", {"clip_norm": math.inf}, "optimizer.clip_norm must be finite, not inf"),
         ("optimizer", {"learning_rate": math.nan}, "optimizer.learning_rate must be finite, not nan"),
         ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate must be positive, not 0"),
+        ("optimizer", {"warmup_steps": 2**31}, r"optimizer.warmup_steps must be below 2\*\*31, as JAX counts steps"),
+        ("optimizer", {"decay_offset": -(2**31)}, r"optimizer.decay_offset must be below 2\*\*31"),
+        ("train", {"steps": 2**31}, r"train.steps must be below 2\*\*31"),
         ("mesh", {"data": 0}, "mesh.data must be positive, or -1 for all remaining devices, not 0"),
         ("mesh", {"data": -1, "model": -1}, "mesh.data and mesh.model are both -1"),
         ("ensemble", {"size": 0}, "ensemble.size must be positive, not 0"),
+        ("ensemble", {"size": 10**30}, "ensemble.size must be at most 4096, not 1000"),
         ("ensemble", {"size": 3, "seed": (1, 2)}, "ensemble.seed has 2 values for 3 members"),
         ("data", {"train_examples": 0}, "data.train_examples must be positive, not 0"),
         ("data", {"subset_seed": -1}, "data.subset_seed must be zero or positive, not -1"),
@@ -257,6 +261,14 @@ def test_without_a_size_the_lists_determine_it():
 def test_a_member_that_cannot_be_is_named():
     experiment = Experiment(data=DataConfig(task="t"), ensemble=EnsembleConfig(init=("vocab", "text")))
     with pytest.raises(ConfigError, match=r"needs prompt.init_text \(member 1\)"):
+        check(experiment)
+
+
+def test_a_value_that_the_method_does_not_take_is_refused():
+    experiment = Experiment(
+        data=DataConfig(task="t"), prompt=PrefixTuning(), ensemble=EnsembleConfig(init=("normal", "vocab"))
+    )
+    with pytest.raises(ConfigError, match="ensemble.init: prompt.init must be 'uniform' or .*, not 'vocab'"):
         check(experiment)
 
 

@@ -32,11 +32,14 @@ INTERVAL = Constraint("a lower and a higher value", lambda value: value[0] < val
 DISTINCT = Constraint("without repetitions", lambda value: len(set(value)) == len(value))
 NOT_BLANK = Constraint("without empty words", lambda value: all(word.strip() for word in value))
 SEED = Constraint("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+STEPS = Constraint("below 2**31, as JAX counts steps in 32 bits", lambda value: abs(value) < 2**31)
 MESH_SIZE = Constraint("positive, or -1 for all remaining devices", lambda value: value > 0 or value == -1)
 
 
 def check_fields(options: Any, name: str) -> None:
-    """Check each field of a dataclass against its constraints, and that floats are finite. None is always allowed.
+    """Check each field of a dataclass against its constraints, that floats are finite, and that integers have 64 bits.
+
+    None is always allowed.
 
     Args:
       options: a dataclass instance.
@@ -56,6 +59,9 @@ def check_fields(options: Any, name: str) -> None:
             if not constraint.holds(value):
                 printed = list(value) if isinstance(value, tuple) else value
                 raise ConfigError(f"{name}.{field} must be {constraint.text}, not {printed}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ConfigError(f"{name}.{field} must be from -2**63 to 2**63 - 1, not {number}")
 
 
 def _constraints(hint: Any) -> Iterator[Constraint]:

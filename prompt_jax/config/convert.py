@@ -55,10 +55,13 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _prepared(hint: Any, value: Any, at: str, unknown: str, nan: bool) -> Any:
-    """Return the value with NaN for null, after a check for unknown fields. msgspec does neither."""
+    """Return the value with NaN for null, after a check for unknown fields and lone surrogates. msgspec does none."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is None:
         return math.nan if nan and hint is float else None
+    takes_text = {str, Path, Any} & set(arguments if _is_union(kind) else [hint])
+    if isinstance(value, str) and not takes_text and not _is_unicode(value):
+        raise ConversionError(f"{at or 'the file'} must be {_described(hint)}, not {_shown(value)}")
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConversionError(f"{at or 'the file'} must be a JSON object, not {_shown(value)}")
@@ -72,13 +75,27 @@ def _prepared(hint: Any, value: Any, at: str, unknown: str, nan: bool) -> Any:
             if name in hints
         }
     if kind in (dict, Mapping) and isinstance(value, Mapping):
-        return {name: _prepared(arguments[1], part, f"{at}.{name}", unknown, nan) for name, part in value.items()}
+        return {
+            _prepared(arguments[0], name, f"a name in {at}", unknown, nan): _prepared(
+                arguments[1], part, f"{at}.{name}", unknown, nan
+            )
+            for name, part in value.items()
+        }
     if kind in (tuple, list) and isinstance(value, list | tuple):
         parts = arguments if len(arguments) == len(value) and Ellipsis not in arguments else arguments[:1] * len(value)
         pairs = enumerate(zip(parts, value, strict=True))
         return [_prepared(part, item, f"{at}[{i}]", unknown, nan) for i, (part, item) in pairs]
     options = [option for option in arguments if option is not type(None)] if _is_union(kind) else []
     return _prepared(options[0], value, at, unknown, nan) if len(options) == 1 else value
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded. JSON can hold lone surrogates, which msgspec cannot compare with others."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_union(kind: Any) -> bool:
@@ -117,7 +134,7 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else _PREFIX.sub("", str(hint))
 
 
-_PREFIX = re.compile(r"\b(?:typing|pathlib|prompt_jax)\.(?:\w+\.)*")
+_PREFIX = re.compile(r"\b(?:typing|pathlib|collections|prompt_jax)\.(?:\w+\.)*")
 
 
 def _shown(value: Any) -> str:

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Annotated
 
-from prompt_jax.config.constraints import POSITIVE
+from prompt_jax.config.constraints import POSITIVE, Constraint
 from prompt_jax.config.prompt import Initialization
+
+MAX_MEMBERS = 4096  # that a prompt file holds
+_SIZE = Constraint(f"at most {MAX_MEMBERS}", lambda value: value <= MAX_MEMBERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +15,7 @@ class EnsembleConfig:
     """Several prompts trained at once, each exactly as alone. A list has one value for each member, or one value for
     all. An empty list means the experiment's value."""
 
-    size: Annotated[int, POSITIVE] | None = None
+    size: Annotated[int, POSITIVE, _SIZE] | None = None
     """Number of members. None means the length of the longest list, or a single prompt without lists."""
     group: Annotated[int, POSITIVE] | None = None
     """Number of members in one compiled step; groups run in turn. None means all, which suits accelerators. On CPUs, 1

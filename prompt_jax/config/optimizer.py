@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, NOT_POSITIVE, POSITIVE
+from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, NOT_POSITIVE, POSITIVE, STEPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class OptimizerConfig:
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or linear or cosine decay to zero at the last step."""
-    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
+    warmup_steps: Annotated[int, NOT_NEGATIVE, STEPS] = 0
     """Steps of linear warm-up from zero."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-5
     """Weight decay per step. AdamW multiplies it by the learning rate; Adafactor, as in T5X, does not."""
@@ -27,7 +27,7 @@ class OptimizerConfig:
     parameter_scale: bool = False
     """Adafactor: scale updates by the parameter's root mean square (at least 1e-3), as in T5's training. Prompt tuning
     does not."""
-    decay_offset: Annotated[int, NOT_POSITIVE] = 0
+    decay_offset: Annotated[int, NOT_POSITIVE, STEPS] = 0
     """Adafactor: offset of the step count. -1_100_000 reproduces the paper's code, which continued the base's count."""
     beta1: Annotated[float, BELOW_ONE] = 0.9
     """AdamW: decay rate of the first moment."""

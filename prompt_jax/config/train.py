@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED
+from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, STEPS
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
-    steps: Annotated[int, POSITIVE] = 30_000
+    steps: Annotated[int, POSITIVE, STEPS] = 30_000
     """Number of optimizer steps."""
     epochs: Annotated[float, POSITIVE] | None = None
     """Number of passes over the training data. If set, it replaces `steps`."""

@@ -79,6 +79,7 @@ def forward(
       PromptStackError: a stacked prompt without `prompt_ids`, `prompt_ids` without a stacked prompt, or an id out of
         range. Under `jit`, where ids have no values, a row with such an id has NaN logits.
       PromptPartError: the model does not support a part of the prompt.
+      TypeError: the prompt is none, such as a Delta; `merged_params` returns the parameters for it.
       ContextError: text and prompt need more positions than the model has. Under `jit`, padding counts as text.
     """
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))

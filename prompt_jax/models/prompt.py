@@ -200,16 +200,22 @@ def _difference(part_name: str, first: Any, part: Any, first_name: str, name: st
     return None
 
 
-def check_prompt_ids(prompt: Prompt | None, ids: Any, rows: int) -> None:
+def check_prompt_ids(prompt: Any, ids: Any, rows: int) -> None:
     """Raise PromptStackError if prompt ids are missing, superfluous, of the wrong shape or dtype, or out of range.
 
-    Ids under `jit` have no values to check; rows with ids out of range then get NaN logits.
+    Raise TypeError for anything but a prompt, such as a Delta. Ids under `jit` have no values to check; rows with ids
+    out of range then get NaN logits.
 
     Args:
       prompt: a single or stacked prompt, or None.
       ids: the batch's `prompt_ids`, or None.
       rows: the number of rows in the batch.
     """
+    if not isinstance(prompt, Prompt | None):
+        raise TypeError(
+            f"the prompt must be a Prompt or None, not a {type(prompt).__name__}; for a Delta, such as an adapter, "
+            "pass merged_params(params, delta) as the parameters"
+        )
     count = None if prompt is None else prompt.stacked
     if ids is None:
         if count is not None:

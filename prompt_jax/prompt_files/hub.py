@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.checkpoints.load import hub_errors, hub_reason
+from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.errors import UserError
-from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError
+from prompt_jax.prompt_files.metadata import PromptFormatError
 from prompt_jax.prompt_files.peft import MEMBER
 from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from prompt_jax.checkpoints import t5x
 from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import family
 from prompt_jax.models.delta import Delta, check_alike, check_delta
 from prompt_jax.models.prompt import Prefix, Prompt, PromptStackError, VirtualTokens, stack_prompts
 from prompt_jax.prompt_files import hub, npz, peft
 from prompt_jax.prompt_files.metadata import (
-    MAX_MEMBERS,
     ModelId,
     PromptFormatError,
     PromptMetadata,

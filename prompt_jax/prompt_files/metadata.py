@@ -18,7 +18,6 @@ from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 
 FORMAT_VERSION = 1
-MAX_MEMBERS = 4096  # the maximum size of an ensemble
 
 Setting = str | bool | int | float | None | list[Any]  # the list is flat
 

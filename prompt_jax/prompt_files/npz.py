@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.models.delta import Delta, flat
 from prompt_jax.models.prompt import SITES, Prefix, Prompt, VirtualTokens
 from prompt_jax.prompt_files.metadata import (
-    MAX_MEMBERS,
     PromptFormatError,
     PromptMetadata,
     StoredPrompt,

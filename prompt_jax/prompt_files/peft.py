@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.checkpoints.load import T5X, Model
+from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.models import family
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prefix, Prompt, used_arrays
 from prompt_jax.prompt_files import card
-from prompt_jax.prompt_files.metadata import MAX_MEMBERS, PromptFormatError, PromptMetadata, StoredPrompt
+from prompt_jax.prompt_files.metadata import PromptFormatError, PromptMetadata, StoredPrompt
 from prompt_jax.prompt_files.peft_config import SUBMODULES, key_slots, parse_config
 from prompt_jax.prompt_files.peft_tensors import (
     CONFIG,

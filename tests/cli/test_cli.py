@@ -5,13 +5,14 @@ import io
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
+from prompt_jax import Delta, Prompt, PromptMetadata, VirtualTokens, load_prompt, save_prompt
 from prompt_jax.cli import VERBS, main
 from prompt_jax.inference import answers
 from prompt_jax.prompt_files.io import ModelId, read_prompt, save_ensemble
@@ -243,8 +244,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         printed = [line.split() for line in out.splitlines()[1:]]
         assert printed == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
-        ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
-        ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
+        ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts: 0 (seed 7), 1 (seed 8)"),
+        ([prompt_file], 1, f"--member 1: {prompt_file} has a single prompt, number 0"),
         ([], 0, "--member needs a prompt file, and there is none"),
     ):
         status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)
@@ -371,8 +372,13 @@ def test_errors_are_one_message(config, prompt_file, tiny_folder, tmp_path, caps
         PromptMetadata(base=ModelId("elsewhere", None, "sha256:1"), format=TaskFormat("{text}")),
     )
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    delta = Delta({"decoder": {"final_norm": np.ones(64, np.float32)}})
+    save_ensemble(tmp_path / "deltas.npz", [delta] * 2, [read_prompt(prompt_file)[1]] * 2)
+    no_tokenizer = shutil.copytree(tiny_folder, tmp_path / "no_tokenizer", ignore=shutil.ignore_patterns("spiece*"))
     named = ("--model", tiny_folder)
     for argv, message in (
+        (("predict", prompt_file, "x", "--model", no_tokenizer), "no_tokenizer has no tokenizer"),
+        (("predict", tmp_path / "deltas.npz", "x", *named), "deltas.npz change weights of the base and cannot share"),
         (("train",), "train needs a configuration file, e.g."),
         (("train", "none.py"), "no configuration file none.py"),
         (("evaluate",), "name at least one prompt file"),

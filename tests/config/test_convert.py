@@ -73,6 +73,9 @@ def test_an_integer_is_a_float():
         ({"count": 1, "path": 3}, r"^path must be Path \| None, not 3$"),
         ({"count": 1, "names": ["a", 1]}, r"^names must be tuple\[str, ...\], not \['a', 1\]$"),
         ({"count": 1, "between": [1, 2, 3]}, r"^between must be tuple\[float, float\], not \[1, 2, 3\]$"),
+        ({"count": "\ud800"}, r"^count must be int, not '\\ud800'$"),
+        ({"count": 1, "inner": {"kind": "\ud800"}}, r"^inner.kind must be 'a' or 'b', not '\\ud800'$"),
+        ({"count": 1, "scores": {"f1": "\ud800"}}, r"^scores.f1 must be float, not '\\ud800'$"),
     ],
 )
 def test_errors_name_the_field(values, message):
@@ -92,6 +95,7 @@ def test_unknown_fields_and_null_if_requested():
         (Outer(0), "^part.count must be positive, not 0$"),
         (Outer(1, names=("a", "a")), r"^part.names must be without repetitions, not \['a', 'a'\]$"),
         (Outer(1, between=(1.0, 1.0)), r"^part.between must be a lower and a higher value, not \[1.0, 1.0\]$"),
+        (Outer(2**63), r"^part.count must be from -2\*\*63 to 2\*\*63 - 1, not 9223372036854775808$"),
         (Outer(1, between=(0.0, math.inf)), r"^part.between must be finite, not \(0.0, inf\)$"),
     ],
 )

@@ -14,7 +14,8 @@ import prompt_jax
 from prompt_jax import Prompt, VirtualTokens, stack_prompts
 from prompt_jax.inference.decoding import _generate, generate_scored, score
 from prompt_jax.models import _forward, family
-from prompt_jax.models.prompt import PromptStackError, unstack_prompts
+from prompt_jax.models.delta import Delta
+from prompt_jax.models.prompt import PromptStackError, check_prompt_ids, unstack_prompts
 
 LENGTHS = (3, 1, 6)
 IDS = np.array([2, -1, 0, 0, 1, 2], np.int32)  # different lengths, a row without a prompt, rows that share a prompt
@@ -175,6 +176,11 @@ def test_a_gradient_only_reaches_each_rows_prompt(model):
         np.testing.assert_allclose(
             np.asarray(gradient)[number][mask[number]], total, rtol=0, atol=1e-4 * abs(total).max()
         )
+
+
+def test_a_delta_is_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"not a Delta; .* pass merged_params\(params, delta\) as the parameters"):
+        check_prompt_ids(Delta({}), None, 1)
 
 
 def test_wrong_prompt_ids_are_refused_where_they_are_known(model):

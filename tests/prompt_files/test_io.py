@@ -319,6 +319,10 @@ BROKEN = {
     ),
     "type": ({"encoder_tokens": GOOD, "metadata": text(step="3")}, r"metadata: step must be int \| None, not '3'"),
     "boolean": ({"encoder_tokens": GOOD, "metadata": text(step=True)}, r"metadata: step must be int \| None, not True"),
+    "surrogate": (
+        {"encoder_tokens": GOOD, "metadata": text(step="\ud800")},
+        r"metadata: step must be int \| None, not '\\ud800'",
+    ),
     "infinite": ({"encoder_tokens": GOOD, "metadata": np.array('{"scores": {"a": Infinity}}')}, "not a number"),
     "score": ({"encoder_tokens": GOOD, "metadata": text(scores={"a": "b"})}, "scores must be .*, not {'a': 'b'}"),
     "template": (

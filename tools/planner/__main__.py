@@ -25,12 +25,13 @@ import tyro
 
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.weights import abstract
+from prompt_jax.cli.train import choose_method
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape
-from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.errors import ConfigError, MissingPackage, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.models import family
 from tools.planner.chips import GIB, Topology, TopologyError, topology
@@ -85,27 +86,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 2
     try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        print("planner: libtpu is missing (Linux only): pip install '.[tpu]'", file=sys.stderr)
-        return 1
-    os.environ |= NO_TPU
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        if argv == ["--all"]:
+        args = None if argv == ["--all"] else parse(argv)
+        try:
+            import libtpu  # noqa: F401
+        except ImportError:
+            raise MissingPackage("libtpu is missing (Linux only): pip install '.[tpu]'") from None
+        os.environ |= NO_TPU
+        jax.config.update("jax_platforms", "cpu")
+        if args is None:
             all_plans()
-            return 0
-        named = not argv[0].startswith("-")
-        experiment = experiments.load_experiment(Path(argv[0])) if named else Experiment()
-        default = Plan(Path(argv[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
-        args = tyro.cli(Plan, default=default, args=argv[named:], prog="python -m tools.planner")
-        if not named:
-            raise ConfigError("expected a configuration file first, e.g. python -m tools.planner configs/boolq.py")
-        plan(args)
+        else:
+            plan(args)
     except (UserError, TopologyError) as error:
         print(f"planner: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def parse(words: Sequence[str]) -> Plan:
+    """Parse the arguments. Exit with a message if they are wrong."""
+    named = not words[0].startswith("-")
+    experiment, rest = choose_method(
+        experiments.load_experiment(Path(words[0])) if named else Experiment(), words[named:]
+    )
+    default = Plan(Path(words[0] if named else "CONFIG"), experiment, topology=tyro.MISSING)
+    args = tyro.cli(Plan, default=default, args=rest, prog="python -m tools.planner")
+    if not named:
+        raise ConfigError("expected a configuration file first, e.g. python -m tools.planner configs/boolq.py")
+    return args
 
 
 def plan(args: Plan) -> None:

@@ -24,9 +24,11 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.inference import answers
 from prompt_jax.inference.batching import Rows, Shapes, stack_with_ids
 from prompt_jax.methods import METHODS
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family
 from prompt_jax.training import setup as setups
+from tools.planner import __main__ as planner
 from tools.planner import chips, estimate
 from tools.planner.flops import matmul_flops
 from tools.planner.programs import PUBLISHED, base_config, programs
@@ -290,9 +292,17 @@ def test_without_libtpu_the_error_says_how_to_install_it():
     code = """if True:
         import runpy, sys
         sys.modules["libtpu"] = None
-        sys.argv = ["planner", "x"]
+        sys.argv = ["planner", "configs/demo.py", "--topology", "v5e:4x4"]
         runpy.run_module("tools.planner", run_name="__main__")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install '.[tpu]'" in done.stderr
+
+
+def test_the_command_line_chooses_the_method(capsys):
+    words = ["configs/demo.py", "--topology", "v5e:4x4", "--prompt.method", "last_layers", "--prompt.layers", "3"]
+    assert planner.parse([str(ROOT / words[0]), *words[1:]]).experiment.prompt == LastLayersTuning(layers=3)
+    with pytest.raises(SystemExit):
+        planner.main(["--help"])
+    assert "--topology" in capsys.readouterr().out
