@@ -35,7 +35,7 @@ demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: $(VENV)/.demo
 	$(BIN)/prompt-jax train configs/demo.py
 	$(BIN)/prompt-jax evaluate runs/demo/best.npz --early-stop
-	$(BIN)/prompt-jax export runs/demo/best.npz runs/demo/member_0.npy --member 0
+	$(BIN)/prompt-jax export runs/demo/best.npz runs/demo/member_0.npy --member 0 --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import print_escaped
+from prompt_jax.cli.common import print_escaped, read_chosen
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,30 +21,37 @@ class Average:
 
     examples: ClassVar[tuple[str, ...]] = ("prompt-jax average a.npz b.npz between.npz --weights 0.3 0.7",)
 
-    dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
-    """The .npz file to write."""
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")]
-    """Prompt files of the same base and size. All members of an ensemble's file are used."""
+    files: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ... DEST", help_behavior_hint="")
+    ]
+    """Prompt files or runs of the same base and size, then the .npz file to write. All members of an ensemble are
+    used."""
     weights: tuple[float, ...] | None = None
     """One weight for each prompt; they must sum to 1. `1.5 -0.5` extrapolates from the second prompt past the first.
     None means equal weights."""
+    member: int | None = None
+    """Use only this member of each ensemble, numbered from 0."""
+    overwrite: bool = False
+    """Replace an existing DEST."""
 
 
 def run(args: Average) -> int:
     from prompt_jax.ensembles.average import average_prompts
-    from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
+    from prompt_jax.ensembles.members import check_one_base
     from prompt_jax.prompt_files.io import save_prompt
 
-    if args.dest.suffix != ".npz":
-        raise UserError(f"{args.dest}: DEST must end in .npz (export writes other formats)")
-    if args.dest.exists():
-        raise UserError(f"{args.dest} exists already; the first file is the one to write and must be new")
-    check_distinct(args.files)
-    members = read_members(args.files)
+    if len(args.files) < 2:
+        raise UserError("name prompt files and then the file to write, e.g. prompt-jax average a.npz b.npz between.npz")
+    *files, dest = args.files
+    if dest.suffix != ".npz":
+        raise UserError(f"{dest}: DEST must end in .npz (export writes other formats)")
+    if dest.exists() and not args.overwrite:
+        raise UserError(f"{dest} exists already; the last file is the one to write: add --overwrite to replace it")
+    members = read_chosen(files, args.member)
     check_one_base(members)
     prompt = average_prompts([member.prompt for member in members], args.weights, [str(member) for member in members])
-    save_prompt(args.dest, prompt, _metadata(members, args.weights))
-    print_escaped(f"wrote {args.dest}, the average of {len(members)} prompts")
+    save_prompt(dest, prompt, _metadata(members, args.weights))
+    print_escaped(f"wrote {dest}, the average of {len(members)} prompts")
     return 0
 
 

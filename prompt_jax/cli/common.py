@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
+    from prompt_jax.ensembles.members import LoadedPrompt
     from prompt_jax.models.delta import Delta
     from prompt_jax.models.prompt import Prompt
     from prompt_jax.prompt_files.io import PromptMetadata
@@ -91,11 +94,41 @@ def override_format(
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-def check_member_number(number: int | None, file: Path, count: int) -> None:
-    """Raise UserError unless a file of `count` prompts has the one that --member names."""
-    if number is not None and not 0 <= number < count:
-        has = "a single prompt, number 0" if count == 1 else f"{count} prompts, numbered from 0 to {count - 1}"
-        raise UserError(f"--member {number}: {file} has {has}")
+def read_chosen(files: Sequence[Path], number: int | None) -> list["LoadedPrompt"]:
+    """Read the prompts of files and runs: all, or of an ensemble only the member that --member names."""
+    from prompt_jax.ensembles.members import check_distinct, prompt_file, read_members
+
+    check_distinct([prompt_file(path) for path in files])
+    return choose_members(read_members(files), number)
+
+
+def choose_members(members: Sequence["LoadedPrompt"], number: int | None) -> list["LoadedPrompt"]:
+    """Return all prompts, or of each ensemble only the member with this number.
+
+    Raises:
+      UserError: there is no such member. The message lists those that there are.
+    """
+    counts = Counter(member.path for member in members)
+    if number is None:
+        return list(members)
+    if number != 0 and set(counts.values()) == {1}:
+        raise UserError(f"--member {number}: {members[0].path} has a single prompt, number 0")
+    chosen = [member for member in members if member.number in (None, number)]
+    if missing := [path for path in counts if path not in {member.path for member in chosen}]:
+        names = [
+            f"{member.number} ({member.settings})" if member.settings else str(member.number)
+            for member in members
+            if member.path == missing[0]
+        ]
+        shown = ", ".join(names[:16]) + (", ..." if len(names) > 16 else "")
+        raise UserError(f"--member {number}: {missing[0]} has {len(names)} prompts: {shown}")
+    return chosen
+
+
+def check_new(dest: Path, overwrite: bool) -> None:
+    """Raise UserError if the file exists and may not be overwritten. Writers of folders check that they are empty."""
+    if not overwrite and not dest.is_dir() and dest.exists():
+        raise UserError(f"{dest} exists already; add --overwrite to replace it")
 
 
 def check_positive(**options: int | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_member_number, check_model, load_base, print_escaped
+from prompt_jax.cli.common import BaseOptions, check_model, check_new, load_base, print_escaped, read_chosen
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Export:
     )
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """Prompt file."""
+    """Prompt file, or the folder of a run, for its best prompt."""
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """File to write. For the formats peft and model, a new or empty folder."""
     member: int | None = None
@@ -36,6 +36,8 @@ class Export:
     as_: Annotated[Literal["prefix"] | None, tyro.conf.arg(name="as", metavar="prefix", help_behavior_hint="")] = None
     """prefix: replace a causal model's virtual tokens by their keys and values. Logits are equal, inference is faster.
     This loads the base."""
+    overwrite: bool = False
+    """Replace an existing file. A folder must be new or empty."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
 
 
@@ -53,6 +55,10 @@ class Import:
     the Hub: hf://USER/NAME[@REVISION][/PATH]."""
     dest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The .npz file to write."""
+    member: int | None = None
+    """Member of an ensemble to write, numbered from 0. None means all members."""
+    overwrite: bool = False
+    """Replace an existing file."""
     model: str | None = None
     """Name or folder of the prompt's base. The sizes are checked, and the .npz records this base for other verbs."""
     revision: str | None = None
@@ -60,12 +66,12 @@ class Import:
 
 
 def export(args: Export) -> int:
-    from prompt_jax.prompt_files.io import check_bases, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.prompt_files.io import check_bases, save_ensemble, save_prompt
     from prompt_jax.prompt_files.peft import VERSIONS_NOTE
 
-    members = read_prompts(args.file)
+    check_new(args.dest, args.overwrite)
+    members = [(each.prompt, each.metadata) for each in read_chosen([args.file], args.member)]
     count, model = len(members), None
-    check_member_number(args.member, args.file, count)
     if args.format == "model":
         return _whole_model(args, members)
     if args.as_ == "prefix":
@@ -73,8 +79,8 @@ def export(args: Export) -> int:
     if args.format == "peft":
         model = load_base(args.file, members[0][1], args.base)
         check_bases(args.file, members, model, allow_other_base=args.base.allow_other_base)
-    if args.member is not None or count == 1:
-        save_prompt(args.dest, *members[args.member or 0], format=args.format, model=model)
+    if count == 1:
+        save_prompt(args.dest, *members[0], format=args.format, model=model)
     elif (args.format or args.dest.suffix[1:]) == "npy":
         raise UserError(
             f"{args.file} is an ensemble of {count} prompts and a .npy holds one: say which with --member, from 0 to "
@@ -89,13 +95,14 @@ def export(args: Export) -> int:
 
 def import_(args: Import) -> int:
     from prompt_jax.checkpoints.load import load_model
-    from prompt_jax.prompt_files.io import ModelId, check_base, read_prompts, save_ensemble, save_prompt
+    from prompt_jax.prompt_files.io import ModelId, check_base, save_ensemble, save_prompt
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: DEST must end in .npz (export writes other formats)")
     if args.model is None and args.revision is not None:
         raise UserError("--revision needs --model")
-    members = read_prompts(args.source)
+    check_new(args.dest, args.overwrite)
+    members = [(each.prompt, each.metadata) for each in read_chosen([args.source], args.member)]
     if args.model is not None:
         if known := next((metadata.base for _, metadata in members if metadata.base is not None), None):
             raise UserError(f"{args.source} already names its base, {known.name}: leave out --model")
@@ -120,9 +127,9 @@ def _whole_model(args: Export, members: "Sequence[StoredPrompt]") -> int:
         raise UserError("--as prefix is for prompts, --format model for trained layers or a full model; choose one")
     if args.base.dtype == "int8":
         raise UserError("Hugging Face's format does not support --dtype int8; choose float32 or bfloat16")
-    if len(members) > 1 and args.member is None:
+    if len(members) > 1:
         raise UserError(f"{args.file} has {len(members)} members; choose one with --member")
-    prompt, metadata = members[args.member or 0]
+    prompt, metadata = members[0]
     model = load_base(args.file, metadata, args.base)
     check_model(args.file, prompt, metadata, model, args.base)
     if not isinstance(prompt, Delta):

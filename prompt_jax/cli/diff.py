@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import print_escaped
+from prompt_jax.cli.common import choose_members, print_escaped
 from prompt_jax.errors import UserError
 
 
@@ -23,9 +23,12 @@ class Diff:
     )
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
-    """Prompt file, or configuration: a .py or .json file, or the folder of a run."""
+    """Prompt file, or configuration: a .py or .json file, or the folder of a run. The folder stands for its best prompt
+    if the other is a prompt, and with --member."""
     b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")]
     """Prompt file or configuration to compare with A."""
+    member: int | None = None
+    """Compare only this member of each ensemble, numbered from 0."""
 
 
 class NotComparable(UserError):
@@ -37,11 +40,11 @@ class NotComparable(UserError):
 def run(args: Diff) -> int:
     try:
         a, b = (_config_file(path) for path in (args.a, args.b))
-        if a is not None and b is not None:
+        if a is not None and b is not None and args.member is None:
             return _configs(args, a, b)
-        if a is not None or b is not None:
-            config, other = (args.a, args.b) if a is not None else (args.b, args.a)
-            raise NotComparable(f"{config} is a configuration and {other} is not; name two of a kind")
+        for config, path, other in ((a, args.a, args.b), (b, args.b, args.a)):
+            if config == path:
+                raise NotComparable(f"{config} is a configuration and {other} is not; name two of a kind")
         return _prompts(args)
     except FileNotFoundError as error:
         raise NotComparable(f"no such file: {error.filename}") from error
@@ -72,11 +75,15 @@ def _configs(args: Diff, a: Path, b: Path) -> int:
 
 
 def _prompts(args: Diff) -> int:
+    from prompt_jax.ensembles.members import read_members
     from prompt_jax.inspection.difference import member_lines
-    from prompt_jax.prompt_files.io import read_prompts
 
+    files = [read_members([path]) for path in (args.a, args.b)]
+    several = any(len(members) > 1 for members in files)  # then the other may be a single prompt
+    chosen = [choose_members(members, None if several and len(members) == 1 else args.member) for members in files]
+    a, b = ([(each.prompt, each.metadata) for each in members] for members in chosen)
     status = 0
-    for name, lines in member_lines(read_prompts(args.a), read_prompts(args.b)):
+    for name, lines in member_lines(a, b):
         title = f"{args.a} and {args.b}{f', {name}' if name else ''}:{'' if lines else ' identical'}"
         print_escaped("\n".join([title, *lines]))
         status = max(status, int(bool(lines)))

@@ -9,11 +9,11 @@ import tyro
 
 from prompt_jax.cli.common import (
     BaseOptions,
-    check_member_number,
     check_model,
     check_positive,
     load_base,
     print_escaped,
+    read_chosen,
 )
 from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.config.decoding import Decoding
@@ -68,9 +68,9 @@ class Evaluate:
     files: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")
     ] = ()
-    """Prompt files. All members of an ensemble's file are used."""
+    """Prompt files, or folders of runs, for their best prompts. All members of an ensemble are used."""
     member: int | None = None
-    """Use only this member of an ensemble's file, numbered from 0."""
+    """Use only this member of each ensemble, numbered from 0."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     source: Annotated[ExampleOptions, tyro.conf.arg(name="")] = ExampleOptions()
     metrics: tuple[str, ...] | None = None
@@ -91,7 +91,6 @@ class Evaluate:
 
 
 def run(args: Evaluate) -> int:
-    from prompt_jax.ensembles.members import check_distinct, read_members
     from prompt_jax.ensembles.outcome import evaluate_files
     from prompt_jax.inference.evaluation import EvaluationOptions
 
@@ -100,13 +99,7 @@ def run(args: Evaluate) -> int:
     if args.few_shot != FewShotOptions():
         raise UserError("--design and --shots are for the base alone; leave out the prompt files, or these options")
     check_positive(batch_size=args.batch_size, limit=args.source.limit)
-    check_distinct(args.files)
-    members = read_members(args.files)
-    if args.member is not None:
-        if len(args.files) > 1:
-            raise UserError(f"--member needs exactly one prompt file, and there are {len(args.files)}")
-        check_member_number(args.member, args.files[0], len(members))
-        members = members[args.member : args.member + 1]
+    members = read_chosen(args.files, args.member)
     _check_members(args, members)
     first = next((member for member in members if member.metadata.base is not None), members[0])
     model = load_base(first.path, first.metadata, args.base)

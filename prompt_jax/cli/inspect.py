@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_model, check_positive, load_base, print_escaped, print_note
+from prompt_jax.cli.common import (
+    BaseOptions,
+    check_model,
+    check_positive,
+    load_base,
+    print_escaped,
+    print_note,
+    read_chosen,
+)
 from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.errors import UserError
 
@@ -33,7 +41,9 @@ class Inspect:
     )
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]", help_behavior_hint="")]
-    """Prompt files of one base. All members of an ensemble's file are used."""
+    """Prompt files or runs of one base. All members of an ensemble are used."""
+    member: int | None = None
+    """Use only this member of each ensemble, numbered from 0."""
     base: Annotated[BaseOptions, tyro.conf.arg(name="")] = BaseOptions()
     neighbors: int = 5
     """Number of nearest neighbors of each virtual token, by cosine and by Euclidean distance."""
@@ -45,7 +55,7 @@ class Inspect:
 
 
 def run(args: Inspect) -> int:
-    from prompt_jax.ensembles.members import check_distinct, check_one_base, read_members
+    from prompt_jax.ensembles.members import check_one_base
     from prompt_jax.ensembles.tables import Table
     from prompt_jax.inspection.findings import collect_findings
     from prompt_jax.inspection.similarity import prompt_similarity
@@ -56,8 +66,7 @@ def run(args: Inspect) -> int:
         raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")
     check_positive(neighbors=args.neighbors, limit=args.source.limit, batch_size=args.batch_size)
     check_source(args.source)
-    check_distinct(args.files)
-    members = read_members(args.files)
+    members = read_chosen(args.files, args.member)
     if len(members) > 1:
         check_alike([member.prompt for member in members], [str(member) for member in members])
         if not args.base.allow_other_base:

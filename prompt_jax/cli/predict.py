@@ -17,6 +17,7 @@ from prompt_jax.cli.common import (
     load_base,
     override_format,
     print_note,
+    read_chosen,
 )
 from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
@@ -42,18 +43,20 @@ class Predict:
         "prompt-jax predict runs/demo --input reviews.txt --json",
     )
     shown: ClassVar[str] = (
-        "input json model prompts labels template batch_size decoding.beams decoding.temperature decoding.seed"
+        "input json member model prompts labels template batch_size decoding.beams decoding.temperature decoding.seed"
     )
 
     words: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE] [TEXT ...]", help_behavior_hint="")
     ] = ()
-    """Prompt file, then inputs. Without inputs, --input is read. If the template has several columns, each input is a
-    JSON object. Put -- before a text that starts with a hyphen."""
+    """Prompt file (or the folder of a run), then inputs. Without inputs, --input is read. If the template has several
+    columns, each input is a JSON object. Put -- before texts that start with a hyphen."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="[NAME=]FILE,[NAME=]FILE...", help_behavior_hint="")] = None
     """Several prompt files of one base, instead of FILE. Each input is then a JSON object with the columns of its
     prompt's template and a field `prompt`: NAME (by default the file's name without extension), NAME/0, NAME/1, ... for
     the members of an ensemble, or null for the base with the column `text`."""
+    member: int | None = None
+    """Use only this member of an ensemble, numbered from 0."""
     template: str | None = None
     """Template of an input, with column names in braces. None means the prompt's."""
     labels: tuple[str, ...] | None = None
@@ -89,27 +92,26 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
     from prompt_jax.ensembles.streams import Line, Voting
     from prompt_jax.models.delta import Delta
-    from prompt_jax.prompt_files.io import check_bases, read_prompts
+    from prompt_jax.prompt_files.io import check_bases
     from prompt_jax.prompt_files.metadata import find_task_mismatch
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
-    file = parse_path(args.words[0])
-    members = read_prompts(file)
+    loaded = read_chosen([parse_path(args.words[0])], args.member)
+    file, members = loaded[0].path, [(each.prompt, each.metadata) for each in loaded]
     model = load_base(file, members[0][1], args.base)
     check_tokenizer(model)
     check_bases(file, members, model, allow_other_base=args.base.allow_other_base)
     if len(members) > 1 and any(isinstance(prompt, Delta) for prompt, _ in members):
         raise UserError(
-            f"the {len(members)} members of {file} change weights of the base and cannot share a batch; write one to a "
-            "file with prompt-jax export --member (prompt-jax evaluate scores their vote)"
+            f"the {len(members)} members of {file} change weights of the base and cannot share a batch; choose one "
+            "with --member NUMBER (prompt-jax evaluate scores their vote)"
         )
     if (pair := find_task_mismatch([metadata for _, metadata in members])) is not None:
         a, b = pair
         raise UserError(
-            f"members {a} and {b} of {file} are for different tasks and cannot vote; name a member for each input with "
-            f'--prompts NAME={file} (the field "prompt" is then NAME/{a} or NAME/{b}), or write one to a file with '
-            "prompt-jax export --member"
+            f"members {a} and {b} of {file} are for different tasks and cannot vote; choose one with --member NUMBER, "
+            f'or name one for each input with --prompts NAME={file} (the field "prompt" is then NAME/{a} or NAME/{b})'
         )
     task_format = override_format(members[0][1].format, args.template, args.labels, None)
     assert model.tokenizer is not None  # check_tokenizer
@@ -126,6 +128,8 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
 
     assert args.prompts is not None
     words = [word for word in args.prompts.split(",") if word]
+    if args.member is not None:
+        raise UserError("--member is for a single FILE; with --prompts, each input names a member as NAME/NUMBER")
     if not words or args.template is not None or args.labels is not None:
         raise UserError(
             "--prompts takes prompt files separated by commas, and no --template or --labels: each prompt has its own"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, load_base, print_escaped
+from prompt_jax.cli.common import BaseOptions, load_base, print_escaped, read_chosen
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ class Push:
     examples: ClassVar[tuple[str, ...]] = ("prompt-jax push runs/demo/best.npz hf://USER/NAME --private",)
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """Prompt file."""
+    """Prompt file, or the folder of a run, for its best prompt."""
     dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
     """hf://USER/NAME[@BRANCH][/FOLDER]. The repository is created if it does not exist."""
+    member: int | None = None
+    """Upload only this member of an ensemble, numbered from 0."""
     private: bool = False
     """Create a private repository."""
     message: str | None = None
@@ -33,11 +35,10 @@ class Push:
 
 
 def run(args: Push) -> int:
-    from prompt_jax.prompt_files.io import read_prompts
     from prompt_jax.prompt_files.push import parse_target, push_members
 
     place = parse_target(args.dest)  # before anything is loaded
-    members = read_prompts(args.file)
+    members = [(each.prompt, each.metadata) for each in read_chosen([args.file], args.member)]
     why = None
     try:
         model: Model | None = load_base(args.file, members[0][1], args.base)

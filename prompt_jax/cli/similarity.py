@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from prompt_jax.cli.common import print_escaped, print_note
+from prompt_jax.cli.common import choose_members, print_escaped, print_note
 from prompt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Similarity:
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")]
     """Prompt files, or folders of prompt files or runs. The prompt of a run is its best.npz."""
+    member: int | None = None
+    """Use only this member of each ensemble, numbered from 0."""
     html: Path | None = None
     """Also write a self-contained HTML page with heat maps."""
 
@@ -34,7 +36,8 @@ def run(args: Similarity) -> int:
 
     if not args.paths:
         raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")
-    members, skipped = _comparable(*_read(_files(args.paths)))
+    members, skipped = _read(_files(args.paths))
+    members, skipped = _comparable(choose_members(members, args.member), skipped)
     for line in skipped:
         print_note(f"skipped {line}")
     if len(members) < 2:

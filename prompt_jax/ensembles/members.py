@@ -42,10 +42,24 @@ class LoadedPrompt:
         return settings_text(self.metadata.settings)
 
 
+def prompt_file(path: Path) -> Path:
+    """Return the best prompt in the folder of a run, and any other path unchanged."""
+    if path.suffix in (".npz", ".npy") or not path.is_dir():
+        return path
+    if (path / "best.npz").is_file():
+        return path / "best.npz"
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        raise UserError(f"{path} has no best.npz yet; the run writes it at its first evaluation")
+    return path
+
+
 def read_members(paths: Sequence[Path]) -> list[LoadedPrompt]:
-    """Return all prompts of all files, in order. Raises PromptFormatError if a file or a member is damaged."""
+    """Return all prompts of files and of runs (see `prompt_file`), in order.
+
+    Raises PromptFormatError if a file or a member is damaged.
+    """
     members = []
-    for path in paths:
+    for path in map(prompt_file, paths):
         pairs = read_prompts(path)
         numbers = range(len(pairs)) if len(pairs) > 1 else [None]
         members += [LoadedPrompt(path, number, *pair) for number, pair in zip(numbers, pairs, strict=True)]

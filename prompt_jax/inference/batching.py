@@ -35,7 +35,8 @@ class Rows:
       start_ids: [rows] for a causal model that continues texts: the last token of each text. It stands after the input
         in place of the start token, and an answer is the rest of its line.
       batch_size: rows per batch; or the `batch_shapes` of a larger set of inputs, to reuse its compiled programs.
-      before_batch: called before each batch. An exception that it raises ends the evaluation.
+      before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
+        raises ends the evaluation.
     """
 
     model: Model
@@ -44,7 +45,7 @@ class Rows:
     prompt_ids: np.ndarray | None = None
     start_ids: np.ndarray | None = None
     batch_size: int | Shapes = 64
-    before_batch: Callable[[], None] | None = None
+    before_batch: Callable[[int, int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -112,9 +113,10 @@ def run_batches(
             index, arrays = pending
             results.append((index, to_host(arrays)))
 
-    for batch in eval_batches(rows.inputs, *shapes, config.pad_id):
+    total = -(-len(rows.inputs) // shapes.rows)
+    for number, batch in enumerate(eval_batches(rows.inputs, *shapes, config.pad_id)):
         if rows.before_batch is not None:
-            rows.before_batch()
+            rows.before_batch(number, total)
         index = batch.pop("index")
         # Rows that fill the last batch have index -1. With zeros in all columns, such a row ends at once.
         batch |= {name: np.where(index < 0, 0, values[index]) for name, values in columns.items()}

@@ -25,14 +25,15 @@ class EvaluationOptions:
       batch_size: rows per batch. A row is an example with one prompt.
       decoding: how answers are generated. Samples for an example depend on its number.
       rank: also score the labels of a task that has labels.
-      before_batch: called before each batch. An exception that it raises ends the evaluation.
+      before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
+        raises ends the evaluation.
     """
 
     target_length: int
     batch_size: int
     decoding: Decoding = FROM_CHECKPOINT
     rank: bool = True
-    before_batch: Callable[[], None] | None = None
+    before_batch: Callable[[int, int], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,18 +19,27 @@ from prompt_jax.report.overview import (
     varied_settings,
 )
 from prompt_jax.report.pages import write_page
-from prompt_jax.report.run_files import ReportError, read_config, read_metrics, read_predictions, read_summary
+from prompt_jax.report.run_files import ReportError, Summary, read_config, read_metrics, read_predictions, read_summary
 
 __all__ = ["ReportError", "write_report"]
 
 
-def write_report(folder: Path, inspections: Sequence[Inspection] | None, similarity: np.ndarray | None) -> Path:
+def write_report(
+    folder: Path,
+    inspections: Sequence[Inspection] | None = None,
+    similarity: np.ndarray | None = None,
+    *,
+    summary: Summary | None = None,
+    steps: int | None = None,
+) -> Path:
     """Write `report.html` into a run's folder.
 
     Args:
       folder: the run's folder, with `config.json`, `summary.json`, and optionally `metrics.jsonl` (for curves) and
         `predictions.jsonl` (for the confusion table, sample answers, and examples on which members disagree).
       inspections: inspections of the members' best prompts, in order; None omits the section.
+      summary: of a run that is still training, instead of `summary.json`.
+      steps: number of steps of a run that is still training.
       similarity: [E, E] cosines of the members' best prompts, from `inspection.prompt_similarity`; None omits the map.
 
     Returns:
@@ -40,7 +49,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
       ReportError: a file is missing, unreadable, or not what its name says.
       ValueError: `inspections` or `similarity` has another number of members.
     """
-    experiment, summary = read_config(folder), read_summary(folder)
+    experiment, summary = read_config(folder), summary or read_summary(folder)
     size = len(summary.members)
     trained = len(experiments.members(experiment)) if experiment.prompt.per_task else size
     lines = [each for each in read_metrics(folder, trained) for _ in range(size // trained)]
@@ -59,6 +68,7 @@ def write_report(folder: Path, inspections: Sequence[Inspection] | None, similar
         FILTERS,
         summary=summary,
         experiment=experiment,
+        steps=steps,
         lengths=sorted({member.length for member in summary.members}),
         share=summary.trained_parameters / (summary.model.parameters + added),
         varied=varied_settings(summary),

@@ -1,6 +1,10 @@
-"""Text on terminals, which obey control characters."""
+"""Text on terminals: escaped control characters, and what is going on."""
 
+import sys
+import threading
+import time
 import unicodedata
+from typing import Any
 
 
 def escape_control_characters(text: str) -> str:
@@ -13,3 +17,58 @@ def escape_control_characters(text: str) -> str:
 
 def _is_harmless(character: str) -> bool:
     return character.isprintable() or character in "\n\u200c\u200d" or unicodedata.category(character) == "Zs"
+
+
+class Activity:
+    """Show a line on the terminal while something runs: its name, and the elapsed time or the time left.
+
+    Use as a context manager. It shows nothing during the first second, and nothing if stderr is not a terminal. At the
+    end the line disappears.
+    """
+
+    _DELAY, _PERIOD = 1.0, 0.5  # seconds
+
+    def __init__(self, text: str, *, enabled: bool = True):
+        self._text, self._done, self._total = text, 0, 0
+        self._start = time.monotonic()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        if enabled and sys.stderr.isatty():
+            self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "Activity":
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def update(self, done: int, total: int) -> None:
+        """Set how many parts of how many are done."""
+        if done == 0:  # the first part, or of another pass
+            self._start = time.monotonic()
+        self._done, self._total = done, total
+
+    def line(self, seconds: float) -> str:
+        """Return the line after this many seconds."""
+        if not self._done:
+            return f"{self._text} {clock(seconds)}"
+        left = seconds / self._done * (self._total - self._done)
+        return f"{self._text} {self._done}/{self._total}, {clock(left)} left"
+
+    def _show(self) -> None:
+        if self._ended.wait(self._DELAY):
+            return
+        while not self._ended.wait(self._PERIOD):
+            print(f"\r{self.line(time.monotonic() - self._start)}\x1b[K", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as `2:05` or `1:02:05`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -68,26 +68,28 @@ def evaluate(run: Run) -> None:
 def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int, Scores]:
     """Return the scores of the members that are training, without those whose logits are not finite."""
 
-    def before_batch() -> None:
+    def before_batch(number: int, total: int) -> None:
+        activity.update(number, total)
         if run.preemption.requested():
             raise _PreemptedDuringEvaluation
 
     setup, training = run.setup, run.progress.training
     by_task: dict[int, dict[str, Scores]] = {number: {} for number in training}
-    for task, trained in prompts_by_task(p for p in setup.prompts if p.member.number in training).items():
-        evaluations = _evaluate_task(run, task, [prompts[prompt.number] for prompt in trained], before_batch)
-        for prompt, evaluation in zip(trained, evaluations, strict=True):
-            number = prompt.member.number
-            if evaluation is None:
-                by_task.pop(number, None)
-            elif number in by_task:
-                by_task[number][task.name] = evaluation.scores
+    with run.display.activity("evaluating on the validation split") as activity:
+        for task, trained in prompts_by_task(p for p in setup.prompts if p.member.number in training).items():
+            evaluations = _evaluate_task(run, task, [prompts[prompt.number] for prompt in trained], before_batch)
+            for prompt, evaluation in zip(trained, evaluations, strict=True):
+                number = prompt.member.number
+                if evaluation is None:
+                    by_task.pop(number, None)
+                elif number in by_task:
+                    by_task[number][task.name] = evaluation.scores
     best_by = run.experiment.train.best_by
     return {number: _member_scores(tasks, best_by) for number, tasks in by_task.items()}
 
 
 def _evaluate_task(
-    run: Run, task: Task, prompts: Sequence[Prompt | Delta], before_batch: Callable[[], None]
+    run: Run, task: Task, prompts: Sequence[Prompt | Delta], before_batch: Callable[[int, int], None]
 ) -> list[Evaluation | None]:
     """Return each prompt's evaluation on a task's validation split; None where its logits are not finite.
 

@@ -6,7 +6,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from prompt_jax.distributed.processes import is_first
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.report.terminal import escape_control_characters
+from prompt_jax.report.terminal import Activity, clock, escape_control_characters
 from prompt_jax.storage.files import add_path_to_errors, delete, write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import BucketPath
@@ -112,13 +112,15 @@ class EventFile:
 class Display:
     """Show step, loss, validation score, examples per second and time left: a bar on a terminal, else lines.
 
-    Loss and score are means over the members that are training.
+    The loss is the mean over the members that are training and over the steps since the last line, the score is the
+    mean over these members.
     """
 
     def __init__(self, steps: int, start: int, every: int):
         self._steps, self._start, self._every = steps, start, every
         self._since = time.monotonic()
         self._examples = 0
+        self._losses: list[float] = []  # since the last line
         self._score = ""
         self._bar = None
         if sys.stderr.isatty() and is_first():
@@ -135,18 +137,30 @@ class Display:
         self._examples += examples
         seconds = time.monotonic() - self._since
         rate = self._examples / seconds
+        self._losses.append(loss)
+        loss = sum(self._losses) / len(self._losses)
+        if step % self._every == 0:
+            self._losses.clear()
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}{self._score} {rate:.1f} examples/s", refresh=False)
             self._bar.update(1)
         elif step % self._every == 0 or step == self._steps:
             left = seconds / (step - self._start) * (self._steps - step)
             self.write(
-                f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {_clock(left)} left"
+                f"step {step}/{self._steps}  loss {loss:.3f}{self._score}  {rate:.1f} examples/s  {clock(left)} left"
             )
 
     def score(self, name: str, values: Sequence[float]) -> None:
         """Show the mean of the members' validation scores from now on."""
         self._score = f"  {name} {sum(values) / len(values):.3f}"
+
+    @contextlib.contextmanager
+    def activity(self, text: str) -> Iterator[Activity]:
+        """Show what is going on, if it takes long."""
+        with Activity(text, enabled=is_first()) as activity:
+            yield activity
+        if self._bar is not None:
+            self._bar.refresh()
 
     def write(self, text: str) -> None:
         """Write text to stderr, above the bar if there is one."""
@@ -154,9 +168,3 @@ class Display:
             return
         text = escape_control_characters(text)
         tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.data.prefetch import prefetch
-from prompt_jax.distributed.processes import on_first_process, wait_for_all
+from prompt_jax.distributed.processes import Preemption, is_first, on_first_process, wait_for_all
 from prompt_jax.experiment import Experiment, check
+from prompt_jax.report.terminal import Activity
 from prompt_jax.storage.locks import FileLock, LockLost
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.evaluate import Evaluate
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.metrics import LogMetrics, fetch_metrics
 from prompt_jax.training.preemption import LeaveIfPreempted
+from prompt_jax.training.reporting import UpdateReport
 from prompt_jax.training.run import Hook, Run, RunProgress, describe
 from prompt_jax.training.run_folder import (
     check_folder,
@@ -29,21 +31,22 @@ from prompt_jax.training.saving import SaveCheckpoints, restore, save_best, save
 from prompt_jax.training.setup import Setup, prepare
 
 # In this order: scores and logs are written before the checkpoint that follows them, and preemption ends the run last.
-HOOKS: tuple[Hook, ...] = (Evaluate(), LogMetrics(), SaveCheckpoints(), LeaveIfPreempted())
+HOOKS: tuple[Hook, ...] = (Evaluate(), LogMetrics(), UpdateReport(), SaveCheckpoints(), LeaveIfPreempted())
 
 
 def fit(run: Run) -> None:
     """Train from `run.progress.step` to the last step. Evaluation, logs, checkpoints and preemption are hooks."""
     setup, progress = run.setup, run.progress
     started, pending = time.monotonic() - progress.seconds, None
-    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches, run.preemption:
+    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches:
         for hook in HOOKS:
             hook.on_start(run)
         for step in range(progress.step + 1, setup.steps + 1):
             if not progress.training:
                 break
             batch, run.position = next(batches)
-            metrics = _step(run, batch)
+            with run.display.activity("compiling the training step"):  # for each new length of batches
+                metrics = _step(run, batch)
             if pending is not None:  # one step late, so that the device does not wait for the host
                 _receive(run, *pending)
             pending = step, metrics
@@ -101,7 +104,9 @@ def train(
     with contextlib.ExitStack() as stack:
         held = lock or stack.enter_context(run_lock(experiment))
         on_first_process(lambda: lock_existing_run(experiment, held))
-        setup = prepare(experiment, tasks)
+        preemption = stack.enter_context(Preemption())  # noticed at the next step or batch
+        with Activity("loading the model and the data", enabled=is_first()):
+            setup = prepare(experiment, tasks)
         wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
         on_first_process(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
@@ -113,7 +118,7 @@ def train(
         on_first_process(lambda: record_configuration(experiment))
         log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
-        run = Run(experiment, setup, progress, states, best, checkpoints, held, log, display)
+        run = Run(experiment, setup, progress, states, best, checkpoints, held, log, display, preemption)
         _train_to_the_end(run, resumed=restored is not None)
     wait_for_all("trained")
     return setup, progress

@@ -61,8 +61,9 @@ class Run:
     lock: FileLock  # locks the run's folder; only the first process acquires it
     log: Log
     display: Display
-    preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    preemption: Preemption
     preempted: bool = False
+    reported: float = -math.inf  # when report.html was last written, time.monotonic()
     position: dict[str, Any] | None = None  # position in the training data after the last step
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from prompt_jax.data.examples import Examples
-from prompt_jax.distributed.processes import is_first
+from prompt_jax.distributed.processes import Preempted, Preemption, is_first
 from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, combine, labels_of, ranked_alone
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_table
@@ -30,6 +30,7 @@ from prompt_jax.report.run_files import (
     Truncated,
 )
 from prompt_jax.report.run_report import write_report
+from prompt_jax.report.terminal import Activity
 from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.locks import FileLock
@@ -75,10 +76,12 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
 
     Raises:
       LockLost: the folder was deleted, or taken over by another process.
+      Preempted: SIGTERM came. Nothing is written.
     """
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
-    tests = _tests(experiment, setup, prompts)
+    with Preemption() as preemption:
+        tests = _tests(experiment, setup, prompts, preemption)
     # Only virtual tokens have nearest vocabulary pieces; keys and values do not.
     inspections = [inspect(prompt, setup.model) for prompt in prompts] if "encoder_tokens" in prompts[0].parts else None
     if not is_first():
@@ -87,7 +90,7 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
         lock.check()
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
-    summary = _summary(experiment, setup, progress, tests)
+    summary = summarize(experiment, setup, progress, tests)
     write_text(folder / "summary.json", json_text(dataclasses.asdict(summary), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
@@ -102,7 +105,9 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     return "\n".join([*lines, f"wrote {folder / 'best.npz'}, {report}, {folder / 'summary.json'}"])
 
 
-def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delta]) -> list[Test]:
+def _tests(
+    experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delta], preemption: Preemption
+) -> list[Test]:
     """Evaluate members on the test splits of the tasks they were trained on, and all of them on the further tests."""
     everyone = list(range(len(prompts)))
     runs: list[tuple[Examples, TaskFormat, list[int]]] = []
@@ -112,13 +117,23 @@ def _tests(experiment: Experiment, setup: Setup, prompts: Sequence[Prompt | Delt
     trained_on = len(runs)
     runs += [(examples, task_format, everyone) for examples, task_format in setup.further_tests]
 
+    def before_batch(number: int, total: int) -> None:
+        activity.update(number, total)
+        if preemption.requested():
+            raise Preempted("preempted in the final evaluation; run the same command again to repeat it")
+
     tests = []
     for place, (examples, task_format, numbers) in enumerate(runs):
         options = EvaluationOptions(
-            task_format.target_length, experiment.train.eval_batch_size, decoding=experiment.decoding
+            task_format.target_length,
+            experiment.train.eval_batch_size,
+            decoding=experiment.decoding,
+            before_batch=before_batch,
         )
-        before = evaluate(setup.model, None, examples, options)
-        members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, options)
+        with Activity(f"evaluating the base on {examples.name}", enabled=is_first()) as activity:
+            before = evaluate(setup.model, None, examples, options)
+        with Activity(f"evaluating the prompts on {examples.name}", enabled=is_first()) as activity:
+            members = evaluate_members(setup.model, [prompts[number] for number in numbers], examples, options)
         ensemble = combine(members, examples) if len(members) > 1 and examples.needs_answers else None
         tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
     return tests
@@ -130,7 +145,8 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
     return prediction_lines(test.examples, answers, test.after, test.ranked, test.before)
 
 
-def _summary(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> Summary:
+def summarize(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> Summary:
+    """Return what `summary.json` holds. Without tests it describes a run that is still training."""
     model, tasks = setup.model, list(prompts_by_task(setup.prompts))
     return Summary(
         name=experiment.name,

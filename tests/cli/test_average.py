@@ -14,7 +14,7 @@ def tokens_of(path) -> list[np.ndarray]:
 
 
 def test_mean_of_files_and_members(prompt_file, ensemble_file, tmp_path, run):
-    status, out, err = run("average", tmp_path / "a.npz", prompt_file, ensemble_file)
+    status, out, err = run("average", prompt_file, ensemble_file, tmp_path / "a.npz")
     assert status == 0 and "the average of 3 prompts" in out, err
     every = np.stack([*tokens_of(prompt_file), *tokens_of(ensemble_file)])
     np.testing.assert_allclose(load_prompt(tmp_path / "a.npz").encoder_tokens.embeddings, every.mean(axis=0), rtol=1e-6)
@@ -32,7 +32,7 @@ def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
     a, b = (own.astype(np.float64) for own in tokens_of(ensemble_file))
     for number, weights in enumerate(((1, 0), (0.25, 0.75), (1.5, -0.5))):
         dest = tmp_path / f"w{number}.npz"
-        status, _, err = run("average", dest, ensemble_file, "--weights", *weights)
+        status, _, err = run("average", ensemble_file, dest, "--weights", *weights)
         assert status == 0, err
         actual = tokens_of(dest)[0]
         expected = weights[0] * a + weights[1] * b
@@ -43,18 +43,19 @@ def test_weights_interpolate_and_go_beyond(ensemble_file, tmp_path, run):
 def test_metadata_that_members_do_not_share_is_left_out(prompt_file, said, tmp_path, run):
     prompt, _ = read_prompt(prompt_file)
     save_prompt(tmp_path / "q.npz", prompt, dataclasses.replace(said, base=None, task="movies"))
-    assert run("average", tmp_path / "a.npz", tmp_path / "q.npz", prompt_file)[0] == 0
+    assert run("average", tmp_path / "q.npz", prompt_file, tmp_path / "a.npz")[0] == 0
     _, metadata = read_prompt(tmp_path / "a.npz")
     assert metadata.task is None and metadata.format == said.format and metadata.base == said.base
     np.testing.assert_array_equal(tokens_of(tmp_path / "a.npz"), tokens_of(prompt_file))
 
 
 def test_an_existing_file_is_not_overwritten(prompt_file, ensemble_file, run):
-    """A user who forgets DEST names the first prompt in its place."""
+    """A user who forgets DEST names the last prompt in its place."""
     before = prompt_file.read_bytes()
-    status, _, err = run("average", prompt_file, ensemble_file)
-    assert status == 1 and f"{prompt_file} exists already; the first file is the one to write" in err
+    status, _, err = run("average", ensemble_file, prompt_file)
+    assert status == 1 and f"{prompt_file} exists already; the last file is the one to write" in err
     assert prompt_file.read_bytes() == before
+    assert run("average", ensemble_file, prompt_file, "--overwrite")[0] == 0 and prompt_file.read_bytes() != before
 
 
 def test_errors_name_the_problem(prompt_file, ensemble_file, said, tmp_path, run):
@@ -75,9 +76,10 @@ def test_errors_name_the_problem(prompt_file, ensemble_file, said, tmp_path, run
         ((prompt_file, stranger), f"{stranger} on elsewhere"),
         ((prompt_file, prompt_file), "is named twice"),
     ):
-        status, _, err = run("average", tmp_path / "a.npz", *argv)
+        split = argv.index("--weights") if "--weights" in argv else len(argv)
+        status, _, err = run("average", *argv[:split], tmp_path / "a.npz", *argv[split:])
         assert status == 1 and message in err, (argv, err)
-    status, _, err = run("average", tmp_path / "a.npy", ensemble_file)
+    status, _, err = run("average", ensemble_file, tmp_path / "a.npy")
     assert status == 1 and "a.npy: DEST must end in .npz" in err
     assert not (tmp_path / "a.npz").exists() and not (tmp_path / "a.npy").exists()
 
@@ -91,7 +93,7 @@ def test_prefixes(tiny, said, tmp_path, run, mask):
     parts = {name: dataclasses.replace(part, mask=mask) for name, part in prompts[1].parts.items()}
     for name, prompt in (("a", prompts[0]), ("b", Prompt(**parts))):
         save_prompt(tmp_path / f"{name}.npz", prompt, said)
-    assert run("average", tmp_path / "m.npz", tmp_path / "a.npz", tmp_path / "b.npz")[0] == 0
+    assert run("average", tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "m.npz")[0] == 0
     actual = load_prompt(tmp_path / "m.npz")
     for name, part in prompts[0].parts.items():
         expected = (part.values + parts[name].values[:, slots - 3 :]) / 2

@@ -244,8 +244,8 @@ def test_evaluate_one_of_an_ensembles_file(prompt_file, ensemble_file, sentiment
         printed = [line.split() for line in out.splitlines()[1:]]
         assert printed == [list(pair) for pair in zip(both[""], both[f"member {number} (seed {seed})"], strict=True)]
     for files, number, message in (
-        ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts, numbered from 0 to 1"),
-        ([ensemble_file, prompt_file], 0, "--member needs exactly one prompt file, and there are 2"),
+        ([ensemble_file], 2, f"--member 2: {ensemble_file} has 2 prompts: 0 (seed 7), 1 (seed 8)"),
+        ([prompt_file], 1, f"--member 1: {prompt_file} has a single prompt, number 0"),
         ([], 0, "--member needs a prompt file, and there is none"),
     ):
         status, _, err = run(capsys, "evaluate", *files, "--member", number, *own)

@@ -55,7 +55,7 @@ def test_one_device_has_no_mesh():
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        (MeshConfig(data=0), "mesh.data must be positive, or -1 for all devices that are left, not 0"),
+        (MeshConfig(data=0), "mesh.data must be positive, or -1 for all remaining devices, not 0"),
         (MeshConfig(ensemble=-1, model=-1), "mesh.ensemble and mesh.model are both -1"),
     ],
 )

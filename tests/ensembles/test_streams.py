@@ -244,7 +244,7 @@ def test_a_member_is_exported(mixed_files, capsys):
         assert Path(name).read_bytes() == Path("vote.npz").read_bytes()
     assert run(capsys, "export", "one.npz", "again.npz", "--member", 0)[0] == 0
     for argv, message in (
-        (("vote.npz", "x.npz", "--member", "3"), "--member 3: vote.npz has 3 prompts, numbered from 0 to 2"),
+        (("vote.npz", "x.npz", "--member", "3"), "--member 3: vote.npz has 3 prompts: 0"),
         (("vote.npz", "x.npz", "--member", "-1"), "--member -1"),
         (("rte.npz", "x.npz", "--member", "1"), "--member 1: rte.npz has a single prompt, number 0"),
         (("vote.npz", "x.npy"), "an ensemble of 3 prompts and a .npy holds one: say which with --member, from 0 to 2"),

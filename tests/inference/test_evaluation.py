@@ -87,7 +87,7 @@ def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monke
         expected.append(total / 12)
 
     calls = []
-    options = EvaluationOptions(7, 4, before_batch=lambda: calls.append(1))
+    options = EvaluationOptions(7, 4, before_batch=lambda *progress: calls.append(progress))
     both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
     beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
     for result, value in zip(evaluate_members(model, own, beside, options), expected, strict=True):

@@ -807,7 +807,7 @@ def test_the_verbs(hub, models, tmp_path, capsys, monkeypatch):
         (("export", source, "hf://me/x.npz"), to_push),
         (("export", source, "hf://me/x.npz", "--format", "peft", "--model", model.name), to_push),
         (("import", source, "hf://me/x.npz"), to_push),
-        (("average", "hf://me/x.npz", source, "again.npz", "--weights", "0.5", "0.5"), to_push),
+        (("average", source, "again.npz", "hf://me/x.npz", "--weights", "0.5", "0.5"), to_push),
         (("import", "hf://me/none", tmp_path / "x.npz"), "hf://me/none: the hub has no such repository"),
         (("import", "hf://me/p/none", tmp_path / "x.npz"), "hf://me/p/none: the repository has no none"),
         (("push", source, "me/p"), "'me/p' is not a name on the Hub"),
