@@ -103,7 +103,7 @@ $(VENV)/.demo: pyproject.toml requirements.lock $(VENV)/.made
 
 $(VENV)/.installed: $(VENV)/.demo
 	@$(MAKE) --no-print-directory compiler
-	@echo 'installing requirements.lock into $(VENV): about 3.6 GB, and a few minutes'
+	@echo 'installing requirements.lock into $(VENV): about 3.8 GB, and a few minutes'
 	@$(PIP) install -r requirements.lock
 	@$(PIP) check
 	@touch $@
