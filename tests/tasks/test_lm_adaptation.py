@@ -56,9 +56,9 @@ def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypa
     # The exported base has the logits of the base with the trained weights, and the same scores.
     arguments = ["--model", str(tiny_folder), "--format", "model"]
     assert main(["export", str(run / "best.npz"), "adapted", *arguments]) == 0
-    model, prompt = prompt_jax.load_model("adapted"), prompt_jax.load_prompt(run / "best.npz", tiny)
+    model, delta = prompt_jax.load_model("adapted"), prompt_jax.load_prompt(run / "best.npz", tiny)
     batch = whole(random_text(tiny, 2, 6)) | {"decoder_inputs": random_text(tiny, 2, 4, seed=1)}
-    logits = prompt_jax.forward(tiny.params, tiny.config, batch, prompt)
+    logits = prompt_jax.forward(prompt_jax.merged_params(tiny.params, delta), tiny.config, batch)
     assert_close(prompt_jax.forward(model.params, model.config, batch), logits)
     capsys.readouterr()
     soft = {"prompt": PromptTuning(length=3, init="vocab", init_vocab=150), "optimizer": OptimizerConfig()}
