@@ -96,7 +96,7 @@ def score_cards(summary: Summary) -> list[Card]:
         number = best_member(summary)
         best, status = summary.members[number].best, summary.members[number].status
         whose = f"member {number}, " if len(summary.members) > 1 else ""
-        ended = f", {status} at {summary.members[number].steps:,}" if status != "finished" else ""
+        ended = f", {status} at {summary.members[number].steps:,}" if status not in ("training", "finished") else ""
         name = f"Validation {metric_title(best.metric)}"
         cards.append(
             Card(name, None, value_text(best.score, best.metric), f"{whose}at step {best.step:,}, the best{ended}")

@@ -40,7 +40,7 @@ class Curve:
     steps: np.ndarray
     values: np.ndarray
     best: tuple[int, float] | None = None
-    end: Literal["finished", "stopped early", "diverged"] = "finished"
+    end: Literal["training", "finished", "stopped early", "diverged"] = "finished"
 
 
 # The page has two color schemes. Matplotlib gets these placeholders, which `_svg` replaces by CSS variables.
@@ -303,7 +303,7 @@ def _draw_members(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _mark_end(axes: Axes, curve: Curve, color: str) -> None:
     """Draw a cross where a member diverged, or a bar where it stopped early."""
-    if curve.end == "finished":
+    if curve.end in ("training", "finished"):
         return
     marker, color = ("x", _BAD) if curve.end == "diverged" else ("|", color)
     low, high = sorted(axes.get_ylim())

@@ -16,7 +16,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.report.metrics_log import read_log
 
 Scores = dict[str, float]  # by metric, in the units of `prompt_jax.metrics`; the first selects the best prompt
-Status = Literal["finished", "stopped early", "diverged"]
+Status = Literal["training", "finished", "stopped early", "diverged"]
 
 
 class ReportError(UserError, ValueError):

@@ -27,7 +27,7 @@ class UpdateReport(Hook):
 def _write(run: Run) -> None:
     if not is_first() or run.preempted:
         return
-    summary = summarize(run.experiment, run.setup, run.progress, [])
+    summary = summarize(run.experiment, run.setup, run.progress, [], finished=False)
     with run.saving():
         run.lock.check()
         write_report(run.experiment.folder, summary=summary, steps=run.setup.steps)

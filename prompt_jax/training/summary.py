@@ -145,8 +145,10 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
     return prediction_lines(test.examples, answers, test.after, test.ranked, test.before)
 
 
-def summarize(experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test]) -> Summary:
-    """Return what `summary.json` holds. Without tests it describes a run that is still training."""
+def summarize(
+    experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test], *, finished: bool = True
+) -> Summary:
+    """Return what `summary.json` holds; with `finished` false, the same for a run that is still training."""
     model, tasks = setup.model, list(prompts_by_task(setup.prompts))
     return Summary(
         name=experiment.name,
@@ -162,18 +164,18 @@ def summarize(experiment: Experiment, setup: Setup, progress: RunProgress, tests
             task.name: {split: Truncated(**each.truncated) for split, each in task.examples.items()} for task in tasks
         },
         versions={package: _version(package) for package in PACKAGES},
-        members=[_member_summary(progress, prompt) for prompt in setup.prompts],
+        members=[_member_summary(progress, prompt, finished) for prompt in setup.prompts],
         tests=[_test_summary(test) for test in tests],
     )
 
 
-def _member_summary(progress: RunProgress, prompt: TrainedPrompt) -> MemberSummary:
+def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool) -> MemberSummary:
     member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
     return MemberSummary(
         settings=dict(prompt.settings),
         task=prompt.task,
         length=prompt.member.experiment.prompt.stored_length,
-        status="finished" if member.status == "training" else member.status,
+        status="finished" if finished and member.status == "training" else member.status,
         steps=member.steps,
         best=BestSummary(metric, score, member.best_step),
         validation=prompt.select_scores(member.best_scores),
