@@ -68,7 +68,11 @@ def test_damaged_files(ensemble, name, text, message):
     ("place", "value", "message"),
     [
         ("members", [], "there are no members"),
-        ("members.1.status", "asleep", "members[1].status must be 'training' or 'finished' or 'stopped early' or 'diverged'"),
+        (
+            "members.1.status",
+            "asleep",
+            "members[1].status must be 'training' or 'finished' or 'stopped early' or 'diverged'",
+        ),
         ("members.0.best", {"metric": "accuracy"}, "members[0].best.score is missing"),
         ("members.0.steps", 1.5, "members[0].steps must be int, not 1.5"),
         ("members.0.settings", [], "members[0].settings must be dict[str, Any], not []"),

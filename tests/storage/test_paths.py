@@ -77,7 +77,7 @@ def test_a_file_is_not_opened_for_writing():
 def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     paths._files.cache_clear()
-    with pytest.raises(MissingPackage, match=r"gs://... needs the package gcsfs: pip install 'prompt-jax\[gcs\]'"):
+    with pytest.raises(MissingPackage, match=r"gs://... needs the package gcsfs: pip install '\.\[gcs\]'"):
         parse_path("gs://b/best.npz").exists()
     assert cli.main(["inspect", "gs://b/best.npz"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -191,7 +191,8 @@ def test_overwriting_through_a_link(experiment, tmp_path):
     (target / ".x.1.tmp").mkdir()
     train(with_options(experiment, "train", steps=1), overwrite=True)
     assert experiment.folder.is_symlink() and tmp_path.exists()
-    assert names(target) == ["best.npz", "checkpoints", "config.json", "last.npz", "metrics.jsonl", "tensorboard"]
+    files = ["best.npz", "checkpoints", "config.json", "last.npz", "metrics.jsonl", "report.html", "tensorboard"]
+    assert names(target) == files
     assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
 
 
@@ -205,7 +206,7 @@ def test_results_are_deleted_before_a_run_trains_further(experiment):
     during: list[set[str]] = []
     with before_step(4, lambda run: during.append(results & set(names(run.experiment.folder)))):
         train(experiment)
-    assert during == [set()]
+    assert during == [{"report.html"}], "the page of the run that trains"
 
 
 # --------------------------------------------------------------------------------------------------------------
