@@ -62,7 +62,7 @@ def test_converted_once_and_then_without_onnx(demo_model_folder, monkeypatch):
 def test_a_package_is_missing(cache, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ImportError, match=rf"the demo model needs the package {package}: pip install 'prompt-jax\[demo\]'"
+        ImportError, match=rf"the demo model needs the package {package}: pip install '\.\[demo\]'"
     ):
         prompt_jax.load_model("demo")
     assert not cache.exists()
@@ -70,7 +70,7 @@ def test_a_package_is_missing(cache, monkeypatch, package):
 
 def test_another_version_of_the_package(cache, monkeypatch, demo_model_folder):
     monkeypatch.setattr(demo, "PACKAGE_VERSION", "0.1.0")
-    with pytest.raises(ImportError, match=r"traceforge-title-model 0.1.0, not 0.2.0: pip install 'prompt-jax\[demo\]'"):
+    with pytest.raises(ImportError, match=r"traceforge-title-model 0.1.0, not 0.2.0: pip install '\.\[demo\]'"):
         demo.demo_folder()
 
 
