@@ -69,16 +69,16 @@ def _is_distributed() -> bool:
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print_escaped(_usage())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print_escaped(f"prompt-jax {importlib.metadata.version('prompt-jax')}")
-        return 0
-    verb, rest = argv[0], argv[1:]
-    if verb not in VERBS:
-        return print_error(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
+    verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     try:
+        if verb in ("", "-h", "--help"):
+            print_escaped(_usage())
+            return 0 if verb else 2
+        if verb == "--version":
+            print_escaped(f"prompt-jax {importlib.metadata.version('prompt-jax')}")
+            return 0
+        if verb not in VERBS:
+            return print_error(f"there is no verb {verb!r}.{_nearest(verb, VERBS)}\n\n{_usage()}", 2)
         args = parse(verb, rest)
         _prepare_jax()
         return VERBS[verb][1](args)

@@ -204,7 +204,7 @@ def _print_outcome(args: Evaluate, outcome: "Outcome") -> int:
 def _check_members(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
     """Raise an error for options that exclude each other, and for members that cannot vote."""
     from prompt_jax.ensembles import members as ensemble
-    from prompt_jax.models.delta import check_alike
+    from prompt_jax.models.delta import check_ensemble
 
     source = args.source
     check_source(source, metrics=args.metrics)
@@ -224,4 +224,4 @@ def _check_members(args: Evaluate, members: Sequence["LoadedPrompt"]) -> None:
     )
     if source.task is None:
         ensemble.warn_of_lengths(members)
-    check_alike([member.prompt for member in members], [str(member) for member in members])
+    check_ensemble([member.prompt for member in members], [str(member) for member in members])

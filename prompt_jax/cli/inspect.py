@@ -60,7 +60,7 @@ def run(args: Inspect) -> int:
     from prompt_jax.inspection.findings import collect_findings
     from prompt_jax.inspection.similarity import prompt_similarity
     from prompt_jax.inspection.text import describe, printable
-    from prompt_jax.models.delta import check_alike
+    from prompt_jax.models.delta import check_ensemble
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")
@@ -68,7 +68,7 @@ def run(args: Inspect) -> int:
     check_source(args.source)
     members = read_chosen(args.files, args.member)
     if len(members) > 1:
-        check_alike([member.prompt for member in members], [str(member) for member in members])
+        check_ensemble([member.prompt for member in members], [str(member) for member in members])
         if not args.base.allow_other_base:
             check_one_base(members)
     model = _model(args, members)

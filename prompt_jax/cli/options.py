@@ -114,7 +114,7 @@ def field_texts(cls: type) -> dict[str, str]:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What tyro calls
+# Rules for tyro
 
 
 def _registry(shown: Sequence[str] = (), *, hide: bool = False) -> ConstructorRegistry:

@@ -19,5 +19,5 @@ class ModelConfig:
     """Type of the base's weights and of activations. int8 quantizes the layers' matrices and uses bfloat16 elsewhere.
     Trained parameters are float32."""
     remat: Remat = "none"
-    """What the backward pass recomputes to save memory: nothing (none), attention and activation functions (dots), or
+    """Recompute in the backward pass, to save memory: nothing (none), attention and activation functions (dots), or
     whole layers (full; about a third slower)."""

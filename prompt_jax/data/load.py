@@ -114,7 +114,7 @@ def _task_format(task: Any, options: LoadOptions, text: bool) -> TaskFormat | No
     task_format: TaskFormat | None = getattr(task, "task_format", None)
     if options.metrics:
         if task_format is None:
-            raise DataError(f"the task {task.name!r} has metrics of its own; none can be chosen by name")
+            raise DataError(f"the task {task.name!r} has its own metrics; none can be chosen by name")
         task_format = dataclasses.replace(task_format, metrics=options.metrics)
     if options.prepend:
         if task_format is None or not text:

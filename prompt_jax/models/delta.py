@@ -62,7 +62,7 @@ def whole_model(params: Params, delta: Delta) -> Params:
     return joined(merged_params(params, delta))
 
 
-def check_alike(prompts: "Sequence[Prompt | Delta]", names: Sequence[str] | None = None) -> None:
+def check_ensemble(prompts: "Sequence[Prompt | Delta]", names: Sequence[str] | None = None) -> None:
     """Raise PromptStackError unless these can form one ensemble: prompts that stack, or Deltas of equal shapes.
 
     `names` are used in error messages; the default is their numbers.

@@ -20,7 +20,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import family
-from prompt_jax.models.delta import Delta, check_alike, check_delta
+from prompt_jax.models.delta import Delta, check_delta, check_ensemble
 from prompt_jax.models.prompt import Prefix, Prompt, PromptStackError, VirtualTokens, stack_prompts
 from prompt_jax.prompt_files import hub, npz, peft
 from prompt_jax.prompt_files.metadata import (
@@ -108,7 +108,7 @@ def save_ensemble(
         raise PromptFormatError(f"{path}: an ensemble is a .npz or peft; a single member can be a .npy (--member)")
     if not 1 <= len(prompts) <= MAX_MEMBERS:
         raise PromptFormatError(f"{path}: an ensemble has from 1 to {MAX_MEMBERS} members, not {len(prompts)}")
-    check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
+    check_ensemble(prompts, [member_name(path, number) for number in range(len(prompts))])
     arrays: dict[str, np.ndarray] = {}
     for number, (prompt, its_metadata) in enumerate(zip(prompts, metadata, strict=True)):
         entries = npz.prompt_entries(member_name(path, number), prompt, its_metadata)
@@ -300,7 +300,7 @@ def _check_stackable(path: Path, members: Sequence[StoredPrompt]) -> None:
     """Raise PromptFormatError for members that cannot be stacked, or whose stack would need far more memory."""
     prompts = [prompt for prompt, _ in members]
     try:
-        check_alike(prompts, [member_name(path, number) for number in range(len(prompts))])
+        check_ensemble(prompts, [member_name(path, number) for number in range(len(prompts))])
     except PromptStackError as error:
         raise PromptFormatError(str(error)) from error
     stackable = [prompt for prompt in prompts if isinstance(prompt, Prompt)]

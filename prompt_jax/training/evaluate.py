@@ -177,7 +177,7 @@ def _stop_early(run: Run) -> None:
         )
     if len(run.progress.training) == len(members):
         return
-    active = [np.array([members[m.number].status == "training" for m in stack]) for stack in run.setup.stacks]
+    active = [np.array([members[m.number].status == "training" for m in group]) for group in run.setup.groups]
     run.states = tuple(
         dataclasses.replace(state, active=run.setup.place_members(still))
         for state, still in zip(run.states, active, strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -121,6 +122,7 @@ class Display:
         self._since = time.monotonic()
         self._examples = 0
         self._losses: list[float] = []  # since the last line
+        self._shapes: set[Any] = set()  # of batches
         self._score = ""
         self._bar = None
         if sys.stderr.isatty() and is_first():
@@ -161,6 +163,14 @@ class Display:
             yield activity
         if self._bar is not None:
             self._bar.refresh()
+
+    def compiling(self, batch: Any) -> contextlib.AbstractContextManager[Any]:
+        """Show that the training step is compiled, if the batch has shapes that are new in this process."""
+        shapes = tuple(array.shape for array in jax.tree.leaves(batch))
+        if shapes in self._shapes:
+            return contextlib.nullcontext()
+        self._shapes.add(shapes)
+        return self.activity("compiling the training step")
 
     def write(self, text: str) -> None:
         """Write text to stderr, above the bar if there is one."""

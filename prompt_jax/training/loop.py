@@ -45,7 +45,7 @@ def fit(run: Run) -> None:
             if not progress.training:
                 break
             batch, run.position = next(batches)
-            with run.display.activity("compiling the training step"):  # for each new length of batches
+            with run.display.compiling(batch):
                 metrics = _step(run, batch)
             if pending is not None:  # one step late, so that the device does not wait for the host
                 _receive(run, *pending)
@@ -60,12 +60,12 @@ def fit(run: Run) -> None:
 
 
 def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
-    """Dispatch one step of each stack with a member that is training. Return the metrics; None for other stacks."""
+    """Dispatch one step of each group with a member that is training. Return the metrics; None for other groups."""
     setup, training = run.setup, set(run.progress.training)
     states, metrics = [], []
-    for stack, state, batch, key in zip(setup.stacks, run.states, batches, setup.keys, strict=True):
+    for group, state, batch, key in zip(setup.groups, run.states, batches, setup.keys, strict=True):
         values = None
-        if any(member.number in training for member in stack):
+        if any(member.number in training for member in group):
             state, values = setup.step(state, setup.model.params, batch, key)
         states.append(state)
         metrics.append(values)

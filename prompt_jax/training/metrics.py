@@ -34,20 +34,20 @@ class LogMetrics(Hook):
             run.log.flush()  # before the checkpoint, so that the log is never behind it
 
 
-def fetch_metrics(run: Run, step: int, stacks: Sequence[Any]) -> dict[int, dict[str, float]]:
+def fetch_metrics(run: Run, step: int, groups: Sequence[Any]) -> dict[int, dict[str, float]]:
     """Return the metrics of a step that was dispatched before, by member. End the training of those that diverged.
 
     Args:
-      stacks: the metrics [E] of each stack; None for a stack without a member that is training.
+      groups: the metrics [E] of each group; None for a group without a member that is training.
 
     Raises:
       Diverged: no member is left in training.
     """
     members = run.progress.members
     metrics, diverged = {}, {}
-    for stack, stacked in zip(run.setup.stacks, stacks, strict=True):
+    for group, stacked in zip(run.setup.groups, groups, strict=True):
         fetched = {} if stacked is None else to_host(stacked)
-        for place, number in enumerate(member.number for member in stack):
+        for place, number in enumerate(member.number for member in group):
             if members[number].status != "training":
                 continue
             values = {name: float(value[place]) for name, value in fetched.items()}

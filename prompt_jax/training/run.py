@@ -55,7 +55,7 @@ class Run:
     experiment: Experiment
     setup: Setup
     progress: RunProgress
-    states: tuple[TrainState, ...]  # one for each stack
+    states: tuple[TrainState, ...]  # one for each group
     best: list[Any]  # each member's trainable variables at its best evaluation, on the host
     checkpoints: Checkpoints
     lock: FileLock  # locks the run's folder; only the first process acquires it

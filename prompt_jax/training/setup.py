@@ -47,7 +47,7 @@ from prompt_jax.training.tasks import load_test
 class Setup:
     """Everything that a run needs before its first step.
 
-    Members whose trainable parameters have equal shapes form a stack: one compiled step trains them, as arrays with a
+    Members whose trainable parameters have equal shapes form a group: one compiled step trains them, as arrays with a
     leading axis E. Trainable parameters are never padded, because optimizers would see the padding: Adafactor clips by
     the root mean square of a whole tensor.
 
@@ -56,13 +56,13 @@ class Setup:
       method: turns trainable parameters into prompts.
       members: the members in the order of their numbers.
       prompts: the prompts of the run's files, in their order.
-      stacks: the members of each stack.
+      groups: the members of each group.
       steps: number of optimizer steps.
       further_tests: test splits of tasks that no member is trained on.
-      batches: training batches of all stacks.
-      states: the state of each stack before the first step.
-      keys: random keys [E] of each stack.
-      step: the compiled training step of a stack.
+      batches: training batches of all groups.
+      states: the state of each group before the first step.
+      keys: random keys [E] of each group.
+      step: the compiled training step of a group.
       place: puts batches [E, B, ...] on the devices.
       place_members: puts arrays [E] on the devices.
     """
@@ -71,7 +71,7 @@ class Setup:
     method: Method
     members: tuple[Member, ...]
     prompts: tuple[TrainedPrompt, ...]
-    stacks: tuple[tuple[Member, ...], ...]
+    groups: tuple[tuple[Member, ...], ...]
     steps: int
     further_tests: tuple[tuple[Examples, TaskFormat], ...]
     batches: MemberBatches
@@ -84,9 +84,9 @@ class Setup:
     def trainable(self, states: Sequence[TrainState]) -> list[Any]:
         """Return each member's trainable variables, on the host."""
         by_number: dict[int, Any] = {}
-        for stack, state in zip(self.stacks, states, strict=True):
+        for group, state in zip(self.groups, states, strict=True):
             stacked = to_host(state.trainable)
-            by_number |= {m.number: jax.tree.map(operator.itemgetter(i), stacked) for i, m in enumerate(stack)}
+            by_number |= {m.number: jax.tree.map(operator.itemgetter(i), stacked) for i, m in enumerate(group)}
         return [by_number[member.number] for member in self.members]
 
     def make_prompts(self, trainable: Sequence[Any]) -> list[Prompt | Delta]:
@@ -117,7 +117,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
       ConfigError: the mesh does not suit the members, or an option needs something that the base lacks.
     """
     alone = experiments.members(experiment)
-    numbers = stacks_of(alone)
+    numbers = group_members(alone)
     mesh = make_mesh(experiment.mesh)
     check_division(numbers, alone, mesh_shape(mesh))
     model = load_model(
@@ -129,7 +129,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             "vocab.json with merges.txt)"
         )
     members = load_members(alone, model, tasks)
-    stacks = tuple(tuple(members[number] for number in stack) for stack in numbers)
+    groups = tuple(tuple(members[number] for number in group) for group in numbers)
     steps = _steps(experiment, members)
     trained_on = {task.name for member in members for task in member.tasks}
     if repeated := trained_on & set(experiment.data.test_tasks):
@@ -156,8 +156,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
             _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
     of_members = named_sharding(mesh, "members")
     states = tuple(
-        to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in stack)), of_members)
-        for stack in numbers
+        to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in group)), of_members)
+        for group in numbers
     )
     return Setup(
         model=model,
@@ -165,10 +165,10 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         prompts=prompts,
         steps=steps,
         further_tests=further_tests,
-        stacks=stacks,
-        batches=_batches(members, stacks, model),
+        groups=groups,
+        batches=_batches(members, groups, model),
         states=states,
-        keys=tuple(to_devices(jnp.stack([starts[n][1] for n in stack]), of_members) for stack in numbers),
+        keys=tuple(to_devices(jnp.stack([starts[n][1] for n in group]), of_members) for group in numbers),
         step=train_step(experiment, model.config, steps, mesh),
         place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(to_devices, sharding=of_members),
@@ -177,7 +177,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
 
 
 def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | None) -> Any:
-    """Return the jitted step of a stack of members. It donates the memory of its first argument to the new states.
+    """Return the jitted step of a group of members. It donates the memory of its first argument to the new states.
 
     Args:
       experiment: the experiment to train.
@@ -198,15 +198,15 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
     return jax.jit(vmap_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0)
 
 
-def stacks_of(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
-    """Group members with equal trainable shapes into stacks, and return the numbers of the members of each stack."""
+def group_members(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of the members of each group: those whose trainable parameters have equal shapes."""
     numbers: dict[int, list[int]] = {}
     for number, member in enumerate(alone):
         numbers.setdefault(getattr(member.prompt, "length", 0), []).append(number)
     return tuple(map(tuple, numbers.values()))
 
 
-def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
+def check_division(groups: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
     """Raise ConfigError unless the mesh can shard the members, and the rows of each accumulated part of a batch."""
     options = alone[0].train
     if (options.batch_size // options.accumulate) % mesh["data"]:
@@ -215,9 +215,9 @@ def check_division(stacks: Sequence[Sequence[int]], alone: Sequence[Experiment],
             f"train.batch_size is {options.batch_size}{parts}, which cannot be divided over mesh.data {mesh['data']}"
         )
     count = mesh["ensemble"]
-    for numbers in stacks:
+    for numbers in groups:
         if len(numbers) % count:
-            length = f" of length {getattr(alone[numbers[0]].prompt, 'length', 0)}" if len(stacks) > 1 else ""
+            length = f" of length {getattr(alone[numbers[0]].prompt, 'length', 0)}" if len(groups) > 1 else ""
             raise ConfigError(
                 f"{len(numbers)} members{length} cannot be divided over mesh.ensemble {count}: make the number of "
                 f"members a multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
@@ -267,8 +267,8 @@ def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Ar
     return TrainState.create(trainable, optimizer), run_key
 
 
-def _batches(members: Sequence[Member], stacks: Sequence[Sequence[Member]], model: Model) -> MemberBatches:
-    """Return the batches of all stacks, from one stream for each combination of data and seed."""
+def _batches(members: Sequence[Member], groups: Sequence[Sequence[Member]], model: Model) -> MemberBatches:
+    """Return the batches of all groups, from one stream for each combination of data and seed."""
     streams: dict[Any, TrainBatches] = {}
     for member in members:
         options, training = member.experiment.train, [task.examples["train"] for task in member.tasks]
@@ -285,5 +285,5 @@ def _batches(members: Sequence[Member], stacks: Sequence[Sequence[Member]], mode
             rates = [task.rate for task in member.tasks]
             streams[key] = MixtureBatches(training, rates, *rest, prompt_ids=per_task)
     number = {key: i for i, key in enumerate(streams)}
-    of_stacks = [[number[m.experiment.data, m.experiment.train.seed] for m in stack] for stack in stacks]
-    return MemberBatches(list(streams.values()), of_stacks)
+    streams_of_groups = [[number[m.experiment.data, m.experiment.train.seed] for m in group] for group in groups]
+    return MemberBatches(list(streams.values()), streams_of_groups)

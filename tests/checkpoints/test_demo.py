@@ -61,9 +61,7 @@ def test_converted_once_and_then_without_onnx(demo_model_folder, monkeypatch):
 @pytest.mark.parametrize("package", ["onnx", "traceforge_title_model"])
 def test_a_package_is_missing(cache, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        ImportError, match=rf"the demo model needs the package {package}: pip install '\.\[demo\]'"
-    ):
+    with pytest.raises(ImportError, match=rf"the demo model needs the package {package}: pip install '\.\[demo\]'"):
         prompt_jax.load_model("demo")
     assert not cache.exists()
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,14 @@ def test_the_configuration_in_any_place(words, tmp_path, monkeypatch):
 def test_version(run):
     status, out, _ = run("--version")
     assert status == 0 and re.fullmatch(r"prompt-jax \d+\.\d+\S*\n", out)
+
+
+@pytest.mark.parametrize("words", (["--help"], ["train", "--help"]), ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(words):
+    """As `head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "prompt_jax.cli", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

@@ -338,5 +338,5 @@ def test_metrics_cannot_be_chosen_for_a_task_without_a_format(tokenizer, registr
         output_features=dict.fromkeys(("inputs", "targets"), seqio.Feature(seqio.PassThroughVocabulary(0))),
         preprocessors=[],
     )
-    with pytest.raises(DataError, match="'plain' has metrics of its own"):
+    with pytest.raises(DataError, match="'plain' has its own metrics"):
         load(task, tokenizer, metrics=("bleu",))

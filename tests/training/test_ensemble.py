@@ -84,7 +84,7 @@ def test_members_that_differ_in_every_option_train_as_alone(experiment):
         length=(4, 6, 4),
     )
     setup, _ = train(mixed)
-    assert [[member.number for member in stack] for stack in setup.stacks] == [[0, 2], [1]]
+    assert [[member.number for member in group] for group in setup.groups] == [[0, 2], [1]]
     for number, alone in enumerate(experiments.members(mixed)):
         alone = with_name(alone, f"alone{number}")
         train(alone)
@@ -362,7 +362,7 @@ def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
 
         def step(*step_args):
             calls.append(1)
-            if len(calls) == 10:  # in the fifth step, between its two stacks
+            if len(calls) == 10:  # in the fifth step, between its two groups
                 raise KeyboardInterrupt
             return setup.step(*step_args)
 
@@ -398,7 +398,7 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
 
         def step(*step_args):
             calls.append(1)
-            if len(calls) == 6:  # two stacks in each of the first two steps, one in the third and the fourth
+            if len(calls) == 6:  # two groups in each of the first two steps, one in the third and the fourth
                 raise KeyboardInterrupt
             return setup.step(*step_args)
 

@@ -174,7 +174,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
 
         def step(*step_args):
             calls[0] += 1
-            if calls[0] == 3 * len(made.stacks):
+            if calls[0] == 3 * len(made.groups):
                 raise KeyboardInterrupt
             return made.step(*step_args)
 

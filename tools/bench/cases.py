@@ -1,4 +1,4 @@
-"""What the sides of the benchmark share: the cases and their shapes, the texts, and the clock."""
+"""Shared by both sides of the benchmark: the cases and their shapes, the texts, and the clock."""
 
 import dataclasses
 import resource

@@ -26,7 +26,7 @@ from prompt_jax.models.delta import Delta, merged_params
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.setup import check_division, stacks_of, train_step
+from prompt_jax.training.setup import check_division, group_members, train_step
 from prompt_jax.training.step import TrainState, frozen_base
 from tools.planner.flops import matmul_flops
 
@@ -86,9 +86,9 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
             "prompt.method"
         )
     alone = experiments.members(experiment)
-    stacks = stacks_of(alone)
+    groups = group_members(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
-    check_division(stacks, alone, mesh_shape(mesh))
+    check_division(groups, alone, mesh_shape(mesh))
     hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
     if hosts > 1 and used < len(devices):
         raise ConfigError(
@@ -96,7 +96,7 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
             "and a mesh over several hosts must use all; -1 sets one of the sizes to what the others leave"
         )
     config = base_config(experiment.model.name)
-    for numbers in stacks:
+    for numbers in groups:
         yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
     yield _generate(experiment, alone, config, mesh, devices)
 
