@@ -173,7 +173,7 @@ def test_the_option(short, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.parse("train", [str(config), "--train.trackers", "mlflow"])
     assert "wandb" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"train.trackers.* wandb"):
+    with pytest.raises(ConfigError, match=r"train.trackers must be .*'wandb'.*, not \['mlflow'\]"):
         experiments.from_json(config.read_text().replace('"trackers": []', '"trackers": ["mlflow"]'))
 
 

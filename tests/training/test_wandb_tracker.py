@@ -25,6 +25,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    wandb.teardown()  # it reads the environment once
 
 
 def records(path: Path) -> list[Any]:
@@ -139,6 +140,7 @@ def test_no_credentials(experiment, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()
     with pytest.raises(TrackerError, match=r"the tracker WeightsAndBiases cannot start \(UsageError: .*login"):
         run_experiment(with_options(experiment, "train", trackers=("wandb",)))
     assert not (experiment.folder / "best.npz").exists()
