@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prompt_jax.prompt_files.io import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
     from prompt_jax.prompt_files.push import push_prompt
     from prompt_jax.training.run_experiment import run_experiment
-    from prompt_jax.training.trackers import TrackedRun, Tracker
+    from prompt_jax.training.tracker import TrackedRun, Tracker
 
 # Imported at first use, so that `prompt-jax --help` and configuration files do not wait for JAX.
 _HOME = {
@@ -61,8 +61,8 @@ _HOME = {
     "PromptFormatError": "prompt_files.io",
     "PromptMetadata": "prompt_files.io",
     "PromptTuning": "methods.soft_prompt",
-    "TrackedRun": "training.trackers",
-    "Tracker": "training.trackers",
+    "TrackedRun": "training.tracker",
+    "Tracker": "training.tracker",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
     "add_mixture": "data.registry",

@@ -1,8 +1,8 @@
 """Known incompatibilities, and what else is wrong with an installation."""
 
 import dataclasses
+import platform
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -171,7 +171,7 @@ def place_problems(hub: HubAccess, caches: Iterable[Cache]) -> Iterator[Problem]
 
 def system_problems() -> Iterator[Problem]:
     """Yield what is wrong with the operating system."""
-    if sys.platform == "win32":
+    if platform.system() == "Windows":
         yield Problem("error", "runs are locked with fcntl, which Windows does not have", "use Linux in WSL 2")
 
 

@@ -7,7 +7,8 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.training.loop import train
 from prompt_jax.training.run_folder import run_lock
 from prompt_jax.training.summary import finish
-from prompt_jax.training.trackers import Tracker, Trackers
+from prompt_jax.training.tracker import Tracker
+from prompt_jax.training.trackers import Trackers
 
 
 def run_experiment(

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from prompt_jax.storage.files import add_path_to_errors, delete
-from prompt_jax.training.trackers import TrackedRun, Tracker
+from prompt_jax.training.tracker import TrackedRun, Tracker
 
 
 class TensorBoard(Tracker):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prompt_jax.storage.files import write_text
-from prompt_jax.training.trackers import TrackedRun, Tracker
+from prompt_jax.training.tracker import TrackedRun, Tracker
 
 RUN_ID = "wandb_run_id"  # file in the run's folder, so that a resumed run continues the same run of W&B
 

@@ -1,6 +1,6 @@
 """Known incompatibilities, each with versions that have it and versions that do not."""
 
-import sys
+import platform
 from dataclasses import replace
 
 import pytest
@@ -106,5 +106,5 @@ def test_places():
 
 def test_windows(monkeypatch):
     assert list(problems.system_problems()) == []
-    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
     assert reasons(problems.system_problems()).startswith("error: runs are locked with fcntl")

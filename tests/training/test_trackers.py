@@ -15,7 +15,8 @@ from prompt_jax.errors import ConfigError, MissingPackage
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import loop, run_folder, trackers
 from prompt_jax.training.run_experiment import run_experiment
-from prompt_jax.training.trackers import TrackedRun, Tracker, TrackerError, Trackers
+from prompt_jax.training.tracker import TrackedRun, Tracker
+from prompt_jax.training.trackers import TrackerError, Trackers
 
 
 class Recorder(Tracker):

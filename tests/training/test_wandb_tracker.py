@@ -13,7 +13,8 @@ from experiments import with_options
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training.run_experiment import run_experiment
-from prompt_jax.training.trackers import Tracker, TrackerError
+from prompt_jax.training.tracker import Tracker
+from prompt_jax.training.trackers import TrackerError
 
 wandb = pytest.importorskip("wandb")
 
