@@ -11,6 +11,7 @@ from prompt_jax.cli.common import print_escaped
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import METHODS, Method, with_method
+from prompt_jax.report.terminal import Activity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +97,14 @@ def _check_options(method: Method, words: Sequence[str]) -> None:
 
 
 def run(args: Train) -> int:
-    from prompt_jax.distributed import processes
+    with Activity("starting", enabled=not args.distributed):
+        from prompt_jax.distributed import processes
 
-    if args.distributed:
-        processes.initialize(args.heartbeat)
-    from prompt_jax.training.loop import train
-    from prompt_jax.training.run_folder import run_lock
-    from prompt_jax.training.summary import finish
+        if args.distributed:
+            processes.initialize(args.heartbeat)
+        from prompt_jax.training.loop import train
+        from prompt_jax.training.run_folder import run_lock
+        from prompt_jax.training.summary import finish
 
     with processes.exit_if_process_lost(), run_lock(args.experiment) as lock:
         setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)
