@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from prompt_jax.cli.common import print_escaped
+from prompt_jax.report.terminal import Activity
 
 # Packages whose versions are shown. The others are shown if they are installed.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "huggingface-hub", "numpy")
@@ -38,7 +39,8 @@ class Doctor:
 def run(args: Doctor) -> int:
     from prompt_jax.storage.json_text import json_text
 
-    findings = diagnose()
+    with Activity("checking the installation"):
+        findings = diagnose()
     print_escaped(json_text(findings, indent=2) if args.json else "\n".join(_text(findings)))
     return 1 if any(problem["severity"] == "error" for problem in findings["problems"]) else 0
 

@@ -11,6 +11,7 @@ import tyro
 
 from prompt_jax.cli.common import check_new, print_escaped
 from prompt_jax.errors import ConfigError, UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.task_format import TaskFormat
@@ -89,7 +90,8 @@ def run(args: New) -> int:
     check_new(path, args.overwrite)
     if path.is_dir():
         raise UserError(f"{path} is a folder; choose another NAME")
-    data = _check_files(args)
+    with Activity("reading the files"):
+        data = _check_files(args)
     from prompt_jax.storage.files import write_text
 
     write_text(path, "\n".join([*_source(args, path, data), ""]))
