@@ -268,7 +268,8 @@ def test_the_loop_makes_no_implicit_transfers(experiment, monkeypatch):
     train(experiment)
 
 
-def test_each_bucket_is_compiled_once(experiment, monkeypatch):
+def test_each_bucket_is_compiled_once(experiment, monkeypatch, training_steps):
+    training_steps.clear()
     setups = []
     real = loop.prepare
     monkeypatch.setattr(loop, "prepare", lambda *args: setups.append(real(*args)) or setups[-1])
