@@ -129,9 +129,9 @@ def test_peft_gives_our_answers(model, kind, tmp_path):
     assert front((tmp_path / "a" / CARD).read_text()) == front((tmp_path / "b" / CARD).read_text())
 
 
-@pytest.mark.parametrize("name", ("gpt2", "qwen3", "gemma3_text"))
+@pytest.mark.parametrize("name", ("gpt2",))
 def test_peft_reads_our_cartridge(fixtures, name, tmp_path):
-    """A prefix with frozen slots; with grouped queries and sliding windows too."""
+    """A prefix with frozen slots."""
     model = prompt_jax.load_model(str(fixtures / name / "base"))
     prompt = peft_prefix(model, 5)
     save_prompt(tmp_path / "a", prompt, PromptMetadata(frozen_tokens=1), format="peft", model=model)
