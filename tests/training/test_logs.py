@@ -1,11 +1,15 @@
 """Logs of a run: the terminal, metrics.jsonl and TensorBoard."""
 
 import json
+import sys
+import time
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from prompt_jax.training import logs
 from prompt_jax.training.logs import Display, Log
+from terminals import Terminal
 
 
 def test_a_step_is_said_to_compile_for_new_shapes_only(monkeypatch):
@@ -48,3 +52,17 @@ def test_resuming_drops_later_lines_and_events(tmp_path):
         assert events == [(step, step + member / 2) for step in (1, 2, 3, 4)]
     write((), -1)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_the_bar_shows_the_time_of_a_long_step(monkeypatch):
+    """Another line replaces it meanwhile."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logs, "_REFRESH", 0.05)
+    with Display(steps=4, start=0, every=1) as display:
+        terminal.wait_for("0/4 [00:01")
+        with display.activity("evaluating"):
+            before = terminal.getvalue()
+            time.sleep(0.2)
+            assert terminal.getvalue() == before
+        terminal.wait_for("0/4 [00:02")
