@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.errors import UserError
-from prompt_jax.models import bart, gpt2, t5
+from prompt_jax.models import bart, gpt2, llama, t5
 from prompt_jax.models.decoder_only import DecoderOnly
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
@@ -37,6 +37,7 @@ Family = DecoderOnly | EncoderDecoder
 FAMILIES: dict[type, Family] = {
     t5.T5Config: EncoderDecoder(t5),
     gpt2.GPT2Config: DecoderOnly(gpt2),
+    llama.LlamaConfig: DecoderOnly(llama),
     bart.BartConfig: EncoderDecoder(bart),
 }
 

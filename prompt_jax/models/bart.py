@@ -51,7 +51,8 @@ HUGGING_FACE = HuggingFace(
     multiples=(("d_model", "encoder_attention_heads"), ("d_model", "decoder_attention_heads")),
     read=lambda values, tied: {"bos_id": values.token_id("bos_token_id")},
     write=lambda config: {"bos_token_id": config.bos_id, "decoder_start_token_id": config.start_id},
-    prefix="model.",
+    body="model",
+    renamed=((r"model\.", ""),),
     unused=r"(en|de)coder\.version",  # in older checkpoints
     copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")},
     # Missing in checkpoints without a language modeling head, such as bart-base; Transformers then uses zeros.
