@@ -1,8 +1,9 @@
-"""Write tiny random decoder-only models to `tests/fixtures`, with Hugging Face's outputs. Needs PyTorch and Transformers.
+"""Write tiny random decoder-only models to `tests/fixtures`, with Hugging Face's outputs.
 
     python tools/make_causal_fixtures.py tests/fixtures
 
-There is one for each model type of `prompt_jax/models/llama.py`. Weights are bfloat16; outputs are computed in float32.
+It needs PyTorch and Transformers. There is one model for each model type of `prompt_jax/models/llama.py`. Weights are
+bfloat16; outputs are computed in float32.
 
     base/config.json, base/model.safetensors
     reference.npz    inputs/{input_ids, attention_mask}   left-padded

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -40,6 +41,12 @@ FAMILIES: dict[type, Family] = {
     llama.LlamaConfig: DecoderOnly(llama),
     bart.BartConfig: EncoderDecoder(bart),
 }
+
+
+def embedding_table(params: Any, config: Any) -> Float[Array, "V D"]:
+    """Return the embeddings of all tokens, as the model reads them: the space of virtual tokens."""
+    table, scale = params["embedding"], getattr(config, "embedding_scale", 1.0)
+    return table if scale == 1.0 else table * jnp.asarray(scale, table.dtype)
 
 
 class ContextError(UserError, ValueError):

@@ -83,6 +83,10 @@ class BartConfig:
     remat: Remat = "none"
     generation: GenerationSettings = GenerationSettings()
 
+    @property
+    def embedding_scale(self) -> float:
+        return self.d_model**0.5 if self.scale_embedding else 1.0
+
 
 def shape(config: BartConfig, side: str) -> tuple[int, int, int]:
     heads = getattr(config, f"{side}_heads")
@@ -130,7 +134,7 @@ def parameters(config: BartConfig) -> list[Parameter]:
 
 def embed(params: Params, ids: Int[Array, "B T"], config: BartConfig) -> Float[Array, "B T D"]:
     x = params["embedding"][ids]
-    return x * jnp.asarray(config.d_model**0.5, x.dtype) if config.scale_embedding else x
+    return x * jnp.asarray(config.embedding_scale, x.dtype) if config.scale_embedding else x
 
 
 def add_positions(
