@@ -17,7 +17,6 @@ from prompt_jax import stack_prompts
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
 from prompt_jax.inference.decoding import _generate, generate, generate_scored, sampling_logits, score
-from prompt_jax.models import ContextError
 from prompt_jax.models.generation_settings import GenerationSettings
 from small_model import (
     LENGTH,
@@ -218,27 +217,6 @@ def test_early_stopping_is_no_bool():
     object.__setattr__(decoding, "early_stopping", True)
     with pytest.raises(ConfigError, match="decoding.early_stopping is 'false', 'true' or 'never', not True"):
         decoding.__post_init__()
-
-
-def test_options_that_do_not_fit_the_model(model, fixtures):
-    batch = whole(random_text(model, 1, 4))
-    for options, message in (
-        ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and sampling needs a `key`"),
-        ({"decoding": Decoding(min_new_tokens=9)}, "decoding.min_new_tokens is 9, and an answer has at most 8 tokens"),
-        ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
-        ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
-        ({"decoding": Decoding(length_penalty=0.6)}, "need beam search: set decoding.beams above 1"),
-        ({"decoding": Decoding(early_stopping="never")}, "need beam search: set decoding.beams above 1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            generate(model.params, model.config, batch, **{"max_new_tokens": 8, **options})
-    bart = prompt_jax.load_model(str(fixtures / "bart" / "base"))
-    forced = dataclasses.replace(bart.config, generation=GenerationSettings(forced_first=5))
-    with pytest.raises(ConfigError, match="5 is banned, and the checkpoint's settings put it first"):
-        generate(bart.params, forced, batch, decoding=Decoding(banned_tokens=(5,)))
-    with pytest.raises(ContextError, match="and the model has 64 positions"):
-        generate(bart.params, bart.config, batch, max_new_tokens=65)
 
 
 # --------------------------------------------------------------------------------------------------------------
