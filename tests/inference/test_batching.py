@@ -55,4 +55,4 @@ def test_chosen_rows_keep_their_prompts(tiny):
     seen = run_batches(rows, lambda batch, prompt: (batch["prompt_ids"],), {})
     assert seen[0].tolist() == [1, 0]
     with pytest.raises(PromptStackError, match="row 1 has the prompt id 7"):
-        run_batches(Rows(tiny, stacked, of_lengths(3, 4), np.array([0, 7], np.int32)), None, {})
+        run_batches(Rows(tiny, stacked, of_lengths(3, 4), np.array([0, 7], np.int32)), lambda batch, prompt: (), {})
