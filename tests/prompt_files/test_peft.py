@@ -354,6 +354,19 @@ def test_tied_layers_where_they_have_no_sense():
             check(Experiment(data=task, prompt=dataclasses.replace(TIED, **changes)))
 
 
+def test_a_prefix_with_frozen_tokens_is_a_cartridge(fixtures, tmp_path):
+    model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
+    prompt = random_prefix(model, 5)
+    save_prompt(tmp_path / "c", prompt, PromptMetadata(frozen_tokens=2), format="peft", model=model)
+    config = config_of(tmp_path / "c")
+    assert (config["peft_type"], config["num_frozen_tokens"], config["num_virtual_tokens"]) == ("CARTRIDGE", 2, 5)
+    (read, metadata), *_ = read_prompts(tmp_path / "c")
+    assert_same(read, jax.device_get(prompt))
+    assert metadata.frozen_tokens == 2 and metadata.method == "prefix"
+    save_prompt(tmp_path / "c.npz", read, metadata)
+    assert read_prompt(tmp_path / "c.npz")[1].frozen_tokens == 2
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Damaged, hostile or other files
 

@@ -41,6 +41,14 @@ BROKEN_CONFIGS = {
     "no heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": None}, "num_attention_heads is 0 or missing"),
     "heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": 5}, "a multiple of the 5 heads"),
     "prefix": ({"peft_type": "PREFIX_TUNING", "num_layers": 1 << 30}, r"makes it \[5, 137438953472\]"),
+    "frozen": (
+        {"peft_type": "CARTRIDGE", "num_layers": 2, "num_attention_heads": 4, "num_frozen_tokens": 6},
+        "is 6; expected 0 to 5",
+    ),
+    "cartridge": (
+        {"peft_type": "CARTRIDGE", "task_type": "SEQ_2_SEQ_LM", "num_layers": 2, "num_attention_heads": 4},
+        "expected CAUSAL_LM",
+    ),
     # PEFT 0.21.2 loads such a file, and its logits are wrong.
     "one submodule": (
         {"peft_type": "PREFIX_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1},
