@@ -190,7 +190,8 @@ def test_log_probability_is_that_of_forward(model):
     """The sum over the answer's tokens, including the end token."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     config = dataclasses.replace(model.config, eos_id=first_token(model, batch, stacked))  # makes a row end early
-    tokens, log_probability = map(np.asarray, generate_scored(model.params, config, batch, stacked, max_new_tokens=5))
+    generated = generate_scored(model.params, config, batch, stacked, max_new_tokens=5)
+    tokens, log_probability = np.asarray(generated.tokens), np.asarray(generated.log_probability)
     assert log_probability.dtype == np.float32
     shifted = np.concatenate([np.full((6, 1), config.start_id, np.int32), tokens[:, :-1]], axis=1)
     logits = prompt_jax.forward(model.params, config, {**batch, "decoder_inputs": shifted}, stacked)
@@ -205,14 +206,12 @@ def test_rows_may_have_different_lengths(model):
     """A row with limit n gets the tokens and log-probability of max_new_tokens=n."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     lengths = np.array([1, 3, 3, 1, 5, 5], np.int32)
-    tokens, log_probability = generate_scored(
-        model.params, model.config, batch, stacked, max_new_tokens=5, lengths=lengths
-    )
+    together = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=5, lengths=lengths)
     for row, length in enumerate(lengths.tolist()):
         short = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=length)
-        np.testing.assert_array_equal(tokens[row, :length], short.tokens[row])
-        assert (np.asarray(tokens[row, length:]) == model.config.pad_id).all()
-        np.testing.assert_allclose(log_probability[row], short.log_probability[row], rtol=1e-6)
+        np.testing.assert_array_equal(together.tokens[row, :length], short.tokens[row])
+        assert (np.asarray(together.tokens[row, length:]) == model.config.pad_id).all()
+        np.testing.assert_allclose(together.log_probability[row], short.log_probability[row], rtol=1e-6)
 
 
 def first_token(model, batch, stacked) -> int:
