@@ -10,6 +10,7 @@ from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.registry import restore_point
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
@@ -100,6 +101,22 @@ def test_members_start_from_those_of_a_file(experiment, tiny, tmp_path):
     for start in setup.trainable(setup.states):
         np.testing.assert_array_equal(start["prompt"]["encoder_tokens"], tokens[1])
     assert metadata(prepare(experiment), 0).initialization == "vocab"
+
+
+def test_rates_in_units_of_the_embeddings(experiment):
+    """Members have other rates in the same unit. Adafactor's first update moves each number by the rate."""
+    options = OptimizerConfig(rate_unit="embedding_rms", weight_decay=0.0)
+    run = dataclasses.replace(experiment, optimizer=options, ensemble=EnsembleConfig(seed=(0,), learning_rate=(0.1, 2)))
+    setup = prepare(run)
+    rms = np.sqrt(np.square(np.asarray(setup.model.params["embedding"])).mean())
+    np.testing.assert_allclose(setup.rate_rms, rms, rtol=1e-6)
+    start = np.stack([member["prompt"]["encoder_tokens"] for member in setup.trainable(setup.states)])
+    (batch,) = next(iter(setup.batches))
+    states, _ = setup.step(setup.states[0], setup.model.params, setup.place(batch), setup.keys[0])
+    moved = np.asarray(states.trainable["prompt"]["encoder_tokens"]) - start
+    sizes = np.sqrt(np.square(moved).mean(axis=(1, 2)))
+    np.testing.assert_allclose(sizes, [0.1 * rms, 2 * rms], rtol=1e-3)
+    assert prepare(experiment).rate_rms is None
 
 
 TASK = """
