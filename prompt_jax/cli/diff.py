@@ -8,6 +8,7 @@ import tyro
 
 from prompt_jax.cli.common import choose_members, print_escaped
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,11 @@ def _configs(args: Diff, a: Path, b: Path) -> int:
 
 
 def _prompts(args: Diff) -> int:
-    from prompt_jax.ensembles.members import read_members
-    from prompt_jax.inspection.difference import member_lines
+    with Activity("reading prompts"):
+        from prompt_jax.ensembles.members import read_members
+        from prompt_jax.inspection.difference import member_lines
 
-    files = [read_members([path]) for path in (args.a, args.b)]
+        files = [read_members([path]) for path in (args.a, args.b)]
     several = any(len(members) > 1 for members in files)  # then the other may be a single prompt
     chosen = [choose_members(members, None if several and len(members) == 1 else args.member) for members in files]
     a, b = ([(each.prompt, each.metadata) for each in members] for members in chosen)

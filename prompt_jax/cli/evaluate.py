@@ -12,12 +12,14 @@ from prompt_jax.cli.common import (
     check_model,
     check_positive,
     load_base,
+    load_named_base,
     print_escaped,
     read_chosen,
 )
 from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
@@ -91,9 +93,6 @@ class Evaluate:
 
 
 def run(args: Evaluate) -> int:
-    from prompt_jax.ensembles.outcome import evaluate_files
-    from prompt_jax.inference.evaluation import EvaluationOptions
-
     if not args.files:
         return _evaluate_base(args)
     if args.few_shot != FewShotOptions():
@@ -106,19 +105,23 @@ def run(args: Evaluate) -> int:
     for member in members:
         check_model(member.path, member.prompt, member.metadata, model, args.base)
     examples, target_length = read_examples(args.source, members, model, args.metrics)
-    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
-    outcome = evaluate_files(model, members, examples, options, args.vote, early_stop=args.early_stop)
+    with Activity(f"evaluating on {examples.name}") as activity:
+        from prompt_jax.ensembles.outcome import evaluate_files
+        from prompt_jax.inference.evaluation import EvaluationOptions
+
+        options = EvaluationOptions(target_length, args.batch_size, args.decoding, before_batch=activity.before_batch)
+        outcome = evaluate_files(model, members, examples, options, args.vote, early_stop=args.early_stop)
     return _print_outcome(args, outcome)
 
 
 def _evaluate_base(args: Evaluate) -> int:
-    from prompt_jax.checkpoints.load import load_model
-    from prompt_jax.ensembles.members import LoadedPrompt
-    from prompt_jax.ensembles.outcome import evaluate_base
-    from prompt_jax.inference.evaluation import EvaluationOptions
-    from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
-    from prompt_jax.models.prompt import Prompt
-    from prompt_jax.prompt_files.io import PromptMetadata
+    with Activity("starting"):
+        from prompt_jax.ensembles.members import LoadedPrompt
+        from prompt_jax.ensembles.outcome import evaluate_base
+        from prompt_jax.inference.evaluation import EvaluationOptions
+        from prompt_jax.inference.few_shot import PromptDesign, few_shot_inputs
+        from prompt_jax.models.prompt import Prompt
+        from prompt_jax.prompt_files.io import PromptMetadata
 
     source, few_shot = args.source, args.few_shot
     if args.base.model is None:
@@ -141,7 +144,7 @@ def _evaluate_base(args: Evaluate) -> int:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         given = " ".join(map(str, seeds)) or "none"
         raise UserError(f"--shot-seeds must be distinct numbers of at least 0, not {given}")
-    model = load_model(args.base.model, args.base.dtype, args.base.revision)
+    model = load_named_base(args.base.model, args.base.dtype, args.base.revision)
     if model.tokenizer is None:
         raise UserError(f"the model {model.name} has no tokenizer (spiece.model, tokenizer.json or vocab.json)")
     no_prompt = [LoadedPrompt(Path(model.name), None, Prompt(), PromptMetadata())]
@@ -158,15 +161,19 @@ def _evaluate_base(args: Evaluate) -> int:
         demonstration=few_shot.shot_text,
         length=few_shot.shot_length,
     )
-    prepared = [few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds]
+    with Activity("drawing in-context examples"):
+        prepared = [
+            few_shot_inputs(examples, design, model, training, seed, target_length=target_length) for seed in seeds
+        ]
     if len(seeds) > 1 and not any(count for _, count in prepared):
         raise UserError("no in-context example fits, so all --shot-seeds give the same inputs: raise --shot-length")
     names = [
         f"{count:.3g} examples shown" + (f", seed {seed}" if count else "")
         for seed, (_, count) in zip(seeds, prepared, strict=True)
     ]
-    options = EvaluationOptions(target_length, args.batch_size, args.decoding)
-    outcome = evaluate_base(model, [with_shots for with_shots, _ in prepared], names, options)
+    with Activity(f"evaluating on {examples.name}") as activity:
+        options = EvaluationOptions(target_length, args.batch_size, args.decoding, before_batch=activity.before_batch)
+        outcome = evaluate_base(model, [with_shots for with_shots, _ in prepared], names, options)
     return _print_outcome(args, outcome)
 
 

@@ -18,6 +18,7 @@ from prompt_jax.cli.common import (
 )
 from prompt_jax.cli.source import ExampleOptions, check_source, read_examples
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
@@ -55,12 +56,13 @@ class Inspect:
 
 
 def run(args: Inspect) -> int:
-    from prompt_jax.ensembles.members import check_one_base
-    from prompt_jax.ensembles.tables import Table
-    from prompt_jax.inspection.findings import collect_findings
-    from prompt_jax.inspection.similarity import prompt_similarity
-    from prompt_jax.inspection.text import describe, printable
-    from prompt_jax.models.delta import check_ensemble
+    with Activity("starting"):
+        from prompt_jax.ensembles.members import check_one_base
+        from prompt_jax.ensembles.tables import Table
+        from prompt_jax.inspection.findings import collect_findings
+        from prompt_jax.inspection.similarity import prompt_similarity
+        from prompt_jax.inspection.text import describe, printable
+        from prompt_jax.models.delta import check_ensemble
 
     if not args.files:
         raise UserError("name at least one prompt file, e.g. prompt-jax inspect runs/demo/best.npz")
@@ -73,19 +75,21 @@ def run(args: Inspect) -> int:
             check_one_base(members)
     model = _model(args, members)
     ablations = _ablations(args, members, model)
-    findings = [
-        collect_findings(str(member), member.prompt, member.metadata, model, args.neighbors, ablation)
-        for member, ablation in zip(members, ablations, strict=True)
-    ]
+    with Activity("finding neighbors"):
+        findings = [
+            collect_findings(str(member), member.prompt, member.metadata, model, args.neighbors, ablation)
+            for member, ablation in zip(members, ablations, strict=True)
+        ]
     print_escaped("\n\n".join(describe(each, model) for each in findings))
     if len(members) > 1 and members[0].prompt.parts:
         cosines = prompt_similarity([member.prompt for member in members])
         rows = [[f"{i} {printable(str(m))}", *(f"{c:.2f}" for c in cosines[i])] for i, m in enumerate(members)]
         print_escaped("\n" + Table("cosines of the prompts", [["", *map(str, range(len(members)))], *rows]).text())
     if args.html is not None:
-        from prompt_jax.report.inspection_page import write_inspection
+        with Activity(f"writing {args.html}"):
+            from prompt_jax.report.inspection_page import write_inspection
 
-        write_inspection(args.html, findings, model)
+            write_inspection(args.html, findings, model)
         print_escaped(f"\nwrote {args.html}")
     return 0
 
@@ -117,5 +121,10 @@ def _ablations(args: Inspect, members: Sequence["LoadedPrompt"], model: "Model |
         key = member.metadata.format if args.source.data is not None else None
         if key not in read:
             read[key], _ = read_examples(args.source, [member], model)
-        ablations.append(leave_one_out(model, member.prompt, read[key], batch_size=args.batch_size))
+        with Activity(f"leaving out tokens of {member}") as activity:
+            ablations.append(
+                leave_one_out(
+                    model, member.prompt, read[key], batch_size=args.batch_size, before_batch=activity.before_batch
+                )
+            )
     return ablations

@@ -1,5 +1,6 @@
 """`prompt-jax predict`."""
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -23,7 +24,7 @@ from prompt_jax.cli.inputs import as_row, input_texts, read_inputs
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import UserError
-from prompt_jax.report.terminal import escape_control_characters
+from prompt_jax.report.terminal import Activity, escape_control_characters
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import parse_path
 
@@ -76,13 +77,20 @@ class Predict:
 def run(args: Predict) -> int:
     check_positive(batch_size=args.batch_size)
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
-    for chunk in _chunks(lines, args.batch_size):
-        for line, answer in zip(chunk, answers(chunk, args.batch_size, rank=args.json), strict=True):
-            record = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
-            if args.prompts is None:
-                del record["prompt"]
-            print(json_text(record) if args.json else _one_line(answer.prediction))
-        sys.stdout.flush()
+    done, total = 0, _count(args)
+    chunks = _chunks(lines, args.batch_size)
+    with Activity("answering") as activity:
+        while chunk := _next(chunks, activity):
+            activity.before_batch(done, total)
+            results = answers(chunk, args.batch_size, rank=args.json)
+            done += len(chunk)
+            with activity.hidden(sys.stdout.isatty()):
+                for line, answer in zip(chunk, results, strict=True):
+                    record = {**line._asdict(), "input": remove_marks(line.input), **answer._asdict()}
+                    if args.prompts is None:
+                        del record["prompt"]
+                    print(json_text(record) if args.json else _one_line(answer.prediction))
+                sys.stdout.flush()
     if answers.cut:
         print_note(f"{answers.cut} inputs were truncated to the input length of their prompt's task")
     return 0
@@ -90,10 +98,11 @@ def run(args: Predict) -> int:
 
 def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
     """Return the inputs for one prompt file, and the function that answers them by its prompt or its members' vote."""
-    from prompt_jax.ensembles.streams import Line, Voting
-    from prompt_jax.models.delta import Delta
-    from prompt_jax.prompt_files.io import check_bases
-    from prompt_jax.prompt_files.metadata import find_task_mismatch
+    with Activity("starting"):
+        from prompt_jax.ensembles.streams import Line, Voting
+        from prompt_jax.models.delta import Delta
+        from prompt_jax.prompt_files.io import check_bases
+        from prompt_jax.prompt_files.metadata import find_task_mismatch
 
     if not args.words:
         raise UserError("name a prompt file, e.g. prompt-jax predict runs/demo/best.npz, or several with --prompts")
@@ -123,8 +132,9 @@ def _stream(args: Predict) -> tuple[Iterator["Line"], "Voting"]:
 
 def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
     """Return the inputs for --prompts, and the function that answers them."""
-    from prompt_jax.ensembles import streams
-    from prompt_jax.ensembles.members import check_one_base
+    with Activity("starting"):
+        from prompt_jax.ensembles import streams
+        from prompt_jax.ensembles.members import check_one_base
 
     assert args.prompts is not None
     words = [word for word in args.prompts.split(",") if word]
@@ -134,7 +144,8 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
         raise UserError(
             "--prompts takes prompt files separated by commas, and no --template or --labels: each prompt has its own"
         )
-    named = streams.read_named(words)
+    with Activity("reading prompts"):
+        named = streams.read_named(words)
     members = list(named.values())
     if not args.base.allow_other_base:
         check_one_base(members)
@@ -146,6 +157,24 @@ def _mixed_stream(args: Predict) -> tuple[Iterator["Line"], "Mixed"]:
     rows = ((where, as_row(line, where, wanted)) for where, line in read_inputs(args.words, args.input))
     assert model.tokenizer is not None  # check_model
     return streams.read_lines(rows, named, model.tokenizer.marked), streams.Mixed(model, named, args.decoding)
+
+
+def _count(args: Predict) -> int | None:
+    """Return the number of inputs for the time left; None if it is unknown, as for standard input."""
+    texts = args.words if args.prompts is not None else args.words[1:]
+    if texts:
+        return len(texts)
+    if args.input is None or not args.input.is_file() or not sys.stderr.isatty():
+        return None
+    with contextlib.suppress(UserError):  # an input that cannot be read is an error when its turn comes
+        return sum(1 for _ in read_inputs((), args.input))
+    return None
+
+
+def _next(chunks: Iterator[list[Any]], activity: Activity) -> list[Any]:
+    """Return the next inputs; an empty list at the end. The line of progress would disturb a user who types them."""
+    with activity.hidden(sys.stdin is not None and sys.stdin.isatty()):
+        return next(chunks, [])
 
 
 def _one_line(answer: str) -> str:

@@ -8,6 +8,7 @@ import tyro
 
 from prompt_jax.cli.common import BaseOptions, load_base, print_escaped, read_chosen
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.checkpoints.load import Model
@@ -35,7 +36,8 @@ class Push:
 
 
 def run(args: Push) -> int:
-    from prompt_jax.prompt_files.push import parse_target, push_members
+    with Activity("starting"):
+        from prompt_jax.prompt_files.push import parse_target, push_members
 
     place = parse_target(args.dest)  # before anything is loaded
     members = [(each.prompt, each.metadata) for each in read_chosen([args.file], args.member)]
@@ -46,15 +48,16 @@ def run(args: Push) -> int:
         if args.base.model is not None:
             raise
         model, why = None, str(error)
-    pushed = push_members(
-        args.file,
-        members,
-        place,
-        model,
-        private=args.private,
-        message=args.message,
-        allow_other_base=args.base.allow_other_base,
-    )
+    with Activity(f"uploading to {args.dest}"):
+        pushed = push_members(
+            args.file,
+            members,
+            place,
+            model,
+            private=args.private,
+            message=args.message,
+            allow_other_base=args.base.allow_other_base,
+        )
     print_escaped(
         f"wrote {', '.join(pushed.files)}" + (f"; deleted {', '.join(pushed.deleted)}" if pushed.deleted else "")
     )

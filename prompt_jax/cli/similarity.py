@@ -9,6 +9,7 @@ import tyro
 
 from prompt_jax.cli.common import choose_members, print_escaped, print_note
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 
 if TYPE_CHECKING:
     from prompt_jax.ensembles.members import LoadedPrompt
@@ -31,18 +32,21 @@ class Similarity:
 
 
 def run(args: Similarity) -> int:
-    from prompt_jax.ensembles.tables import Table
-    from prompt_jax.inspection.similarity import nearest_others, task_similarity
+    with Activity("starting"):
+        from prompt_jax.ensembles.tables import Table
+        from prompt_jax.inspection.similarity import nearest_others, task_similarity
 
     if not args.paths:
         raise UserError("name prompt files or a folder of them, e.g. prompt-jax similarity runs")
-    members, skipped = _read(_files(args.paths))
+    with Activity("reading prompts") as activity:
+        members, skipped = _read(list(_files(args.paths)), activity)
     members, skipped = _comparable(choose_members(members, args.member), skipped)
     for line in skipped:
         print_note(f"skipped {line}")
     if len(members) < 2:
         raise UserError(f"{len(members)} prompts to compare; name two or more that have the same parts, sizes and base")
-    means, pairs = task_similarity([member.prompt for member in members])
+    with Activity(f"comparing {len(members)} prompts"):
+        means, pairs = task_similarity([member.prompt for member in members])
     names = [str(member) for member in members]
     order = nearest_others(means)
     rows = [
@@ -62,7 +66,8 @@ def run(args: Similarity) -> int:
     if args.html is not None:
         from prompt_jax.report.inspection_page import write_similarity
 
-        write_similarity(args.html, names, means, pairs, skipped)
+        with Activity(f"writing {args.html}"):
+            write_similarity(args.html, names, means, pairs, skipped)
         print_escaped(f"\nwrote {args.html}")
     return 0
 
@@ -86,13 +91,14 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
                     yield child / "best.npz"
 
 
-def _read(files: Iterator[Path]) -> tuple[list["LoadedPrompt"], list[str]]:
+def _read(files: Sequence[Path], activity: Activity) -> tuple[list["LoadedPrompt"], list[str]]:
     """Return the prompts of the files, and a reason for each file without prompts."""
     from prompt_jax.ensembles.members import read_members
     from prompt_jax.prompt_files.io import PromptFormatError
 
     members, skipped = [], []
-    for path in files:
+    for number, path in enumerate(files):
+        activity.update(number, len(files))
         try:
             members += read_members([path])
         except PromptFormatError as error:

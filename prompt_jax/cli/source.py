@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_jax.cli.common import override_format
 from prompt_jax.errors import UserError
+from prompt_jax.report.terminal import Activity
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ def read_examples(
 
     Options that are not set come from the first prompt whose metadata has them.
     """
+    with Activity("reading examples"):
+        return _read_examples(source, members, model, metrics)
+
+
+def _read_examples(
+    source: ExampleOptions, members: Sequence["LoadedPrompt"], model: "Model", metrics: tuple[str, ...] | None
+) -> tuple["Examples", int]:
     from prompt_jax.data.downloads import is_downloaded
     from prompt_jax.data.files import file_task
     from prompt_jax.data.load import LoadOptions, load_examples

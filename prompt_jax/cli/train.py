@@ -10,7 +10,8 @@ import tyro
 from prompt_jax.cli.common import print_escaped
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.methods import METHODS, with_method
+from prompt_jax.methods import METHODS, Method, with_method
+from prompt_jax.report.terminal import Activity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +76,35 @@ def choose_method(experiment: Experiment, words: Sequence[str]) -> tuple[Experim
             raise ConfigError(f"--prompt.method needs a name: {', '.join(METHODS)}")
     if names:
         experiment = dataclasses.replace(experiment, prompt=with_method(experiment.prompt, names[-1]))
+    _check_options(experiment.prompt, rest)
     return experiment, rest
 
 
-def run(args: Train) -> int:
-    from prompt_jax.distributed import processes
+def _check_options(method: Method, words: Sequence[str]) -> None:
+    """Raise ConfigError for an option `--prompt.*` that other methods have and this one lacks."""
+    fields = {name: [field.name for field in dataclasses.fields(kind)] for name, kind in METHODS.items()}
+    own = fields[method.name]
+    for word in words:
+        option = word.partition("=")[0]
+        name = option.removeprefix("--prompt.").removeprefix("no-").replace("-", "_")
+        having = [other for other, names in fields.items() if name in names]
+        if option.startswith("--prompt.") and having and name not in own:
+            has = f"has {', '.join(f'--prompt.{each}' for each in own)}" if own else "has no options"
+            raise ConfigError(
+                f"{option} is an option of the method {' or '.join(having)}. The method {method.name} {has}. "
+                "--prompt.method NAME changes the method"
+            )
 
-    if args.distributed:
-        processes.initialize(args.heartbeat)
-    from prompt_jax.training.loop import train
-    from prompt_jax.training.run_folder import run_lock
-    from prompt_jax.training.summary import finish
+
+def run(args: Train) -> int:
+    with Activity("starting", enabled=not args.distributed):
+        from prompt_jax.distributed import processes
+
+        if args.distributed:
+            processes.initialize(args.heartbeat)
+        from prompt_jax.training.loop import train
+        from prompt_jax.training.run_folder import run_lock
+        from prompt_jax.training.summary import finish
 
     with processes.exit_if_process_lost(), run_lock(args.experiment) as lock:
         setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from prompt_jax.config.constraints import NOT_NEGATIVE, POSITIVE, PROBABILITY, check_fields
+from prompt_jax.config.constraints import NOT_NEGATIVE, POSITIVE, PROBABILITY, Constraint, check_fields
 from prompt_jax.errors import ConfigError
+
+_BEAMS = Constraint("at most 1024", lambda value: value <= 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Decoding:
     Raises ConfigError for values that exclude each other.
     """
 
-    beams: Annotated[int, POSITIVE] | None = None
+    beams: Annotated[int, POSITIVE, _BEAMS] | None = None
     """Number of beams: 1 is greedy decoding, more is beam search."""
     length_penalty: float | None = None
     """Beam search ranks hypotheses by log-probability / tokens ** length_penalty. Higher values favor long answers."""

@@ -1,7 +1,7 @@
 """Leave-one-out ablation: the loss of a prompt without each virtual token."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,14 @@ class Ablation:
         return self.without - self.loss
 
 
-def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, batch_size: int) -> Ablation:
+def leave_one_out(
+    model: Model,
+    prompt: Prompt | Delta,
+    examples: Examples,
+    *,
+    batch_size: int,
+    before_batch: Callable[[int, int], None] | None = None,
+) -> Ablation:
     """Measure the effect of each virtual token. In a prompt with several parts, slot i of all parts is removed at once.
 
     Removing a slot shortens the prompt: the other slots become adjacent. Many shortened prompts are evaluated at once,
@@ -55,6 +62,7 @@ def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, b
       prompt: a prompt that is not stacked. Unused slots are skipped.
       examples: examples with targets. Only the first of several references counts.
       batch_size: rows per batch. A row is an example with one of the prompts.
+      before_batch: called before each batch with its number (from 0) and the number of batches.
 
     Raises:
       UserError: an example has no label, or the prompt has no slots.
@@ -76,11 +84,17 @@ def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, b
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.device_get(prompt)))
     groups = -(-len(variants) // max(1, min(_STACK, _STACK_BYTES // max(size, 1))))
     group_size = -(-len(variants) // groups)
+    starts = range(0, len(variants), group_size)
     losses: list[float] = []
-    for start in range(0, len(variants), group_size):
+    for number, start in enumerate(starts):
+
+        def update(done: int, total: int, number: int = number) -> None:
+            if before_batch is not None:
+                before_batch(number * total + done, len(starts) * total)
+
         group = variants[start : start + group_size]
         filled = [*group, *[None] * (group_size - len(group))]  # one compiled shape for all groups
-        losses += _losses(model, prompt, filled, examples, batch_size)[: len(group)]
+        losses += _losses(model, prompt, filled, examples, batch_size, update)[: len(group)]
     tokens = int(lengths.sum())
     whole, *without = np.array(losses) / tokens
     data = f"{len(examples)} examples of {examples.name}, {examples.split}"
@@ -88,12 +102,18 @@ def leave_one_out(model: Model, prompt: Prompt | Delta, examples: Examples, *, b
 
 
 def _losses(
-    model: Model, prompt: Prompt, variants: Sequence[int | None], examples: Examples, batch_size: int
+    model: Model,
+    prompt: Prompt,
+    variants: Sequence[int | None],
+    examples: Examples,
+    batch_size: int,
+    before_batch: Callable[[int, int], None],
 ) -> list[float]:
     """Return the summed loss of all targets, in nats, for the prompt without each of these slots."""
     stacked = to_devices(jax.tree.map(lambda *leaves: np.stack(leaves), *(_without(prompt, slot) for slot in variants)))
     prompt_ids = np.repeat(np.arange(len(variants)), len(examples))
-    rows = Rows(model, stacked, list(examples.inputs) * len(variants), prompt_ids, batch_size=batch_size)
+    inputs = list(examples.inputs) * len(variants)
+    rows = Rows(model, stacked, inputs, prompt_ids, batch_size=batch_size, before_batch=before_batch)
     scores = score_targets(rows, list(examples.targets) * len(variants))
     return (-scores.astype(np.float64)).reshape(len(variants), -1).sum(axis=1).tolist()
 

@@ -64,6 +64,18 @@ class Method:
         """
         raise NotImplementedError
 
+    def shapes(self, model: "Model", labels: Sequence[str] = (), *, tasks: int = 1) -> Trainable:
+        """Return the shapes of what `initialize` returns, without allocating it. Arguments as for `initialize`.
+
+        Raises:
+          jax.errors.JAXTypeError: `initialize` computes with concrete arrays, so its shapes are not known before.
+        """
+        import jax
+
+        # Initialization from a vocabulary or a file computes with concrete arrays. The shapes are the same.
+        simple: Any = dataclasses.replace(self, **{"init": "zero"} if hasattr(self, "init") else {})
+        return jax.eval_shape(lambda key: simple.initialize(key, model, labels, tasks=tasks), jax.random.key(0))
+
     def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt | Delta":
         """Turn trainable parameters into a Prompt, or into a Delta of the base's weights.
 

@@ -4,6 +4,7 @@ Texts come from data, models and untrusted files, so Jinja escapes all of them. 
 as markup.
 """
 
+import functools
 import importlib.resources
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,16 @@ def write_page(
       filters: Jinja filters for this template.
       values: the variables of the template.
     """
+    environment = _environment()
+    environment.filters |= filters or {}
+    page = environment.get_template(template).render(values)
+    data = page.encode("utf-8", errors="replace")  # JSON may contain half a surrogate pair
+    atomic_write(path, lambda file: file.write(data))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return the environment of all pages, which keeps compiled templates."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
@@ -32,10 +43,8 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"norm": _norm, "effect": _effect, **(filters or {})}
-    page = environment.get_template(template).render(values)
-    data = page.encode("utf-8", errors="replace")  # JSON may contain half a surrogate pair
-    atomic_write(path, lambda file: file.write(data))
+    environment.filters |= {"norm": _norm, "effect": _effect}
+    return environment
 
 
 def _source(name: str) -> str:

@@ -69,7 +69,7 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int,
     """Return the scores of the members that are training, without those whose logits are not finite."""
 
     def before_batch(number: int, total: int) -> None:
-        activity.update(number, total)
+        activity.before_batch(number, total)
         if run.preemption.requested():
             raise _PreemptedDuringEvaluation
 

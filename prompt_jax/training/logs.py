@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from prompt_jax.report.terminal import Activity, clock, escape_control_character
 from prompt_jax.storage.files import add_path_to_errors, delete, write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import BucketPath
+
+_REFRESH = 2.0  # seconds between updates of the bar
 
 
 class Log:
@@ -125,15 +128,26 @@ class Display:
         self._shapes: set[Any] = set()  # of batches
         self._score = ""
         self._bar = None
+        self._ended, self._busy = threading.Event(), threading.Lock()  # `_busy` while another line is shown
         if sys.stderr.isatty() and is_first():
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+            threading.Thread(target=self._refresh, daemon=True).start()
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        with self._busy:
+            self._ended.set()
+            if self._bar is not None:
+                self._bar.close()
+
+    def _refresh(self) -> None:
+        """Show the elapsed time while a step takes long. The bar itself changes with each step only."""
+        while not self._ended.wait(_REFRESH):
+            with self._busy:
+                if self._bar is not None and not self._ended.is_set():
+                    self._bar.refresh()
 
     def step(self, step: int, loss: float, examples: int) -> None:
         self._examples += examples
@@ -159,7 +173,7 @@ class Display:
     @contextlib.contextmanager
     def activity(self, text: str) -> Iterator[Activity]:
         """Show what is going on, if it takes long."""
-        with Activity(text, enabled=is_first()) as activity:
+        with self._busy, Activity(text, enabled=is_first()) as activity:
             yield activity
         if self._bar is not None:
             self._bar.refresh()

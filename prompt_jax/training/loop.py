@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.data.prefetch import prefetch
-from prompt_jax.distributed.processes import Preemption, is_first, on_first_process, wait_for_all
+from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on_first_process, wait_for_all
 from prompt_jax.experiment import Experiment, check
 from prompt_jax.report.terminal import Activity
 from prompt_jax.storage.locks import FileLock, LockLost
@@ -107,6 +107,7 @@ def train(
         preemption = stack.enter_context(Preemption())  # noticed at the next step or batch
         with Activity("loading the model and the data", enabled=is_first()):
             setup = prepare(experiment, tasks)
+        _leave_if_preempted(preemption)
         wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
         on_first_process(lambda: open_folder(experiment, overwrite, held))
         identity = {"base": setup.model.fingerprint, "training data": setup.batches.fingerprint}
@@ -142,5 +143,13 @@ def _train_to_the_end(run: Run, resumed: bool) -> None:
                 run.lock.check()
                 run.log.flush()
             raise
+    else:
+        _leave_if_preempted(run.preemption)
     with run.saving():
         run.checkpoints.wait()
+
+
+def _leave_if_preempted(preemption: Preemption) -> None:
+    """Raise Preempted after SIGTERM while nothing is trained, so there is nothing to save."""
+    if preemption.requested():
+        raise Preempted("preempted while the run was loaded; run the same command again")

@@ -1,10 +1,12 @@
 """Build the objects that training needs from an Experiment."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
 from prompt_jax.data.member_batches import MemberBatches
 from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.distributed.memory import total_memory
 from prompt_jax.distributed.sharding import (
     make_mesh,
     mesh_shape,
@@ -149,6 +152,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         load_test(name, experiment.data, model, experiment.train.test_examples, tasks)
         for name in experiment.data.test_tasks
     )
+    _check_memory(members, model)
     unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
     rms = embedding_rms(model) if unit == "embedding_rms" else None
     starts = [_start(member, model, steps, rms) for member in members]
@@ -227,6 +231,27 @@ def check_division(groups: Sequence[Sequence[int]], alone: Sequence[Experiment],
                 f"{len(numbers)} members{length} cannot be divided over mesh.ensemble {count}: make the number of "
                 f"members a multiple of {count} (ensemble.size), or mesh.ensemble one of its divisors"
             )
+
+
+def _check_memory(members: Sequence[Member], model: Model) -> None:
+    """Raise ConfigError if the trainable parameters alone exceed the memory. XLA would end the process."""
+    count = 0
+    for (method, tasks), number in Counter((m.experiment.prompt, len(m.tasks)) for m in members).items():
+        with contextlib.suppress(jax.errors.JAXTypeError):  # the shapes are not known before `initialize`
+            shapes = method.shapes(model, tasks=tasks)
+            count += number * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    needed, available = 4 * count, jax.process_count() * total_memory()
+    if needed > available:
+        method = members[0].experiment.prompt
+        sizes = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+        named = [
+            f"prompt.{name} {value}" for name, value in sizes.items() if type(value) is int and name[:5] != "init_"
+        ]
+        of_members = f" of {len(members)} members" if len(members) > 1 else ""
+        raise ConfigError(
+            f"the {count:,} trainable parameters{of_members} take {needed / 2**30:,.1f} GiB in float32, and there are "
+            f"{available / 2**30:,.1f} GiB of memory; choose smaller sizes ({', '.join(named) or method.name})"
+        )
 
 
 def _check_length(

@@ -82,6 +82,7 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
     with Preemption() as preemption:
         tests = _tests(experiment, setup, prompts, preemption)
+        _leave_if_preempted(preemption)
     # Only virtual tokens have nearest vocabulary pieces; keys and values do not.
     inspections = [inspect(prompt, setup.model) for prompt in prompts] if "encoder_tokens" in prompts[0].parts else None
     if not is_first():
@@ -118,9 +119,8 @@ def _tests(
     runs += [(examples, task_format, everyone) for examples, task_format in setup.further_tests]
 
     def before_batch(number: int, total: int) -> None:
-        activity.update(number, total)
-        if preemption.requested():
-            raise Preempted("preempted in the final evaluation; run the same command again to repeat it")
+        activity.before_batch(number, total)
+        _leave_if_preempted(preemption)
 
     tests = []
     for place, (examples, task_format, numbers) in enumerate(runs):
@@ -137,6 +137,11 @@ def _tests(
         ensemble = combine(members, examples) if len(members) > 1 and examples.needs_answers else None
         tests.append(Test(examples, place < trained_on, numbers, before, members, ensemble))
     return tests
+
+
+def _leave_if_preempted(preemption: Preemption) -> None:
+    if preemption.requested():
+        raise Preempted("preempted in the final evaluation; run the same command again to repeat it")
 
 
 def _predictions(test: Test) -> Iterator[dict[str, Any]]:

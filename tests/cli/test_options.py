@@ -61,6 +61,33 @@ def test_help_of_a_method(run, method):
     assert f"(default: {method})" in " ".join(shown.replace("│", "").split())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--prompt.method adapter --prompt.length 5",
+            "--prompt.length is an option of the method soft_prompt or",
+        ),
+        (
+            "--prompt.mlp_width=5 --prompt.method=p_tuning",
+            "--prompt.mlp_width is an option of the method soft_",
+        ),
+        (
+            "--prompt.no-tie-layers",
+            "--prompt.no-tie-layers is an option of the method prefix. The method soft",
+        ),
+        ("--prompt.method full --prompt.kind lin", "of the method adapter. The method full has no options"),
+    ],
+)
+def test_an_option_of_another_method(run, words, message):
+    """Options that no method has are left to the parser, which suggests a similar one."""
+    status, _, err = run("train", "configs/demo.py", *words.split())
+    assert status == 1 and message in err
+    if "adapter --prompt.length" in words:
+        assert "The method adapter has --prompt.kind, --prompt.width, --prompt.share" in err
+    assert "Unrecognized" in run("train", "configs/demo.py", "--prompt.lenght", "5")[2]
+
+
 def test_most_used_options_exist(run):
     for verb, (kind, _) in VERBS.items():
         _, shown, _ = run(verb, "--help")

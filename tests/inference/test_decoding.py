@@ -11,10 +11,12 @@ import pytest
 
 import prompt_jax
 import prompt_jax.inference.decoding
-from adapters import random_text, whole
+from adapters import generate_batch, random_text, random_tokens, whole
+from mixed_prompts import mixed_batch, random_prompts
+from prompt_jax import stack_prompts
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
-from prompt_jax.inference.decoding import _generate, generate, generate_scored, sampling_logits
+from prompt_jax.inference.decoding import _generate, generate, generate_scored, sampling_logits, score
 from prompt_jax.models import ContextError
 from prompt_jax.models.generation_settings import GenerationSettings
 from small_model import (
@@ -161,8 +163,8 @@ def test_at_a_low_temperature_sampling_is_greedy(small):
 
 
 @pytest.fixture(scope="module")
-def model(fixtures):
-    return prompt_jax.load_model(str(fixtures / "t5_v11" / "base"))
+def reference(fixtures):
+    return np.load(fixtures / "t5_v11" / "reference.npz")
 
 
 BEAMS = Decoding(beams=4, length_penalty=0.7)
@@ -237,3 +239,78 @@ def test_options_that_do_not_fit_the_model(model, fixtures):
         generate(bart.params, forced, batch, decoding=Decoding(banned_tokens=(5,)))
     with pytest.raises(ContextError, match="and the model has 64 positions"):
         generate(bart.params, bart.config, batch, max_new_tokens=65)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Against the logits of `forward`
+
+
+def test_log_probability_is_that_of_forward(model):
+    """The sum over the answer's tokens, including the end token."""
+    batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
+    config = dataclasses.replace(model.config, eos_id=first_token(model, batch, stacked))  # makes a row end early
+    tokens, log_probability = map(np.asarray, generate_scored(model.params, config, batch, stacked, max_new_tokens=5))
+    assert log_probability.dtype == np.float32
+    shifted = np.concatenate([np.full((6, 1), config.start_id, np.int32), tokens[:, :-1]], axis=1)
+    logits = prompt_jax.forward(model.params, config, {**batch, "decoder_inputs": shifted}, stacked)
+    each = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[..., None], axis=-1)[..., 0]
+    ended = np.cumsum(tokens == config.eos_id, axis=1) - (tokens == config.eos_id) > 0
+    assert ended.any() and not ended.all()
+    np.testing.assert_allclose(log_probability, np.where(ended, 0.0, each).sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(tokens, prompt_jax.generate(model.params, config, batch, stacked, max_new_tokens=5))
+
+
+def test_rows_may_have_different_lengths(model):
+    """A row with limit n gets the tokens and log-probability of max_new_tokens=n."""
+    batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
+    lengths = np.array([1, 3, 3, 1, 5, 5], np.int32)
+    tokens, log_probability = generate_scored(
+        model.params, model.config, batch, stacked, max_new_tokens=5, lengths=lengths
+    )
+    for row, length in enumerate(lengths.tolist()):
+        short = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=length)
+        np.testing.assert_array_equal(tokens[row, :length], short.tokens[row])
+        assert (np.asarray(tokens[row, length:]) == model.config.pad_id).all()
+        np.testing.assert_allclose(log_probability[row], short.log_probability[row], rtol=1e-6)
+
+
+def first_token(model, batch, stacked) -> int:
+    """Return the first token of the first row's answer."""
+    return int(prompt_jax.generate(model.params, model.config, batch, stacked, max_new_tokens=1)[0, 0])
+
+
+def test_generation_is_the_argmax_of_forward(model, reference):
+    """Each generated token is the most probable next one; only padding follows the end token."""
+    prompt, batch = random_tokens(model, 3, seed=3), generate_batch(reference)
+    tokens = np.asarray(prompt_jax.generate(model.params, model.config, batch, prompt, max_new_tokens=10))
+    assert tokens.dtype == np.int32
+    start = np.zeros((len(tokens), 1), np.int32)
+    shifted = np.concatenate([start, tokens[:, :-1]], axis=1)
+    best = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": shifted}, prompt).argmax(-1)
+    for row, expected in zip(tokens, best, strict=True):
+        end = np.flatnonzero(row == model.config.eos_id)
+        length = end[0] + 1 if len(end) else len(row)
+        np.testing.assert_array_equal(row[:length], expected[:length])
+        assert not row[length:].any()
+
+
+def test_generation_ends_with_its_rows(model, reference):
+    """If only the end token is possible, generation takes one step for any max_new_tokens."""
+    params = {**model.params, "lm_head": jnp.zeros_like(model.params["lm_head"])}
+    config = dataclasses.replace(model.config, eos_id=0, pad_id=9)  # the argmax of equal logits is 0
+    tokens = prompt_jax.generate(params, config, generate_batch(reference), max_new_tokens=4)
+    np.testing.assert_array_equal(tokens, [[0, 9, 9, 9]] * 3)
+    with pytest.raises(ValueError, match="max_new_tokens must be positive, not 0"):
+        prompt_jax.generate(params, config, generate_batch(reference), max_new_tokens=0)
+
+
+def test_score_is_the_sum_of_log_probabilities(model, reference):
+    batch, prompt = generate_batch(reference), random_tokens(model, 3)
+    targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
+    mask = targets > 0
+    scores = score(model.params, model.config, batch, prompt, targets, mask)
+    for c, target in enumerate(targets):
+        decoder_inputs = np.repeat(np.array([[0, *target[:-1]]], np.int32), 3, axis=0)
+        logits = prompt_jax.forward(model.params, model.config, {**batch, "decoder_inputs": decoder_inputs}, prompt)
+        each = np.asarray(jax.nn.log_softmax(logits))[:, np.arange(3), target]
+        np.testing.assert_allclose(scores[:, c], (each * mask[c]).sum(axis=1), rtol=1e-5)

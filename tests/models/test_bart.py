@@ -21,7 +21,7 @@ from prompt_jax import Prompt
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.inference.decoding import beam_search
 from prompt_jax.models import ContextError, family
-from prompt_jax.models.prompt import Prefix, PromptPartError
+from prompt_jax.models.prompt import Prefix
 
 VARIANTS = ("base", *PROMPTS, "prompt_one_submodule", *PREFIXES)
 
@@ -139,9 +139,3 @@ def test_the_context_is_checked(model):
     unshifted = Prompt(decoder_self=prefix.decoder_self.replace(shift_positions=False))
     batch = whole(random_text(model, 1, 60)) | {"decoder_inputs": random_text(model, 1, 64)}
     prompt_jax.forward(model.params, model.config, batch, unshifted)
-
-
-def test_an_infix_has_no_place(model):
-    batch = whole(random_text(model, 1, 4)) | {"decoder_inputs": random_text(model, 1, 2)}
-    with pytest.raises(PromptPartError, match="no place for a prefix of encoder_self after the input"):
-        prompt_jax.forward(model.params, model.config, batch, random_prefix(model, 2, placement="after"))

@@ -12,6 +12,12 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.registry import restore_point
+from prompt_jax.errors import ConfigError
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
+from prompt_jax.methods.multitask import MultitaskPromptTuning
+from prompt_jax.methods.p_tuning import PTuning
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.prompt_files.io import ModelId
@@ -71,6 +77,38 @@ def test_the_configurations_metrics_replace_the_tasks(tiny, tmp_path, registry_o
     assert list(chosen["test"].score(["a film"])) == ["rouge_l", "chrf"]
     with pytest.raises(FormatError, match="ter is better when lower"):
         load_splits(dataclasses.replace(config, metrics=("ter",)), tiny, {}, tmp_path / "tasks.py")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PromptTuning(init="text", init_text="a film", init_vocab=99),
+        PromptTuning(length=5, mlp_width=7, init_vocab=99),
+        MultitaskPromptTuning(length=5, task_part="concatenate", init_vocab=99),
+        PTuning(length=5),
+        PrefixTuning(length=5, mlp_width=7),
+        AdapterTuning(),
+        LastLayersTuning(layers=1),
+        FullTuning(),
+    ],
+)
+def test_shapes_are_known_before_initialization(tiny, method):
+    made = method.initialize(jax.random.key(1), tiny, ["good", "bad"], tasks=2)
+    shapes = method.shapes(tiny, ["good", "bad"], tasks=2)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), shapes
+    )
+
+
+@pytest.mark.parametrize("size", [2**40, 2**62])
+@pytest.mark.parametrize("method", [PromptTuning(), PrefixTuning(mlp_width=4)], ids=lambda method: method.name)
+def test_sizes_that_exceed_the_memory(experiment, method, size):
+    """XLA would end the process."""
+    method = dataclasses.replace(method, length=size)
+    both = dataclasses.replace(experiment, prompt=method, ensemble=EnsembleConfig(size=2))
+    told = rf"trainable parameters of 2 members take .* GiB in float32, and there are .*choose smaller .*length {size}"
+    with pytest.raises(ConfigError, match=told):
+        prepare(both)
 
 
 def test_stored_parameters_are_those_of_the_files(experiment):
