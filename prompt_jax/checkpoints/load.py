@@ -13,7 +13,7 @@ from prompt_jax.checkpoints.config_files import auto_config, model_config, read_
 from prompt_jax.checkpoints.fingerprint import fingerprint
 from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
 from prompt_jax.checkpoints.generation_config import read_generation
-from prompt_jax.checkpoints.packaged import PACKAGED, packaged_folder
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.checkpoints.t5x import open_t5x
 from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
 from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Shardings, assemble, open_checkpoint, shard_names
@@ -129,7 +129,7 @@ def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str
 def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
     """Return the model's folder, and its commit if it is from the Hub."""
     if name_or_path in PACKAGED:
-        return packaged_folder(str(name_or_path)), None
+        return _packaged_folder(str(name_or_path)), None
     path = _expand_user(name_or_path)
     if path.is_dir():
         return path, None
@@ -138,6 +138,17 @@ def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bo
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
         raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
     return _download_model(name_or_path, revision, local_files_only)
+
+
+def _packaged_folder(name: str) -> Path:
+    """Return the folder of a model in `PACKAGED`. The first call converts the model."""
+    if name == "demo":
+        from prompt_jax.checkpoints.demo import demo_folder
+
+        return demo_folder()
+    from prompt_jax.checkpoints.smollm2 import smollm2_folder
+
+    return smollm2_folder()
 
 
 def _expand_user(path: str | Path) -> Path:

@@ -11,22 +11,7 @@ from pathlib import Path
 
 from prompt_jax.errors import MissingPackage
 
-PACKAGED = ("demo", "smollm2")
-
-
-def packaged_folder(name: str) -> Path:
-    """Return the folder of one of the models in `PACKAGED`, in the Hub's layout. The first call converts the model.
-
-    Raises:
-      MissingPackage: the first call needs packages that are not installed.
-    """
-    if name == "demo":
-        from prompt_jax.checkpoints.demo import demo_folder
-
-        return demo_folder()
-    from prompt_jax.checkpoints.smollm2 import smollm2_folder
-
-    return smollm2_folder()
+PACKAGED = ("demo", "smollm2")  # their names; `prompt_jax.checkpoints.load` finds them
 
 
 def cache_folder() -> Path:
