@@ -151,6 +151,29 @@ def unstack_prompts(prompt: Prompt) -> list[Prompt]:
     return [member(number) for number in range(prompt.stacked)]
 
 
+def concatenate_prompts(prompts: Sequence[Any], names: Sequence[str] | None = None) -> Prompt:
+    """Concatenate prompts in order to one prompt without unused slots; host arrays.
+
+    Each was trained alone, so the result is a starting point, or a way to give a model several prefixes at once, as
+    PEFT's `compose_cartridge_adapters` does.
+
+    Args:
+      prompts: prompts with the same parts, placement and sizes; lengths may differ.
+      names: the prompts' names in error messages; numbers by default.
+
+    Raises:
+      PromptStackError: there are no prompts, or they do not match.
+    """
+    check_stackable(prompts, names)
+
+    def concatenated(parts: Sequence[Any]) -> Any:
+        arrays, axis = [used_arrays(part) for part in parts], parts[0].axes.index("P")
+        joined = {name: np.concatenate([each[name] for each in arrays], axis) for name in parts[0].arrays}
+        return parts[0].replace(mask=None, **joined)
+
+    return Prompt(**{name: concatenated([prompt.parts[name] for prompt in prompts]) for name in prompts[0].parts})
+
+
 def check_stackable(prompts: Sequence[Any], names: Sequence[str] | None = None) -> None:
     """Raise PromptStackError unless the prompts can be stacked. Arguments as for `stack_prompts`."""
     names = names or [f"prompt {number}" for number in range(len(prompts))]
