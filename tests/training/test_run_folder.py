@@ -1,5 +1,6 @@
 """A run's folder: its lock, its configuration, killed processes and deleted files."""
 
+import contextlib
 import dataclasses
 import json
 import os
