@@ -63,6 +63,8 @@ class Prefix:
         models: it stands between source and target, and only the target attends to it.
       shift_positions: whether the prefix shifts the learned positions of the text. For BART, PEFT shifts them, and the
         paper's code does not. GPT-2's positions and T5's relative positions are always shifted.
+      always_visible: whether all text attends to the prefix in layers with a sliding window. By default the prefix
+        leaves the window, as in PEFT.
     """
 
     keys: Any
@@ -70,6 +72,7 @@ class Prefix:
     mask: Any = None
     placement: PromptPlacement = struct.field(pytree_node=False, default="before")
     shift_positions: bool = struct.field(pytree_node=False, default=True)
+    always_visible: bool = struct.field(pytree_node=False, default=False)
 
     arrays: ClassVar[tuple[str, ...]] = ("keys", "values")
     axes: ClassVar[str] = "LPGK"

@@ -188,7 +188,7 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
         "task_type": task,
     }
     # PEFT adds this tag for models whose Transformers class has the body as `model`, such as BART.
-    tags = ["transformers"] if model_family.hugging_face.prefix == "model." else []
+    tags = ["transformers"] if model_family.hugging_face.body == "model" else []
     return {
         TENSORS: save({TENSOR: np.ascontiguousarray(array, np.float32)}, metadata={"format": "pt"}),
         CARD: _card(config, tags, metadata).encode("utf-8"),
