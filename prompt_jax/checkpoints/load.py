@@ -110,6 +110,8 @@ def load_model(
         causal=family(config).causal,
         leading_space=family(config).leading_space,
     )
+    if tokenizer is not None and tokenizer.separator:
+        config = dataclasses.replace(config, start_id=tokenizer.separator[0])
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 
 
