@@ -60,7 +60,7 @@ def test_the_loop_ends_with_the_last_row(small, fields):
     certain["history"][2, :, :, 1] = 200.0  # the third token is the end, whatever went before
     run = jax.jit(_generate.__wrapped__, static_argnames=("config", "max_new_tokens", "decoding"))
     key = jax.random.key(0)
-    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, key, np.arange(ROWS)).tokens
+    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, key, np.arange(ROWS), None).tokens
     np.testing.assert_array_equal(tokens, [[2, 3, 1, 0, 0, 0]] * ROWS)
     jax.effects_barrier()
     assert STEPS == [0, 1, 2]
