@@ -51,7 +51,8 @@ def evaluate(run: Run) -> None:
     progress, setup = run.progress, run.setup
     trainable = setup.trainable(run.states)
     try:
-        scores = _validation_scores(run, setup.make_prompts(trainable))
+        with progress.timed_validation():
+            scores = _validation_scores(run, setup.make_prompts(trainable))
     except _PreemptedDuringEvaluation:
         run.preempted = True
         return
