@@ -3,6 +3,8 @@
 import gzip
 
 from prompt_jax.data.load import LoadOptions, load_examples
+from prompt_jax.data.registry import add_task
+from prompt_jax.data.text_tasks import text_source
 from prompt_jax.task_format import TaskFormat
 
 LABELS = ("bad", "good")
@@ -32,3 +34,22 @@ def source(columns, splits=("train",)):
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset, splits=splits)
+
+
+def plain_task(vocabulary, texts=("this film", "good"), **options):
+    """Return a user's seqio task without a TaskFormat."""
+    import seqio
+
+    feature = seqio.Feature(vocabulary, add_eos=True)
+    return seqio.Task(
+        "t_plain",
+        source=source({"inputs": [texts[0], "a"], "targets": [texts[1], "b"], "id": [7, 8], "note": [0.5, 1]}),
+        output_features={"inputs": feature, "targets": feature},
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        **options,
+    )
+
+
+def text_task(name, rows, task_format=REVIEW, **options):
+    """Register a task whose source is rows of text and label."""
+    return add_task(name, text_source(lambda split: rows, ("train",), ("text", "label")), task_format, **options)

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sentencepieces
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.registry import add_task
 from prompt_jax.errors import DataError, UserError
 from prompt_jax.task_format import TaskFormat
-from reviews import REVIEW, load, review_file, source, write
+from reviews import REVIEW, load, plain_task, review_file, source, write
 
 SMALL = settings(max_examples=50)
 
@@ -72,13 +71,6 @@ def test_no_text_is_truncated_silently(folder, tokenizer, rows, length):
     assert examples.input_texts == rows
 
 
-def test_scores_count_answers_outside_the_labels(tmp_path, tokenizer):
-    examples = load(file_task("t", {"train": review_file(tmp_path)}, REVIEW), tokenizer)
-    assert examples.score(["good", "good", "great"]) == pytest.approx({"accuracy": 1 / 3, "invalid": 1 / 3})
-    with pytest.raises(ValueError, match="2 predictions for 3 examples"):
-        examples.score(["good", "good"])
-
-
 def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path, tokenizer):
     task = file_task("t", {"train": review_file(tmp_path)}, REVIEW)
     with pytest.raises(DataError, match="'t' has no split 'validation'; it has train"):
@@ -91,20 +83,6 @@ def test_labels_that_the_model_cannot_write_are_an_error(tmp_path, tokenizer):
         load(file_task("t", {"train": path}, TaskFormat("{text}", ("böse", "good"))), tokenizer)
     with pytest.raises(DataError, match=r"'good' .* has \d tokens with its end token; expected at most .* 1"):
         load(file_task("t", {"train": path}, TaskFormat("{text}", ("good",))), tokenizer, target_length=1)
-
-
-def plain_task(vocabulary, texts=("this film", "good"), **options):
-    """Return a user's seqio task without a TaskFormat."""
-    import seqio
-
-    feature = seqio.Feature(vocabulary, add_eos=True)
-    return seqio.Task(
-        "t_plain",
-        source=source({"inputs": [texts[0], "a"], "targets": [texts[1], "b"], "id": [7, 8], "note": [0.5, 1]}),
-        output_features={"inputs": feature, "targets": feature},
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        **options,
-    )
 
 
 @pytest.mark.parametrize("index", (1000, -1))
@@ -183,18 +161,6 @@ def test_metric_objects_are_refused(tokenizer):
         load(plain_task(seqio.PassThroughVocabulary(size=0), metric_objs=objects), tokenizer)
 
 
-def test_a_task_with_the_models_vocabulary_is_accepted(tokenizer):
-    import seqio
-
-    path = sentencepieces.model_file(tokenizer)
-    examples = load(plain_task(seqio.SentencePieceVocabulary(str(path), extra_ids=4)), tokenizer)
-    assert examples.inputs[0].tolist() == [*tokenizer.encode("this film"), 1]
-    with pytest.raises(DataError, match=r"inputs of the task 't_plain' have a vocabulary that is not the model's"):
-        load(plain_task(seqio.SentencePieceVocabulary(str(path), extra_ids=5)), tokenizer)
-    with pytest.raises(DataError, match="ByteVocabulary"):
-        load(plain_task(seqio.ByteVocabulary()), tokenizer)
-
-
 def test_random_preprocessors_are_reproducible(tokenizer):
     import seqio
     import tensorflow as tf
@@ -270,14 +236,6 @@ def test_rows_with_equal_inputs_and_different_notes_stay_separate(tokenizer, reg
     assert taken.notes == ("9", "1")
     few = load("described", tokenizer, "test", limit=2)
     assert [examples.notes[examples.references.index(own)] for own in few.references] == list(few.notes)
-
-
-def test_free_text_without_an_answer_is_not_scored(tmp_path, tokenizer):
-    path = write(tmp_path / "x.csv", "text,answer\nx 1,so it is\nx 2,\n")
-    examples = load(file_task("t", {"test": path}, TEXTS, target=None), tokenizer, "test")
-    assert examples.unlabeled == 2
-    with pytest.raises(DataError, match="t, test: 2 of 2 examples have no label, or no answer"):
-        examples.score(["a", "b"])
 
 
 def test_equal_inputs_are_merged_into_one_example_with_references(tmp_path, tokenizer, registry):

@@ -78,26 +78,25 @@ def test_intervals_are_reproducible_and_seeded(sample):
     assert once == again != other
 
 
-def test_intervals_of_a_metric_that_is_no_mean():
+def test_intervals_of_a_metric_that_is_no_mean(monkeypatch):
     """F1 by the task's function on each resample equals F1 from counts."""
+    monkeypatch.setattr(comparison_module, "RESAMPLES", 500)
     random = np.random.default_rng(2)
     targets = [LABELS[i] for i in random.integers(2, size=60)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.9, 0.6)]
     examples = examples_of(targets, "f1")
     actual = gain_intervals(examples, members, members[0], 1, "f1")
 
-    def f1(rows):
-        expected, given = np.array(targets)[rows] == "yes", [np.array(m)[rows] == "yes" for m in members]
-        return [2 * (expected & own).sum() / (expected.sum() + own.sum()) for own in given]
-
-    draws = np.random.default_rng(99)
-    scores = np.array([f1(draws.integers(60, size=60)) for _ in range(5000)])
-    expected = np.quantile(scores[:, 0] - scores[:, 1], [0.025, 0.975])
+    draws = np.random.default_rng(99).integers(60, size=(5000, 60))
+    correct, given = np.array(targets)[draws] == "yes", [np.array(own)[draws] == "yes" for own in members]
+    scores = [2 * (correct & own).sum(axis=1) / (correct.sum(axis=1) + own.sum(axis=1)) for own in given]
+    expected = np.quantile(scores[0] - scores[1], [0.025, 0.975])
     np.testing.assert_allclose(actual["best"], expected, atol=0.04)
 
 
-def test_each_example_keeps_its_row_in_a_resample():
+def test_each_example_keeps_its_row_in_a_resample(monkeypatch):
     """A task with postprocessing is scored by `Examples.score`. Postprocessing without effect gives equal scores."""
+    monkeypatch.setattr(comparison_module, "RESAMPLES", 100)
     random = np.random.default_rng(3)
     targets = [LABELS[i] for i in random.integers(2, size=40)]
     members = [answers_of(targets, accuracy, random) for accuracy in (0.9, 0.6)]
@@ -111,15 +110,6 @@ def test_each_example_keeps_its_row_in_a_resample():
     asked = dataclasses.replace(asked, format=None)
     one, other = (gain_intervals(each, members, members[1], 0, "accuracy") for each in (direct, asked))
     assert one == {name: pytest.approx(bounds) for name, bounds in other.items()}
-
-
-def test_taking_examples():
-    examples = examples_of(["no", "yes", "no"], rows=({"i": 0}, {"i": 1}, {"i": 2}))
-    taken = examples.take(np.array([2, 1, 1]))
-    assert len(taken) == 3 and taken.input_texts == ["text 2", "text 1", "text 1"]
-    assert taken.target_texts == ["no", "yes", "yes"] and [row["i"] for row in taken.rows] == [2, 1, 1]
-    assert [ids[0] for ids in taken.inputs] == [ids[0] for ids in taken.targets] == [4, 3, 3]
-    assert taken.score(["no", "no", "yes"])["accuracy"] == pytest.approx(2 / 3)
 
 
 def described(count, seed) -> tuple[Examples, list[list[str]]]:

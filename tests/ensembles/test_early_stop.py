@@ -1,13 +1,18 @@
 """Early stop gives the votes of all members, for any votes, probabilities and blocks."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prompt_jax.ensembles.early_stop import default_blocks, vote_in_blocks
+from prompt_jax.ensembles.early_stop import default_blocks, evaluate_early, vote_in_blocks
+from prompt_jax.ensembles.evaluation import evaluate_ensemble
 from prompt_jax.ensembles.vote import NO_VOTE, answer_ids, comparison, majority, vote_answers
+from prompt_jax.inference import answers
+from prompt_jax.inference.evaluation import EvaluationOptions
 
 quarters = st.integers(-12, 0).map(lambda number: number / 4)
 
@@ -76,3 +81,62 @@ def test_blocks():
     for wrong in ([], [3], [2, 3], [5, -1], [4, 0]):
         with pytest.raises(ValueError, match="do not add up to 4"):
             vote_in_blocks(4, 1, Asked(np.zeros((4, 1), int)), wrong)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# On a model
+
+
+OPTIONS = EvaluationOptions(target_length=12, batch_size=8)
+
+
+def asked_of(votes, blocks) -> np.ndarray:
+    """Return [E, N], whether a member must run on an example, computed from all votes by the definition."""
+    members, count = votes.shape
+    asked, end = np.zeros(votes.shape, bool), 0
+    for size in blocks:
+        for n in range(count):
+            so_far = Counter(votes[:end, n].tolist()).most_common()
+            first, second = ([count for _, count in so_far] + [0, 0])[:2]
+            asked[end : end + size, n] = not end or first <= second + members - end
+        end += size
+    return asked
+
+
+def votes_of(full, examples):
+    """Return the numbers of the members' answers and of their most probable labels."""
+    texts, ranked = np.array(full.answers), np.stack([own.label_scores.argmax(axis=1) for own in full.members])
+    return np.unique(texts, return_inverse=True)[1].reshape(texts.shape), ranked
+
+
+def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
+    full = evaluate_ensemble(tiny, prompts, examples, OPTIONS)
+    for blocks in (None, [2, 3]):
+        early = evaluate_early(tiny, prompts, examples, OPTIONS, blocks=blocks)
+        assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
+        np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
+        given = zip(votes_of(full, examples), (full.answers, full.ranked.members), strict=True)
+        actual = {"answers": early.answers, "labels": early.ranked.members}
+        for (name, own), (votes, of_all) in zip(actual.items(), given, strict=True):
+            asked = asked_of(votes, blocks or [3, 1, 1])
+            assert own == np.where(asked, np.array(of_all), None).tolist()
+            assert early.saved[name] == pytest.approx(1 - asked.mean())
+            assert blocks or 0 < early.saved[name] <= 0.4
+        assert early.ranked.vote == full.ranked.vote
+
+
+def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, monkeypatch):
+    examples = examples.take([*range(12)])
+    votes, _ = votes_of(evaluate_ensemble(tiny, prompts, examples, OPTIONS), examples)
+    asked = asked_of(votes, (3, 1, 1))
+    shapes, real = [], answers.generate_scored
+
+    def spy(params, config, batch, *rest, **options):
+        shapes.append(batch["inputs"].shape)
+        return real(params, config, batch, *rest, **options)
+
+    monkeypatch.setattr(answers, "generate_scored", spy)
+    evaluate_early(tiny, prompts, examples, OPTIONS)
+    blocks = [asked[:3].sum(), asked[3].sum(), asked[4].sum()]
+    assert all(blocks), "each block was asked something"
+    assert len(set(shapes)) == 1 and len(shapes) == sum(-(-rows // 8) for rows in blocks)

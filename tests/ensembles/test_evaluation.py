@@ -2,54 +2,18 @@
 
 import dataclasses
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt, VirtualTokens
-from prompt_jax.data.examples import Examples
-from prompt_jax.data.files import file_task
-from prompt_jax.data.load import LoadOptions, load_examples
+from known_answers import examples_of, member
+from prompt_jax import Prompt
 from prompt_jax.ensembles.early_stop import evaluate_early
-from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble, ranked_alone
-from prompt_jax.ensembles.records import prediction_lines, write_predictions
-from prompt_jax.ensembles.tables import ensemble_tables
-from prompt_jax.inference import answers, batching
+from prompt_jax.ensembles.evaluation import VoteError, combine, evaluate_ensemble
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate
-from prompt_jax.metrics import metric_fns
 from prompt_jax.task_format import TaskFormat
 
-LABELS = ("no", "yes")
 OPTIONS = EvaluationOptions(target_length=12, batch_size=8)
-
-
-def examples_of(targets, task_format) -> Examples:
-    ids = [np.array([2, 1], np.int32)] * len(targets)
-    texts = [f"text {i}" for i in range(len(targets))]
-    return Examples("task", "test", ids, ids, texts, targets, {}, task_format, tuple(metric_fns(task_format)))
-
-
-def member(examples, predictions, probabilities=None) -> Evaluation:
-    """Return an evaluation as `evaluate` would, from answers and the second label's probability."""
-    scores, label_scores = dict(examples.score(predictions)), None
-    if probabilities is not None:
-        label_scores = np.log([[1 - p, p] for p in probabilities]).astype(np.float32)
-        ranked = examples.score([LABELS[p > 0.5] for p in probabilities])
-        scores |= {"rank/accuracy": ranked["accuracy"]}
-    return Evaluation(scores, predictions, label_scores, np.full(len(predictions), -1.0, np.float32))
-
-
-@pytest.fixture
-def labeled():
-    """Return four examples with targets no, yes, yes, no, and three members."""
-    examples = examples_of(["no", "yes", "yes", "no"], TaskFormat("{x}", LABELS))
-    members = [
-        member(examples, ["no", "yes", "no", "yes"], [0.1, 0.9, 0.4, 0.9]),
-        member(examples, ["no", "no", "yes", "yes"], [0.2, 0.4, 0.8, 0.4]),
-        member(examples, ["other", "yes", "no", "yes"], [0.3, 0.7, 0.4, 0.4]),
-    ]
-    return examples, members
 
 
 def test_majority_by_hand(labeled):
@@ -121,58 +85,8 @@ def test_the_summary_is_json(labeled):
     assert summary["best"] == 0 and summary["intervals"]["best"] == [0, 0]
 
 
-def test_predictions_are_a_line_an_example(labeled, tmp_path):
-    examples, members = labeled
-    result = combine(members, examples)
-    records = prediction_lines(examples, result.answers, result.vote, result.ranked, members[2])
-    write_predictions(tmp_path / "p.jsonl", records)
-    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    expected = {"task": "task", "input": "text 0", "target": "no", "before": "other", "members": ["no", "no", "other"]}
-    assert len(lines) == 4 and expected.items() <= lines[0].items() and lines[0]["prediction"] == "no"
-    assert lines[0]["label_scores"] == pytest.approx({"no": np.log(0.8), "yes": np.log(0.2)})
-    assert [line["ranked"] for line in lines] == ["no", "yes", "no", "no"]
-    assert [line["ranked_members"] for line in lines[2:]] == [["no", "yes", "no"], ["yes", "no", "no"]]
-    assert lines[2]["label_scores"]["yes"] > lines[2]["label_scores"]["no"], "the mean says otherwise"
-    by_mean = combine(members, examples, "mean-probability")
-    assert by_mean.ranked.members == by_mean.answers and by_mean.ranked.vote == by_mean.vote.predictions
-    assert ranked_alone(examples, members[0]).vote == ["no", "yes", "no", "yes"]
-    (line, *_) = prediction_lines(examples, [[None] * 4], dataclasses.replace(result.vote, label_scores=None))
-    assert line["ranked"] is None and line["ranked_members"] is None
-    assert line["before"] is None and line["members"] == [None] and line["label_scores"] is None
-
-
-def test_tables(labeled):
-    examples, members = labeled
-    printed = ensemble_tables(combine(members, examples), "title", ["seed 1", "", "a|b\n*c*"], LABELS, [4, 7, 9])
-    text = [line.split() for line in printed[0].text().splitlines()]
-    assert text[1] == ["accuracy", "invalid", "rank/accuracy"]
-    assert text[2] == ["member", "4", "(seed", "1)", "0.5000", "0.0000", "0.5000"]
-    assert text[3] == ["member", "7", "0.5000", "0.0000", "0.7500"]
-    assert [row[0] for row in text[5:]] == ["average", "best", "vote"] and text[6][:3] == ["best", "(member", "4)"]
-    lines = printed[0].markdown().splitlines()
-    assert lines[0] == "## title" and lines[3] == "| --- | ---: | ---: | ---: |"
-    assert r"a\|b \*c\*" in lines[6] and all(line.replace(r"\|", "").count("|") == 5 for line in lines[2:])
-    by_mean = ensemble_tables(combine(members, examples, "mean-probability"), "title", ["", "", ""], LABELS)
-    assert by_mean[0].rows[-1] == ["vote", "-", "-", "0.7500"]
-    assert printed[-1].rows == [["", "no", "yes", "other"], ["no", "1", "1", "0"], ["yes", "1", "1", "0"]]
-
-
 # --------------------------------------------------------------------------------------------------------------
 # On a model
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    random = np.random.default_rng(5)
-    return [Prompt(VirtualTokens(random.normal(size=(n, 64)).astype(np.float32) * 4)) for n in (3, 3, 2, 3, 3)]
-
-
-@pytest.fixture
-def examples(tiny, sentiment_files, monkeypatch) -> Examples:
-    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile
-    task_format = TaskFormat("{text}", ("negative", "positive"), target_length=12)
-    task = file_task("files", {"train": sentiment_files["train"]}, task_format)
-    return load_examples(task, tiny.tokenizer, "train", LoadOptions(64, 12, limit=20))
 
 
 def test_a_member_has_the_scores_it_has_alone(tiny, prompts, examples):
@@ -182,58 +96,6 @@ def test_a_member_has_the_scores_it_has_alone(tiny, prompts, examples):
         assert own.scores == alone.scores and own.predictions == alone.predictions
         np.testing.assert_allclose(own.label_scores, alone.label_scores, rtol=1e-4)
     assert result.agreement.min() < 1, "members differ"
-
-
-def asked_of(votes, blocks) -> np.ndarray:
-    """Return [E, N], whether a member must run on an example, computed from all votes by the definition."""
-    members, count = votes.shape
-    asked, end = np.zeros(votes.shape, bool), 0
-    for size in blocks:
-        for n in range(count):
-            so_far = Counter(votes[:end, n].tolist()).most_common()
-            first, second = ([count for _, count in so_far] + [0, 0])[:2]
-            asked[end : end + size, n] = not end or first <= second + members - end
-        end += size
-    return asked
-
-
-def votes_of(full, examples):
-    """Return the numbers of the members' answers and of their most probable labels."""
-    texts, ranked = np.array(full.answers), np.stack([own.label_scores.argmax(axis=1) for own in full.members])
-    return np.unique(texts, return_inverse=True)[1].reshape(texts.shape), ranked
-
-
-def test_early_stop_gives_the_full_vote(tiny, prompts, examples):
-    full = evaluate_ensemble(tiny, prompts, examples, OPTIONS)
-    for blocks in (None, [2, 3]):
-        early = evaluate_early(tiny, prompts, examples, OPTIONS, blocks=blocks)
-        assert early.vote.predictions == full.vote.predictions and early.vote.scores == full.vote.scores
-        np.testing.assert_allclose(early.vote.log_probabilities, full.vote.log_probabilities, rtol=1e-4)
-        given = zip(votes_of(full, examples), (full.answers, full.ranked.members), strict=True)
-        actual = {"answers": early.answers, "labels": early.ranked.members}
-        for (name, own), (votes, of_all) in zip(actual.items(), given, strict=True):
-            asked = asked_of(votes, blocks or [3, 1, 1])
-            assert own == np.where(asked, np.array(of_all), None).tolist()
-            assert early.saved[name] == pytest.approx(1 - asked.mean())
-            assert blocks or 0 < early.saved[name] <= 0.4
-        assert early.ranked.vote == full.ranked.vote
-
-
-def test_early_stop_compiles_for_all_blocks_at_once(tiny, prompts, examples, monkeypatch):
-    examples = examples.take([*range(12)])
-    votes, _ = votes_of(evaluate_ensemble(tiny, prompts, examples, OPTIONS), examples)
-    asked = asked_of(votes, (3, 1, 1))
-    shapes, real = [], answers.generate_scored
-
-    def spy(params, config, batch, *rest, **options):
-        shapes.append(batch["inputs"].shape)
-        return real(params, config, batch, *rest, **options)
-
-    monkeypatch.setattr(answers, "generate_scored", spy)
-    evaluate_early(tiny, prompts, examples, OPTIONS)
-    blocks = [asked[:3].sum(), asked[3].sum(), asked[4].sum()]
-    assert all(blocks), "each block was asked something"
-    assert len(set(shapes)) == 1 and len(shapes) == sum(-(-rows // 8) for rows in blocks)
 
 
 def test_mean_probability_is_refused_before_any_work(tiny, prompts, examples):

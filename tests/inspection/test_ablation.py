@@ -10,6 +10,7 @@ import prompt_jax
 from adapters import random_prefix
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.errors import UserError
+from prompt_jax.inference import batching
 from prompt_jax.inference.decoding import _score
 from prompt_jax.inspection import ablation
 from prompt_jax.inspection.ablation import leave_one_out
@@ -17,6 +18,12 @@ from prompt_jax.models.prompt import PromptPart
 
 TEXTS = ("a good film", "the plot is bad and the jokes are old", "great fun", "no fun, bad acting and a cold ending")
 ANSWERS = ("positive", "negative", "positive", "a bad film")
+
+
+@pytest.fixture(autouse=True)
+def one_length(monkeypatch):
+    """Pad all inputs to one length: there is less to compile."""
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)
 
 
 @pytest.fixture(scope="module", params=["t5", "gpt2", "bart"])
@@ -43,18 +50,18 @@ def examples_of(model):
 
 
 def loss(model, prompt: Prompt | None, examples) -> float:
-    """Return the loss in nats per target token, from `forward` on one example at a time."""
-    total, count = 0.0, 0
-    for ids, target in zip(examples.inputs, examples.targets, strict=True):
-        batch = {
-            "inputs": ids[None],
-            "inputs_mask": np.ones((1, len(ids)), bool),
-            "decoder_inputs": np.concatenate([[model.config.start_id], target[:-1]])[None].astype(np.int32),
-        }
-        logits = prompt_jax.forward(model.params, model.config, batch, prompt)[0]
-        total -= float(jax.nn.log_softmax(logits)[np.arange(len(target)), target].sum())
-        count += len(target)
-    return total / count
+    """Return the loss in nats per target token, from `forward` on all examples in one batch."""
+    rows, lengths = len(examples.inputs), (max(map(len, examples.inputs)), max(map(len, examples.targets)))
+    inputs, targets = (np.zeros((rows, length), np.int32) for length in lengths)
+    mask, targets_mask = inputs > 0, targets > 0
+    for row, (ids, target) in enumerate(zip(examples.inputs, examples.targets, strict=True)):
+        inputs[row, : len(ids)], mask[row, : len(ids)] = ids, True
+        targets[row, : len(target)], targets_mask[row, : len(target)] = target, True
+    start = np.full((rows, 1), model.config.start_id, np.int32)
+    batch = {"inputs": inputs, "inputs_mask": mask, "decoder_inputs": np.concatenate([start, targets[:, :-1]], axis=1)}
+    logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt), np.float64)
+    chosen = np.take_along_axis(logits, targets[..., None], axis=2)[..., 0] - np.log(np.exp(logits).sum(axis=2))
+    return -chosen[targets_mask].mean()
 
 
 def cut(part: PromptPart, slot: int) -> PromptPart:
@@ -121,8 +128,7 @@ def test_many_tokens_are_one_compilation(tiny, monkeypatch):
     jax.clear_caches()  # other tests may have compiled these programs
     before = _score._cache_size()
     parts = leave_one_out(tiny, prompt, examples, batch_size=8)
-    lengths = {-(-len(ids) // 8) for ids in examples.inputs}
-    assert 1 <= _score._cache_size() - before <= len(lengths)
+    assert _score._cache_size() - before == 1
     np.testing.assert_allclose(parts.without, whole.without, rtol=1e-6)
     monkeypatch.setattr(ablation, "_STACK_BYTES", 1)  # less than a single one
     np.testing.assert_allclose(leave_one_out(tiny, prompt, examples, batch_size=8).without, whole.without, rtol=1e-6)
