@@ -13,7 +13,6 @@ experiment = Experiment(
     data=DataConfig(task="sentiment_movie", target_length=4),
     prompt=PromptTuning(length=20, init="vocab"),
     # The optimizer is the default, the paper's Adafactor with a constant learning rate of 0.3.
-    # With this number of steps, training and evaluation take less than 15 minutes.
-    train=TrainConfig(steps=150, eval_every=50, eval_examples=300, checkpoint_every=50),
+    train=TrainConfig(steps=150, batch_size=24, eval_every=75, eval_examples=200, checkpoint_every=75),
     ensemble=EnsembleConfig(size=3, group=1),  # members in groups of one, the fastest choice on a CPU
 )

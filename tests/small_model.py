@@ -32,7 +32,11 @@ class SmallCache(NamedTuple):
 STEPS: list[int] = []  # one entry for each time that the model runs
 
 
-def small_prefill(params, config, batch, prompt, capacity, beams=1):
+def small_encode(params, config, batch, prompt):
+    return None
+
+
+def small_prefill(params, config, encoded, batch, prompt, capacity, beams=1):
     rows = params["rows"][batch["inputs"][:, 0]]
     cache = SmallCache(jnp.int32(0), jnp.zeros((len(rows), beams, capacity), jnp.int32), rows)
     return jnp.full((len(rows), beams), config.start_id, jnp.int32), cache

@@ -77,9 +77,8 @@ def evaluate_files(
 
     if early_stop:
         early = evaluate_early(model, prompts, examples, options)
-        saved = {f"saved passes for {part}": share for part, share in early.saved.items()}
         title = f"{title}, {len(members)} members, majority vote, stopped early"
-        shown = [score_list(title, early.vote.scores | saved)]
+        shown = [score_list(title, early.vote.scores | {"saved passes": early.saved})]
         summary: dict[str, Any] = {"vote_rule": "majority", "vote": early.vote.scores, "saved": early.saved}
         scores = _scores(examples, members, [None] * len(members), summary)
         return Outcome(shown, shown, scores, examples, early.answers, early.vote, early.ranked)

@@ -77,14 +77,16 @@ class Voting:
         rows = Rows(self._model, self._prompt, inputs * self._members, ids, batch_size=batch_size)
         numbers = np.tile(np.arange(self._count, self._count + count), self._members)
         self._count += count
-        answers = generate_answers(rows, self._format.target_length, self._decoding, row_numbers=numbers)
+        ranked = [labels if rank else ()] * len(rows)
+        length = self._format.target_length
+        answers = generate_answers(rows, length, self._decoding, labels=ranked, row_numbers=numbers)
         texts = [answers.texts[member * count :][:count] for member in range(self._members)]
         log_probabilities = answers.log_probabilities.reshape(self._members, count)
         speakers = vote_answers(texts, log_probabilities, comparison(labels))
         predictions = [texts[member][i] for i, member in enumerate(speakers)]
         if not (rank and labels):
             return [Answer(prediction, None) for prediction in predictions]
-        scores = np.array(score_labels(rows, [labels] * len(rows))).reshape(self._members, count, len(labels))
+        scores = np.array(answers.label_scores).reshape(self._members, count, len(labels))
         label_scores = scores[0] if self._members == 1 else mean_probability(scores)
         return [Answer(text, _by_label(labels, row)) for text, row in zip(predictions, label_scores, strict=True)]
 
@@ -196,6 +198,7 @@ class Mixed:
         self._count += len(lines)
         answers = generate_answers(rows, self._longest, self._decoding, lengths=lengths, row_numbers=numbers)
         labels = [task_format.labels if rank else () for task_format in formats]
+        # Separate programs: which rows have labels differs between batches.
         scores = score_labels(rows, labels, longest=self._longest_label)
         return [
             Answer(text, None if row is None else _by_label(names, row))

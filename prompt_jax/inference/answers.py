@@ -1,13 +1,13 @@
 """Generated answers, and the log-probabilities of labels and targets, for rows of inputs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
@@ -29,6 +29,7 @@ class Answers(NamedTuple):
 
     texts: list[str]
     log_probabilities: np.ndarray  # [rows], in nats: of the answers' tokens including the end token
+    label_scores: list[Float[np.ndarray, " C"] | None]  # as `score_labels` returns them
 
 
 def generate_answers(
@@ -36,15 +37,19 @@ def generate_answers(
     target_length: int,
     decoding: Decoding = FROM_CHECKPOINT,
     *,
+    labels: Sequence[Sequence[str]] | None = None,
     lengths: Sequence[int] | None = None,
     row_numbers: np.ndarray | None = None,
 ) -> Answers:
-    """Generate the answer to each row.
+    """Generate the answer to each row, and score its labels.
+
+    If all rows have equally many labels, each input is read once for both.
 
     Args:
       rows: the inputs and their prompts.
       target_length: the maximum number of tokens of an answer.
       decoding: how answers are generated.
+      labels: the labels of each row, if they are to be scored.
       lengths: the maximum of each row, if it is less than `target_length` for some rows.
       row_numbers: [rows] the numbers that determine what each row samples. The default is 0, 1, 2...
 
@@ -53,8 +58,11 @@ def generate_answers(
       ContextError, ConfigError: as `generate`.
       LogitsError: a logit is not finite.
     """
-    model = rows.model
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), target_length)
+    model, labels = rows.model, [()] * len(rows) if labels is None else labels
+    counts = {len(names) for names in labels}
+    sets = _label_sets(rows, labels) if len(counts) == 1 and counts != {0} else None
+    longest = max(target_length, 0 if sets is None else sets.longest)
+    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
     tokenizer, config = tokenizer_of(model), model.config
     if rows.start_ids is not None:  # the answer ends at the end of the line
         end_ids = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
@@ -66,16 +74,21 @@ def generate_answers(
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         row_options = {name: batch.pop(name) for name in ("lengths", "row_numbers")}
         options: Any = {"max_new_tokens": target_length, "decoding": decoding, "key": key, "check": False}
-        return generate_scored(model.params, config, batch, prompt, **options, **row_options)
+        targets = None if sets is None else sets.of_batch(batch)
+        result = generate_scored(model.params, config, batch, prompt, targets=targets, **options, **row_options)
+        return result[: 2 if sets is None else 3]
 
     limits = np.full(len(rows), target_length) if lengths is None else np.asarray(lengths)
     columns = {"lengths": limits, "row_numbers": np.arange(len(rows)) if row_numbers is None else row_numbers}
-    tokens, log_probabilities = run_batches(rows, run, columns)
-    check_finite(model, log_probabilities, rows.prompt_ids)
+    columns |= {} if sets is None else {"set": sets.numbers}
+    tokens, log_probabilities, *scores = run_batches(rows, run, columns)
+    for values in (log_probabilities, *scores):
+        check_finite(model, values, rows.prompt_ids)
     texts = [tokenizer.decode(row[:limit].tolist()) for row, limit in zip(tokens, limits, strict=True)]
     if rows.start_ids is not None:
         texts = [text.partition("\n")[0] for text in texts]
-    return Answers(texts, log_probabilities)
+    label_scores = list(scores[0]) if scores else score_labels(rows, labels)
+    return Answers(texts, log_probabilities, label_scores)
 
 
 def score_labels(
@@ -94,14 +107,12 @@ def score_labels(
       PromptStackError, ContextError, LogitsError: as for `generate_answers`.
     """
     results: list[np.ndarray | None] = [None] * len(rows)
-    end = None if rows.start_ids is None else -1
     for count in {len(names): None for names in labels if names}:
         index = [row for row, names in enumerate(labels) if len(names) == count]
-        sets = {names: number for number, names in enumerate(dict.fromkeys(tuple(labels[row]) for row in index))}
-        ids = [[label_ids(rows.model, label)[:end] for label in names] for names in sets]
-        numbers = np.array([sets[tuple(labels[row])] for row in index])
-        for row, scores in zip(index, _score_sets(rows.take(index), _padded(ids, longest), numbers), strict=True):
-            results[row] = scores
+        part = rows.take(index)
+        scores = _score_sets(part, _label_sets(part, [labels[row] for row in index], longest))
+        for row, values in zip(index, scores, strict=True):
+            results[row] = values
     return results
 
 
@@ -115,10 +126,7 @@ def score_targets(rows: Rows, targets: Sequence[np.ndarray]) -> Float[np.ndarray
     Raises:
       PromptStackError, ContextError, LogitsError: as for `generate_answers`.
     """
-    distinct = {ids.tobytes(): ids for ids in targets}  # members share their targets
-    number = {key: i for i, key in enumerate(distinct)}
-    numbers = np.array([number[ids.tobytes()] for ids in targets])
-    return _score_sets(rows, _padded([[ids] for ids in distinct.values()]), numbers)[:, 0]
+    return _score_sets(rows, _target_sets(rows, [(ids.tobytes(), [ids]) for ids in targets]))[:, 0]
 
 
 def label_ids(model: Model, label: str) -> list[int]:
@@ -174,34 +182,55 @@ def check_finite(
     raise LogitsError(f"{model.name}: the logits of {wrong.sum()} of {len(wrong)} rows{which} are not finite: {why}")
 
 
-def _padded(
-    sets: Sequence[Sequence[Sequence[int] | np.ndarray]], longest: int | None = None
-) -> tuple[Int[np.ndarray, "C N T"], Bool[np.ndarray, "C N T"]]:
-    """Return N sets of C targets, padded on the right, and their mask."""
-    longest = max([longest or 0, *(len(ids) for targets in sets for ids in targets)])
-    padded = np.zeros((len(sets[0]), len(sets), longest), np.int32)
+class _TargetSets(NamedTuple):
+    """Distinct sets of C targets, padded on the right, and the number of each row's set."""
+
+    ids: Int[Array, "C N T"]
+    mask: Bool[Array, "C N T"]
+    numbers: Int[np.ndarray, " rows"]
+
+    @property
+    def longest(self) -> int:
+        return self.ids.shape[2]
+
+    def of_batch(self, batch: dict[str, Any]) -> tuple[Array, Array]:
+        """Return the targets of a batch's rows and their mask. Removes the column `set`, their numbers."""
+        number = batch.pop("set")
+        return self.ids[:, number], self.mask[:, number]
+
+
+def _label_sets(rows: Rows, labels: Sequence[Sequence[str]], longest: int | None = None) -> _TargetSets:
+    """Return the labels as targets. All rows have equally many."""
+    end = None if rows.start_ids is None else -1
+    ids = {tuple(names): [label_ids(rows.model, label)[:end] for label in names] for names in labels}
+    return _target_sets(rows, [(tuple(names), ids[tuple(names)]) for names in labels], longest)
+
+
+def _target_sets(
+    rows: Rows, named: Sequence[tuple[Hashable, Sequence[Any]]], longest: int | None = None
+) -> _TargetSets:
+    """Return each row's targets, which are stored once for all rows that give them the same name."""
+    distinct = dict(named)  # members of an ensemble share their targets
+    number = {name: i for i, name in enumerate(distinct)}
+    longest = max([longest or 0, *(len(ids) for targets in distinct.values() for ids in targets)])
+    padded = np.zeros((len(named[0][1]), len(distinct), longest), np.int32)
     mask = np.zeros(padded.shape, bool)
-    for number, targets in enumerate(sets):
+    for name, targets in distinct.items():
         for i, ids in enumerate(targets):
-            padded[i, number, : len(ids)], mask[i, number, : len(ids)] = ids, True
-    return padded, mask
+            padded[i, number[name], : len(ids)], mask[i, number[name], : len(ids)] = ids, True
+    ids, used = to_devices((padded, mask), named_sharding(mesh_of(rows.model.params)))
+    return _TargetSets(ids, used, np.array([number[name] for name, _ in named]))
 
 
-def _score_sets(
-    rows: Rows,
-    sets: tuple[Int[np.ndarray, "C N T"], Bool[np.ndarray, "C N T"]],
-    numbers: Int[np.ndarray, " rows"],
-) -> Float[np.ndarray, "rows C"]:
-    """Return the log-probabilities of a set of targets for each row. `numbers` selects each row's set."""
+def _score_sets(rows: Rows, sets: _TargetSets) -> Float[np.ndarray, "rows C"]:
+    """Return the log-probabilities of each row's targets."""
     model = rows.model
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets[0].shape[2])
-    placed = to_devices(sets, named_sharding(mesh_of(model.params)))
+    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets.longest)
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
-        number = batch.pop("set")
-        targets, mask = (array[:, number] for array in placed)
+        targets, mask = sets.of_batch(batch)
         return (score(model.params, model.config, batch, prompt, targets, mask, check=False),)
 
-    (scores,) = run_batches(rows, run, {"set": numbers})
+    (scores,) = run_batches(rows, run, {"set": sets.numbers})
     check_finite(model, scores, rows.prompt_ids)
     return scores

@@ -40,19 +40,23 @@ class _Running(NamedTuple):
 def search_beams(
     params: Any,
     config: Any,
+    encoded: Any,
     batch: dict[str, Any],
     prompt: Prompt | None,
     max_new_tokens: int,
     lengths: Int[Array, "B"] | None,
     rules: GenerationSettings,
 ) -> Hypotheses:
-    """Return the hypotheses of each row. The arguments are those of `decoding.beam_search`; called while tracing."""
+    """Return the hypotheses of each row. Called while tracing.
+
+    `encoded` is the family's `encode` of the batch. The other arguments are those of `decoding.beam_search`.
+    """
     model, beams, rows = family(config), rules.beams, len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
     penalties = jnp.asarray(np.arange(1, max_new_tokens + 1) ** float(rules.length_penalty), jnp.float32)
     # Each end token finishes one beam. This many candidates leave enough unfinished ones.
     candidates = max(2, 1 + len(rules.end_ids)) * beams
-    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens, beams)
+    start, cache = model.prefill(params, config, encoded, batch, prompt, max_new_tokens, beams)
     given = logits_rules.given_tokens(config, batch, start[:, 0], limits)
 
     def append(position, logits, running, finished, is_finished, done):

@@ -17,6 +17,8 @@ from prompt_jax.models import check_context, family, longest_row
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
 HostOrDevice = np.ndarray | jax.Array
+# The targets and targets_mask of `score`.
+Targets = tuple[Int[HostOrDevice, "C *B T"], Bool[HostOrDevice, "C *B T"]]
 
 FROM_CHECKPOINT = Decoding()
 GREEDY = Decoding(beams=1)
@@ -29,6 +31,7 @@ class Generated(NamedTuple):
     tokens: Int[Array, "B N"]  # int32; the pad id after a row's end token
     # float32, in nats: the sum over the row's tokens including the end token; NaN if one of its logits is not finite
     log_probability: Float[Array, "B"]
+    targets: Float[Array, "B C"] | None = None  # the log-probabilities of given targets, as `score` returns them
 
 
 def generate(
@@ -80,6 +83,7 @@ def generate_scored(
     key: PRNGKeyArray | None = None,
     row_numbers: Int[HostOrDevice, "B"] | None = None,
     lengths: Int[HostOrDevice, "B"] | None = None,
+    targets: Targets | None = None,
     check: bool = True,
 ) -> Generated:
     """Return the generated tokens of each row and their log-probability.
@@ -92,16 +96,18 @@ def generate_scored(
       params, config, batch, prompt, max_new_tokens, decoding, key: as for `generate`.
       row_numbers: the numbers that determine each row's samples. The default is 0, 1, 2...
       lengths: the maximum number of tokens of each row, from 1 to `max_new_tokens`. The default is `max_new_tokens`.
+      targets: the `targets` and `targets_mask` of `score`, to score them too. The input is encoded once.
       check: set to False if the batch is known to be valid. The check copies prompt ids and masks to the host.
     """
     if decoding.temperature and key is None:
         raise ConfigError(f"decoding.temperature is {decoding.temperature}, and sampling needs a `key`")
-    batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, check)
+    longest = 0 if targets is None else targets[0].shape[-1]
+    batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, check, longest)
     if row_numbers is None:
         row_numbers = np.arange(len(batch["inputs"]))
     # The seed is in the key. Another seed needs no compilation.
     unseeded = dataclasses.replace(decoding, seed=0)
-    return _generate(params, config, batch, prompt, limit, lengths, unseeded, key, row_numbers)
+    return _generate(params, config, batch, prompt, limit, lengths, unseeded, key, row_numbers, targets)
 
 
 def beam_search(
@@ -146,11 +152,17 @@ def score(
       PromptStackError, PromptPartError, ContextError: as `forward`.
     """
     batch, _, _ = _prepare(config, batch, prompt, targets.shape[-1], None, check)
-    return _score(params, config, batch, prompt, targets, targets_mask)
+    return _score(params, config, batch, prompt, (targets, targets_mask))
 
 
 def _prepare(
-    config: Any, batch: dict[str, Any], prompt: Prompt | None, max_new_tokens: int | None, lengths: Any, check: bool
+    config: Any,
+    batch: dict[str, Any],
+    prompt: Prompt | None,
+    max_new_tokens: int | None,
+    lengths: Any,
+    check: bool,
+    longest_target: int = 0,
 ) -> tuple[dict[str, Any], int, Int[HostOrDevice, "B"] | None]:
     """Return the batch as the compiled functions take it, the maximum number of tokens of any row and of each row."""
     if family(config).causal and "start_ids" not in batch:
@@ -158,7 +170,7 @@ def _prepare(
     limit, lengths = _limits(config, batch, max_new_tokens, lengths)
     if check:
         check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-        check_context(config, prompt, longest_row(batch["inputs_mask"]), limit)
+        check_context(config, prompt, longest_row(batch["inputs_mask"]), max(limit, longest_target))
     return batch, limit, lengths
 
 
@@ -208,14 +220,18 @@ def _generate(
     decoding: Decoding,
     key: PRNGKeyArray | None,
     row_numbers: Int[Array, "B"],
+    targets: Targets | None,
 ) -> Generated:
+    model: Any = family(config)
+    encoded = model.encode(params, config, batch, prompt)
+    scores = None if targets is None else _score_targets(params, config, encoded, batch, prompt, targets)
     rules = logits_rules.merged_settings(config, decoding, max_new_tokens)
     if rules.beams > 1:
-        hypotheses = search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
-        return Generated(hypotheses.tokens[:, 0], hypotheses.log_probability[:, 0])
-    model, rows = family(config), len(batch["inputs"])
+        hypotheses = search_beams(params, config, encoded, batch, prompt, max_new_tokens, lengths, rules)
+        return Generated(hypotheses.tokens[:, 0], hypotheses.log_probability[:, 0], scores)
+    rows = len(batch["inputs"])
     limits = jnp.full(rows, max_new_tokens) if lengths is None else jnp.asarray(lengths)
-    start, cache = model.prefill(params, config, batch, prompt, max_new_tokens)
+    start, cache = model.prefill(params, config, encoded, batch, prompt, max_new_tokens)
     given = logits_rules.given_tokens(config, batch, start[:, 0], limits)
     keys: Any = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_numbers)
 
@@ -246,7 +262,8 @@ def _generate(
     logits, cache = model.decode_step(params, config, start, cache)
     nothing = Generated(jnp.full((rows, max_new_tokens), config.pad_id, jnp.int32), jnp.zeros(rows))
     first = append(0, logits, nothing, jnp.zeros(rows, bool))
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(1), *first, cache))[1]
+    generated = jax.lax.while_loop(unfinished, step, (jnp.int32(1), *first, cache))[1]
+    return generated._replace(targets=scores)
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "decoding"))
@@ -260,7 +277,8 @@ def _search(
     decoding: Decoding,
 ) -> Hypotheses:
     rules = logits_rules.merged_settings(config, decoding, max_new_tokens)
-    return search_beams(params, config, batch, prompt, max_new_tokens, lengths, rules)
+    encoded = family(config).encode(params, config, batch, prompt)
+    return search_beams(params, config, encoded, batch, prompt, max_new_tokens, lengths, rules)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -269,12 +287,18 @@ def _score(
     config: Any,
     batch: dict[str, Any],
     prompt: Prompt | None,
-    targets: Int[Array, "C *B T"],
-    targets_mask: Bool[Array, "C *B T"],
+    targets: Targets,
 ) -> Float[Array, "B C"]:
-    model: Any = family(config)
-    encoded, rows = model.encode(params, config, batch, prompt), len(batch["inputs"])
-    start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets.dtype)[:, None]
+    encoded = family(config).encode(params, config, batch, prompt)
+    return _score_targets(params, config, encoded, batch, prompt, targets)
+
+
+def _score_targets(
+    params: Any, config: Any, encoded: Any, batch: dict[str, Any], prompt: Prompt | None, targets: Targets
+) -> Float[Array, "B C"]:
+    """Return the targets' log-probabilities, from `encode`'s result for the inputs. Called while tracing."""
+    model, rows = family(config), len(batch["inputs"])
+    start = jnp.asarray(batch.get("start_ids", np.full(rows, config.start_id)), targets[0].dtype)[:, None]
 
     def score_one(target_and_mask):
         target, mask = (jnp.broadcast_to(x, (rows, x.shape[-1])) for x in target_and_mask)
@@ -283,7 +307,7 @@ def _score(
         chosen = jnp.take_along_axis(logits_rules.log_softmax(logits), target[..., None], axis=-1)[..., 0]
         return jnp.where(mask, chosen, 0.0).sum(axis=1)
 
-    return jax.lax.map(score_one, (targets, targets_mask)).T
+    return jax.lax.map(score_one, targets).T
 
 
 def sampling_logits(scores: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:

@@ -90,20 +90,22 @@ def evaluate_members(
     labels = [split.format.labels if options.rank and split.format else () for split in each]
     unmerged: Any = prompts
     rows = _rows(model, unmerged, each, owner, options)
-    answers, likelihoods = Answers([], np.zeros(0, np.float32)), None
+    row_labels, likelihoods = [labels[number] for number in owner], None
     if any(split.needs_answers for split in each):
-        row_numbers = np.concatenate([np.arange(len(split), dtype=np.int32) for split in each])
-        answers = generate_answers(rows, options.target_length, options.decoding, row_numbers=row_numbers)
+        numbers = np.concatenate([np.arange(len(split), dtype=np.int32) for split in each])
+        length, decoding = options.target_length, options.decoding
+        answers = generate_answers(rows, length, decoding, labels=row_labels, row_numbers=numbers)
+    else:
+        answers = Answers([], np.zeros(0, np.float32), score_labels(rows, row_labels))
     if any(split.needs_log_likelihood for split in each):
         likelihoods = score_targets(rows, [ids for split in each for ids in split.targets])
-    label_scores = score_labels(rows, [labels[number] for number in owner])
 
     results, end = [], 0
     for split, names in zip(each, labels, strict=True):
         part = slice(end, end := end + len(split))
         predictions = answers.texts[part]
         scores = dict(split.score(predictions, None if likelihoods is None else likelihoods[part]))
-        ranked = np.array(label_scores[part]) if names else None
+        ranked = np.array(answers.label_scores[part]) if names else None
         if ranked is not None:
             scores |= rank_scores(split, [names[i] for i in ranked.argmax(axis=1)])
         results.append(Evaluation(scores, predictions, ranked, answers.log_probabilities[part]))

@@ -290,15 +290,21 @@ class DecoderOnly:
     # Decoding
 
     def prefill(
-        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
+        self,
+        params: Params,
+        config: Any,
+        encoded: Encoded,
+        batch: Batch,
+        prompt: Prompt | None,
+        capacity: int,
+        beams: int = 1,
     ) -> tuple[Int[Array, "B beams"], Cache]:
-        """Read the source, and return the start tokens and a cache for `capacity` generated tokens.
+        """Return the start tokens, and a cache for `capacity` generated tokens.
 
         The start tokens are the batch's `start_ids` [B]. By default they are `config.start_id`, the separator between
         a task's source and target.
         """
         rows = len(batch["inputs"])
-        encoded = self.encode(params, config, batch, prompt)
         cache = empty_cache(
             params["layers"],
             encoded.past,

@@ -314,10 +314,17 @@ class EncoderDecoder:
     # Decoding
 
     def prefill(
-        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, capacity: int, beams: int = 1
+        self,
+        params: Params,
+        config: Any,
+        encoded: Encoded,
+        batch: Batch,
+        prompt: Prompt | None,
+        capacity: int,
+        beams: int = 1,
     ) -> tuple[Int[Array, "B beams"], Cache]:
-        """Read the input, and return the start tokens and a cache for `capacity` generated tokens."""
-        encoded, prompt_ids = self.encode(params, config, batch, prompt), batch.get("prompt_ids")
+        """Return the start tokens, and a cache for `capacity` generated tokens."""
+        prompt_ids = batch.get("prompt_ids")
         prompt, (_, heads, width) = prompt or Prompt(), self.module.shape(config, "decoder")
         prefix = prefix_kv(prompt.decoder_self, prompt_ids)
         cross = PastKeyValues(self._cross_key_values(params, encoded), used=encoded.mask)

@@ -47,7 +47,7 @@ def test_early_stop_has_only_the_vote(tiny, members, examples):
     full, early = (evaluate_files(tiny, members, examples, OPTIONS, early_stop=early) for early in (False, True))
     assert early.vote.scores == full.vote.scores
     assert [member["scores"] for member in early.scores["members"]] == [None, None]
-    assert set(early.scores["ensemble"]["saved"]) == {"answers", "labels"}
+    assert 0 <= early.scores["ensemble"]["saved"] < 1
 
 
 def test_the_base_alone(tiny, examples):

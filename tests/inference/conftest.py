@@ -7,13 +7,13 @@ import pytest
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.inference import beam_search, decoding, logits_rules
-from small_model import LENGTH, ROWS, STEPS, small_prefill, small_step
+from small_model import LENGTH, ROWS, STEPS, small_encode, small_prefill, small_step
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Return the small model's parameters. Generation runs it if the config is a SmallConfig."""
-    family = SimpleNamespace(prefill=small_prefill, decode_step=small_step, causal=False)
+    family = SimpleNamespace(encode=small_encode, prefill=small_prefill, decode_step=small_step, causal=False)
     for module in (decoding, beam_search, logits_rules):
         monkeypatch.setattr(module, "family", lambda config: family)
     rng = np.random.default_rng(0)

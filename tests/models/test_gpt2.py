@@ -89,6 +89,11 @@ def test_scores_of_given_targets_are_those_of_the_logits(model, make):
     prompt, batch = make(model, 3), whole(random_text(model, 2, 6))
     targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
     scores = score(model.params, model.config, batch, prompt, targets, targets > 0)
+    together = (targets, targets > 0)
+    for beams in (1, 3):
+        options = {"max_new_tokens": 2, "decoding": Decoding(beams=beams), "targets": together}
+        generated = generate_scored(model.params, model.config, batch, prompt, **options)
+        np.testing.assert_allclose(generated.targets, scores, rtol=1e-6)
     for number, target in enumerate(targets):
         text = np.concatenate([batch["inputs"], np.tile(target[:-1], (2, 1))], axis=1).astype(np.int32)
         logits = prompt_jax.forward(model.params, model.config, whole(text), prompt)[:, -3:]

@@ -43,7 +43,7 @@ def vote(prompts_file: Path | None) -> dict[str, Row]:
     rows = {side: row | {"members": count} for side, row in rows.items()}
     if prompts_file is not None:
         saved = evaluate_early(model, prompts, examples, EvaluationOptions(VOTE_TOKENS, VOTE_BATCH)).saved
-        rows["one flat pass"] |= {f"saved_{what}": float(share) for what, share in saved.items()}
+        rows["one flat pass"]["saved"] = saved
     return rows
 
 
