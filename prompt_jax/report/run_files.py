@@ -55,6 +55,8 @@ class MemberSummary:
       best: the evaluation at which its best prompt was kept.
       validation: the metrics of the best prompt. If their mean selected it, the mean comes first. For a mixture, names
         are `TASK/METRIC`.
+      validation_loss: the mean cross-entropy of the targets then, in nats per token; for a mixture, the mean over its
+        tasks. None in runs of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -64,6 +66,7 @@ class MemberSummary:
     steps: int
     best: BestSummary
     validation: Scores
+    validation_loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ class MemberState:
     score: float = -math.inf  # best score on the validation split
     best_step: int = -1
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    best_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # on the validation split, then
     evaluations_since: int = 0  # evaluations since the best one
 
 

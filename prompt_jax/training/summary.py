@@ -221,6 +221,7 @@ def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool
         steps=member.steps,
         best=BestSummary(metric, score, member.best_step),
         validation=prompt.select_scores(member.best_scores),
+        validation_loss=prompt.select_scores(member.best_losses).get("loss"),
     )
 
 

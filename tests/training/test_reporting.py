@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments import with_options
+from prompt_jax.report.metrics_log import read_log
 from prompt_jax.report.run_files import read_summary
 from prompt_jax.training import loop, reporting
 from prompt_jax.training.summary import finish
@@ -37,6 +38,10 @@ def test_times_and_counts_in_the_summary(experiment):
     assert speed.examples == pytest.approx(48 / times.train)
     assert speed.tokens == pytest.approx(progress.tokens / times.train)
     assert summary.environment.device == "cpu"
+    logged = {
+        line["step"]: line["validation/loss"] for line in read_log(experiment.folder) if "validation/loss" in line
+    }
+    assert list(logged) == [0, 3, 6] and 0 < logged[summary.members[0].best.step] == summary.members[0].validation_loss
     labels = {each.label: each for each in summary.tests[0].labels}
     assert list(labels) == ["negative", "positive"] and [each.examples for each in labels.values()] == [5, 5]
 
