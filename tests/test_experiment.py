@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,16 @@ from prompt_jax.methods import (
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+
+
+def test_all_configs_are_found():
+    tracked = subprocess.run(["git", "ls-files", "-z", "configs"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {ROOT / name for name in tracked.split("\0") if name.endswith(".py")} <= set(CONFIGS)
+    assert {path.parent.name for path in CONFIGS} >= {"configs", "prefix_tuning", "results"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_config_builds_an_experiment(path):
     experiment = experiments.load_experiment(path)
     check(experiment)
@@ -45,7 +55,7 @@ def test_one_config_reproduces_the_prompt_tuning_code():
     assert (experiment.train.steps, experiment.train.batch_size, experiment.train.dropout_rate) == (50_000, 128, 0.1)
     assert (experiment.prompt.length, experiment.prompt.init_labels) == (100, ("positive", "negative"))
     assert (experiment.data.input_length, experiment.data.target_length) == (512, 8)
-    offsets = {path.stem: experiments.load_experiment(path).optimizer for path in (ROOT / "configs").rglob("*.py")}
+    offsets = {path.stem: experiments.load_experiment(path).optimizer for path in CONFIGS}
     assert [name for name, own in offsets.items() if own.decay_offset] == ["sst2"]
 
 
@@ -53,7 +63,7 @@ def test_the_tasks_of_configs_exist():
     from prompt_jax.data.registry import discover_tasks, find_task, mixture_rates
 
     known = set(discover_tasks(ROOT / "tasks"))
-    for path in sorted((ROOT / "configs").rglob("*.py")):
+    for path in CONFIGS:
         experiment = experiments.load_experiment(path)
         trained = {member.data.task for member in experiments.members(experiment)} - {None}
         named = {name for name in trained if not mixture_rates(name)} | set(experiment.data.test_tasks)

@@ -296,6 +296,38 @@ def test_public_names_resolve():
 
 
 # --------------------------------------------------------------------------------------------------------------
+# Tests
+
+# Folders whose modules each have a test file: `prompt_jax/X/Y.py` has `tests/X/test_Y.py`.
+TESTED = (".", "cli", "config", "distributed", "training")
+
+# Modules without a test file.
+EXCUSED = {
+    "errors.py": "classes without code",
+    "cli/__main__.py": "calls main(), in tests that start processes",
+    "config/data.py": "a dataclass of options, in test_experiment.py",
+    "config/ensemble.py": "a dataclass of options, in test_experiment.py",
+    "config/mesh.py": "a dataclass of options, in test_experiment.py",
+    "config/model.py": "a dataclass of options, in test_experiment.py",
+    "config/optimizer.py": "a dataclass of options, in test_experiment.py",
+    "config/prompt.py": "types without code",
+    "config/train.py": "a dataclass of options, in test_experiment.py",
+}
+
+
+def test_every_module_has_its_test_file():
+    modules = [path.relative_to(PACKAGE) for path in SOURCES if path.name != "__init__.py"]
+    assert {Path(name) for name in EXCUSED} <= set(modules)
+    missing = []
+    for module in modules:
+        tests = ROOT / "tests" / module.parent / f"test_{module.name}"
+        assert str(module) not in EXCUSED or not tests.exists(), f"{module} is excused, but has a test file"
+        if str(module.parent) in TESTED and str(module) not in EXCUSED:
+            missing += [] if tests.exists() else [str(module)]
+    assert missing == []
+
+
+# --------------------------------------------------------------------------------------------------------------
 # The repository
 
 

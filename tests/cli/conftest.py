@@ -58,3 +58,27 @@ def run(capsys) -> Callable[..., tuple[int, str, str]]:
         return status, printed.out, printed.err
 
     return call
+
+
+CONFIG = """
+from pathlib import Path
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
+
+experiment = Experiment(
+    name="small",
+    model=ModelConfig(name={model!r}),
+    data=DataConfig(train=Path({train!r}), validation=Path({validation!r}), test=Path({test!r}),
+                    labels=("negative", "positive"), target_length=12, buckets=1),
+    prompt=PromptTuning(length=4, init="vocab", init_vocab=150),
+    train=TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=2),
+)
+"""
+
+
+@pytest.fixture
+def config(tiny_folder, sentiment_files, tmp_path, monkeypatch) -> Path:
+    """Return a configuration of a small run in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG.format(model=str(tiny_folder), **{k: str(v) for k, v in sentiment_files.items()}))
+    return path

@@ -151,3 +151,8 @@ def test_errors_name_the_problem(prompt_file, tiny_folder, sentiment_files, tmp_
     ):
         status, _, err = run("inspect", *argv)
         assert status == 1 and message in err and "Traceback" not in err, (argv, err)
+
+
+def test_inspect_without_the_base(prompt_file, run):
+    status, out, err = run("inspect", prompt_file)
+    assert status == 0 and "--model" in err + out and "soft_prompt" in out

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_jax.config.constraints import DISTINCT, INTERVAL, POSITIVE, check_fields
+from prompt_jax.config.constraints import DISTINCT, INTERVAL, POSITIVE
 from prompt_jax.config.convert import ConversionError, from_dict
-from prompt_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +86,3 @@ def test_unknown_fields_and_null_if_requested():
     values = {"count": 1, "new": 2, "inner": {"rate": None, "other": 3}, "scores": {"f1": None}}
     read = from_dict(Outer, values, unknown="ignore", nan=True)
     assert math.isnan(read.inner.rate) and math.isnan(read.scores["f1"]) and read.maybe is None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (Outer(0), "^part.count must be positive, not 0$"),
-        (Outer(1, names=("a", "a")), r"^part.names must be without repetitions, not \['a', 'a'\]$"),
-        (Outer(1, between=(1.0, 1.0)), r"^part.between must be a lower and a higher value, not \[1.0, 1.0\]$"),
-        (Outer(2**63), r"^part.count must be from -2\*\*63 to 2\*\*63 - 1, not 9223372036854775808$"),
-        (Outer(1, between=(0.0, math.inf)), r"^part.between must be finite, not \(0.0, inf\)$"),
-    ],
-)
-def test_constraints(options, message):
-    check_fields(Outer(1), "part")
-    with pytest.raises(ConfigError, match=message):
-        check_fields(options, "part")

@@ -10,6 +10,7 @@ import prompt_jax
 from adapters import assert_close, random_text
 from adapters import whole as whole_batch
 from experiments import with_name, with_options
+from interruptions import interrupted_at
 from prompt_jax.cli import main
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.optimizer import OptimizerConfig
@@ -21,7 +22,6 @@ from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models.delta import flat, params_and_prompt
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.training import loop
 from prompt_jax.training.loop import train
 
 METHODS = {
@@ -47,7 +47,7 @@ def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.
     return [flat(prompt.leaves) for prompt, _ in read_prompts(experiment.folder / file)]
 
 
-def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
+def test_a_whole_run(method, sentiment_files, capsys):
     whole = with_name(method, "whole")
     setup, progress = train(whole)
     share = capsys.readouterr().err.split(" of them trained (")[1].split("%")[0]
@@ -65,21 +65,7 @@ def test_a_whole_run(method, sentiment_files, monkeypatch, capsys):
     assert losses[-1] < losses[0]
 
     # An interrupted run resumes bit-exactly.
-    real, calls = loop.prepare, [0]
-
-    def failing(*args):
-        made = real(*args)
-
-        def step(*step_args):
-            calls[0] += 1
-            if calls[0] == 4:
-                raise KeyboardInterrupt
-            return made.step(*step_args)
-
-        return dataclasses.replace(made, step=step)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "prepare", failing)
+    with interrupted_at(4):
         train(method)
     train(method)
     for resumed, straight in zip(leaves(method), leaves(whole), strict=True):

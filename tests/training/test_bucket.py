@@ -1,6 +1,5 @@
 """Runs on a bucket: the real clients of Google Cloud Storage against the fake server in `buckets`."""
 
-import contextlib
 import dataclasses
 import gzip
 import json
@@ -21,6 +20,7 @@ import buckets
 import jax_processes
 from buckets import Storage
 from experiments import with_name, with_options
+from interruptions import Interrupted, before_step
 from prompt_jax import cli
 from prompt_jax import experiment as experiments
 from prompt_jax.config.mesh import MeshConfig
@@ -73,37 +73,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-class Interrupted(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def before_step(step: int, do) -> Iterator[None]:
-    """Call `do` before a step of the runs inside."""
-    real = loop._step
-
-    def patched(run, *arguments):
-        if run.progress.step == step - 1:
-            do(run)
-        return real(run, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_step", patched)
-        yield
-
-
-def fail(_) -> None:
-    raise Interrupted
-
-
-@pytest.fixture
-def whole(experiment: Experiment) -> Experiment:
-    """Return a finished run in a local folder, never interrupted."""
-    whole = with_name(experiment, "whole")
-    loop.train(whole)
-    return whole
-
-
 def command(capsys, *argv: object) -> tuple[int, str, str]:
     status = cli.main([str(word) for word in argv])
     printed = capsys.readouterr()
@@ -120,7 +89,7 @@ def test_commands_give_the_same_results_on_a_bucket_and_in_a_folder(
     there = on(runs, experiment)
     printed = {}
     assert command(capsys, "train", config)[0] == 0
-    with before_step(4, fail), pytest.raises(Interrupted):
+    with before_step(4), pytest.raises(Interrupted):
         cli.main(["train", str(config), "--runs", str(runs)])
     assert log(there)[-1]["step"] == 3 and names(there.folder / "checkpoints") == {"2"}
     status, _, err = command(capsys, "train", config, "--runs", runs)

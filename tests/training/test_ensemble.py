@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from experiments import with_name, with_options
+from interruptions import interrupted_at
+from member_runs import assert_same_movement, assert_same_training, ensemble, losses, starts, tokens
 from prompt_jax import experiment as experiments
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
@@ -31,43 +31,7 @@ from prompt_jax.report.metrics_log import read_log
 from prompt_jax.training import evaluate, loop
 from prompt_jax.training import step as steps
 from prompt_jax.training.loop import train
-from prompt_jax.training.metrics import Diverged
 from prompt_jax.training.optimizers import make_optimizer
-
-
-def ensemble(experiment: Experiment, **values) -> Experiment:
-    return dataclasses.replace(experiment, ensemble=EnsembleConfig(**values))
-
-
-def tokens(experiment: Experiment, file: str = "last.npz") -> list[np.ndarray]:
-    return [np.asarray(prompt.encoder_tokens.embeddings) for prompt, _ in read_prompts(experiment.folder / file)]
-
-
-def losses(experiment: Experiment, member: int = 0) -> list[float]:
-    lines = read_log(experiment.folder)
-    return [line["train/loss"] for line in lines if line["member"] == member and "train/loss" in line]
-
-
-def starts(experiment: Experiment, tasks: Path | None = None) -> list[np.ndarray]:
-    """Return the initial prompt of each member."""
-    setup = loop.prepare(experiment, tasks)
-    return [variables["prompt"]["encoder_tokens"] for variables in setup.trainable(setup.states)]
-
-
-def assert_same_movement(one: np.ndarray, other: np.ndarray, first: np.ndarray) -> None:
-    """Compare movements, because the initial values are much larger."""
-    movement = other - first
-    assert np.abs(movement).max() > 1e-3
-    np.testing.assert_allclose(one - first, movement, atol=2e-3 * np.abs(movement).max())
-
-
-def assert_same_training(alone: Experiment, together: Experiment, member: int, tasks: Path | None = None) -> None:
-    """Check that a member trained as it does alone."""
-    np.testing.assert_allclose(losses(together, member), losses(alone), rtol=2e-4)
-    first = starts(together, tasks)[member]
-    np.testing.assert_array_equal(first, starts(alone, tasks)[0])
-    assert_same_movement(tokens(together)[member], tokens(alone)[0], first)
-
 
 # --------------------------------------------------------------------------------------------------------------
 # A member trains as it would alone
@@ -231,147 +195,16 @@ for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good 
 # Members that end before the others
 
 
-def test_a_diverged_member_is_frozen_and_the_others_continue(experiment, capfd):
-    """At one learning rate the parameters overflow."""
-    rates = (0.01, 3e38, 0.01)
-    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
-    _, progress = train(wild)
-    assert [member.status for member in progress.members] == ["training", "diverged", "training"]
-    said = capfd.readouterr().err
-    assert "member 1: training diverged and was stopped: loss" in said and "has the best prompt until then" in said
-    assert all(np.isfinite(each).all() for each in tokens(wild) + tokens(wild, "best.npz"))
-    for number in (0, 2):
-        alone = with_name(experiments.members(wild)[number], f"alone{number}")
-        train(alone)
-        assert_same_training(alone, wild, number)
-    assert len(losses(wild, 1)) < len(losses(wild, 0)) == 6
-
-
-def test_a_member_with_nan_validation_logits_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
-    """GPT-2's norm of a vector near overflow is NaN. The other members are still evaluated."""
-    monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # else the step before would end it
-    gpt2 = with_options(with_options(experiment, "model", name=str(tiny_folders["gpt2"])), "train", eval_every=1)
-    rates = (0.01, 3e38, 0.01)
-    wild = with_options(ensemble(gpt2, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
-    _, progress = train(wild)
-    assert [member.status for member in progress.members] == ["training", "diverged", "training"]
-    said = capfd.readouterr().err
-    assert (
-        "step 1: member 1: training diverged and was stopped: the logits on the validation split are not finite" in said
-    )
-    assert all(np.isfinite(each).all() for each in tokens(wild, "best.npz"))
-    assert progress.members[1].best_step == 0
-    for number in (0, 2):
-        steps = [line["step"] for line in read_log(wild.folder) if line["member"] == number and "seconds" in line]
-        assert steps == list(range(7))
-        alone = with_name(experiments.members(wild)[number], f"alone{number}")
-        train(alone)
-        assert_same_training(alone, wild, number)
-
-
-def test_a_base_with_nan_ends_the_run_at_its_start(experiment, tiny_folder, tmp_path):
-    """Every prompt would diverge, and a lower learning rate would not help."""
-    shutil.copytree(tiny_folder, tmp_path / "base")
-    tensors = load_file(tmp_path / "base" / "model.safetensors")
-    tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"][3, 4] = np.nan
-    save_file(tensors, tmp_path / "base" / "model.safetensors")
-    with pytest.raises(answers.LogitsError, match=r"are NaN or infinite, in encoder/layers/0/mlp/down \(1 value\)"):
-        train(with_options(ensemble(experiment, size=2), "model", name=str(tmp_path / "base")))
-
-
-def test_the_run_ends_when_all_members_have_diverged(experiment):
-    rates = (3e38, 2e38)
-    wild = with_options(ensemble(experiment, learning_rate=rates), "optimizer", name="adamw", weight_decay=0.0)
-    with pytest.raises(Diverged, match="has the best prompt until then"):
-        train(wild)
-
-
-def test_the_last_one_may_diverge_after_the_others_have_stopped(experiment, monkeypatch):
-    """It diverges at an evaluation, so no member is left to evaluate."""
-    run = ensemble(with_options(experiment, "train", patience=1, eval_every=1, steps=9), learning_rate=(1e-30, 0.1))
-    real = evaluate.evaluate_members
-
-    def scores(model, prompts, *args, **options):  # the second member always improves
-        results = real(model, prompts, *args, **options)
-        calls.append(1)
-        last = dataclasses.replace(results[-1], scores={"accuracy": len(calls) / 100})
-        return [*results[:-1], last]
-
-    def prepare(*args):
-        setup = real_prepare(*args)
-
-        def step(state, *rest):
-            state, metrics = setup.step(state, *rest)
-            broken = np.array([False, len(calls) >= 3])  # in the step after the third evaluation
-            return state, metrics | {"diverged": metrics["diverged"] | broken}
-
-        return dataclasses.replace(setup, step=step)
-
-    calls, real_prepare = [], loop.prepare
-    monkeypatch.setattr(evaluate, "evaluate_members", scores)
-    monkeypatch.setattr(loop, "prepare", prepare)
-    _, progress = train(run)
-    assert [member.status for member in progress.members] == ["stopped early", "diverged"]
-    assert progress.members[1].best_step == 2 and progress.step == 3
-    best = [metadata.step for _, metadata in read_prompts(run.folder / "best.npz")]
-    assert best == [member.best_step for member in progress.members]
-
-
-def test_early_stopping_is_per_member(experiment, capfd):
-    """One member cannot move and stops. The other continues."""
-    options = with_options(experiment, "train", patience=2, steps=12)
-    slow = ensemble(options, seed=(0,), learning_rate=(1e-30, 0.3), weight_decay=(0.01,))
-    _, progress = train(slow)
-    stopped, other = progress.members
-    assert stopped.status == "stopped early" and stopped.steps == 6
-    assert "member 0: no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
-    alone = with_name(experiments.members(slow)[1], "alone")
-    _, expected = train(alone)
-    assert dataclasses.asdict(other) == dataclasses.asdict(expected.members[0])
-    first = starts(slow)
-    assert_same_movement(tokens(slow)[1], tokens(alone)[0], first[1])
-    decayed = first[0] * 0.99**6  # weight decay alone, while it is training
-    np.testing.assert_allclose(tokens(slow)[0], decayed, rtol=1e-5)
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Files of a run, and resuming it
 
 
-def test_files_of_an_ensemble(experiment):
-    run = ensemble(experiment, learning_rate=(0.3, 0.1), length=(4, 6))
-    _, progress = train(run)
-    best = read_prompts(run.folder / "best.npz")
-    assert [len(prompt.encoder_tokens.embeddings) for prompt, _ in best] == [4, 6]
-    for number, ((_, metadata), member) in enumerate(zip(best, progress.members, strict=True)):
-        assert metadata.step == member.best_step and metadata.scores == member.best_scores
-        assert metadata.settings["train.seed"] == number and metadata.settings["prompt.length"] == (4, 6)[number]
-    assert [metadata.step for _, metadata in read_prompts(run.folder / "last.npz")] == [6, 6]
-    assert {path.name for path in (run.folder / "tensorboard").iterdir()} == {"member_0", "member_1"}
-    assert experiments.load_experiment(run.folder / "config.json") == run
-
-
-def test_a_resumed_ensemble_is_bit_identical(experiment, monkeypatch):
+def test_a_resumed_ensemble_is_bit_identical(experiment):
     whole = with_name(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
     train(whole)
     cut = ensemble(experiment, length=(4, 6, 4), group=1)
-    real, calls = loop.prepare, []
-
-    def failing(*args):
-        setup = real(*args)
-
-        def step(*step_args):
-            calls.append(1)
-            if len(calls) == 10:  # in the fifth step, between its two groups
-                raise KeyboardInterrupt
-            return setup.step(*step_args)
-
-        return dataclasses.replace(setup, step=step)
-
-    monkeypatch.setattr(loop, "prepare", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(10):  # in the fifth step, between its two groups
         train(cut)
-    monkeypatch.setattr(loop, "prepare", real)
     train(cut)
     for file in ("last.npz", "best.npz"):
         for ours, theirs in zip(tokens(cut, file), tokens(whole, file), strict=True):
@@ -384,7 +217,7 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
     options = with_options(experiment, "train", patience=1, eval_every=2)
     options = with_options(options, "optimizer", name="adamw", weight_decay=0.0)
     cut = ensemble(options, length=(4, 6, 4, 6), learning_rate=(0.01, 3e38, 1e-30, 1e-30))
-    whole, real, calls = with_name(cut, "whole"), loop.prepare, []
+    whole = with_name(cut, "whole")
     first = starts(cut)
 
     def distances(model, prompts, *args, **options):
@@ -393,23 +226,11 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
         moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in actual]
         return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
 
-    def failing(*args):
-        setup = real(*args)
-
-        def step(*step_args):
-            calls.append(1)
-            if len(calls) == 6:  # two groups in each of the first two steps, one in the third and the fourth
-                raise KeyboardInterrupt
-            return setup.step(*step_args)
-
-        return dataclasses.replace(setup, step=step)
-
     monkeypatch.setattr(evaluate, "evaluate_members", distances)
     _, expected = train(whole)
     assert [each.status for each in expected.members] == ["training", "diverged", "stopped early", "stopped early"]
     assert [each.steps for each in expected.members] == [6, 0, 2, 2]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "prepare", failing)
+    with interrupted_at(6):  # two groups in each of the first two steps, one in the third and the fourth
         train(cut)
     assert max(int(path.name) for path in (cut.folder / "checkpoints").iterdir()) == 2
     _, progress = train(cut)
@@ -419,16 +240,6 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
             np.testing.assert_array_equal(ours, theirs)
     ours, theirs = ([{**line, "seconds": 0} for line in read_log(run.folder)] for run in (cut, whole))
     assert ours == theirs
-
-
-def test_members_share_data_and_batches(experiment, monkeypatch):
-    loaded = []
-    module = sys.modules["prompt_jax.training.tasks"]
-    real = module.load_splits
-    monkeypatch.setattr(module, "load_splits", lambda *args: loaded.append(1) or real(*args))
-    setup = loop.prepare(ensemble(experiment, seed=(0,), learning_rate=(0.1, 0.2, 0.3)))
-    assert len(loaded) == 1 and len(setup.batches.position["streams"]) == 1
-    assert len(loop.prepare(ensemble(experiment, size=3)).batches.position["streams"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,21 @@
 """Whole runs of a tiny model: their files, and that they can be interrupted anywhere."""
 
 import dataclasses
-import gc
-import json
-import shutil
-import warnings
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from experiments import with_name, with_options
+from fetches import implicit_fetches
+from interruptions import before_step, interrupted_at
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import ConfigError, DataError
 from prompt_jax.experiment import Experiment
-from prompt_jax.inference.evaluation import Evaluation
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.report.run_files import read_summary
-from prompt_jax.training import evaluate, loop
+from prompt_jax.training import loop
 from prompt_jax.training.loop import train
-from prompt_jax.training.metrics import Diverged
-from prompt_jax.training.summary import finish
 
 
 @pytest.fixture
@@ -34,199 +27,50 @@ def tokens(experiment: Experiment, file: str = "last.npz") -> np.ndarray:
     return np.load(experiment.folder / file)["encoder_tokens"]
 
 
-@pytest.fixture
-def finished(experiment: Experiment) -> Experiment:
-    """Return the finished run, never interrupted."""
-    whole = with_name(experiment, "whole")
-    train(whole)
-    return whole
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Make the next run fail before this step, counted from its first."""
-    real, calls = loop.prepare, [0]
-
-    def prepare(*args):
-        setup = real(*args)
-
-        def failing(*step_args):
-            calls[0] += 1
-            if calls[0] == step:
-                raise Interrupted
-            return setup.step(*step_args)
-
-        return dataclasses.replace(setup, step=failing)
-
-    monkeypatch.setattr(loop, "prepare", prepare)
-
-
-def test_files_of_a_run(finished: Experiment):
-    assert experiments.load_experiment(finished.folder / "config.json") == finished
-    prompt, metadata = read_prompt(finished.folder / "last.npz")
+def test_files_of_a_run(whole: Experiment):
+    assert experiments.load_experiment(whole.folder / "config.json") == whole
+    prompt, metadata = read_prompt(whole.folder / "last.npz")
     assert metadata.step == 9 and metadata.task == "files" and metadata.format.labels == ("negative", "positive")
-    assert metadata.format.target_length == 12 and metadata.base.name == finished.model.name
-    _, best = read_prompt(finished.folder / "best.npz")
-    lines = read_log(finished.folder)
+    assert metadata.format.target_length == 12 and metadata.base.name == whole.model.name
+    _, best = read_prompt(whole.folder / "best.npz")
+    lines = read_log(whole.folder)
     scores = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
     assert sorted(scores) == [0, 3, 6, 9]
     assert best.scores["accuracy"] == max(scores.values()) and scores[best.step] == best.scores["accuracy"]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 10))
-    assert any((finished.folder / "tensorboard").iterdir())
-    assert {step.name for step in (finished.folder / "checkpoints").iterdir()} == {"8", "9"}
-
-
-def test_checkpoints_do_not_contain_the_base(finished: Experiment, tiny):
-    size = sum(file.stat().st_size for file in (finished.folder / "checkpoints" / "9").rglob("*") if file.is_file())
-    assert size < 0.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
-
-
-def test_another_base_under_the_same_name_is_noticed(experiment, tiny_folder, tmp_path):
-    """The weights in the folder change before the run is resumed."""
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    moved = with_options(experiment, "model", name=str(folder))
-    train(with_options(moved, "train", steps=2))
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
-    with pytest.raises(RuntimeError, match="the base is not what the run in"):
-        train(moved)
-
-
-def test_other_data_under_the_same_name_are_noticed(experiment, sentiment_files):
-    train(with_options(experiment, "train", steps=2))
-    lines = sentiment_files["train"].read_text().splitlines()
-    sentiment_files["train"].write_text("\n".join(reversed(lines)))
-    with pytest.raises(RuntimeError, match="the training data is not what the run in"):
-        train(experiment)
+    assert any((whole.folder / "tensorboard").iterdir())
+    assert {step.name for step in (whole.folder / "checkpoints").iterdir()} == {"8", "9"}
 
 
 @pytest.mark.parametrize("step", (1, 2, 3, 4, 8))
-def test_a_resumed_run_is_bit_identical(experiment, finished, monkeypatch, step):
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt_at(patch, step)
+def test_a_resumed_run_is_bit_identical(experiment, whole, step):
+    with interrupted_at(step):
         train(experiment)
     train(experiment)
-    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
-    np.testing.assert_array_equal(tokens(experiment, "best.npz"), tokens(finished, "best.npz"))
+    np.testing.assert_array_equal(tokens(experiment), tokens(whole))
+    np.testing.assert_array_equal(tokens(experiment, "best.npz"), tokens(whole, "best.npz"))
 
     def log(run):
         return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(run.folder)]
 
-    assert log(experiment) == log(finished)
+    assert log(experiment) == log(whole)
 
 
-def test_a_finished_run_is_not_run_again(finished: Experiment, monkeypatch):
-    interrupt_at(monkeypatch, 1)
-    train(finished)
+def test_a_finished_run_is_not_run_again(experiment):
+    short = with_options(experiment, "train", steps=2)
+    train(short)
+    with before_step(1), before_step(2), before_step(3):
+        train(short)
 
 
-def test_a_run_can_train_more_steps(experiment, finished):
+def test_a_run_can_train_more_steps(experiment, whole):
     train(with_options(experiment, "train", steps=5))
     train(experiment)
-    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
+    np.testing.assert_array_equal(tokens(experiment), tokens(whole))
     linear = with_options(with_name(experiment, "linear"), "optimizer", schedule="linear")
     train(with_options(linear, "train", steps=5))
     with pytest.raises(ConfigError, match="train.steps"):
         train(linear)
-
-
-@pytest.fixture
-def damage():
-    """When orbax fails to read a checkpoint, it leaves coroutines that warn when they are collected."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
-
-
-def leaves_coroutines(test):
-    """Ignore these warnings, also before the test ends."""
-    for ignored in ("ignore:coroutine 'Store:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"):
-        test = pytest.mark.filterwarnings(ignored)(test)
-    return pytest.mark.usefixtures("damage")(test)
-
-
-@leaves_coroutines
-@pytest.mark.parametrize("kind", ("truncated", "missing"))
-def test_a_damaged_checkpoint_is_skipped(experiment, finished, kind):
-    train(with_options(experiment, "train", steps=8))
-    newest = experiment.folder / "checkpoints" / "8"
-    for file in sorted((newest / "state").rglob("*")):
-        if file.is_file() and file.parent.name == "d":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]) if kind == "truncated" else file.unlink()
-    with pytest.warns(UserWarning, match=r"checkpoint 8 is damaged; step 6 is used"):
-        train(experiment)
-    np.testing.assert_array_equal(tokens(experiment), tokens(finished))
-    assert (experiment.folder / "checkpoints" / "damaged-8").is_dir()
-
-
-@leaves_coroutines
-def test_no_readable_checkpoint_is_an_error(experiment):
-    train(with_options(experiment, "train", steps=2))
-    for file in (experiment.folder / "checkpoints").rglob("*"):
-        if file.is_file() and "state" in file.parts:
-            file.write_bytes(b"")
-    with pytest.raises(RuntimeError, match="none of the checkpoints in"):
-        train(experiment)
-
-
-def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
-    wild = with_options(experiment, "optimizer", name="adamw", learning_rate=3e38, weight_decay=0.0)
-    with pytest.raises(Diverged, match=r"step \d+: .* has the best prompt until then"):
-        train(wild)
-    assert np.isfinite(tokens(wild, "best.npz")).all()
-
-
-def test_early_stopping(experiment, capfd):
-    """With a tiny learning rate the score cannot improve."""
-    still = with_options(with_options(experiment, "train", patience=2, steps=30), "optimizer", learning_rate=1e-30)
-    train(still)
-    assert read_log(still.folder)[-1]["step"] == 6
-    assert "no better accuracy in 2 evaluations; stopped at step 6" in capfd.readouterr().err
-    before = (still.folder / "last.npz").read_bytes()
-    train(still)  # nothing is left to train
-    assert (still.folder / "last.npz").read_bytes() == before
-
-
-def test_the_best_is_by_the_first_metric_or_by_the_mean(experiment, monkeypatch):
-    """So are early stopping, files and the report."""
-    run = with_options(with_options(experiment, "data", metrics=("f1", "accuracy")), "train", patience=1, steps=6)
-    actual = [{"f1": 0.2, "accuracy": 0.2}, {"f1": 0.9, "accuracy": 0.2}, {"f1": 0.5, "accuracy": 0.8}]
-    others = {"invalid": 0.9, "ter": 0.9, "nist": 7.0}  # not part of the mean
-    for by, metric, score, step, status in (
-        ("first", "f1", 0.9, 3, "stopped early"),
-        ("mean", "mean", 0.65, 6, "training"),
-    ):
-        run = with_options(with_name(run, by), "train", best_by=by)
-        results = [[Evaluation(scores | others, [], None, np.zeros(0))] for scores in actual]
-        with monkeypatch.context() as patch:
-            patch.setattr(evaluate, "evaluate_members", lambda *_, results=results, **__: results.pop(0))
-            setup, progress = train(run)
-        (member,) = progress.members
-        assert (member.metric, member.best_step, member.status) == (metric, step, status)
-        assert member.score == pytest.approx(score)
-        assert f"step {step}, validation {metric} {score:.4f}" in finish(run, setup, progress)
-        (written,) = read_summary(run.folder).members
-        assert written.best.metric == next(iter(written.validation)) == metric
-        assert f"Validation {metric.replace('f', 'F')}" in (run.folder / "report.html").read_text()
-    with pytest.raises(ConfigError, match=r"changed: train.best_by"):
-        train(with_options(run, "train", best_by="first"))
-
-
-def test_the_mean_of_one_metric_is_that_metric(experiment):
-    """A run of an earlier version, without the option, resumes with the first metric."""
-    run = with_options(experiment, "train", steps=3)
-    first, mean = (with_options(with_name(run, by), "train", best_by=by) for by in ("first", "mean"))
-    assert train(first)[1].members == train(mean)[1].members
-    assert (first.folder / "best.npz").read_bytes() == (mean.folder / "best.npz").read_bytes()
-    written = json.loads((first.folder / "config.json").read_text())
-    del written["train"]["best_by"]
-    written["train"]["save_errors"] = "continue"  # an option of earlier versions
-    (first.folder / "config.json").write_text(json.dumps(written))
-    train(first)
 
 
 def test_another_configuration_needs_another_name(experiment):
@@ -257,15 +101,62 @@ def test_a_folder_without_a_run_is_left_alone(experiment):
     assert (experiment.folder / "thesis.tex").exists()
 
 
-def test_the_loop_makes_no_implicit_transfers(experiment, monkeypatch):
-    real = loop.fit
+def implicit_transfers(experiment: Experiment) -> list[str]:
+    """Train, and return the lines of the loop that copy arrays between host and device without asking for it.
+
+    Those to the device are errors.
+    """
+    real, places = loop.fit, []
 
     def guarded(*args):
-        with jax.transfer_guard("disallow"):
+        with implicit_fetches() as fetched, jax.transfer_guard("disallow"):
             real(*args)
+        places.extend(fetched)
 
-    monkeypatch.setattr(loop, "fit", guarded)
-    train(experiment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "fit", guarded)
+        train(experiment)
+    return places
+
+
+def test_the_loop_makes_no_implicit_transfers(experiment):
+    assert implicit_transfers(experiment) == []
+
+
+@pytest.mark.parametrize(
+    "fetch",
+    [
+        lambda run, metrics: float(metrics["loss"][0]),
+        lambda run, metrics: f"{metrics['loss'][0]:.3f}",
+        lambda run, metrics: metrics["loss"][0].item(),
+        lambda run, metrics: np.asarray(metrics["loss"]),
+        lambda run, metrics: np.stack([metrics["loss"], metrics["accuracy"]]),
+        lambda run, metrics: np.array(run.states[0].step),
+        lambda run, metrics: run.states[0].step.tolist(),
+    ],
+    ids=["float", "format", "item", "asarray", "stack", "array", "tolist"],
+)
+def test_a_loop_with_an_implicit_fetch_is_noticed(experiment, fetch):
+    """So the test above can fail."""
+
+    def step(run, batches):
+        (metrics,) = real(run, batches)
+        with jax.transfer_guard("allow"):  # indexing copies the index to the device
+            fetch(run, metrics)
+        return [metrics]
+
+    real = loop._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step", step)
+        places = implicit_transfers(with_options(experiment, "train", steps=2))
+    assert len(places) >= 2 and len(set(places)) == 1, "in both steps, in one line"
+
+
+def test_a_loop_with_an_implicit_copy_to_the_device_is_noticed(experiment):
+    real = loop._step
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        patch.setattr(loop, "_step", lambda run, batches: real(run, batches) and [jax.numpy.ones(1) + np.ones(1)])
+        implicit_transfers(with_options(experiment, "train", steps=2))
 
 
 def test_each_bucket_is_compiled_once(experiment, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import with_name, with_options
+from interruptions import interrupted_at
 from prompt_jax import forward
 from prompt_jax.cli import main
 from prompt_jax.cli.source import ExampleOptions, read_examples
@@ -97,7 +98,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
+def test_a_whole_run(mixed, kind, tasks, capsys):
     """An ensemble of two members, of different lengths if the method has one."""
     lengths = (4, 5) if kind == "concatenate" else ()
     rate = OptimizerConfig(name="adamw", learning_rate=1e-3) if kind == "full" else OptimizerConfig()
@@ -167,21 +168,7 @@ def test_a_whole_run(mixed, kind, tasks, monkeypatch, capsys):
     ]
     assert all(np.abs(movement).max() > 1e-4 for movement in movements)
     assert not np.allclose(movements[0][-64:], movements[1][-64:], atol=1e-4)
-    real, calls = loop.prepare, [0]
-
-    def failing(*args):
-        made = real(*args)
-
-        def step(*step_args):
-            calls[0] += 1
-            if calls[0] == 3 * len(made.groups):
-                raise KeyboardInterrupt
-            return made.step(*step_args)
-
-        return dataclasses.replace(made, step=step)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "prepare", failing)
+    with interrupted_at(3 * len(setup.groups)):
         train(run, tasks=tasks)
     train(run, tasks=tasks)
     for file in ("last.npz", "best.npz"):

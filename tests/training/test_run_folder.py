@@ -1,15 +1,12 @@
 """A run's folder: its lock, its configuration, killed processes and deleted files."""
 
-import contextlib
 import dataclasses
-import errno
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +15,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jax_processes
 from experiments import with_name, with_options
+from interruptions import Interrupted, before_step
 from launching import wait_for
 from prompt_jax import experiment as experiments
-from prompt_jax.distributed.processes import on_first_process
-from prompt_jax.errors import ConfigError, SaveError
+from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.storage.locks import LockHeld, LockLost
-from prompt_jax.training import loop, saving
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.loop import train
-from prompt_jax.training.run import Run
 from prompt_jax.training.run_folder import run_lock
 from prompt_jax.training.summary import finish
 
 TRACEBACK = "Traceback (most recent call last)"
-
-
-@pytest.fixture
-def whole(experiment: Experiment) -> Experiment:
-    """Return the finished run, never interrupted."""
-    whole = with_name(experiment, "whole")
-    finish(whole, *train(whole))
-    return whole
 
 
 def tokens(experiment: Experiment, file: str) -> np.ndarray:
@@ -78,29 +65,6 @@ def assert_same_files(run: Experiment, whole: Experiment) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextlib.contextmanager
-def before_step(step: int, do: Callable[[Run], object]) -> Iterator[None]:
-    """Call `do` before a step of the runs inside."""
-    real = loop._step
-
-    def patched(run, *arguments):
-        if run.progress.step == step - 1:
-            do(run)
-        return real(run, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_step", patched)
-        yield
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(_: object) -> None:
-    raise Interrupted
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -236,7 +200,7 @@ def test_text_that_is_no_configuration(text):
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
 def test_an_empty_config_json_leaves_checkpoints_usable(experiment, whole, content):
     """A power failure may empty the file. Checkpoints record the configuration too."""
-    with before_step(5, interrupt), pytest.raises(Interrupted):
+    with before_step(5), pytest.raises(Interrupted):
         train(experiment)
     record = experiment.folder / "config.json"
     record.write_bytes(content)
@@ -266,15 +230,6 @@ def test_a_log_with_invalid_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": null}\n3\nnull\n[]\n\0\0\n\xff\n{"step": 2')
     (line,) = read_log(tmp_path)
     assert line["step"] == 1 and np.isnan(line["train/loss"])
-
-
-def test_a_best_prompt_that_cannot_be_written_ends_the_run(experiment, monkeypatch):
-    def save(path, *_):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(saving, "save_prompt", save)
-    with pytest.raises(SaveError, match=f"{experiment.folder / 'best.npz'}: No space left on device"):
-        train(experiment)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -409,15 +364,3 @@ def test_a_second_process_is_refused(experiment, whole, tmp_path):
     signal_file.touch()
     assert first.wait(300) == 0, jax_processes.output(experiment).read_text()
     assert_same_files(experiment, whole)
-
-
-def test_all_processes_raise_an_error_of_the_first(monkeypatch):
-    agreed = []
-    monkeypatch.setattr("prompt_jax.distributed.processes.all_processes", lambda mine: agreed.append(mine) or False)
-    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)
-    with pytest.raises(LockHeld, match="in use"):
-        on_first_process(lambda: (_ for _ in ()).throw(LockHeld("in use")))
-    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: False)
-    with pytest.raises(RuntimeError, match="process 0 could not start; its output says why"):
-        on_first_process(lambda: pytest.fail("this is the first's"))
-    assert agreed == [False, True]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from prompt_jax import PromptMetadata, load_prompt, save_prompt
 from prompt_jax.cli import VERBS
-from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.prompt_files.io import ModelId, read_prompts
 
 
 def tokens(path) -> list[np.ndarray]:
@@ -95,3 +96,27 @@ def test_a_single_prompt_has_no_member_number(tmp_path, run):
     wrong = ("--train.steps", "0")
     assert run("train", path, *wrong)[1:] == ("", "prompt-jax: train.steps must be positive, not 0\n")
     assert "train.steps must be positive, not 0 (member 0)" in run("train", path, "--ensemble.size", "2", *wrong)[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("FOLDER", None),
+        ("~/secret", None),
+        ("../secret", None),
+        ("a/b/c", None),
+        ("x" * 300, None),
+        ("google/t5", "/etc/passwd"),
+        ("google/t5", "main"),
+        ("x\x1b]0;pwn\x07/y", None),
+    ],
+)
+def test_a_base_that_a_file_names_is_not_loaded(prompt_file, tiny_folder, monkeypatch, name, revision, run):
+    """Its base may be a folder, or look like a name on the Hub. Without --model, it is not opened."""
+    from prompt_jax.checkpoints import load
+
+    monkeypatch.setattr(load, "load_model", lambda *args, **options: pytest.fail(f"loaded {args}"))
+    base = ModelId(name.replace("FOLDER", str(tiny_folder)), revision, "sha256:1")
+    save_prompt(prompt_file, load_prompt(prompt_file), PromptMetadata(base=base))
+    status, _, err = run("predict", prompt_file, "x")
+    assert status == 1 and "if you trust it, say --model" in err and "\x1b" not in err

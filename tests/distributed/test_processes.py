@@ -17,13 +17,13 @@ import jax_processes
 from experiments import with_name, with_options
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.distributed.processes import Preempted, exit_if_process_lost
+from prompt_jax.distributed.processes import exit_if_process_lost, on_first_process
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.report.metrics_log import read_log
-from prompt_jax.storage.locks import LockLost
-from prompt_jax.training import evaluate, loop
+from prompt_jax.storage.locks import LockHeld, LockLost
+from prompt_jax.training import loop
 from prompt_jax.training.metrics import Diverged
 
 # Two in all test runs; PROMPT_JAX_KILLS=20 for a thorough one.
@@ -75,54 +75,6 @@ def test_the_same_run_on_several_devices_and_processes(experiment):
             assert np.abs(movement).max() > 1e-3
             np.testing.assert_allclose(ours - start, movement, atol=3e-3 * np.abs(movement).max(), err_msg=name)
         assert predictions(other) == predictions(one), name
-
-
-def test_preemption(experiment, monkeypatch):
-    """After SIGTERM a run of one process saves and ends, and resumes bit-exactly."""
-    experiment = with_options(experiment, "train", checkpoint_every=1000)
-    whole = with_name(experiment, "whole")
-    loop.train(whole)
-    before, real = signal.getsignal(signal.SIGTERM), loop._step
-
-    def step(run, *arguments):
-        if run.progress.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 2") as left:
-        patch.setattr(loop, "_step", step)
-        loop.train(experiment)
-    assert left.value.exit_status == 75 and signal.getsignal(signal.SIGTERM) is before
-    loop.train(experiment)
-    np.testing.assert_array_equal(prompts(experiment), prompts(whole))
-    np.testing.assert_array_equal(losses(experiment), losses(whole))
-
-
-@pytest.mark.parametrize(
-    "evaluation, said", [(0, "nothing is saved yet"), (1, "saved at step 2"), (2, "saved at step 4")]
-)
-def test_preemption_during_an_evaluation(experiment, monkeypatch, evaluation, said):
-    """The resumed run repeats it. Scores, the best prompt and all that follows are unchanged."""
-    experiment = with_options(experiment, "train", eval_every=2, checkpoint_every=1000)
-    whole = with_name(experiment, "whole")
-    loop.train(whole)
-    count, real = 0, evaluate.evaluate_members
-
-    def evaluate_members(*arguments, **options):
-        nonlocal count
-        if count == evaluation:
-            os.kill(os.getpid(), signal.SIGTERM)
-        count += 1
-        return real(*arguments, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match=said):
-        patch.setattr(evaluate, "evaluate_members", evaluate_members)
-        loop.train(experiment)
-    _, progress = loop.train(experiment)
-    assert count == evaluation + 1 and not progress.evaluation_due
-    np.testing.assert_array_equal(prompts(experiment), prompts(whole))
-    logs = [[line | {"seconds": None} for line in read_log(run.folder)] for run in (experiment, whole)]
-    assert logs[0] == logs[1]
 
 
 @pytest.mark.slow
@@ -234,6 +186,34 @@ def test_a_damaged_checkpoint_is_reported_in_one_line(experiment):
     assert "warning: checkpoint 4 is damaged; step 2 is used" in said and "Traceback" not in said, said
 
 
+def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: float = 60) -> None:
+    """Wait until a checkpoint is being written, under its temporary name, or until the process has ended."""
+    end = time.monotonic() + timeout
+    while process.poll() is None and not any((experiment.folder / "checkpoints").glob("*tmp*")):
+        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
+        time.sleep(0.001)
+
+
+def wait_for_step(experiment: Experiment, step: int, timeout: float = 200) -> None:
+    """Wait until a run has logged a step."""
+    end = time.monotonic() + timeout
+    while not any(line["step"] >= step for line in read_log(experiment.folder) if "train/loss" in line):
+        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
+        time.sleep(0.05)
+
+
+def test_all_processes_raise_an_error_of_the_first(monkeypatch):
+    agreed = []
+    monkeypatch.setattr("prompt_jax.distributed.processes.all_processes", lambda mine: agreed.append(mine) or False)
+    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: True)
+    with pytest.raises(LockHeld, match="in use"):
+        on_first_process(lambda: (_ for _ in ()).throw(LockHeld("in use")))
+    monkeypatch.setattr("prompt_jax.distributed.processes.is_first", lambda: False)
+    with pytest.raises(RuntimeError, match="process 0 could not start; its output says why"):
+        on_first_process(lambda: pytest.fail("this is the first's"))
+    assert agreed == [False, True]
+
+
 def test_which_errors_end_one_of_several_processes(monkeypatch, capsys):
     """The process exits at once if another process is lost, or after an error that only this process has. Other errors
     are raised, and the process exits with their status after a while."""
@@ -257,46 +237,3 @@ def test_which_errors_end_one_of_several_processes(monkeypatch, capsys):
             raise error
         time.sleep(0.2)
     assert ended == [76, 76, 1, 1, 1, 1, 3]
-
-
-def test_a_full_disk(experiment, monkeypatch):
-    """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops. It resumes from
-    the last complete checkpoint."""
-    experiment = with_options(experiment, "train", steps=6, checkpoint_every=2)
-    whole = with_name(experiment, "whole")
-    loop.train(whole)
-    before, real = resource.getrlimit(resource.RLIMIT_FSIZE), loop._step
-
-    def step(run, *arguments):
-        if run.progress.step == 3:
-            run.checkpoints.wait()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-        return real(run, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
-        try:
-            with pytest.raises((SaveError, OSError), match="could not be written|File too large"):
-                loop.train(experiment)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    steps = {path.name for path in (experiment.folder / "checkpoints").iterdir() if path.name.isdigit()}
-    assert steps == {"2"}
-    loop.train(experiment)
-    np.testing.assert_array_equal(prompts(experiment), prompts(whole))
-
-
-def wait_for_save(experiment: Experiment, process: subprocess.Popen, timeout: float = 60) -> None:
-    """Wait until a checkpoint is being written, under its temporary name, or until the process has ended."""
-    end = time.monotonic() + timeout
-    while process.poll() is None and not any((experiment.folder / "checkpoints").glob("*tmp*")):
-        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
-        time.sleep(0.001)
-
-
-def wait_for_step(experiment: Experiment, step: int, timeout: float = 200) -> None:
-    """Wait until a run has logged a step."""
-    end = time.monotonic() + timeout
-    while not any(line["step"] >= step for line in read_log(experiment.folder) if "train/loss" in line):
-        assert time.monotonic() < end, jax_processes.output(experiment).read_text()
-        time.sleep(0.05)
