@@ -106,6 +106,7 @@ def load_model(
         pad_id=config.pad_id,
         rows=config.vocab_size,
         causal=family(config).causal,
+        leading_space=family(config).leading_space,
     )
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 

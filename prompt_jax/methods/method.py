@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
 
 Trainable = Any  # nested dicts of float32 arrays
+FROZEN = "frozen"  # the name of a dict of parameters that training does not change
 
 
 @dataclasses.dataclass(frozen=True)

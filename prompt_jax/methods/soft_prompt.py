@@ -82,8 +82,9 @@ class PromptTuning(Method):
         import jax.numpy as jnp
 
         from prompt_jax.methods import initializers
+        from prompt_jax.models import embedding_table
 
-        table, length = model.params["embedding"], self.length
+        table, length = embedding_table(model.params, model.config), self.length
         match self.init:
             case "uniform":
                 return initializers.uniform(key, length, table.shape[1], *self.init_range)

@@ -42,7 +42,7 @@ from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
+from prompt_jax.training.step import TrainState, frozen_base, is_frozen, make_train_step, vmap_members
 from prompt_jax.training.tasks import load_test
 
 
@@ -100,7 +100,8 @@ class Setup:
     @property
     def trained_parameters(self) -> int:
         """Number of trainable parameters of all members."""
-        return sum(leaf.size for state in self.states for leaf in jax.tree.leaves(state.trainable))
+        leaves = [pair for state in self.states for pair in jax.tree_util.tree_leaves_with_path(state.trainable)]
+        return sum(leaf.size for path, leaf in leaves if not is_frozen(path))
 
     @property
     def stored_parameters(self) -> int:

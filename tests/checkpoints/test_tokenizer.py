@@ -117,9 +117,8 @@ def load(folder: Path, kind: str, **changes):
 
     _, eos_id, pad_id, causal, _ = KINDS[kind]
     config = AutoConfig.from_pretrained(str(folder))
-    return load_tokenizer(
-        folder, config, **{"eos_id": eos_id, "pad_id": pad_id, "rows": ROWS, "causal": causal} | changes
-    )
+    options = {"eos_id": eos_id, "pad_id": pad_id, "rows": ROWS, "causal": causal, "leading_space": "gpt2" in kind}
+    return load_tokenizer(folder, config, **options | changes)
 
 
 @pytest.fixture(scope="module", params=KINDS)

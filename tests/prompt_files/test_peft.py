@@ -544,12 +544,33 @@ BROKEN_CONFIGS = {
     "no heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": None}, "num_attention_heads is 0 or missing"),
     "heads": ({"peft_type": "PREFIX_TUNING", "num_attention_heads": 5}, "a multiple of the 5 heads"),
     "prefix": ({"peft_type": "PREFIX_TUNING", "num_layers": 1 << 30}, r"makes it \[5, 137438953472\]"),
+    "frozen": (
+        {"peft_type": "CARTRIDGE", "num_layers": 2, "num_attention_heads": 4, "num_frozen_tokens": 6},
+        "is 6; expected 0 to 5",
+    ),
+    "cartridge": (
+        {"peft_type": "CARTRIDGE", "task_type": "SEQ_2_SEQ_LM", "num_layers": 2, "num_attention_heads": 4},
+        "expected CAUSAL_LM",
+    ),
     # PEFT 0.21.2 loads such a file, and its logits are wrong.
     "one submodule": (
         {"peft_type": "PREFIX_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1},
         "PREFIX_TUNING of SEQ_2_SEQ_LM has 2",
     ),
 }
+
+
+def test_a_prefix_with_frozen_tokens_is_a_cartridge(fixtures, tmp_path):
+    model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
+    prompt = random_prefix(model, 5)
+    save_prompt(tmp_path / "c", prompt, PromptMetadata(frozen_tokens=2), format="peft", model=model)
+    config = config_of(tmp_path / "c")
+    assert (config["peft_type"], config["num_frozen_tokens"], config["num_virtual_tokens"]) == ("CARTRIDGE", 2, 5)
+    (read, metadata), *_ = read_prompts(tmp_path / "c")
+    assert_same(read, jax.device_get(prompt))
+    assert metadata.frozen_tokens == 2 and metadata.method == "prefix"
+    save_prompt(tmp_path / "c.npz", read, metadata)
+    assert read_prompt(tmp_path / "c.npz")[1].frozen_tokens == 2
 
 
 @pytest.mark.parametrize("case", BROKEN_CONFIGS)
