@@ -202,8 +202,14 @@ class _TargetSets(NamedTuple):
 
     def of_batch(self, batch: dict[str, Any]) -> tuple[Array, Array]:
         """Return the targets of a batch's rows and their mask. Removes the column `set`, their numbers."""
-        number = batch.pop("set")
-        return self.ids[:, number], self.mask[:, number]
+        return _chosen_sets(self.ids, self.mask, batch.pop("set"))
+
+
+@jax.jit  # indexing outside of a compiled function would copy constants to the device for each batch
+def _chosen_sets(
+    ids: Int[Array, "C N T"], mask: Bool[Array, "C N T"], numbers: Int[Array, " B"]
+) -> tuple[Int[Array, "C B T"], Bool[Array, "C B T"]]:
+    return ids[:, numbers], mask[:, numbers]
 
 
 def _scored_sets(
