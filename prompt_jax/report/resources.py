@@ -12,7 +12,7 @@ def resource_rows(summary: Summary, experiment: Experiment) -> list[tuple[str, s
     if (speed := summary.throughput) is not None:
         rows.append(("Throughput", f"{_rate(speed.examples)} examples/s, {_rate(speed.tokens)} tokens/s in training"))
     if "optimizer.learning_rate" not in summary.members[0].settings:
-        rows.append(("Learning rate", rate_text(experiment.optimizer)))
+        rows.append(("Learning rate", rate_text(summary.members[0].learning_rate, experiment.optimizer)))
     if (where := summary.environment) is not None:
         rows.append(("Devices", _device_text(where)))
         memory = f"{bytes_text(where.host_memory)} on the host"
@@ -22,11 +22,15 @@ def resource_rows(summary: Summary, experiment: Experiment) -> list[tuple[str, s
     return rows
 
 
-def rate_text(config: OptimizerConfig) -> str:
-    """Return the learning rate and its schedule as text: `0.3, linear decay after 100 warm-up steps`."""
+def rate_text(peak: float | None, config: OptimizerConfig) -> str:
+    """Return the learning rate and its schedule as text: `0.3, linear decay after 100 warm-up steps`.
+
+    The peak is None in runs of earlier versions, whose configurations have an absolute rate.
+    """
+    rate = "default" if (known := peak or config.learning_rate) is None else f"{known:g}"
     schedule = "constant" if config.schedule == "constant" else f"{config.schedule} decay"
     warmup = f" after {config.warmup_steps:,} warm-up steps" if config.warmup_steps else ""
-    return f"{config.learning_rate:g}, {schedule}{warmup}"
+    return f"{rate}, {schedule}{warmup}"
 
 
 def _time_text(summary: Summary) -> str:

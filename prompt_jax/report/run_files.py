@@ -57,6 +57,7 @@ class MemberSummary:
         are `TASK/METRIC`.
       validation_loss: the mean cross-entropy of the targets then, in nats per token; for a mixture, the mean over its
         tasks. None in runs of earlier versions.
+      learning_rate: the peak learning rate, absolute. None in runs of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -67,6 +68,7 @@ class MemberSummary:
     best: BestSummary
     validation: Scores
     validation_loss: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ class LogMetrics(Hook):
         options = run.experiment.train
         if step % options.log_every == 0 or step == run.setup.steps:
             for number, values in metrics.items():
-                optimizer = run.setup.members[number].experiment.optimizer
+                optimizer = run.setup.absolute_rate(number)
                 values = {**values, "learning_rate": learning_rate(optimizer, step, run.setup.steps)}
                 with run.saving():
                     run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})

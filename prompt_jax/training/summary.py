@@ -187,7 +187,7 @@ def summarize(
             task.name: {split: Truncated(**each.truncated) for split, each in task.examples.items()} for task in tasks
         },
         versions=versions(),
-        members=[_member_summary(progress, prompt, finished) for prompt in setup.prompts],
+        members=[_member_summary(setup, progress, prompt, finished) for prompt in setup.prompts],
         tests=[_test_summary(test) for test in tests],
         sessions=progress.sessions or None,
         times=_times(progress, test_seconds) if progress.sessions else None,
@@ -211,7 +211,7 @@ def _throughput(progress: RunProgress) -> Throughput | None:
     return Throughput(progress.examples / progress.train_seconds, progress.tokens / progress.train_seconds)
 
 
-def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool) -> MemberSummary:
+def _member_summary(setup: Setup, progress: RunProgress, prompt: TrainedPrompt, finished: bool) -> MemberSummary:
     member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
     return MemberSummary(
         settings=dict(prompt.settings),
@@ -222,6 +222,7 @@ def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool
         best=BestSummary(metric, score, member.best_step),
         validation=prompt.select_scores(member.best_scores),
         validation_loss=prompt.select_scores(member.best_losses).get("loss"),
+        learning_rate=setup.absolute_rate(prompt.member.number).learning_rate,
     )
 
 

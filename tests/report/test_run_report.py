@@ -316,7 +316,7 @@ def test_the_validation_loss(tmp_path):
 
 @pytest.mark.parametrize(("rates", "plotted"), [((0.3, 0.3), False), ((0.3, 0.1), True)])
 def test_the_learning_rate(tmp_path, rates, plotted):
-    write_run(tmp_path, SINGLE, logs=False)
+    write_run(tmp_path, a_run([a_member(3, settings={}, learning_rate=0.3)], []), logs=False)
     lines = [{"step": s, "member": 0, "train/learning_rate": rate} for s, rate in enumerate(rates, 1)]
     write_lines(tmp_path / "metrics.jsonl", lines)
     page = _page(tmp_path)
@@ -365,8 +365,12 @@ def test_resources(tmp_path):
 
 
 def test_resources_of_a_run_of_an_earlier_version(tmp_path):
-    words = _page(write_run(tmp_path, SINGLE)).words
-    assert "Wall time 1 h 2 min 5 s Learning rate 0.3, constant Record" in words
+    path = write_run(tmp_path, SINGLE) / "config.json"
+    config = json.loads(path.read_text())
+    config["optimizer"] |= {"learning_rate": 0.3, "schedule": "linear", "warmup_steps": 100}
+    path.write_text(json.dumps(config))
+    words = _page(tmp_path).words
+    assert "Wall time 1 h 2 min 5 s Learning rate 0.3, linear decay after 100 warm-up steps Record" in words
     assert "sessions" not in words and "Command" not in words
 
 
