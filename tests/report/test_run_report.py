@@ -1,6 +1,7 @@
 """The report of a run: its words, plots and escaping."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
