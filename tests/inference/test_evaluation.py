@@ -82,18 +82,40 @@ def test_log_likelihood_is_that_of_the_logits(tiny_folders, family, monkeypatch)
     expected = [-loss(model, prompt, examples) for prompt in own]
 
     calls = []
-    options = EvaluationOptions(7, 4, before_batch=lambda *progress: calls.append(progress))
+    options = EvaluationOptions(7, 4, loss=True, before_batch=lambda *progress: calls.append(progress))
     both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
     beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
     for result, value in zip(evaluate_members(model, own, beside, options), expected, strict=True):
         assert list(result.scores) == ["bleu", "log_likelihood"] and len(result.predictions) == 3
-        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5)
+        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5) == -result.loss
+    assert len(calls) == 3, "answers and targets in one pass"
     monkeypatch.setattr(answers, "generate_scored", None)
     calls.clear()
     results = evaluate_members(model, own, examples, options)
     assert [result.scores["log_likelihood"] for result in results] == pytest.approx(expected, rel=1e-5)
     assert all(result.predictions == [] and len(result.scores) == 1 for result in results)
+    assert [result.loss for result in results] == [-result.scores["log_likelihood"] for result in results]
     assert len(calls) == 3, "an evaluation can be left between any two batches"
+
+
+def test_the_loss_beside_answers_and_labels(tiny, prompts):
+    """The loss is -log p of the target's label, where the target is a label. The other results are the same."""
+    examples = examples_of(tiny)
+    labels = examples.format.labels
+    examples = dataclasses.replace(
+        examples,
+        targets=[np.array(answers.label_ids(tiny, labels[i % 2]), np.int32) for i in range(len(examples))],
+    )
+    options = EvaluationOptions(4, 4)
+    alone = evaluate_members(tiny, prompts, examples, options)
+    with_loss = evaluate_members(tiny, prompts, examples, dataclasses.replace(options, loss=True))
+    for one, result in zip(alone, with_loss, strict=True):
+        assert_same(one, dataclasses.replace(result, loss=None))
+        chosen = [scores[i % 2] for i, scores in enumerate(one.label_scores)]
+        assert result.loss == pytest.approx(-sum(chosen) / sum(map(len, examples.targets)), rel=1e-5)
+        assert one.loss is None
+    unranked = evaluate_members(tiny, prompts, examples, dataclasses.replace(options, rank=False, loss=True))
+    assert [each.loss for each in unranked] == pytest.approx([each.loss for each in with_loss], rel=1e-5)
 
 
 def test_incompatible_arguments_are_errors(tiny, prompts):
