@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from prompt_jax.methods.soft_prompt import PromptTuning
     from prompt_jax.models import forward
     from prompt_jax.models.delta import Delta, merged_params
-    from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, stack_prompts
+    from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, concatenate_prompts, stack_prompts
     from prompt_jax.prompt_files.io import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
     from prompt_jax.prompt_files.push import push_prompt
 
@@ -64,6 +64,7 @@ _HOME = {
     "add_mixture": "data.registry",
     "add_task": "data.registry",
     "beam_search": "inference.decoding",
+    "concatenate_prompts": "models.prompt",
     "forward": "models",
     "generate": "inference.decoding",
     "load_model": "checkpoints.load",
@@ -103,6 +104,7 @@ __all__ = [
     "add_mixture",
     "add_task",
     "beam_search",
+    "concatenate_prompts",
     "forward",
     "generate",
     "load_model",

@@ -26,6 +26,7 @@ MODEL_TYPES = {
     for kind, family in FAMILIES.items()
     for model_type in (family.hugging_face.model_type, *family.hugging_face.also_read)
 }
+_UNSUPPORTED = {name: reason for each in FAMILIES.values() for name, reason in each.hugging_face.unsupported.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -41,8 +42,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     raw = read_json(file)
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        reason = f", {_UNSUPPORTED[model_type]}" if model_type in _UNSUPPORTED else ""
         raise CheckpointError(
-            f"{file} has model_type {reprlib.repr(model_type)}; supported are {', '.join(MODEL_TYPES)}"
+            f"{file} has model_type {reprlib.repr(model_type)}{reason}; supported are {', '.join(MODEL_TYPES)}"
         )
     return raw
 
@@ -59,6 +61,11 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
         return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
 
 
+def text_config(hf: Any) -> Any:
+    """Return the configuration of the language model in that of a model with images, such as Gemma 3."""
+    return getattr(hf, "text_config", hf)
+
+
 def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
     """Return this project's configuration of a model, and bring its tensors into the family's form.
 
@@ -73,16 +80,18 @@ def model_config(raw: dict[str, Any], tensors: Tensors, source: str) -> Config:
     """
     kind, family = MODEL_TYPES[raw["model_type"]]
     layout = family.hugging_face
-    for name in [name for name in tensors if name.startswith(layout.prefix)] if layout.prefix else ():
-        tensors.setdefault(name.removeprefix(layout.prefix), tensors.pop(name))
+    for pattern, replacement in layout.renamed:
+        for name in [name for name in tensors if re.match(pattern, name)]:
+            tensors.setdefault(re.sub(pattern, replacement, name, count=1), tensors.pop(name))
     for name in [name for name in tensors if layout.unused and re.fullmatch(layout.unused, name)]:
         del tensors[name]
     for name, copies in layout.copies.items():
         _drop_copies(tensors, name, *copies)
+    hf = text_config(auto_config(raw, source))
     # Transformers 5 reports a tied output for every T5, whatever the file says.
-    expected = raw.get("tie_word_embeddings") is False
-    tied = layout.output is not None and _is_tied(tensors, *layout.output, expected)
-    config = layout.config(kind, ConfigValues(auto_config(raw, source), source), tied_output=tied, causal=family.causal)
+    untied = False in (raw.get("tie_word_embeddings"), getattr(hf, "tie_word_embeddings", None))
+    tied = layout.output is not None and _is_tied(tensors, *layout.output, untied)
+    config = layout.config(kind, ConfigValues(hf, source), tied_output=tied, causal=family.causal)
     for name, shape in layout.optional(config).items():
         tensors.setdefault(name, TensorInFile(shape, functools.partial(np.zeros, shape, np.float32)))
     return config

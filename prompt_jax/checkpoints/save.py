@@ -43,11 +43,12 @@ def save_model(folder: Path, model: Model) -> None:
     config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
     if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
         raise CheckpointError(f"{model.name} was loaded in int8, for which there is no file layout; load it in float32")
-    tensors: dict[str, list[np.ndarray]] = {}
+    tensors: dict[str, tuple[int, list[np.ndarray]]] = {}
     for parameter in model_family.parameters(model.config):
         for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):
-            tensors.setdefault(name, []).append(tensor)
-    whole = {name: np.ascontiguousarray(np.concatenate(parts, axis=-1)) for name, parts in tensors.items()}
+            outputs = 0 if parameter.transposed else -1
+            tensors.setdefault(name, (outputs, []))[1].append(tensor)
+    whole = {name: np.ascontiguousarray(np.concatenate(parts, axis)) for name, (axis, parts) in tensors.items()}
     data = save(whole, {"format": "pt"})
     atomic_write(folder / "model.safetensors", lambda file: file.write(data))
     if model.tokenizer is not None:
@@ -71,10 +72,11 @@ def _copy(source: Path, opened: Any) -> None:
 
 
 def _tensors(parameter: Parameter, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield Hugging Face's tensors of a leaf, one per layer. Fused queries, keys and values are thirds of a tensor."""
+    """Yield Hugging Face's tensors of a leaf, one per layer, or the parameter's part of them."""
     shape = stored_shape(parameter)
-    if parameter.third is not None:
-        shape = (*shape[:-1], shape[-1] // 3)
+    if parameter.part is not None:
+        size = parameter.part[1] - parameter.part[0]
+        shape = (size, *shape[1:]) if parameter.transposed else (*shape[:-1], size)
     for layer in range(parameter.layers or 1):
         tensor = leaf if parameter.layers is None else leaf[layer]
         tensor = tensor.reshape(shape[::-1]).T if parameter.transposed else tensor.reshape(shape)

@@ -22,8 +22,12 @@ from prompt_jax.errors import CheckpointError
 # The files of tokenizers; a model on the Hub has some of them.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("spiece.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
+    *("spiece.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
 )
+# A folder without any of these has no tokenizer.
+_VOCABULARIES = {
+    *("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"),
+}
 
 
 class Tokenizer:
@@ -36,14 +40,24 @@ class Tokenizer:
       pad_id: padding. GPT-2 has none and uses its end token.
       rows: number of rows of the model's embedding table; every id is smaller.
       causal: whether source and target are one text. If so, the source has no end token, since the start token of the
-        target follows it. Both begin with a space, as in Li and Liang (2021), because GPT-2 tokenizes a word
-        differently after a space.
+        target follows it.
+      leading_space: whether source and target of a causal model begin with a space and without other tokens, as in Li
+        and Liang (2021), because GPT-2 tokenizes a word differently after a space.
     """
 
     def __init__(
-        self, transformers: Any, *, eos_id: int, end_ids: Sequence[int], pad_id: int, rows: int, causal: bool = False
+        self,
+        transformers: Any,
+        *,
+        eos_id: int,
+        end_ids: Sequence[int],
+        pad_id: int,
+        rows: int,
+        causal: bool = False,
+        leading_space: bool = False,
     ):
         self.transformers, self.eos_id, self.pad_id, self.rows, self.causal = transformers, eos_id, pad_id, rows, causal
+        self.leading_space = leading_space
         self.end_ids = frozenset(end_ids) | {eos_id}
         self._fast: Any = getattr(transformers, "backend_tokenizer", None)
 
@@ -65,15 +79,15 @@ class Tokenizer:
 
     def input_ids(self, text: str) -> list[int]:
         """Return a source's ids, as the model reads them, without the separator."""
-        if self.causal:
-            return self.encode(f" {text}")
-        before, after = self._around
-        return [*before, *self.encode(text), *after]
+        ids = [*self.start, *self.encode(f" {text}" if self.leading_space else text)]
+        return ids if self.causal else [*ids, *self._around[1]]
 
     def target_ids(self, text: str) -> list[int]:
         """Return a target's ids with the end token, as the model generates them."""
+        if self.causal:
+            return [*self.input_ids(text)[len(self.start) :], self.eos_id]
         ids = self.input_ids(text)
-        return ids if ids[-1:] == [self.eos_id] and not self.causal else [*ids, self.eos_id]
+        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
     def marked(self, template: str) -> str:
         """Mark the control tokens of a template or label, so that `encode` reads them as tokens."""
@@ -100,8 +114,8 @@ class Tokenizer:
 
     @property
     def start(self) -> tuple[int, ...]:
-        """The tokens before a text, such as BART's `<s>`."""
-        return () if self.causal else self._around[0]
+        """The tokens before a text, such as BART's `<s>` and Llama's `<|begin_of_text|>`."""
+        return () if self.leading_space else self._around[0]
 
     @property
     def separator(self) -> tuple[int, ...]:
@@ -219,6 +233,7 @@ def load_tokenizer(
     pad_id: int,
     rows: int,
     causal: bool = False,
+    leading_space: bool = False,
 ) -> Tokenizer | None:
     """Load the tokenizer of a model folder.
 
@@ -226,7 +241,7 @@ def load_tokenizer(
       folder: the model's folder.
       transformers_config: the model's configuration from `AutoConfig`. It determines the tokenizer's class if the
         folder does not.
-      eos_id, end_ids, pad_id, rows, causal: as `Tokenizer`.
+      eos_id, end_ids, pad_id, rows, causal, leading_space: as `Tokenizer`.
 
     Returns:
       the tokenizer, or None if the folder has none.
@@ -237,7 +252,7 @@ def load_tokenizer(
     present = [name for name in TOKENIZER_FILES if (folder / name).exists() or (folder / name).is_symlink()]
     for name in present:
         check_text_file(folder / name)
-    if not {"tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt"} & set(present):
+    if not _VOCABULARIES & set(present):
         return None
     if "tokenizer_config.json" in present:
         _check_extra_ids(folder / "tokenizer_config.json", rows)
@@ -256,7 +271,8 @@ def load_tokenizer(
                 f"{folder} has neither tokenizer.json nor {' and '.join(sorted(absent))}; expected one of them for a "
                 f"{type(loaded).__name__}"
             )
-        tokenizer = Tokenizer(loaded, eos_id=eos_id, end_ids=end_ids, pad_id=pad_id, rows=rows, causal=causal)
+        ids: Any = {"eos_id": eos_id, "end_ids": end_ids, "pad_id": pad_id, "rows": rows}
+        tokenizer = Tokenizer(loaded, **ids, causal=causal, leading_space=leading_space)
         tokenizer.target_ids("a")  # so that a damaged tokenizer fails here, not during a run
         known = tokenizer.piece(eos_id)
     if known.startswith("<unused_"):

@@ -183,8 +183,9 @@ def _input_axes(parameter: Parameter) -> int:
 
 def _reorient(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
     """Return one layer's tensor in the orientation of the table."""
-    if parameter.third is not None:
-        tensor = np.split(tensor, 3, axis=-1)[parameter.third]
+    if parameter.part is not None:
+        outputs = slice(*parameter.part)
+        tensor = tensor[outputs] if parameter.transposed else tensor[..., outputs]
     return (tensor.T if parameter.transposed else tensor).reshape(parameter.shape)
 
 

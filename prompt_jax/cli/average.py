@@ -1,7 +1,7 @@
 """`prompt-jax average`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -39,28 +39,44 @@ class Average:
 def run(args: Average) -> int:
     with Activity("starting"):
         from prompt_jax.ensembles.average import average_prompts
-        from prompt_jax.ensembles.members import check_one_base
         from prompt_jax.prompt_files.io import save_prompt
 
-    if len(args.files) < 2:
-        raise UserError("name prompt files and then the file to write, e.g. prompt-jax average a.npz b.npz between.npz")
-    *files, dest = args.files
-    if dest.suffix != ".npz":
-        raise UserError(f"{dest}: DEST must end in .npz (export writes other formats)")
-    if dest.exists() and not args.overwrite:
-        raise UserError(f"{dest} exists already; the last file is the one to write: add --overwrite to replace it")
-    members = read_chosen(files, args.member)
-    check_one_base(members)
+    members, dest = read_sources("average", args.files, args.member, args.overwrite)
     names = [str(member) for member in members]
     with Activity("averaging"):
         prompt = average_prompts([member.prompt for member in members], args.weights, names)
-        save_prompt(dest, prompt, _metadata(members, args.weights))
+        weights = {} if args.weights is None else {"average.weights": list(args.weights)}
+        save_prompt(dest, prompt, combined_metadata("average", members, weights))
     print_escaped(f"wrote {dest}, the average of {len(members)} prompts")
     return 0
 
 
-def _metadata(members: Sequence["LoadedPrompt"], weights: Sequence[float] | None) -> "PromptMetadata":
-    """Return the metadata that all members share, and the members and weights as settings."""
+def read_sources(
+    verb: str, files: Sequence[Path], member: int | None, overwrite: bool
+) -> tuple[list["LoadedPrompt"], Path]:
+    """Return the prompts of all files but the last, which is the file to write, and that file.
+
+    Raises:
+      UserError: a file is missing or exists already, or the prompts have different bases.
+    """
+    from prompt_jax.ensembles.members import check_one_base
+
+    if len(files) < 2:
+        raise UserError(f"name prompt files and then the file to write, e.g. prompt-jax {verb} a.npz b.npz new.npz")
+    *sources, dest = files
+    if dest.suffix != ".npz":
+        raise UserError(f"{dest}: DEST must end in .npz (export writes other formats)")
+    if dest.exists() and not overwrite:
+        raise UserError(f"{dest} exists already; the last file is the one to write: add --overwrite to replace it")
+    members = read_chosen(sources, member)
+    check_one_base(members)
+    return members, dest
+
+
+def combined_metadata(
+    verb: str, members: Sequence["LoadedPrompt"], settings: Mapping[str, Any], frozen_tokens: int = 0
+) -> "PromptMetadata":
+    """Return the metadata that all members share. The names of the members join the settings as `VERB.of`."""
     from prompt_jax.prompt_files.io import PromptMetadata
 
     metadata = [member.metadata for member in members]
@@ -76,15 +92,13 @@ def _metadata(members: Sequence["LoadedPrompt"], weights: Sequence[float] | None
         name if member.number is None else f"{name}, member {member.number}"
         for name, member in zip(names, members, strict=True)
     ]
-    settings: dict[str, Any] = {"average.of": numbered}
-    if weights is not None:
-        settings["average.weights"] = list(weights)
     return PromptMetadata(
         base=bases[0] if bases else None,
         method=common("method"),
         placement=metadata[0].placement,
         shift_positions=metadata[0].shift_positions,
+        frozen_tokens=frozen_tokens,
         task=common("task"),
         format=common("format"),
-        settings=settings,
+        settings={f"{verb}.of": numbered, **settings},
     )

@@ -79,8 +79,9 @@ def run(args: Predict) -> int:
     lines, answers = _stream(args) if args.prompts is None else _mixed_stream(args)
     done, total = 0, _count(args)
     chunks = _chunks(lines, args.batch_size)
+    typed = sys.stdin is not None and sys.stdin.isatty()  # the line of progress would disturb a user who types
     with Activity("answering") as activity:
-        while chunk := _next(chunks, activity):
+        while chunk := _next(chunks, activity, hide=typed):
             activity.before_batch(done, total)
             results = answers(chunk, args.batch_size, rank=args.json)
             done += len(chunk)
@@ -171,9 +172,9 @@ def _count(args: Predict) -> int | None:
     return None
 
 
-def _next(chunks: Iterator[list[Any]], activity: Activity) -> list[Any]:
-    """Return the next inputs; an empty list at the end. The line of progress would disturb a user who types them."""
-    with activity.hidden(sys.stdin is not None and sys.stdin.isatty()):
+def _next(chunks: Iterator[list[Any]], activity: Activity, *, hide: bool) -> list[Any]:
+    """Return the next inputs; an empty list at the end."""
+    with activity.hidden(hide):
         return next(chunks, [])
 
 

@@ -18,6 +18,7 @@ from prompt_jax.errors import UserError
 from prompt_jax.task_format import UNLABELED, TaskFormat
 
 DEFAULT_LENGTH = 512  # for models without a position limit; T5 was pretrained with it
+LONGEST_DEFAULT = 2048  # so that a model with 100,000 positions does not read as many tokens of examples
 
 
 class DesignError(UserError, ValueError):
@@ -38,7 +39,7 @@ class PromptDesign:
         line breaks. For a causal model the default is `{input} {target}`, and a line break follows. The input is
         written like an example up to the answer, and the model continues it.
       length: the maximum number of tokens of an input with its examples. The default is the number of positions of
-        the model minus the answer's, or DEFAULT_LENGTH for a model without a limit.
+        the model minus the answer's, at most LONGEST_DEFAULT, or DEFAULT_LENGTH for a model without a limit.
     """
 
     text: str = "{input}"
@@ -127,9 +128,9 @@ class _Writer:
         self.causal: bool = self._tokenizer.causal
         self._first = len(self._tokenizer.start)  # the number of special tokens at the start
         # SentencePiece adds a space before every text, and a causal model's examples end in a line break.
-        self._space = " " if self._first else ""
+        self._space = " " if self._first and not self.causal else ""
         self._encode = functools.cache(self._tokenizer.encode)
-        self._read = self._encode if self.causal else functools.cache(self._tokenizer.input_ids)
+        self._read = functools.cache(self._continued if self.causal else self._tokenizer.input_ids)
 
         form = self.marked(design.demonstration or ("{input} {target}" if self.causal else "{input} {target}."))
         text = self.marked(design.text)
@@ -146,7 +147,7 @@ class _Writer:
         limit = positions
         if positions is not None and self.causal:  # the last input token predicts the answer's first token
             limit = positions - target_length + 1
-        self.length: int = design.length or limit or DEFAULT_LENGTH
+        self.length: int = design.length or min(limit or DEFAULT_LENGTH, LONGEST_DEFAULT)
         if limit is not None and self.length > limit:
             raise DesignError(
                 f"an input and its examples may have at most {limit} tokens, not {self.length} (--shot-length): "
@@ -158,6 +159,10 @@ class _Writer:
                 f"the text {self._input!r} has {fixed} tokens without an input, but only {self.length} are allowed in "
                 "total (--shot-length)"
             )
+
+    def _continued(self, text: str) -> list[int]:
+        """Return the ids of a text that a causal model continues: without a leading space, unlike a task's source."""
+        return [*self._tokenizer.start, *self._encode(text)]
 
     def input_ids(self, text: str, follows: bool) -> tuple[list[int], bool]:
         """Return the ids of an input, and whether it was truncated. `follows` says that examples precede it."""

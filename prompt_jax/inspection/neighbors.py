@@ -26,6 +26,7 @@ from prompt_jax.inspection.vectors import (
     virtual_tokens,
     vocabulary_size,
 )
+from prompt_jax.models import embedding_table
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 
@@ -85,7 +86,8 @@ def inspect(prompt: Prompt | Delta, model: Model, k: int = 5) -> Inspection:
     Raises:
       ValueError: the prompt has no virtual tokens, or their width is not the base's.
     """
-    tokens_pd, table_vd, tokenizer = virtual_tokens(prompt), to_host(model.params["embedding"]), model.tokenizer
+    tokens_pd, tokenizer = virtual_tokens(prompt), model.tokenizer
+    table_vd = to_host(embedding_table(model.params, model.config))
     if tokens_pd.shape[1] != table_vd.shape[1]:
         raise ValueError(f"the virtual tokens have width {tokens_pd.shape[1]}; {model.name} has {table_vd.shape[1]}")
     piece = "#{}".format if tokenizer is None else tokenizer.piece

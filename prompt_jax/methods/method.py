@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
 
 Trainable = Any  # nested dicts of float32 arrays
+FROZEN = "frozen"  # the name of a dict of parameters that training does not change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Method:
     def stored_length(self) -> int:
         """Number of virtual tokens, or of keys and values per layer, of the stored prompt; 0 if it has none."""
         return getattr(self, "length", 0)
+
+    @property
+    def trains_virtual_tokens(self) -> bool:
+        """Whether the trainable parameters are embeddings, for which `optimizer.rate_unit` embedding_rms exists."""
+        return False
 
     def check(self) -> None:
         """Check rules between options. Constraints on a single option are part of its type.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from prompt_jax.config.constraints import BELOW_ONE, DISTINCT, INTERVAL, NOT_NEGATIVE, POSITIVE
 from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods.method import Method, Trainable, check_init
+from prompt_jax.methods.method import FROZEN, Method, Trainable, check_init
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PRNGKeyArray
@@ -35,7 +35,8 @@ class PrefixTuning(Method):
     init_range: Annotated[tuple[float, float], INTERVAL] = (-0.5, 0.5)
     """Range of `uniform`. The paper's code draws from 0 to 1."""
     init_text: str = ""
-    """Text for `text`, with as many tokens as `length`. It is tokenized with a leading space."""
+    """Text for `text`, with at least `length` tokens. The first ones are used. It is tokenized with a leading space, or
+    for models with a start token, after that token."""
     init_file: Path | None = None
     """Prefix for `file`: `.npz` or a PEFT folder, of the same length and base model."""
     init_member: Annotated[int, NOT_NEGATIVE] | None = None
@@ -46,6 +47,9 @@ class PrefixTuning(Method):
     mlp_width: Annotated[int, POSITIVE] | None = None
     """Width of the MLP that makes the prefix from an input table during training (512 in the paper, 800 for
     summarization). It is not stored. None trains the prefix directly."""
+    frozen_tokens: Annotated[int, NOT_NEGATIVE] = 0
+    """Number of first slots that keep their initial values, such as a start token that serves as an attention sink, as
+    in PEFT's CARTRIDGE. Needs `init` text or file."""
     dropout: Annotated[float, BELOW_ONE] = 0.0
     """Dropout rate of the prefix's keys and values during training."""
     shift_positions: bool = True
@@ -58,6 +62,15 @@ class PrefixTuning(Method):
             raise ConfigError("prompt.init 'zero' cannot initialize the table of an MLP: all rows would stay the same")
         if self.init == "file" and self.mlp_width is not None:
             raise ConfigError("prompt.init 'file' has a prefix but no MLP that makes it; leave prompt.mlp_width out")
+        if self.frozen_tokens >= self.length:
+            raise ConfigError(
+                f"prompt.frozen_tokens is {self.frozen_tokens} of prompt.length {self.length}; leave some to train"
+            )
+        if self.frozen_tokens and (self.mlp_width is not None or self.init not in ("text", "file")):
+            raise ConfigError(
+                "prompt.frozen_tokens keeps the keys and values of prompt.init 'text' or 'file', not of "
+                f"{'an MLP (prompt.mlp_width)' if self.mlp_width is not None else repr(self.init)}"
+            )
         if self.tie_layers and self.sites != ("decoder_self",):
             sites = " and ".join(self.sites) or "all sites"
             raise ConfigError(f"prompt.tie_layers needs prompt.sites decoder_self, not {sites}")
@@ -71,7 +84,8 @@ class PrefixTuning(Method):
     ) -> Trainable:
         """Return `{site: {"keys": [L, P, H, K], "values": ...}}`, or with an MLP `{site: <mlp.init's result>}`.
 
-        L is half the number of layers with `tie_layers`. Each site has its own MLP and table.
+        L is half the number of layers with `tie_layers`. Each site has its own MLP and table. With `frozen_tokens` F,
+        the first F slots are in `{site: {FROZEN: {"keys": [L, F, H, K], "values": ...}}}`, and the others as above.
         """
         import jax
         import jax.numpy as jnp
@@ -80,7 +94,7 @@ class PrefixTuning(Method):
 
         shapes = self.trained_sites(model)
         if self.init == "file":
-            return self._prefixes_of_file(model, shapes)
+            return self._with_frozen_slots(self._prefixes_of_file(model, shapes))
         activations = self.activations(model) if self.init == "text" else {}
         trainable: dict[str, Any] = {}
         keys = jax.random.split(key, len(shapes))
@@ -97,7 +111,7 @@ class PrefixTuning(Method):
             table = self._random(table_key, row) if target is None else initializers.normal(table_key, self.length, row)
             variables = mlp.init(layers_key, table, self.mlp_width, out)
             trainable[site] = variables if target is None else mlp.fit(variables, target)
-        return trainable
+        return self._with_frozen_slots(trainable)
 
     def apply(self, trainable: Trainable, key: "PRNGKeyArray | None" = None) -> "Prompt":
         """Return the prefix. With a key, `dropout` is on."""
@@ -115,6 +129,9 @@ class PrefixTuning(Method):
                 both = jnp.moveaxis(mlp.apply(variables), 0, 2)  # from [P, 2, L, H, K]
             else:
                 both = jnp.stack([variables["keys"], variables["values"]])
+            if FROZEN in variables:
+                frozen = jnp.stack([variables[FROZEN]["keys"], variables[FROZEN]["values"]])
+                both = jnp.concatenate([jax.lax.stop_gradient(frozen), both], axis=2)
             if self.tie_layers:
                 both = jnp.concatenate([both, both], axis=1)
             k, v = dropout(both, self.dropout, site_key)
@@ -149,30 +166,43 @@ class PrefixTuning(Method):
         return {"decoder_self": (layers // 2, heads, width)}
 
     def activations(self, model: "Model") -> dict[Site, "Array"]:
-        """Return the base's keys and values of `init_text` at every site, [P, 2, L, H, K].
+        """Return the base's keys and values of the first tokens of `init_text` at every site, [P, 2, L, H, K].
 
         Raises:
-          ConfigError: no tokenizer, or the number of tokens differs from `length`.
+          ConfigError: no tokenizer, or the text has fewer tokens than `length`.
         """
         import jax
         import jax.numpy as jnp
         import numpy as np
 
         from prompt_jax.distributed.sharding import to_host
-        from prompt_jax.methods.initializers import word_ids
+        from prompt_jax.methods.initializers import token_ids, word_ids
         from prompt_jax.models import family
 
-        ids = np.array(word_ids(model, self.init_text), np.int32)[None]
-        if ids.shape[1] != self.length:
+        start = model.tokenizer.start if model.tokenizer is not None and family(model.config).causal else ()
+        words = token_ids(model, self.init_text) if start else word_ids(model, self.init_text)
+        ids = np.array([*start, *words], np.int32)[None, : self.length]
+        if ids.shape[1] < self.length:
             raise ConfigError(
-                f"prompt.init_text {self.init_text!r} has {ids.shape[1]} tokens, but prompt.length is {self.length}; a "
-                "prefix of activations has one slot per token"
+                f"prompt.init_text {self.init_text!r:.200} has {ids.shape[1]} tokens, but prompt.length is "
+                f"{self.length}; a prefix of activations has one slot per token"
             )
         batch = {"inputs": ids, "inputs_mask": np.ones(ids.shape, bool), "decoder_inputs": ids}
         compute = jax.jit(family(model.config).activations, static_argnums=1)
         return {
             site: jnp.moveaxis(jnp.stack(pair)[:, :, 0], 2, 0).astype(jnp.float32)
             for site, pair in to_host(compute(model.params, model.config, batch)).items()
+        }
+
+    def _with_frozen_slots(self, trainable: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of all slots with the first `frozen_tokens` slots under FROZEN."""
+        count = self.frozen_tokens
+        if not count:
+            return trainable
+        return {
+            site: {name: array[:, count:] for name, array in both.items()}
+            | {FROZEN: {name: array[:, :count] for name, array in both.items()}}
+            for site, both in trainable.items()
         }
 
     def _random(self, key: "PRNGKeyArray", shape: tuple[int, ...]) -> "Array":

@@ -22,11 +22,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.errors import UserError
-from prompt_jax.models import bart, gpt2, t5
+from prompt_jax.models import bart, gpt2, llama, t5
 from prompt_jax.models.decoder_only import DecoderOnly
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
@@ -37,8 +38,15 @@ Family = DecoderOnly | EncoderDecoder
 FAMILIES: dict[type, Family] = {
     t5.T5Config: EncoderDecoder(t5),
     gpt2.GPT2Config: DecoderOnly(gpt2),
+    llama.LlamaConfig: DecoderOnly(llama),
     bart.BartConfig: EncoderDecoder(bart),
 }
+
+
+def embedding_table(params: Any, config: Any) -> Float[Array, "V D"]:
+    """Return the embeddings of all tokens, as the model reads them: the space of virtual tokens."""
+    table, scale = params["embedding"], getattr(config, "embedding_scale", 1.0)
+    return table if scale == 1.0 else table * jnp.asarray(scale, table.dtype)
 
 
 class ContextError(UserError, ValueError):

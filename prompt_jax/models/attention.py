@@ -6,11 +6,11 @@ inputs.py).
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
@@ -35,6 +35,7 @@ WeightedSum = Callable[[Float[Array, "B H T _"]], Float[Array, "B H T _"]]  # at
 def attend(
     q: Float[Array, "B T H K"],
     *key_values: KeyValues,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T H K"]:
@@ -43,16 +44,17 @@ def attend(
     Args:
       q: scaled queries. Query head h attends to key-value head h // (H / G).
       key_values: blocks of keys and values.
+      softcap: limits scores to between -softcap and softcap, by a tangent (Gemma 2).
       dropout_rate: dropout on the attention weights, applied only with a key.
     """
-    scores = [attention_scores(q, each) for each in key_values]
+    scores = [attention_scores(q, each, softcap) for each in key_values]
     sums = [functools.partial(_weighted_sum, each) for each in key_values]
     results = weighted_sums(scores, sums, dropout_rate=dropout_rate, key=key)
     return functools.reduce(jnp.add, [mixed.astype(key_values[0].v.dtype) for mixed in results])
 
 
-def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues) -> Scores:
-    """Return the scores of one block of keys, float32, including its bias."""
+def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues, softcap: float | None = None) -> Scores:
+    """Return the scores of one block of keys, float32, including its bias. `softcap` as for `attend`."""
     rows = "b" if key_values.k.ndim == 4 else ""
     axes = f"{rows}gsk" if key_values.heads_first else f"{rows}sgk"
     groups = key_values.k.shape[-3 if key_values.heads_first else -2]
@@ -60,6 +62,8 @@ def attention_scores(q: Float[Array, "B T H K"], key_values: KeyValues) -> Score
     grouped = q.reshape(batch, length, groups, heads // groups, width)
     scores = jnp.einsum(f"btgrk,{axes}->bgrts", grouped, key_values.k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, scores.shape[-1])
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     return scores if key_values.bias is None else scores + key_values.bias
 
 
@@ -139,6 +143,19 @@ def attend_projected(
 def mask_bias(mask: Bool[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
     """Return the attention bias that hides keys where the mask is false."""
     return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
+
+
+def window_bias(
+    window: Int[Any, ""] | None, queries: Int[Any, "#B T"], keys: Int[Any, "#B S"] | None
+) -> Float[Array, "#B 1 T S"] | None:
+    """Return the attention bias that hides keys outside a query's sliding window, by their positions.
+
+    Without a window, or for keys without positions, which are always visible, there is no bias.
+    """
+    if window is None or keys is None:
+        return None
+    visible = jnp.asarray(keys)[:, None, :] > jnp.asarray(queries)[:, :, None] - window
+    return jnp.where(visible, 0.0, MASKED)[:, None]
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:

@@ -51,7 +51,8 @@ HUGGING_FACE = HuggingFace(
     multiples=(("d_model", "encoder_attention_heads"), ("d_model", "decoder_attention_heads")),
     read=lambda values, tied: {"bos_id": values.token_id("bos_token_id")},
     write=lambda config: {"bos_token_id": config.bos_id, "decoder_start_token_id": config.start_id},
-    prefix="model.",
+    body="model",
+    renamed=((r"model\.", ""),),
     unused=r"(en|de)coder\.version",  # in older checkpoints
     copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")},
     # Missing in checkpoints without a language modeling head, such as bart-base; Transformers then uses zeros.
@@ -81,6 +82,10 @@ class BartConfig:
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     generation: GenerationSettings = GenerationSettings()
+
+    @property
+    def embedding_scale(self) -> float:
+        return self.d_model**0.5 if self.scale_embedding else 1.0
 
 
 def shape(config: BartConfig, side: str) -> tuple[int, int, int]:
@@ -129,7 +134,7 @@ def parameters(config: BartConfig) -> list[Parameter]:
 
 def embed(params: Params, ids: Int[Array, "B T"], config: BartConfig) -> Float[Array, "B T D"]:
     x = params["embedding"][ids]
-    return x * jnp.asarray(config.d_model**0.5, x.dtype) if config.scale_embedding else x
+    return x * jnp.asarray(config.embedding_scale, x.dtype) if config.scale_embedding else x
 
 
 def add_positions(

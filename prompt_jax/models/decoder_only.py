@@ -13,6 +13,9 @@ A prompt before the text does not depend on the text. So virtual tokens are conv
 (`as_prefix`), computed once for the whole batch and shared by all rows.
 
 Positions count real tokens only, so padding on any side changes nothing.
+
+Layers may differ in settings (`layer_settings`), such as a sliding window: then a token attends only to the last
+`window` positions, itself included. A prefix leaves the window like text, unless it is `always_visible`.
 """
 
 import dataclasses
@@ -24,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.models.attention import MASKED, KeyValues, attend
+from prompt_jax.models.attention import MASKED, KeyValues, attend, window_bias
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv
-from prompt_jax.models.layers import Params, apply_adapter, run_layers, split_key
+from prompt_jax.models.layers import Params, apply_adapter, depth, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
 
@@ -46,6 +49,13 @@ class DecoderOnlyModule(Protocol):
     NAME: str
     HUGGING_FACE: HuggingFace
     KEYS_PER_LAYER: int  # dropout keys that `layer` needs
+    LEADING_SPACE: bool  # whether texts begin with a space (see `Tokenizer`); false if omitted
+
+    def layer_settings(self, config: Any) -> Mapping[str, np.ndarray]:
+        """Return what differs between layers, [L]; `layer` finds it in `weights["settings"]`.
+
+        The skeleton applies the setting `window`. A family whose layers are alike omits this function.
+        """
 
     def parameters(self, config: Any) -> list[Parameter]:
         """Return the table of parameters."""
@@ -61,7 +71,10 @@ class DecoderOnlyModule(Protocol):
     def layer(
         self, x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, config: Any, keys: Any
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Call `mixed, kept = attend(q, k, v, key)` with scaled q, and return the layer's output and `kept`."""
+        """Call `mixed, kept = attend(q, k, v, key)` with scaled q, and return the layer's output and `kept`.
+
+        `attend` also takes a `softcap`, as `attention.attend`.
+        """
 
     def logits(self, params: Params, x: Float[Array, "B T D"], config: Any) -> Float[Array, "B T V"]:
         """Return the logits, float32."""
@@ -88,6 +101,10 @@ class DecoderOnly:
     @property
     def hugging_face(self) -> HuggingFace:
         return self.module.HUGGING_FACE
+
+    @property
+    def leading_space(self) -> bool:
+        return getattr(self.module, "LEADING_SPACE", False)
 
     def parameters(self, config: Any) -> list[Parameter]:
         """Return the table of parameters."""
@@ -151,8 +168,11 @@ class DecoderOnly:
         x = self.module.embed(params, ids, config)
         positions = first[:, None] + np.arange(ids.shape[1])[None]
         _, source = self._run(params, config, x, positions, (before,), key=keys[1])
-        position = first + mask.sum(axis=1, dtype=jnp.int32) + between.used_slots
-        return Encoded((before, PastKeyValues(source, used=mask), between), position)
+        end = first + mask.sum(axis=1, dtype=jnp.int32)
+        read = self._placed(config, PastKeyValues(source, used=mask), first)
+        if between.positions is not None:
+            between = between._replace(positions=between.positions + end[:, None])
+        return Encoded((before, read, between), end + between.used_slots)
 
     def decode(
         self,
@@ -218,10 +238,17 @@ class DecoderOnly:
         x, shared = self.module.add_positions(params, x, positions, config, keys[0])
 
         def layer(x, weights, extra, keys):
-            before = [kv for each, one in zip(past, extra, strict=True) for kv in each.key_values(one, x.dtype)]
+            window = weights.get("settings", {}).get("window")
+            before = [
+                kv
+                for each, one in zip(past, extra, strict=True)
+                for kv in each.key_values(one, x.dtype, window_bias(window, positions, each.positions))
+            ]
+            nearby = window_bias(window, positions, positions)
 
-            def self_attend(q, k, v, key=None):
-                mixed = attend(q, KeyValues(k, v, bias), *before, dropout_rate=config.dropout_rate, key=key)
+            def self_attend(q, k, v, key=None, softcap=None):
+                itself = KeyValues(k, v, bias if nearby is None else bias + nearby)
+                mixed = attend(q, itself, *before, softcap=softcap, dropout_rate=config.dropout_rate, key=key)
                 return mixed, (k, v)
 
             x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
@@ -229,7 +256,22 @@ class DecoderOnly:
 
         extra = tuple(each.layers for each in past)
         options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.KEYS_PER_LAYER}
-        return run_layers(layer, x, params["layers"], extra, **options)
+        return run_layers(layer, x, self._stacks(params, config), extra, **options)
+
+    def _settings(self, config: Any) -> Mapping[str, np.ndarray]:
+        return self.module.layer_settings(config) if hasattr(self.module, "layer_settings") else {}
+
+    def _stacks(self, params: Params, config: Any) -> tuple[Params, ...]:
+        """Return the stacks of layers, with the layers' settings among their weights."""
+        settings = self._settings(config)
+        if not settings:
+            return params["layers"]
+        ends = np.cumsum([depth(stack) for stack in params["layers"]])
+        parts = {name: np.split(values, ends[:-1]) for name, values in settings.items()}
+        return tuple(
+            stack | {"settings": {name: part[number] for name, part in parts.items()}}
+            for number, stack in enumerate(params["layers"])
+        )
 
     # ----------------------------------------------------------------------------------------------------------
     # Prompts
@@ -257,15 +299,16 @@ class DecoderOnly:
             raise PromptPartError(
                 f"virtual tokens after the input depend on it, and {self.name} does not support them; use an infix"
             )
-        if prefix is not None and prefix.placement == "after":
-            raise PromptPartError("virtual tokens can be combined with a prefix, but not with an infix")
+        if prefix is not None and (prefix.placement == "after" or prefix.always_visible):
+            kind = "an infix" if prefix.placement == "after" else "one that is always visible"
+            raise PromptPartError(f"virtual tokens can be combined with a prefix, but not with {kind}")
         stacked = prompt.stacked is not None
         each: Any = prompt if stacked else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)
         tokens, prefix = each.encoder_tokens, each.decoder_self  # [N, ...]
         x = jnp.asarray(tokens.embeddings).astype(params["embedding"].dtype)
         rows, slots = x.shape[:2]
         used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
-        past = prefix_kv(prefix, jnp.arange(rows))
+        past = self._placed(config, prefix_kv(prefix, jnp.arange(rows)))
         indices = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
         positions = past.used_slots[:, None] + indices
         _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
@@ -282,9 +325,19 @@ class DecoderOnly:
         ids = batch.get("prompt_ids")
         check_prompt_ids(prompt, ids, len(batch["inputs"]))
         prefix = None if prompt is None else self.as_prefix(params, config, prompt, key=key).decoder_self
+        past = prefix_kv(prefix, ids)
+        if prefix is None or not prefix.always_visible:
+            past = self._placed(config, past)
         if prefix is not None and prefix.placement == "after":
-            return PastKeyValues(None), prefix_kv(prefix, ids)
-        return prefix_kv(prefix, ids), PastKeyValues(None)
+            return PastKeyValues(None), past
+        return past, PastKeyValues(None)
+
+    def _placed(self, config: Any, past: PastKeyValues, first: Int[Array, "#B"] | int = 0) -> PastKeyValues:
+        """Return the past with the positions of its slots, the first of which is `first`, for sliding windows."""
+        if past.layers is None or "window" not in self._settings(config):
+            return past
+        used = jnp.ones((1, past.length), bool) if past.used is None else past.used
+        return past._replace(positions=jnp.asarray(first).reshape(-1, 1) + jnp.cumsum(used, axis=1) - 1)
 
     # ----------------------------------------------------------------------------------------------------------
     # Decoding
@@ -328,16 +381,23 @@ class DecoderOnly:
         x, shared = self.module.add_positions(params, x, positions, config, None)
 
         def layer(x, weights, append, past):
-            def self_attend(q, k, v, key=None):
-                kept, generated = append(k, v)
-                before = [kv for number in range(len(cache.past)) for kv in past(number)]
-                return attend(q, generated, *before), kept
+            window = weights.get("settings", {}).get("window")
+
+            def self_attend(q, k, v, key=None, softcap=None):
+                steps = np.arange(cache.capacity)[None]
+                kept, generated = append(k, v, window_bias(window, cache.length[None, None], steps))
+                before = [
+                    kv
+                    for number, each in enumerate(cache.past)
+                    for kv in past(number, window_bias(window, positions, each.positions))
+                ]
+                return attend(q, generated, *before, softcap=softcap), kept
 
             keys = split_key(None, self.module.KEYS_PER_LAYER)
             x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
             return apply_adapter(x, weights), kept
 
-        x, cache = decode_layers(layer, x, params["layers"], cache)
+        x, cache = decode_layers(layer, x, self._stacks(params, config), cache)
         return self.module.logits(params, x, config), cache
 
 

@@ -120,6 +120,7 @@ class EncoderDecoder:
 
     module: Any  # the family's file, an EncoderDecoderModule
     causal: bool = dataclasses.field(default=False, init=False)
+    leading_space: bool = dataclasses.field(default=False, init=False)
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from prompt_jax.models.parameter import Parameter, layer_norm_parameters
 
 NAME = "GPT-2"
 KEYS_PER_LAYER = 3
+LEADING_SPACE = True
 HUGGING_FACE = HuggingFace(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -40,7 +41,8 @@ HUGGING_FACE = HuggingFace(
     multiples=(("n_embd", "n_head"),),
     defaults=lambda values: {"n_inner": 4 * values.integer("n_embd")},
     write=lambda config: {"bos_token_id": config.eos_id},
-    prefix="transformer.",
+    body="transformer",
+    renamed=((r"transformer\.", ""),),
     unused=r"h\.\d+\.attn\.(masked_)?bias",  # the causal mask, in older checkpoints
     copies={"wte.weight": ("lm_head.weight",)},
 )
@@ -93,9 +95,10 @@ def parameters(config: GPT2Config) -> list[Parameter]:
     output = Parameter(f"{attention}/o", f"{block}.attn.c_proj.weight", (h, k, d), (*axes[1:], "embed"), layers=depth)
     table.append(output._replace(stored=(d, d)))
     for third, letter in enumerate("qkv"):
-        weight = Parameter(f"{attention}/{letter}", f"{name}.weight", (d, h, k), axes, layers=depth, third=third)
-        bias = Parameter(f"{attention}/{letter}_bias", f"{name}.bias", (h, k), axes[1:], layers=depth, third=third)
-        table += [weight._replace(stored=(d, 3 * d)), bias._replace(stored=(3 * d,))]
+        fused: Any = {"layers": depth, "part": (third * d, (third + 1) * d)}
+        weight = Parameter(f"{attention}/{letter}", f"{name}.weight", (d, h, k), axes, stored=(d, 3 * d), **fused)
+        bias = Parameter(f"{attention}/{letter}_bias", f"{name}.bias", (h, k), axes[1:], stored=(3 * d,), **fused)
+        table += [weight, bias]
     return table
 
 

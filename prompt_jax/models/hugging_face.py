@@ -49,6 +49,13 @@ class ConfigValues:
             self.fail(f"{name} is {reprlib.repr(value)}; expected a number in [0, 1)")
         return float(value)
 
+    def number(self, name: str, *default: None) -> Any:
+        """Return a positive number, or None if it is missing and that is the default."""
+        value = self.get(name)
+        if (type(value) not in (int, float) or not 0 < value < float("inf")) and (value, *default) != (None, None):
+            self.fail(f"{name} is {reprlib.repr(value)}; expected a positive number")
+        return value
+
     def choice(self, name: str, allowed: tuple[Any, ...]) -> Any:
         """Return a value that must be one of `allowed`; the first by default."""
         value = self.get(name, allowed[0])
@@ -69,12 +76,14 @@ class HuggingFace:
       architecture: the name of Transformers' class.
       fields: maps field names of our config to names in config.json.
       also_read: further values of `model_type` that are read.
+      unsupported: related values of `model_type` that are not read, and why.
       options: supported values of options in config.json; the first is Transformers' default.
       multiples: pairs (a, b) of names in config.json; the value of a must be a multiple of that of b.
       defaults: computes values for null fields.
       read: computes further fields of our config, from config.json and whether the output is tied.
       write: computes further values for config.json from our config.
-      prefix: prefix of tensor names in checkpoints with a language modeling head.
+      body: the attribute of Transformers' class that holds the model without its head.
+      renamed: pairs of a regular expression for the start of a tensor's name, and its replacement.
       unused: regular expression for tensors that are ignored.
       copies: for a tensor, names of copies that a checkpoint may also contain.
       output: the names of the output weights and the embedding table, which are equal if the output is tied.
@@ -85,12 +94,14 @@ class HuggingFace:
     architecture: str
     fields: Mapping[str, str]
     also_read: tuple[str, ...] = ()
+    unsupported: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     multiples: tuple[tuple[str, str], ...] = ()
     defaults: Callable[[ConfigValues], Mapping[str, int]] = lambda values: {}
     read: Callable[[ConfigValues, bool], Mapping[str, Any]] = lambda values, tied: {}
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    prefix: str = ""
+    body: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
     unused: str | None = None
     copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     output: tuple[str, str] | None = None

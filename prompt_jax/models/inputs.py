@@ -48,11 +48,13 @@ class PastKeyValues(NamedTuple):
         [L, B, P, G, K] for each row, or [L, N, P, G, K] with `ids`. None for an empty past.
       ids: each row's index into N.
       used: mask of used slots; None if all are used.
+      positions: the slots' positions, for sliding windows; None if the slots are always visible.
     """
 
     layers: tuple[Array, Array] | None
     ids: Int[Array, "B"] | None = None
     used: Bool[Array, "#B P"] | None = None
+    positions: Int[Array, "#B P"] | None = None
 
     @property
     def length(self) -> int:
@@ -65,7 +67,7 @@ class PastKeyValues(NamedTuple):
         return jnp.full(1, self.length, jnp.int32) if self.used is None else self.used.sum(axis=1, dtype=jnp.int32)
 
     def key_values(
-        self, layer: Any, dtype: Any, bias: Float[Array, "1 H T P"] | None = None, *, heads_first: bool = False
+        self, layer: Any, dtype: Any, bias: Float[Array, "#B #H T P"] | None = None, *, heads_first: bool = False
     ) -> list[KeyValues]:
         """Return one layer's keys and values for `attend`: this is where a prefix enters attention.
 

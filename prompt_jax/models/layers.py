@@ -147,9 +147,16 @@ def layer_norm(x: Float[Array, "B T D"], weights: Params, epsilon: float) -> Flo
     return normal * weights["scale"][None, None] + weights["bias"][None, None]
 
 
-def rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], epsilon: float) -> Float[Array, "B T D"]:
-    """Apply a root-mean-square norm, without mean and bias, in float32."""
+def rms_norm(
+    x: Float[Array, "B T *H N"], scale: Float[Array, "N"], epsilon: float, *, one_plus: bool = False
+) -> Float[Array, "B T *H N"]:
+    """Apply a root-mean-square norm over the last axis, without mean and bias, in float32.
+
+    With `one_plus`, the normalized x is multiplied by 1 + scale, in float32 (Gemma).
+    """
     x32 = x.astype(jnp.float32)
     # With einsum, the backward pass keeps only x, and not 2 x as well.
-    variance = jnp.einsum("btd,btd->bt", x32, x32)[..., None] / x.shape[-1]
-    return (x32 * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype) * scale[None, None]
+    variance = jnp.einsum("...d,...d->...", x32, x32)[..., None] / x.shape[-1]
+    normal = x32 * jax.lax.rsqrt(variance + epsilon)
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    return (normal * (1 + scale.astype(jnp.float32))).astype(x.dtype) if one_plus else normal.astype(x.dtype) * scale

@@ -15,7 +15,8 @@ class Parameter(NamedTuple):
         `shape`.
       layers: the number of layers, the leading axis of the leaf; None for a parameter outside layers.
       stored: the shape in the checkpoint, if it does not follow from `shape` and `transposed`.
-      third: 0, 1 or 2 for queries, keys or values that the checkpoint stores as thirds of one tensor.
+      part: the first output and the end of the outputs in a tensor that several parameters share, such as fused
+        queries, keys and values. Their rows of the table are in the order of the outputs.
     """
 
     path: str
@@ -25,7 +26,7 @@ class Parameter(NamedTuple):
     transposed: bool = False
     layers: int | None = None
     stored: tuple[int, ...] | None = None
-    third: int | None = None
+    part: tuple[int, int] | None = None
 
 
 def layer_norm_parameters(path: str, name: str, width: int, layers: int | None = None) -> list[Parameter]:

@@ -63,6 +63,8 @@ class Prefix:
         models: it stands between source and target, and only the target attends to it.
       shift_positions: whether the prefix shifts the learned positions of the text. For BART, PEFT shifts them, and the
         paper's code does not. GPT-2's positions and T5's relative positions are always shifted.
+      always_visible: whether all text attends to the prefix in layers with a sliding window. By default the prefix
+        leaves the window, as in PEFT.
     """
 
     keys: Any
@@ -70,6 +72,7 @@ class Prefix:
     mask: Any = None
     placement: PromptPlacement = struct.field(pytree_node=False, default="before")
     shift_positions: bool = struct.field(pytree_node=False, default=True)
+    always_visible: bool = struct.field(pytree_node=False, default=False)
 
     arrays: ClassVar[tuple[str, ...]] = ("keys", "values")
     axes: ClassVar[str] = "LPGK"
@@ -149,6 +152,29 @@ def unstack_prompts(prompt: Prompt) -> list[Prompt]:
         return Prompt(**{name: part.replace(mask=None, **used_arrays(part)) for name, part in single.parts.items()})
 
     return [member(number) for number in range(prompt.stacked)]
+
+
+def concatenate_prompts(prompts: Sequence[Any], names: Sequence[str] | None = None) -> Prompt:
+    """Concatenate prompts in order to one prompt without unused slots; host arrays.
+
+    Each was trained alone, so the result is a starting point, or a way to give a model several prefixes at once, as
+    PEFT's `compose_cartridge_adapters` does.
+
+    Args:
+      prompts: prompts with the same parts, placement and sizes; lengths may differ.
+      names: the prompts' names in error messages; numbers by default.
+
+    Raises:
+      PromptStackError: there are no prompts, or they do not match.
+    """
+    check_stackable(prompts, names)
+
+    def concatenated(parts: Sequence[Any]) -> Any:
+        arrays, axis = [used_arrays(part) for part in parts], parts[0].axes.index("P")
+        joined = {name: np.concatenate([each[name] for each in arrays], axis) for name in parts[0].arrays}
+        return parts[0].replace(mask=None, **joined)
+
+    return Prompt(**{name: concatenated([prompt.parts[name] for prompt in prompts]) for name in prompts[0].parts})
 
 
 def check_stackable(prompts: Sequence[Any], names: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.checkpoints.load import T5X
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.prompt_files.card import facts, indented_block, quote, yaml_header
 from prompt_jax.prompt_files.hub import FILE, HubName
 from prompt_jax.prompt_files.metadata import PromptMetadata, find_task_mismatch
@@ -34,7 +35,7 @@ class CardBase:
     @property
     def on_hub(self) -> bool:
         """Whether the base is on the Hub. A folder has no commit."""
-        if self.name == "demo" or not _ON_HUB.fullmatch(self.name):
+        if self.name in PACKAGED or not _ON_HUB.fullmatch(self.name):
             return False
         return self.revision is not None or not Path(self.name).exists()
 
@@ -71,7 +72,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
     if adapters:
         same = "`member_0` and so on are PEFT adapters" if len(members) > 1 else f"`{TENSORS}` is a PEFT adapter"
         lines += [f"{same} with the same parameters."]
-    if base is not None and not on_hub and base.name != "demo":
+    if base is not None and not on_hub and base.name not in PACKAGED:
         lines += ["The base is a folder on the author's machine: use your own path in its place."]
     lines += ["", *_facts(members, base)]
     lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
@@ -146,8 +147,9 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     kind = "AutoModelForCausalLM" if base.causal else "AutoModelForSeq2SeqLM"
     of_base = quote(base.name) + (f", revision={quote(base.revision)}" if base.revision else "")
     imports = ["from peft import PeftModel", f"from transformers import {kind}, AutoTokenizer"]
-    if base.name == "demo":
-        imports, of_base = [*imports, "from prompt_jax.checkpoints.demo import demo_folder"], "demo_folder()"
+    if base.name in PACKAGED:
+        function = f"{base.name}_folder"
+        imports, of_base = [*imports, f"from prompt_jax.checkpoints.{base.name} import {function}"], f"{function}()"
     folder = name.inside("member_0") if several else name.folder
     where = quote(name.repository)
     where += f", subfolder={quote(folder)}" if folder else ""

@@ -1,10 +1,13 @@
-"""Adapters of Hugging Face's PEFT: PROMPT_TUNING and PREFIX_TUNING are read and written, P_TUNING is read.
+"""Adapters of Hugging Face's PEFT: PROMPT_TUNING, PREFIX_TUNING and CARTRIDGE are read and written, P_TUNING is read.
 
 An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. The latter holds one tensor:
 
     prompt_embeddings  [S P, D]       virtual tokens; S is the configuration's num_transformer_submodules, and the first
                                       P rows are used
                        [P, 2 L H K]   a prefix of the self-attention of a causal model, or of a decoder
+
+A CARTRIDGE is a prefix of a causal model, of which training does not change the first num_frozen_tokens. With grouped
+queries, H is the number of key-value heads; PEFT calls it num_attention_heads.
 
 A prefix has 2 L slots, each [P, H, K]. In a causal model, layer i has its keys in slot 2 i and its values in the next.
 For an encoder-decoder, PEFT repeats the slots, assigns four to each layer, and drops the two for cross-attention. Layer
@@ -106,7 +109,7 @@ def _read_adapter(folder: Path) -> StoredPrompt:
             f"with PEFT and save it again: that writes {TENSORS}"
         )
     array = read_tensor(folder / TENSORS, config.tensor_shape)
-    return config.prompt(array), PromptMetadata(method=config.method)
+    return config.prompt(array), PromptMetadata(method=config.method, frozen_tokens=config.num_frozen_tokens)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -149,13 +152,18 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
     if prefix:
         array = _flat_prefix(where, used_arrays(prompt.decoder_self), causal=causal)
         method_fields: dict[str, Any] = {
-            "peft_type": "PREFIX_TUNING",
             "num_transformer_submodules": SUBMODULES[task],
             "token_dim": heads * width,
-            "encoder_hidden_size": heads * width,
-            "init_weights": None,
-            "prefix_projection": False,
         }
+        if causal and metadata.frozen_tokens:
+            method_fields |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": metadata.frozen_tokens}
+        else:
+            method_fields |= {
+                "peft_type": "PREFIX_TUNING",
+                "encoder_hidden_size": heads * width,
+                "init_weights": None,
+                "prefix_projection": False,
+            }
     else:
         array = used_arrays(prompt.encoder_tokens)["embeddings"]
         method_fields = {
@@ -180,7 +188,7 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
         "task_type": task,
     }
     # PEFT adds this tag for models whose Transformers class has the body as `model`, such as BART.
-    tags = ["transformers"] if model_family.hugging_face.prefix == "model." else []
+    tags = ["transformers"] if model_family.hugging_face.body == "model" else []
     return {
         TENSORS: save({TENSOR: np.ascontiguousarray(array, np.float32)}, metadata={"format": "pt"}),
         CARD: _card(config, tags, metadata).encode("utf-8"),
@@ -239,7 +247,9 @@ def _card(config: Mapping[str, Any], tags: Sequence[str], metadata: PromptMetada
     """Return the model card: PEFT's metadata for the Hub, and facts instead of PEFT's empty headings."""
     base = config["base_model_name_or_path"]
     lines = [card.yaml_header(base, adapter=True, causal=config["task_type"] == "CAUSAL_LM", tags=tags)]
-    what = "keys and values in each layer" if config["peft_type"] == "PREFIX_TUNING" else "virtual tokens"
+    what = (
+        "keys and values in each layer" if config["peft_type"] in ("PREFIX_TUNING", "CARTRIDGE") else "virtual tokens"
+    )
     lines += ["", "# A prompt for a frozen language model", ""]
     lines += [f"{config['num_virtual_tokens']} {what}, exported by prompt_jax.", ""]
     lines += card.indented_block({"base": base, "revision": config["revision"]} | card.facts(metadata))

@@ -14,7 +14,7 @@ from prompt_jax.prompt_files.metadata import PromptFormatError
 
 # How many times PEFT inserts a prompt into a model of each task.
 SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
-_METHODS = {"PROMPT_TUNING": "soft_prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix"}
+_METHODS = {"PROMPT_TUNING": "soft_prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix"}
 _MAX_NUMBER = 1 << 30
 
 
@@ -25,16 +25,26 @@ class AdapterConfig:
     The other fields concern training, or PEFT ignores them.
     """
 
-    peft_type: Literal["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"]
+    peft_type: Literal["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE"]
     task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
     num_virtual_tokens: int = 0
     num_transformer_submodules: int = 0
     token_dim: int = 0
     num_layers: int = 0
     num_attention_heads: int = 0
+    num_frozen_tokens: int = 0  # of a CARTRIDGE
 
     def __post_init__(self) -> None:
-        prefix = self.peft_type == "PREFIX_TUNING"
+        prefix = self.method == "prefix"
+        if self.peft_type == "CARTRIDGE" and self.task_type != "CAUSAL_LM":
+            raise PromptFormatError(
+                "a CARTRIDGE of SEQ_2_SEQ_LM; expected CAUSAL_LM, a model that PEFT can use it with"
+            )
+        if not 0 <= self.num_frozen_tokens <= self.num_virtual_tokens:
+            raise PromptFormatError(
+                f"num_frozen_tokens is {self.num_frozen_tokens}; expected 0 to {self.num_virtual_tokens}, "
+                "num_virtual_tokens"
+            )
         required = ["num_virtual_tokens", *(["num_layers", "num_attention_heads"] if prefix else [])]
         for name in (*required, "num_transformer_submodules", "token_dim"):
             value = getattr(self, name)
@@ -71,13 +81,13 @@ class AdapterConfig:
     @property
     def tensor_shape(self) -> tuple[int, int | None]:
         """The shape of the tensor; None stands for any size."""
-        if self.peft_type != "PREFIX_TUNING":
+        if self.method != "prefix":
             return self.num_virtual_tokens * self.submodules, self.token_dim or None
         return self.num_virtual_tokens, 2 * self.num_layers * self.token_dim
 
     def prompt(self, array: np.ndarray) -> Prompt:
         """Return the prompt of a tensor that has this shape."""
-        if self.peft_type != "PREFIX_TUNING":
+        if self.method != "prefix":
             return Prompt(VirtualTokens(array[: self.num_virtual_tokens].copy()))
         slots = array.reshape(self.num_virtual_tokens, 2 * self.num_layers, self.num_attention_heads, -1)
         of_keys = key_slots(self.num_layers, causal=self.task_type == "CAUSAL_LM")

@@ -16,6 +16,7 @@ from prompt_jax.inspection.projection import Projection, pca_projection
 from prompt_jax.inspection.similarity import nearest_others, prompt_similarity
 from prompt_jax.inspection.text import NO_BASE, NO_PIECES, NO_PROMPT, label_lines, other_base, provenance
 from prompt_jax.inspection.vectors import virtual_tokens, vocabulary_size
+from prompt_jax.models import embedding_table
 from prompt_jax.report import plots
 from prompt_jax.report.pages import write_page
 
@@ -93,7 +94,7 @@ def write_similarity(
 
 def _projection(findings: Sequence[Findings], model: Model) -> Projection:
     tokens = [virtual_tokens(finding.prompt) for finding in findings]
-    return pca_projection(tokens, to_host(model.params["embedding"]), vocabulary_size(model))
+    return pca_projection(tokens, to_host(embedding_table(model.params, model.config)), vocabulary_size(model))
 
 
 def _section(number: int, finding: Findings, model: Model | None) -> _Section:

@@ -73,6 +73,7 @@ class TrainedPrompt:
             method=method.name,
             initialization=_initialization(method),
             placement=getattr(method, "placement", "before"),
+            frozen_tokens=getattr(method, "frozen_tokens", 0),
             task=self.task,
             format=_common_format(self.tasks, experiment.data),
             step=step,

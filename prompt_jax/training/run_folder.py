@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from prompt_jax import experiment as experiments
+from prompt_jax.config.optimizer import DEFAULT_RATES
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.files import delete, remove_temporary_files, write_text
@@ -63,6 +64,8 @@ def check_same(begun: Experiment, experiment: Experiment) -> None:
     """Raise ConfigError if the run began with another configuration than the one that resumes it."""
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
+    if (before["optimizer"]["learning_rate"], now["optimizer"]["learning_rate"]) == (DEFAULT_RATES["absolute"], None):
+        before["optimizer"]["learning_rate"] = None  # earlier versions wrote the default
     changed = [
         name
         for name in experiments.differences(before, now)

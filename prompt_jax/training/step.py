@@ -5,7 +5,7 @@ compiled step contains no gradient, optimizer state or copy of the base.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prompt_jax.methods import Method
+from prompt_jax.methods.method import FROZEN
 from prompt_jax.models import family
 from prompt_jax.models.delta import params_and_prompt
 
@@ -28,9 +29,23 @@ LARGEST_PARAMETER = 2.0**24
 
 
 def frozen_base(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return an optimizer of `{"base": ..., "prompt": ...}` that updates the prompt and freezes the base."""
-    labels = {"base": "frozen", "prompt": "trainable"}
+    """Return an optimizer of `{"base": ..., "prompt": ...}` that updates the prompt and freezes the base.
+
+    Parameters of the prompt that a method stores under the name FROZEN do not change either.
+    """
+
+    def labels(variables: Tree) -> Tree:
+        def label(path: Any, _: Any) -> str:
+            return "frozen" if is_frozen(path) else "trainable"
+
+        return {"base": "frozen", "prompt": jax.tree_util.tree_map_with_path(label, variables["prompt"])}
+
     return optax.partition({"trainable": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def is_frozen(path: Sequence[Any]) -> bool:
+    """Return whether parameters with this path stay at their initial values."""
+    return any(getattr(key, "key", None) == FROZEN for key in path)
 
 
 @struct.dataclass

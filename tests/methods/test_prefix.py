@@ -11,6 +11,7 @@ import prompt_jax
 from adapters import assert_close, random_text, whole
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.errors import ConfigError
+from prompt_jax.methods.method import FROZEN
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.models import bart, family, gpt2, t5
 from prompt_jax.prompt_files.io import load_prompt, save_prompt
@@ -123,6 +124,28 @@ def test_activations_of_real_words(model):
         np.testing.assert_allclose(trainable[site]["values"], values[:, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_longer_text_gives_its_first_tokens(tiny_folders):
+    """As in PEFT's `initialize_kv_prefix_from_text`. In a causal model they do not depend on the tokens after them."""
+    model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
+    longer = words_of(model, "great fun and a good film")
+    first = dataclasses.replace(longer, length=longer.length - 2)
+    whole_text, part = (options.initialize(KEY, model)["decoder_self"] for options in (longer, first))
+    for name in ("keys", "values"):
+        np.testing.assert_allclose(part[name], whole_text[name][:, : first.length], rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_tokens_are_apart_and_come_first(tiny_folders):
+    """`apply` puts them back, without a gradient."""
+    model = prompt_jax.load_model(str(tiny_folders["gpt2"]))
+    free = words_of(model, "great fun and a good film")
+    fixed = dataclasses.replace(free, frozen_tokens=2)
+    trainable, plain = fixed.initialize(KEY, model), free.initialize(KEY, model)
+    assert trainable["decoder_self"]["keys"].shape[1] == free.length - 2
+    jax.tree.map(np.testing.assert_array_equal, fixed.apply(trainable), free.apply(plain))
+    gradient = jax.grad(lambda variables: fixed.apply(variables).decoder_self.keys.sum())(trainable)["decoder_self"]
+    assert not gradient[FROZEN]["keys"].any() and (gradient["keys"] == 1).all()
+
+
 def test_the_mlp_is_fitted_to_real_words(model):
     """500 steps bring the MLP's output closer to the words' keys and values. The table is unchanged."""
     options = dataclasses.replace(words_of(model), mlp_width=32)
@@ -186,6 +209,9 @@ def test_errors_name_the_problem(saved, tiny_folders):
             {**from_file, "placement": "after"},
             "has placement 'before', .* the options are 'after'",
         ),
+        ({"frozen_tokens": 4}, "prompt.frozen_tokens is 4 of prompt.length 4"),
+        ({"frozen_tokens": 1}, "keeps the keys and values of prompt.init 'text' or 'file', not of 'normal'"),
+        ({**text, "frozen_tokens": 1, "mlp_width": 8}, "not of an MLP"),
         ({"shift_positions": False}, "prompt.shift_positions false is for BART"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import prompt_jax
 from adapters import assert_close, random_text, random_tokens, whole
 from prompt_jax import Prompt, PromptMetadata, save_ensemble, save_prompt
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.methods.prefix import PrefixTuning
-from prompt_jax.models import gpt2
+from prompt_jax.models import family
+from prompt_jax.models.prompt import Prefix
 from prompt_jax.prompt_files.io import read_prompts
 from prompt_jax.prompt_files.peft import CARD, VERIFIED
 from prompt_jax.prompt_files.peft_tensors import CONFIG, TENSORS
@@ -54,7 +56,7 @@ def model(request, fixtures, tmp_path_factory) -> Model:
 
 
 def is_causal(model: Model) -> bool:
-    return isinstance(model.config, gpt2.GPT2Config)
+    return family(model.config).causal
 
 
 def loaded(model: Model, folder: Path):
@@ -125,6 +127,37 @@ def test_peft_gives_our_answers(model, kind, tmp_path):
     assert (tmp_path / "b" / TENSORS).read_bytes() == (tmp_path / "a" / TENSORS).read_bytes()
     assert (tmp_path / "b" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
     assert front((tmp_path / "a" / CARD).read_text()) == front((tmp_path / "b" / CARD).read_text())
+
+
+@pytest.mark.parametrize("name", ("gpt2",))
+def test_peft_reads_our_cartridge(fixtures, name, tmp_path):
+    """A prefix with frozen slots."""
+    model = prompt_jax.load_model(str(fixtures / name / "base"))
+    prompt = peft_prefix(model, 5)
+    save_prompt(tmp_path / "a", prompt, PromptMetadata(frozen_tokens=1), format="peft", model=model)
+    theirs = loaded(model, tmp_path / "a")
+    encoder = theirs.prompt_encoder["default"]
+    assert type(encoder).__name__ == "CartridgeEncoder" and encoder.frozen_embedding.shape[0] == 1
+    assert_same_answers(model, theirs, prompt)
+    theirs.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / TENSORS).read_bytes() == (tmp_path / "a" / TENSORS).read_bytes()
+    assert (tmp_path / "b" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
+
+
+def test_a_prefix_of_a_text_is_that_of_peft(fixtures, tmp_path):
+    """The keys and values of the same tokens, from `prompt_embeddings_from_past_key_values`."""
+    torch, utils = pytest.importorskip("torch"), pytest.importorskip("peft.tuners.cartridge.utils")
+    model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
+    ids = random_text(model, 1, 9)
+    given = family(model.config).activations(model.params, model.config, whole(ids))["decoder_self"]
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(model.name).eval()
+    with torch.no_grad():
+        cache = theirs(torch.tensor(ids).long(), use_cache=True).past_key_values
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    expected = utils.prompt_embeddings_from_past_key_values(layers, num_virtual_tokens=6).numpy()
+    keys, values = (np.asarray(array)[:, 0, :6] for array in given)
+    save_prompt(tmp_path / "a", Prompt(decoder_self=Prefix(keys, values)), format="peft", model=model)
+    assert_close(load_file(tmp_path / "a" / TENSORS)["prompt_embeddings"], expected)
 
 
 def test_peft_has_the_members_of_an_ensemble(fixtures, tmp_path):

@@ -57,6 +57,25 @@ def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     assert metrics["tokens"] == mask.sum() and not metrics["diverged"]
 
 
+def test_frozen_slots_of_a_prefix_stay(tiny, setup):
+    """Not even weight decay changes them, and they have no optimizer state."""
+    _, params, batch, _ = setup
+    method = PrefixTuning(length=4, frozen_tokens=2, init="text", init_text="a good film, and a bad film")
+    trainable = method.initialize(jax.random.key(0), tiny)
+    optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(weight_decay=0.1), 100))
+    state = steps.TrainState.create(trainable, optimizer)
+    step = jax.jit(steps.make_train_step(tiny.config, method, optimizer))
+    after, metrics = step(state, params, batch, jax.random.key(0))
+    for site, before in trainable.items():
+        now = after.trainable["prompt"][site]
+        jax.tree.map(np.testing.assert_array_equal, now["frozen"], before["frozen"])
+        assert (now["keys"] != before["keys"]).any()
+    assert metrics["grad_norm"] > 0
+    trained = {leaf.shape for site in trainable.values() for leaf in (site["keys"], site["values"])}
+    states = {leaf.shape for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf) == 4}
+    assert states == trained
+
+
 def test_the_two_normalizations_of_the_loss(tiny, setup):
     """The gradient of the mean over sentences is that of the mean over tokens, times the tokens per sentence."""
     state, params, batch, optimizer = setup
