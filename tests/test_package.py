@@ -41,7 +41,7 @@ LAYERS = (
     {"inference"},
     {"ensembles", "inspection"},
     {"report"},
-    {"training"},
+    {"training", "diagnosis"},
     {"cli"},
 )
 
