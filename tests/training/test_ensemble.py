@@ -225,7 +225,7 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
         """Return scores that are the distances prompts have moved."""
         actual = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
         moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in actual]
-        return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
+        return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0), loss=1.0) for score in moved]
 
     monkeypatch.setattr(evaluate, "evaluate_members", distances)
     _, expected = train(whole)
