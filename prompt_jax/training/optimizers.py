@@ -11,10 +11,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.optimizer import DEFAULT_RATES, OptimizerConfig, RateUnit
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.methods import Method
-from prompt_jax.models import Config, family
-
-# Families whose experiments, in papers and in earlier versions, have absolute learning rates.
-_ABSOLUTE = {"T5", "GPT-2", "BART"}
+from prompt_jax.models import Config, is_in_papers
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -55,7 +52,7 @@ def rate_unit(config: OptimizerConfig, method: Method, base: Config) -> RateUnit
     """Return the unit of the learning rate. The default is embedding_rms for soft prompts of newer families."""
     if config.rate_unit is not None:
         return config.rate_unit
-    return "embedding_rms" if method.trains_virtual_tokens and family(base).name not in _ABSOLUTE else "absolute"
+    return "embedding_rms" if method.trains_virtual_tokens and not is_in_papers(base) else "absolute"
 
 
 def absolute_rate(config: OptimizerConfig, rms: float | None) -> OptimizerConfig:
