@@ -1,38 +1,34 @@
-"""A whole run from Python does what `prompt-jax train` does."""
+"""A whole run from Python. test_trackers.py tests its trackers, and tests/cli the same from the command line."""
 
 import json
 
 import pytest
 
-from experiments import with_name, with_options
-from interruptions import before_step
-from prompt_jax import cli
-from prompt_jax import experiment as experiments
+from experiments import with_options
+from prompt_jax import run_experiment
+from prompt_jax.errors import ConfigError
 from prompt_jax.storage.locks import LockHeld
-from prompt_jax.training.run_experiment import run_experiment
+from prompt_jax.training.run_folder import run_lock
 
 
-def test_text_and_files_are_those_of_the_command_line(experiment, tmp_path, capsys):
-    short = with_options(experiment, "train", steps=1)
-    config = tmp_path / "config.json"
-    config.write_text(experiments.to_json(with_name(short, "shell")))
-    assert cli.main(["train", str(config)]) == 0
-    printed = capsys.readouterr().out
-    text = run_experiment(short)
-    shell = short.folder.parent / "shell"
-    assert text == printed.rstrip("\n").replace(str(shell), str(short.folder))
-    assert {path.name for path in short.folder.iterdir()} == {path.name for path in shell.iterdir()}
-    ours, theirs = (json.loads((folder / "summary.json").read_text())["tests"] for folder in (short.folder, shell))
-    assert ours == theirs
-    assert run_experiment(short) == text, "a finished run is tested again"
+def test_a_run_in_python(experiment):
+    """It trains, tests and writes the results. It resumes, and starts anew only if asked to."""
+    short = with_options(experiment, "train", steps=2, eval_every=2)
+    printed = run_experiment(short)
+    assert "best prompt: step" in printed and "rank/accuracy" in printed
+    summary = json.loads((short.folder / "summary.json").read_text())
+    assert summary["steps"] == 2 and len(summary["tests"]) == 1
+    assert run_experiment(short) == printed, "nothing is left to train"
+    other = with_options(short, "train", seed=1)
+    with pytest.raises(ConfigError, match=r"changed: train.seed"):
+        run_experiment(other)
+    run_experiment(other, overwrite=True)
+    assert json.loads((short.folder / "config.json").read_text())["train"]["seed"] == 1
 
 
-def test_the_folder_is_locked_for_the_whole_run(experiment):
-    short = with_options(experiment, "train", steps=1)
-
-    def again(_):
-        with pytest.raises(LockHeld, match="is in use by process"):
-            run_experiment(short, overwrite=True)
-
-    with before_step(1, again):
-        run_experiment(short)
+def test_a_run_in_use(experiment):
+    experiment.folder.mkdir(parents=True)
+    with run_lock(experiment) as lock:
+        lock.acquire()
+        with pytest.raises(LockHeld):
+            run_experiment(experiment)

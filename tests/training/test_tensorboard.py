@@ -1,26 +1,32 @@
 """TensorBoard's files, as TensorBoard reads them."""
 
+from pathlib import Path
+
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prompt_jax.training.tensorboard import TensorBoard
 from prompt_jax.training.tracker import TrackedRun
 
 
-def test_files_are_rebuilt_when_a_run_is_resumed(tmp_path):
-    """The events of steps after the checkpoint are gone, since those steps run again."""
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return {name: [(each.step, each.value) for each in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
 
-    def write(steps, history):
-        board = TensorBoard(tmp_path)
-        board.start(TrackedRun("run", tmp_path, {}, [{}, {}], history))
-        for step in steps:
-            for member in range(2):
-                board.log(step, member, {"train/loss": step + member / 2})
-        board.finish("finished", None)
 
-    write((1, 2, 3), [])
-    write((3, 4), [{"step": step, "member": i, "train/loss": step + i / 2} for step in (1, 2) for i in range(2)])
-    for member in range(2):
-        reader = EventAccumulator(str(tmp_path / "tensorboard" / f"member_{member}"))
-        reader.Reload()
-        events = [(each.step, each.value) for each in reader.Scalars("train/loss")]
-        assert events == [(step, step + member / 2) for step in (1, 2, 3, 4)]
+def test_files_are_rebuilt_from_the_history(tmp_path):
+    """Steps after the checkpoint run again. Files of the earlier process have them too, so they are deleted."""
+    first = TensorBoard(tmp_path)
+    run = TrackedRun("run", tmp_path, {}, [{}, {}], [])
+    first.start(run)
+    for step in (1, 2, 3):
+        first.log(step, 0, {"train/loss": float(step)})
+    first.finish("failed", None)
+    history = [{"step": 1, "member": 0, "train/loss": 1.0}, {"step": 1, "member": 1, "x": 0.5}]
+    second = TensorBoard(tmp_path)
+    second.start(TrackedRun("run", tmp_path, {}, [{}, {}], history))
+    second.log(2, 0, {"train/loss": 4.0, "seconds": 8.0})
+    read = scalars(tmp_path / "tensorboard" / "member_0")  # each event is on the disk at once
+    assert read == {"train/loss": [(1, 1.0), (2, 4.0)], "seconds": [(2, 8.0)]}
+    assert scalars(tmp_path / "tensorboard" / "member_1") == {"x": [(1, 0.5)]}
+    second.finish("finished", None)
