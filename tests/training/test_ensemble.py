@@ -137,6 +137,7 @@ def test_an_optimizer_of_stacked_members_would_couple_them():
     assert np.abs(update(gradients, prompts)[7] - alone).max() > 0.1
 
 
+@pytest.mark.slow
 def test_groups_change_nothing(experiment):
     """Members in groups of two, with one left over, compared with all at once."""
     whole, grouped = with_name(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
@@ -266,6 +267,7 @@ def test_too_many_devices(experiment):
 # Several devices, in a separate process
 
 
+@pytest.mark.slow
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     """Training needs no collective and gives the same members as one device. Evaluation batches are sharded."""
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile

@@ -71,6 +71,7 @@ def test_the_mean_of_one_metric_is_that_metric(experiment):
     train(first)
 
 
+@pytest.mark.slow
 def test_a_member_with_nan_validation_logits_has_diverged(experiment, tiny_folders, capfd, monkeypatch):
     """GPT-2's norm of a vector near overflow is NaN. The other members are still evaluated."""
     monkeypatch.setattr("prompt_jax.training.step.LARGEST_PARAMETER", np.inf)  # else the step before would end it
