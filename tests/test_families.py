@@ -35,9 +35,13 @@ def run(capsys, *argv) -> str:
     return printed.out
 
 
+# Every family and every method is in a quick one.
+QUICK = [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "prefix")]
+SLOW = [("t5", "prefix"), ("gpt2", "soft_prompt"), ("bart", "soft_prompt")]
+
+
 @pytest.fixture(
-    params=[(family, method) for family in ("t5", "gpt2", "bart") for method in ("soft_prompt", "prefix")],
-    ids=lambda pair: "-".join(pair),
+    params=[*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)], ids=lambda pair: "-".join(pair)
 )
 def trained(request, tiny_folders, sentiment_files, tmp_path, monkeypatch, capsys):
     """Return the family, the method, and the file of two members."""

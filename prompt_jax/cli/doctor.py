@@ -124,10 +124,11 @@ def _device_lines(devices: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _extra_lines(extras: dict[str, Any]) -> Iterator[str]:
+    width = max(map(len, extras), default=0) + 2
     for name, extra in extras.items():
         missing = extra["missing"]
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        yield f"{name:<8}" + (f"missing {shown}: {extra['install']}" if missing else "installed")
+        yield f"{name:<{width}}" + (f"missing {shown}: {extra['install']}" if missing else "installed")
 
 
 def _cache_lines(caches: list[dict[str, Any]]) -> Iterator[str]:

@@ -40,7 +40,7 @@ class New:
 
     examples: ClassVar[tuple[str, ...]] = (
         "prompt-jax new reviews --train train.csv",
-        'prompt-jax new reviews --train train.csv --template "{title}: {body}" --target verdict --labels bad good',
+        'prompt-jax new reviews --train train.csv --template "{title}: {body}" --target verdict',
     )
 
     name: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NAME", help_behavior_hint="(required)")]
@@ -59,7 +59,7 @@ class New:
     """Possible answers, in the order of their numbers if the file has numbers. `--labels` without a word means free
     text. None takes the distinct answers if there are at most 20, with five rows each on average."""
     model: str = "demo"
-    """The base: a name on the Hugging Face Hub, a folder with a checkpoint in its layout, or `demo`."""
+    """The base: a name on the Hugging Face Hub, a folder with a checkpoint in its layout, `demo` or `smollm2`."""
     method: MethodName = "soft_prompt"
     """What to train."""
     overwrite: bool = False

@@ -1,12 +1,14 @@
 """The folders that models, data and compiled programs are kept in."""
 
-import contextlib
 import dataclasses
+import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from prompt_jax.checkpoints.packaged import cache_folder
 
 SECONDS = 3.0  # for the size of all folders
 
@@ -35,7 +37,7 @@ def caches() -> list[Cache]:
     compilations = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # the command line sets it
     data = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     folders = [
-        *_package_folders(),
+        *_model_folders(),
         *([("compilations", compilations, "JAX_COMPILATION_CACHE_DIR")] if compilations else []),
         *([("data of TFDS", str(data), "TFDS_DATA_DIR")] if "TFDS_DATA_DIR" in os.environ or data.exists() else []),
     ]
@@ -43,16 +45,13 @@ def caches() -> list[Cache]:
     return [_cache(*each, [Path(other[1]) for other in folders if other != each], deadline) for each in folders]
 
 
-def _package_folders() -> Iterator[tuple[str, str, str]]:
-    """Yield the caches that packages name, unless a package cannot be imported, which is another problem."""
-    with contextlib.suppress(ImportError):
+def _model_folders() -> Iterator[tuple[str, str, str]]:
+    """Yield the folders of models."""
+    if importlib.util.find_spec("huggingface_hub") is not None:  # otherwise another check reports it
         from huggingface_hub import constants
 
         yield "models of the Hub", constants.HF_HUB_CACHE, "HF_HOME"
-    with contextlib.suppress(ImportError):
-        from prompt_jax.checkpoints.demo import cache_folder
-
-        yield "demo model", str(cache_folder()), "PROMPT_JAX_CACHE"
+    yield "packaged models", str(cache_folder()), "PROMPT_JAX_CACHE"
 
 
 def _cache(name: str, folder: str, variable: str, others: Sequence[Path], deadline: float) -> Cache:

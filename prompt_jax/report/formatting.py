@@ -11,6 +11,7 @@ _TEXT_LIMIT = 600  # characters of an input shown
 
 _TITLES = {
     "exact_match": "exact match",
+    "final_answer": "final answer",
     "f1": "F1",
     "mean_class_f1": "mean class F1",
     "invalid": "invalid answers",
@@ -79,6 +80,11 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (seconds, "s"))
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "under 1 s"
+
+
+def bytes_text(count: int) -> str:
+    """Return a size in memory as text: `850 MiB` or `1.2 GiB`."""
+    return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
 def shorten(text: str | None, limit: int = _TEXT_LIMIT) -> str:

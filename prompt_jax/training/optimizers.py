@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,10 +12,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.optimizer import DEFAULT_RATES, OptimizerConfig, RateUnit
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.methods import Method
-from prompt_jax.models import Config, family
-
-# Families whose experiments, in papers and in earlier versions, have absolute learning rates.
-_ABSOLUTE = {"T5", "GPT-2", "BART"}
+from prompt_jax.models import Config, is_in_papers
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -55,7 +53,7 @@ def rate_unit(config: OptimizerConfig, method: Method, base: Config) -> RateUnit
     """Return the unit of the learning rate. The default is embedding_rms for soft prompts of newer families."""
     if config.rate_unit is not None:
         return config.rate_unit
-    return "embedding_rms" if method.trains_virtual_tokens and family(base).name not in _ABSOLUTE else "absolute"
+    return "embedding_rms" if method.trains_virtual_tokens and not is_in_papers(base) else "absolute"
 
 
 def absolute_rate(config: OptimizerConfig, rms: float | None) -> OptimizerConfig:
@@ -88,3 +86,17 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         return after
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step, numbered from 1: `make_schedule` on the host, without a device.
+
+    `config` is a result of `absolute_rate`.
+    """
+    assert config.learning_rate is not None
+    count = step - 1
+    if count < config.warmup_steps:
+        return config.learning_rate * count / config.warmup_steps
+    share = min((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+    factor = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[config.schedule]
+    return config.learning_rate * factor

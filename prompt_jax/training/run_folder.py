@@ -64,8 +64,13 @@ def check_same(begun: Experiment, experiment: Experiment) -> None:
     """Raise ConfigError if the run began with another configuration than the one that resumes it."""
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
-    if (before["optimizer"]["learning_rate"], now["optimizer"]["learning_rate"]) == (DEFAULT_RATES["absolute"], None):
-        before["optimizer"]["learning_rate"] = None  # earlier versions wrote the default
+    # Earlier versions wrote defaults that are now None.
+    for section, name, default in (
+        ("optimizer", "learning_rate", DEFAULT_RATES["absolute"]),
+        ("prompt", "init", "normal"),
+    ):
+        if now[section].get(name, default) is None and before[section].get(name) == default:
+            before[section][name] = None
     changed = [
         name
         for name in experiments.differences(before, now)

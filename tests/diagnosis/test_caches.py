@@ -27,10 +27,13 @@ def test_folders(folders):
     (folders / "hub").mkdir()
     (folders / "hub" / "link").symlink_to(folders / "own")
     each = {cache.name: cache for cache in caches()}
-    sizes = {"models of the Hub": 0, "demo model": 1000, "compilations": 10, "data of TFDS": 0}
+    sizes = {"models of the Hub": 0, "packaged models": 1000, "compilations": 10, "data of TFDS": 0}
     assert {name: cache.size for name, cache in each.items()} == sizes, "compilations count once, links do not"
     assert all(cache.complete and cache.writable and cache.free > 0 for cache in each.values())
-    assert each["demo model"].folder == str(folders / "own") and each["demo model"].variable == "PROMPT_JAX_CACHE"
+    assert (
+        each["packaged models"].folder == str(folders / "own")
+        and each["packaged models"].variable == "PROMPT_JAX_CACHE"
+    )
 
 
 def test_a_folder_that_is_a_file(folders):

@@ -21,6 +21,7 @@ from launching import wait_for
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.storage.locks import LockHeld, LockLost
@@ -200,6 +201,16 @@ def test_the_default_rate_that_earlier_versions_wrote(experiment):
         record.write_text(text.replace('"learning_rate": null', f'"learning_rate": {rate}'))
         with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: optimizer.learning_rate"):
             check_folder(with_options(experiment, "train", steps=2), overwrite=False)
+
+
+def test_the_default_initialization_of_prefixes_that_earlier_versions_wrote(experiment):
+    prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))
+    (prefix.folder).mkdir(parents=True)
+    text = experiments.to_json(prefix)
+    for init, same in (("normal", True), ("zero", False)):
+        (prefix.folder / "config.json").write_text(text.replace('"init": null', f'"init": "{init}"', 1))
+        with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: prompt.init"):
+            check_folder(prefix, overwrite=False)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])
