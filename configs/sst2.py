@@ -14,6 +14,6 @@ experiment = Experiment(
     model=ModelConfig(name="google/t5-base-lm-adapt", dtype="bfloat16"),
     data=DataConfig(task="glue_sst2_v200", input_length=512, target_length=8),
     prompt=PromptTuning(init_labels=("positive", "negative")),  # in the code's order
-    optimizer=OptimizerConfig(decay_offset=-1_100_000),
+    optimizer=OptimizerConfig(learning_rate=0.3, decay_offset=-1_100_000),
     train=TrainConfig(steps=50_000, batch_size=128, dropout_rate=0.1, eval_every=1000, checkpoint_every=1000),
 )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prefix, Prompt, VirtualTokens, concatenate_prompts, stack_prompts
     from prompt_jax.prompt_files.io import PromptFormatError, PromptMetadata, load_prompt, save_ensemble, save_prompt
     from prompt_jax.prompt_files.push import push_prompt
+    from prompt_jax.training.run_experiment import run_experiment
+    from prompt_jax.training.tracker import TrackedRun, Tracker
 
 # Imported at first use, so that `prompt-jax --help` and configuration files do not wait for JAX.
 _HOME = {
@@ -59,6 +61,8 @@ _HOME = {
     "PromptFormatError": "prompt_files.io",
     "PromptMetadata": "prompt_files.io",
     "PromptTuning": "methods.soft_prompt",
+    "TrackedRun": "training.tracker",
+    "Tracker": "training.tracker",
     "TrainConfig": "config.train",
     "VirtualTokens": "models.prompt",
     "add_mixture": "data.registry",
@@ -71,6 +75,7 @@ _HOME = {
     "load_prompt": "prompt_files.io",
     "merged_params": "models.delta",
     "push_prompt": "prompt_files.push",
+    "run_experiment": "training.run_experiment",
     "save_ensemble": "prompt_files.io",
     "save_prompt": "prompt_files.io",
     "stack_prompts": "models.prompt",
@@ -99,6 +104,8 @@ __all__ = [
     "PromptFormatError",
     "PromptMetadata",
     "PromptTuning",
+    "TrackedRun",
+    "Tracker",
     "TrainConfig",
     "VirtualTokens",
     "add_mixture",
@@ -111,6 +118,7 @@ __all__ = [
     "load_prompt",
     "merged_params",
     "push_prompt",
+    "run_experiment",
     "save_ensemble",
     "save_prompt",
     "stack_prompts",

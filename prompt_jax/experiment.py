@@ -200,6 +200,12 @@ def _check_member(experiment: Experiment) -> None:
     except UserError as error:
         raise ConfigError(f"runs: {error}") from error
     experiment.prompt.check()
+    if experiment.optimizer.rate_unit == "embedding_rms" and not experiment.prompt.trains_virtual_tokens:
+        mlp = " with prompt.mlp_width" if getattr(experiment.prompt, "mlp_width", None) else ""
+        raise ConfigError(
+            "optimizer.rate_unit 'embedding_rms' needs a method that trains virtual tokens, such as 'soft_prompt', not "
+            f"{experiment.prompt.name!r}{mlp}; give an absolute rate"
+        )
     if train.batch_size % train.accumulate:
         raise ConfigError(
             f"train.accumulate must divide train.batch_size: {train.batch_size} examples cannot be processed "

@@ -17,7 +17,7 @@ _FIELD = re.compile(r"\{([^{}]*)\}")  # a column's name is any text without brac
 # Names of metrics in configurations and prompt files; `prompt_jax.metrics` computes them.
 ANSWER_METRICS = (
     *("accuracy", "f1", "mean_class_f1", "matthews", "exact_match", "pearson", "spearman"),
-    *("group_exact_match", "referent_accuracy"),
+    *("group_exact_match", "referent_accuracy", "final_answer"),
 )
 
 # Metrics that need a note on each example in addition to its answer (`prompt_jax.add_task`).

@@ -176,3 +176,17 @@ def demo_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMPT_JAX_CACHE", str(tmp_path_factory.mktemp("demo")))
         return demo_folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return SmolLM2's folder, converted for this run of the tests; a skip without its packages."""
+    from prompt_jax.checkpoints.smollm2 import smollm2_folder
+    from prompt_jax.errors import MissingPackage
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMPT_JAX_CACHE", str(tmp_path_factory.mktemp("smollm2")))
+        try:
+            return smollm2_folder()
+        except MissingPackage as error:
+            pytest.skip(str(error))

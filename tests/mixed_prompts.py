@@ -6,7 +6,7 @@ from prompt_jax import Prompt, VirtualTokens
 
 LENGTHS = (3, 1, 6)
 IDS = np.array([2, -1, 0, 0, 1, 2], np.int32)  # different lengths, a row without a prompt, rows that share a prompt
-TOKENS = (5, 8, 5, 3, 8, 5)  # in the text of each row
+TOKENS = (5, 8, 5, 5, 8, 5)  # in the text of each row
 
 
 def random_prompts(model, placement="before", lengths=LENGTHS) -> list[Prompt]:

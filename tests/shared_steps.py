@@ -10,7 +10,7 @@ from prompt_jax.training import setup, step
 # Options of `train` that the step does not depend on.
 _OTHERS = {
     *("steps", "epochs", "seed", "eval_every", "eval_examples", "test_examples", "eval_batch_size", "best_by"),
-    *("patience", "checkpoint_every", "keep_checkpoints", "log_every"),
+    *("patience", "checkpoint_every", "keep_checkpoints", "log_every", "trackers"),
 }
 
 

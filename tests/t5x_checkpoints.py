@@ -1,6 +1,7 @@
 """T5X checkpoints, made from models in Hugging Face's layout."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,13 @@ def write(
     optimizer = {"target": target, "state": state}
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize({"version": 3, "optimizer": optimizer}))
     return folder
+
+
+# A checkpoint of a prompt alone, whose array is in the folder ZARR.
+PROMPT = "encoder/prompt/prompt/prompt"
+ZARR = "target.encoder.prompt.prompt.prompt"
+SMALL = {"encoder/encoder_norm/scale": np.ones(4, np.float32), PROMPT: np.arange(24, dtype=np.float32).reshape(6, 4)}
+
+
+def rewrite(file: str, changed) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(changed((folder / file).read_bytes()))

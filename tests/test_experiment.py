@@ -296,3 +296,14 @@ def test_an_ensemble_survives_json():
     assert experiments.from_json(experiments.to_json(experiment)) == experiment
     with pytest.raises(ConfigError, match=r"ensemble.init must be .*'nonsense'"):
         experiments.from_json('{"ensemble": {"init": ["nonsense"]}}')
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [(PrefixTuning(), "'prefix'"), (PromptTuning(mlp_width=8), "'soft_prompt' with prompt.mlp_wid")],
+)
+def test_a_rate_in_units_of_the_embeddings_needs_virtual_tokens(prompt, named):
+    rates = OptimizerConfig(rate_unit="embedding_rms")
+    with pytest.raises(ConfigError, match=f"optimizer.rate_unit 'embedding_rms' needs .* not {named}"):
+        check(Experiment(data=DataConfig(task="t"), optimizer=rates, prompt=prompt))
+    check(Experiment(data=DataConfig(task="t"), optimizer=rates))

@@ -7,15 +7,13 @@ Flan's instructions, but responds well to soft prompts.
 The weights are dequantized once into an ordinary model folder in a cache.
 """
 
-import importlib.metadata
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from prompt_jax.checkpoints.packaged import check_version, convert_once
 from prompt_jax.errors import CheckpointError, MissingPackage
 
 PACKAGE, PACKAGE_VERSION = "traceforge-title-model", "0.2.0"
@@ -46,35 +44,13 @@ _CONFIG = {
 }
 
 
-def cache_folder() -> Path:
-    """Return the folder of converted models: $PROMPT_JAX_CACHE, or prompt_jax in $XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("PROMPT_JAX_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_jax"
-
-
 def demo_folder() -> Path:
     """Return the demo model's folder in the Hub's layout. The first call converts the model.
 
     Raises:
       MissingPackage: the first call needs the packages of the extra `demo`.
     """
-    folder = cache_folder() / f"demo-{PACKAGE_VERSION}-{_CONVERTER_VERSION}"
-    if folder.is_dir():
-        return folder
-    source = _package_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # The rename makes the folder appear only when it is complete. If several processes convert, the first one wins.
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
-        made = Path(scratch, "model")
-        made.mkdir()
-        convert(source, made)
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
+    return convert_once(f"demo-{PACKAGE_VERSION}-{_CONVERTER_VERSION}", _package_folder, convert)
 
 
 def _package_folder() -> Path:
@@ -84,9 +60,7 @@ def _package_folder() -> Path:
         import traceforge_title_model
     except ImportError as error:
         raise MissingPackage(f"the demo model needs the package {error.name}: {_INSTALL}") from error
-    version = importlib.metadata.version(PACKAGE)
-    if version != PACKAGE_VERSION:
-        raise MissingPackage(f"the demo model needs {PACKAGE} {PACKAGE_VERSION}, not {version}: {_INSTALL}")
+    check_version("the demo model", PACKAGE, PACKAGE_VERSION, _INSTALL)
     return traceforge_title_model.span_dir()
 
 

@@ -1,4 +1,4 @@
-"""Loading base models from a local folder or the Hugging Face Hub, and the demo model.
+"""Loading base models from a local folder, the Hugging Face Hub, or a Python package.
 
 model = load_model("google/t5-v1_1-small")
 """
@@ -13,6 +13,7 @@ from prompt_jax.checkpoints.config_files import auto_config, model_config, read_
 from prompt_jax.checkpoints.fingerprint import fingerprint
 from prompt_jax.checkpoints.generation_config import FILE as GENERATION_FILE
 from prompt_jax.checkpoints.generation_config import read_generation
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.checkpoints.t5x import open_t5x
 from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer, t5_configuration
 from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Shardings, assemble, open_checkpoint, shard_names
@@ -30,7 +31,7 @@ class Model:
 
     Attributes:
       name: as given to `load_model`, without hf://.
-      revision: the commit hash on the Hub; None for a folder and for the demo.
+      revision: the commit hash on the Hub; None for a folder and for a model from a package.
       params: nested dict of arrays.
       config: the family's configuration, such as a T5Config.
       tokenizer: None if the folder has none.
@@ -61,7 +62,8 @@ def load_model(
         - a folder with `config.json`, weights and usually a tokenizer;
         - a name on the Hugging Face Hub, also as "hf://USER/NAME[@REVISION]". Only these files are downloaded, into the
           Hub's usual cache;
-        - "demo", the demo model (`prompt_jax.checkpoints.demo`). A folder of that name is "./demo";
+        - "demo" or "smollm2", models from Python packages (`prompt_jax.checkpoints.demo`, `.smollm2`). A folder of that
+          name is "./demo";
         - "t5x:FOLDER", a T5X checkpoint (`prompt_jax.checkpoints.t5x`), with a tokenizer as `spiece.model`.
       dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for 8-bit matrices in the layers
         (`prompt_jax.models.quantized`) and bfloat16 for everything else, including activations.
@@ -97,6 +99,8 @@ def load_model(
         params, samples = assemble(family(config).parameters(config), tensors, dtype, sharding, source=str(folder))
     # Before generation_config.json overrides special ids: fingerprints in prompt files are based on config.json's ids.
     identity = fingerprint(config, samples)
+    if family(config).causal and "eos_id" in special:
+        special.setdefault("start_id", special["eos_id"])  # the separator is the end token
     config = dataclasses.replace(config, **special)
     tokenizer = load_tokenizer(
         folder,
@@ -127,10 +131,8 @@ def _parse_hub_name(name_or_path: str | Path, revision: str | None) -> tuple[str
 
 def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
     """Return the model's folder, and its commit if it is from the Hub."""
-    if name_or_path == "demo":
-        from prompt_jax.checkpoints.demo import demo_folder
-
-        return demo_folder(), None
+    if name_or_path in PACKAGED:
+        return _packaged_folder(str(name_or_path)), None
     path = _expand_user(name_or_path)
     if path.is_dir():
         return path, None
@@ -139,6 +141,17 @@ def _locate(name_or_path: str | Path, revision: str | None, local_files_only: bo
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
         raise CheckpointError(f"{name_or_path} is not a folder. A model folder has config.json and weights.")
     return _download_model(name_or_path, revision, local_files_only)
+
+
+def _packaged_folder(name: str) -> Path:
+    """Return the folder of a model in `PACKAGED`. The first call converts the model."""
+    if name == "demo":
+        from prompt_jax.checkpoints.demo import demo_folder
+
+        return demo_folder()
+    from prompt_jax.checkpoints.smollm2 import smollm2_folder
+
+    return smollm2_folder()
 
 
 def _expand_user(path: str | Path) -> Path:
@@ -253,5 +266,6 @@ def _not_found(name: str, revision: str | None, reason: str) -> str:
     at = "" if revision is None else f" at revision {revision!r}"
     return (
         f"{name!r} is not a folder here, and could not be loaded from the Hugging Face hub{at}: {reason}. "
-        "Give the path of a folder with config.json and weights, a full name like 'google/t5-v1_1-small', or 'demo'."
+        "Give the path of a folder with config.json and weights, a full name like 'google/t5-v1_1-small', 'smollm2' "
+        "or 'demo'."
     )

@@ -18,7 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax import experiment as experiments
-from prompt_jax.cli import average, concatenate, convert, diff, evaluate, inspect, predict, push, similarity, train
+from prompt_jax.cli import (
+    average,
+    concatenate,
+    convert,
+    diff,
+    doctor,
+    evaluate,
+    inspect,
+    new,
+    predict,
+    push,
+    similarity,
+    train,
+)
 from prompt_jax.cli.common import print_error, print_escaped
 from prompt_jax.cli.options import parse_words
 from prompt_jax.errors import ConfigError, UserError
@@ -38,6 +51,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "average": (average.Average, average.run),
     "concatenate": (concatenate.Concatenate, concatenate.run),
     "similarity": (similarity.Similarity, similarity.run),
+    "new": (new.New, new.run),
+    "doctor": (doctor.Doctor, doctor.run),
 }
 
 

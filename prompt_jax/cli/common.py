@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.config.model import Dtype
 from prompt_jax.errors import MissingPackage, UserError
 from prompt_jax.report.terminal import Activity, escape_control_characters
@@ -50,7 +51,7 @@ def load_base(path: Path, metadata: "PromptMetadata", base: BaseOptions) -> "Mod
         raise UserError(f"{path} does not say which base it was trained on; name it with --model")
     name, revision = metadata.base.name, metadata.base.revision
     is_hub_id = len(name) <= 96 and _HUB_NAME.fullmatch(name) and (revision is None or _COMMIT.fullmatch(revision))
-    if name != "demo" and (not is_hub_id or Path(name).exists()):
+    if name not in PACKAGED and (not is_hub_id or Path(name).exists()):
         raise UserError(
             f"{path} was trained on {name}, which is no name on the hub; if you trust it, say --model {name}"
         )

@@ -102,12 +102,9 @@ def run(args: Train) -> int:
 
         if args.distributed:
             processes.initialize(args.heartbeat)
-        from prompt_jax.training.loop import train
-        from prompt_jax.training.run_folder import run_lock
-        from prompt_jax.training.summary import finish
+        from prompt_jax.training.run_experiment import run_experiment
 
-    with processes.exit_if_process_lost(), run_lock(args.experiment) as lock:
-        setup, progress = train(args.experiment, tasks=args.tasks, overwrite=args.overwrite, lock=lock)
-        if text := finish(args.experiment, setup, progress, lock):
+    with processes.exit_if_process_lost():
+        if text := run_experiment(args.experiment, tasks=args.tasks, overwrite=args.overwrite):
             print_escaped(text)
     return 0

@@ -12,7 +12,7 @@ class ModelConfig:
     """The frozen base model."""
 
     name: str = "demo"
-    """Name on the Hugging Face Hub, folder with a checkpoint in its layout, or `demo`."""
+    """Name on the Hugging Face Hub, folder with a checkpoint in its layout, `demo` or `smollm2`."""
     revision: str | None = None
     """Branch, tag or commit on the Hugging Face Hub."""
     dtype: Dtype = "float32"

@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 
 from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, NOT_POSITIVE, POSITIVE, STEPS
 
+RateUnit = Literal["absolute", "embedding_rms"]
+# The paper's rate, 0.3, is 0.022 times 13.5, the root mean square of T5's embeddings.
+DEFAULT_RATES: dict[RateUnit, float] = {"absolute": 0.3, "embedding_rms": 0.022}
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -12,8 +16,12 @@ class OptimizerConfig:
 
     name: Literal["adafactor", "adamw"] = "adafactor"
     """Optimizer."""
-    learning_rate: Annotated[float, POSITIVE] = 0.3
-    """Peak learning rate."""
+    learning_rate: Annotated[float, POSITIVE] | None = None
+    """Peak learning rate in `rate_unit`. None means 0.3 (absolute) or 0.022 (embedding_rms). With T5, both are the
+    paper's rate."""
+    rate_unit: RateUnit | None = None
+    """Unit of learning rates: absolute, or the root mean square of the base's embeddings (embedding_rms), for soft
+    prompts. None means embedding_rms for soft prompts of Llama and later models, and absolute otherwise."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or linear or cosine decay to zero at the last step."""
     warmup_steps: Annotated[int, NOT_NEGATIVE, STEPS] = 0

@@ -47,3 +47,5 @@ class TrainConfig:
     """Number of latest checkpoints to keep."""
     log_every: Annotated[int, POSITIVE] = 10
     """Steps between log lines."""
+    trackers: tuple[Literal["wandb"], ...] = ()
+    """Experiment trackers, in addition to TensorBoard: wandb (Weights & Biases; pip install '.[wandb]')."""

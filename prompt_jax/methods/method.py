@@ -37,6 +37,11 @@ class Method:
         """Number of virtual tokens, or of keys and values per layer, of the stored prompt; 0 if it has none."""
         return getattr(self, "length", 0)
 
+    @property
+    def trains_virtual_tokens(self) -> bool:
+        """Whether the trainable parameters are embeddings, for which `optimizer.rate_unit` embedding_rms exists."""
+        return False
+
     def check(self) -> None:
         """Check rules between options. Constraints on a single option are part of its type.
 

@@ -51,6 +51,10 @@ class PromptTuning(Method):
     """Width of an MLP that makes the virtual tokens from an input table during training. It is not stored. None trains
     the virtual tokens directly."""
 
+    @property
+    def trains_virtual_tokens(self) -> bool:
+        return self.mlp_width is None
+
     def check(self) -> None:
         check_init(self)
         check_option(self.init_labels, self.init == "labels", "init_labels", "prompt.init 'labels'")

@@ -1,9 +1,11 @@
 """Metrics of whole answers, and a lookup of text metrics by name."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 from prompt_jax.metrics import generation
 from prompt_jax.metrics.corpus_metric import CorpusMetric, References, mean_of
+from prompt_jax.metrics.final_answer import same_final_answer
 from prompt_jax.metrics.squad import normalize_answer
 
 # A correct text, or several correct texts.
@@ -19,20 +21,21 @@ _DETERMINERS = frozenset(
 )
 
 
-def _matches(normalize: Callable[[str], str]) -> CorpusMetric:
-    """Return the share of predictions that equal one of their references after normalization."""
+def _share(equal: Callable[[str, str], bool]) -> CorpusMetric:
+    """Return the share of predictions that are equal to one of their references."""
 
     def scores(references: References, predictions: Sequence[str]) -> list[float]:
         pairs = zip(references, predictions, strict=True)
-        return [normalize(prediction) in map(normalize, texts) for texts, prediction in pairs]
+        return [any(equal(text, prediction) for text in texts) for texts, prediction in pairs]
 
     return mean_of(scores)
 
 
 # Metrics that are functions of a sum over examples. F1 is left out, since it needs the task's labels.
 CORPUS_METRICS: dict[str, CorpusMetric] = {
-    "accuracy": _matches(str),
-    "exact_match": _matches(normalize_answer),
+    "accuracy": _share(operator.eq),
+    "exact_match": _share(lambda text, prediction: normalize_answer(text) == normalize_answer(prediction)),
+    "final_answer": _share(same_final_answer),
     **generation.METRICS,
 }
 

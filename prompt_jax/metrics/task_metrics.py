@@ -38,6 +38,7 @@ def metric_fns(task_format: TaskFormat, notes: Sequence[str] = ()) -> list[Metri
         "f1": functools.partial(f1, labels=labels),
         "mean_class_f1": functools.partial(mean_class_f1, labels=labels),
         "matthews": functools.partial(matthews, labels=labels),
+        "final_answer": functools.partial(corpus_score, name="final_answer"),
         "pearson": pearson,
         "spearman": spearman,
         "group_exact_match": functools.partial(group_exact_match, notes=notes),

@@ -58,6 +58,11 @@ def family(config: Any) -> Family:
     return FAMILIES[type(config)]
 
 
+def is_in_papers(config: Any) -> bool:
+    """Return whether the papers used this family. For those, the defaults of options are the papers'."""
+    return isinstance(config, t5.T5Config | gpt2.GPT2Config | bart.BartConfig)
+
+
 def forward(
     params: Any,
     config: Any,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax.checkpoints.load import T5X
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.prompt_files.card import facts, indented_block, quote, yaml_header
 from prompt_jax.prompt_files.hub import FILE, HubName
 from prompt_jax.prompt_files.metadata import PromptMetadata, find_task_mismatch
@@ -25,16 +26,21 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CardBase:
-    """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown)."""
+    """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown).
+
+    If it is causal, also the id of the separator between source and target, and the `leading_space` of its tokenizer.
+    """
 
     name: str
     revision: str | None
     causal: bool | None
+    separator: int | None = None
+    leading_space: bool = False
 
     @property
     def on_hub(self) -> bool:
         """Whether the base is on the Hub. A folder has no commit."""
-        if self.name == "demo" or not _ON_HUB.fullmatch(self.name):
+        if self.name in PACKAGED or not _ON_HUB.fullmatch(self.name):
             return False
         return self.revision is not None or not Path(self.name).exists()
 
@@ -71,7 +77,7 @@ def repository_card(name: HubName, members: Sequence[CardMember], base: CardBase
     if adapters:
         same = "`member_0` and so on are PEFT adapters" if len(members) > 1 else f"`{TENSORS}` is a PEFT adapter"
         lines += [f"{same} with the same parameters."]
-    if base is not None and not on_hub and base.name != "demo":
+    if base is not None and not on_hub and base.name not in PACKAGED:
         lines += ["The base is a folder on the author's machine: use your own path in its place."]
     lines += ["", *_facts(members, base)]
     lines += ["", "## With prompt_jax", "", *_with_prompt_jax(name, members, base)]
@@ -146,8 +152,9 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     kind = "AutoModelForCausalLM" if base.causal else "AutoModelForSeq2SeqLM"
     of_base = quote(base.name) + (f", revision={quote(base.revision)}" if base.revision else "")
     imports = ["from peft import PeftModel", f"from transformers import {kind}, AutoTokenizer"]
-    if base.name == "demo":
-        imports, of_base = [*imports, "from prompt_jax.checkpoints.demo import demo_folder"], "demo_folder()"
+    if base.name in PACKAGED:
+        function = f"{base.name}_folder"
+        imports, of_base = [*imports, f"from prompt_jax.checkpoints.{base.name} import {function}"], f"{function}()"
     folder = name.inside("member_0") if several else name.folder
     where = quote(name.repository)
     where += f", subfolder={quote(folder)}" if folder else ""
@@ -155,8 +162,9 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
     if base.causal:  # as in `Tokenizer.input_ids` and `Tokenizer.separator`
         imports = ["import torch", *imports]
+        text = _text(members, start=" " * base.leading_space)
         inputs = [
-            f"ids = [*tokenizer({_text(members, start=' ')}).input_ids, base.config.eos_token_id]  # then the answer",
+            f"ids = [*tokenizer({text}).input_ids, {base.separator}]  # the separator; then the answer",
             'inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}',
         ]
     code = [

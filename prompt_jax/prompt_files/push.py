@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from prompt_jax.checkpoints.load import T5X, Model, hub_errors, hub_reason, without_login
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.errors import UserError
 from prompt_jax.models import family
 from prompt_jax.models.delta import Delta, flat
@@ -117,14 +118,14 @@ def push_members(
         card = repository_card(target, card_members, base, adapters=no_adapter is None)
         pushed = _commit(target, {**files, CARD: card.encode()}, private, message or "A prompt from prompt_jax")
     notes = pushed.notes
-    if base is not None and not base.on_hub and base.name != "demo":
+    if base is not None and not base.on_hub and base.name not in PACKAGED:
         notes += (f"its base is a folder, published as {base.name}: others must give --model",)
     return dataclasses.replace(pushed, no_adapter=no_adapter, notes=notes)
 
 
 def _without_local_path(base: _Base) -> _Base:
     """Return a base without local paths: a folder becomes its last component."""
-    if base.name == "demo" or CardBase(base.name, base.revision, None).on_hub:
+    if base.name in PACKAGED or CardBase(base.name, base.revision, None).on_hub:
         return base
     folder = re.split(r"[/\\]", base.name.removeprefix(T5X).rstrip("/\\"))[-1]
     # ./ distinguishes it from a name on the Hub.
@@ -133,7 +134,8 @@ def _without_local_path(base: _Base) -> _Base:
 
 def _base(members: Sequence[StoredPrompt], model: Model | None) -> CardBase | None:
     if model is not None:
-        return CardBase(model.name, model.revision, family(model.config).causal)
+        base = family(model.config)
+        return CardBase(model.name, model.revision, base.causal, model.config.start_id, base.leading_space)
     known = next((metadata.base for _, metadata in members if metadata.base is not None), None)
     return None if known is None else CardBase(known.name, known.revision, None)
 

@@ -11,6 +11,7 @@ _TEXT_LIMIT = 600  # characters of an input shown
 
 _TITLES = {
     "exact_match": "exact match",
+    "final_answer": "final answer",
     "f1": "F1",
     "mean_class_f1": "mean class F1",
     "invalid": "invalid answers",

@@ -1,59 +1,55 @@
-"""Logs of a run while it trains: the terminal, `metrics.jsonl`, and TensorBoard. Only the first process writes."""
+"""Logs of a run while it trains: the terminal and `metrics.jsonl`. Only the first process writes."""
 
 import contextlib
-import os
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from prompt_jax.distributed.processes import is_first
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.report.terminal import Activity, clock, escape_control_characters
-from prompt_jax.storage.files import add_path_to_errors, delete, write_text
+from prompt_jax.storage.files import add_path_to_errors, write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.paths import BucketPath
+
+if TYPE_CHECKING:
+    from prompt_jax.training.trackers import Trackers
 
 _REFRESH = 2.0  # seconds between updates of the bar
 
 
 class Log:
-    """Write metrics by step and member to `metrics.jsonl`, and to TensorBoard files with one folder per member.
+    """Write metrics by step and member to `metrics.jsonl`, and pass them to the trackers.
 
-    Resuming drops the lines after `resume_step`, since those steps run again; -1 drops all lines. The TensorBoard files
-    are rebuilt from the remaining lines. Files in a bucket cannot be appended to, so `flush` copies local files there.
+    Resuming drops the lines after `resume_step`, since those steps run again; -1 drops all lines. Files in a bucket
+    cannot be appended to, so `flush` copies local files there.
+
+    Attributes:
+      history: the remaining lines of `metrics.jsonl`.
+      local_folder: the run's folder, or that of the local files.
     """
 
-    def __init__(self, folder: Path, resume_step: int, members: int):
+    def __init__(self, folder: Path, resume_step: int, trackers: "Trackers"):
+        self.history: list[dict[str, Any]] = []
+        self.local_folder = self._folder = folder
+        self._trackers = trackers
         if not is_first():
             return
-        self._folder = self._here = folder
         self._opened = contextlib.ExitStack()
         if isinstance(folder, BucketPath):
-            self._here = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="prompt_jax_log")))
-        kept = [line for line in read_log(folder) if line["step"] <= resume_step]
-        path = self._here / "metrics.jsonl"
-        write_text(path, "".join(json_text(line) + "\n" for line in kept))
+            self.local_folder = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="prompt_jax_log")))
+        self.history = [line for line in read_log(folder) if line["step"] <= resume_step]
+        path = self.local_folder / "metrics.jsonl"
+        write_text(path, "".join(json_text(line) + "\n" for line in self.history))
         # Unbuffered, so that a failed write is not retried on closing.
         self._file = self._opened.enter_context(path.open("ab", buffering=0))
-        if (folder / "tensorboard").exists():
-            delete(folder / "tensorboard")
-        self._events = [
-            self._opened.enter_context(EventFile(self._here / "tensorboard" / f"member_{number}"))
-            for number in range(members)
-        ]
-        for line in kept:
-            self._add_events(line)
 
     def __enter__(self) -> "Log":
         return self
@@ -66,51 +62,16 @@ class Log:
         """Copy the files to the bucket. Files in a local folder are complete already."""
         if not is_first() or not isinstance(self._folder, BucketPath):
             return
-        files = [path for path in self._here.rglob("*") if path.is_file()]
-        self._folder.write_all({str(path.relative_to(self._here)): path.read_bytes() for path in files})
+        files = [path for path in self.local_folder.rglob("*") if path.is_file()]
+        self._folder.write_all({str(path.relative_to(self.local_folder)): path.read_bytes() for path in files})
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
-        """Write one line of the JSONL file, and its events. Raise OSError."""
+        """Write one line of the JSONL file, and pass it to the trackers. Raise OSError."""
         if not is_first():
             return
-        line = {"step": step, "member": member, **values}
         with add_path_to_errors(self._folder / "metrics.jsonl"):
-            self._file.write((json_text(line) + "\n").encode())
-        self._add_events(line)
-
-    def _add_events(self, line: Mapping[str, Any]) -> None:
-        for name, value in line.items():
-            if name not in ("step", "member"):
-                self._events[line["member"]].add_scalar(name, value, line["step"])
-
-
-class EventFile:
-    """A TensorBoard file of one member. Use as a context manager.
-
-    Each event is written immediately. TensorBoard's writer uses a thread: a killed process loses two minutes of events,
-    and errors are raised late.
-    """
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = self._path.open("wb", buffering=0)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def __enter__(self) -> "EventFile":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Write one event. Raise OSError."""
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
-
-    def _write(self, event: Event) -> None:
-        with add_path_to_errors(self._path):
-            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.write((json_text({"step": step, "member": member, **values}) + "\n").encode())
+        self._trackers.log(step, member, values)
 
 
 class Display:

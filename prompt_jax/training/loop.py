@@ -29,6 +29,8 @@ from prompt_jax.training.run_folder import (
 )
 from prompt_jax.training.saving import SaveCheckpoints, restore, save_best, save_last, start
 from prompt_jax.training.setup import Setup, prepare
+from prompt_jax.training.tensorboard import TensorBoard
+from prompt_jax.training.trackers import Trackers
 
 # In this order: scores and logs are written before the checkpoint that follows them, and preemption ends the run last.
 HOOKS: tuple[Hook, ...] = (Evaluate(), LogMetrics(), UpdateReport(), SaveCheckpoints(), LeaveIfPreempted())
@@ -81,7 +83,12 @@ def _receive(run: Run, step: int, metrics: Sequence[Any]) -> None:
 
 
 def train(
-    experiment: Experiment, *, tasks: Path | None = None, overwrite: bool = False, lock: FileLock | None = None
+    experiment: Experiment,
+    *,
+    tasks: Path | None = None,
+    overwrite: bool = False,
+    lock: FileLock | None = None,
+    trackers: Trackers | None = None,
 ) -> tuple[Setup, RunProgress]:
     """Train to the end, resuming from the last checkpoint if there is one.
 
@@ -91,6 +98,8 @@ def train(
       overwrite: delete the content of the run's folder and start anew.
       lock: the lock of the run's folder (`run_lock`), if the caller writes to the folder afterwards. Without it, the
         function locks the folder itself.
+      trackers: the run's trackers, if the caller tests the prompts afterwards. Without them, the function creates and
+        finishes those of the experiment.
 
     Raises:
       ConfigError: the configuration is impossible, or a run of this name has another configuration.
@@ -98,10 +107,12 @@ def train(
       LockLost: the folder was deleted, or taken over by another process.
       SaveError: a file could not be written. The last complete checkpoint is kept.
       Diverged: all members have diverged.
+      TrackerError: an experiment tracker cannot start.
     """
     check(experiment)
     check_folder(experiment, overwrite)
     with contextlib.ExitStack() as stack:
+        trackers = trackers or stack.enter_context(Trackers(experiment))
         held = lock or stack.enter_context(run_lock(experiment))
         on_first_process(lambda: lock_existing_run(experiment, held))
         preemption = stack.enter_context(Preemption())  # noticed at the next step or batch
@@ -117,7 +128,8 @@ def train(
         restored = restore(experiment, setup, checkpoints)
         progress, states, best = restored or start(setup)
         on_first_process(lambda: record_configuration(experiment))
-        log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, len(setup.members)))
+        log = stack.enter_context(Log(experiment.folder, progress.step if restored else -1, trackers))
+        trackers.start(log.history, [TensorBoard(log.local_folder)])
         display = stack.enter_context(Display(setup.steps, progress.step, experiment.train.log_every))
         run = Run(experiment, setup, progress, states, best, checkpoints, held, log, display, preemption)
         _train_to_the_end(run, resumed=restored is not None)

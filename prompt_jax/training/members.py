@@ -12,6 +12,7 @@ from prompt_jax.data.registry import mixture_rates
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.prompt_files.io import ModelId, PromptMetadata
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.tasks import Task, load_tasks
@@ -71,7 +72,7 @@ class TrainedPrompt:
         return PromptMetadata(
             base=ModelId(model.name, model.revision, model.fingerprint),
             method=method.name,
-            initialization=_initialization(method),
+            initialization=_initialization(method, model),
             placement=getattr(method, "placement", "before"),
             frozen_tokens=getattr(method, "frozen_tokens", 0),
             task=self.task,
@@ -145,9 +146,11 @@ def _common_format(tasks: Sequence[Task], config: DataConfig) -> TaskFormat:
     )
 
 
-def _initialization(method: Method) -> str | None:
+def _initialization(method: Method, model: Model) -> str | None:
     """Return the initialization as text. It has only the end of a file's path, which reveals nothing of the machine."""
     init, file = getattr(method, "init", None), getattr(method, "init_file", None)
+    if init is None and isinstance(method, PrefixTuning):
+        init = method.default_init(model)
     if init != "file" or file is None:
         return init
     number = getattr(method, "init_member", None)

@@ -1,10 +1,17 @@
 """Optimizers and learning rate schedules."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from prompt_jax.config.optimizer import OptimizerConfig
+from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.optimizer import DEFAULT_RATES, OptimizerConfig, RateUnit
+from prompt_jax.distributed.sharding import to_host
+from prompt_jax.methods import Method
+from prompt_jax.models import Config, is_in_papers
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -37,7 +44,33 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             return optimizer
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
-    return optax.inject_hyperparams(build)(config.learning_rate, config.weight_decay)
+    rate = DEFAULT_RATES["absolute"] if config.learning_rate is None else config.learning_rate
+    return optax.inject_hyperparams(build)(rate, config.weight_decay)
+
+
+def rate_unit(config: OptimizerConfig, method: Method, base: Config) -> RateUnit:
+    """Return the unit of the learning rate. The default is embedding_rms for soft prompts of newer families."""
+    if config.rate_unit is not None:
+        return config.rate_unit
+    return "embedding_rms" if method.trains_virtual_tokens and not is_in_papers(base) else "absolute"
+
+
+def absolute_rate(config: OptimizerConfig, rms: float | None) -> OptimizerConfig:
+    """Return the options with an absolute learning rate.
+
+    Args:
+      config: the options.
+      rms: the root mean square of the base's embeddings, if it is the rate's unit; None for an absolute rate.
+    """
+    unit: RateUnit = "absolute" if rms is None else "embedding_rms"
+    rate = DEFAULT_RATES[unit] if config.learning_rate is None else config.learning_rate
+    return dataclasses.replace(config, learning_rate=rate if rms is None else rate * rms, rate_unit="absolute")
+
+
+def embedding_rms(model: Model) -> float:
+    """Return the root mean square of a base's embeddings, scaled as its layers and virtual tokens are."""
+    mean = jax.jit(lambda table: jnp.square(table.astype(jnp.float32)).mean())(model.params["embedding"])
+    return float(to_host(mean)) ** 0.5 * getattr(model.config, "embedding_scale", 1.0)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -123,6 +123,8 @@ def describe(run: Run) -> str:
     lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
         lines += [f"  member {m.number}: {experiments.settings_text(m.settings)}" for m in setup.members]
+    if setup.rate_rms is not None:
+        lines.append(f"  learning rates in units of the embeddings' root mean square, {setup.rate_rms:.4g}")
     for task in prompts_by_task(setup.prompts):
         for split, examples in task.examples.items():
             cut = "".join(f", {count} {part} truncated" for part, count in examples.truncated.items() if count)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from prompt_jax import experiment as experiments
+from prompt_jax.config.optimizer import DEFAULT_RATES
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.files import delete, remove_temporary_files, write_text
@@ -17,7 +18,7 @@ from prompt_jax.training.checkpoints import is_unfinished
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
 # Options that may differ when a run is resumed. With a constant schedule it may also train for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "runs", "ensemble.group"}
+_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "train.trackers", "runs", "ensemble.group"}
 
 
 def run_lock(experiment: Experiment) -> FileLock:
@@ -63,6 +64,13 @@ def check_same(begun: Experiment, experiment: Experiment) -> None:
     """Raise ConfigError if the run began with another configuration than the one that resumes it."""
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
+    # Earlier versions wrote defaults that are now None.
+    for section, name, default in (
+        ("optimizer", "learning_rate", DEFAULT_RATES["absolute"]),
+        ("prompt", "init", "normal"),
+    ):
+        if now[section].get(name, default) is None and before[section].get(name) == default:
+            before[section][name] = None
     changed = [
         name
         for name in experiments.differences(before, now)

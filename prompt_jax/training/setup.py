@@ -41,7 +41,7 @@ from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
-from prompt_jax.training.optimizers import make_optimizer
+from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, rate_unit
 from prompt_jax.training.step import TrainState, frozen_base, is_frozen, make_train_step, vmap_members
 from prompt_jax.training.tasks import load_test
 
@@ -68,6 +68,7 @@ class Setup:
       step: the compiled training step of a group.
       place: puts batches [E, B, ...] on the devices.
       place_members: puts arrays [E] on the devices.
+      rate_rms: the root mean square of the base's embeddings, if learning rates are in this unit.
     """
 
     model: Model
@@ -83,6 +84,7 @@ class Setup:
     step: Callable
     place: Callable
     place_members: Callable
+    rate_rms: float | None
 
     def trainable(self, states: Sequence[TrainState]) -> list[Any]:
         """Return each member's trainable variables, on the host."""
@@ -152,7 +154,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         for name in experiment.data.test_tasks
     )
     _check_memory(members, model)
-    starts = [_start(member, model, steps) for member in members]
+    unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
+    rms = embedding_rms(model) if unit == "embedding_rms" else None
+    starts = [_start(member, model, steps, rms) for member in members]
     for member, (state, _) in zip(members, starts, strict=True):
         made = jax.eval_shape(experiment.prompt.apply, state.trainable["prompt"])
         prompt = made if isinstance(made, Prompt) else None
@@ -178,6 +182,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(to_devices, sharding=of_members),
         method=experiment.prompt,
+        rate_rms=rms,
     )
 
 
@@ -283,8 +288,11 @@ def _steps(experiment: Experiment, members: Sequence[Member]) -> int:
     return max(1, math.ceil(options.epochs * counts[0] / options.batch_size))
 
 
-def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Array]:
-    """Return a member's initial state and its key. They depend only on the member's experiment."""
+def _start(member: Member, model: Model, steps: int, rms: float | None) -> tuple[TrainState, jax.Array]:
+    """Return a member's initial state and its key. They depend only on the member's experiment and the base.
+
+    `rms` is the unit of the learning rate; None for an absolute rate.
+    """
     experiment = member.experiment
     init_key, run_key = jax.random.split(jax.random.key(experiment.train.seed))
     # Take the labels of several tasks in turn, so that a short prompt has some of each.
@@ -292,8 +300,8 @@ def _start(member: Member, model: Model, steps: int) -> tuple[TrainState, jax.Ar
     labels = list(dict.fromkeys(label for turn in turns for label in turn if label is not None))
     trainable = member.experiment.prompt.initialize(init_key, model, labels, tasks=len(member.tasks))
     # The optimizer's state holds the member's learning rate and weight decay.
-    optimizer = frozen_base(make_optimizer(experiment.optimizer, steps))
-    return TrainState.create(trainable, optimizer), run_key
+    options = absolute_rate(experiment.optimizer, rms)
+    return TrainState.create(trainable, frozen_base(make_optimizer(options, steps))), run_key
 
 
 def _batches(members: Sequence[Member], groups: Sequence[Sequence[Member]], model: Model) -> MemberBatches:

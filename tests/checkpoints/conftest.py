@@ -1,6 +1,8 @@
 """Model folders with weights in every format."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
+
+import t5x_checkpoints
+from t5x_checkpoints import SMALL
 
 Tensors = dict[str, np.ndarray]
 
@@ -91,3 +96,40 @@ def model_folder(tmp_path: Path, deep: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def copied(tiny_folders, tmp_path):
+    """Return a function that copies a family's folder and changes its weights, config or files."""
+
+    def make(family: str, tensors=None, without=(), **config):
+        copy = tmp_path / "copy"
+        shutil.copytree(tiny_folders[family], copy)
+        raw = json.loads((copy / "config.json").read_text()) | config
+        (copy / "config.json").write_text(json.dumps(raw))
+        for name in without:
+            (copy / name).unlink()
+        if tensors is not None:
+            save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, copy / "model.safetensors")
+        return copy
+
+    return make
+
+
+@pytest.fixture
+def changed(tiny_folders, tmp_path_factory):
+    """Copy a family's folder and replace the content of a file."""
+
+    def make(family: str, file: str, content: bytes) -> Path:
+        folder = tmp_path_factory.mktemp(family) / "model"
+        shutil.copytree(tiny_folders[family], folder, copy_function=os.link)
+        (folder / file).unlink()
+        (folder / file).write_bytes(content)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return t5x_checkpoints.write(tmp_path / "checkpoint_1", SMALL, chunks=3)

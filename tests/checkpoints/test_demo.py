@@ -72,48 +72,6 @@ def test_another_version_of_the_package(cache, monkeypatch, demo_model_folder):
         demo.demo_folder()
 
 
-def test_a_failed_conversion_leaves_no_files(cache, monkeypatch):
-    def fail(source, folder):
-        (folder / "config.json").write_text("half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(demo, "_package_folder", lambda: Path("package"))
-    monkeypatch.setattr(demo, "convert", fail)
-    with pytest.raises(OSError, match="disk full"):
-        demo.demo_folder()
-    assert list(cache.iterdir()) == []
-
-
-def test_two_conversions_at_once(cache, monkeypatch):
-    """While one process converts, another finishes; the first then uses the other's folder."""
-    order = []
-
-    def convert(source, folder):
-        number = len(order)
-        order.append(number)
-        if number == 0:
-            demo.demo_folder()
-        (folder / "config.json").write_text(str(number))
-
-    monkeypatch.setattr(demo, "_package_folder", lambda: Path("package"))
-    monkeypatch.setattr(demo, "convert", convert)
-    folder = demo.demo_folder()
-    assert order == [0, 1]
-    assert (folder / "config.json").read_text() == "1"
-    assert list(cache.iterdir()) == [folder]
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("PROMPT_JAX_CACHE", "/own")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert demo.cache_folder() == Path("/own")
-    monkeypatch.delenv("PROMPT_JAX_CACHE")
-    assert demo.cache_folder() == Path("/xdg/prompt_jax")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert demo.cache_folder() == tmp_path / ".cache" / "prompt_jax"
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Dequantization of a small graph of the same form
 

@@ -4,13 +4,11 @@ import dataclasses
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import prompt_jax
 from adapters import random_text, whole
 from prompt_jax.checkpoints.generation_config import generation_config, read_generation
-from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import CheckpointError, ConfigError
 from prompt_jax.models.generation_settings import GenerationSettings
 
@@ -95,19 +93,6 @@ def test_unsupported_settings_are_refused_by_name(folder, generation, named, tin
         prompt_jax.generate(tiny.params, config, whole(random_text(tiny, 1, 4)), max_new_tokens=3)
 
 
-def test_settings_beyond_the_length_of_an_answer(tiny):
-    """An n-gram longer than the text never repeats; a minimum that is too long bans the end token."""
-    batch = whole(random_text(tiny, 2, 4))
-
-    def tokens(**changes):
-        config = dataclasses.replace(tiny.config, generation=GenerationSettings(**changes))
-        return prompt_jax.generate(tiny.params, config, batch, max_new_tokens=3)
-
-    for changes in ({"no_repeat_ngram": 10**9}, {"encoder_no_repeat_ngram": 10**9}):
-        np.testing.assert_array_equal(tokens(**changes), tokens())
-    assert tiny.config.eos_id not in np.asarray(tokens(min_new_tokens=9))
-
-
 def test_a_forced_first_token_needs_an_encoder(folder):
     settings, _ = read(folder({}, {"forced_bos_token_id": 5}), encoder_decoder=False)
     assert settings.forced_first is None
@@ -168,81 +153,6 @@ def test_written_settings_are_read_back(folder):
         content = generation_config(settings, pad_id=1, eos_id=4, start_id=2)
         actual, special = read(folder({}, content))
         assert (actual, special) == (settings, {"pad_id": 1, "eos_id": 4, "start_id": 2})
-
-
-@pytest.fixture
-def with_settings(tiny):
-    def make(**settings):
-        return dataclasses.replace(tiny.config, generation=GenerationSettings(**settings))
-
-    return make
-
-
-def test_the_checkpoints_settings_are_defaults_and_decoding_overrides_them(tiny, with_settings):
-    batch = whole(random_text(tiny, 4, 6))
-
-    def run(config, **decoding):
-        return np.asarray(
-            prompt_jax.generate(tiny.params, config, batch, max_new_tokens=8, decoding=Decoding(**decoding))
-        ).tolist()
-
-    config = with_settings(beams=3, length_penalty=0.0, no_repeat_ngram=2, repetition_penalty=1.4, min_new_tokens=3)
-    plain = with_settings()
-    own = {"beams": 3, "length_penalty": 0.0, "no_repeat_ngram": 2, "repetition_penalty": 1.4, "min_new_tokens": 3}
-    assert run(config) == run(plain, **own) != run(plain)
-    off = {"beams": 1, "no_repeat_ngram": 0, "repetition_penalty": 1.0, "min_new_tokens": 0}
-    assert run(config, **off) == run(plain)
-    assert run(with_settings(min_length=6), min_new_tokens=0) == run(plain), "both are overridden"
-    assert run(with_settings(banned=(5,)), banned_tokens=(6,)) == run(plain, banned_tokens=(5, 6)), "both are banned"
-
-
-def test_sampling_has_no_beams(tiny, with_settings):
-    import jax
-
-    batch, options = whole(random_text(tiny, 2, 6)), {"max_new_tokens": 5, "key": jax.random.key(0)}
-    decoding = Decoding(temperature=1.0)
-    actual = prompt_jax.generate(tiny.params, with_settings(beams=4), batch, decoding=decoding, **options)
-    np.testing.assert_array_equal(
-        actual, prompt_jax.generate(tiny.params, tiny.config, batch, decoding=decoding, **options)
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "most"), [({}, 32), ({"max_new_tokens": 4}, 4), ({"max_length": 6}, 5), ({"max_length": 1}, 1)]
-)
-def test_the_greatest_length_is_the_checkpoints(tiny, with_settings, settings, most):
-    batch = whole(random_text(tiny, 2, 5))
-    assert prompt_jax.generate(tiny.params, with_settings(**settings), batch).shape == (2, most)
-    assert prompt_jax.generate(tiny.params, with_settings(**settings), batch, max_new_tokens=3).shape == (2, 3)
-
-
-def test_a_causal_models_lengths_count_its_text(fixtures):
-    """Lengths count the real tokens of each row, without padding."""
-    model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
-    batch = whole(random_text(model, 2, 6))
-    batch["inputs_mask"][1, :4] = False
-    config = dataclasses.replace(model.config, generation=GenerationSettings(max_length=10, min_length=9))
-    tokens = np.asarray(prompt_jax.generate(model.params, config, batch))
-    assert tokens.shape == (2, 8)  # 10, less two of text
-    assert (tokens[0, 4:] == config.pad_id).all() and not (tokens[0, :3] == config.eos_id).any()
-    assert not (tokens[1, :7] == config.eos_id).any()
-
-
-def test_rules_do_not_depend_on_padding(fixtures):
-    """In a causal model, whose input counts for n-grams and penalties, a row's answer does not depend on others."""
-    model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(10, 14, length).astype(np.int32) for length in (3, 9, 5)]
-    inputs, mask = np.zeros((3, 9), np.int32), np.zeros((3, 9), bool)
-    for row, text in enumerate(texts):  # padded on the left, not at all, and on the right
-        place = slice(9 - len(text), None) if row == 0 else slice(0, len(text))
-        inputs[row, place], mask[row, place] = text, True
-    settings = GenerationSettings(no_repeat_ngram=2, encoder_no_repeat_ngram=1, repetition_penalty=1.5, beams=2)
-    config = dataclasses.replace(model.config, generation=settings)
-    mixed = prompt_jax.generate(model.params, config, {"inputs": inputs, "inputs_mask": mask}, max_new_tokens=6)
-    for row, text in enumerate(texts):
-        alone = prompt_jax.generate(model.params, config, whole(text[None]), max_new_tokens=6)
-        np.testing.assert_array_equal(mixed[row], alone[0])
 
 
 def test_an_exported_model_keeps_its_settings_and_tokenizer(tiny_folders, tmp_path):

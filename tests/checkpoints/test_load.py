@@ -1,9 +1,11 @@
 """Loading models: equal to Hugging Face's, from every format and source, and errors."""
 
 import json
+import os
 import shutil
 import socket
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from huggingface_hub import constants, errors
+from hypothesis import given
+from hypothesis import strategies as st
 
 import prompt_jax
-from prompt_jax.checkpoints import config_files, load
-from prompt_jax.errors import CheckpointError
+from fuzzing import FUZZ
+from loaded_models import assert_same_model, leaves
+from prompt_jax.checkpoints import load
+from prompt_jax.errors import CheckpointError, UserError
 from prompt_jax.models.t5 import parameters
 
 FORMATS = ("model.safetensors", "flax_model.msgpack")
 TORCH = "pytorch_model.bin"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def leaves(model: load.Model) -> dict[str, np.ndarray]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(model.params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
-
-
-def assert_same_model(actual: load.Model, expected: load.Model) -> None:
-    assert actual.config == expected.config
-    assert actual.fingerprint == expected.fingerprint
-    assert leaves(actual).keys() == leaves(expected).keys()
-    for path, leaf in leaves(actual).items():
-        np.testing.assert_array_equal(leaf, leaves(expected)[path], err_msg=path)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -124,96 +117,7 @@ def test_the_tokenizer_is_loaded(tiny_folder):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Ties and extras
-
-
-@pytest.mark.parametrize(
-    ("config", "output", "tied", "scaled"),
-    [
-        ({}, "absent", True, True),  # T5 1.0
-        ({}, "copy", True, True),
-        ({"tie_word_embeddings": False}, "own", False, False),  # T5 1.1
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, "own", False, False),  # by Transformers 5
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, "absent", True, False),
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": True}, "absent", True, True),
-        ({"model_type": "mt5", "tie_word_embeddings": False}, "own", False, False),
-        ({"model_type": "mt5", "tie_word_embeddings": True}, "own", False, False),  # by Transformers 5
-    ],
-)
-def test_ties(model_folder, deep_tensors, config, output, tied, scaled):
-    tensors = dict(deep_tensors)
-    if output == "absent":
-        del tensors["lm_head.weight"]
-    elif output == "copy":
-        tensors["lm_head.weight"] = tensors["shared.weight"]
-    model = load.load_model(model_folder(tensors, **({"tie_word_embeddings": None} | config)))
-    assert (model.config.tied_output, model.config.scale_output) == (tied, scaled)
-    assert ("lm_head" in model.params) is not tied
-
-
-def test_missing_announced_output_weights_are_an_error(model_folder, deep_tensors):
-    del deep_tensors["lm_head.weight"]
-    with pytest.raises(CheckpointError, match=r"1 missing:\n  lm_head.weight \[300, 20\]"):
-        load.load_model(model_folder(deep_tensors, tie_word_embeddings=False))
-
-
-def test_harmless_extras(model_folder, deep, deep_tensors):
-    extras = {
-        "encoder.embed_tokens.weight": deep_tensors["shared.weight"],
-        "decoder.embed_tokens.weight": deep_tensors["shared.weight"],
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": np.zeros((16, 3), np.float32),
-    }
-    assert_same_model(load.load_model(model_folder(deep_tensors | extras)), load.load_model(deep))
-
-
-def test_the_embedding_under_another_name(model_folder, deep, deep_tensors):
-    deep_tensors["decoder.embed_tokens.weight"] = deep_tensors.pop("shared.weight")
-    assert_same_model(load.load_model(model_folder(deep_tensors)), load.load_model(deep))
-
-
-def test_another_embedding_is_no_harmless_extra(model_folder, deep_tensors):
-    deep_tensors["encoder.embed_tokens.weight"] = deep_tensors["shared.weight"] + 1
-    with pytest.raises(CheckpointError, match=r"1 surplus:\n  encoder.embed_tokens.weight \[300, 20\]"):
-        load.load_model(model_folder(deep_tensors))
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Configs
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "bert"}, "model_type 'bert'; supported are t5, mt5, gpt2, bart"),
-        ({"model_type": None}, "model_type None; supported are t5, mt5"),
-        (
-            {"feed_forward_proj": "gated-silu"},
-            "feed_forward_proj is 'gated-silu'; supported: 'relu', 'gated-relu',",
-        ),
-        ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; supported: 'relu',"),
-        ({"feed_forward_proj": ["relu"]}, "config.json cannot be used: "),
-        ({"d_model": "20"}, "config.json cannot be used: .*'d_model'.*expected int, got str"),
-        ({"d_model": 20.5}, "config.json cannot be used: .*'d_model'.*expected int, got float"),
-        ({"num_layers": 0}, "num_layers is 0"),
-        ({"dropout_rate": float("nan")}, "dropout_rate is nan"),
-        ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon is inf"),
-        ({"eos_token_id": 99999}, "eos_token_id is 99999, and vocab_size is "),
-        ({"pad_token_id": -1}, "pad_token_id is -1; expected a whole number of at least 0"),
-    ],
-)
-def test_unusable_configs(model_folder, deep_tensors, changes, message):
-    with pytest.raises(CheckpointError, match=message):
-        load.load_model(model_folder(deep_tensors, **changes))
-
-
-def test_a_sparse_config_has_transformers_defaults():
-    config = config_files.model_config({"model_type": "t5", "eos_token_id": [1]}, {}, source="here")
-    assert (config.vocab_size, config.d_model, config.d_ff, config.num_heads) == (32128, 512, 2048, 8)
-    assert (config.encoder_layers, config.decoder_layers, config.activation, config.gated) == (6, 6, "relu", False)
-    assert (config.eos_id, config.start_id, config.relative_max_distance) == (1, 0, 128)
-    other = config_files.model_config({"model_type": "mt5", "num_layers": 2}, {}, source="here")
-    assert (other.vocab_size, other.encoder_layers, other.decoder_layers) == (250112, 2, 2)
-    assert (other.activation, other.gated, other.scale_output) == ("gelu", True, False)
+# Missing, damaged and hostile folders: they load or raise CheckpointError, in bounded time and memory
 
 
 def test_files_that_are_missing_or_broken(model_folder, deep_tensors):
@@ -376,3 +280,102 @@ def test_only_needed_files_are_downloaded(model_folder, deep_tensors, tmp_path, 
         else {form}
     )
     assert {path.name for path in snapshot.iterdir()} == needed | {"config.json", "spiece.model"}
+
+
+FAMILIES = ("t5", "gpt2", "bart")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**9, 10**30, -1]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+def loads_or_says_why(folder: Path) -> None:
+    try:
+        prompt_jax.load_model(str(folder))
+    except UserError as error:
+        assert len(str(error)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [("t5", "num_layers"), ("t5", "num_decoder_layers"), ("gpt2", "n_layer"), ("bart", "encoder_layers")],
+)
+def test_more_layers_than_tensors(changed, tiny_folders, family, field):
+    """Building a billion names would take 4 GB and more than a minute."""
+    config = json.loads((tiny_folders[family] / "config.json").read_text()) | {field: 10**9}
+    folder = changed(family, "config.json", json.dumps(config).encode())
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"the config has 1000000000 layers, and the weights \d+ tensors"):
+            prompt_jax.load_model(str(folder))
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "model.safetensors"])
+def test_irregular_files_are_refused(changed, file):
+    for make in (lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir):
+        folder = changed("t5", file, b"")
+        (folder / file).unlink()
+        make(folder / file)
+        with pytest.raises(CheckpointError, match=f"({file} is not a regular file|has no weights)"):
+            prompt_jax.load_model(str(folder))
+
+
+def test_an_index_of_shards_that_is_nested(changed):
+    folder = changed("t5", "model.safetensors", b"")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 5000)
+    with pytest.raises(CheckpointError, match="index.json is not JSON"):
+        prompt_jax.load_model(str(folder))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../" * 10**6}}))
+    with pytest.raises(CheckpointError, match="is not a plain file name") as raised:
+        prompt_jax.load_model(str(folder))
+    assert len(str(raised.value)) < 1000
+
+
+@FUZZ
+@given(st.sampled_from(FAMILIES), st.sampled_from(["config.json", "generation_config.json"]), st.data())
+def test_values_of_any_kind(changed, tiny_folders, family, file, data):
+    content = json.loads((tiny_folders[family] / file).read_text())
+    names = st.sampled_from(sorted(content)) | st.sampled_from(
+        [
+            "eos_token_id",
+            "tokenizer_class",
+            "auto_map",
+            "dtype",
+            "id2label",
+            "num_labels",
+            "suppress_tokens",
+            "architectures",
+        ]
+    )
+    content |= data.draw(st.dictionaries(names, JSON, min_size=1, max_size=2))
+    folder = changed(family, file, json.dumps(content).encode())
+    loads_or_says_why(folder)
+    shutil.rmtree(folder)
+
+
+@FUZZ
+@given(
+    st.sampled_from(FAMILIES),
+    st.sampled_from(["config.json", "generation_config.json", "model.safetensors"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=3),
+    st.floats(0, 1),
+)
+def test_flipped_bits_and_files_that_end_too_early(changed, tiny_folders, family, file, flips, end):
+    content = bytearray((tiny_folders[family] / file).read_bytes())
+    for place, bits in flips:
+        content[int(place * min(len(content), 4000))] ^= bits  # of the weights, the header
+    folder = changed(family, file, bytes(content[: int(end * len(content))] if end < 0.3 else content))
+    loads_or_says_why(folder)
+    shutil.rmtree(folder)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 import bytepairs
+import prompt_jax
 import sentencepieces
 from fuzzing import FUZZ
 from prompt_jax.checkpoints.tokenizer import load_tokenizer
@@ -445,3 +446,66 @@ def test_damaged_files_end_in_one_error(healthy, tmp_path_factory, file, flips, 
             assert "rows" in str(error)
     finally:
         shutil.rmtree(folder)
+
+
+BYTE_PAIRS = ("gpt2", "bart")
+
+
+def test_gpt2s_source_and_target_are_one_text(tiny_folders):
+    """The source has no end token, since the start token follows it; both begin with a space."""
+    tokenizer = prompt_jax.load_model(str(tiny_folders["gpt2"])).tokenizer
+    assert tokenizer.input_ids("a good film") == tokenizer.encode(" a good film")
+    assert tokenizer.target_ids("a good film") == [*tokenizer.encode(" a good film"), tokenizer.eos_id]
+    assert tokenizer.decode([*tokenizer.target_ids("a good film"), 7, 8]) == "a good film"
+    assert tokenizer.encode(" good") != tokenizer.encode("good")
+
+
+def test_barts_texts_have_a_start_and_an_end(tiny_folders):
+    tokenizer = prompt_jax.load_model(str(tiny_folders["bart"])).tokenizer
+    ids = [0, *tokenizer.encode("a good film"), 2]
+    assert tokenizer.input_ids("a good film") == tokenizer.target_ids("a good film") == ids
+    assert tokenizer.decode(ids) == "a good film"
+
+
+@pytest.mark.parametrize("family", BYTE_PAIRS)
+def test_special_tokens_in_a_text_are_text(tiny_folders, family):
+    tokenizer = prompt_jax.load_model(str(tiny_folders[family])).tokenizer
+    special = {tokenizer.eos_id, tokenizer.pad_id, *tokenizer.start}
+    assert not special & set(tokenizer.encode("a <|endoftext|> b </s> c <s> <pad> [PAD]"))
+
+
+@pytest.mark.parametrize("family", BYTE_PAIRS)
+def test_tokenizers_of_two_files_are_the_same(tiny_folders, copied, family):
+    """vocab.json and merges.txt instead of tokenizer.json."""
+    definition = json.loads((tiny_folders[family] / "tokenizer.json").read_text())["model"]
+    copy = copied(family, without=["tokenizer.json"])
+    assert prompt_jax.load_model(str(copy)).tokenizer is None
+    (copy / "vocab.json").write_text(json.dumps(definition["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in definition["merges"]]
+    (copy / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    one, other = (prompt_jax.load_model(str(f)).tokenizer for f in (copy, tiny_folders[family]))
+    for text in ("a good film", " great fun, good acting and a warm ending", "a"):
+        assert one.encode(text) == other.encode(text)
+        assert one.decode(one.target_ids(text.strip())) == text.strip()
+
+
+def test_truncation_and_padding_saved_in_a_file_are_ignored(tiny_folders, copied):
+    from tokenizers import Tokenizer
+
+    copy = copied("gpt2")
+    saved = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=12)
+    saved.save(str(copy / "tokenizer.json"))
+    one, other = (prompt_jax.load_model(str(f)).tokenizer for f in (copy, tiny_folders["gpt2"]))
+    for text in ("a", "great fun, good acting and a warm ending"):
+        assert one.encode(text) == other.encode(text)
+
+
+def test_an_invalid_tokenizer_is_an_error(copied):
+    copy = copied("gpt2", without=["generation_config.json"], eos_token_id=250)
+    with pytest.raises(CheckpointError, match="has no token 250, which the model's configuration names as the end"):
+        prompt_jax.load_model(str(copy))
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .* \(tokenizer.json\) cannot be read"):
+        prompt_jax.load_model(str(copy))

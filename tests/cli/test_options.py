@@ -34,7 +34,7 @@ def test_lines_are_full(run, verb):
     assert status == 0 and max(map(len, shown.splitlines())) <= 100
     lines = [line.strip("│").rstrip() for line in shown[shown.index("usage:") :].splitlines()]
     lines = [line for line in lines if line.startswith(" ")]
-    assert len(lines) > 4
+    assert len(lines) > 3
     for first, second in itertools.pairwise(lines):
         indent = len(second) - len(second.lstrip())
         if indent > 4 and len(first) - len(first.lstrip()) == indent:

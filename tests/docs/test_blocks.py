@@ -167,7 +167,6 @@ RUNNABLE = {"export": 0, "import": 0, "average": 0, "similarity": 0, "predict": 
 
 def test_commands_on_a_run_succeed(demo_run, capsys, monkeypatch):
     line = '{"prompt": "movies", "text": "a gripping film"}'  # of the one command that reads standard input
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
     run = 0
     for block in blocks_in("bash", "console"):
         for command in commands(block):
@@ -176,6 +175,7 @@ def test_commands_on_a_run_succeed(demo_run, capsys, monkeypatch):
             if any("runs/" in word and not Path(word).exists() or word.startswith("hf:") for word in command):
                 continue  # another run, or a name on the Hub
             Path("member.npz").unlink(missing_ok=True)
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
             status = cli.main(command[1:])
             assert status == RUNNABLE[command[1]], f"{block}: {' '.join(command)}: {capsys.readouterr().err}"
             run += 1

@@ -92,8 +92,14 @@ def test_with_enough_beams_the_search_is_exhaustive(small, penalty):
     assert (np.asarray(actual.score[0, 40:]) == -1e9).all()
 
 
-@pytest.mark.parametrize("name", ("base", *PROMPTS, *PREFIXES))
-@pytest.mark.parametrize("family", ("t5_v11", "gpt2", "bart"))
+ADAPTERS = [
+    (family, name)
+    for family in ("t5_v11", "gpt2", "bart")
+    for name in ("base", *PROMPTS, *PREFIXES, *(() if family == "gpt2" else ("prompt_one_submodule",)))
+]
+
+
+@pytest.mark.parametrize(("family", "name"), ADAPTERS)
 def test_beam_search_equals_peft(fixtures, family, name):
     """Tokens are identical, scores equal to 1e-5. For GPT-2 with soft prompts only rows without left padding count,
     because PEFT gives padding positions."""

@@ -15,9 +15,7 @@ from adapters import generate_batch, random_text, random_tokens, whole
 from mixed_prompts import mixed_batch, random_prompts
 from prompt_jax import stack_prompts
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.errors import ConfigError
 from prompt_jax.inference.decoding import _generate, generate, generate_scored, sampling_logits, score
-from prompt_jax.models import ContextError
 from prompt_jax.models.generation_settings import GenerationSettings
 from small_model import (
     LENGTH,
@@ -185,31 +183,6 @@ def test_other_inputs_and_keys_need_no_compilation(model):
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Options, and evaluation
-
-
-def test_options_that_do_not_fit_the_model(model, fixtures):
-    batch = whole(random_text(model, 1, 4))
-    for options, message in (
-        ({"decoding": Decoding(temperature=1.0)}, "decoding.temperature is 1.0, and sampling needs a `key`"),
-        ({"decoding": Decoding(min_new_tokens=9)}, "decoding.min_new_tokens is 9, and an answer has at most 8 tokens"),
-        ({"decoding": Decoding(banned_tokens=(256,))}, "banned_tokens has 256; ids go from 0 to 255"),
-        ({"decoding": Decoding(beams=2, banned_tokens=(-1,))}, "banned_tokens has -1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
-        ({"decoding": Decoding(length_penalty=0.6)}, "need beam search: set decoding.beams above 1"),
-        ({"decoding": Decoding(early_stopping="never")}, "need beam search: set decoding.beams above 1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            generate(model.params, model.config, batch, **{"max_new_tokens": 8, **options})
-    bart = prompt_jax.load_model(str(fixtures / "bart" / "base"))
-    forced = dataclasses.replace(bart.config, generation=GenerationSettings(forced_first=5))
-    with pytest.raises(ConfigError, match="5 is banned, and the checkpoint's settings put it first"):
-        generate(bart.params, forced, batch, decoding=Decoding(banned_tokens=(5,)))
-    with pytest.raises(ContextError, match="and the model has 64 positions"):
-        generate(bart.params, bart.config, batch, max_new_tokens=65)
-
-
-# --------------------------------------------------------------------------------------------------------------
 # Against the logits of `forward`
 
 
@@ -217,7 +190,8 @@ def test_log_probability_is_that_of_forward(model):
     """The sum over the answer's tokens, including the end token."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     config = dataclasses.replace(model.config, eos_id=first_token(model, batch, stacked))  # makes a row end early
-    tokens, log_probability = map(np.asarray, generate_scored(model.params, config, batch, stacked, max_new_tokens=5))
+    generated = generate_scored(model.params, config, batch, stacked, max_new_tokens=5)
+    tokens, log_probability = np.asarray(generated.tokens), np.asarray(generated.log_probability)
     assert log_probability.dtype == np.float32
     shifted = np.concatenate([np.full((6, 1), config.start_id, np.int32), tokens[:, :-1]], axis=1)
     logits = prompt_jax.forward(model.params, config, {**batch, "decoder_inputs": shifted}, stacked)
@@ -232,14 +206,12 @@ def test_rows_may_have_different_lengths(model):
     """A row with limit n gets the tokens and log-probability of max_new_tokens=n."""
     batch, stacked = mixed_batch(model, "right"), stack_prompts(random_prompts(model))
     lengths = np.array([1, 3, 3, 1, 5, 5], np.int32)
-    tokens, log_probability = generate_scored(
-        model.params, model.config, batch, stacked, max_new_tokens=5, lengths=lengths
-    )
+    together = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=5, lengths=lengths)
     for row, length in enumerate(lengths.tolist()):
         short = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=length)
-        np.testing.assert_array_equal(tokens[row, :length], short.tokens[row])
-        assert (np.asarray(tokens[row, length:]) == model.config.pad_id).all()
-        np.testing.assert_allclose(log_probability[row], short.log_probability[row], rtol=1e-6)
+        np.testing.assert_array_equal(together.tokens[row, :length], short.tokens[row])
+        assert (np.asarray(together.tokens[row, length:]) == model.config.pad_id).all()
+        np.testing.assert_allclose(together.log_probability[row], short.log_probability[row], rtol=1e-6)
 
 
 def first_token(model, batch, stacked) -> int:

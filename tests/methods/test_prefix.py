@@ -146,6 +146,18 @@ def test_frozen_tokens_are_apart_and_come_first(tiny_folders):
     assert not gradient[FROZEN]["keys"].any() and (gradient["keys"] == 1).all()
 
 
+@pytest.mark.parametrize(("name", "init"), [("gpt2", "normal")])
+def test_the_default_of_later_models_is_a_text(tiny_folders, name, init):
+    """The papers' families and MLPs start from noise, as in the papers."""
+    model = prompt_jax.load_model(str(tiny_folders[name]))
+    default = PrefixTuning(length=150)
+    assert default.default_init(model) == init
+    keys = default.initialize(KEY, model)["decoder_self"]["keys"]
+    again = default.initialize(jax.random.key(1), model)["decoder_self"]["keys"]
+    assert keys.shape[1] == 150 and (keys == again).all() == (init == "text")
+    assert dataclasses.replace(default, mlp_width=4).default_init(model) == "normal"
+
+
 def test_the_mlp_is_fitted_to_real_words(model):
     """500 steps bring the MLP's output closer to the words' keys and values. The table is unchanged."""
     options = dataclasses.replace(words_of(model), mlp_width=32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_jax.models import attention
-from prompt_jax.models.attention import MASKED, KeyValues, attend, attend_projected
+from prompt_jax.models.attention import MASKED, KeyValues, attend, attend_projected, window_bias
 
 RNG = np.random.default_rng(0)
 
@@ -58,6 +58,23 @@ def test_a_row_without_any_key_is_finite():
     hidden = np.full((1, 1, 1, 3), MASKED, np.float32)
     mixed = attend(jnp.ones((1, 2, 2, 4)), KeyValues(random(1, 3, 2, 4), random(1, 3, 2, 4), hidden))
     assert np.isfinite(mixed).all()
+
+
+def test_scores_are_capped_before_the_bias():
+    q, k, v = (random(1, 2, 2, 4) for _ in range(3))
+    bias = random(1, 2, 2, 2)
+    scores = 3 * np.tanh(np.einsum("bthk,bshk->bhts", q, k) / 3) + bias
+    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    actual = attend(jnp.asarray(q), KeyValues(k, v, bias), softcap=3.0)
+    np.testing.assert_allclose(actual, np.einsum("bhts,bshk->bthk", weights, v), rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_hides_keys_that_are_further_away():
+    """With a window of 3, a query at position 5 sees the keys at 3, 4 and 5."""
+    bias = window_bias(jnp.int32(3), np.array([[5, 6]]), np.array([[2, 3, 4, 5]]))
+    np.testing.assert_array_equal(bias[0, 0] == 0, [[False, True, True, True], [False, False, True, True]])
+    assert window_bias(None, np.array([[5]]), np.array([[5]])) is None
+    assert window_bias(jnp.int32(3), np.array([[5]]), None) is None
 
 
 def test_dropout_has_its_rate():

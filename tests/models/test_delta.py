@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_jax import Prompt
+import prompt_jax
+from deltas import FAMILIES, trained
+from prompt_jax import Prompt, PromptFormatError, load_prompt
+from prompt_jax.checkpoints.load import Model
 from prompt_jax.models.delta import (
     Delta,
     check_ensemble,
@@ -14,7 +17,14 @@ from prompt_jax.models.delta import (
     params_and_prompt,
     whole_model,
 )
-from prompt_jax.models.prompt import PromptStackError
+from prompt_jax.models.layers import depth
+from prompt_jax.models.prompt import PromptStackError, stack_prompts
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, fixtures) -> Model:
+    return prompt_jax.load_model(str(fixtures / request.param / "base"))
+
 
 UP = np.arange(12.0, dtype=np.float32).reshape(3, 2, 2)  # three layers
 
@@ -60,3 +70,38 @@ def test_deltas_of_other_weights_form_no_ensemble():
     for other in (second, Prompt()):
         with pytest.raises(PromptStackError, match="a.npz and b.npz do not change the same weights of the base"):
             check_ensemble([first, other], ["a.npz", "b.npz"])
+
+
+def test_leaves_without_a_place_are_refused(model, tmp_path):
+    place = "layers/0" if "layers" in model.params else "decoder/layers/0"
+    width = model.config.d_model
+    for path, shape, message in (
+        (f"{place}/mlp/adapter/down", (1, width, 3), "the base has"),
+        (f"{place}/mlp/adapter/other", (2, width), "no such leaf"),
+        (f"{place}/self/nothing", (2, width), "no such leaf"),
+        ("embedding", (2, width), "the base has"),
+        (place.replace("layers/0", "last_layers") + "/mlp/norm", (99, width), "the base has|no such leaf"),
+    ):
+        np.savez(tmp_path / "p.npz", **{f"base/{path}": np.ones(shape, np.float32)})
+        with pytest.raises(PromptFormatError, match=f"does not go with .*base/{path} is .*({message})"):
+            load_prompt(tmp_path / "p.npz", model)
+    layers = (model.params if "layers" in model.params else model.params["decoder"])["layers"][0]
+    count = depth(layers)
+    np.savez(tmp_path / "p.npz", **{f"base/{place}/mlp/adapter/down": np.ones((count, width, 3), np.float32)})
+    with pytest.raises(PromptFormatError, match="mlp/adapter has down, and should have down, down_bias, up"):
+        load_prompt(tmp_path / "p.npz", model)
+    both = {path: np.asarray(leaf) for path, leaf in flat(trained(model, "houlsby").leaves).items()}
+    both |= {path: np.asarray(leaf) for path, leaf in flat(trained(model, "last_layers").leaves).items()}
+    np.savez(tmp_path / "p.npz", **{f"base/{path}": leaf for path, leaf in both.items()})
+    with pytest.raises(PromptFormatError, match="has both last_layers and leaves of all layers"):
+        load_prompt(tmp_path / "p.npz", model)
+    arrays = {"base/embedding": np.ones((2, 2), np.float32), "base/embedding/more": np.ones((2, 2), np.float32)}
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(PromptFormatError, match="base/embedding is an array and has others below it"):
+        load_prompt(tmp_path / "p.npz")
+
+
+def test_they_are_not_stacked(model):
+    prompts = [trained(model, "houlsby", seed=seed) for seed in range(2)]
+    with pytest.raises(PromptStackError, match="prompt 0 changes weights of the base"):
+        stack_prompts(prompts)

@@ -1,5 +1,7 @@
-"""Rotary positions: their algebra, invalid parameters, and Transformers' frequencies for the parameters of models."""
+"""Rotary positions and their extensions, by hand. `test_llama.py` compares models with Transformers."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -8,7 +10,91 @@ import pytest
 
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.hugging_face import ConfigValues
-from prompt_jax.models.rope import Rope, angles, frequencies, read_rope, rope_parameters, rotate
+from prompt_jax.models.rope import Rope, angles, frequencies, read_rope, rope_parameters, rotary_width, rotate
+
+WIDTH = 8
+PLAIN = 100.0 ** -(np.arange(4) / 4)  # with rope_theta 100: 1, 0.316, 0.1, 0.0316
+
+
+def test_rotation_is_a_product_of_complex_numbers():
+    """The first 2 R of a head's dimensions are R complex numbers; the others are unchanged."""
+    rope = Rope(100.0, partial_rotary_factor=0.5)
+    assert rotary_width(rope, WIDTH) == 4
+    x = np.random.default_rng(0).normal(size=(2, 3, 1, WIDTH)).astype(np.float32)
+    positions = np.array([[0, 1, 5], [2, 2, 7]])
+    turned = np.asarray(rotate(jnp.asarray(x), *angles(rope, WIDTH, jnp.asarray(positions), jnp.dtype("float32"))))
+    expected = (x[..., :2] + 1j * x[..., 2:4]) * np.exp(1j * positions[..., None, None] * 100.0 ** -(np.arange(2) / 2))
+    np.testing.assert_allclose(turned[..., :2] + 1j * turned[..., 2:4], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+
+
+def test_linear_positions_are_closer():
+    speeds, factor = frequencies(Rope(100.0, "linear", factor=4.0), WIDTH)
+    np.testing.assert_allclose(speeds, PLAIN / 4, rtol=1e-6)
+    assert factor == 1
+
+
+def test_llama3_slows_only_low_frequencies():
+    """Dimensions make 10, 3.16, 1 and 0.316 rotations in the pretrained context; from 2 down to 0.5 it interpolates."""
+    limits = {"low_freq_factor": 0.5, "high_freq_factor": 2.0}
+    original = round(20 * math.pi)
+    rope = Rope(100.0, "llama3", factor=8.0, original_max_position_embeddings=original, **limits)
+    speeds, _ = frequencies(rope, WIDTH)
+    share = (original / (2 * math.pi) * 0.1 - 0.5) / 1.5
+    middle = PLAIN[2] * (share + (1 - share) / 8)
+    np.testing.assert_allclose(speeds, [PLAIN[0], PLAIN[1], middle, PLAIN[3] / 8], rtol=1e-5)
+
+
+def test_yarn_interpolates_over_dimensions():
+    """Dimensions up to the first that makes fewer than 32 rotations are kept; those below one rotation are slowed."""
+    rope = Rope(100.0, "yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=1.0)
+    low, high = (WIDTH * math.log(64 / (count * 2 * math.pi)) / (2 * math.log(100)) for count in (4, 1))
+    assert (math.floor(low), math.ceil(high)) == (0, 3)
+    speeds, factor = frequencies(rope, WIDTH)
+    kept = np.array([1, 2 / 3, 1 / 3, 0])
+    np.testing.assert_allclose(speeds, PLAIN * (kept + (1 - kept) / 4), rtol=1e-5)
+    assert factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_longrope_has_factors_for_short_and_long_texts():
+    fields = {"factor": 4.0, "original_max_position_embeddings": 16}
+    fields |= {"short_factor": (1.0, 2.0, 3.0, 4.0), "long_factor": (5.0, 6.0, 7.0, 8.0)}
+    for long, divisors in ((False, fields["short_factor"]), (True, fields["long_factor"])):
+        speeds, factor = frequencies(Rope(100.0, "longrope", long=long, **fields), WIDTH)
+        np.testing.assert_allclose(speeds, PLAIN / divisors, rtol=1e-6)
+        assert factor == pytest.approx(math.sqrt(1 + 2 / 4))  # log 4 / log 16 is 1 / 2
+    assert frequencies(Rope(100.0, "longrope", attention_factor=1.5, **fields), WIDTH)[1] == 1.5
+
+
+def values(**fields) -> ConfigValues:
+    return ConfigValues(
+        SimpleNamespace(**{"model_type": "llama", "max_position_embeddings": 64, **fields}), "config.json"
+    )
+
+
+def test_parameters_are_written_as_they_were_read():
+    raw = {"rope_theta": 100.0, "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 16}
+    raw |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = read_rope(raw, values(), WIDTH)
+    assert read_rope(rope_parameters(rope), values(), WIDTH) == rope
+    del raw["factor"]
+    assert read_rope(raw, values(), WIDTH).factor == 4, "64 positions are four times 16"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"rope_type": "dynamic"}, "rope_type is 'dynamic', dynamic NTK, which is not supported; supported: 'default'"),
+        ({"rope_type": "linear"}, "rope_parameters has the type 'linear' and no factor"),
+        ({"rope_theta": -1}, "rope_theta is -1; expected positive numbers"),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "truncate": 1}, "truncate is 1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only phi3 supports it"),
+    ],
+)
+def test_unsupported_parameters_are_refused(raw, message):
+    with pytest.raises(CheckpointError, match=message):
+        read_rope({"rope_theta": 100.0, **raw}, values(), WIDTH)
+
 
 # `rope_parameters` of published models, the width of their heads, and their number of positions.
 PUBLISHED = {
@@ -61,70 +147,10 @@ PUBLISHED = {
 }
 
 
-def values(positions: int = 64) -> ConfigValues:
-    return ConfigValues(SimpleNamespace(max_position_embeddings=positions, model_type="phi3"), "a/config.json")
-
-
-def rope_of(name: str) -> Rope:
-    raw, width, positions = PUBLISHED[name]
-    return read_rope(raw, values(positions), width)
-
-
-def test_a_rotation_multiplies_complex_numbers():
-    """A head's first and second half are real and imaginary parts. The rest is not rotated."""
-    x = np.random.default_rng(0).normal(size=(2, 5, 3, 10)).astype(np.float32)
-    rope, positions = Rope(100.0, partial_rotary_factor=0.8), np.array([[0, 1, 2, 3, 7], [4, 5, 6, 7, 8]])
-    speeds = 100.0 ** (-np.arange(0, 8, 2) / 8)
-    expected = (x[..., :4] + 1j * x[..., 4:8]) * np.exp(1j * positions[..., None] * speeds)[:, :, None]
-    actual = rotate(jnp.asarray(x), *angles(rope, 10, jnp.asarray(positions), jnp.float32))
-    np.testing.assert_allclose(
-        actual, np.concatenate([expected.real, expected.imag, x[..., 8:]], axis=-1), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_llama3_slows_only_slow_rotations():
-    plain, _ = frequencies(Rope(500000.0), 128)
-    scaled, _ = frequencies(rope_of("Llama 3.1"), 128)
-    periods = 2 * np.pi / plain
-    np.testing.assert_allclose(scaled[periods < 8192 / 4], plain[periods < 8192 / 4], rtol=1e-6)
-    np.testing.assert_allclose(scaled[periods > 8192], plain[periods > 8192] / 8, rtol=1e-6)
-    assert (np.diff(scaled) < 0).all()
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_written_as_they_were_read(name):
-    _, width, positions = PUBLISHED[name]
-    rope = rope_of(name)
-    assert read_rope(rope_parameters(rope), values(positions), width) == rope
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        ({"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}, "'dynamic', dynamic NTK, which is not supported"),
-        ({"rope_theta": 1e4, "rope_type": "proportional"}, "'proportional', not supported; supported: 'default'"),
-        ({"rope_theta": -1.0}, "rope_theta is -1.0; expected positive numbers"),
-        ({"rope_theta": 1e4, "rope_type": "linear"}, "the type 'linear' and no factor"),
-        ({"rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0}, "no low_freq_factor and high_freq_factor"),
-        (
-            PUBLISHED["Phi 4 mini"][0] | {"short_factor": [1.0] * 5},
-            "short_factor or long_factor has 5 numbers; expected 6",
-        ),
-        (PUBLISHED["Phi 4 mini"][0] | {"long_factor": 2}, "long_factor is 2; expected positive numbers"),
-        ({"rope_theta": 1e4, "partial_rotary_factor": 0.3}, "5 dimensions of a head are rotated; expected an even"),
-    ],
-)
-def test_invalid_parameters_are_refused(raw, message):
-    with pytest.raises(CheckpointError, match=f"^a/config.json: .*{message}"):
-        read_rope(raw, values(), 18 if "partial" in str(raw) and "longrope" not in str(raw) else 16)
-
-
 @pytest.mark.interop
 @pytest.mark.parametrize("long", (False, True))
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frequencies_are_transformers(name, long):
-    import dataclasses
-
     import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
@@ -136,6 +162,7 @@ def test_frequencies_are_transformers(name, long):
     kind = raw.get("rope_type", "default")
     compute = ROPE_INIT_FUNCTIONS.get(kind, Phi3RotaryEmbedding.compute_default_rope_parameters)
     expected, factor = compute(config, None, seq_len=positions if long else 8)
-    actual, our_factor = frequencies(dataclasses.replace(rope_of(name), long=long), width)
+    rope = read_rope(raw, values(max_position_embeddings=positions, model_type="phi3"), width)
+    actual, our_factor = frequencies(dataclasses.replace(rope, long=long), width)
     np.testing.assert_allclose(actual, expected.numpy(), rtol=2e-6)
     assert our_factor == pytest.approx(factor, rel=1e-7)

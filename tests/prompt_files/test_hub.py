@@ -4,135 +4,35 @@ import base64
 import contextlib
 import dataclasses
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
-import yaml
-from huggingface_hub import constants, hf_api
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hub_server
-import prompt_jax
-from adapters import random_prefix, random_tokens
+from adapters import random_tokens
 from fuzzing import FUZZ
-from prompt_jax import Prompt, PromptFormatError, PromptMetadata, load_prompt, push_prompt, save_ensemble, save_prompt
-from prompt_jax.checkpoints.load import Model
+from hub_prompts import ADAPTER, archive, assert_same, fails, log_in, point_at, prompts_of, written
+from prompt_jax import PromptFormatError, load_prompt, push_prompt, save_ensemble, save_prompt
 from prompt_jax.cli import main
 from prompt_jax.prompt_files import hub as names
-from prompt_jax.prompt_files.card import yaml_header
-from prompt_jax.prompt_files.hub import HubError, HubName, parse_hub_name
-from prompt_jax.prompt_files.hub_card import MARK, OLD_MARK, CardBase, CardMember, repository_card
+from prompt_jax.prompt_files.hub import HubName, parse_hub_name
 from prompt_jax.prompt_files.io import ModelId, read_prompts
-from prompt_jax.prompt_files.peft import CARD, VERSIONS_NOTE
+from prompt_jax.prompt_files.peft import CARD
 from prompt_jax.prompt_files.peft_tensors import CONFIG, PICKLE, TENSORS
 from prompt_jax.storage.paths import parse_path
-from prompt_jax.task_format import TaskFormat
-
-FORMAT = TaskFormat("review: {text}", labels=("negative", "positive"), input_length=32, target_length=4)
-ADAPTER = {CONFIG, TENSORS}
 
 # From huggingface_hub when it uploads large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Return the fake server, with the account `me` logged in, and an empty cache."""
-    with hub_server.serving() as served:
-        point_at(served.address, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake server has only Git LFS
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        log_in(monkeypatch, hub_server.TOKEN)
-        printed = not are_progress_bars_disabled()
-        disable_progress_bars()
-        huggingface_hub.close_session()
-        try:
-            yield served
-        finally:
-            huggingface_hub.close_session()
-            if printed:
-                enable_progress_bars()
-
-
-def point_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(hf_api.api, "endpoint", address)  # whose methods PEFT calls
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-def log_in(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    if token is not None:
-        monkeypatch.setenv("HF_TOKEN", token)
-
-
-@pytest.fixture(scope="module")
-def models(tiny_folders) -> dict[str, Model]:
-    return {name: prompt_jax.load_model(str(folder)) for name, folder in tiny_folders.items()}
-
-
-def said(model: Model, **values: Any) -> PromptMetadata:
-    base = ModelId(model.name, None, model.fingerprint)
-    return PromptMetadata(base, "soft_prompt", task="sst2", format=FORMAT, scores={"accuracy": 0.5}, **values)
-
-
-def written(path: Path, model: Model, *prompts: Prompt) -> Path:
-    """Return a file of one prompt, or of an ensemble of several."""
-    if len(prompts) == 1:
-        save_prompt(path, prompts[0], said(model, step=7))
-    else:
-        save_ensemble(path, prompts, [said(model, step=i, settings={"train.seed": i}) for i in range(len(prompts))])
-    return path
-
-
-def assert_same(actual: Prompt, expected: Prompt) -> None:
-    assert actual.parts.keys() == expected.parts.keys()
-    for name, part in actual.parts.items():
-        assert part.placement == expected.parts[name].placement
-        for array in part.arrays:
-            there, here = (np.asarray(getattr(one, array)) for one in (part, expected.parts[name]))
-            assert (there.dtype, there.shape, there.tobytes()) == (np.float32, here.shape, here.tobytes())
-
-
-def archive(tmp_path: Path, model: Model, seed: int = 0) -> bytes:
-    return written(tmp_path / f"of_{seed}.npz", model, random_tokens(model, 3, seed)).read_bytes()
-
-
-def fails(call, *expected: str, error: type[Exception] = HubError) -> None:
-    """Assert that an error is raised whose message contains these texts and no token."""
-    with pytest.raises(error) as info:
-        call()
-    for text in expected:
-        assert text in str(info.value)
-    assert "Secret" not in str(info.value)
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Round trips
-
-
-def prompts_of(name: str, model: Model) -> list[Prompt]:
-    match name:
-        case "tokens":
-            return [random_tokens(model, 3)]
-        case "prefixes":
-            return [random_prefix(model, 2)]
-        case "ensemble":
-            return [random_tokens(model, length, seed=length) for length in (3, 1, 2)]
-    raise ValueError(name)
 
 
 @pytest.mark.parametrize("name", ("tokens", "prefixes", "ensemble"))
@@ -162,23 +62,6 @@ def test_the_adapter_of_a_pushed_prompt_is_read(hub, models, tmp_path, family):
     hub.repositories["me/p"].commit("main", {"prompt.npz": None})
     assert_same(load_prompt("hf://me/p"), load_prompt(source))
     assert set(hub.fetched) == ADAPTER
-
-
-def test_an_ensemble_is_one_file_and_a_folder_of_adapters(hub, models, tmp_path):
-    model = models["bart"]
-    source = written(tmp_path / "p.npz", model, *prompts_of("ensemble", model))
-    push_prompt(source, "hf://me/p@tries/of/three", model)
-    repository = hub.repositories["me/p"]
-    assert set(repository.files("tries")) == {".gitattributes"} | {
-        f"of/three/{file}"
-        for file in ("prompt.npz", CARD, *(f"member_{i}/{name}" for i in range(3) for name in ADAPTER))
-    }
-    assert set(repository.files()) == {".gitattributes"}
-    single = read_prompts("hf://me/p@tries/of/three/member_1")
-    assert_same(single[0][0], read_prompts(source)[1][0])
-    repository.commit("tries", {"of/three/prompt.npz": None})
-    for (there, _), (here, _) in zip(read_prompts("hf://me/p@tries/of/three"), read_prompts(source), strict=True):
-        assert_same(there, here)
 
 
 def test_the_place_and_the_revision_are_the_named_ones(hub, models, tmp_path):
@@ -413,16 +296,6 @@ def test_a_download_that_breaks_off(hub, models, tmp_path, monkeypatch):
     fails(lambda: load_prompt("hf://you/p"), "hf://you/p: downloading prompt.npz failed: Data processing error: File")
 
 
-def test_an_upload_that_breaks_off(hub, models, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
-    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    hub.storage = "http://127.0.0.1:9"  # where nothing listens
-    fails(
-        lambda: push_prompt(source, "hf://me/p"),
-        "hf://me/p: the hub could not be reached, or broke off: pushing",
-    )
-
-
 def test_files_that_end_too_early(hub, models, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's five attempts
     hub.of_files("you/p", {"prompt.npz": archive(tmp_path, models["t5"])})
@@ -500,265 +373,6 @@ def test_many_members_are_too_many(hub, monkeypatch):
     hub.of_files("you/s", {f"member_{number}/{CONFIG}": b"" for number in range(4)})
     fails(lambda: load_prompt("hf://you/s"), "4 members; an ensemble has at most 3", error=PromptFormatError)
     assert hub.fetched == []
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Pushing
-
-
-def test_a_push_replaces_the_earlier_prompt(hub, models, tmp_path):
-    """Including its adapters, which belong to another prompt, and its card unless somebody wrote one."""
-    model = models["t5"]
-    push_prompt(written(tmp_path / "a.npz", model, *prompts_of("ensemble", model)), "hf://me/p", model)
-    hub.of_files("me/p", {"member_0/notes.txt": b"mine"})
-    source = written(tmp_path / "b.npz", model, random_prefix(model, 2))
-    pushed = push_prompt(source, "hf://me/p", model, message="prefixes")
-    assert set(pushed.deleted) == {f"member_{i}/{name}" for i in range(3) for name in ADAPTER}
-    assert "PEFT has no prefix of encoder_self" in pushed.no_adapter and pushed.no_adapter.startswith("the prompt: ")
-    assert set(hub.repositories["me/p"].files()) == {".gitattributes", CARD, "prompt.npz", "member_0/notes.txt"}
-    assert hub.repositories["me/p"].messages[-1] == "prefixes"
-    assert_same(load_prompt("hf://me/p"), load_prompt(source))
-
-    for card, kept in (
-        (b"---\nlicense: mit\n---\nMine.", True),
-        (MARK.encode() + b"\nOurs.", False),
-        (OLD_MARK.encode() + b"...", False),
-    ):
-        hub.of_files("me/p", {CARD: card})
-        pushed = push_prompt(source, "hf://me/p", model)
-        assert (hub.repositories["me/p"].files()[CARD] == card) == kept == (CARD not in pushed.files)
-        assert any("was not written by a push and is kept" in note for note in pushed.notes) == kept
-
-
-def test_private_repositories(hub, models, tmp_path):
-    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    for _ in range(2):
-        push_prompt(source, "hf://me/hidden", private=True)
-    push_prompt(source, "hf://me/open")
-    assert (hub.repositories["me/hidden"].private, hub.repositories["me/open"].private) == (True, False)
-    before = hub.repositories["me/open"].branches["main"]
-    fails(lambda: push_prompt(source, "hf://me/open", private=True), "the repository exists and is public")
-    assert hub.repositories["me/open"].branches["main"] == before
-
-
-def test_refused_pushes(hub, models, tmp_path, monkeypatch):
-    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    hub.of_files("you/p", {})
-    hub.of_files("me/gated", {}).gated = True
-    for name, message in {
-        "hf://you/p": "hf://you/p: the account or the token that you are logged in with may not do that",
-        "hf://you/new": "hf://you/new: the account or the token that you are logged in with may not do that",
-    }.items():
-        fails(lambda name=name: push_prompt(source, name), message, "`hf auth login`")
-    for name, message in {
-        "hf://me/p@" + "0" * 40: "a commit cannot change; push to a branch",
-        "hf://me/p/prompt.npz": "a prompt is pushed to a folder, as prompt.npz",
-        "me/p": "'me/p' is not a name on the Hub",
-    }.items():
-        fails(lambda name=name: push_prompt(source, name), message, error=PromptFormatError)
-    other = models["bart"]
-    fails(lambda: push_prompt(source, "hf://me/p", other), "was trained on", error=PromptFormatError)
-
-    log_in(monkeypatch, "hf_WrongSecret0123456789")
-    fails(lambda: push_prompt(source, "hf://me/p"), "does not know the token that you are logged in with")
-    log_in(monkeypatch, None)
-    count = len(hub.asked)
-    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: log in with `hf auth login`")
-    assert len(hub.asked) == count and "me/p" not in hub.repositories
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("/disk/joe/Secret/model/", "./model"),
-        ("../Secret/model", "./model"),
-        ("C:\\Secret\\model", "./model"),
-        ("~/Secret", "./Secret"),
-        ("t5x:/disk/joe/Secret/checkpoint_3", "t5x:checkpoint_3"),
-        ("google/t5-v1_1-small", "google/t5-v1_1-small"),
-        ("demo", "demo"),
-    ],
-)
-def test_the_local_path_of_the_base_is_not_published(hub, models, tmp_path, name, told):
-    model = dataclasses.replace(models["t5"], name=name)
-    prompts = prompts_of("ensemble", model)
-    for its_base, several in ((None, False), (model, False), (model, True)):
-        pushed = push_prompt(
-            written(tmp_path / "p.npz", model, *(prompts if several else prompts[:1])), "hf://me/p", its_base
-        )
-        assert {said.base for _, said in read_prompts("hf://me/p")} == {ModelId(told, None, model.fingerprint)}
-        files = hub.repositories["me/p"].files()
-        assert f"    base: {json.dumps(told)}\n" in files[CARD].decode()
-        assert any(told in note for note in pushed.notes) == (told not in ("google/t5-v1_1-small", "demo"))
-        adapters = [json.loads(content) for file, content in files.items() if file.endswith(CONFIG)]
-        assert len(adapters) == (0 if its_base is None else 3 if several else 1)
-        for adapter in adapters:  # PEFT cannot load T5X checkpoints
-            assert adapter["base_model_name_or_path"] == (None if told.startswith("t5x:") else told)
-        for stated in ("## With PEFT", VERSIONS_NOTE):
-            assert (stated.encode() in files[CARD]) == bool(adapters and not told.startswith("t5x:"))
-        for content in files.values():
-            assert told == name or not any(name.encode(code) in content for code in ("utf-8", "utf-32-le"))
-
-
-def test_a_folder_that_is_called_as_a_model_on_the_hub(hub, models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("google/small").mkdir(parents=True)
-    model, commit = dataclasses.replace(models["t5"], name="google/small"), "0" * 40
-    for revision, told in ((None, "./small"), (commit, "google/small")):
-        base = ModelId(model.name, revision, model.fingerprint)
-        save_prompt("p.npz", random_tokens(model, 2), PromptMetadata(base))
-        push_prompt("p.npz", "hf://me/p", dataclasses.replace(model, revision=revision))
-        assert read_prompts("hf://me/p")[0][1].base == dataclasses.replace(base, name=told)
-        head, _, _ = parsed(hub.repositories["me/p"].files()[CARD].decode())
-        assert head.get("base_model") == (told if revision else None)
-
-
-def test_concurrent_changes_are_not_overwritten(hub, models, tmp_path, monkeypatch):
-    source = written(tmp_path / "p.npz", models["t5"], random_tokens(models["t5"], 2))
-    push_prompt(source, "hf://me/p")
-    download = huggingface_hub.hf_hub_download
-
-    def meanwhile(*args: Any, **options: Any) -> str:
-        hub.of_files("me/p", {CARD: b"Mine."})
-        return download(*args, **options)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
-    fails(lambda: push_prompt(source, "hf://me/p"), "hf://me/p: pushing failed", "A commit has happened since")
-    assert hub.repositories["me/p"].files()[CARD] == b"Mine."
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Cards
-
-
-def parsed(card: str) -> tuple[dict[str, Any], str, list[str]]:
-    """Return a card's YAML, its text without code, and its Python code."""
-    _, head, body = re.split(r"^---$\n", card, maxsplit=2, flags=re.MULTILINE)
-    code = re.findall(r"^```python$\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
-    text = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
-    for block in code:
-        compile(block, "card", "exec")
-    return yaml.safe_load(head), text, code
-
-
-def card_of(name: str, members: list[CardMember], base: CardBase | None, **options: Any) -> str:
-    return repository_card(parse_hub_name(name), members, base, **options)
-
-
-def test_the_card_has_the_facts_that_users_need():
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    metadata = PromptMetadata(None, "soft_prompt", task="sst2", format=FORMAT, step=7, scores={"accuracy": 0.5})
-    member = CardMember({"encoder_tokens": [3, 64]}, metadata)
-    base = CardBase("google/t5-v1_1-small", commit, False)
-    head, text, code = parsed(card_of("hf://me/p@tries/sub", [member], base, adapters=True))
-    assert head == {
-        "base_model": "google/t5-v1_1-small",
-        "library_name": "peft",
-        "tags": ["base_model:adapter:google/t5-v1_1-small", "prompt-tuning", "prompt_jax"],
-    }
-    for fact in (
-        'base: "google/t5-v1_1-small"',
-        f'revision: "{commit}"',
-        'method: "soft_prompt"',
-        'task: "sst2"',
-        'template: "review: {text}"',
-        'labels: ["negative", "positive"]',
-        'scores: {"accuracy": 0.5}',
-        "step: 7",
-    ):
-        assert f"\n    {fact}\n" in text
-    ours, theirs = code
-    assert 'load_prompt("hf://me/p@tries/sub", model)' in ours and f'revision="{commit}"' in ours
-    assert 'from_pretrained(base, "me/p", subfolder="sub", revision="tries")' in theirs
-    assert f'AutoModelForSeq2SeqLM.from_pretrained("google/t5-v1_1-small", revision="{commit}")' in theirs
-
-    head, text, code = parsed(card_of("hf://me/p", [member], CardBase("gpt2", None, True), adapters=False))
-    assert head["pipeline_tag"] == "text-generation" and "library_name" not in head
-    assert len(code) == 1 and "PEFT" not in text
-    head, text, code = parsed(card_of("hf://me/p", [member], None, adapters=False))
-    assert "base_model" not in head and code == [] and "give it with `--model`" in text
-    head, text, code = parsed(card_of("hf://me/p", [member], CardBase("demo", None, False), adapters=True))
-    assert "base_model" not in head and "demo_folder()" in code[1]
-
-
-NASTY = '"\n---\n```\n# <script>`{}[](x)\u2028\x85\x7f\x00\ud800\U0001f600\ufeff: - \\'
-
-
-def test_texts_of_strangers_stay_texts():
-    metadata = PromptMetadata(
-        None,
-        NASTY,
-        initialization=NASTY,
-        task=NASTY,
-        format=TaskFormat("{text}" + NASTY.replace("{}", ""), labels=(NASTY, "b")),
-        scores={NASTY: 1.0},
-        settings={NASTY: NASTY},
-    )
-    member = CardMember({"decoder_self": [2, 3, 4, 5]}, metadata)
-    for members in ([member], [member, member]):
-        for adapters in (False, True):
-            card = card_of("hf://me/p/a b`", members, CardBase(NASTY, NASTY, True), adapters=adapters)
-            head, text, code = parsed(card.encode().decode())  # it can be written
-            assert head["tags"][-2:] == ["prefix-tuning", "prompt_jax"] and "base_model" not in head
-            assert len(code) == 1 + adapters
-            assert all(line.startswith("    ") for line in text.splitlines() if "script" in line)
-            assert card.splitlines() == card.split("\n")[:-1]
-    plain = NASTY.replace("\ud800", "")
-    head = yaml.safe_load(yaml_header(plain, adapter=True, causal=False, tags=[plain]).removesuffix("---"))
-    assert head["tags"] == [f"base_model:adapter:{plain}", plain]
-
-
-@pytest.mark.parametrize(("family", "name"), (("t5", "tokens"), ("gpt2", "ensemble")))
-def test_the_cards_code_runs(hub, models, tmp_path, monkeypatch, family, name, capsys):
-    model = models[family]
-    monkeypatch.chdir(Path(model.name).parent)  # where the base is as the card says
-    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
-    card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
-    exec(parsed(card)[2][0], {})
-    printed = capsys.readouterr().out
-    words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
-    assert words[:2] == ["prompt-jax", "predict"]
-    assert main(words[1:]) == 0
-    assert name != "tokens" or capsys.readouterr().out == printed
-
-
-def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypatch, capsys):
-    """They do not vote. The card's command and its code give the same answer."""
-    model = models["t5"]
-    monkeypatch.chdir(Path(model.name).parent)
-    prompts = prompts_of("ensemble", model)
-    save_ensemble(tmp_path / "p.npz", prompts, [dataclasses.replace(said(model), task=task) for task in "aab"])
-    push_prompt(tmp_path / "p.npz", "hf://me/p@tries/in", model)
-    card = hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode()
-    _, text, code = parsed(card)
-    assert "majority vote" not in text and "each input names one, `p/0` to `p/2`," in text
-    exec(code[0], {})
-    printed = capsys.readouterr().out
-    words = shlex.split(re.search(r"^```bash\n(.*)\n```$", card, re.MULTILINE)[1])
-    assert words[:4] == ["prompt-jax", "predict", "--prompts", "p=hf://me/p@tries/in"]
-    assert main(words[1:]) == 0 and capsys.readouterr().out == printed
-
-
-@pytest.mark.interop
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # Transformers', of what PEFT calls
-@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # GPT-2's, of virtual tokens
-@pytest.mark.parametrize("name", ("tokens", "ensemble"))
-@pytest.mark.parametrize("family", ("t5", "gpt2"))
-def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, family, name, capsys):
-    """Its answer equals this project's."""
-    pytest.importorskip("peft")
-    model = models[family]
-    monkeypatch.chdir(Path(model.name).parent)
-    push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
-    _, _, code = parsed(hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode())
-    ours: dict[str, Any] = {}
-    exec(code[0], ours)
-    theirs: dict[str, Any] = {}
-    exec(code[1], theirs)
-    tokens = theirs["tokens"][0].tolist()
-    expected = np.asarray(ours["tokens"])[0].tolist()
-    start = 1 if family == "t5" else theirs["inputs"]["input_ids"].shape[1]
-    assert tokens[start : start + len(expected)] == expected
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,8 @@ def test_a_loop_with_an_implicit_copy_to_the_device_is_noticed(experiment):
         implicit_transfers(with_options(experiment, "train", steps=2))
 
 
-def test_each_bucket_is_compiled_once(experiment, monkeypatch):
+def test_each_bucket_is_compiled_once(experiment, monkeypatch, training_steps):
+    training_steps.clear()
     setups = []
     real = loop.prepare
     monkeypatch.setattr(loop, "prepare", lambda *args: setups.append(real(*args)) or setups[-1])

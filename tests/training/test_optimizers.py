@@ -1,12 +1,16 @@
 """Optimizers compared with their definitions in NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.training.optimizers import make_optimizer, make_schedule
+from prompt_jax.methods import FullTuning, MultitaskPromptTuning, PrefixTuning, PromptTuning, PTuning
+from prompt_jax.training import optimizers
+from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, make_schedule, rate_unit
 
 
 def run(config: OptimizerConfig, start: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
@@ -101,3 +105,46 @@ def test_schedules(schedule, expected):
     rates = make_schedule(OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=10), 30)
     np.testing.assert_allclose([rates(step) for step in (0, 5, 10, 20, 30)], expected, atol=1e-6)
     assert make_schedule(OptimizerConfig(learning_rate=0.5), 30)(0) == 1.0
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Learning rates in units of the embeddings
+
+
+def test_a_rate_in_units_of_the_embeddings(tiny):
+    table = np.asarray(tiny.params["embedding"], np.float64)
+    rms = np.sqrt((table**2).sum() / table.size)
+    np.testing.assert_allclose(embedding_rms(tiny), rms, rtol=1e-6)
+    absolute = absolute_rate(OptimizerConfig(learning_rate=0.5, rate_unit="embedding_rms"), embedding_rms(tiny))
+    np.testing.assert_allclose(absolute.learning_rate, 0.5 * rms, rtol=1e-6)
+    assert absolute.rate_unit == "absolute"
+    assert absolute_rate(OptimizerConfig(learning_rate=0.5), None).learning_rate == 0.5
+
+
+def test_the_default_rates_are_the_papers_on_t5():
+    """Its embeddings have a standard deviation of 13.5."""
+    relative, absolute = absolute_rate(OptimizerConfig(), 13.5), absolute_rate(OptimizerConfig(), None)
+    assert absolute.learning_rate == 0.3
+    assert relative.learning_rate == pytest.approx(0.3, rel=0.02)
+
+
+def test_scaled_embeddings(tiny):
+    """Virtual tokens of Gemma are in the space of scaled embeddings."""
+
+    class Scaled:
+        embedding_scale = 8.0
+
+    scaled = dataclasses.replace(tiny, config=Scaled())
+    assert embedding_rms(scaled) == 8 * embedding_rms(tiny)
+
+
+def test_units_by_method_and_family(tiny, monkeypatch):
+    prompt, config = PromptTuning(), OptimizerConfig()
+    assert rate_unit(config, prompt, tiny.config) == "absolute"
+    assert rate_unit(OptimizerConfig(rate_unit="embedding_rms"), prompt, tiny.config) == "embedding_rms"
+    monkeypatch.setattr(optimizers, "_ABSOLUTE", {"GPT-2"})
+    assert rate_unit(config, prompt, tiny.config) == rate_unit(config, MultitaskPromptTuning(), tiny.config)
+    assert rate_unit(config, prompt, tiny.config) == "embedding_rms"
+    for method in (PrefixTuning(), PromptTuning(mlp_width=8), PTuning(), FullTuning()):
+        assert rate_unit(config, method, tiny.config) == "absolute"
+    assert rate_unit(OptimizerConfig(rate_unit="absolute"), prompt, tiny.config) == "absolute"

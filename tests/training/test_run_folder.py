@@ -1,5 +1,6 @@
 """A run's folder: its lock, its configuration, killed processes and deleted files."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,12 +21,13 @@ from launching import wait_for
 from prompt_jax import experiment as experiments
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
+from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.report.metrics_log import read_log
 from prompt_jax.storage.locks import LockHeld, LockLost
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.loop import train
-from prompt_jax.training.run_folder import run_lock
+from prompt_jax.training.run_folder import check_folder, run_lock
 from prompt_jax.training.summary import finish
 
 TRACEBACK = "Traceback (most recent call last)"
@@ -189,6 +191,26 @@ def test_config_json_is_written_when_it_changes(experiment):
     with pytest.raises(ConfigError, match="was trained to step 3, and this configuration ends at step 2"):
         train(with_options(experiment, "train", steps=2))
     assert experiments.load_experiment(record) == more
+
+
+def test_the_default_rate_that_earlier_versions_wrote(experiment):
+    train(with_options(experiment, "train", steps=2))
+    record = experiment.folder / "config.json"
+    text = record.read_text()
+    for rate, same in ((0.3, True), (0.1, False)):
+        record.write_text(text.replace('"learning_rate": null', f'"learning_rate": {rate}'))
+        with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: optimizer.learning_rate"):
+            check_folder(with_options(experiment, "train", steps=2), overwrite=False)
+
+
+def test_the_default_initialization_of_prefixes_that_earlier_versions_wrote(experiment):
+    prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))
+    (prefix.folder).mkdir(parents=True)
+    text = experiments.to_json(prefix)
+    for init, same in (("normal", True), ("zero", False)):
+        (prefix.folder / "config.json").write_text(text.replace('"init": null', f'"init": "{init}"', 1))
+        with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: prompt.init"):
+            check_folder(prefix, overwrite=False)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods.adapter import AdapterTuning
 from prompt_jax.methods.full import FullTuning
@@ -55,3 +57,19 @@ def test_stored_parameters_are_those_of_the_files(experiment):
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
     written = jax.tree.leaves(setup.make_prompts(setup.trainable(setup.states)))
     assert setup.stored_parameters == sum(leaf.size for leaf in written) != setup.trained_parameters
+
+
+def test_rates_in_units_of_the_embeddings(experiment):
+    """Members have other rates in the same unit. Adafactor's first update moves each number by the rate."""
+    options = OptimizerConfig(rate_unit="embedding_rms", weight_decay=0.0)
+    run = dataclasses.replace(experiment, optimizer=options, ensemble=EnsembleConfig(seed=(0,), learning_rate=(0.1, 2)))
+    setup = prepare(run)
+    rms = np.sqrt(np.square(np.asarray(setup.model.params["embedding"])).mean())
+    np.testing.assert_allclose(setup.rate_rms, rms, rtol=1e-6)
+    start = np.stack([member["prompt"]["encoder_tokens"] for member in setup.trainable(setup.states)])
+    (batch,) = next(iter(setup.batches))
+    states, _ = setup.step(setup.states[0], setup.model.params, setup.place(batch), setup.keys[0])
+    moved = np.asarray(states.trainable["prompt"]["encoder_tokens"]) - start
+    sizes = np.sqrt(np.square(moved).mean(axis=(1, 2)))
+    np.testing.assert_allclose(sizes, [0.1 * rms, 2 * rms], rtol=1e-3)
+    assert prepare(experiment).rate_rms is None

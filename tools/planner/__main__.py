@@ -4,12 +4,13 @@
     python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
     python -m tools.planner --all > tools/planner/plans.md
 
-No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or a published T5 1.1, GPT-2 or
-BART. Inputs and targets have the lengths `data.input_length` and `data.target_length`, by default 512 and 16 tokens.
-The other options are those of `prompt-jax train`, including the mesh, e.g. --mesh.data -1 --mesh.model 16.
+No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or a published T5 1.1, GPT-2,
+BART, Llama 3, Qwen3 or Gemma 3. Inputs and targets have the lengths `data.input_length` and `data.target_length`, by
+default 512 and 16 tokens. The other options are those of `prompt-jax train`, including the mesh, e.g.
+--mesh.data -1 --mesh.model 16.
 
 A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all plans an ensemble of 32 prompts for
-each size of T5 1.1 on five slices.
+each size of T5 1.1 on five slices, and of 8 prompts for current decoder-only models on three.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -30,6 +31,7 @@ from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.train import TrainConfig
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, MissingPackage, UserError
 from prompt_jax.experiment import Experiment
@@ -46,9 +48,14 @@ NO_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-SLICES = {"v4-32": "v4:2x2x4", "v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16", "v5p-64": "v5p:2x4x4", "v6e-16": "v6e:4x4"}
-SIZES = ("small", "base", "large", "xl", "xxl")
-MEMBERS = 32
+SLICES = {
+    "v4-32": "v4:2x2x4",
+    "v5e-8": "v5e:2x4",
+    "v5e-16": "v5e:4x4",
+    "v5e-256": "v5e:16x16",
+    "v5p-64": "v5p:2x4x4",
+    "v6e-16": "v6e:4x4",
+}
 
 ASSUMPTIONS = """\
 Sizes, operations and times are per chip. Memory is the compiler's account: arguments are the base, prompts, optimizer
@@ -64,6 +71,44 @@ bound, which no real program reaches. Generation is for the longest inputs, with
 """
 
 Result = Estimate | TooLarge
+
+
+def _tuned(members: int, batch_size: int, rows: int, input_length: int) -> Experiment:
+    return Experiment(
+        model=ModelConfig(dtype="bfloat16", remat="full"),
+        data=DataConfig(task="any", input_length=input_length, target_length=16),
+        train=TrainConfig(batch_size=batch_size, eval_batch_size=rows),
+        ensemble=EnsembleConfig(size=members, group=1),
+    )
+
+
+class Sheet(NamedTuple):
+    """Models to plan the same experiment for, on several slices."""
+
+    title: str
+    models: tuple[str, ...]
+    slices: tuple[str, ...]
+    experiment: Experiment
+
+
+SHEETS = (
+    Sheet(
+        "T5 1.1",
+        tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+        ("v4-32", "v5e-16", "v5e-256", "v5p-64", "v6e-16"),
+        _tuned(members=32, batch_size=32, rows=64, input_length=512),
+    ),
+    Sheet(
+        "Llama 3, Qwen3 and Gemma 3",
+        (
+            *("meta-llama/Llama-3.2-3B", "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-70B"),
+            *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "4B", "8B", "32B")),
+            *(f"google/gemma-3-{size}-pt" for size in ("1b", "4b", "12b", "27b")),
+        ),
+        ("v5e-8", "v5e-256", "v5p-64"),
+        _tuned(members=8, batch_size=8, rows=16, input_length=2048),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,53 +236,50 @@ def _short(number: float) -> str:
 
 
 def all_plans() -> None:
-    """Print the tables of T5 sizes and slices as a complete file."""
+    """Print the tables of all sheets as a complete file."""
     print("# What fits on which TPU\n")
     print(f"`python -m tools.planner --all > tools/planner/plans.md`, jax {jax.__version__}. No TPU was used.\n")
-    experiment = _experiment("SIZE", MeshConfig())
-    source, target = lengths(experiment)
-    train = experiment.train
-    print(
-        f"T5 1.1 in {experiment.model.dtype}, {MEMBERS} soft prompts of {experiment.prompt.length} tokens at once, "
-        f"{experiment.ensemble.group} at a time on each device. A step has a\nbatch of {train.batch_size} per member, "
-        f"{source} tokens in and {target} out, with remat {experiment.model.remat}; generation has "
-        f"{train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the least tensor parallelism that "
-        "leaves three quarters of the memory free;\nit then splits members before rows.\n"
-    )
     print(ASSUMPTIONS)
-    for title, name in SLICES.items():
-        where = topology(name)
-        rows = []
-        for size in SIZES:
-            experiment = _experiment(size, _mesh(size, where))
-            mesh = " x ".join(map(str, dataclasses.astuple(experiment.mesh)))
-            for program in programs(experiment, where.devices):
-                print(f"{title}, {size}, {program.name}", file=sys.stderr, flush=True)
-                rows.append((f"{size}, {mesh}, {program.name.partition(',')[0]}", estimate(program, where)))
-            jax.clear_caches()
-        print(f"## {title}: {name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB\n")
-        print("\n".join(table(rows)) + "\n", flush=True)
+    for sheet in SHEETS:
+        source, target = lengths(sheet.experiment)
+        model, train, ensemble = sheet.experiment.model, sheet.experiment.train, sheet.experiment.ensemble
+        print(f"## {sheet.title}\n")
+        print(
+            f"In {model.dtype}, with {ensemble.size} soft prompts of {sheet.experiment.prompt.stored_length} tokens at "
+            f"once, {ensemble.group} at a time on each device. A step has a batch of\n{train.batch_size} per member, "
+            f"{source} tokens in and {target} out, with remat {model.remat}; generation has {train.eval_batch_size} "
+            "rows. The mesh,\nensemble x data x model, has the least tensor parallelism that leaves three quarters of "
+            "the memory free; it then splits\nmembers before rows.\n"
+        )
+        for title in sheet.slices:
+            where = topology(SLICES[title])
+            print(f"### {title}: {where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB\n")
+            print("\n".join(table(_rows(sheet, title, where))) + "\n", flush=True)
 
 
-def _experiment(size: str, mesh: MeshConfig) -> Experiment:
-    return Experiment(
-        model=ModelConfig(name=f"google/t5-v1_1-{size}", dtype="bfloat16", remat="full"),
-        data=DataConfig(task="any", input_length=512, target_length=16),
-        ensemble=EnsembleConfig(size=MEMBERS, group=1),
-        mesh=mesh,
-    )
+def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]:
+    rows = []
+    for name in sheet.models:
+        named = dataclasses.replace(sheet.experiment, model=dataclasses.replace(sheet.experiment.model, name=name))
+        experiment = dataclasses.replace(named, mesh=_mesh(named, where))
+        mesh = " x ".join(map(str, dataclasses.astuple(experiment.mesh)))
+        short = name.partition("/")[2].removeprefix("t5-v1_1-").removeprefix("Meta-").removesuffix("-pt")
+        for program in programs(experiment, where.devices):
+            print(f"{title}, {name}, {program.name}", file=sys.stderr, flush=True)
+            rows.append((f"{short}, {mesh}, {program.name.partition(',')[0]}", estimate(program, where)))
+        jax.clear_caches()
+    return rows
 
 
-def _mesh(size: str, where: Topology) -> MeshConfig:
+def _mesh(experiment: Experiment, where: Topology) -> MeshConfig:
     """Return the mesh with the least tensor parallelism that leaves three quarters of the memory free."""
-    experiment = _experiment(size, MeshConfig())
     config = base_config(experiment.model.name)
     leaves = jax.tree.leaves(abstract(family(config).parameters(config), experiment.model.dtype))
     base, model = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), 1
     while base / model > where.chip.memory / 4:
         model *= 2
-    remaining = len(where.devices) // model
-    return MeshConfig(ensemble=min(MEMBERS, remaining), data=max(1, remaining // MEMBERS), model=model)
+    remaining, members = len(where.devices) // model, experiment.ensemble.size
+    return MeshConfig(ensemble=min(members, remaining), data=max(1, remaining // members), model=model)
 
 
 if __name__ == "__main__":

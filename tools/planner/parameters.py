@@ -61,7 +61,8 @@ class Parameters:
     """Count the parameters that each method trains, and those that it stores per task."""
 
     models: tuple[str, ...] = T5
-    """Folders with a config.json, or published models: T5 1.1, LM-adapted T5, Flan-T5, GPT-2, BART."""
+    """Folders with a config.json, or published models: T5 1.1, LM-adapted T5, Flan-T5, GPT-2, BART, Llama 3, Qwen3,
+    Gemma 3."""
     lengths: tuple[int, ...] = (100,)
     """Lengths of soft prompts. Multitask prompts and prefixes use the last one. The paper has 1, 5, 20, 50, 100 and
     150."""

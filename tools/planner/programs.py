@@ -40,6 +40,37 @@ _T5_SIZES = {  # d_model, d_ff, layers, heads of T5 1.1; the LM-adapted and Flan
     "xxl": (4096, 10240, 24, 64),
 }
 _GPT2_SIZES = {"": (768, 12, 12), "-medium": (1024, 24, 16), "-large": (1280, 36, 20), "-xl": (1600, 48, 25)}
+_LLAMA3 = {"model_type": "llama", "vocab_size": 128256, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+_LLAMA32_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_LLAMA32 = {"rope_scaling": _LLAMA32_ROPE, "max_position_embeddings": 131072, "tie_word_embeddings": True}
+_LLAMA_SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {  # d_model, d_ff, layers, heads, kv heads
+    "meta-llama/Meta-Llama-3-8B": (4096, 14336, 32, 32, 8, {"max_position_embeddings": 8192}),
+    "meta-llama/Meta-Llama-3-70B": (8192, 28672, 80, 64, 8, {"max_position_embeddings": 8192}),
+    "meta-llama/Llama-3.2-1B": (2048, 8192, 16, 32, 8, _LLAMA32),
+    "meta-llama/Llama-3.2-3B": (3072, 8192, 28, 24, 8, _LLAMA32),
+}
+_QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "rope_theta": 1e6, "eos_token_id": 151645}
+_QWEN3_SIZES = {  # d_model, d_ff, layers, heads; the first three share input and output embeddings
+    "0.6B": (1024, 3072, 28, 16),
+    "1.7B": (2048, 6144, 28, 16),
+    "4B": (2560, 9728, 36, 32),
+    "8B": (4096, 12288, 36, 32),
+    "14B": (5120, 17408, 40, 40),
+    "32B": (5120, 25600, 64, 64),
+}
+_GEMMA3 = {"model_type": "gemma3_text", "rms_norm_eps": 1e-6}
+_GEMMA3_SIZES = {  # d_model, d_ff, layers, heads, kv heads, head width, query scalar, window, vocabulary
+    "1b": (1152, 6912, 26, 4, 1, 256, 256, 512, 262144),
+    "4b": (2560, 10240, 34, 8, 4, 256, 256, 1024, 262208),
+    "12b": (3840, 15360, 48, 16, 8, 256, 256, 1024, 262208),
+    "27b": (5376, 21504, 62, 32, 16, 128, 168, 1024, 262208),
+}
 
 
 def _published() -> dict[str, dict[str, Any]]:
@@ -52,8 +83,31 @@ def _published() -> dict[str, dict[str, Any]]:
     for size, (width, depth, heads) in _GPT2_SIZES.items():
         raw = {"model_type": "gpt2", "n_embd": width, "n_layer": depth, "n_head": heads}
         shapes[f"openai-community/gpt2{size}"] = raw
+    for name, (width, inner, depth, heads, kv_heads, more) in _LLAMA_SIZES.items():
+        sizes = _decoder_sizes(width, inner, depth, heads, kv_heads)
+        shapes[name] = _LLAMA3 | sizes | more
+    for size, (width, inner, depth, heads) in _QWEN3_SIZES.items():
+        tied = {"tie_word_embeddings": size in ("0.6B", "1.7B", "4B")}
+        shapes[f"Qwen/Qwen3-{size}"] = _QWEN3 | _decoder_sizes(width, inner, depth, heads, 8) | tied
+    for size, (width, inner, depth, heads, kv_heads, head, scalar, window, words) in _GEMMA3_SIZES.items():
+        shapes[f"google/gemma-3-{size}-pt"] = (
+            _GEMMA3
+            | _decoder_sizes(width, inner, depth, heads, kv_heads)
+            | {"head_dim": head, "query_pre_attn_scalar": scalar, "sliding_window": window, "vocab_size": words}
+            | ({} if size == "1b" else {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+        )
     shapes["facebook/bart-large"] = {"model_type": "bart", "forced_bos_token_id": 0}
     return shapes
+
+
+def _decoder_sizes(width: int, inner: int, depth: int, heads: int, kv_heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
 
 
 PUBLISHED = _published()

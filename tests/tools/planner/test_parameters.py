@@ -18,6 +18,35 @@ def test_counts_are_those_of_the_paper(name):
         assert 100 * trained / total == pytest.approx(share, abs=1e-5)
 
 
+# As the Hub shows them, of the text model alone and with shared embeddings counted once.
+PUBLISHED = {
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Meta-Llama-3-70B": 70_553_706_496,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "google/gemma-3-1b-pt": 999_885_952,
+    "google/gemma-3-4b-pt": 3_880_263_168,
+    "google/gemma-3-12b-pt": 11_766_034_176,
+    "google/gemma-3-27b-pt": 27_009_346_304,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_the_published_ones(name):
+    assert parameters.counts(name, None)[0] == PUBLISHED[name]
+
+
+def test_a_prefix_of_grouped_queries_has_the_key_value_heads():
+    """28 layers, keys and values, 8 heads of 128: PEFT's token_dim for this model is 1024."""
+    _, trained, _ = parameters.counts("meta-llama/Llama-3.2-3B", PrefixTuning(length=10))
+    assert trained == 10 * 28 * 2 * 1024
+
+
 def test_a_prefix_is_stored_without_its_mlp():
     prefix = PrefixTuning(init="uniform", length=10)
     base, trained, stored = parameters.counts("openai-community/gpt2-medium", prefix)

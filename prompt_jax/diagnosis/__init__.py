@@ -1,0 +1,1 @@
+"""What an installation consists of, and what is wrong with it: for `prompt-jax doctor`."""
