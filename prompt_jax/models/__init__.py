@@ -38,8 +38,8 @@ Family = DecoderOnly | EncoderDecoder
 FAMILIES: dict[type, Family] = {
     t5.T5Config: EncoderDecoder(t5),
     gpt2.GPT2Config: DecoderOnly(gpt2),
-    llama.LlamaConfig: DecoderOnly(llama),
     bart.BartConfig: EncoderDecoder(bart),
+    llama.LlamaConfig: DecoderOnly(llama),
 }
 
 
