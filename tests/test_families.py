@@ -11,7 +11,7 @@ from prompt_jax.cli import main
 from prompt_jax.methods import METHODS
 from prompt_jax.prompt_files.io import read_prompts
 
-# The attention sites of each family that take a prefix, and the decoder's layers if they are not 2.
+# The attention sites of each model that take a prefix, and the decoder's layers if they are not 2.
 SITES = {"t5": 3, "gpt2": 1, "bart": 3, "llama": 1, "gemma3_text": 1}
 LAYERS = {"llama": 3, "gemma3_text": 3}
 CONFIG = """
@@ -38,9 +38,14 @@ def run(capsys, *argv) -> str:
     return printed.out
 
 
+# Every family and every method is in a quick one.
+QUICK = [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "prefix"), ("llama", "soft_prompt")]
+SLOW = [("t5", "prefix"), ("gpt2", "soft_prompt"), ("bart", "soft_prompt"), ("llama", "prefix")]
+SLOW += [("gemma3_text", "soft_prompt"), ("gemma3_text", "prefix")]
+
+
 @pytest.fixture(
-    params=[(family, method) for family in SITES for method in ("soft_prompt", "prefix")],
-    ids=lambda pair: "-".join(pair),
+    params=[*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)], ids=lambda pair: "-".join(pair)
 )
 def trained(request, tiny_folders, sentiment_files, tmp_path, monkeypatch, capsys):
     """Return the family, the method, and the file of two members."""

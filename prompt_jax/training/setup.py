@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
@@ -98,6 +99,10 @@ class Setup:
         """Turn the members' trainable variables into prompts or Deltas, in the order of `prompts`."""
         made: list[Any] = [self.method.apply(variables["prompt"]) for variables in trainable]
         return [prompt for each in made for prompt in (unstack_prompts(each) if self.method.per_task else [each])]
+
+    def absolute_rate(self, number: int) -> OptimizerConfig:
+        """Return the optimizer's options of a member, with an absolute learning rate."""
+        return absolute_rate(self.members[number].experiment.optimizer, self.rate_rms)
 
     @property
     def trained_parameters(self) -> int:

@@ -16,6 +16,8 @@ from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluat
 from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
 
+pytestmark = pytest.mark.usefixtures("one_length")
+
 LINE_BREAK = 1.5  # how much more a line break is wanted
 FORMAT = TaskFormat("{text}", ("negative", "positive"), input_length=64, target_length=8)
 
