@@ -7,8 +7,11 @@ import time
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from prompt_jax.experiment import Experiment
 from prompt_jax.training import logs
 from prompt_jax.training.logs import Display, Log
+from prompt_jax.training.tensorboard import TensorBoard
+from prompt_jax.training.trackers import Trackers
 from terminals import Terminal
 
 
@@ -33,25 +36,30 @@ def test_the_loss_is_the_mean_since_the_last_line(capsys):
 def test_resuming_drops_later_lines_and_events(tmp_path):
     """Those steps run again. TensorBoard's files are rebuilt."""
 
+    experiment = Experiment(name="run", runs=tmp_path)
+    folder = experiment.folder
+    folder.mkdir()
+
     def write(steps, resume_step):
-        with Log(tmp_path, resume_step, members=2) as log:
+        with Trackers(experiment) as trackers, Log(folder, resume_step, trackers) as log:
+            trackers.start(log.history, [TensorBoard(log.local_folder)])
             for step in steps:
                 for member in range(2):
                     log.write(step, member, {"train/loss": step + member / 2})
 
     write((1, 2, 3), -1)
     write((3, 4), 2)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["train/loss"]) for line in lines if line["member"] == 1] == [
         *((1, 1.5), (2, 2.5), (3, 3.5), (4, 4.5)),
     ]
     for member in range(2):
-        reader = EventAccumulator(str(tmp_path / "tensorboard" / f"member_{member}"))
+        reader = EventAccumulator(str(folder / "tensorboard" / f"member_{member}"))
         reader.Reload()
         events = [(each.step, each.value) for each in reader.Scalars("train/loss")]
         assert events == [(step, step + member / 2) for step in (1, 2, 3, 4)]
     write((), -1)
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert (folder / "metrics.jsonl").read_text() == ""
 
 
 def test_the_bar_shows_the_time_of_a_long_step(monkeypatch):
