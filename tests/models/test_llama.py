@@ -15,7 +15,11 @@ from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.checkpoints.save import save_model
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import CheckpointError
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import embedding_table, family
+from prompt_jax.models.delta import params_and_prompt
 from prompt_jax.models.llama import MODEL_TYPES
 from prompt_jax.models.prompt import Prefix, PromptPartError, PromptStackError
 from prompt_jax.prompt_files.io import read_prompts
@@ -104,6 +108,59 @@ def test_a_saved_model_is_the_same(fixtures, name, tmp_path):
     again = prompt_jax.load_model(str(tmp_path / "model"))
     assert again.fingerprint == model.fingerprint and again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AdapterTuning(width=2), AdapterTuning(kind="lin", width=2), LastLayersTuning(layers=2), FullTuning()],
+    ids=("houlsby", "lin", "last layers", "full"),
+)
+def test_changes_of_the_base(fixtures, method):
+    """They start as the base, and every trained leaf has a gradient. Last layers keep their windows and rotations."""
+    model = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base"))
+    text = whole(random_text(model, 2, 12))
+    trainable = method.initialize(jax.random.key(0), model)
+
+    def logits(trainable):
+        params, _ = params_and_prompt(model.params, method.apply(trainable))
+        return family(model.config).forward(params, model.config, text)
+
+    expected = prompt_jax.forward(model.params, model.config, text)
+    assert_close(logits(trainable), expected, tolerance=1e-2 if isinstance(method, AdapterTuning) else 1e-5)
+    gradient = jax.jit(jax.grad(lambda trainable: (logits(trainable) ** 2).mean()))(trainable)
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_row_without_tokens_changes_no_other_row(model):
+    batch = whole(random_text(model, 3, 6)) | {"decoder_inputs": random_text(model, 3, 4, seed=1)}
+    empty = batch | {"inputs_mask": batch["inputs_mask"] & np.array([[True], [False], [True]])}
+    expected, logits = (np.asarray(prompt_jax.forward(model.params, model.config, each)) for each in (batch, empty))
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits[::2], expected[::2], rtol=1e-5, atol=1e-5)
+    alone = prompt_jax.forward(model.params, model.config, whole(batch["decoder_inputs"][1:2]))
+    assert_close(logits[1], np.asarray(alone)[0])
+
+
+def test_remat_and_dropout(fixtures):
+    """Rematerialization draws the same masks again; without a key there is no dropout."""
+    model = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base"))
+    text, prompt = whole(random_text(model, 2, 9)), random_tokens(model, 3)
+    config = dataclasses.replace(model.config, dropout_rate=0.3)
+    plain = prompt_jax.forward(model.params, model.config, text, prompt)
+    np.testing.assert_array_equal(prompt_jax.forward(model.params, config, text, prompt), plain)
+    dropped = prompt_jax.forward(model.params, config, text, prompt, key=jax.random.key(0))
+    assert np.abs(dropped - plain).max() > 0.01
+    again = dataclasses.replace(config, remat="full")
+    assert_close(prompt_jax.forward(model.params, again, text, prompt, key=jax.random.key(0)), dropped)
+
+
+def test_initial_tokens_are_scaled_embeddings(tiny_folders):
+    """Gemma multiplies embeddings by the root of the model width. Virtual tokens do not pass through the table."""
+    model = prompt_jax.load_model(str(tiny_folders["gemma3_text"]))
+    method = prompt_jax.PromptTuning(length=2, init="text", init_text="a good film")
+    tokens = method.initialize(jax.random.key(0), model)["encoder_tokens"]
+    ids = model.tokenizer.encode(" a good film")[:2]
+    np.testing.assert_allclose(tokens, np.asarray(model.params["embedding"])[ids] * 4, rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------
