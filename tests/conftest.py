@@ -41,11 +41,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most tests run the same few programs. They are compiled once, for this process and its child processes.
-_CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Most tests run the same few programs. They are compiled once, for this process, its child processes, and the workers
+# of pytest-xdist, which inherit the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="prompt_jax_compilations")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # The time of an example depends on the machine and its load.
@@ -109,7 +111,12 @@ def tiny(tiny_folder: Path):
     return prompt_jax.load_model(str(tiny_folder))
 
 
-SPECIAL_TOKENS = {"gpt2": ["[PAD]", "<|endoftext|>"], "bart": ["<s>", "<pad>", "</s>"]}
+SPECIAL_TOKENS = {
+    "gpt2": ["[PAD]", "<|endoftext|>"],
+    "bart": ["<s>", "<pad>", "</s>"],
+    "llama": ["<pad>", "</s>", "<s>"],
+    "gemma3_text": ["<pad>", "<eos>", "<bos>"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +126,10 @@ def tiny_folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for name, special in SPECIAL_TOKENS.items():
         folders[name] = tmp_path_factory.mktemp(name) / "model"
         shutil.copytree(FIXTURES / name / "base", folders[name])
-        (folders[name] / "tokenizer.json").write_text(bytepairs.train(SENTENCES, 120, special))
+        entries = 120 if name in ("gpt2", "bart") else 48
+        (folders[name] / "tokenizer.json").write_text(bytepairs.train(SENTENCES, entries, special))
+        if entries == 48:  # the tokenizers of these model types are SentencePiece models
+            (folders[name] / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folders
 
 

@@ -315,6 +315,7 @@ EXCUSED = {
     "config/optimizer.py": "a dataclass of options, in test_experiment.py",
     "config/prompt.py": "types without code",
     "config/train.py": "a dataclass of options, in test_experiment.py",
+    "training/tracker.py": "an interface, in training/test_trackers.py",
     "models/generation_settings.py": "a dataclass of settings, in checkpoints/test_generation_config.py",
 }
 

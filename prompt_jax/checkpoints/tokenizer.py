@@ -123,6 +123,12 @@ class Tokenizer:
         return (self.eos_id,) if self.causal else ()
 
     @functools.cached_property
+    def line_break(self) -> tuple[int, ...]:
+        """The token of a line break after a word. Alone, it may get a space before it."""
+        word = self.encode("a")
+        return tuple(self.encode("a\n")[len(word) :][:1])
+
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the highest id of a token; the model's embedding table may have more rows."""
         return max(self._tokens, default=-1) + 1

@@ -40,7 +40,7 @@ class New:
 
     examples: ClassVar[tuple[str, ...]] = (
         "prompt-jax new reviews --train train.csv",
-        'prompt-jax new reviews --train train.csv --template "{title}: {body}" --target verdict --labels bad good',
+        'prompt-jax new reviews --train train.csv --template "{title}: {body}" --target verdict',
     )
 
     name: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NAME", help_behavior_hint="(required)")]

@@ -1,7 +1,7 @@
 """Score an ensemble: each member, and the vote (Lester et al. 2021, table 3)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -135,14 +135,15 @@ def combine(
         best=best,
         oracle=float(right_answers(answers, examples.expected, same).any(axis=0).mean()),
         agreement=agreement(answer_ids(answers, same)),
-        confusion=np.stack([_confusion(examples, row, labels, same) for row in everyone]) if labels else None,
+        confusion=np.stack([label_confusion(examples, row) for row in everyone]) if labels else None,
         intervals=gain_intervals(examples, answers, voted.predictions, best, metric.removeprefix("rank/"), seed=seed),
     )
 
 
-def _confusion(
-    examples: Examples, answers: Sequence[str], labels: Sequence[str], same: Callable[[str], str]
-) -> Int[np.ndarray, "C C+1"]:
+def label_confusion(examples: Examples, answers: Sequence[str]) -> Int[np.ndarray, "C C+1"]:
+    """Count how often each label (rows) was answered with each label, or with something else (the last column)."""
+    labels = labels_of(examples)
+    same = comparison(labels, examples.has_sentinel)
     targets, given, label_texts = (list(map(same, texts)) for texts in (examples.target_texts, answers, labels))
     return confusion(targets, given, label_texts)
 

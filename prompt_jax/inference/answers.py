@@ -30,6 +30,7 @@ class Answers(NamedTuple):
     texts: list[str]
     log_probabilities: np.ndarray  # [rows], in nats: of the answers' tokens including the end token
     label_scores: list[Float[np.ndarray, " C"] | None]  # as `score_labels` returns them
+    target_scores: np.ndarray | None = None  # [rows], as `score_targets` returns them
 
 
 def generate_answers(
@@ -38,18 +39,20 @@ def generate_answers(
     decoding: Decoding = FROM_CHECKPOINT,
     *,
     labels: Sequence[Sequence[str]] | None = None,
+    targets: Sequence[np.ndarray] | None = None,
     lengths: Sequence[int] | None = None,
     row_numbers: np.ndarray | None = None,
 ) -> Answers:
-    """Generate the answer to each row, and score its labels.
+    """Generate the answer to each row, and score its labels and its target.
 
-    If all rows have equally many labels, each input is read once for both.
+    Each input is read once for all of it, except for the labels if some rows have more of them than others.
 
     Args:
       rows: the inputs and their prompts.
       target_length: the maximum number of tokens of an answer.
       decoding: how answers are generated.
       labels: the labels of each row, if they are to be scored.
+      targets: the token ids of each row's target, if they are to be scored.
       lengths: the maximum of each row, if it is less than `target_length` for some rows.
       row_numbers: [rows] the numbers that determine what each row samples. The default is 0, 1, 2...
 
@@ -59,13 +62,13 @@ def generate_answers(
       LogitsError: a logit is not finite.
     """
     model, labels = rows.model, [()] * len(rows) if labels is None else labels
-    counts = {len(names) for names in labels}
-    sets = _label_sets(rows, labels) if len(counts) == 1 and counts != {0} else None
+    together = len({len(names) for names in labels}) == 1
+    sets = _scored_sets(rows, labels if together else [()] * len(rows), targets)
     longest = max(target_length, 0 if sets is None else sets.longest)
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
-    tokenizer, config = tokenizer_of(model), model.config
+    config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
+    tokenizer = tokenizer_of(model)
     if rows.start_ids is not None:  # the answer ends at the end of the line
-        end_ids = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
+        end_ids = *tokenizer.line_break, *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
     if decoding.temperature:
@@ -74,8 +77,8 @@ def generate_answers(
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         row_options = {name: batch.pop(name) for name in ("lengths", "row_numbers")}
         options: Any = {"max_new_tokens": target_length, "decoding": decoding, "key": key, "check": False}
-        targets = None if sets is None else sets.of_batch(batch)
-        result = generate_scored(model.params, config, batch, prompt, targets=targets, **options, **row_options)
+        scored = None if sets is None else sets.of_batch(batch)
+        result = generate_scored(model.params, config, batch, prompt, targets=scored, **options, **row_options)
         return result[: 2 if sets is None else 3]
 
     limits = np.full(len(rows), target_length) if lengths is None else np.asarray(lengths)
@@ -87,8 +90,12 @@ def generate_answers(
     texts = [tokenizer.decode(row[:limit].tolist()) for row, limit in zip(tokens, limits, strict=True)]
     if rows.start_ids is not None:
         texts = [text.partition("\n")[0] for text in texts]
-    label_scores = list(scores[0]) if scores else score_labels(rows, labels)
-    return Answers(texts, log_probabilities, label_scores)
+    target_scores = None if targets is None else scores[0][:, -1]
+    if not together or not any(labels):
+        label_scores = score_labels(rows, labels)
+    else:
+        label_scores = list(scores[0][:, : len(labels[0])])
+    return Answers(texts, log_probabilities, label_scores, target_scores)
 
 
 def score_labels(
@@ -195,15 +202,37 @@ class _TargetSets(NamedTuple):
 
     def of_batch(self, batch: dict[str, Any]) -> tuple[Array, Array]:
         """Return the targets of a batch's rows and their mask. Removes the column `set`, their numbers."""
-        number = batch.pop("set")
-        return self.ids[:, number], self.mask[:, number]
+        return _chosen_sets(self.ids, self.mask, batch.pop("set"))
+
+
+@jax.jit  # indexing outside of a compiled function would copy constants to the device for each batch
+def _chosen_sets(
+    ids: Int[Array, "C N T"], mask: Bool[Array, "C N T"], numbers: Int[Array, " B"]
+) -> tuple[Int[Array, "C B T"], Bool[Array, "C B T"]]:
+    return ids[:, numbers], mask[:, numbers]
+
+
+def _scored_sets(
+    rows: Rows, labels: Sequence[Sequence[str]], targets: Sequence[np.ndarray] | None
+) -> _TargetSets | None:
+    """Return each row's labels, and last its target. All rows have equally many labels. None if there is nothing."""
+    if targets is None:
+        return _label_sets(rows, labels) if any(labels) else None
+    ids = _ids_of_labels(rows, labels)
+    pairs = [(tuple(names), target) for names, target in zip(labels, targets, strict=True)]
+    return _target_sets(rows, [((names, target.tobytes()), [*ids[names], target]) for names, target in pairs])
 
 
 def _label_sets(rows: Rows, labels: Sequence[Sequence[str]], longest: int | None = None) -> _TargetSets:
     """Return the labels as targets. All rows have equally many."""
-    end = None if rows.start_ids is None else -1
-    ids = {tuple(names): [label_ids(rows.model, label)[:end] for label in names] for names in labels}
+    ids = _ids_of_labels(rows, labels)
     return _target_sets(rows, [(tuple(names), ids[tuple(names)]) for names in labels], longest)
+
+
+def _ids_of_labels(rows: Rows, labels: Sequence[Sequence[str]]) -> dict[tuple[str, ...], list[list[int]]]:
+    """Return the token ids of each distinct tuple of labels, without the end token if rows continue texts."""
+    end = None if rows.start_ids is None else -1
+    return {tuple(names): [label_ids(rows.model, label)[:end] for label in names] for names in labels}
 
 
 def _target_sets(
@@ -225,11 +254,11 @@ def _target_sets(
 def _score_sets(rows: Rows, sets: _TargetSets) -> Float[np.ndarray, "rows C"]:
     """Return the log-probabilities of each row's targets."""
     model = rows.model
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets.longest)
+    config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets.longest)
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         targets, mask = sets.of_batch(batch)
-        return (score(model.params, model.config, batch, prompt, targets, mask, check=False),)
+        return (score(model.params, config, batch, prompt, targets, mask, check=False),)
 
     (scores,) = run_batches(rows, run, {"set": sets.numbers})
     check_finite(model, scores, rows.prompt_ids)

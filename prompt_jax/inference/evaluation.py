@@ -25,6 +25,7 @@ class EvaluationOptions:
       batch_size: rows per batch. A row is an example with one prompt.
       decoding: how answers are generated. Samples for an example depend on its number.
       rank: also score the labels of a task that has labels.
+      loss: also compute the loss of the targets, while answers are generated.
       before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
         raises ends the evaluation.
     """
@@ -33,6 +34,7 @@ class EvaluationOptions:
     batch_size: int
     decoding: Decoding = FROM_CHECKPOINT
     rank: bool = True
+    loss: bool = False
     before_batch: Callable[[int, int], None] | None = None
 
 
@@ -46,12 +48,14 @@ class Evaluation:
       predictions: the generated answers; empty if `log_likelihood` is the only metric.
       label_scores: [N, C] log-probabilities of the labels in nats, or None.
       log_probabilities: [N] the log-probabilities of the generated answers, in nats.
+      loss: the mean cross-entropy of the targets, in nats per token, or None. Of several references, the first counts.
     """
 
     scores: dict[str, float]
     predictions: list[str]
     label_scores: np.ndarray | None
     log_probabilities: np.ndarray
+    loss: float | None = None
 
 
 def evaluate(model: Model, prompt: Prompt | Delta | None, examples: Examples, options: EvaluationOptions) -> Evaluation:
@@ -90,25 +94,30 @@ def evaluate_members(
     labels = [split.format.labels if options.rank and split.format else () for split in each]
     unmerged: Any = prompts
     rows = _rows(model, unmerged, each, owner, options)
-    row_labels, likelihoods = [labels[number] for number in owner], None
+    row_labels, targets = [labels[number] for number in owner], None
+    if options.loss or any(split.needs_log_likelihood for split in each):
+        targets = [ids for split in each for ids in split.targets]
     if any(split.needs_answers for split in each):
         numbers = np.concatenate([np.arange(len(split), dtype=np.int32) for split in each])
         length, decoding = options.target_length, options.decoding
-        answers = generate_answers(rows, length, decoding, labels=row_labels, row_numbers=numbers)
+        answers = generate_answers(rows, length, decoding, labels=row_labels, targets=targets, row_numbers=numbers)
     else:
-        answers = Answers([], np.zeros(0, np.float32), score_labels(rows, row_labels))
-    if any(split.needs_log_likelihood for split in each):
-        likelihoods = score_targets(rows, [ids for split in each for ids in split.targets])
+        likelihoods = None if targets is None else score_targets(rows, targets)
+        answers = Answers([], np.zeros(0, np.float32), score_labels(rows, row_labels), likelihoods)
 
     results, end = [], 0
     for split, names in zip(each, labels, strict=True):
         part = slice(end, end := end + len(split))
         predictions = answers.texts[part]
-        scores = dict(split.score(predictions, None if likelihoods is None else likelihoods[part]))
+        likelihoods = None if answers.target_scores is None else answers.target_scores[part]
+        scores = dict(split.score(predictions, likelihoods))
         ranked = np.array(answers.label_scores[part]) if names else None
         if ranked is not None:
             scores |= rank_scores(split, [names[i] for i in ranked.argmax(axis=1)])
-        results.append(Evaluation(scores, predictions, ranked, answers.log_probabilities[part]))
+        loss = None
+        if options.loss and likelihoods is not None:
+            loss = -float(likelihoods.sum(dtype=np.float64)) / sum(map(len, split.targets))
+        results.append(Evaluation(scores, predictions, ranked, answers.log_probabilities[part], loss))
     return results
 
 

@@ -55,6 +55,23 @@ def invalid(targets: Sequence[str], predictions: Sequence[str], *, labels: Seque
     return {"invalid": mean([p not in labels for p in predictions])}
 
 
+def precision_recall(counts: Sequence[Sequence[int]]) -> list[tuple[float | None, float | None, int]]:
+    """Return the precision, the recall and the number of examples of each label.
+
+    An answer that is not a label lowers its target's recall, and no label's precision. The precision of a label that
+    was never answered, and the recall of a label without examples, are None.
+
+    Args:
+      counts: [C, C + 1] how often each label (rows) was answered with each label, or with something else (last column).
+    """
+    hits = [row[number] for number, row in enumerate(counts)]
+    expected, answered = list(map(sum, counts)), [sum(column) for column in list(zip(*counts, strict=True))[:-1]]
+    return [
+        (int(hit) / int(given) if given else None, int(hit) / int(count) if count else None, int(count))
+        for hit, given, count in zip(hits, answered, expected, strict=True)
+    ]
+
+
 def _class_f1(targets: Sequence[str], predictions: Sequence[str], label: str) -> float:
     hits = sum(t == p == label for t, p in zip(targets, predictions, strict=True))
     mentions = sum(t == label for t in targets) + sum(p == label for p in predictions)

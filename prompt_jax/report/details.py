@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from prompt_jax.metrics import normalize_answer
+from prompt_jax.metrics.labels import precision_recall
 from prompt_jax.report import plots
-from prompt_jax.report.overview import deviation
+from prompt_jax.report.overview import deviation, is_gain
 from prompt_jax.report.run_files import Prediction, TaskScores
 from prompt_jax.task_format import LOG_LIKELIHOOD, REFERENCE_METRICS, SENTINEL, without_sentinel
 
@@ -30,7 +31,8 @@ class TestDetail:
     labels: tuple[str, ...]  # empty for free text
     compared: bool  # answers are scored against references, not right or wrong
     answers: int  # total number
-    confusion: list[tuple[str, list[int]]]
+    confusion: list[tuple[str, list[int], float | None, float | None]]  # label, counts, recall, precision
+    gain: bool  # whether the vote or the prompt is better than the base, by the first metric
     disagreements: "Disagreements | None"
     samples: list[tuple[str, int, list[Prediction]]]  # title, number of such answers, and some of them
 
@@ -59,6 +61,7 @@ def test_detail(test: TaskScores, rows: Sequence[Prediction], labels: tuple[str,
         compared=compared,
         answers=len(rows),
         confusion=_confusion(rows, labels),
+        gain=is_gain(test.before.get(metric), test.after.get(metric), metric),
         disagreements=_disagreements(rows, test.members, labels),
         samples=_samples(rows, compared),
     )
@@ -75,8 +78,11 @@ def _without_sentinel(row: Prediction) -> Prediction:
     )
 
 
-def _confusion(rows: Sequence[Prediction], labels: tuple[str, ...]) -> list[tuple[str, list[int]]]:
-    """Return, for each expected label, the number of answers with each label, and last with anything else."""
+def _confusion(
+    rows: Sequence[Prediction], labels: tuple[str, ...]
+) -> list[tuple[str, list[int], float | None, float | None]]:
+    """Return for each expected label the number of answers with each label and last with anything else, its recall and
+    its precision."""
     if not rows or not 0 < len(labels) <= _MAX_LABELS:
         return []
     pairs = Counter((row.target, row.prediction) for row in rows)
@@ -84,8 +90,12 @@ def _confusion(rows: Sequence[Prediction], labels: tuple[str, ...]) -> list[tupl
     for target in labels:
         counts = [pairs[target, answer] for answer in labels]
         total = sum(count for (expected, _), count in pairs.items() if expected == target)
-        table.append((target, [*counts, total - sum(counts)]))
-    return table
+        table.append([*counts, total - sum(counts)])
+    scores = precision_recall(table)
+    return [
+        (label, counts, recall, precision)
+        for label, counts, (precision, recall, _) in zip(labels, table, scores, strict=True)
+    ]
 
 
 def _samples(rows: Sequence[Prediction], compared: bool) -> list[tuple[str, int, list[Prediction]]]:

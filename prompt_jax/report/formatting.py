@@ -82,6 +82,11 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "under 1 s"
 
 
+def bytes_text(count: int) -> str:
+    """Return a size in memory as text: `850 MiB` or `1.2 GiB`."""
+    return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+
+
 def shorten(text: str | None, limit: int = _TEXT_LIMIT) -> str:
     if not text:
         return "–" if text is None else "(empty)"

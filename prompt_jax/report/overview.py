@@ -13,6 +13,7 @@ from prompt_jax.report import plots
 from prompt_jax.report.formatting import gain_text, metric_title, value_text
 from prompt_jax.report.plots import Curve
 from prompt_jax.report.run_files import Summary, TaskScores
+from prompt_jax.task_format import LOWER_IS_BETTER
 
 _MAX_CARDS = 8  # tasks with their own card
 
@@ -39,12 +40,19 @@ def score_shades(summary: Summary) -> list[float]:
 
 
 def training_curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary) -> list[Markup]:
-    """Return plots of the loss and the validation score by step, if they were logged."""
-    losses, scores = [], []
+    """Return plots of losses, the validation score and the learning rate by step, if they were logged.
+
+    A constant learning rate is not plotted.
+    """
+    losses, validation, scores, rates = [], [], [], []
     for number, (logged, member) in enumerate(zip(lines, summary.members, strict=True)):
         best = member.best
         steps, values = _series(logged, "train/loss")
         losses.append(Curve(number, steps, values, end=member.status))
+        steps, values = _series(logged, "validation/loss", f"validation/{member.task}/loss")
+        validation.append(Curve(number, steps, values, end=member.status))
+        steps, values = _series(logged, "train/learning_rate")
+        rates.append(Curve(number, steps, values))
         # With `prompt.per_task` it is logged as TASK/METRIC.
         steps, values = _series(logged, f"validation/{best.metric}", f"validation/{member.task}/{best.metric}")
         mark = (best.step, best.score) if math.isfinite(best.score) else None
@@ -53,10 +61,19 @@ def training_curves(lines: Sequence[Sequence[dict[str, Any]]], summary: Summary)
     percent = all(is_share(member.best.metric) for member in summary.members)
     made = []
     if any(len(curve.steps) for curve in losses):
-        made.append(plots.loss_plot(losses))
+        made.append(plots.loss_plot(losses, validation[0] if len(validation) == 1 else None))
+    if len(validation) > 1 and any(len(curve.steps) for curve in validation):
+        made.append(plots.member_plot(validation, "Validation loss", "loss per token, nats", "validation-loss"))
     if any(len(curve.steps) for curve in scores):
         made.append(plots.score_plot(scores, names.pop() if len(names) == 1 else "score", percent=percent))
+    if any(len(set(curve.values.tolist())) > 1 for curve in rates):
+        made.append(plots.member_plot(rates, "Learning rate", "learning rate", "rate"))
     return made
+
+
+def is_smoothed(lines: Sequence[Sequence[dict[str, Any]]]) -> bool:
+    """Return whether the plot of the training loss smooths a curve."""
+    return any(len(_series(logged, "train/loss")[0]) >= plots.SMOOTHED for logged in lines)
 
 
 def _series(lines: Sequence[dict[str, Any]], *names: str) -> tuple[np.ndarray, np.ndarray]:
@@ -69,12 +86,13 @@ def _series(lines: Sequence[dict[str, Any]], *names: str) -> tuple[np.ndarray, n
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """One score in large type. `before` is None where the base was not evaluated."""
+    """One score in large type. `before` is None where the base was not evaluated. `gain`: whether it is better."""
 
     name: str
     before: str | None
     after: str
     note: str
+    gain: bool = False
 
 
 def score_cards(summary: Summary) -> list[Card]:
@@ -118,6 +136,7 @@ def _test_cards(test: TaskScores) -> list[Card]:
             value_text(test.before.get(name), name),
             value_text(test.after[name], name),
             note,
+            is_gain(test.before.get(name), test.after[name], name),
         )
         for name, note in notes.items()
         if name in test.after
@@ -140,8 +159,20 @@ def _test_cards(test: TaskScores) -> list[Card]:
 def _task_card(test: TaskScores) -> Card:
     name, before, after = test.metric, test.before.get(test.metric), test.after[test.metric]
     return Card(
-        test.task, value_text(before, name), value_text(after, name), f"{metric_title(name)}, {answer_source(test)}"
+        test.task,
+        value_text(before, name),
+        value_text(after, name),
+        f"{metric_title(name)}, {answer_source(test)}",
+        is_gain(before, after, name),
     )
+
+
+def is_gain(before: float | None, after: float | None, metric: str) -> bool:
+    """Return whether a metric is better after training than that of the base; false where one is not known."""
+    if before is None or after is None:
+        return False
+    lower = metric.removeprefix("rank/") in (*LOWER_IS_BETTER, "invalid")
+    return after < before if lower else after > before
 
 
 def _comparable(tests: Sequence[TaskScores]) -> bool:
@@ -153,7 +184,8 @@ def _mean_card(name: str, tests: Sequence[TaskScores], note: str) -> Card:
     """Return a card with the means of the tests' first metrics."""
     before = float(np.mean([test.before.get(test.metric, math.nan) for test in tests]))
     after = float(np.mean([test.after[test.metric] for test in tests]))
-    return Card(name, value_text(before, tests[0].metric), value_text(after, tests[0].metric), note)
+    metric = tests[0].metric
+    return Card(name, value_text(before, metric), value_text(after, metric), note, is_gain(before, after, metric))
 
 
 def answer_source(test: TaskScores) -> str:

@@ -22,6 +22,7 @@ _NUMBERED = 12  # with more members the cells of a heat map have no numbers
 _POINTS = 200  # per curve, so that pages with many members and steps stay small
 _CELLS = 4096  # with more cells a heat map has one element per shade, not per cell
 _SHADES = 20
+SMOOTHED = 20  # the fewest values of a loss that are smoothed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +77,42 @@ _RC: dict[Any, Any] = {
 }
 
 
-def loss_plot(curves: Sequence[Curve]) -> Markup:
-    """Plot the training loss of all members by step. At least one curve is not empty."""
+def loss_plot(curves: Sequence[Curve], validation: Curve | None = None) -> Markup:
+    """Plot the training loss of all members by step. At least one curve is not empty.
+
+    Curves of SMOOTHED values or more are smoothed. `validation` is the validation loss of a single member.
+    """
     smooth = [dataclasses.replace(curve, values=_smooth(curve.values)) for curve in curves]
     with matplotlib.rc_context(_RC):  # the SVG writer takes no arguments
         figure, axes = _axes("Training loss", "step", "loss per token, nats")
         if len(curves) == 1:
             (curve,) = curves
-            axes.plot(curve.steps, curve.values, color=_ACCENT, alpha=0.35, linewidth=1, label="logged")
-            axes.plot(curve.steps, smooth[0].values, color=_ACCENT, linewidth=2, label="smoothed")
-            axes.legend()
+            smoothed = len(curve.values) >= SMOOTHED
+            if smoothed:
+                axes.plot(curve.steps, curve.values, color=_ACCENT, alpha=0.35, linewidth=1)
+            label = "training, smoothed" if smoothed else "training"
+            axes.plot(curve.steps, smooth[0].values, color=_ACCENT, linewidth=2, label=label)
+            if validation is not None and len(validation.steps):
+                style: dict[str, Any] = {"color": _SECOND, "linewidth": 2, "marker": "o", "markersize": 3.5}
+                axes.plot(validation.steps, validation.values, **style, label="validation")
+                axes.set_title("Loss", loc="left", fontsize=11, fontweight="bold")
+            if smoothed or len(axes.lines) > 1:
+                axes.legend()
             _mark_end(axes, smooth[0], _ACCENT)
         else:
             _draw_members(axes, smooth)
         return _svg(figure, "loss", "Training loss by step")
+
+
+def member_plot(curves: Sequence[Curve], title: str, unit: str, name: str) -> Markup:
+    """Plot a quantity of all members by step. At least one curve is not empty. `name` is unique in the page."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _axes(title, "step", unit)
+        if len(curves) == 1:
+            axes.plot(curves[0].steps, curves[0].values, color=_ACCENT, linewidth=2)
+        else:
+            _draw_members(axes, curves)
+        return _svg(figure, name, f"{title} by step")
 
 
 def score_plot(curves: Sequence[Curve], name: str, *, percent: bool = True) -> Markup:
@@ -329,7 +352,7 @@ def _thinned(size: int) -> np.ndarray:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Return the moving average over a tenth of the values, with shorter windows at the ends."""
-    half = len(values) // 20
+    half = len(values) // SMOOTHED
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))

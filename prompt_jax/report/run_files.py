@@ -55,6 +55,9 @@ class MemberSummary:
       best: the evaluation at which its best prompt was kept.
       validation: the metrics of the best prompt. If their mean selected it, the mean comes first. For a mixture, names
         are `TASK/METRIC`.
+      validation_loss: the mean cross-entropy of the targets then, in nats per token; for a mixture, the mean over its
+        tasks. None in runs of earlier versions.
+      learning_rate: the peak learning rate, absolute. None in runs of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -64,6 +67,8 @@ class MemberSummary:
     steps: int
     best: BestSummary
     validation: Scores
+    validation_loss: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,23 @@ class EnsembleSummary:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelScores:
+    """The generated answers to the examples of one label. Answers that are no label count in no label's precision.
+
+    Attributes:
+      label: the label.
+      precision: the share of its examples among the answers with this label; None if there are none.
+      recall: the share of its examples that were answered with it; None if there are none.
+      examples: the number of examples.
+    """
+
+    label: str
+    precision: float | None
+    recall: float | None
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskScores:
     """Scores on the test split of one task.
 
@@ -102,6 +124,7 @@ class TaskScores:
       before: metrics of the base without a prompt.
       scores: metrics of each of `members`.
       ensemble: None for a single member.
+      labels: for a task with labels, the precision and recall of the vote or of the only prompt.
     """
 
     task: str
@@ -111,6 +134,7 @@ class TaskScores:
     before: Scores
     scores: list[Scores]
     ensemble: EnsembleSummary | None
+    labels: list[LabelScores] = dataclasses.field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -145,6 +169,59 @@ class Truncated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Times:
+    """The parts of a run's wall-clock time, in seconds, summed over its sessions.
+
+    A session is a process that trains. What it did after its last checkpoint is repeated and not counted.
+
+    Attributes:
+      compile: for compiling the training step.
+      train: for training steps, with waiting for data, logs and checkpoints.
+      validation: for evaluations on the validation split, with their compilation.
+      test: for the final evaluation; None if there was none.
+    """
+
+    compile: float
+    train: float
+    validation: float
+    test: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """What is trained on per second of `Times.train`, summed over members. Tokens are of inputs and targets, without
+    padding and virtual tokens."""
+
+    examples: float
+    tokens: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """The first process of the last session.
+
+    Attributes:
+      command: its command line.
+      commit: the commit of the checkout with the package; None if it was installed otherwise.
+      modified: whether files of the checkout differed from the commit.
+      device: the kind of device.
+      devices: the number of devices of all processes.
+      processes: the number of processes.
+      host_memory: peak resident size in bytes.
+      device_memory: peak memory of one device in bytes; None if the device does not report it.
+    """
+
+    command: str
+    commit: str | None
+    modified: bool
+    device: str
+    devices: int
+    processes: int
+    host_memory: int
+    device_memory: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
     """A run's `summary.json`. Values of metrics are in the units of `prompt_jax.metrics`.
 
@@ -157,9 +234,14 @@ class Summary:
       seconds: wall-clock time of training and evaluation.
       examples: the number of examples, by task and split.
       truncated: the number of truncated examples, by task and split.
-      versions: the versions of packages.
+      versions: the versions of Python and of packages, in the last session.
       members: the prompts, at least one.
       tests: one per task with a test split.
+      sessions: the number of processes that trained, one after the other. This field and those below are None in runs
+        that began with an earlier version.
+      times: the parts of `seconds`, and of the final evaluation.
+      throughput: the speed of training.
+      environment: the command, the code, the devices and the memory.
     """
 
     name: str
@@ -173,6 +255,10 @@ class Summary:
     versions: dict[str, str]
     members: list[MemberSummary]
     tests: list[TaskScores]
+    sessions: int | None = None
+    times: Times | None = None
+    throughput: Throughput | None = None
+    environment: Environment | None = None
 
     @property
     def tasks(self) -> list[str]:

@@ -12,6 +12,7 @@ from prompt_jax.report.details import test_detail
 from prompt_jax.report.formatting import FILTERS
 from prompt_jax.report.overview import (
     best_member,
+    is_smoothed,
     score_cards,
     score_shades,
     task_tables,
@@ -19,6 +20,7 @@ from prompt_jax.report.overview import (
     varied_settings,
 )
 from prompt_jax.report.pages import write_page
+from prompt_jax.report.resources import resource_rows
 from prompt_jax.report.run_files import ReportError, Summary, read_config, read_metrics, read_predictions, read_summary
 
 __all__ = ["ReportError", "write_report"]
@@ -75,6 +77,8 @@ def write_report(
         diverged=[number for number, member in enumerate(summary.members) if member.status == "diverged"],
         cards=score_cards(summary),
         curves=training_curves(lines, summary),
+        smoothed=is_smoothed(lines),
+        resources=resource_rows(summary, experiment),
         colors=plots.COLORS,
         shades=score_shades(summary),
         overview=task_tables(tests),

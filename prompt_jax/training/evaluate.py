@@ -51,22 +51,28 @@ def evaluate(run: Run) -> None:
     progress, setup = run.progress, run.setup
     trainable = setup.trainable(run.states)
     try:
-        scores = _validation_scores(run, setup.make_prompts(trainable))
+        with progress.timed_validation():
+            scores, losses = _validation_scores(run, setup.make_prompts(trainable))
     except _PreemptedDuringEvaluation:
         run.preempted = True
         return
     progress.evaluation_due = False
     diverged = [number for number in progress.training if number not in scores]
     report_diverged(run, progress.step, dict.fromkeys(diverged, "the logits on the validation split are not finite"))
-    if _update_members(run, scores, trainable):
+    if _update_members(run, scores, losses, trainable):
         save_best(run)
     if scores:
         _show_scores(run, [next(iter(values.values())) for values in scores.values()])
     _stop_early(run)
 
 
-def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int, Scores]:
-    """Return the scores of the members that are training, without those whose logits are not finite."""
+def _validation_scores(
+    run: Run, prompts: Sequence[Prompt | Delta]
+) -> tuple[dict[int, Scores], dict[int, dict[str, float]]]:
+    """Return the scores and the losses of the members that are training, without those whose logits are not finite.
+
+    Losses have the names `loss` and, with several tasks, `TASK/loss` for each and `loss` for their mean.
+    """
 
     def before_batch(number: int, total: int) -> None:
         activity.before_batch(number, total)
@@ -75,6 +81,7 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int,
 
     setup, training = run.setup, run.progress.training
     by_task: dict[int, dict[str, Scores]] = {number: {} for number in training}
+    losses: dict[int, dict[str, float]] = {number: {} for number in training}
     with run.display.activity("evaluating on the validation split") as activity:
         for task, trained in prompts_by_task(p for p in setup.prompts if p.member.number in training).items():
             evaluations = _evaluate_task(run, task, [prompts[prompt.number] for prompt in trained], before_batch)
@@ -83,9 +90,11 @@ def _validation_scores(run: Run, prompts: Sequence[Prompt | Delta]) -> dict[int,
                 if evaluation is None:
                     by_task.pop(number, None)
                 elif number in by_task:
-                    by_task[number][task.name] = evaluation.scores
+                    assert evaluation.loss is not None  # asked for in `_evaluate_task`
+                    by_task[number][task.name], losses[number][f"{task.name}/loss"] = evaluation.scores, evaluation.loss
     best_by = run.experiment.train.best_by
-    return {number: _member_scores(tasks, best_by) for number, tasks in by_task.items()}
+    scores = {number: _member_scores(tasks, best_by) for number, tasks in by_task.items()}
+    return scores, {number: _member_losses(losses[number]) for number in scores}
 
 
 def _evaluate_task(
@@ -101,6 +110,7 @@ def _evaluate_task(
         run.experiment.train.eval_batch_size,
         decoding=GREEDY,
         rank=False,
+        loss=True,
         before_batch=before_batch,
     )
     try:
@@ -130,23 +140,31 @@ def _member_scores(by_task: Mapping[str, Mapping[str, float]], best_by: Literal[
     return {unit: benchmark_average(by_task), **each}
 
 
+def _member_losses(by_task: Mapping[str, float]) -> dict[str, float]:
+    mean = {"loss": sum(by_task.values()) / len(by_task)}
+    return {**mean, **(by_task if len(by_task) > 1 else {})}
+
+
 def _counts_in_mean(metric: str) -> bool:
     """Return whether a metric is a share, and higher is better."""
     return is_share(metric) and metric not in LOWER_IS_BETTER
 
 
-def _update_members(run: Run, scores: Mapping[int, Scores], trainable: Sequence[Any]) -> bool:
+def _update_members(
+    run: Run, scores: Mapping[int, Scores], losses: Mapping[int, dict[str, float]], trainable: Sequence[Any]
+) -> bool:
     """Log the scores and keep the best trainable variables. Return whether a member has a new best."""
     progress, improved = run.progress, False
     for number, values in scores.items():
         with run.saving():
-            logged = {f"validation/{name}": value for name, value in values.items()}
+            logged = {f"validation/{name}": value for name, value in {**values, **losses[number]}.items()}
             run.log.write(progress.step, number, logged | {"seconds": progress.seconds})
         member = progress.members[number]
         member.metric, score = next(iter(values.items()))
         member.evaluations_since = 0 if score > member.score else member.evaluations_since + 1
         if score >= member.score:
             member.score, member.best_step, member.best_scores = score, progress.step, values
+            member.best_losses = losses[number]
             run.best[number] = trainable[number]
             improved = True
     return improved

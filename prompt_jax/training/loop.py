@@ -40,15 +40,19 @@ def fit(run: Run) -> None:
     """Train from `run.progress.step` to the last step. Evaluation, logs, checkpoints and preemption are hooks."""
     setup, progress = run.setup, run.progress
     started, pending = time.monotonic() - progress.seconds, None
-    with contextlib.closing(prefetch(setup.batches, setup.place)) as batches:
+    with contextlib.closing(prefetch(setup.batches, lambda batch: (setup.place(batch), _tokens(batch)))) as batches:
         for hook in HOOKS:
             hook.on_start(run)
         for step in range(progress.step + 1, setup.steps + 1):
             if not progress.training:
                 break
-            batch, run.position = next(batches)
-            with run.display.compiling(batch):
+            (batch, tokens), run.position = next(batches)
+            began = time.monotonic()
+            with run.display.compiling(batch) as compiling:
                 metrics = _step(run, batch)
+            if compiling is not None:
+                progress.compile_seconds += time.monotonic() - began
+            _count(run, tokens)
             if pending is not None:  # one step late, so that the device does not wait for the host
                 _receive(run, *pending)
             pending = step, metrics
@@ -73,6 +77,19 @@ def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
         metrics.append(values)
     run.states = tuple(states)
     return metrics
+
+
+def _tokens(batches: Sequence[Any]) -> list[Any]:
+    """Return the number of input and target tokens, without padding, of each group's members."""
+    return [sum(batch[name].sum(axis=(1, 2)) for name in ("inputs_mask", "target_mask")) for batch in batches]
+
+
+def _count(run: Run, tokens: Sequence[Any]) -> None:
+    """Add a step's examples and tokens of the members that are training."""
+    progress, training = run.progress, set(run.progress.training)
+    progress.examples += len(training) * run.experiment.train.batch_size
+    for group, counts in zip(run.setup.groups, tokens, strict=True):
+        progress.tokens += sum(int(count) for m, count in zip(group, counts, strict=True) if m.number in training)
 
 
 def _receive(run: Run, step: int, metrics: Sequence[Any]) -> None:
@@ -146,6 +163,8 @@ def _train_to_the_end(run: Run, resumed: bool) -> None:
         save_last(run)
     if progress.evaluation_due or (progress.step < run.setup.steps and progress.training):
         on_first_process(lambda: remove_results(run.experiment.folder))
+        if progress.sessions or not resumed:
+            progress.sessions += 1
         try:
             fit(run)
         except LockLost:

@@ -5,6 +5,7 @@ from typing import Any
 
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.errors import UserError
+from prompt_jax.training.optimizers import learning_rate
 from prompt_jax.training.run import Hook, Run
 from prompt_jax.training.step import LARGEST_PARAMETER
 
@@ -22,6 +23,8 @@ class LogMetrics(Hook):
         options = run.experiment.train
         if step % options.log_every == 0 or step == run.setup.steps:
             for number, values in metrics.items():
+                optimizer = run.setup.absolute_rate(number)
+                values = {**values, "learning_rate": learning_rate(optimizer, step, run.setup.steps)}
                 with run.saving():
                     run.log.write(step, number, {f"train/{name}": value for name, value in values.items()})
         if metrics:

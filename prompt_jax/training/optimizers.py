@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -85,3 +86,17 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         return after
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step, numbered from 1: `make_schedule` on the host, without a device.
+
+    `config` is a result of `absolute_rate`.
+    """
+    assert config.learning_rate is not None
+    count = step - 1
+    if count < config.warmup_steps:
+        return config.learning_rate * count / config.warmup_steps
+    share = min((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+    factor = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[config.schedule]
+    return config.learning_rate * factor

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class MemberState:
     score: float = -math.inf  # best score on the validation split
     best_step: int = -1
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    best_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # on the validation split, then
     evaluations_since: int = 0  # evaluations since the best one
 
 
@@ -41,11 +43,31 @@ class RunProgress:
     step: int = 0
     evaluation_due: bool = True  # whether the evaluation at `step` is still to be done
     seconds: float = 0.0  # duration of training and evaluation, including earlier processes
+    sessions: int = 0  # processes that trained; 0 for a run that began before its times were recorded
+    compile_seconds: float = 0.0  # part of `seconds`: compiling the training step
+    validation_seconds: float = 0.0  # part of `seconds`: evaluations
+    examples: int = 0  # trained on, by all members
+    tokens: int = 0  # of these examples, without padding
 
     @property
     def training(self) -> list[int]:
         """The numbers of the members that are still training."""
         return [number for number, member in enumerate(self.members) if member.status == "training"]
+
+    @property
+    def train_seconds(self) -> float:
+        """The rest of `seconds`: training steps, with waiting for data, logs and checkpoints."""
+        return self.seconds - self.compile_seconds - self.validation_seconds
+
+    @contextlib.contextmanager
+    def timed_validation(self) -> Iterator[None]:
+        """Add the time inside to `seconds` and `validation_seconds`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+            self.validation_seconds += time.monotonic() - began
 
 
 @dataclasses.dataclass

@@ -1,8 +1,8 @@
 """The results of a finished run: `predictions.jsonl`, `summary.json` and `report.html`."""
 
 import dataclasses
-import importlib.metadata
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,13 +10,21 @@ import jax
 
 from prompt_jax.data.examples import Examples
 from prompt_jax.distributed.processes import Preempted, Preemption, is_first
-from prompt_jax.ensembles.evaluation import EnsembleEvaluation, RankedVote, combine, labels_of, ranked_alone
+from prompt_jax.ensembles.evaluation import (
+    EnsembleEvaluation,
+    RankedVote,
+    combine,
+    label_confusion,
+    labels_of,
+    ranked_alone,
+)
 from prompt_jax.ensembles.records import prediction_lines, write_predictions
 from prompt_jax.ensembles.tables import Table, ensemble_tables, member_rows, score_table
 from prompt_jax.experiment import Experiment, settings_text
 from prompt_jax.inference.evaluation import Evaluation, EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.inspection.neighbors import inspect
 from prompt_jax.inspection.similarity import prompt_similarity
+from prompt_jax.metrics.labels import precision_recall
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.prompt_files.io import read_prompts
@@ -24,9 +32,12 @@ from prompt_jax.report.run_files import (
     BaseSummary,
     BestSummary,
     EnsembleSummary,
+    LabelScores,
     MemberSummary,
     Summary,
     TaskScores,
+    Throughput,
+    Times,
     Truncated,
 )
 from prompt_jax.report.run_report import write_report
@@ -35,11 +46,10 @@ from prompt_jax.storage.files import write_text
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.storage.locks import FileLock
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.environment import environment, versions
 from prompt_jax.training.members import TrainedPrompt, prompts_by_task
 from prompt_jax.training.run import RunProgress
 from prompt_jax.training.setup import Setup
-
-PACKAGES = ("prompt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +90,11 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
     """
     folder = experiment.folder
     prompts = [prompt for prompt, _ in read_prompts(folder / "best.npz")]
+    started = time.monotonic()
     with Preemption() as preemption:
         tests = _tests(experiment, setup, prompts, preemption)
         _leave_if_preempted(preemption)
+    seconds = time.monotonic() - started
     # Only virtual tokens have nearest vocabulary pieces; keys and values do not.
     inspections = [inspect(prompt, setup.model) for prompt in prompts] if "encoder_tokens" in prompts[0].parts else None
     if not is_first():
@@ -91,7 +103,7 @@ def finish(experiment: Experiment, setup: Setup, progress: RunProgress, lock: Fi
         lock.check()
     if tests:
         write_predictions(folder / "predictions.jsonl", itertools.chain.from_iterable(map(_predictions, tests)))
-    summary = summarize(experiment, setup, progress, tests)
+    summary = summarize(experiment, setup, progress, tests, test_seconds=seconds if tests else None)
     write_text(folder / "summary.json", json_text(dataclasses.asdict(summary), indent=2) + "\n")
     similarity = prompt_similarity(prompts) if len(prompts) > 1 and prompts[0].parts else None
     report = write_report(folder, inspections, similarity)
@@ -151,7 +163,13 @@ def _predictions(test: Test) -> Iterator[dict[str, Any]]:
 
 
 def summarize(
-    experiment: Experiment, setup: Setup, progress: RunProgress, tests: Sequence[Test], *, finished: bool = True
+    experiment: Experiment,
+    setup: Setup,
+    progress: RunProgress,
+    tests: Sequence[Test],
+    *,
+    test_seconds: float | None = None,
+    finished: bool = True,
 ) -> Summary:
     """Return what `summary.json` holds; with `finished` false, the same for a run that is still training."""
     model, tasks = setup.model, list(prompts_by_task(setup.prompts))
@@ -168,13 +186,32 @@ def summarize(
         truncated={
             task.name: {split: Truncated(**each.truncated) for split, each in task.examples.items()} for task in tasks
         },
-        versions={package: _version(package) for package in PACKAGES},
-        members=[_member_summary(progress, prompt, finished) for prompt in setup.prompts],
+        versions=versions(),
+        members=[_member_summary(setup, progress, prompt, finished) for prompt in setup.prompts],
         tests=[_test_summary(test) for test in tests],
+        sessions=progress.sessions or None,
+        times=_times(progress, test_seconds) if progress.sessions else None,
+        throughput=_throughput(progress),
+        environment=environment(),
     )
 
 
-def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool) -> MemberSummary:
+def _times(progress: RunProgress, test_seconds: float | None) -> Times:
+    return Times(
+        compile=progress.compile_seconds,
+        train=progress.train_seconds,
+        validation=progress.validation_seconds,
+        test=test_seconds,
+    )
+
+
+def _throughput(progress: RunProgress) -> Throughput | None:
+    if not progress.sessions or progress.train_seconds <= 0:
+        return None
+    return Throughput(progress.examples / progress.train_seconds, progress.tokens / progress.train_seconds)
+
+
+def _member_summary(setup: Setup, progress: RunProgress, prompt: TrainedPrompt, finished: bool) -> MemberSummary:
     member, (metric, score) = progress.members[prompt.member.number], _best(progress, prompt)
     return MemberSummary(
         settings=dict(prompt.settings),
@@ -184,6 +221,8 @@ def _member_summary(progress: RunProgress, prompt: TrainedPrompt, finished: bool
         steps=member.steps,
         best=BestSummary(metric, score, member.best_step),
         validation=prompt.select_scores(member.best_scores),
+        validation_loss=prompt.select_scores(member.best_losses).get("loss"),
+        learning_rate=setup.absolute_rate(prompt.member.number).learning_rate,
     )
 
 
@@ -203,7 +242,17 @@ def _test_summary(test: Test) -> TaskScores:
         before=test.before.scores,
         scores=[member.scores for member in test.members],
         ensemble=_ensemble_summary(test.ensemble, test.numbers),
+        labels=_label_scores(test),
     )
+
+
+def _label_scores(test: Test) -> list[LabelScores]:
+    """Return the precision and recall of each label, for the vote or the only prompt; empty for free text."""
+    labels, voted = labels_of(test.examples), test.ensemble
+    if not labels or not test.examples.needs_answers or (voted is None and len(test.members) > 1):
+        return []
+    counts = label_confusion(test.examples, test.after.predictions).tolist()
+    return [LabelScores(label, *scores) for label, scores in zip(labels, precision_recall(counts), strict=True)]
 
 
 def _ensemble_summary(ensemble: EnsembleEvaluation | None, numbers: Sequence[int]) -> EnsembleSummary | None:
@@ -241,10 +290,3 @@ def _text(setup: Setup, test: Test) -> str:
         test.before.scores,
     )
     return f"{scores.text()}\n{gain.text()}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "not installed"

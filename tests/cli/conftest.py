@@ -70,7 +70,8 @@ experiment = Experiment(
     data=DataConfig(train=Path({train!r}), validation=Path({validation!r}), test=Path({test!r}),
                     labels=("negative", "positive"), target_length=12, buckets=1),
     prompt=PromptTuning(length=4, init="vocab", init_vocab=150),
-    train=TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=2),
+    train=TrainConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=2, eval_batch_size=8,
+                      dropout_rate=0.1),
 )
 """
 

@@ -54,8 +54,6 @@ def test_a_problem_that_prevents_work(run, monkeypatch):
     status, out, _ = run("doctor")
     assert status == 1 and "devices     none" in out
     assert "error: XLA_FLAGS has --xla_no_such_flag=1, which jaxlib does not know\n  remedy: remove it" in out
-    status, out, _ = run("doctor", "--json")
-    assert status == 1 and json.loads(out)["devices"] == []
 
 
 def test_a_warning(run, monkeypatch):

@@ -117,7 +117,7 @@ def known_options() -> set[str]:
     actual |= options_of(Plan) | options_of(Reproduce) | options_of(Experiment)
     for method in METHODS.values():
         actual |= options_of(method, "prompt.")
-    named_otherwise = {"--prompt.method", "--as", "--help", "--logdir"}
+    named_otherwise = {"--prompt.method", "--as", "--help", "--logdir", "--no-deps"}
     return {option.replace("_", "-") for option in actual} | named_otherwise
 
 

@@ -6,8 +6,14 @@ import pytest
 
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
-from prompt_jax.inference import beam_search, decoding, logits_rules
+from prompt_jax.inference import batching, beam_search, decoding, logits_rules
 from small_model import LENGTH, ROWS, STEPS, small_encode, small_prefill, small_step
+
+
+@pytest.fixture
+def one_length(monkeypatch):
+    """Pad all inputs to one length: there is less to compile."""
+    monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)
 
 
 @pytest.fixture

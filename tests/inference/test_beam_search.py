@@ -41,12 +41,11 @@ SEARCHES = [
 def test_beam_search_equals_a_plain_loop(small, fields, rule):
     """Compares all hypotheses with log-probabilities and scores, with one limit for all rows and with one per row."""
     rules, config = of_rule(rule, beams=3, **fields)
-    for limits in (None, np.arange(ROWS) % 3 + 4):
+    for limits in (np.full(ROWS, LENGTH), np.arange(ROWS) % 3 + 4):
         options = {"max_new_tokens": LENGTH, "lengths": limits, "decoding": Decoding()}
         actual = beam_search(small, config, small_batch(), **options)
         for row in range(ROWS):
-            limit = LENGTH if limits is None else limits[row]
-            expected = plain_beams(small, config, row, limit, rules)
+            expected = plain_beams(small, config, row, limits[row], rules)
             count = len(expected)
             assert count > 0
             np.testing.assert_array_equal(
@@ -56,9 +55,21 @@ def test_beam_search_equals_a_plain_loop(small, fields, rule):
             totals = [total for _, total, _ in expected]
             np.testing.assert_allclose(actual.log_probability[row, :count], totals, rtol=1e-5)
             assert (np.asarray(actual.score[row, count:]) <= -1e9).all()
-    best = generate_scored(small, config, small_batch(), **options)
-    np.testing.assert_array_equal(best.tokens, actual.tokens[:, 0])
-    np.testing.assert_array_equal(best.log_probability, actual.log_probability[:, 0])
+
+
+@pytest.mark.parametrize("rule", ("plain", "all"))
+def test_generation_returns_the_best_hypothesis(small, rule):
+    """Without limits per row, the limit of each is `max_new_tokens`."""
+    _, config = of_rule(rule, beams=3)
+    for limits in (None, np.arange(ROWS) % 3 + 4):
+        options = {"max_new_tokens": LENGTH, "lengths": limits, "decoding": Decoding()}
+        actual = beam_search(small, config, small_batch(), **options)
+        best = generate_scored(small, config, small_batch(), **options)
+        np.testing.assert_array_equal(best.tokens, actual.tokens[:, 0])
+        np.testing.assert_array_equal(best.log_probability, actual.log_probability[:, 0])
+        if limits is None:
+            same = beam_search(small, config, small_batch(), **{**options, "lengths": np.full(ROWS, LENGTH)})
+            np.testing.assert_array_equal(actual.tokens, same.tokens)
 
 
 def test_the_rules_of_stopping_differ(small):

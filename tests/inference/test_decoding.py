@@ -36,8 +36,7 @@ from small_model import (
 def test_greedy_equals_a_plain_loop(small, rule, own_lengths):
     rules, config = of_rule(rule)
     limits = np.arange(ROWS) % 3 + 4 if own_lengths else np.full(ROWS, LENGTH)
-    lengths = limits if own_lengths else None
-    actual = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH, lengths=lengths)
+    actual = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH, lengths=limits)
     expected = [plain_greedy(small, config, row, limits[row], rules) for row in range(ROWS)]
     assert len({len(tokens) for tokens, _ in expected}) > 1, "rows end at different lengths"
     np.testing.assert_array_equal(actual.tokens, [padded(tokens, config) for tokens, _ in expected])
@@ -45,6 +44,10 @@ def test_greedy_equals_a_plain_loop(small, rule, own_lengths):
     if rule != "plain":
         others = [plain_greedy(small, config, row, limits[row], GenerationSettings()) for row in range(ROWS)]
         assert [tokens for tokens, _ in others] != [tokens for tokens, _ in expected], "the rule changes answers"
+    elif not own_lengths:
+        without = generate_scored(small, config, small_batch(), max_new_tokens=LENGTH)
+        np.testing.assert_array_equal(without.tokens, actual.tokens)
+        np.testing.assert_array_equal(without.log_probability, actual.log_probability)
 
 
 @pytest.mark.parametrize("fields", ({}, {"beams": 3}, {"temperature": 1.0}), ids=str)
@@ -57,7 +60,7 @@ def test_the_loop_ends_with_the_last_row(small, fields):
     certain["history"][2, :, :, 1] = 200.0  # the third token is the end, whatever went before
     run = jax.jit(_generate.__wrapped__, static_argnames=("config", "max_new_tokens", "decoding"))
     key = jax.random.key(0)
-    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, key, np.arange(ROWS)).tokens
+    tokens = run(certain, config, small_batch(), None, LENGTH, None, decoding, key, np.arange(ROWS), None).tokens
     np.testing.assert_array_equal(tokens, [[2, 3, 1, 0, 0, 0]] * ROWS)
     jax.effects_barrier()
     assert STEPS == [0, 1, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import prompt_jax
-from adapters import random_text, random_tokens, whole
+from adapters import random_text, random_tokens
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.data.examples import Examples
 from prompt_jax.inference import answers
@@ -15,6 +15,9 @@ from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluat
 from prompt_jax.metrics import metric_fns
 from prompt_jax.models.prompt import PromptStackError
 from prompt_jax.task_format import TaskFormat
+from target_losses import loss
+
+pytestmark = pytest.mark.usefixtures("one_length")
 
 TEXTS = ("a good film", "a bad film, dull and long", "great fun", "the plot is bad and the jokes are old", "no fun")
 
@@ -67,8 +70,8 @@ def test_members_may_have_different_examples(tiny, prompts):
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monkeypatch):
-    """In nats per target token, from the logits of one example without padding. Nothing is generated."""
+def test_log_likelihood_is_that_of_the_logits(tiny_folders, family, monkeypatch):
+    """In nats per target token. Nothing is generated."""
     model = prompt_jax.load_model(str(tiny_folders[family]))
     own = [None, random_tokens(model, 3), random_tokens(model, 5, seed=1)]
     inputs = [random_text(model, 1, length, seed=length)[0] for length in (5, 9, 2)]
@@ -76,29 +79,43 @@ def test_log_likelihood_is_that_of_each_target_alone(tiny_folders, family, monke
     task_format = TaskFormat("{text}", metrics=("log_likelihood",))
     fns = tuple(metric_fns(task_format))
     examples = Examples("task", "test", inputs, targets, ["a"] * 3, ["b", "c", "c d"], {}, task_format, fns)
-    expected = []
-    for prompt in own:
-        total = 0.0
-        for source, target in zip(inputs, targets, strict=True):
-            before = np.array([[model.config.start_id, *target[:-1]]], np.int32)
-            batch = whole(source[None]) | {"decoder_inputs": before}
-            logits = np.asarray(prompt_jax.forward(model.params, model.config, batch, prompt), np.float64)[0]
-            total += sum(logits[i, id] - np.log(np.exp(logits[i]).sum()) for i, id in enumerate(target))
-        expected.append(total / 12)
+    expected = [-loss(model, prompt, examples) for prompt in own]
 
     calls = []
-    options = EvaluationOptions(7, 4, before_batch=lambda *progress: calls.append(progress))
+    options = EvaluationOptions(7, 4, loss=True, before_batch=lambda *progress: calls.append(progress))
     both = dataclasses.replace(task_format, metrics=("bleu", "log_likelihood"))
     beside = dataclasses.replace(examples, format=both, metric_fns=tuple(metric_fns(both)))
     for result, value in zip(evaluate_members(model, own, beside, options), expected, strict=True):
         assert list(result.scores) == ["bleu", "log_likelihood"] and len(result.predictions) == 3
-        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5)
+        assert result.scores["log_likelihood"] == pytest.approx(value, rel=1e-5) == -result.loss
+    assert len(calls) == 3, "answers and targets in one pass"
     monkeypatch.setattr(answers, "generate_scored", None)
     calls.clear()
     results = evaluate_members(model, own, examples, options)
     assert [result.scores["log_likelihood"] for result in results] == pytest.approx(expected, rel=1e-5)
     assert all(result.predictions == [] and len(result.scores) == 1 for result in results)
+    assert [result.loss for result in results] == [-result.scores["log_likelihood"] for result in results]
     assert len(calls) == 3, "an evaluation can be left between any two batches"
+
+
+def test_the_loss_beside_answers_and_labels(tiny, prompts):
+    """The loss is -log p of the target's label, where the target is a label. The other results are the same."""
+    examples = examples_of(tiny)
+    labels = examples.format.labels
+    examples = dataclasses.replace(
+        examples,
+        targets=[np.array(answers.label_ids(tiny, labels[i % 2]), np.int32) for i in range(len(examples))],
+    )
+    options = EvaluationOptions(4, 4)
+    alone = evaluate_members(tiny, prompts, examples, options)
+    with_loss = evaluate_members(tiny, prompts, examples, dataclasses.replace(options, loss=True))
+    for one, result in zip(alone, with_loss, strict=True):
+        assert_same(one, dataclasses.replace(result, loss=None))
+        chosen = [scores[i % 2] for i, scores in enumerate(one.label_scores)]
+        assert result.loss == pytest.approx(-sum(chosen) / sum(map(len, examples.targets)), rel=1e-5)
+        assert one.loss is None
+    unranked = evaluate_members(tiny, prompts, examples, dataclasses.replace(options, rank=False, loss=True))
+    assert [each.loss for each in unranked] == pytest.approx([each.loss for each in with_loss], rel=1e-5)
 
 
 def test_incompatible_arguments_are_errors(tiny, prompts):

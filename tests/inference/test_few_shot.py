@@ -16,6 +16,8 @@ from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluat
 from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
 
+pytestmark = pytest.mark.usefixtures("one_length")
+
 LINE_BREAK = 1.5  # how much more a line break is wanted
 FORMAT = TaskFormat("{text}", ("negative", "positive"), input_length=64, target_length=8)
 
@@ -118,8 +120,9 @@ def test_a_causal_models_answer_continues_the_text(tiny_folders, sentiment_files
     assert printed == shots
 
     def log_probabilities(ids):  # [T, V]
-        batch = {"inputs": np.array([ids], np.int32), "inputs_mask": np.ones((1, len(ids)), bool)}
-        return jax.nn.log_softmax(prompt_jax.forward(model.params, model.config, batch)[0])
+        inputs = np.pad(np.array([ids], np.int32), [(0, 0), (0, 64 - len(ids))])  # one length is compiled
+        batch = {"inputs": inputs, "inputs_mask": np.arange(64)[None] < len(ids)}
+        return np.asarray(jax.nn.log_softmax(prompt_jax.forward(model.params, model.config, batch)[0, : len(ids)]))
 
     def of(text, answer):
         begun, ids = len(tokenizer.encode(text)), tokenizer.encode(text + answer)

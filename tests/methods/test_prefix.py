@@ -219,12 +219,13 @@ def test_errors_name_the_problem(saved, tiny_folders):
         ({**from_file, "mlp_width": 8}, "leave prompt.mlp_width out"),
         (
             {**from_file, "placement": "after"},
-            "has placement 'before', .* the options are 'after'",
+            "has placement 'before', but prompt.placement is 'after'",
         ),
         ({"frozen_tokens": 4}, "prompt.frozen_tokens is 4 of prompt.length 4"),
         ({"frozen_tokens": 1}, "keeps the keys and values of prompt.init 'text' or 'file', not of 'normal'"),
         ({**text, "frozen_tokens": 1, "mlp_width": 8}, "not of an MLP"),
         ({"shift_positions": False}, "prompt.shift_positions false is for BART"),
+        ({"always_visible": True}, "prompt.always_visible: .* has no sliding windows; leave it out"),
     ):
         with pytest.raises(ConfigError, match=message):
             options = dataclasses.replace(FREE, **changes)

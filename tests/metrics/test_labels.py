@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import metrics
+from prompt_jax.metrics.labels import precision_recall
 
 YES_NO = ("no", "yes")
 ABC = ("a", "b", "c")
@@ -65,3 +66,15 @@ def test_matthews_of_three_classes_and_invalid_answers():
     assert metrics.matthews(targets, targets, labels=ABC) == {"matthews": pytest.approx(1.0)}
     assert metrics.matthews(targets, ["x", "y"] * 3, labels=ABC) == {"matthews": 0.0}
     assert metrics.matthews(["a", "a"], ["a", "b"], labels=ABC) == {"matthews": 0.0}
+
+
+def test_precision_and_recall_by_label():
+    """By hand; and equal to the F1 of each label."""
+    counts = [[6, 2, 2], [3, 9, 0], [0, 0, 0]]
+    square = [[6, 2, 0, 2], [3, 9, 0, 0], [0, 0, 0, 0]]
+    assert precision_recall(square) == [(6 / 9, 6 / 10, 10), (9 / 11, 9 / 12, 12), (None, None, 0)]
+    assert precision_recall([row[:3] for row in counts[:2]]) == [(6 / 9, 6 / 10, 10), (9 / 11, 9 / 12, 12)]
+    targets = ["a"] * 10 + ["b"] * 12
+    answers = ["a"] * 6 + ["b"] * 2 + ["?"] * 2 + ["a"] * 3 + ["b"] * 9
+    means = [2 * p * r / (p + r) for p, r, _ in precision_recall([row[:3] for row in counts[:2]])]
+    assert metrics.mean_class_f1(targets, answers, labels=["a", "b"])["mean_class_f1"] == pytest.approx(sum(means) / 2)

@@ -31,7 +31,7 @@ def test_an_ensemble(summary_of):
     (test,) = summary.tests
     assert deviation(test, "accuracy") == pytest.approx(0.01) and answer_source(test) == "majority vote of 3 members"
     first, average, best, *_ = score_cards(summary)
-    assert first == Card("Test accuracy", "12.5%", "80.0%", "majority vote of 3 members")
+    assert first == Card("Test accuracy", "12.5%", "80.0%", "majority vote of 3 members", gain=True)
     assert (average.after, best.after, best.note) == ("71.0%", "72.0%", "member 2, the best on this test")
     assert score_cards(summary)[-1].note == "member 2, at step 25, the best"
 

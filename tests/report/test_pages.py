@@ -10,6 +10,7 @@ from prompt_jax.report.pages import write_page
 
 def page_of(tmp_path, monkeypatch, template, **values) -> str:
     monkeypatch.setattr(pages, "_source", lambda name: template)
+    monkeypatch.setattr(pages, "_environment", pages._environment.__wrapped__)  # which keeps no templates
     write_page(tmp_path / "page.html", "any", **values)
     return (tmp_path / "page.html").read_text(encoding="utf-8")
 

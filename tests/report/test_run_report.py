@@ -1,6 +1,7 @@
 """The report of a run: its words, plots and escaping."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_single_prompt(single):
     assert "accuracy 83.0% 12.5% 70.0% invalid answers 0.0% 50.0% 5.0% accuracy by ranking – 25.0% 75.0%" in page.words
     assert "▁positive 0.88" in page.words and "</td> -0.25" in page.words
     assert "train 100 17 0 validation 20 0 0 test 31 0 0" in page.words  # truncated
-    assert "negative 10 5 0 positive 5 10 1" in page.words  # the confusion table
+    assert "negative 10 5 0 66.7% 66.7% positive 5 10 1 62.5% 66.7%" in page.words  # the confusion table
     assert "Wrong answers: 11 of 31 " in page.words and "Right answers: 20 of 31 (12 shown)" in page.words
     assert "negative 0.25 positive 0.75" in page.words
     assert '"length": 4' in page.words
@@ -140,7 +141,7 @@ def test_ensemble(ensemble):
 
     assert page.count("svg") == 5  # two curves, agreement, similarity, norms of the best member
     assert "Circles mark each member’s best score" in page.words
-    assert "Member 0 seed 0 Member 1 seed 1 Member 2 seed 2 Losses" in page.words  # the legend
+    assert "Member 0 seed 0 Member 1 seed 1 Member 2 seed 2 Training losses are smoothed" in page.words  # the legend
     assert "Member seed Status Steps Best score at step 0 0 finished 50 80.0% 25 1 1 finished" in page.words
 
     assert "Base alone 12.5% 50.0% 25.0%" in page.words  # the paper's Table 3
@@ -184,7 +185,9 @@ def test_answers_are_compared_without_sentinels(tmp_path):
     write_lines(tmp_path / "predictions.jsonl", [{**row, "prediction": own[0], "members": own} for own in given])
     words = _page(tmp_path).words
     assert "Members disagree: 1 of 2" in words and "q True False 0, 1 True 2 False" in words
-    assert "answered → False True other False 0 0 0 True 1 1 0" in words  # the confusion of the votes
+    assert (
+        "True other recall precision False 0 0 0 – 0.0% True 1 1 0 50.0% 100.0%" in words
+    )  # the confusion of the votes
 
 
 def test_members_that_agree(ensemble):
@@ -278,6 +281,98 @@ def test_many_members(tmp_path):
     assert "Cosine similarity of the prompts’ mean virtual tokens, since their lengths differ" in page.words
     assert "text 3 positive positive × 19 0–18 negative × 1 19 positive" in page.words
     assert page.count("svg", **{"class": "heat agreement plain"}) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Curves, gains and resources
+
+
+def _logged(folder: Path, points: int, members: int = 1, **more: float) -> None:
+    steps = range(1, points + 1)
+    lines = [{"step": s, "member": i, "train/loss": 3 / s, **more} for i in range(members) for s in steps]
+    write_lines(folder / "metrics.jsonl", lines)
+
+
+@pytest.mark.parametrize(("points", "smoothed"), [(19, False), (20, True)])
+def test_only_smoothed_curves_are_called_so(tmp_path, points, smoothed):
+    write_run(tmp_path, SINGLE)
+    _logged(tmp_path, points)
+    assert ("training, smoothed" in _page(tmp_path).words) is smoothed
+    write_run(tmp_path, ENSEMBLE)
+    _logged(tmp_path, points, members=3)
+    assert ("Training losses are smoothed." in _page(tmp_path).words) is smoothed
+
+
+def test_the_validation_loss(tmp_path):
+    """In the plot of a single member, and in a separate one of several."""
+    write_run(tmp_path, SINGLE, logs=False)
+    lines = [{"step": s, "member": i, "train/loss": 3 / s, "validation/loss": 2.0} for s in (1, 2) for i in range(3)]
+    write_lines(tmp_path / "metrics.jsonl", lines[::3])
+    page = _page(tmp_path)
+    assert page.labeled("svg") == ["Training loss by step"] and "validation" in page.words
+    write_run(tmp_path, ENSEMBLE, logs=False)
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    assert _page(tmp_path).labeled("svg")[:2] == ["Training loss by step", "Validation loss by step"]
+
+
+@pytest.mark.parametrize(("rates", "plotted"), [((0.3, 0.3), False), ((0.3, 0.1), True)])
+def test_the_learning_rate(tmp_path, rates, plotted):
+    write_run(tmp_path, a_run([a_member(3, settings={}, learning_rate=0.3)], []), logs=False)
+    lines = [{"step": s, "member": 0, "train/learning_rate": rate} for s, rate in enumerate(rates, 1)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = _page(tmp_path)
+    assert ("Learning rate by step" in page.labeled("svg")) is plotted
+    assert "Learning rate 0.3, constant" in page.words
+
+
+@pytest.mark.parametrize(("vote", "gains"), [(0.8, 1), (0.125, 0), (0.1, 0)])
+def test_only_gains_have_the_color_of_success(tmp_path, vote, gains):
+    summary = copy.deepcopy(ENSEMBLE)
+    summary["tests"][0]["ensemble"]["vote"]["accuracy"] = vote
+    page = _page(write_run(tmp_path, summary))
+    assert page.count("tr", **{"class": "vote gain"}) == gains == 1 - page.count("tr", **{"class": "vote"})
+    first = next(attributes["class"] for _, attributes in page.elements if "card" in (attributes.get("class") or ""))
+    assert ("gain" in first) == bool(gains) or first == "cards"
+
+
+USED = {
+    "sessions": 2,
+    "times": {"compile": 12.0, "train": 130.0, "validation": 20.0, "test": 61.0},
+    "throughput": {"examples": 12.345, "tokens": 1234.5},
+    "environment": {
+        "command": f"prompt-jax train c.py --name {EVIL}",
+        "commit": "a" * 40,
+        "modified": True,
+        "device": "NVIDIA H200",
+        "devices": 4,
+        "processes": 2,
+        "host_memory": 3 << 29,
+        "device_memory": 850 << 20,
+    },
+}
+
+
+def test_resources(tmp_path):
+    words = _page(write_run(tmp_path, {**SINGLE, **USED, "seconds": 162.0})).words
+    for expected in (
+        "Wall time 2 min 42 s: 12 s of compilation, 2 min 10 s of training, 20 s of validation; then 1 min 1 s",
+        "Throughput 12.3 examples/s, 1,234 tokens/s in training",
+        "Devices 4 × NVIDIA H200 in 2 processes Peak memory 1.5 GiB on the host, 850 MiB on a device",
+        "Times add up over 2 sessions",
+        f"Command: prompt-jax train c.py --name {EVIL}",
+        f"commit {'a' * 40} , with changes that are not committed",
+    ):
+        assert expected in words, words
+
+
+def test_resources_of_a_run_of_an_earlier_version(tmp_path):
+    path = write_run(tmp_path, SINGLE) / "config.json"
+    config = json.loads(path.read_text())
+    config["optimizer"] |= {"learning_rate": 0.3, "schedule": "linear", "warmup_steps": 100}
+    path.write_text(json.dumps(config))
+    words = _page(tmp_path).words
+    assert "Wall time 1 h 2 min 5 s Learning rate 0.3, linear decay after 100 warm-up steps Record" in words
+    assert "sessions" not in words and "Command" not in words
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def adapted(tiny_folder, tmp_path, monkeypatch):
     return with_options(experiment, "data", input_length=48, target_length=48, buckets=1)
 
 
+@pytest.mark.slow
 def test_lm_adaptation_end_to_end(adapted, tiny, tiny_folder, tmp_path, monkeypatch, capsys):
     assert main(["train", written(adapted, tmp_path), "--tasks", str(TASKS)]) == 0
     run = tmp_path / "runs" / "lm_adaptation"

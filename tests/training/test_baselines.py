@@ -47,6 +47,7 @@ def leaves(experiment: Experiment, file: str = "last.npz") -> list[dict[str, np.
     return [flat(prompt.leaves) for prompt, _ in read_prompts(experiment.folder / file)]
 
 
+@pytest.mark.slow
 def test_a_whole_run(method, sentiment_files, capsys):
     whole = with_name(method, "whole")
     setup, progress = train(whole)

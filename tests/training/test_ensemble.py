@@ -137,6 +137,7 @@ def test_an_optimizer_of_stacked_members_would_couple_them():
     assert np.abs(update(gradients, prompts)[7] - alone).max() > 0.1
 
 
+@pytest.mark.slow
 def test_groups_change_nothing(experiment):
     """Members in groups of two, with one left over, compared with all at once."""
     whole, grouped = with_name(ensemble(experiment, size=3), "whole"), ensemble(experiment, size=3, group=2)
@@ -224,7 +225,7 @@ def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monke
         """Return scores that are the distances prompts have moved."""
         actual = [np.asarray(prompt.encoder_tokens.embeddings) for prompt in prompts]
         moved = [min(np.abs(own - x).max() for x in first if x.shape == own.shape) for own in actual]
-        return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0)) for score in moved]
+        return [Evaluation({"accuracy": float(score)}, [], None, np.zeros(0), loss=1.0) for score in moved]
 
     monkeypatch.setattr(evaluate, "evaluate_members", distances)
     _, expected = train(whole)
@@ -266,6 +267,7 @@ def test_too_many_devices(experiment):
 # Several devices, in a separate process
 
 
+@pytest.mark.slow
 def test_members_over_eight_devices(experiment, tmp_path, monkeypatch):
     """Training needs no collective and gives the same members as one device. Evaluation batches are sharded."""
     monkeypatch.setattr(batching, "EVAL_BUCKETS", 1)  # little to compile

@@ -97,7 +97,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(
+    "kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("shared", "concatenate"))]
+)
 def test_a_whole_run(mixed, kind, tasks, capsys):
     """An ensemble of two members, of different lengths if the method has one."""
     lengths = (4, 5) if kind == "concatenate" else ()

@@ -10,7 +10,14 @@ import pytest
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.methods import FullTuning, MultitaskPromptTuning, PrefixTuning, PromptTuning, PTuning
 from prompt_jax.training import optimizers
-from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, make_schedule, rate_unit
+from prompt_jax.training.optimizers import (
+    absolute_rate,
+    embedding_rms,
+    learning_rate,
+    make_optimizer,
+    make_schedule,
+    rate_unit,
+)
 
 
 def run(config: OptimizerConfig, start: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
@@ -105,6 +112,15 @@ def test_schedules(schedule, expected):
     rates = make_schedule(OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=10), 30)
     np.testing.assert_allclose([rates(step) for step in (0, 5, 10, 20, 30)], expected, atol=1e-6)
     assert make_schedule(OptimizerConfig(learning_rate=0.5), 30)(0) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3, 10])
+def test_the_learning_rate_on_the_host(schedule, warmup):
+    """It equals the optimizer's schedule, also if the warm-up takes all steps."""
+    config = OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=warmup)
+    expected = [0.5 * float(make_schedule(config, 8)(count)) for count in range(8)]
+    np.testing.assert_allclose([learning_rate(config, step, 8) for step in range(1, 9)], expected, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import pytest
 from prompt_jax import load_prompt
 from prompt_jax.distributed.processes import Preempted
 from prompt_jax.training import summary
+from prompt_jax.training.environment import PACKAGES
 from prompt_jax.training.loop import train
-from prompt_jax.training.summary import PACKAGES, finish
+from prompt_jax.training.summary import finish
 
 
 def test_scores_are_those_of_the_predictions(whole):
@@ -36,7 +37,7 @@ def test_the_summary_describes_the_run(whole, tiny):
     assert written["model"]["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(tiny.params))
     assert written["model"]["fingerprint"] == tiny.fingerprint
     assert written["examples"] == {"files": {"train": 40, "validation": 12, "test": 10}}
-    assert set(written["versions"]) == set(PACKAGES) and written["versions"]["jax"] == jax.__version__
+    assert set(written["versions"]) == {"python", *PACKAGES} and written["versions"]["jax"] == jax.__version__
     (member,) = written["members"]
     assert member["status"] == "finished" and member["steps"] == written["steps"] == whole.train.steps
     assert member["best"]["score"] == member["validation"][member["best"]["metric"]]

@@ -404,6 +404,7 @@ def test_a_reason_is_printed_once(tmp_path, monkeypatch):
     assert wrong == [f"no such model ({tmp_path / 'logs' / 'run-0.txt'} has the rest)"]
 
 
+@pytest.mark.slow
 def test_a_table_from_training_to_markdown(tiny_folder, tmp_path, monkeypatch, capsys):
     """Domain shift on synthetic questions: two methods, three seeds, seven tests.
 
