@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import prompt_jax
 from prompt_jax import Prompt, VirtualTokens
-from prompt_jax.inference.decoding import score
+from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.models import family
 from prompt_jax.models.prompt import Prefix, Site
 
@@ -90,8 +90,8 @@ def assert_rows_are_each_alone(model: Any, prompts: Sequence[Prompt], target_len
 
     def results(batch: dict[str, np.ndarray], prompt: Prompt | None) -> tuple[Any, Any, Any]:
         arguments = model.params, model.config, batch, prompt
-        tokens = prompt_jax.generate(*arguments, max_new_tokens=5)
-        return prompt_jax.forward(*arguments), tokens, score(*arguments, targets, targets > 0)
+        generated = generate_scored(*arguments, max_new_tokens=5, targets=(targets, targets > 0))
+        return prompt_jax.forward(*arguments), generated.tokens, generated.targets
 
     mixed = results(batch | {"prompt_ids": ids}, prompt_jax.stack_prompts(prompts))
     for row, number in enumerate(ids):

@@ -111,7 +111,12 @@ def tiny(tiny_folder: Path):
     return prompt_jax.load_model(str(tiny_folder))
 
 
-SPECIAL_TOKENS = {"gpt2": ["[PAD]", "<|endoftext|>"], "bart": ["<s>", "<pad>", "</s>"]}
+SPECIAL_TOKENS = {
+    "gpt2": ["[PAD]", "<|endoftext|>"],
+    "bart": ["<s>", "<pad>", "</s>"],
+    "llama": ["<pad>", "</s>", "<s>"],
+    "gemma3_text": ["<pad>", "<eos>", "<bos>"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +126,10 @@ def tiny_folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for name, special in SPECIAL_TOKENS.items():
         folders[name] = tmp_path_factory.mktemp(name) / "model"
         shutil.copytree(FIXTURES / name / "base", folders[name])
-        (folders[name] / "tokenizer.json").write_text(bytepairs.train(SENTENCES, 120, special))
+        entries = 120 if name in ("gpt2", "bart") else 48
+        (folders[name] / "tokenizer.json").write_text(bytepairs.train(SENTENCES, entries, special))
+        if entries == 48:  # the tokenizers of these model types are SentencePiece models
+            (folders[name] / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folders
 
 

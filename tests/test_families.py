@@ -11,6 +11,9 @@ from prompt_jax.cli import main
 from prompt_jax.methods import METHODS
 from prompt_jax.prompt_files.io import read_prompts
 
+# The attention sites of each model that take a prefix, and the decoder's layers if they are not 2.
+SITES = {"t5": 3, "gpt2": 1, "bart": 3, "llama": 1, "gemma3_text": 1}
+LAYERS = {"llama": 3, "gemma3_text": 3}
 CONFIG = """
 from pathlib import Path
 from prompt_jax import *
@@ -36,8 +39,9 @@ def run(capsys, *argv) -> str:
 
 
 # Every family and every method is in a quick one.
-QUICK = [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "prefix")]
-SLOW = [("t5", "prefix"), ("gpt2", "soft_prompt"), ("bart", "soft_prompt")]
+QUICK = [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "prefix"), ("llama", "soft_prompt")]
+SLOW = [("t5", "prefix"), ("gpt2", "soft_prompt"), ("bart", "soft_prompt"), ("llama", "prefix")]
+SLOW += [("gemma3_text", "soft_prompt"), ("gemma3_text", "prefix")]
 
 
 @pytest.fixture(
@@ -65,8 +69,7 @@ def test_every_verb(trained, sentiment_files, tmp_path, capsys):
     (first, metadata), (second, _) = read_prompts(file)
     assert metadata.method == method
     base = "--model", model.name
-    sites = {"t5": 3, "bart": 3, "gpt2": 1}[family]
-    assert len(first.parts) == (sites if method == "prefix" else 1)
+    assert len(first.parts) == (SITES[family] if method == "prefix" else 1)
     assert (file.parent / "report.html").stat().st_size > 10_000
 
     out = run(capsys, "evaluate", file, "--data", sentiment_files["test"], "--decoding.beams", 2, *base)
@@ -79,7 +82,9 @@ def test_every_verb(trained, sentiment_files, tmp_path, capsys):
     assert drawn[0] == drawn[1] != drawn[2]
     printed = run(capsys, "inspect", file, *base)
     assert (
-        "keys and values at decoder_self in each of 2 layers" if method == "prefix" else "virtual tokens"
+        f"keys and values at decoder_self in each of {LAYERS.get(family, 2)} layers"
+        if method == "prefix"
+        else "virtual tokens"
     ) in printed
 
     run(capsys, "export", file, "one.npz", "--member", 1)
@@ -88,7 +93,7 @@ def test_every_verb(trained, sentiment_files, tmp_path, capsys):
     expected = forward(model.params, model.config, text, second)
     assert_close(forward(model.params, model.config, text, exported), expected)
     status = main(["export", str(file), "prefix.npz", "--member", "1", "--as", "prefix", *base])
-    if family == "gpt2":
+    if SITES[family] == 1:  # causal
         assert status == 0
         as_prefix = load_prompt(tmp_path / "prefix.npz", model)
         assert list(as_prefix.parts) == ["decoder_self"] and as_prefix.decoder_self.slots == 3

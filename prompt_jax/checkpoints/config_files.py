@@ -42,10 +42,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     raw = read_json(file)
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
-        reason = f", {_UNSUPPORTED[model_type]}" if model_type in _UNSUPPORTED else ""
-        raise CheckpointError(
-            f"{file} has model_type {reprlib.repr(model_type)}{reason}; supported are {', '.join(MODEL_TYPES)}"
-        )
+        reason = _UNSUPPORTED.get(str(model_type))
+        named = reprlib.repr(model_type) + (f", {reason}" if reason else "")
+        raise CheckpointError(f"{file} has model_type {named}; supported are {', '.join(MODEL_TYPES)}")
     return raw
 
 

@@ -99,6 +99,8 @@ def load_model(
         params, samples = assemble(family(config).parameters(config), tensors, dtype, sharding, source=str(folder))
     # Before generation_config.json overrides special ids: fingerprints in prompt files are based on config.json's ids.
     identity = fingerprint(config, samples)
+    if family(config).causal and "eos_id" in special:
+        special.setdefault("start_id", special["eos_id"])  # the separator, without a tokenizer
     config = dataclasses.replace(config, **special)
     tokenizer = load_tokenizer(
         folder,

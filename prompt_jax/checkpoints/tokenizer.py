@@ -126,8 +126,13 @@ class Tokenizer:
         """
         if not self.causal:
             return ()
-        line_break = [] if self.leading_space else self.encode("\n")  # SentencePiece puts a space before it
-        return tuple(line_break[-1:]) or (self.eos_id,)
+        return (() if self.leading_space else self.line_break) or (self.eos_id,)
+
+    @functools.cached_property
+    def line_break(self) -> tuple[int, ...]:
+        """The token of a line break after a word. Alone, it may get a space before it."""
+        word = self.encode("a")
+        return tuple(self.encode("a\n")[len(word) :][:1])
 
     @functools.cached_property
     def vocab_size(self) -> int:

@@ -97,6 +97,7 @@ def combined_metadata(
         method=common("method"),
         placement=metadata[0].placement,
         shift_positions=metadata[0].shift_positions,
+        always_visible=metadata[0].always_visible,
         frozen_tokens=frozen_tokens,
         task=common("task"),
         format=common("format"),

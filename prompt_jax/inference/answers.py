@@ -65,10 +65,10 @@ def generate_answers(
     together = len({len(names) for names in labels}) == 1
     sets = _scored_sets(rows, labels if together else [()] * len(rows), targets)
     longest = max(target_length, 0 if sets is None else sets.longest)
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
-    tokenizer, config = tokenizer_of(model), model.config
+    config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
+    tokenizer = tokenizer_of(model)
     if rows.start_ids is not None:  # the answer ends at the end of the line
-        end_ids = *tokenizer.encode("\n")[:1], *(config.generation.end_ids or (config.eos_id,))
+        end_ids = *tokenizer.line_break, *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
     if decoding.temperature:
@@ -254,11 +254,11 @@ def _target_sets(
 def _score_sets(rows: Rows, sets: _TargetSets) -> Float[np.ndarray, "rows C"]:
     """Return the log-probabilities of each row's targets."""
     model = rows.model
-    check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets.longest)
+    config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), sets.longest)
 
     def run(batch: dict[str, Any], prompt: Prompt | None) -> Any:
         targets, mask = sets.of_batch(batch)
-        return (score(model.params, model.config, batch, prompt, targets, mask, check=False),)
+        return (score(model.params, config, batch, prompt, targets, mask, check=False),)
 
     (scores,) = run_batches(rows, run, {"set": sets.numbers})
     check_finite(model, scores, rows.prompt_ids)

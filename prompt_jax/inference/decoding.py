@@ -102,7 +102,7 @@ def generate_scored(
     if decoding.temperature and key is None:
         raise ConfigError(f"decoding.temperature is {decoding.temperature}, and sampling needs a `key`")
     longest = 0 if targets is None else targets[0].shape[-1]
-    batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, check, longest)
+    config, batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, check, longest)
     if row_numbers is None:
         row_numbers = np.arange(len(batch["inputs"]))
     # The seed is in the key. Another seed needs no compilation.
@@ -124,7 +124,7 @@ def beam_search(
 
     Arguments and errors as for `generate_scored`.
     """
-    batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, True)
+    config, batch, limit, lengths = _prepare(config, batch, prompt, max_new_tokens, lengths, True)
     return _search(params, config, batch, prompt, limit, lengths, decoding)
 
 
@@ -151,7 +151,7 @@ def score(
     Raises:
       PromptStackError, PromptPartError, ContextError: as `forward`.
     """
-    batch, _, _ = _prepare(config, batch, prompt, targets.shape[-1], None, check)
+    config, batch, _, _ = _prepare(config, batch, prompt, targets.shape[-1], None, check)
     return _score(params, config, batch, prompt, (targets, targets_mask))
 
 
@@ -163,15 +163,15 @@ def _prepare(
     lengths: Any,
     check: bool,
     longest_target: int = 0,
-) -> tuple[dict[str, Any], int, Int[HostOrDevice, "B"] | None]:
-    """Return the batch as the compiled functions take it, the maximum number of tokens of any row and of each row."""
+) -> tuple[Any, dict[str, Any], int, Int[HostOrDevice, "B"] | None]:
+    """Return config and batch as the compiled functions take them, and the most tokens of any row and of each row."""
     if family(config).causal and "start_ids" not in batch:
         batch = _split_last(config, batch)
     limit, lengths = _limits(config, batch, max_new_tokens, lengths)
     if check:
         check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
-        check_context(config, prompt, longest_row(batch["inputs_mask"]), max(limit, longest_target))
-    return batch, limit, lengths
+        config = check_context(config, prompt, longest_row(batch["inputs_mask"]), max(limit, longest_target))
+    return config, batch, limit, lengths
 
 
 def _split_last(config: Any, batch: dict[str, Any]) -> dict[str, Any]:

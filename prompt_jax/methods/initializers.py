@@ -73,9 +73,10 @@ def text(
 def word_ids(model: Model, text: str) -> list[int]:
     """Return the `token_ids` of words with a space before the first, as in the middle of a text.
 
-    The prefix paper's code does the same (`add_prefix_space=True`). SentencePiece does it for every text.
+    The prefix paper's code does the same (`add_prefix_space=True`). Many SentencePiece models do it for every text.
     """
-    return token_ids(model, text if text[:1].isspace() else f" {text}")
+    adds_space = model.tokenizer is not None and model.tokenizer.piece(token_ids(model, "a")[0]).startswith("▁")
+    return token_ids(model, text if adds_space or text[:1].isspace() else f" {text}")
 
 
 def token_ids(model: Model, text: str) -> list[int]:

@@ -63,6 +63,9 @@ class PrefixTuning(Method):
     shift_positions: bool = True
     """Count the text's learned positions from the end of the prefix. For BART, PEFT does this, and the paper's code
     does not."""
+    always_visible: bool = False
+    """In layers with a sliding window, attend to the prefix from all positions. By default, as in PEFT, it leaves the
+    window like text."""
 
     def check(self) -> None:
         check_init(self)
@@ -147,7 +150,8 @@ class PrefixTuning(Method):
             if self.tie_layers:
                 both = jnp.concatenate([both, both], axis=1)
             k, v = dropout(both, self.dropout, site_key)
-            prefixes[site] = Prefix(k, v, placement=self.placement, shift_positions=self.shift_positions)
+            rules: Any = {"placement": self.placement, "shift_positions": self.shift_positions}
+            prefixes[site] = Prefix(k, v, **rules, always_visible=self.always_visible)
         return Prompt(**prefixes)
 
     def default_init(self, model: "Model") -> Literal["text", "normal"]:
@@ -175,6 +179,8 @@ class PrefixTuning(Method):
             )
         if not self.shift_positions and model_family.causal:
             raise ConfigError("prompt.shift_positions false is for BART; a causal model always counts from the prefix")
+        if self.always_visible and not any(getattr(model.config, "windows", ())):
+            raise ConfigError(f"prompt.always_visible: {model.name} has no sliding windows; leave it out")
         if not self.tie_layers:
             return {site: shape for site, shape in sites.items() if not self.sites or site in self.sites}
         layers, heads, width = sites["decoder_self"]
@@ -260,11 +266,10 @@ class PrefixTuning(Method):
         arrays = used_arrays(prefix)
         if (length := arrays["keys"].shape[1]) != self.length:
             raise ConfigError(f"{self.init_file} has {site} of {length}, but prompt.length is {self.length}")
-        if (prefix.placement, prefix.shift_positions) != (self.placement, self.shift_positions):
-            raise ConfigError(
-                f"{self.init_file} has placement {prefix.placement!r}, shift_positions {prefix.shift_positions}, but "
-                f"the options are {self.placement!r} and {self.shift_positions}"
-            )
+        for option in ("placement", "shift_positions", "always_visible"):
+            theirs, ours = getattr(prefix, option), getattr(self, option)
+            if theirs != ours:
+                raise ConfigError(f"{self.init_file} has {option} {theirs!r}, but prompt.{option} is {ours!r}")
         if self.tie_layers and any((array[:layers] != array[layers:]).any() for array in arrays.values()):
             raise ConfigError(f"{self.init_file} has a different prefix in each layer, but prompt.tie_layers is set")
         return {name: jnp.asarray(array[:layers]) for name, array in arrays.items()}

@@ -38,8 +38,8 @@ Family = DecoderOnly | EncoderDecoder
 FAMILIES: dict[type, Family] = {
     t5.T5Config: EncoderDecoder(t5),
     gpt2.GPT2Config: DecoderOnly(gpt2),
-    llama.LlamaConfig: DecoderOnly(llama),
     bart.BartConfig: EncoderDecoder(bart),
+    llama.LlamaConfig: DecoderOnly(llama),
 }
 
 
@@ -97,7 +97,7 @@ def forward(
     """
     check_prompt_ids(prompt, batch.get("prompt_ids"), len(batch["inputs"]))
     target = batch.get("decoder_inputs")
-    check_context(config, prompt, longest_row(batch["inputs_mask"]), 0 if target is None else target.shape[1])
+    config = check_context(config, prompt, longest_row(batch["inputs_mask"]), 0 if target is None else target.shape[1])
     return _forward(params, config, batch, prompt, key)
 
 
@@ -108,16 +108,22 @@ def _forward(
     return family(config).forward(params, config, batch, prompt, key=key)
 
 
-def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> None:
-    """Raise ContextError if a prompt, `source` tokens and `target` tokens need more positions than the model has."""
+def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> Config:
+    """Raise ContextError if a prompt, `source` tokens and `target` tokens need more positions than the model has.
+
+    Returns:
+      the config for texts of this length: the rotary positions of some models depend on it.
+    """
     if not hasattr(config, "positions"):  # relative positions have no limit
-        return
+        return config
     for name, needed in family(config).positions_needed(prompt, source, target).items():
         if needed > config.positions:
             raise ContextError(
                 f"{name} together have {needed} tokens, and the model has {config.positions} positions: shorten the "
                 "text (data.input_length, data.target_length) or the prompt (prompt.length)"
             )
+        config = family(config).for_length(config, needed)
+    return config
 
 
 def longest_row(mask: Any) -> int:

@@ -60,6 +60,9 @@ class DecoderOnlyModule(Protocol):
     def parameters(self, config: Any) -> list[Parameter]:
         """Return the table of parameters."""
 
+    def for_length(self, config: Any, length: int) -> Any:
+        """Return the config for texts of `length` tokens, prompt included. May be omitted."""
+
     def embed(self, params: Params, ids: Int[Array, "B T"], config: Any) -> Float[Array, "B T D"]:
         """Embed tokens, without positions. Virtual tokens are vectors in this space."""
 
@@ -121,6 +124,10 @@ class DecoderOnly:
         """
         slots = sum(part.slots for part in (prompt or Prompt()).parts.values())
         return {"prompt, source and target": source + target + slots}
+
+    def for_length(self, config: Any, length: int) -> Any:
+        """Return the config for texts of `length` tokens, prompt included."""
+        return self.module.for_length(config, length) if hasattr(self.module, "for_length") else config
 
     # ----------------------------------------------------------------------------------------------------------
     # Teacher forcing

@@ -155,6 +155,10 @@ class EncoderDecoder:
             "prompt and target": shift(prompt.decoder_self) + target,
         }
 
+    def for_length(self, config: Any, length: int) -> Any:
+        """Return the config, which does not depend on the length of texts."""
+        return config
+
     # ----------------------------------------------------------------------------------------------------------
     # Teacher forcing
 

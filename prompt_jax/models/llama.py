@@ -123,7 +123,7 @@ def _read(values: ConfigValues, tied: bool) -> dict[str, Any]:
         "windows": tuple(values.integer("sliding_window") if kind == SLIDING else None for kind in kinds),
         "query_scalar": values.number("query_pre_attn_scalar") if gemma2 else width,
         "activation": values.choice(activation, ("silu", "gelu_pytorch_tanh", "gelu")),
-        "attention_softcap": values.number("attn_logit_softcapping", None) if gemma2 else None,
+        "attention_softcap": values.number("attn_logit_softcapping", None) if model_type == "gemma2" else None,
         "output_softcap": values.number("final_logit_softcapping", None) if gemma2 else None,
         "tied_output": tied,
     }
@@ -274,6 +274,21 @@ def layer_settings(config: LlamaConfig) -> Mapping[str, np.ndarray]:
         last = len(config.ropes)
         settings["rope"] = np.array([last if index is None else index for index in config.rope_of_layer], np.int32)
     return settings
+
+
+def for_length(config: LlamaConfig, length: int) -> LlamaConfig:
+    """Return the config for texts of `length` tokens, prompt included.
+
+    Longrope has other factors for texts longer than those of pretraining. As in Transformers, all rows of a call use
+    the same. Unlike there, they do not change while a text is generated.
+    """
+    ropes = tuple(
+        dataclasses.replace(rope, long=rope.long or length > (rope.original_max_position_embeddings or 0))
+        if rope.rope_type == "longrope"
+        else rope
+        for rope in config.ropes
+    )
+    return dataclasses.replace(config, ropes=ropes)
 
 
 def embed(params: Params, ids: Int[Array, "B T"], config: LlamaConfig) -> Float[Array, "B T D"]:

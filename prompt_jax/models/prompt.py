@@ -210,8 +210,9 @@ def _difference(part_name: str, first: Any, part: Any, first_name: str, name: st
             f"{first_name} has its {description.removeprefix('a ')} {first.placement} the input and {name} "
             f"{part.placement} it; prompts that are used together must have the same placement"
         )
-    if isinstance(part, Prefix) and part.shift_positions != first.shift_positions:
-        return f"{first_name} and {name} differ in shift_positions; prompts that are used together must agree in it"
+    for option in ("shift_positions", "always_visible") if isinstance(part, Prefix) else ():
+        if getattr(part, option) != getattr(first, option):
+            return f"{first_name} and {name} differ in {option}; prompts that are used together must agree in it"
     sizes = [
         [size for axis, size in zip(p.axes, np.shape(getattr(p, p.arrays[0])), strict=True) if axis != "P"]
         for p in (first, part)

@@ -184,7 +184,7 @@ def _longrope_attention_factor(rope: Rope) -> float:
 
 
 def angles(
-    rope: Rope, width: int, positions: Int[Array, "#B #T"], dtype: jnp.dtype
+    rope: Rope, width: int, positions: Int[Array, "#B #T"], dtype: Any
 ) -> tuple[Float[Array, "#B #T 1 R"], Float[Array, "#B #T 1 R"]]:
     """Return the cosine and sine of each position's angles."""
     speeds, factor = frequencies(rope, width)

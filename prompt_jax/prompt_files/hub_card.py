@@ -26,18 +26,15 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CardBase:
-    """The base on a card.
+    """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown).
 
-    Attributes:
-      name: its name or folder.
-      revision: its commit on the Hub, if any.
-      causal: whether it is causal; None if unknown.
-      leading_space: see `Tokenizer`.
+    If it is causal, also the id of the separator between source and target, and the `leading_space` of its tokenizer.
     """
 
     name: str
     revision: str | None
     causal: bool | None
+    separator: int | None = None
     leading_space: bool = False
 
     @property
@@ -165,11 +162,9 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     inputs = [f'inputs = tokenizer({_text(members)}, return_tensors="pt")']
     if base.causal:  # as in `Tokenizer.input_ids` and `Tokenizer.separator`
         imports = ["import torch", *imports]
-        text, separator = _text(members), r'tokenizer("\n", add_special_tokens=False).input_ids[-1]'
-        if base.leading_space:
-            text, separator = _text(members, start=" "), "base.config.eos_token_id"
+        text = _text(members, start=" " * base.leading_space)
         inputs = [
-            f"ids = [*tokenizer({text}).input_ids, {separator}]  # then the answer",
+            f"ids = [*tokenizer({text}).input_ids, {base.separator}]  # the separator; then the answer",
             'inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}',
         ]
     code = [

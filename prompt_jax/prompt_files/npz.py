@@ -70,10 +70,13 @@ def prompt_entries(where: str, prompt: Prompt | Delta, metadata: PromptMetadata)
         return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
     if not prompt.parts:
         raise PromptFormatError(f"{where}: the prompt is empty")
-    rules = {(part.placement, getattr(part, "shift_positions", True)) for part in prompt.parts.values()}
+    rules = {
+        (part.placement, getattr(part, "shift_positions", True), getattr(part, "always_visible", False))
+        for part in prompt.parts.values()
+    }
     if len(rules) > 1:
         raise PromptFormatError(
-            f"{where}: its parts differ in placement or shift_positions; a file stores one value of each"
+            f"{where}: its parts differ in placement, shift_positions or always_visible; a file stores one of each"
         )
     if prompt.stacked is not None:
         raise PromptFormatError(f"{where}: a stack of {prompt.stacked} prompts; save_ensemble writes several")
@@ -86,8 +89,9 @@ def prompt_entries(where: str, prompt: Prompt | Delta, metadata: PromptMetadata)
         if part.mask is not None:
             mask = arrays[f"{kind}/mask"] = np.asarray(part.mask, bool)
             _check_mask(where, kind, mask, part.slots)
-    ((placement, shift_positions),) = rules
-    metadata = dataclasses.replace(metadata, placement=placement, shift_positions=shift_positions)
+    metadata = dataclasses.replace(
+        metadata, **dict(zip(("placement", "shift_positions", "always_visible"), *rules, strict=True))
+    )
     return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
 
 
@@ -167,7 +171,8 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
         _check_shapes(where, kind, arrays)
         mask = arrays.get(f"{kind}/mask")
         rule: dict[str, Any] = {"placement": metadata.placement}
-        rule |= {} if kind == "encoder_tokens" else {"shift_positions": metadata.shift_positions}
+        if kind != "encoder_tokens":
+            rule |= {"shift_positions": metadata.shift_positions, "always_visible": metadata.always_visible}
         parts[kind] = (VirtualTokens if kind == "encoder_tokens" else Prefix)(**values, mask=mask, **rule)
         if mask is not None:
             _check_mask(where, kind, mask, parts[kind].slots)

@@ -218,6 +218,11 @@ def _exportable(where: str, prompt: Prompt | Delta, model: Model) -> Prompt:
             f"{where}: the prompt is {part.placement} the input, and PEFT inserts it before. Train with "
             "prompt.placement 'before', or keep it as .npz"
         )
+    if isinstance(part, Prefix) and part.always_visible:
+        raise PromptFormatError(
+            f"{where}: in PEFT, a prefix leaves sliding windows, and this one is always visible. Train with "
+            "prompt.always_visible false, or keep the prompt as .npz"
+        )
     learned = hasattr(model.config, "positions")  # with relative positions, a prefix always shifts
     if isinstance(part, Prefix) and learned and not part.shift_positions:
         raise PromptFormatError(

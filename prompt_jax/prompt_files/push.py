@@ -135,7 +135,7 @@ def _without_local_path(base: _Base) -> _Base:
 def _base(members: Sequence[StoredPrompt], model: Model | None) -> CardBase | None:
     if model is not None:
         base = family(model.config)
-        return CardBase(model.name, model.revision, base.causal, base.leading_space)
+        return CardBase(model.name, model.revision, base.causal, model.config.start_id, base.leading_space)
     known = next((metadata.base for _, metadata in members if metadata.base is not None), None)
     return None if known is None else CardBase(known.name, known.revision, None)
 

@@ -167,7 +167,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         prompt = made if isinstance(made, Prompt) else None
         splits = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*splits, *further_tests):
-            _check_length(model, prompt, examples, task_format.target_length, experiment.decoding)
+            model = _fitted(model, prompt, examples, task_format.target_length, experiment.decoding)
     of_members = named_sharding(mesh, "members")
     states = tuple(
         to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in group)), of_members)
@@ -260,16 +260,19 @@ def _check_memory(members: Sequence[Member], model: Model) -> None:
         )
 
 
-def _check_length(
-    model: Model, prompt: Prompt | None, examples: Examples, target_length: int, decoding: Decoding
-) -> None:
-    """Check before training that the model has enough positions and the decoding options suit it."""
+def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_length: int, decoding: Decoding) -> Model:
+    """Return the model for texts as long as the examples.
+
+    Raises:
+      ConfigError: the model has too few positions, or the decoding options do not suit it.
+    """
     try:
         # An answer may be as long as the longest target after truncation.
-        check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
+        config = check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
         logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
+    return dataclasses.replace(model, config=config)
 
 
 def _steps(experiment: Experiment, members: Sequence[Member]) -> int:

@@ -44,6 +44,10 @@ KINDS = {
     "gpt2, vocab.json": ("gpt2", 0, 0, True, ("<|endoftext|>",)),
     "gpt2 with added tokens": ("gpt2", 0, 0, True, ("<|endoftext|>", "<|user|>", "<|assistant|>")),
     "gpt2 with SentencePiece": ("gpt2", 1, 0, True, ("</s>", "<pad>")),  # as Japanese GPT-2
+    "llama2": ("llama", 1, 2, True, ("<s>", "</s>", "<unk>")),
+    "llama3": ("llama", 1, 1, True, ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")),
+    "qwen2": ("qwen2", 0, 0, True, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
+    "gemma": ("gemma3_text", 1, 2, True, ("<bos>", "<eos>", "<pad>", "<start_of_turn>")),
     "bart": ("bart", 2, 1, False, ("<s>", "</s>", "<mask>")),
     "bart with added tokens": ("bart", 2, 1, False, ("<s>", "</s>", "<mask>", "<|user|>")),
 }
@@ -100,6 +104,16 @@ def make(folder: Path, kind: str) -> None:
             (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
         case "t5 of bytes":
             (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+        case "llama2" | "llama3" | "qwen2" | "gemma":
+            control = KINDS[kind][4]
+            unknown = ["<unk>"] if kind == "gemma" else []
+            definition = bytepairs.train_like(kind, SENTENCES, 60, [*control, *unknown])
+            (folder / "tokenizer.json").write_text(definition)
+            classes = {"llama2": "LlamaTokenizer", "qwen2": "Qwen2Tokenizer", "gemma": "GemmaTokenizer"}
+            settings = {"tokenizer_class": classes.get(kind, "PreTrainedTokenizerFast"), "eos_token": control[1]}
+            names = {"llama2": ("<s>", None), "llama3": (control[0], None), "gemma": ("<bos>", "<pad>")}
+            settings |= dict(zip(("bos_token", "pad_token"), names.get(kind, (None, control[0])), strict=True))
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         case "gpt2 with SentencePiece":
             (folder / "spiece.model").write_bytes(pieces)
             (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
@@ -163,9 +177,12 @@ def test_the_token_between_source_and_target(tmp_path, kind, leading_space, sepa
 def test_ids_are_auto_tokenizers(both, text):
     text = plain(both, text)
     assert both.ours.encode(text) == both.theirs(text, add_special_tokens=False)["input_ids"]
-    if not both.ours.causal:
-        ids = both.theirs(text)["input_ids"]
+    ids = both.theirs(text)["input_ids"]
+    if not both.ours.leading_space:
         assert both.ours.input_ids(text) == ids
+    if both.ours.causal and not both.ours.leading_space:
+        assert both.ours.target_ids(text) == [*ids[len(both.ours.start) :], both.ours.eos_id]
+    if not both.ours.causal:
         assert both.ours.target_ids(text) == (ids if ids[-1] == both.ours.eos_id else [*ids, both.ours.eos_id])
 
 

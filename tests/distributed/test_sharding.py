@@ -24,7 +24,8 @@ from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
 from prompt_jax.methods.soft_prompt import PromptTuning
-from prompt_jax.models import family, gpt2, t5
+from prompt_jax.models import family, gpt2, llama, t5
+from prompt_jax.models.rope import Rope
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
 
@@ -33,6 +34,10 @@ BASES = {"t5": "t5_v11", "gpt2": "gpt2", "bart": "bart"}
 CONFIGS = {
     "t5": t5.T5Config(32128, 64, 16, 128, 4, 2, 2),
     "gpt2": gpt2.GPT2Config(vocab_size=50257, d_model=64, d_ff=256, num_heads=4, layers=2, positions=32),
+    "llama": llama.LlamaConfig(
+        *("llama", 32000, 32, 64, 256, 4, 2, 16, 2, (Rope(10000.0),), (0, None), (None, 8), 16),
+        **dict.fromkeys(("post_norms", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "fused"), True),
+    ),
 }
 
 

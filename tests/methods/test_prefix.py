@@ -146,7 +146,7 @@ def test_frozen_tokens_are_apart_and_come_first(tiny_folders):
     assert not gradient[FROZEN]["keys"].any() and (gradient["keys"] == 1).all()
 
 
-@pytest.mark.parametrize(("name", "init"), [("gpt2", "normal")])
+@pytest.mark.parametrize(("name", "init"), [("llama", "text"), ("gpt2", "normal")])
 def test_the_default_of_later_models_is_a_text(tiny_folders, name, init):
     """The papers' families and MLPs start from noise, as in the papers."""
     model = prompt_jax.load_model(str(tiny_folders[name]))
@@ -156,6 +156,18 @@ def test_the_default_of_later_models_is_a_text(tiny_folders, name, init):
     again = default.initialize(jax.random.key(1), model)["decoder_self"]["keys"]
     assert keys.shape[1] == 150 and (keys == again).all() == (init == "text")
     assert dataclasses.replace(default, mlp_width=4).default_init(model) == "normal"
+
+
+def test_a_text_begins_with_the_start_token(tiny_folders, monkeypatch):
+    """It is an attention sink, which `frozen_tokens` 1 keeps."""
+    model = prompt_jax.load_model(str(tiny_folders["llama"]))
+    monkeypatch.setattr(type(model.tokenizer), "start", property(lambda self: (2,)))
+    options = dataclasses.replace(FREE, init="text", init_text="a good film, and great fun", frozen_tokens=1)
+    ids = [2, *model.tokenizer.encode("a good film, and great fun")][: options.length]
+    text = whole(np.array([ids], np.int32))
+    keys, _ = family(model.config).activations(model.params, model.config, text)["decoder_self"]
+    prompt = options.apply(options.initialize(KEY, model))
+    assert_close(prompt.decoder_self.keys, keys[:, 0])
 
 
 def test_the_mlp_is_fitted_to_real_words(model):
@@ -219,12 +231,13 @@ def test_errors_name_the_problem(saved, tiny_folders):
         ({**from_file, "mlp_width": 8}, "leave prompt.mlp_width out"),
         (
             {**from_file, "placement": "after"},
-            "has placement 'before', .* the options are 'after'",
+            "has placement 'before', but prompt.placement is 'after'",
         ),
         ({"frozen_tokens": 4}, "prompt.frozen_tokens is 4 of prompt.length 4"),
         ({"frozen_tokens": 1}, "keeps the keys and values of prompt.init 'text' or 'file', not of 'normal'"),
         ({**text, "frozen_tokens": 1, "mlp_width": 8}, "not of an MLP"),
         ({"shift_positions": False}, "prompt.shift_positions false is for BART"),
+        ({"always_visible": True}, "prompt.always_visible: .* has no sliding windows; leave it out"),
     ):
         with pytest.raises(ConfigError, match=message):
             options = dataclasses.replace(FREE, **changes)

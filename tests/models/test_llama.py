@@ -1,17 +1,30 @@
 """Llama, Mistral, Qwen, SmolLM3, Phi and Gemma: compare tiny models with Transformers, and check invariants."""
 
+import dataclasses
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import prompt_jax
 from adapters import assert_close, assert_rows_are_each_alone, random_prefix, random_text, random_tokens, whole
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.checkpoints.save import save_model
 from prompt_jax.config.decoding import Decoding
+from prompt_jax.errors import CheckpointError
+from prompt_jax.methods.adapter import AdapterTuning
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import embedding_table, family
+from prompt_jax.models.delta import params_and_prompt
 from prompt_jax.models.llama import MODEL_TYPES
-from prompt_jax.models.prompt import Prefix
+from prompt_jax.models.prompt import Prefix, PromptPartError, PromptStackError
+from prompt_jax.prompt_files.io import read_prompts
+from prompt_jax.prompt_files.metadata import PromptFormatError, PromptMetadata
+from prompt_jax.prompt_files.peft import write as write_peft
 
 
 # Rotation in all layers; in some; and two kinds, with sliding windows.
@@ -95,3 +108,173 @@ def test_a_saved_model_is_the_same(fixtures, name, tmp_path):
     again = prompt_jax.load_model(str(tmp_path / "model"))
     assert again.fingerprint == model.fingerprint and again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AdapterTuning(width=2), AdapterTuning(kind="lin", width=2), LastLayersTuning(layers=2), FullTuning()],
+    ids=("houlsby", "lin", "last layers", "full"),
+)
+def test_changes_of_the_base(fixtures, method):
+    """They start as the base, and every trained leaf has a gradient. Last layers keep their windows and rotations."""
+    model = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base"))
+    text = whole(random_text(model, 2, 12))
+    trainable = method.initialize(jax.random.key(0), model)
+
+    def logits(trainable):
+        params, _ = params_and_prompt(model.params, method.apply(trainable))
+        return family(model.config).forward(params, model.config, text)
+
+    expected = prompt_jax.forward(model.params, model.config, text)
+    assert_close(logits(trainable), expected, tolerance=1e-2 if isinstance(method, AdapterTuning) else 1e-5)
+    gradient = jax.jit(jax.grad(lambda trainable: (logits(trainable) ** 2).mean()))(trainable)
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_row_without_tokens_changes_no_other_row(model):
+    batch = whole(random_text(model, 3, 6)) | {"decoder_inputs": random_text(model, 3, 4, seed=1)}
+    empty = batch | {"inputs_mask": batch["inputs_mask"] & np.array([[True], [False], [True]])}
+    expected, logits = (np.asarray(prompt_jax.forward(model.params, model.config, each)) for each in (batch, empty))
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits[::2], expected[::2], rtol=1e-5, atol=1e-5)
+    alone = prompt_jax.forward(model.params, model.config, whole(batch["decoder_inputs"][1:2]))
+    assert_close(logits[1], np.asarray(alone)[0])
+
+
+def test_remat_and_dropout(fixtures):
+    """Rematerialization draws the same masks again; without a key there is no dropout."""
+    model = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base"))
+    text, prompt = whole(random_text(model, 2, 9)), random_tokens(model, 3)
+    config = dataclasses.replace(model.config, dropout_rate=0.3)
+    plain = prompt_jax.forward(model.params, model.config, text, prompt)
+    np.testing.assert_array_equal(prompt_jax.forward(model.params, config, text, prompt), plain)
+    dropped = prompt_jax.forward(model.params, config, text, prompt, key=jax.random.key(0))
+    assert np.abs(dropped - plain).max() > 0.01
+    again = dataclasses.replace(config, remat="full")
+    assert_close(prompt_jax.forward(model.params, again, text, prompt, key=jax.random.key(0)), dropped)
+
+
+def test_initial_tokens_are_scaled_embeddings(tiny_folders):
+    """Gemma multiplies embeddings by the root of the model width. Virtual tokens do not pass through the table."""
+    model = prompt_jax.load_model(str(tiny_folders["gemma3_text"]))
+    method = prompt_jax.PromptTuning(length=2, init="text", init_text="a good film")
+    tokens = method.initialize(jax.random.key(0), model)["encoder_tokens"]
+    ids = model.tokenizer.encode(" a good film")[:2]
+    np.testing.assert_allclose(tokens, np.asarray(model.params["embedding"])[ids] * 4, rtol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Sliding windows and longrope
+
+
+def test_a_prefix_leaves_the_sliding_window_unless_it_is_always_visible(fixtures):
+    """Mistral's window has 5 tokens in each of 3 layers. From token 13 on, nothing reaches back to the prefix."""
+    model = prompt_jax.load_model(str(fixtures / "mistral" / "base"))
+    text, start = random_text(model, 1, 20), 3 * (5 - 1)
+    prefixes = [random_prefix(model, 4, seed) for seed in (0, 1)]
+    first, second = (np.asarray(prompt_jax.forward(model.params, model.config, whole(text), each)) for each in prefixes)
+    assert np.abs(first - second)[0, start - 1].max() > 1e-4
+    np.testing.assert_array_equal(first[0, start:], second[0, start:])
+
+    visible = [Prompt(decoder_self=each.decoder_self.replace(always_visible=True)) for each in prefixes]
+    first, second = (np.asarray(prompt_jax.forward(model.params, model.config, whole(text), each)) for each in visible)
+    assert np.abs(first - second)[0].max(axis=-1).min() > 1e-3
+    tokens = prompt_jax.generate(model.params, model.config, whole(text[:, :15]), visible[0], max_new_tokens=1)
+    assert tokens[0, 0] == first[0, 14].argmax()
+
+
+def test_an_always_visible_prefix_is_stored(fixtures, tmp_path):
+    model = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base"))
+    prompt = random_prefix(model, 4, always_visible=True)
+    prompt_jax.save_prompt(tmp_path / "p.npz", prompt)
+    ((read, _),) = read_prompts(tmp_path / "p.npz")
+    assert read.decoder_self.always_visible
+    with pytest.raises(PromptStackError, match="differ in always_visible"):
+        prompt_jax.stack_prompts([prompt, random_prefix(model, 4)])
+    with pytest.raises(PromptFormatError, match="in PEFT, a prefix leaves sliding windows, and this one is always"):
+        write_peft(tmp_path / "peft", [(prompt, PromptMetadata())], model, ensemble=False)
+    both = prompt.replace(encoder_tokens=random_tokens(model, 2).encoder_tokens)
+    with pytest.raises(PromptPartError, match="with a prefix, but not with one that is always visible"):
+        prompt_jax.forward(model.params, model.config, whole(random_text(model, 1, 4)), both)
+
+
+def test_longrope_depends_on_the_longest_row(fixtures):
+    """Texts of more than 40 tokens, prompt included, have the other factors, in all rows of a call."""
+    model = prompt_jax.load_model(str(fixtures / "phi3" / "base"))
+    long = dataclasses.replace(model.config, ropes=(dataclasses.replace(model.config.ropes[0], long=True),))
+    text, prompt = random_text(model, 1, 38), random_tokens(model, 3)
+
+    def logits(config, length, prompt):
+        return np.asarray(family(config).forward(model.params, config, whole(text[:, :length]), prompt))
+
+    for length, config in ((37, model.config), (38, long)):
+        actual = prompt_jax.forward(model.params, model.config, whole(text[:, :length]), prompt)
+        assert_close(actual, logits(config, length, prompt))
+    assert np.abs(logits(long, 38, prompt) - logits(model.config, 38, prompt)).max() > 0.01
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def changed(fixtures, folder, name, **changes):
+    """Return a folder with a fixture's weights and another config.json. None removes a value."""
+    config = json.loads((fixtures / name / "base" / "config.json").read_text()) | changes
+    folder.mkdir()
+    shutil.copy(fixtures / name / "base" / "model.safetensors", folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_old_and_new_names_of_rotary_parameters(fixtures, tmp_path):
+    """Also Gemma 3 as the language model of a model with images, whose other tensors are ignored."""
+    expected = {name: prompt_jax.load_model(str(fixtures / name / "base")) for name in ("llama", "gemma3_text")}
+    raw = json.loads((fixtures / "llama" / "base" / "config.json").read_text())
+    new = raw.pop("rope_scaling") | {"rope_theta": raw.pop("rope_theta")}
+    folder = changed(fixtures, tmp_path / "llama", "llama", rope_parameters=new)
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(raw | {"rope_parameters": new}))
+    assert prompt_jax.load_model(folder).config == expected["llama"].config
+
+    base, folder = fixtures / "gemma3_text" / "base", tmp_path / "gemma3"
+    text = json.loads((base / "config.json").read_text())
+    full = {"rope_type": "linear", "factor": 8.0, "rope_theta": text.pop("rope_theta")}
+    del text["rope_scaling"]
+    sliding = {"rope_type": "default", "rope_theta": text.pop("rope_local_base_freq")}
+    text["rope_parameters"] = {"full_attention": full, "sliding_attention": sliding}
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 5], "pad_token_id": 0})
+    )
+    for prefix in ("language_model.model.", "model.language_model."):
+        tensors = {f"{prefix}{name[6:]}": leaf for name, leaf in load_file(base / "model.safetensors").items()}
+        tensors["vision_tower.vision_model.embeddings.weight"] = np.zeros((2, 2), np.float32)
+        save_file(tensors, folder / "model.safetensors")
+        model = prompt_jax.load_model(str(folder))
+        assert model.fingerprint == expected["gemma3_text"].fingerprint
+        assert model.config.generation.end_ids == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"model_type": "qwen3_moe"}, "'qwen3_moe', a mixture of experts; supported are t5,"),
+        ("llama", {"model_type": "gemma3n"}, "'gemma3n', which has embeddings in each layer"),
+        ("llama", {"model_type": "qwen3_next"}, "'qwen3_next', which has linear attention"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'; supported: 'silu', 'gelu_pytorch_tanh', 'gelu'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic NTK, which is not supported"),
+        ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only phi3 supports it"),
+        ("llama", {"attention_bias": False}, "surplus"),
+        ("qwen2", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "layer_types is"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; supported: False"),
+        ("gemma2", {"query_pre_attn_scalar": -2}, "query_pre_attn_scalar is -2; expected a positive number"),
+        (
+            "smollm3",
+            {"no_rope_layers": [1, 0], "layer_types": ["full_attention"] * 4},
+            "no_rope_layers has 2 entries; expected one for each of 4 layers",
+        ),
+    ],
+)
+def test_unsupported_models_are_refused_by_name(fixtures, tmp_path, name, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        prompt_jax.load_model(changed(fixtures, tmp_path / "model", name, **changes))

@@ -1,5 +1,6 @@
 """Rotary positions and their extensions, by hand. `test_llama.py` compares models with Transformers."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -93,3 +94,75 @@ def test_parameters_are_written_as_they_were_read():
 def test_unsupported_parameters_are_refused(raw, message):
     with pytest.raises(CheckpointError, match=message):
         read_rope({"rope_theta": 100.0, **raw}, values(), WIDTH)
+
+
+# `rope_parameters` of published models, the width of their heads, and their number of positions.
+PUBLISHED = {
+    "Llama 2": ({"rope_theta": 10000.0}, 128, 4096),
+    "Llama 3.1": (
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        128,
+        131072,
+    ),
+    "Gemma 3": ({"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0}, 256, 131072),
+    "Qwen 2.5": (
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+        128,
+        131072,
+    ),
+    "yarn with all parameters": (
+        {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 40.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.0,
+            "truncate": False,
+        },
+        64,
+        163840,
+    ),
+    "Phi 4 mini": (
+        {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0] * 48,
+            "long_factor": [1 + i / 3 for i in range(48)],
+        },
+        128,
+        131072,
+    ),
+}
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("long", (False, True))
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_frequencies_are_transformers(name, long):
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    raw, width, positions = PUBLISHED[name]
+    config = transformers.LlamaConfig(
+        hidden_size=2 * width, num_attention_heads=2, max_position_embeddings=positions, rope_parameters=dict(raw)
+    )
+    kind = raw.get("rope_type", "default")
+    compute = ROPE_INIT_FUNCTIONS.get(kind, Phi3RotaryEmbedding.compute_default_rope_parameters)
+    expected, factor = compute(config, None, seq_len=positions if long else 8)
+    rope = read_rope(raw, values(max_position_embeddings=positions, model_type="phi3"), width)
+    actual, our_factor = frequencies(dataclasses.replace(rope, long=long), width)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=2e-6)
+    assert our_factor == pytest.approx(factor, rel=1e-7)

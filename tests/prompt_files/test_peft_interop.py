@@ -65,7 +65,9 @@ def loaded(model: Model, folder: Path):
     kind = transformers.AutoModelForCausalLM if is_causal(model) else transformers.AutoModelForSeq2SeqLM
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Transformers', of what PEFT calls
-        return peft.PeftModel.from_pretrained(kind.from_pretrained(model.name).eval(), str(folder)).eval()
+        return peft.PeftModel.from_pretrained(
+            kind.from_pretrained(model.name, dtype="float32").eval(), str(folder)
+        ).eval()
 
 
 def peft_prefix(model: Model, length: int) -> Prompt:
@@ -129,9 +131,9 @@ def test_peft_gives_our_answers(model, kind, tmp_path):
     assert front((tmp_path / "a" / CARD).read_text()) == front((tmp_path / "b" / CARD).read_text())
 
 
-@pytest.mark.parametrize("name", ("gpt2",))
+@pytest.mark.parametrize("name", ("gpt2", "qwen3", "gemma3_text"))
 def test_peft_reads_our_cartridge(fixtures, name, tmp_path):
-    """A prefix with frozen slots."""
+    """A prefix with frozen slots; with grouped queries and sliding windows too."""
     model = prompt_jax.load_model(str(fixtures / name / "base"))
     prompt = peft_prefix(model, 5)
     save_prompt(tmp_path / "a", prompt, PromptMetadata(frozen_tokens=1), format="peft", model=model)
@@ -150,7 +152,9 @@ def test_a_prefix_of_a_text_is_that_of_peft(fixtures, tmp_path):
     model = prompt_jax.load_model(str(fixtures / "gpt2" / "base"))
     ids = random_text(model, 1, 9)
     given = family(model.config).activations(model.params, model.config, whole(ids))["decoder_self"]
-    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(model.name).eval()
+    theirs = (
+        pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(model.name, dtype="float32").eval()
+    )
     with torch.no_grad():
         cache = theirs(torch.tensor(ids).long(), use_cache=True).past_key_values
     layers = [(layer.keys, layer.values) for layer in cache.layers]

@@ -8,9 +8,11 @@ import pytest
 
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_prompt
 from prompt_jax.config.convert import from_dict
+from prompt_jax.experiment import Experiment
 from prompt_jax.prompt_files.io import read_prompt
 from prompt_jax.storage.json_text import json_text
 from prompt_jax.training.logs import Log, read_log
+from prompt_jax.training.trackers import Trackers
 
 
 def refuse(name: str):
@@ -27,7 +29,7 @@ def test_numbers_that_are_not_finite_are_null():
 
 def test_a_runs_log_has_no_nan_and_is_read_back_with_it(tmp_path):
     for _ in range(2):  # the second takes over the lines of the first
-        with Log(tmp_path, 3, 1) as log:
+        with Log(tmp_path, 3, Trackers(Experiment())) as log:
             log.write(3, 0, {"train/grad_norm": math.inf, "train/loss": 0.5})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=refuse)["train/grad_norm"] for line in lines] == [None, None]

@@ -164,8 +164,8 @@ def test_each_bucket_is_compiled_once(experiment, monkeypatch, training_steps):
     setups = []
     real = loop.prepare
     monkeypatch.setattr(loop, "prepare", lambda *args: setups.append(real(*args)) or setups[-1])
-    train(experiment)
-    assert setups[0].step._cache_size() <= experiment.data.buckets
+    train(with_options(experiment, "train", z_loss=3e-4))  # unlike other tests, which may share a step
+    assert 1 <= setups[0].step._cache_size() <= experiment.data.buckets
 
 
 def test_at_most_two_steps_are_in_flight(experiment, monkeypatch):

@@ -16,12 +16,14 @@ Adafactor, as in the prompt-tuning paper. `peak` is host memory; `device` is acc
               PEFT with its usual collator, which pads to the longest row of the batch
     gpt2-prompt, gpt2-prefix  GPT-2 small's shape, random weights, no dropout: prompt 100, batch 16, text 32; prefix 10,
               batch 8, text 128
+    llama-prompt, llama-prefix  SmolLM2 135M's shape, random weights, batch 8, text 64: prompt 100; prefix 10
     ensemble  as `step`, with 5 prompts: one step of all of them, against five single steps of prompt_jax (`alone`), and
               against steps of five PEFT adapters of one base in turn
     members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step
     memory    as `step`, with 1 to 16 prompts, all at once or one after another in one program (group 1)
-    {t5,gpt2}-{prompt,prefix}-{greedy,beam5}  generation of 32 tokens for 8 inputs, prompt 100 or prefix 10: T5-small's
-              shape with source 128, or GPT-2 small's with text 32; PEFT with Hugging Face's generate
+    {t5,gpt2,llama}-{prompt,prefix}-{greedy,beam5}  generation of 32 tokens for 8 inputs, prompt 100 or prefix 10:
+              T5-small's shape with source 128, or GPT-2 small's or SmolLM2's with text 32; PEFT with Hugging Face's
+              generate
     decoding  the compiler's memory for beam 5 on GPT-2 small with a prefix of 200, by number of inputs
     vote      answers of 5 prompts of the demo model to 256 reviews, 64 rows per batch: one flat pass, against one pass
               per prompt. The prompts are untrained, unless --prompts names an ensemble file; then the share of passes

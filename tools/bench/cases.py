@@ -15,7 +15,21 @@ DECODED = (1, 2, 4, 8, 16, 32)  # numbers of inputs in the case decoding
 MANY_MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 VOTED, VOTE_TOKENS, VOTE_BATCH, VOTE_ROUNDS = 256, 4, 64, 2
 
-MODELS: tuple[Literal["t5", "gpt2"], ...] = ("t5", "gpt2")
+# T5-small's shape, GPT-2 small's, or SmolLM2 135M's, which is a Llama.
+Kind = Literal["t5", "gpt2", "llama"]
+MODELS: tuple[Kind, ...] = ("t5", "gpt2", "llama")
+# The fields of SmolLM2 135M's config.json that differ from Transformers' defaults.
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
 
 Row = dict[str, float]  # a measurement's numbers, by name
 
@@ -27,9 +41,9 @@ class Shape:
     batch: int
     length: int  # of the prompt
     dropout: float
-    source: int = 128  # for GPT-2 the whole text, all of which is predicted
+    source: int = 128  # for decoder-only models the whole text, all of which is predicted
     target: int = 16
-    model: Literal["t5", "gpt2"] = "t5"  # T5-small's shape, or GPT-2 small's
+    model: Kind = "t5"
     method: Literal["soft_prompt", "prefix"] = "soft_prompt"
 
 
@@ -39,6 +53,8 @@ SHAPES = {
     "reviews": Shape(batch=32, length=20, dropout=0.1),  # at their true lengths
     "gpt2-prompt": Shape(batch=16, length=100, dropout=0.0, source=32, target=0, model="gpt2"),
     "gpt2-prefix": Shape(batch=8, length=10, dropout=0.0, source=128, target=0, model="gpt2", method="prefix"),
+    "llama-prompt": Shape(batch=8, length=100, dropout=0.0, source=64, target=0, model="llama"),
+    "llama-prefix": Shape(batch=8, length=10, dropout=0.0, source=64, target=0, model="llama", method="prefix"),
     "ensemble": Shape(batch=8, length=100, dropout=0.1),
     "members": Shape(batch=1, length=20, dropout=0.0, source=16),
     "memory": Shape(batch=8, length=100, dropout=0.1),
@@ -67,6 +83,8 @@ CASES = {
     "reviews": ("prompt_jax", "peft"),
     "gpt2-prompt": ("prompt_jax", "peft"),
     "gpt2-prefix": ("prompt_jax", "peft"),
+    "llama-prompt": ("prompt_jax", "peft"),
+    "llama-prefix": ("prompt_jax", "peft"),
     "ensemble": SIDES,
     "members": ("prompt_jax",),
     "memory": ("prompt_jax",),
@@ -78,7 +96,13 @@ CASES = {
     "resume": ("prompt_jax",),
 }
 # Cases in which each process measures one side.
-TRAINING = ("step", "step-0", "reviews", "gpt2-prompt", "gpt2-prefix", "ensemble")
+TRAINING = (
+    "step",
+    "step-0",
+    "reviews",
+    *(f"{model}-{how}" for model in ("gpt2", "llama") for how in ("prompt", "prefix")),
+    "ensemble",
+)
 # Members and group of each process of the case memory.
 MEMORY = {
     f"{n}{at}": (n, group) for n in (1, 2, 4, 8, 16) for at, group in (("", None), (" by 1", 1)) if n > 1 or not at

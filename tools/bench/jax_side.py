@@ -4,13 +4,14 @@ import dataclasses
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import prompt_jax
+from prompt_jax.checkpoints.config_files import model_config
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
@@ -29,6 +30,8 @@ from tools.bench.cases import (
     MANY_MEMBERS,
     MEMBERS,
     SHAPES,
+    SMOLLM2,
+    Kind,
     Row,
     Shape,
     alternately,
@@ -76,7 +79,7 @@ def step(case: str) -> Row:
         (stack,) = part["layers"]
         layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stack)
         part["layers"] = (layer,) * len(jax.tree.leaves(stack)[0])
-    counted: Any = jax.jit(training.step).lower(state, {"base": unrolled, "prompt": None}, batch, key).compile()
+    counted: Any = jax.jit(training.step).lower(state, unrolled, batch, key).compile()
     return measured | {"flops": counted.cost_analysis()["flops"], "matmul": matmul_rate()}
 
 
@@ -237,11 +240,13 @@ def review_batches(model: Model) -> tuple[Iterator[Batch], int, float]:
     return batches, len(buckets), seconds / len(texts) * size
 
 
-def random_base(model: Literal["t5", "gpt2"] = "t5") -> tuple[Any, Any]:
-    """Return config and random parameters of T5-small's or GPT-2 small's shape."""
-    config: Any = gpt2.GPT2Config(50257, 1024, 768, 3072, 12, 12)
-    if model == "t5":
-        config = t5_small()
+def random_base(model: Kind = "t5") -> tuple[Any, Any]:
+    """Return config and random parameters of a model's shape."""
+    config: Any = {
+        "t5": t5_small,
+        "gpt2": lambda: gpt2.GPT2Config(50257, 1024, 768, 3072, 12, 12),
+        "llama": lambda: model_config({"model_type": "llama", **SMOLLM2}, {}, source="SmolLM2"),
+    }[model]()
     rng = np.random.default_rng(0)
     params: dict[str, Any] = {}
     for row in family(config).parameters(config):

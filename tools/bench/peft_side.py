@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 from peft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, TaskType, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.optimization import Adafactor
 
-from tools.bench.cases import GENERATIONS, MEMBERS, SHAPES, Row, Shape, review_time, reviews, timed
+from tools.bench.cases import GENERATIONS, MEMBERS, SHAPES, SMOLLM2, Row, Shape, review_time, reviews, timed
 
 
 def single(case: str) -> Row:
@@ -92,8 +99,10 @@ def adafactor(parameters: list[Any]) -> Adafactor:
     )
 
 
-def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel:
-    """Return a model of T5-small's or GPT-2 small's shape with random weights."""
+def random_base(shape: Shape) -> T5ForConditionalGeneration | GPT2LMHeadModel | LlamaForCausalLM:
+    """Return a model of the case's shape with random weights."""
+    if shape.model == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SMOLLM2))
     if shape.model == "gpt2":
         rate = shape.dropout
         return GPT2LMHeadModel(GPT2Config(resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate))
