@@ -57,6 +57,9 @@ def auto_config(raw: dict[str, Any], source: str) -> Any:
     with transformers_errors(f"{source} cannot be used"):
         from transformers import AutoConfig
 
+        scaling = raw.get("rope_scaling")
+        if isinstance(scaling, dict) and scaling.get("type") == "su":  # as in Phi 3 of May 2024
+            raw = raw | {"rope_scaling": scaling | {"type": "longrope"}}
         return AutoConfig.for_model(**{name: value for name, value in raw.items() if name not in _OF_CLASSIFIERS})
 
 

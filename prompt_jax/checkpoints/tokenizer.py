@@ -82,6 +82,10 @@ class Tokenizer:
         ids = [*self.start, *self.encode(f" {text}" if self.leading_space else text)]
         return ids if self.causal else [*ids, *self._around[1]]
 
+    def word_ids(self, text: str) -> list[int]:
+        """Return a text's ids after a space, as in the middle of a line. Some tokenizers always put a space first."""
+        return self.encode(text if self._adds_space or text[:1].isspace() else f" {text}")
+
     def target_ids(self, text: str) -> list[int]:
         """Return a target's ids with the end token, as the model generates them."""
         if self.causal:
@@ -129,12 +133,6 @@ class Tokenizer:
         return (() if self.leading_space else self.line_break) or (self.eos_id,)
 
     @functools.cached_property
-    def line_break(self) -> tuple[int, ...]:
-        """The token of a line break after a word. Alone, it may get a space before it."""
-        word = self.encode("a")
-        return tuple(self.encode("a\n")[len(word) :][:1])
-
-    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the highest id of a token; the model's embedding table may have more rows."""
         return max(self._tokens, default=-1) + 1
@@ -154,6 +152,11 @@ class Tokenizer:
         """The pieces and scores of a SentencePiece Unigram model, sentinels included; None for another model."""
         model = json.loads(self._fast.to_str())["model"] if self._fast else {}
         return [(piece, score) for piece, score in model["vocab"]] if model.get("type") == "Unigram" else None
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before every text, as many SentencePiece models do."""
+        return self.piece(self.encode("a")[0]).startswith("▁")
 
     @functools.cached_property
     def _tokens(self) -> dict[int, str]:

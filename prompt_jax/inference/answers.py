@@ -68,7 +68,7 @@ def generate_answers(
     config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
     tokenizer = tokenizer_of(model)
     if rows.start_ids is not None:  # the answer ends at the end of the line
-        end_ids = *tokenizer.line_break, *(config.generation.end_ids or (config.eos_id,))
+        end_ids = *tokenizer.encode("\n")[-1:], *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
     if decoding.temperature:
@@ -230,9 +230,13 @@ def _label_sets(rows: Rows, labels: Sequence[Sequence[str]], longest: int | None
 
 
 def _ids_of_labels(rows: Rows, labels: Sequence[Sequence[str]]) -> dict[tuple[str, ...], list[list[int]]]:
-    """Return the token ids of each distinct tuple of labels, without the end token if rows continue texts."""
-    end = None if rows.start_ids is None else -1
-    return {tuple(names): [label_ids(rows.model, label)[:end] for label in names] for names in labels}
+    """Return the token ids of each distinct tuple of labels; if rows continue texts, as words without an end token."""
+    tokenizer = tokenizer_of(rows.model)
+
+    def ids(label: str) -> list[int]:
+        return label_ids(rows.model, label) if rows.start_ids is None else tokenizer.word_ids(tokenizer.marked(label))
+
+    return {tuple(names): [ids(label) for label in names] for names in labels}
 
 
 def _target_sets(

@@ -109,7 +109,7 @@ def few_shot_inputs(
             f"room for {writer.length} tokens (--shot-length)",
             stacklevel=2,
         )
-    targets = [ids[:-1] for ids in examples.targets] if writer.causal else examples.targets
+    targets = writer.targets(examples) if writer.causal else examples.targets
     truncated = {**examples.truncated, "inputs": truncated_inputs}
     written = dataclasses.replace(
         examples, inputs=inputs, targets=targets, truncated=truncated, continues_input=writer.causal
@@ -176,6 +176,15 @@ class _Writer:
     def demonstration(self, text: str, target: str, follows: bool) -> list[int]:
         """Return the ids of an example. `follows` says that other examples precede it."""
         return self._encode(self._space * follows + _fill(self._example, input=text, target=target))
+
+    def targets(self, examples: Examples) -> list[np.ndarray]:
+        """Return the ids of the targets as continuations of a text, without end token."""
+        if self._tokenizer.leading_space:
+            return [ids[:-1] for ids in examples.targets]
+        labels = set(examples.format.labels) if examples.format else set()
+        texts = [self.marked(text) if text in labels else text for text in examples.target_texts]
+        longest = max(map(len, examples.targets))
+        return [np.array(self._tokenizer.word_ids(text)[:longest], np.int32) for text in texts]
 
     def concatenate(self, demonstrations: list[list[int]], ids: list[int]) -> np.ndarray:
         """Return examples and input as one row. A causal model needs at least two tokens: one before `start_ids`."""

@@ -73,21 +73,21 @@ def text(
 def word_ids(model: Model, text: str) -> list[int]:
     """Return the `token_ids` of words with a space before the first, as in the middle of a text.
 
-    The prefix paper's code does the same (`add_prefix_space=True`). Many SentencePiece models do it for every text.
+    The prefix paper's code does the same (`add_prefix_space=True`).
     """
-    adds_space = model.tokenizer is not None and model.tokenizer.piece(token_ids(model, "a")[0]).startswith("▁")
-    return token_ids(model, text if adds_space or text[:1].isspace() else f" {text}")
+    return token_ids(model, text, words=True)
 
 
-def token_ids(model: Model, text: str) -> list[int]:
-    """Return the token ids of a text to start a prompt from.
+def token_ids(model: Model, text: str, *, words: bool = False) -> list[int]:
+    """Return the token ids of a text to start a prompt from. With `words`, it follows a space.
 
     Raises:
       ConfigError: the model has no tokenizer, or the text has no tokens.
     """
     if model.tokenizer is None:
         raise ConfigError(f"the model {model.name} has no tokenizer, which this prompt.init needs")
-    ids = model.tokenizer.encode(model.tokenizer.marked(text))
+    encode = model.tokenizer.word_ids if words else model.tokenizer.encode
+    ids = encode(model.tokenizer.marked(text))
     if not ids:
         raise ConfigError(f"the text {text!r} has no tokens to initialize a prompt from")
     return ids

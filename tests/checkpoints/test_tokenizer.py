@@ -268,6 +268,13 @@ def test_more_sentinels_than_rows(tmp_path):
             load(tmp_path / "model", "t5")
 
 
+def test_words_follow_a_space(both):
+    """As in the middle of a line."""
+    whole, words = both.ours.encode("a film"), both.ours.word_ids("film")
+    assert whole[-len(words) :] == words or both.ours.decode(words).strip() == "film"
+    assert "".join(map(both.ours.piece, words))[0] in "▁Ġ " or both.theirs.backend_tokenizer is None
+
+
 def test_properties(both):
     ours = both.ours
     assert ours.vocab_size == max(both.theirs.get_vocab().values()) + 1

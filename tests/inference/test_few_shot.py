@@ -27,11 +27,6 @@ def model(request, tiny_folders):
     return roomy(prompt_jax.load_model(str(tiny_folders[request.param])))
 
 
-@pytest.fixture
-def gpt2(tiny_folders):
-    return roomy(prompt_jax.load_model(str(tiny_folders["gpt2"])))
-
-
 def roomy(model):
     """Return the model with enough positions for these texts. The model runs on the short ones only."""
     if hasattr(model.config, "positions"):
@@ -39,9 +34,9 @@ def roomy(model):
     return model
 
 
-def split(model, files, name: str):
+def split(model, files, name: str, target_length: int = 8):
     task = file_task("files", files, FORMAT)
-    return load_examples(task, model.tokenizer, name, LoadOptions(64, 8))
+    return load_examples(task, model.tokenizer, name, LoadOptions(64, target_length))
 
 
 def text(model, ids: np.ndarray) -> str:
@@ -82,26 +77,28 @@ def test_an_input_after_its_examples(model, sentiment_files):
     assert asked.target_texts == tests.target_texts
 
 
-def test_a_causal_model_reads_plain_text(gpt2, sentiment_files):
+@pytest.mark.parametrize("name", ("gpt2", "llama"))
+def test_a_causal_model_reads_plain_text(tiny_folders, sentiment_files, name):
     """No special tokens: each example is a line, and the model continues the last line."""
-    tests, training = (split(gpt2, sentiment_files, name) for name in ("test", "train"))
+    model = roomy(prompt_jax.load_model(str(tiny_folders[name])))
+    tests, training = (split(model, sentiment_files, part, 12) for part in ("test", "train"))
     rows = np.random.default_rng(0).permutation(len(training))[:2]
     for form, between, end in ((None, "", ""), ("{input}\nthat is {target},\n", "\nthat is", ",")):
         design = PromptDesign("the film {input} has", 2, balanced=False, demonstration=form, length=400)
-        asked, printed = few_shot_inputs(tests, design, gpt2, training)
+        asked, printed = few_shot_inputs(tests, design, model, training)
         lines = [
             f"the film {training.input_texts[row]} has{between} {training.target_texts[row]}{end}\n" for row in rows
         ]
         assert printed == 2 and asked.continues_input
         for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
-            assert list(ids) == gpt2.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
-        assert [list(ids) for ids in asked.targets] == [gpt2.tokenizer.encode(f" {to}") for to in tests.target_texts]
+            assert list(ids) == model.tokenizer.encode("".join([*lines, f"the film {own} has{between}"]))
+        assert [list(ids) for ids in asked.targets] == [model.tokenizer.encode(f" {to}") for to in tests.target_texts]
     short = dataclasses.replace(tests.take([0, 1]), input_texts=["", "a"])
     (start, a), start_id = (
-        (list(ids) for ids in few_shot_inputs(short, PromptDesign(), gpt2)[0].inputs),
-        gpt2.config.start_id,
+        (list(ids) for ids in few_shot_inputs(short, PromptDesign(), model)[0].inputs),
+        model.config.start_id,
     )
-    assert start == [start_id] * 2 and a == [start_id, *gpt2.tokenizer.encode("a")]
+    assert start == [start_id] * 2 and a == [start_id, *model.tokenizer.encode("a")]
 
 
 @pytest.mark.parametrize("shots", (0, 1))

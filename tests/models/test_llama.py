@@ -235,6 +235,12 @@ def test_old_and_new_names_of_rotary_parameters(fixtures, tmp_path):
     (tmp_path / "llama" / "config.json").write_text(json.dumps(raw | {"rope_parameters": new}))
     assert prompt_jax.load_model(folder).config == expected["llama"].config
 
+    phi = json.loads((fixtures / "phi3" / "base" / "config.json").read_text())
+    factors = {name: phi["rope_parameters"][name] for name in ("short_factor", "long_factor")}
+    old = {"rope_theta": 100.0, "partial_rotary_factor": 0.75, "rope_scaling": {"type": "su", **factors}}
+    folder = changed(fixtures, tmp_path / "phi3", "phi3", rope_parameters=None, **old)
+    assert prompt_jax.load_model(folder).config == prompt_jax.load_model(str(fixtures / "phi3" / "base")).config
+
     base, folder = fixtures / "gemma3_text" / "base", tmp_path / "gemma3"
     text = json.loads((base / "config.json").read_text())
     full = {"rope_type": "linear", "factor": 8.0, "rope_theta": text.pop("rope_theta")}
