@@ -2,6 +2,9 @@
 
 All domains have the same labels, so a prompt trained on one can be tested on the others. The mixture `sentiment`
 contains all four, with rates equal to their numbers of training examples. `data/sentiment` documents the data.
+
+The input of `sentiment_movie` is the text alone. That of `sentiment_movie_causal` is for decoder-only models, which
+continue `Review: a gripping film` and a line `Sentiment:` with the label. So it is for the other domains.
 """
 
 import functools
@@ -46,12 +49,14 @@ def _rows(split: str, domain: str) -> list[tuple[str, str]]:
 
 
 for _domain in DOMAINS:
-    add_task(
-        f"sentiment_{_domain}",
-        text_source(functools.partial(_rows, domain=_domain), tuple(SPLITS), ("text", "label")),
-        TaskFormat("{text}", LABELS, metrics=("accuracy",), input_length=128, target_length=8),
-        short_name=_domain,
-    )
+    _source = text_source(functools.partial(_rows, domain=_domain), tuple(SPLITS), ("text", "label"))
+    for _name, _template in ((_domain, "{text}"), (f"{_domain}_causal", "Review: {text}\nSentiment:")):
+        add_task(
+            f"sentiment_{_name}",
+            _source,
+            TaskFormat(_template, LABELS, metrics=("accuracy",), input_length=128, target_length=8),
+            short_name=_name,
+        )
 
 
 def _sizes() -> dict[str, int]:

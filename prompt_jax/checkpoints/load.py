@@ -100,7 +100,7 @@ def load_model(
     # Before generation_config.json overrides special ids: fingerprints in prompt files are based on config.json's ids.
     identity = fingerprint(config, samples)
     if family(config).causal and "eos_id" in special:
-        special.setdefault("start_id", special["eos_id"])  # the separator is the end token
+        special.setdefault("start_id", special["eos_id"])  # the separator, without a tokenizer
     config = dataclasses.replace(config, **special)
     tokenizer = load_tokenizer(
         folder,
@@ -112,6 +112,8 @@ def load_model(
         causal=family(config).causal,
         leading_space=family(config).leading_space,
     )
+    if tokenizer is not None and tokenizer.separator:
+        config = dataclasses.replace(config, start_id=tokenizer.separator[0])
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 
 

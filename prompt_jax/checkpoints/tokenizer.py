@@ -121,10 +121,18 @@ class Tokenizer:
         """The tokens before a text, such as BART's `<s>` and Llama's `<|begin_of_text|>`."""
         return () if self.leading_space else self._around[0]
 
-    @property
+    @functools.cached_property
     def separator(self) -> tuple[int, ...]:
-        """The tokens between source and target of a task: a causal model's end token, as in Li and Liang."""
-        return (self.eos_id,) if self.causal else ()
+        """The token between source and target of a task, for a causal model.
+
+        It is a line break: after their end token, current models do not use the source. With `leading_space` it is the
+        end token, as in Li and Liang, and also if the tokenizer drops line breaks.
+        """
+        if not self.causal:
+            return ()
+        word = self.encode("a")  # before a line break alone, some tokenizers put a space
+        line_break = [] if self.leading_space else self.encode("a\n")[len(word) :]
+        return tuple(line_break[:1]) or (self.eos_id,)
 
     @functools.cached_property
     def vocab_size(self) -> int:

@@ -5,11 +5,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import bytepairs
+import prompt_jax
 from prompt_jax.checkpoints import smollm2
 from prompt_jax.errors import CheckpointError, MissingPackage
 
@@ -251,13 +253,60 @@ def test_transformers_reads_the_package_equally(smollm2_model_folder):
     compare(smollm2._package_file(), smollm2_model_folder)
 
 
-@pytest.mark.interop
-def test_transformers_continues_a_sentence(smollm2_model_folder):
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+# --------------------------------------------------------------------------------------------------------------
+# The real model
 
-    tokenizer = AutoTokenizer.from_pretrained(str(smollm2_model_folder))
-    model = AutoModelForCausalLM.from_pretrained(str(smollm2_model_folder), dtype=torch.float32)
+PROSE = (
+    "The old house stood at the end of the road, behind a row of tall trees. In the morning the children walked to "
+    "the river, where they fished until it was time for lunch. Their grandmother had lived there for forty years. She "
+    "knew every path in the forest, and she told them stories about the people who had built the village. When it "
+    "rained, they sat in the kitchen and listened to the water on the roof. Nobody talked much on those days. In the "
+    "evening their father came home from work, put his coat on the chair, and asked them what they had learned."
+)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_model_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMPT_JAX_CACHE", str(smollm2_model_folder.parent))
+        return prompt_jax.load_model("smollm2")
+
+
+def logits_of(model, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a text's token ids [T] and logits [T, V]."""
+    ids = np.array(model.tokenizer.encode(text))
+    batch = {"inputs": ids[None], "inputs_mask": np.ones((1, len(ids)), bool)}
+    return ids, np.asarray(prompt_jax.forward(model.params, model.config, batch))[0]
+
+
+def test_the_model(model):
+    config = model.config
+    assert (model.name, model.revision, config.model_type) == ("smollm2", None, "llama")
+    assert (config.d_model, config.layers, config.num_heads, config.kv_heads) == (576, 30, 9, 3)
+    assert model.tokenizer.decode([config.start_id]) == "\n"
+    # Prompts record the fingerprint, so it may change only if the model does.
+    assert model.fingerprint == "sha256:c4fc1fcb8051b6e4bd9703c757aea872d5bfc5f53e837b347a39ed0a61e30f9d"
+
+
+def test_it_knows_the_capital_of_france(model):
+    _, logits = logits_of(model, " The capital of France is")
+    assert model.tokenizer.transformers.decode([logits[-1].argmax()]) == " Paris"
+
+
+def test_its_loss_on_prose(model):
+    """Rotary pairs in another order, or query heads of another key head, give a loss above 5 nats."""
+    ids, logits = logits_of(model, PROSE)
+    loss = jax.nn.logsumexp(logits[:-1], axis=1) - logits[np.arange(len(ids) - 1), ids[1:]]
+    assert 2.5 < loss.mean() < 3.2
+
+
+@pytest.mark.interop
+def test_its_logits_are_transformers(model, smollm2_model_folder):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(str(smollm2_model_folder), dtype=torch.float32)
+    ids, actual = logits_of(model, PROSE)
     with torch.no_grad():
-        logits = model(torch.tensor([tokenizer(" The capital of France is").input_ids])).logits
-    assert tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+        expected = theirs(torch.tensor(ids[None])).logits[0].numpy()
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -156,6 +156,21 @@ def plain(both, text: str) -> str:
     return text
 
 
+@pytest.mark.parametrize(
+    ("kind", "leading_space", "separator"),
+    [
+        ("gpt2", True, "<|endoftext|>"),
+        ("gpt2", False, "Ċ"),  # a line break
+        ("gpt2 with SentencePiece", False, "</s>"),  # T5's normalization drops line breaks
+        ("t5", False, None),
+    ],
+)
+def test_the_token_between_source_and_target(tmp_path, kind, leading_space, separator):
+    make(tmp_path / "model", kind)
+    tokenizer = load(tmp_path / "model", kind, leading_space=leading_space)
+    assert [tokenizer.piece(index) for index in tokenizer.separator] == ([] if separator is None else [separator])
+
+
 @settings(max_examples=100)
 @given(TEXTS)
 @example("")

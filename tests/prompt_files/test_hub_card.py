@@ -63,6 +63,17 @@ def test_the_card_has_the_facts_that_users_need():
     assert "base_model" not in head and "demo_folder()" in code[1]
 
 
+def test_the_code_for_peft_has_the_separator():
+    member = CardMember({"encoder_tokens": (3, 8)}, PromptMetadata(None))
+    for base, ids in (
+        (CardBase("gpt2", None, True, 50256, leading_space=True), 'tokenizer(" a text").input_ids, 50256]'),
+        (CardBase("smollm2", None, True, 198), 'tokenizer("a text").input_ids, 198]'),
+    ):
+        _, _, code = parsed(card_of("hf://me/p", [member], base, adapters=True))
+        assert f"ids = [*{ids}" in code[1]
+    assert "from_pretrained(smollm2_folder())" in code[1]
+
+
 NASTY = '"\n---\n```\n# <script>`{}[](x)\u2028\x85\x7f\x00\ud800\U0001f600\ufeff: - \\'
 
 

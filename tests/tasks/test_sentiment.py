@@ -91,7 +91,7 @@ def test_examples_have_the_sign_of_their_rating(splits):
 
 
 def test_the_tasks_load_with_a_models_tokenizer(registered, tokenizer):
-    assert {f"sentiment_{domain}" for domain in COUNTS} <= set(registered)
+    assert {f"sentiment_{domain}{kind}" for domain in COUNTS for kind in ("", "_causal")} <= set(registered)
     examples = load_examples("sentiment_tweets", tokenizer, "validation", LoadOptions(64, 32, limit=20))
     assert len(examples) == 20
     assert examples.score(["positive"] * 20)["accuracy"] == examples.target_texts.count("positive") / 20
@@ -129,3 +129,12 @@ def test_the_maker_refuses_invalid_rows(line):
     maker = load_module(ROOT / "tools" / "make_sentiment.py")
     with pytest.raises(ValueError):
         maker.rows(line.encode())
+
+
+def test_the_input_for_decoder_only_models(tokenizer, registered):
+    plain, causal = (
+        load_examples(name, tokenizer, "validation", LoadOptions(128, 32, limit=5))
+        for name in ("sentiment_movie", "sentiment_movie_causal")
+    )
+    assert causal.input_texts == [f"Review: {text}\nSentiment:" for text in plain.input_texts]
+    assert causal.target_texts == plain.target_texts

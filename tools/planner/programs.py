@@ -55,6 +55,22 @@ _LLAMA_SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {  # d
     "meta-llama/Llama-3.2-1B": (2048, 8192, 16, 32, 8, _LLAMA32),
     "meta-llama/Llama-3.2-3B": (3072, 8192, 28, 24, 8, _LLAMA32),
 }
+_SMOLLM2 = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
 _QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "rope_theta": 1e6, "eos_token_id": 151645}
 _QWEN3_SIZES = {  # d_model, d_ff, layers, heads; the first three share input and output embeddings
     "0.6B": (1024, 3072, 28, 16),
@@ -80,6 +96,7 @@ def _published() -> dict[str, dict[str, Any]]:
         for name in (f"t5-v1_1-{size}", f"t5-{size}-lm-adapt", f"flan-t5-{size}"):
             shapes[f"google/{name}"] = raw | {"tie_word_embeddings": False}
     shapes["demo"] = shapes["google/flan-t5-small"]  # its ancestor
+    shapes["smollm2"] = shapes["HuggingFaceTB/SmolLM2-135M-Instruct"] = _SMOLLM2
     for size, (width, depth, heads) in _GPT2_SIZES.items():
         raw = {"model_type": "gpt2", "n_embd": width, "n_layer": depth, "n_head": heads}
         shapes[f"openai-community/gpt2{size}"] = raw

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prompt_jax.checkpoints import demo
-from prompt_jax.checkpoints.config_files import model_config
+from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.config.ensemble import EnsembleConfig
@@ -136,6 +136,11 @@ def test_a_mesh_of_chips_with_a_gap_is_refused(data, tiny_folder):
 
 def test_the_demo_has_the_planned_shape():
     assert base_config("demo") == model_config(demo._CONFIG, {}, source="demo")
+
+
+def test_smollm2_has_the_planned_shape(smollm2_model_folder):
+    raw = read_config(smollm2_model_folder)
+    assert base_config("smollm2") == model_config(raw, {}, source="smollm2")
 
 
 @pytest.mark.parametrize(
