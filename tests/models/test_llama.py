@@ -154,6 +154,27 @@ def test_remat_and_dropout(fixtures):
     assert_close(prompt_jax.forward(model.params, again, text, prompt, key=jax.random.key(0)), dropped)
 
 
+def test_a_prompt_is_computed_once_for_the_batch(fixtures):
+    """Ten times the rows take no more work for the virtual tokens than for their keys and values. No key or value is
+    repeated for the rows, or for the query heads of its group."""
+    model, slots = prompt_jax.load_model(str(fixtures / "gemma3_text" / "base")), 40
+
+    def flops(rows: int, prompt: Prompt) -> float:
+        compute = jax.jit(family(model.config).forward, static_argnums=1)
+        text = whole(random_text(model, rows, 8))
+        return compute.lower(model.params, model.config, text, prompt).compile().cost_analysis()["flops"]
+
+    tokens, prefix = random_tokens(model, slots), random_prefix(model, slots)
+    own = flops(2, tokens) - flops(2, prefix)
+    assert own > 0 and flops(20, tokens) - flops(20, prefix) == pytest.approx(own, rel=0.05)
+    jaxpr = jax.make_jaxpr(family(model.config).forward, static_argnums=1)(
+        model.params, model.config, whole(random_text(model, 7, 8)), prefix
+    )
+    written, heads, width = str(jaxpr).replace(" ", ""), model.config.num_heads, model.config.d_kv
+    for repeated in (f"[7,{slots},{model.config.kv_heads},{width}]", f"{slots},{heads},{width}]"):
+        assert repeated not in written
+
+
 def test_initial_tokens_are_scaled_embeddings(tiny_folders):
     """Gemma multiplies embeddings by the root of the model width. Virtual tokens do not pass through the table."""
     model = prompt_jax.load_model(str(tiny_folders["gemma3_text"]))
