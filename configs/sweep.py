@@ -1,7 +1,7 @@
 """A sweep of learning rate and initialization in one run: eight soft prompts for the demo's T5, trained at once.
 
     prompt-jax train configs/sweep.py
-    prompt-jax train configs/sweep.py --name smollm2_sweep --model.name smollm2   # or another model
+    prompt-jax train configs/sweep.py --name smollm2_sweep --model.name smollm2 --data.task sentiment_movie_causal
 
 Rates are multiples of the root mean square of the model's embeddings, so the same rates suit every model. On the
 demo's T5 they are 0.03, 0.1, 0.3 and 1. All members share seed, data and order, so each batch is built once.
