@@ -145,7 +145,7 @@ def test_impossible_values_are_refused(part, values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"init": "labels"}, "prompt.init must be 'uniform' or 'normal' or 'zero' or 'text' or 'file', not 'labels'"),
+        ({"init": "labels"}, "prompt.init must be 'uniform' or 'normal' or 'zero' or 'text' or 'file' or null, not 'labels'"),
         ({"length": "50"}, "prompt.length must be int, not '50'"),
         ({"method": "prefx"}, "prompt.method must be soft_prompt, prefix, .* not 'prefx'"),
         ({"lenght": 1}, "unknown field prompt.lenght; the fields are .*length, sites"),
@@ -171,7 +171,7 @@ EARLIER = json.loads("""{"init": "labels", "init_range": [-0.5, 0.5], "init_voca
         ({"method": "soft_prompt", "per_task": "add"}, MultitaskPromptTuning(length=7)),
         (
             {"method": "prefix", "init": "normal", "sites": ["decoder_self"], "dropout": 0.1},
-            PrefixTuning(length=7, sites=("decoder_self",), dropout=0.1),
+            PrefixTuning(length=7, sites=("decoder_self",), init="normal", dropout=0.1),
         ),
         ({"method": "adapter", "adapter": "lin"}, AdapterTuning(kind="lin")),
         ({"method": "adapter", "adapter_width": 8}, AdapterTuning(width=8)),

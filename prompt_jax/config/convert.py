@@ -129,6 +129,8 @@ def _without_none(hint: Any) -> Any:
 
 
 def _described(hint: Any) -> str:
+    if (some := _without_none(hint)) != hint and typing.get_origin(some) is Literal:
+        return f"{_described(some)} or null"
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else _PREFIX.sub("", str(hint))
