@@ -145,7 +145,10 @@ def test_impossible_values_are_refused(part, values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"init": "labels"}, "prompt.init must be 'uniform' or 'normal' or 'zero' or 'text' or 'file' or null, not 'labels'"),
+        (
+            {"init": "labels"},
+            "prompt.init must be 'uniform' or 'normal' or 'zero' or 'text' or 'file' or null, not 'labels'",
+        ),
         ({"length": "50"}, "prompt.length must be int, not '50'"),
         ({"method": "prefx"}, "prompt.method must be soft_prompt, prefix, .* not 'prefx'"),
         ({"lenght": 1}, "unknown field prompt.lenght; the fields are .*length, sites"),

@@ -240,7 +240,7 @@ def _token_ids(
         if isinstance(value, bytes):
             text = value.decode("utf-8")
             text = marked.get(text, text)
-            value = tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text)
+            value = np.array(tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text), np.int32)
         ids = np.asarray(value)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(
