@@ -7,7 +7,7 @@
 
 As in PEFT's `method_comparison/MetaMathQA`, a problem and its solution have at most 1,300 characters, 50 problems of
 GSM8K's training file, drawn with NumPy's seed 0, are the validation split, and all 1,319 of its test file are the test
-split. The score is the share of solutions with the right number. Other than in PEFT, the loss counts the solution only.
+split. The score is the share of solutions with the right number. Unlike PEFT's, the loss counts the solution only.
 """
 
 import json

@@ -130,9 +130,13 @@ class Tokenizer:
         """
         if not self.causal:
             return ()
+        return (() if self.leading_space else self.line_break) or (self.eos_id,)
+
+    @functools.cached_property
+    def line_break(self) -> tuple[int, ...]:
+        """The token of a line break; empty if the tokenizer drops line breaks."""
         word = self.encode("a")  # before a line break alone, some tokenizers put a space
-        line_break = [] if self.leading_space else self.encode("a\n")[len(word) :]
-        return tuple(line_break[:1]) or (self.eos_id,)
+        return tuple(self.encode("a\n")[len(word) :][:1])
 
     @functools.cached_property
     def vocab_size(self) -> int:

@@ -74,7 +74,7 @@ def read_sources(
 
 
 def combined_metadata(
-    verb: str, members: Sequence["LoadedPrompt"], settings: Mapping[str, Any], frozen_tokens: int = 0
+    verb: str, members: Sequence["LoadedPrompt"], settings: Mapping[str, Any], frozen_tokens: int | None = None
 ) -> "PromptMetadata":
     """Return the metadata that all members share. The names of the members join the settings as `VERB.of`."""
     from prompt_jax.prompt_files.io import PromptMetadata
@@ -98,7 +98,7 @@ def combined_metadata(
         placement=metadata[0].placement,
         shift_positions=metadata[0].shift_positions,
         always_visible=metadata[0].always_visible,
-        frozen_tokens=frozen_tokens,
+        frozen_tokens=frozen_tokens if frozen_tokens is not None else common("frozen_tokens") or 0,
         task=common("task"),
         format=common("format"),
         settings={f"{verb}.of": numbered, **settings},

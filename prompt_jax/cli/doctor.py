@@ -88,8 +88,8 @@ def diagnose() -> dict[str, Any]:
 def _text(findings: dict[str, Any]) -> Iterator[str]:
     """Yield the lines for a terminal: a column of names, and the findings."""
     versions, host, hub = findings["versions"], findings["host"], findings["hub"]
-    own = "not installed" if versions["prompt-jax"] is None else versions["prompt-jax"]
-    yield from _rows("prompt-jax", [f"{own}, with Python {versions['python']} on {host['system']}"])
+    version = "not installed" if versions["prompt-jax"] is None else versions["prompt-jax"]
+    yield from _rows("prompt-jax", [f"{version}, with Python {versions['python']} on {host['system']}"])
     listed = [f"{name} {versions[name]}" for name in versions if name not in ("prompt-jax", "python")]
     yield from _rows("packages", textwrap.wrap(", ".join(listed), 88))
     yield from _rows("devices", [*_device_lines(findings["devices"])])

@@ -68,7 +68,7 @@ def generate_answers(
     config = check_context(model.config, rows.prompt, max(map(len, rows.inputs)), longest)
     tokenizer = tokenizer_of(model)
     if rows.start_ids is not None:  # the answer ends at the end of the line
-        end_ids = *tokenizer.encode("\n")[-1:], *(config.generation.end_ids or (config.eos_id,))
+        end_ids = *tokenizer.line_break, *(config.generation.end_ids or (config.eos_id,))
         config = dataclasses.replace(config, generation=dataclasses.replace(config.generation, end_ids=end_ids))
     key = None
     if decoding.temperature:

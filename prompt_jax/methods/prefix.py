@@ -44,7 +44,8 @@ class PrefixTuning(Method):
     """Range of `uniform`. The paper's code draws from 0 to 1."""
     init_text: str = ""
     """Text for `text`, with at least `length` tokens. The first ones are used. It is tokenized with a leading space, or
-    for models with a start token, after that token. If `init` is None, it is a general instruction."""
+    for models with a start token, after that token. If `init` is None, the default is a
+    general instruction."""
     init_file: Path | None = None
     """Prefix for `file`: `.npz` or a PEFT folder, of the same length and base model."""
     init_member: Annotated[int, NOT_NEGATIVE] | None = None
@@ -73,6 +74,10 @@ class PrefixTuning(Method):
             raise ConfigError("prompt.init 'zero' cannot initialize the table of an MLP: all rows would stay the same")
         if self.init == "file" and self.mlp_width is not None:
             raise ConfigError("prompt.init 'file' has a prefix but no MLP that makes it; leave prompt.mlp_width out")
+        if self.frozen_tokens and self.tie_layers:
+            raise ConfigError("prompt.frozen_tokens is for causal models; leave prompt.tie_layers out")
+        if self.init is None and self.init_file is not None:
+            raise ConfigError("prompt.init_file needs prompt.init 'file'")
         if self.frozen_tokens >= self.length:
             raise ConfigError(
                 f"prompt.frozen_tokens is {self.frozen_tokens} of prompt.length {self.length}; leave some to train"
@@ -104,7 +109,12 @@ class PrefixTuning(Method):
         from prompt_jax.methods import initializers, mlp
 
         if self.init is None:
-            chosen = dataclasses.replace(self, init=self.default_init(model), init_text=self.init_text or _INSTRUCTION)
+            init = self.default_init(model)
+            if self.init_text and init != "text":
+                raise ConfigError(
+                    f"prompt.init_text needs prompt.init 'text'; the default for {model.name} is {init!r}"
+                )
+            chosen = dataclasses.replace(self, init=init, init_text=self.init_text or _INSTRUCTION)
             chosen.check()
             return chosen.initialize(key, model)
         shapes = self.trained_sites(model)
@@ -144,12 +154,12 @@ class PrefixTuning(Method):
                 both = jnp.moveaxis(mlp.apply(variables), 0, 2)  # from [P, 2, L, H, K]
             else:
                 both = jnp.stack([variables["keys"], variables["values"]])
-            if FROZEN in variables:
-                frozen = jnp.stack([variables[FROZEN]["keys"], variables[FROZEN]["values"]])
-                both = jnp.concatenate([jax.lax.stop_gradient(frozen), both], axis=2)
             if self.tie_layers:
                 both = jnp.concatenate([both, both], axis=1)
             k, v = dropout(both, self.dropout, site_key)
+            if FROZEN in variables:
+                frozen = jax.lax.stop_gradient((variables[FROZEN]["keys"], variables[FROZEN]["values"]))
+                k, v = (jnp.concatenate(pair, axis=1) for pair in zip(frozen, (k, v), strict=True))
             rules: Any = {"placement": self.placement, "shift_positions": self.shift_positions}
             prefixes[site] = Prefix(k, v, **rules, always_visible=self.always_visible)
         return Prompt(**prefixes)

@@ -1,6 +1,6 @@
 """The final answer of a solution to a math problem, as in PEFT's MetaMathQA benchmark (`method_comparison`)."""
 
-from fractions import Fraction
+from decimal import Decimal
 
 # In this order; the first one that the text contains counts. The last is GSM8K's.
 _BEFORE_ANSWER = (
@@ -12,10 +12,11 @@ _BEFORE_ANSWER = (
 )
 
 
-def final_answer(text: str) -> Fraction | str | None:
+def final_answer(text: str) -> float | str | None:
     """Return the answer that a solution ends with, as a number if it is one; None if the solution names no answer.
 
-    It is the rest of the line after the last "The answer is: " or "#### ", without periods, dollar and percent signs.
+    It is the rest of the line after the last occurrence of one of _BEFORE_ANSWER, without periods, dollar and percent
+    signs.
     """
     text = text.strip().rstrip(".!?")
     before = next((words for words in _BEFORE_ANSWER if words in text), None)
@@ -23,8 +24,11 @@ def final_answer(text: str) -> Fraction | str | None:
         return None
     answer = text.rpartition(before)[2].strip().split("\n", 1)[0].strip(" .!?$%")
     try:
-        return Fraction("/".join(part.strip() for part in answer.split("/")))
-    except (ValueError, ZeroDivisionError):
+        numerator, *denominator = (Decimal(part.strip()) for part in answer.split("/"))
+        if len(denominator) > 1:
+            return answer
+        return float(numerator / denominator[0] if denominator else numerator)
+    except (ArithmeticError, ValueError):
         return answer
 
 

@@ -128,7 +128,9 @@ class HuggingFace:
             else:
                 fields[ours] = values.choice(theirs, self.options[theirs])
         end = values.token_id("eos_token_id")
-        pad = values.token_id("pad_token_id", end if causal else 0)
+        pad = end if causal else 0
+        if not causal or values.get("pad_token_id", pad) != -1:  # the first Llamas' value for none
+            pad = values.token_id("pad_token_id", pad)
         start = end if causal else values.token_id("decoder_start_token_id", pad)
         more = self.read(values, tied_output)
         return kind(**fields, pad_id=pad, eos_id=end, start_id=start, **more)

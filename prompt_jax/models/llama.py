@@ -158,7 +158,7 @@ def _write(config: LlamaConfig) -> dict[str, Any]:
         "architectures": [MODEL_TYPES[config.model_type][0]],
         "head_dim": config.d_kv,
         gelu: config.activation,
-        "rope_parameters": ropes if config.model_type == "gemma3_text" else next(iter(ropes.values())),
+        "rope_parameters": ropes if config.model_type == "gemma3_text" else rope_parameters(config.ropes[0]),
         "tie_word_embeddings": config.tied_output,
         "attention_bias": config.o_bias,
         "mlp_bias": config.mlp_bias,

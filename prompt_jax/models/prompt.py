@@ -158,7 +158,8 @@ def concatenate_prompts(prompts: Sequence[Any], names: Sequence[str] | None = No
     """Concatenate prompts in order to one prompt without unused slots; host arrays.
 
     Each was trained alone, so the result is a starting point, or a way to give a model several prefixes at once, as
-    PEFT's `compose_cartridge_adapters` does.
+    PEFT's `compose_cartridge_adapters` does. Keys keep the positions that they were made at, so those of several
+    prefixes overlap.
 
     Args:
       prompts: prompts with the same parts, placement and sizes; lengths may differ.

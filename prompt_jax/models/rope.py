@@ -65,7 +65,7 @@ def read_rope(raw: Mapping[str, Any], values: ConfigValues, width: int) -> Rope:
         values.fail(f"rope_type is {kind!r}, {what}not supported; supported: {', '.join(map(repr, REQUIRED))}")
     if "factor" in REQUIRED[kind] and "original_max_position_embeddings" in raw:
         raw.setdefault("factor", values.integer("max_position_embeddings") / raw["original_max_position_embeddings"])
-    if missing := [name for name in REQUIRED[kind] if name not in raw]:
+    if missing := [name for name in ("rope_theta", *REQUIRED[kind]) if name not in raw]:
         values.fail(f"rope_parameters has the type {kind!r} and no {' and '.join(missing)}")
     rope = Rope(**{name: _checked(name, raw[name], values) for name in _FIELDS & raw.keys()})
     if rope.partial_rotary_factor != 1 and values.config.model_type != "phi3":

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.checkpoints.load import T5X, Model
+from prompt_jax.checkpoints.packaged import PACKAGED
 from prompt_jax.config.ensemble import MAX_MEMBERS
 from prompt_jax.models import family
 from prompt_jax.models.delta import Delta
@@ -177,7 +178,8 @@ def _adapter(where: str, prompt: Prompt | Delta, metadata: PromptMetadata, model
         }
     config = method_fields | {
         "auto_mapping": None,
-        "base_model_name_or_path": None if model.name.startswith(T5X) else model.name,  # PEFT cannot load T5X
+        # PEFT can load neither T5X's checkpoints nor the models of Python packages.
+        "base_model_name_or_path": None if model.name.startswith(T5X) or model.name in PACKAGED else model.name,
         "inference_mode": True,
         "modules_to_save": None,
         "num_attention_heads": heads,

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prompt_jax import experiment as experiments
 from prompt_jax.config.optimizer import DEFAULT_RATES
@@ -41,11 +43,11 @@ def check_folder(experiment: Experiment, overwrite: bool) -> None:
         return
     if text := _recorded(record):
         try:
-            begun = experiments.from_json(text)
+            experiments.from_json(text)
         except ConfigError as error:
             raise ConfigError(f"{record} is not the record of a run ({error}); choose another --name") from error
         if not overwrite:
-            check_same(begun, experiment)
+            check_same(json.loads(text), experiment)
 
 
 def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
@@ -60,16 +62,23 @@ def lock_existing_run(experiment: Experiment, lock: FileLock) -> None:
         lock.acquire()
 
 
-def check_same(begun: Experiment, experiment: Experiment) -> None:
-    """Raise ConfigError if the run began with another configuration than the one that resumes it."""
+def check_same(recorded: Mapping[str, Any], experiment: Experiment) -> None:
+    """Raise ConfigError if the run began with another configuration than the one that resumes it.
+
+    Args:
+      recorded: the content of the run's config.json.
+      experiment: the configuration that resumes the run.
+    """
+    begun = experiments.from_json(json.dumps(recorded))
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
-    # Earlier versions wrote defaults that are now None.
+    # Earlier versions, which had no `rate_unit`, wrote defaults that are now None.
     for section, name, default in (
         ("optimizer", "learning_rate", DEFAULT_RATES["absolute"]),
         ("prompt", "init", "normal"),
     ):
-        if now[section].get(name, default) is None and before[section].get(name) == default:
+        earlier = "rate_unit" not in recorded.get("optimizer", {})
+        if earlier and now[section].get(name, default) is None and before[section].get(name) == default:
             before[section][name] = None
     changed = [
         name

@@ -85,7 +85,7 @@ def _to_record(run: Run) -> dict[str, Any]:
 def _from_record(saved: dict[str, Any], experiment: Experiment) -> RunProgress:
     """Return the progress that a checkpoint records. Raise ConfigError if its run has another configuration."""
     if begun := saved.pop("experiment", None):  # config.json may be empty, or belong to another run
-        check_same(experiments.from_json(json.dumps(begun)), experiment)
+        check_same(begun, experiment)
     return RunProgress(**saved | {"members": [MemberState(**member) for member in saved["members"]]})
 
 

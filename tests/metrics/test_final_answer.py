@@ -1,6 +1,6 @@
 """The final answer of a solution, against values read by hand."""
 
-from fractions import Fraction
+import math
 
 import pytest
 
@@ -13,12 +13,15 @@ from prompt_jax.metrics.final_answer import final_answer
     [
         (r"It is $4^2 = \boxed{16}$.The answer is: 16", 16),
         ("48 / 2 = 24. 48 + 24 = 72\n#### 72", 72),
-        ("The answer is: 1. No, wait. The answer is: 65.50.", Fraction(131, 2)),
-        ("The answer is 20 / 14!", Fraction(10, 7)),
+        ("The answer is: 1. No, wait. The answer is: 65.50.", 65.5),
+        ("The answer is 20 / 14!", 20 / 14),
         ("The final answer is: $5%\n\nQuestion: more", 5),
         ("The answer is: 1,000", "1,000"),
         (r"The answer is: \frac{1}{2}", r"\frac{1}{2}"),
         ("The answer is: 1/0", "1/0"),
+        ("The answer is: 1/2/3", "1/2/3"),
+        ("The answer is: 1e999999999", math.inf),
+        ("The answer is: 20/35", 0.5714285714285714),
         ("I do not know", None),
     ],
 )

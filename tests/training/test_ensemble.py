@@ -37,6 +37,7 @@ from prompt_jax.training.optimizers import make_optimizer
 # A member trains as it would alone
 
 
+@pytest.mark.slow
 def test_members_that_differ_in_every_option_train_as_alone(experiment):
     """They differ in seed, rate, decay, initialization and length. Two lengths need two compiled steps."""
     mixed = ensemble(

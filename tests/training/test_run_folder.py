@@ -198,7 +198,9 @@ def test_the_default_rate_that_earlier_versions_wrote(experiment):
     record = experiment.folder / "config.json"
     text = record.read_text()
     for rate, same in ((0.3, True), (0.1, False)):
-        record.write_text(text.replace('"learning_rate": null', f'"learning_rate": {rate}'))
+        earlier = json.loads(text)
+        del earlier["optimizer"]["rate_unit"]
+        record.write_text(json.dumps(earlier | {"optimizer": earlier["optimizer"] | {"learning_rate": rate}}))
         with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: optimizer.learning_rate"):
             check_folder(with_options(experiment, "train", steps=2), overwrite=False)
 
@@ -206,11 +208,23 @@ def test_the_default_rate_that_earlier_versions_wrote(experiment):
 def test_the_default_initialization_of_prefixes_that_earlier_versions_wrote(experiment):
     prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))
     (prefix.folder).mkdir(parents=True)
-    text = experiments.to_json(prefix)
     for init, same in (("normal", True), ("zero", False)):
-        (prefix.folder / "config.json").write_text(text.replace('"init": null', f'"init": "{init}"', 1))
+        earlier = json.loads(experiments.to_json(prefix))
+        del earlier["optimizer"]["rate_unit"]
+        earlier["prompt"]["init"], earlier["optimizer"]["learning_rate"] = init, 0.3
+        (prefix.folder / "config.json").write_text(json.dumps(earlier))
         with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: prompt.init"):
             check_folder(prefix, overwrite=False)
+
+
+def test_a_value_that_became_the_default_is_another_configuration(experiment):
+    """A run that began with a rate of 0.3 is not resumed with the base's default."""
+    experiment.folder.mkdir(parents=True)
+    (experiment.folder / "config.json").write_text(
+        experiments.to_json(with_options(experiment, "optimizer", learning_rate=0.3))
+    )
+    with pytest.raises(ConfigError, match="changed: optimizer.learning_rate"):
+        check_folder(experiment, overwrite=False)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"name": 3', "3"])

@@ -179,4 +179,4 @@ def test_the_option(short, tmp_path, capsys):
 
 
 def test_a_run_can_resume_with_other_trackers(short):
-    run_folder.check_same(short, with_options(short, "train", trackers=("wandb",)))
+    run_folder.check_same(json.loads(experiments.to_json(short)), with_options(short, "train", trackers=("wandb",)))

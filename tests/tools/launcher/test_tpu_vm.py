@@ -15,6 +15,8 @@ from launching import AWKWARD, Checkout, wait_for
 from tools.launcher import gcloud, jobs, tpu_vm, tpu_workers
 from tools.launcher.commands import LaunchError
 
+pytestmark = pytest.mark.slow  # two minutes in all, for processes that wait for each other
+
 STAND_INS = Path(__file__).parent / "stand_ins"
 TPU = ("--zone", "us-west4-a", "--accelerator", "v5litepod-8", "--runs", "gs://bucket/runs")
 FAST = ("--poll", "0.02", "--backoff", "0.02")

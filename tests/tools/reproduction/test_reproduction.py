@@ -90,6 +90,7 @@ def test_commands_are_valid_and_compute_the_metrics_of_all_columns(name, model, 
     assert len({row.name for row in table.rows}) == len(table.rows)
 
 
+@pytest.mark.slow
 def test_tables_share_equal_runs(tmp_path):
     runs = {}
     for model in (None, "demo"):
