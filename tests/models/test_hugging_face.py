@@ -48,6 +48,12 @@ def test_a_config_is_written_as_it_was_read():
     assert FORMAT.config(Config, values(**written), tied_output=True, causal=True) == config
 
 
+def test_a_padding_token_of_minus_one_is_none():
+    """So it is in the first Llamas' files. The end token is padding."""
+    config = FORMAT.config(Config, values(pad_token_id=-1), tied_output=True, causal=True)
+    assert config.pad_id == config.eos_id
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -59,7 +65,7 @@ def test_a_config_is_written_as_it_was_read():
         ({"dropout": None}, r"dropout is None; expected a number in \[0, 1\)"),
         ({"act": "silu"}, "act is 'silu'; supported: 'relu', 'gelu'"),
         ({"eos_token_id": 10}, "eos_token_id is 10, and vocab_size is 10"),
-        ({"pad_token_id": -1}, "pad_token_id is -1; expected a whole number of at least 0"),
+        ({"pad_token_id": -2}, "pad_token_id is -2; expected a whole number of at least 0"),
     ],
 )
 def test_invalid_values_are_refused(changes, message):
