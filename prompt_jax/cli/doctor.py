@@ -58,7 +58,7 @@ def diagnose() -> dict[str, Any]:
     versions["python"] = platform.python_version()
     conflicts, folders = list(packages.conflicts(required[""])), caches()
     access, probe = hub.result(), devices.result()
-    found = [
+    detected = [
         *problems.system_problems(),
         *problems.package_problems(conflicts),
         *problems.incompatibilities(versions),
@@ -77,7 +77,7 @@ def diagnose() -> dict[str, Any]:
         "caches": [dataclasses.asdict(folder) for folder in folders],
         "hub": dataclasses.asdict(access),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "problems": [dataclasses.asdict(problem) for problem in found],
+        "problems": [dataclasses.asdict(problem) for problem in detected],
     }
 
 

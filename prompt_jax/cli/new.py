@@ -61,7 +61,7 @@ class New:
     model: str = "demo"
     """The base: a name on the Hugging Face Hub, a folder with a checkpoint in its layout, `demo` or `smollm2`."""
     method: MethodName = "soft_prompt"
-    """What to train."""
+    """Method of training."""
     overwrite: bool = False
     """Replace an existing file."""
 
@@ -72,7 +72,7 @@ class Data:
 
     Attributes:
       longest: bytes of the longest answer.
-      notes: what was found out about the files, for the user.
+      notes: lines about the files, for the user.
     """
 
     files: dict[str, Path]
@@ -114,23 +114,23 @@ def _check_files(args: New) -> Data:
         note = "  It has placeholders: edit the file names, columns and labels"
         return Data({"train": Path("train.jsonl")}, task_format, args.target or "label", 0, (note,))
     file_task("files", files, TaskFormat(args.template or "{text}"))  # checks that the files exist
-    found = infer(args.train, template=args.template, target=args.target)
-    labels = found.labels if args.labels is None else args.labels
-    task_format = TaskFormat(found.template, labels, ("accuracy",) if labels else ("rouge_l",))
+    inferred = infer(args.train, template=args.template, target=args.target)
+    labels = inferred.labels if args.labels is None else args.labels
+    task_format = TaskFormat(inferred.template, labels, ("accuracy",) if labels else ("rouge_l",))
     share = 0.0 if args.validation else 0.1
-    task = file_task("files", files, task_format, target=found.target, validation_share=share)
+    task = file_task("files", files, task_format, target=inferred.target, validation_share=share)
     counts = {split: sum(1 for _ in task.examples(split)) for split in task.splits}
     notes = [
         f"  examples: {', '.join(f'{count} {split}' for split, count in counts.items())}",
-        f"  input: {found.template}",
-        f"  answer: column {found.target}, " + (f"one of {', '.join(labels)}" if labels else "free text"),
+        f"  input: {inferred.template}",
+        f"  answer: column {inferred.target}, " + (f"one of {', '.join(labels)}" if labels else "free text"),
     ]
-    if found.numbered and args.labels is None:
+    if inferred.numbered and args.labels is None:
         notes.append("  The labels are numbers. Words work better: name them in this order with --labels")
     if args.labels is None and not labels:
         notes.append("  Answers are free text, since few repeat. For classes, name them with --labels")
-    longest = max((len(label.encode()) for label in labels), default=found.longest)
-    return Data(files, task_format, found.target, longest, tuple(notes))
+    longest = max((len(label.encode()) for label in labels), default=inferred.longest)
+    return Data(files, task_format, inferred.target, longest, tuple(notes))
 
 
 def _source(args: New, path: Path, data: Data) -> Iterator[str]:

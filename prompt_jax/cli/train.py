@@ -83,13 +83,13 @@ def choose_method(experiment: Experiment, words: Sequence[str]) -> tuple[Experim
 def _check_options(method: Method, words: Sequence[str]) -> None:
     """Raise ConfigError for an option `--prompt.*` that other methods have and this one lacks."""
     fields = {name: [field.name for field in dataclasses.fields(kind)] for name, kind in METHODS.items()}
-    own = fields[method.name]
+    options = fields[method.name]
     for word in words:
         option = word.partition("=")[0]
         name = option.removeprefix("--prompt.").removeprefix("no-").replace("-", "_")
         having = [other for other, names in fields.items() if name in names]
-        if option.startswith("--prompt.") and having and name not in own:
-            has = f"has {', '.join(f'--prompt.{each}' for each in own)}" if own else "has no options"
+        if option.startswith("--prompt.") and having and name not in options:
+            has = f"has {', '.join(f'--prompt.{each}' for each in options)}" if options else "has no options"
             raise ConfigError(
                 f"{option} is an option of the method {' or '.join(having)}. The method {method.name} {has}. "
                 "--prompt.method NAME changes the method"

@@ -1,4 +1,4 @@
-"""What a file of examples looks like: the columns, and whether the answers are labels."""
+"""Infers the format of a file of examples: its columns, and whether its answers are labels."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class Inferred:
-    """What a file holds.
+    """The inferred format of a file of examples.
 
     Attributes:
       template: the input, with column names in braces.
@@ -43,7 +43,7 @@ class Inferred:
 
 
 def infer(path: Path, *, template: str | None = None, target: str | None = None) -> Inferred:
-    """Read all rows of a file and return what it holds.
+    """Read all rows of a file and return its format.
 
     Args:
       path: a JSONL, CSV or TSV file.

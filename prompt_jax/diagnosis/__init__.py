@@ -1,1 +1,1 @@
-"""What an installation consists of, and what is wrong with it: for `prompt-jax doctor`."""
+"""Checks of an installation, for `prompt-jax doctor`."""

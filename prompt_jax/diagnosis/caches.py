@@ -1,4 +1,4 @@
-"""The folders that models, data and compiled programs are kept in."""
+"""The folders of models, data and compiled programs."""
 
 import dataclasses
 import importlib.util

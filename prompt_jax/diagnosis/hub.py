@@ -9,7 +9,7 @@ REQUEST_SECONDS, ALL_SECONDS = 3.0, 5.0
 
 @dataclasses.dataclass
 class HubAccess:
-    """What is known about the Hub.
+    """The state of the access to the Hub.
 
     Attributes:
       endpoint: its address.

@@ -47,7 +47,7 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What JAX finds in a new process.
+    """The devices that JAX finds in a new process.
 
     Attributes:
       devices: for each device its `platform`, `kind`, and `memory` in bytes or None.

@@ -1,4 +1,4 @@
-"""Known incompatibilities, and what else is wrong with an installation."""
+"""Known incompatibilities and other problems of an installation."""
 
 import dataclasses
 import platform
@@ -113,9 +113,9 @@ def flag_problems(flags: str, versions: Mapping[str, str]) -> Iterator[Problem]:
 def package_problems(conflicts: Iterable[tuple[str, str]]) -> Iterator[Problem]:
     """Yield a problem for each requirement that is not met. Those of prompt_jax itself are errors."""
     for package, lacking in conflicts:
-        own = package == "prompt-jax"
-        remedy = "pip install ." if own else f"pip install -U {package} {re.split('[^A-Za-z0-9_.-]', lacking)[0]}"
-        yield Problem("error" if own else "warning", f"{package} needs {lacking}", remedy)
+        is_ours = package == "prompt-jax"
+        remedy = "pip install ." if is_ours else f"pip install -U {package} {re.split('[^A-Za-z0-9_.-]', lacking)[0]}"
+        yield Problem("error" if is_ours else "warning", f"{package} needs {lacking}", remedy)
 
 
 def device_problems(probe: Probe, present: set[str], environment: Mapping[str, str]) -> Iterator[Problem]:

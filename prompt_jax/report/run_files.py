@@ -189,8 +189,8 @@ class Times:
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """What is trained on per second of `Times.train`, summed over members. Tokens are of inputs and targets, without
-    padding and virtual tokens."""
+    """Examples and tokens per second of `Times.train`, summed over members. Tokens are those of inputs and targets,
+    without padding and virtual tokens."""
 
     examples: float
     tokens: float

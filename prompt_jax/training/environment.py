@@ -1,4 +1,4 @@
-"""How and where a run runs: its command, the code's commit, packages, devices and memory."""
+"""The environment of a run: its command, the code's commit, packages, devices and memory."""
 
 import functools
 import importlib.metadata

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker learns about a run before the first step.
+    """A run, as trackers see it before the first step.
 
     Attributes:
       name: the run's name.

@@ -28,6 +28,7 @@ from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.setup import check_division, group_members, train_step
 from prompt_jax.training.step import TrainState, frozen_base
+from tools.bench.cases import SMOLLM2
 from tools.planner.flops import matmul_flops
 
 # Published shapes, from the config.json files on the Hub.
@@ -55,18 +56,9 @@ _LLAMA_SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {  # d
     "meta-llama/Llama-3.2-1B": (2048, 8192, 16, 32, 8, _LLAMA32),
     "meta-llama/Llama-3.2-3B": (3072, 8192, 28, 24, 8, _LLAMA32),
 }
-_SMOLLM2 = {
+_SMOLLM2 = SMOLLM2 | {
     "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 8192,
     "rope_theta": 100000.0,
-    "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
