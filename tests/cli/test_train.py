@@ -51,6 +51,7 @@ def test_train_an_ensemble(config, tmp_path, run):
     assert "Similarity of the members" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, monkeypatch, run):
     """With log-likelihood only, there are scores of the base and the members, but no vote; so with --shot-seeds."""
     monkeypatch.setattr(answers, "generate_scored", None)

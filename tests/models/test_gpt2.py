@@ -60,7 +60,7 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
         np.testing.assert_array_equal(tokens[row], expected[row])
 
 
-@pytest.mark.parametrize("variant", PROMPTS)
+@pytest.mark.parametrize("variant", [pytest.param(PROMPTS[0], marks=pytest.mark.slow), *PROMPTS[1:]])
 def test_left_padded_rows_of_soft_prompts_are_each_alone(model, fixtures, reference, variant):
     """Unlike PEFT's, greedy and beam search give the same for a row in a batch and for the row without padding."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
