@@ -170,7 +170,7 @@ def test_virtual_tokens_as_a_prefix(model, masked):
         assert_close(logits, np.asarray(prompt_jax.forward(model.params, model.config, text, shorter)))
 
 
-@pytest.mark.parametrize("make", (random_tokens, random_prefix), ids=("tokens", "prefix"))
+@pytest.mark.parametrize("make", (random_tokens, pytest.param(random_prefix, marks=pytest.mark.slow)))
 def test_mixed_prompts_are_each_alone(model, make):
     """Prompts of three and four slots, one of them with an unused slot, and rows without a prompt."""
     prompts = [make(model, 4), make(model, 4, seed=1), make(model, 4, seed=2, mask=np.array([True, False, True, True]))]

@@ -89,9 +89,8 @@ def test_the_cache_continues_the_forward_pass(model):
     ("name", "make"),
     [
         ("llama", random_tokens),
-        ("gemma3_text", random_prefix),
         *(pytest.param(name, random_tokens, marks=pytest.mark.slow) for name in ("smollm3", "gemma3_text")),
-        *(pytest.param(name, random_prefix, marks=pytest.mark.slow) for name in ("llama", "smollm3")),
+        *(pytest.param(name, random_prefix, marks=pytest.mark.slow) for name in ("llama", "smollm3", "gemma3_text")),
     ],
 )
 def test_mixed_prompts_are_each_alone(fixtures, name, make):
