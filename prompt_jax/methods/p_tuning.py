@@ -70,7 +70,7 @@ class PTuning(Method):
         import jax
         import jax.numpy as jnp
 
-        from prompt_jax.models.attention import dropout
+        from prompt_jax.models.dropout import dropout
         from prompt_jax.models.prompt import Prompt, VirtualTokens
 
         x = trainable["table"]

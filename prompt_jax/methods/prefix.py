@@ -144,7 +144,7 @@ class PrefixTuning(Method):
         import jax.numpy as jnp
 
         from prompt_jax.methods import mlp
-        from prompt_jax.models.attention import dropout
+        from prompt_jax.models.dropout import dropout
         from prompt_jax.models.prompt import Prefix, Prompt
 
         site_keys = (None,) * len(trainable) if key is None else jax.random.split(key, len(trainable))

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from prompt_jax.config.model import Remat
-from prompt_jax.models.attention import KeyValues, attend, dropout
+from prompt_jax.models.attention import KeyValues, attend
+from prompt_jax.models.dropout import dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
@@ -81,6 +82,7 @@ class BartConfig:
     bos_id: int = 0  # <s>, which begins every input and target
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
+    fused_attention: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property
@@ -145,9 +147,9 @@ def add_positions(
 
 
 def biases(
-    side: Params, config: BartConfig, places: np.ndarray, mask: Any, prefix: int, bidirectional: bool, row: Any = None
+    side: Params, config: BartConfig, places: np.ndarray, prefix: int, bidirectional: bool, row: Any = None
 ) -> Biases:
-    return lambda weights: (mask, None)
+    return lambda weights: (None, None)
 
 
 def encoder_layer(x: Float[Array, "B T D"], weights: Params, attend: Any, config: BartConfig, keys: Any) -> Any:
@@ -182,13 +184,14 @@ def attend_encoded(
     q: Float[Array, "B T H K"],
     encoded: Float[Array, "B S D"],
     weights: Params,
-    bias: Float[Array, "B 1 1 S"],
+    mask: Bool[Array, "B S"],
     prefix: list[KeyValues],
     config: BartConfig,
     key: Any,
 ) -> Float[Array, "B T H K"]:
-    source = KeyValues(*cross_key_values(encoded, weights), bias)
-    return attend(q, source, *prefix, dropout_rate=config.dropout_rate, key=key)
+    source = KeyValues(*cross_key_values(encoded, weights), mask=mask)
+    options: Any = {"dropout_rate": config.dropout_rate, "key": key, "fused": config.fused_attention}
+    return attend(q, source, *prefix, **options)
 
 
 def _query(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T H K"]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.models.attention import MASKED, KeyValues, attend, window_bias
+from prompt_jax.models.attention import KeyValues, attend
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv
@@ -229,7 +229,7 @@ class DecoderOnly:
 
         Args:
           x: embedded tokens.
-          positions: the positions of the tokens.
+          positions: the positions of the tokens; consecutive without `used`.
           past: keys and values before them, such as a prefix or the source.
           used: [B, T], false for tokens that nothing attends to; None means all are used.
           key: enables dropout.
@@ -237,26 +237,18 @@ class DecoderOnly:
         Returns:
           the last layer's output, and the tokens' keys and values.
         """
-        indices = np.arange(x.shape[1])
-        bias = jnp.asarray(np.where(indices[None, :] <= indices[:, None], 0.0, MASKED)[None, None], jnp.float32)
-        if used is not None:
-            bias = bias + jnp.where(used, 0.0, MASKED)[:, None, None, :]
         keys = split_key(key, 2)
         x, shared = self.module.add_positions(params, x, positions, config, keys[0])
+        fused = config.fused_attention and used is None
 
         def layer(x, weights, extra, keys):
             window = weights.get("settings", {}).get("window")
-            before = [
-                kv
-                for each, one in zip(past, extra, strict=True)
-                for kv in each.key_values(one, x.dtype, window_bias(window, positions, each.positions))
-            ]
-            nearby = window_bias(window, positions, positions)
+            before = [kv for each, one in zip(past, extra, strict=True) for kv in each.key_values(one, x.dtype)]
 
             def self_attend(q, k, v, key=None, softcap=None):
-                itself = KeyValues(k, v, bias if nearby is None else bias + nearby)
-                mixed = attend(q, itself, *before, softcap=softcap, dropout_rate=config.dropout_rate, key=key)
-                return mixed, (k, v)
+                itself = KeyValues(k, v, None, used, positions)
+                options: Any = {"softcap": softcap, "dropout_rate": config.dropout_rate, "fused": fused}
+                return attend(q, itself, *before, positions=positions, window=window, key=key, **options), (k, v)
 
             x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
             return apply_adapter(x, weights), kept
@@ -391,14 +383,12 @@ class DecoderOnly:
             window = weights.get("settings", {}).get("window")
 
             def self_attend(q, k, v, key=None, softcap=None):
-                steps = np.arange(cache.capacity)[None]
-                kept, generated = append(k, v, window_bias(window, cache.length[None, None], steps))
-                before = [
-                    kv
-                    for number, each in enumerate(cache.past)
-                    for kv in past(number, window_bias(window, positions, each.positions))
-                ]
-                return attend(q, generated, *before, softcap=softcap), kept
+                kept, generated = append(k, v)
+                if window is not None:
+                    steps = jnp.repeat(np.arange(cache.capacity), tokens.shape[1])
+                    generated = generated._replace(positions=cache.position[:, None] + steps[None])
+                before = [kv for number in range(len(cache.past)) for kv in past(number)]
+                return attend(q, generated, *before, positions=positions, window=window, softcap=softcap), kept
 
             keys = split_key(None, self.module.KEYS_PER_LAYER)
             x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prompt_jax.models.attention import MASKED, KeyValues, attend, mask_bias
+from prompt_jax.models.attention import KeyValues, attend
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv, virtual_tokens
@@ -64,16 +64,14 @@ class EncoderDecoderModule(Protocol):
         side: Params,
         config: Any,
         places: np.ndarray,
-        mask: Any,
         prefix: int,
         bidirectional: bool,
         row: Any = None,
     ) -> Biases:
-        """Return the self-attention biases, including the mask.
+        """Return the self-attention biases.
 
         Args:
           places: [T], the positions of queries and keys.
-          mask: a bias that hides masked positions, or None.
           prefix: the length of the prefix.
           bidirectional: whether queries attend to later keys.
           row: index of the only query to return, or None for all queries.
@@ -93,7 +91,7 @@ class EncoderDecoderModule(Protocol):
         """Project the encoder's output to one layer's keys and values [B, S, G, K]."""
 
     def attend_encoded(
-        self, q: Array, encoded: Float[Array, "B S D"], weights: Params, bias: Array, prefix: Any, config: Any, key: Any
+        self, q: Array, encoded: Float[Array, "B S D"], weights: Params, mask: Array, prefix: Any, config: Any, key: Any
     ) -> Float[Array, "B T H K"]:
         """Attend to the encoder's output and a prefix in teacher forcing."""
 
@@ -246,11 +244,11 @@ class EncoderDecoder:
                 x, mask = gather_positions(x, order), gather_positions(mask, order)
 
         side, keys, places = params["encoder"], split_key(key, 3), np.arange(x.shape[1])
-        biases = self.module.biases(side, config, places, mask_bias(mask), prefix.length, bidirectional=True)
+        biases = self.module.biases(side, config, places, prefix.length, bidirectional=True)
         positions = _offset(prefix, prompt.encoder_self)[:, None] + places[None]
 
         def layer(x, weights, extra, keys):
-            self_attend = self._teacher_forced_attention(biases(weights), prefix, extra, config)
+            self_attend = self._teacher_forced_attention(biases(weights), prefix, extra, config, mask=mask)
             x, kept = self.module.encoder_layer(x, weights, self_attend, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
@@ -279,17 +277,17 @@ class EncoderDecoder:
             ids = gather_positions(ids, order)
 
         side, keys, places = params["decoder"], split_key(key, 3), np.arange(ids.shape[1])
-        causal = np.where(places[None, :] <= places[:, None], 0.0, MASKED).astype(np.float32)[None, None]
-        biases = self.module.biases(side, config, places, causal, prefix.length, bidirectional=False)
-        cross_bias = mask_bias(encoded.mask)
+        biases = self.module.biases(side, config, places, prefix.length, bidirectional=False)
         positions = _offset(prefix, prompt.decoder_self)[:, None] + places[None]
 
         def layer(x, weights, extra, keys):
-            self_attend = self._teacher_forced_attention(biases(weights), prefix, extra[0], config)
+            self_attend = self._teacher_forced_attention(
+                biases(weights), prefix, extra[0], config, positions=places[None]
+            )
             before = cross_prefix.key_values(extra[1], x.dtype)
 
             def attend_cross(q, weights, key=None):
-                return self.module.attend_encoded(q, encoded.output, weights, cross_bias, before, config, key)
+                return self.module.attend_encoded(q, encoded.output, weights, encoded.mask, before, config, key)
 
             x, kept = self.module.decoder_layer(x, weights, self_attend, attend_cross, config, keys)
             return apply_adapter(x, weights), kept if capture else None
@@ -304,14 +302,26 @@ class EncoderDecoder:
         return self.module.logits(params, x, config), captured
 
     def _teacher_forced_attention(
-        self, biases: tuple[Any, Any], prefix: PastKeyValues, layer: Any, config: Any
+        self,
+        biases: tuple[Any, Any],
+        prefix: PastKeyValues,
+        layer: Any,
+        config: Any,
+        *,
+        mask: Any = None,
+        positions: Any = None,
     ) -> Callable[..., Any]:
-        """Return a layer's `attend` for teacher forcing, with one layer of the prefix."""
+        """Return a layer's `attend` for teacher forcing, with one layer of the prefix.
+
+        `mask` or `positions` are those of the text, as in `KeyValues`.
+        """
         text_bias, prefix_bias = biases
+        options: Any = {"dropout_rate": config.dropout_rate, "fused": config.fused_attention}
 
         def self_attend(q, k, v, key=None):
-            key_values = KeyValues(k, v, text_bias), *prefix.key_values(layer, q.dtype, prefix_bias)
-            return attend(q, *key_values, dropout_rate=config.dropout_rate, key=key), (k, v)
+            text = KeyValues(k, v, text_bias, mask, positions)
+            before = prefix.key_values(layer, q.dtype, prefix_bias)
+            return attend(q, text, *before, positions=positions, key=key, **options), (k, v)
 
         return self_attend
 
@@ -352,7 +362,7 @@ class EncoderDecoder:
         """Append one token to each beam of each row, and return the next token's logits."""
         side, places = params["decoder"], np.arange(cache.capacity)
         prefix = cache.past_length(_SELF_PREFIX)
-        biases = self.module.biases(side, config, places, None, prefix, bidirectional=False, row=cache.length)
+        biases = self.module.biases(side, config, places, prefix, bidirectional=False, row=cache.length)
 
         def layer(x, weights, append, past):
             text_bias, prefix_bias = biases(weights)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
-from prompt_jax.models.attention import dropout
+from prompt_jax.models.dropout import dropout
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
 from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
@@ -64,6 +64,7 @@ class GPT2Config:
     start_id: int = 50256  # the separator between source and target
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
+    fused_attention: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property

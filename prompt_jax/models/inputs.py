@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from prompt_jax.models.attention import KeyValues, mask_bias
+from prompt_jax.models.attention import KeyValues
 from prompt_jax.models.prompt import NO_PROMPT, Prefix, VirtualTokens
 
 # For a prompt id out of range, gathers return the fill value.
@@ -86,10 +86,7 @@ class PastKeyValues(NamedTuple):
             used = jnp.expand_dims(self.used, (1, 3) if heads_first else (2, 3))
             layer = [jnp.where(used, _gather_prompts(leaf, self.ids), 0.0) for leaf in layer]
         keys, values = (leaf.astype(dtype) for leaf in layer)
-        if self.used is not None:
-            masked = mask_bias(self.used)
-            bias = masked if bias is None else bias + masked
-        return [KeyValues(keys, values, bias, heads_first)]
+        return [KeyValues(keys, values, bias, self.used, self.positions, heads_first)]
 
 
 def prefix_kv(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> PastKeyValues:

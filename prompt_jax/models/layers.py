@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
-from prompt_jax.models.attention import dropout
+from prompt_jax.models.dropout import dropout
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
 Params = dict[str, Any]

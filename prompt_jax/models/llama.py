@@ -81,6 +81,7 @@ class LlamaConfig:
     start_id: int = 1  # the separator between source and target
     dropout_rate: float = 0.0  # of attention weights, applied only with a key
     remat: Remat = "none"
+    fused_attention: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property

@@ -1,7 +1,6 @@
 """T5's relative positions: a learned attention bias for each bucket of distances between query and key."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,14 @@ def relative_bias(table: Float[Array, "buckets H"], buckets: Int[np.ndarray, "T 
 def relative_biases(
     bucket: Callable[[Int[np.ndarray, "T S"]], Int[np.ndarray, "T S"]],
     places: Int[np.ndarray, "T"],
-    mask: Any,
     prefix: int,
     row: Int[Array, ""] | None,
 ) -> Callable[[Float[Array, "buckets H"]], tuple[Array, Array | None]]:
-    """Return a function from a bias table to the attention biases of the text (plus `mask`) and of a prefix.
+    """Return a function from a bias table to the attention biases of the text and of a prefix.
 
     Args:
       bucket: function from distances (key position minus query position) to buckets.
       places: the positions of the text's queries and keys.
-      mask: a bias that hides masked positions, or None.
       prefix: the length of the prefix, which ends directly before position 0.
       row: index of the only query to return, or None for all queries.
     """
@@ -39,7 +36,7 @@ def relative_biases(
             both = jax.tree.map(lambda bias: jax.lax.dynamic_slice_in_dim(bias, row, 1, axis=2), both)
         text_bias, prefix_bias = both
         assert text_bias is not None
-        return text_bias if mask is None else text_bias + mask, prefix_bias
+        return text_bias, prefix_bias
 
     return biases
 

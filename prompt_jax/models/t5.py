@@ -11,11 +11,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
 from prompt_jax.errors import CheckpointError
-from prompt_jax.models.attention import KeyValues, attend, attend_projected, dropout
+from prompt_jax.models.attention import KeyValues, attend, attend_projected
+from prompt_jax.models.dropout import dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import ConfigValues, HuggingFace
@@ -109,6 +110,7 @@ class T5Config:
     start_id: int = 0  # the decoder's first input
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
+    fused_attention: bool = False
     generation: GenerationSettings = GenerationSettings()
 
 
@@ -227,24 +229,25 @@ def attend_encoded(
     q: Float[Array, "B T H K"],
     encoded: Float[Array, "B S D"],
     weights: Params,
-    bias: Float[Array, "B 1 1 S"],
+    mask: Bool[Array, "B S"],
     prefix: list[KeyValues],
     config: T5Config,
     key: PRNGKeyArray | None,
 ) -> Float[Array, "B T H K"]:
     options: Any = {"dropout_rate": config.dropout_rate, "key": key}
     if q.shape[1] < config.d_kv:  # short targets, such as labels
-        return attend_projected(q, encoded, weights["k"], weights["v"], bias, prefix, **options)
-    return attend(q, KeyValues(*cross_key_values(encoded, weights), bias), *prefix, **options)
+        return attend_projected(q, encoded, weights["k"], weights["v"], mask, prefix, **options)
+    source = KeyValues(*cross_key_values(encoded, weights), mask=mask)
+    return attend(q, source, *prefix, fused=config.fused_attention, **options)
 
 
 def biases(
-    side: Params, config: T5Config, places: np.ndarray, mask: Any, prefix: int, bidirectional: bool, row: Any = None
+    side: Params, config: T5Config, places: np.ndarray, prefix: int, bidirectional: bool, row: Any = None
 ) -> Biases:
     """Return the biases of relative positions. If the layers share one table, they are computed once."""
     options: Any = {"buckets": config.relative_buckets, "max_distance": config.relative_max_distance}
     bucket = functools.partial(relative_buckets, bidirectional=bidirectional, **options)
-    biases_from_table = relative_biases(bucket, places, mask, prefix, row)
+    biases_from_table = relative_biases(bucket, places, prefix, row)
     if config.relative_per_layer:
         return lambda weights: biases_from_table(weights["self"]["relative_bias"])
     shared = biases_from_table(side["relative_bias"])

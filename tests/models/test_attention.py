@@ -1,12 +1,9 @@
 """Attention over several blocks of keys and values, against plain NumPy, and dropout."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from prompt_jax.models import attention
-from prompt_jax.models.attention import MASKED, KeyValues, attend, attend_projected, window_bias
+from prompt_jax.models.attention import MASKED, KeyValues, attend, attend_projected, visible_keys
 
 RNG = np.random.default_rng(0)
 
@@ -43,14 +40,15 @@ def test_one_softmax_over_all_blocks():
 def test_attention_to_projections():
     """Attention to x without its keys and values equals attention to them."""
     q, x, w_k, w_v = (jnp.asarray(random(*shape)) for shape in ((2, 3, 4, 5), (2, 6, 7), (7, 4, 5), (7, 4, 5)))
-    bias, prefix = jnp.asarray(random(2, 1, 1, 6)), KeyValues(random(2, 4, 5), random(2, 4, 5))
+    mask = jnp.asarray([[True] * 6, [True, False] * 3])
+    bias, prefix = np.where(mask, 0, MASKED)[:, None, None], KeyValues(random(2, 4, 5), random(2, 4, 5))
     keys, values = (np.einsum("bsd,dhk->bshk", x, w) for w in (w_k, w_v))
     joined = [
         np.concatenate([of_text, np.broadcast_to(of_prefix, (2, 2, 4, 5))], axis=1)
         for of_text, of_prefix in ((keys, prefix.k), (values, prefix.v))
     ]
     expected = plain_attention(q, *joined, np.pad(bias, [(0, 0), (0, 0), (0, 0), (0, 2)]))
-    actual = attend_projected(q, x, w_k, w_v, bias, [prefix], dropout_rate=0.0, key=None)
+    actual = attend_projected(q, x, w_k, w_v, mask, [prefix], dropout_rate=0.0, key=None)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -71,19 +69,9 @@ def test_scores_are_capped_before_the_bias():
 
 def test_a_window_hides_keys_that_are_further_away():
     """With a window of 3, a query at position 5 sees the keys at 3, 4 and 5."""
-    bias = window_bias(jnp.int32(3), np.array([[5, 6]]), np.array([[2, 3, 4, 5]]))
-    np.testing.assert_array_equal(bias[0, 0] == 0, [[False, True, True, True], [False, False, True, True]])
-    assert window_bias(None, np.array([[5]]), np.array([[5]])) is None
-    assert window_bias(jnp.int32(3), np.array([[5]]), None) is None
-
-
-def test_dropout_has_its_rate():
-    """Dropout zeroes at its rate, preserves the mean, and differs for each key."""
-    ones = jnp.ones((1000, 301))
-    for rate in (0.1, 0.5):
-        dropped = np.asarray(attention.dropout(ones, rate, jax.random.key(0)))
-        assert (dropped == 0).mean() == pytest.approx(rate, abs=0.003)
-        np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - rate), rtol=1e-4)
-        other = np.asarray(attention.dropout(ones, rate, jax.random.key(1)))
-        assert ((dropped == 0) & (other == 0)).mean() == pytest.approx(rate**2, abs=0.003)
-    assert attention.dropout(ones, 0.1, None) is ones
+    keys = KeyValues(None, None, positions=np.array([[2, 3, 4, 5, 6]]))  # type: ignore[arg-type]
+    queries = np.array([[5, 6]])
+    visible = visible_keys(keys, queries, jnp.int32(3))
+    np.testing.assert_array_equal(visible[0], [[False, True, True, True, False], [False, False, True, True, True]])
+    np.testing.assert_array_equal(visible_keys(keys, queries)[0], [[True] * 4 + [False], [True] * 5])
+    assert visible_keys(keys._replace(positions=None), queries, jnp.int32(3)) is None
