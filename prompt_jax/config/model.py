@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16", "int8"]
+Attention = Literal["auto", "plain", "fused"]
 Remat = Literal["none", "dots", "full"]
 
 
@@ -18,6 +19,9 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """Type of the base's weights and of activations. int8 quantizes the layers' matrices and uses bfloat16 elsewhere.
     Trained parameters are float32."""
+    attention: Attention = "auto"
+    """fused: one kernel without an array of scores in memory, for 128 queries and more, on TPUs and GPUs. plain: XLA's
+    operations. auto: fused on TPUs and GPUs, plain on CPUs."""
     remat: Remat = "none"
     """Recompute in the backward pass, to save memory: nothing (none), attention and activation functions (dots), or
     whole layers (full; about a third slower)."""

@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from prompt_jax.config.model import Attention
 from prompt_jax.models.dropout import apply_dropout, kept, random_seeds
 
 MASKED = -1e9
@@ -45,6 +46,11 @@ class _Options:
     causal: bool
     softcap: float | None
     dropout_rate: float  # 0 without dropout
+
+
+def is_fused(attention: Attention) -> bool:
+    """Return whether the option asks for the kernel."""
+    return attention == "fused" or (attention == "auto" and jax.default_backend() != "cpu")
 
 
 def suits(q: Any, key_values: Sequence[Any]) -> bool:

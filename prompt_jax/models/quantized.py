@@ -61,13 +61,28 @@ def quantize(matrix: np.ndarray, inputs: int) -> Quantized:
 def weighted_einsum(equation: str, x: Float[Array, "..."], weights: Float[Weights, "..."]) -> Float[Array, "..."]:
     """Return `jnp.einsum` of activations and weights, in the activations' dtype.
 
-    The backward pass dequantizes the weights again, because float copies of all layers would need more memory than the
-    base itself.
+    Activations are multiplied by the integers, and the scale by what has its axes: the product, or the activations.
+    So there are no dequantized weights. The backward pass converts the integers again, because float copies of all
+    layers would need more memory than the base itself.
     """
     if not isinstance(weights, Quantized):
         return jnp.einsum(equation, x, weights)
+    left, right, out = equation.replace("->", ",").split(",")
+    scaled = [axis for axis, size in zip(right, weights.scale.shape, strict=True) if size > 1 and axis not in out]
 
     def multiply(x: Array, values: Array, scale: Array) -> Array:
-        return jnp.einsum(equation, x, (values.astype(jnp.float32) * scale).astype(x.dtype))
+        if scaled:
+            x = _scale(x, scale, left, right)
+        product = jnp.einsum(equation, x, values.astype(x.dtype))
+        return product if scaled else _scale(product, scale, out, right)
 
     return jax.checkpoint(multiply, prevent_cse=False)(x, weights.values, weights.scale)
+
+
+def _scale(x: Float[Array, "..."], scale: Float[Array, "..."], axes: str, scale_axes: str) -> Float[Array, "..."]:
+    """Multiply x by the scale, along the axes with the same letters. Other axes of the scale have size 1."""
+    sizes = dict(zip(scale_axes, scale.shape, strict=True))
+    shared = [axis for axis in scale_axes if axis in axes]
+    order = sorted(range(len(shared)), key=lambda n: axes.index(shared[n]))
+    scale = scale.reshape([sizes[axis] for axis in shared]).transpose(order)
+    return (x * scale.reshape([sizes.get(axis, 1) for axis in axes])).astype(x.dtype)

@@ -39,6 +39,7 @@ from prompt_jax.inference import logits_rules
 from prompt_jax.methods import Method
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.delta import Delta
+from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
@@ -202,7 +203,12 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
     """
     options = experiment.train
     step = make_train_step(
-        dataclasses.replace(config, dropout_rate=options.dropout_rate, remat=experiment.model.remat),
+        dataclasses.replace(
+            config,
+            dropout_rate=options.dropout_rate,
+            remat=experiment.model.remat,
+            fused_attention=is_fused(experiment.model.attention),
+        ),
         experiment.prompt,
         frozen_base(make_optimizer(experiment.optimizer, steps)),
         loss=options.loss,
