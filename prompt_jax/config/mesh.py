@@ -16,3 +16,6 @@ class MeshConfig:
     """Number of device groups that the rows of a batch are distributed over (data parallelism)."""
     model: Annotated[int, MESH_SIZE] = 1
     """Number of devices that the base's heads and feed-forward width are sharded over (tensor parallelism)."""
+    fsdp: bool = False
+    """Shard the base over `data` too, and collect each layer's weights when they are needed (fully sharded data
+    parallelism). A frozen base has no gradients, so nothing else is communicated. It needs `model` 1."""

@@ -55,7 +55,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
       ConfigError: the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
+    sizes = {name: getattr(config, name) for name in ("ensemble", "data", "model")}
     text = " x ".join(f"mesh.{name} {size}" for name, size in sizes.items())
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     rest = len(devices) // fixed if -1 in sizes.values() else 1
@@ -93,16 +93,36 @@ def named_sharding(mesh: Mesh | None, *axes: str) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, RULES.spec(*axes))
 
 
-def parameter_sharding(mesh: Mesh | AbstractMesh | None) -> Callable[[Parameter], NamedSharding] | None:
+def parameter_sharding(
+    mesh: Mesh | AbstractMesh | None, *, fsdp: bool = False
+) -> Callable[[Parameter], NamedSharding] | None:
     """Return the sharding of each parameter of a base, for `load_model`; None without a mesh.
 
     A vocabulary whose size is not divisible (GPT-2's 50,257 tokens) is replicated.
+
+    Args:
+      mesh: from `make_mesh`.
+      fsdp: `mesh.fsdp`: shard the largest axis of each matrix over `data`.
 
     Raises:
       ConfigError: the heads or the feed-forward width are not divisible by the size of `model`.
     """
     if mesh is None:
         return None
+    if fsdp and mesh.shape["model"] > 1:
+        raise ConfigError(f"mesh.fsdp shards the base over mesh.data, and mesh.model is {mesh.shape['model']}, not 1")
+    data = mesh.shape["data"]
+
+    def fully_sharded(parameter: Parameter) -> NamedSharding:
+        first = 0 if parameter.layers is None else 1
+        axes: list[str | None] = [None] * (first + len(parameter.shape))
+        divisible = [axis for axis, size in enumerate(parameter.shape) if size % data == 0]
+        if len(parameter.shape) > 1 and divisible and "buckets" not in parameter.axes:
+            axes[first + max(divisible, key=lambda axis: parameter.shape[axis])] = "data"
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    if fsdp:
+        return fully_sharded
 
     def sharding(parameter: Parameter) -> NamedSharding:
         axes, shape = list(parameter.axes), parameter.shape

@@ -83,6 +83,7 @@ class BartConfig:
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     fused_attention: bool = False
+    fsdp: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property

@@ -254,7 +254,7 @@ class DecoderOnly:
             return apply_adapter(x, weights), kept
 
         extra = tuple(each.layers for each in past)
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.KEYS_PER_LAYER}
+        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.KEYS_PER_LAYER}
         return run_layers(layer, x, self._stacks(params, config), extra, **options)
 
     def _settings(self, config: Any) -> Mapping[str, np.ndarray]:

@@ -253,7 +253,7 @@ class EncoderDecoder:
             return apply_adapter(x, weights), kept if capture else None
 
         x = self.module.add_positions(side, x, positions, config, keys[0])
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.ENCODER_KEYS}
+        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.ENCODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], prefix.layers, **options)
         return Encoded(self.module.final_norm(side, x, config, keys[2]), mask), captured
 
@@ -294,7 +294,7 @@ class EncoderDecoder:
 
         x = self.module.add_positions(side, self.module.embed(params, ids, config), positions, config, keys[0])
         extra = prefix.layers, cross_prefix.layers
-        options: Any = {"remat": config.remat, "key": keys[1], "keys_per_layer": self.module.DECODER_KEYS}
+        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.DECODER_KEYS}
         x, captured = run_layers(layer, x, side["layers"], extra, **options)
         x = self.module.final_norm(side, x, config, keys[2])
         if order is not None:

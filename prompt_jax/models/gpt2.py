@@ -65,6 +65,7 @@ class GPT2Config:
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     fused_attention: bool = False
+    fsdp: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
@@ -15,6 +16,7 @@ Params = dict[str, Any]
 
 # The activations that the backward pass keeps from each layer. It recomputes the rest.
 _KEPT: dict[Remat, Callable] = {
+    "none": lambda operation, *_, **__: operation.name != "sharding_constraint",  # all but collected weights
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -26,7 +28,7 @@ def run_layers(
     stacks: tuple[Params, ...],
     extra: Any = None,
     *,
-    remat: Remat,
+    config: Any,
     key: PRNGKeyArray | None,
     keys_per_layer: int,
 ) -> tuple[Float[Array, "B T D"], Any]:
@@ -37,8 +39,9 @@ def run_layers(
       x: the input of the first layer.
       stacks: weights with leaves [L_i, ...].
       extra: leaves [L, ...] over the layers of all stacks, or None.
-      remat: the values that the backward pass recomputes: nothing ("none"), attention and activation functions
-        ("dots"), or whole layers ("full").
+      config: the model's, with the fields `remat` and `fsdp`. remat: the values that the backward pass recomputes:
+        nothing ("none"), attention and activation functions ("dots"), or whole layers ("full"). fsdp: whether weights
+        are sharded over the rows' devices; both passes then collect each layer's weights when they are needed.
       key: enables dropout.
       keys_per_layer: the number of dropout keys that a layer needs.
 
@@ -48,10 +51,12 @@ def run_layers(
 
     def body(x, scanned):
         weights, layer_extra, key = scanned
+        if config.fsdp:
+            weights = collect(weights)
         return layer(x, weights, layer_extra, split_key(key, keys_per_layer))
 
-    if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
+    if config.remat != "none" or config.fsdp:
+        body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[config.remat])
     first, outputs = 0, []
     for stack, stack_key in zip(stacks, split_key(key, len(stacks)), strict=True):
         count = depth(stack)
@@ -61,6 +66,19 @@ def run_layers(
         first += count
         outputs.append(output)
     return x, join_stacks(tuple(outputs))
+
+
+def collect(weights: Any) -> Any:
+    """Return weights that are sharded over devices, whole on each device."""
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), weights)
+
+
+def collect_tables(params: Params) -> Params:
+    """Return a model's parameters with all but the layers' whole on each device."""
+    return {
+        name: part if name == "layers" else collect_tables(part) if isinstance(part, dict) else collect(part)
+        for name, part in params.items()
+    }
 
 
 def join_stacks(stacks: tuple[Any, ...]) -> Any:

@@ -82,6 +82,7 @@ class LlamaConfig:
     dropout_rate: float = 0.0  # of attention weights, applied only with a key
     remat: Remat = "none"
     fused_attention: bool = False
+    fsdp: bool = False
     generation: GenerationSettings = GenerationSettings()
 
     @property

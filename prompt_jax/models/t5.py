@@ -111,6 +111,7 @@ class T5Config:
     dropout_rate: float = 0.1  # applied only with a key
     remat: Remat = "none"
     fused_attention: bool = False
+    fsdp: bool = False
     generation: GenerationSettings = GenerationSettings()
 
 

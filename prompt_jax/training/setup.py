@@ -37,6 +37,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
 from prompt_jax.methods import Method
+from prompt_jax.methods.full import FullTuning
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.fused_attention import is_fused
@@ -132,9 +133,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     numbers = group_members(alone)
     mesh = make_mesh(experiment.mesh)
     check_division(numbers, alone, mesh_shape(mesh))
-    model = load_model(
-        experiment.model.name, experiment.model.dtype, experiment.model.revision, sharding=parameter_sharding(mesh)
-    )
+    sharding, base = parameter_sharding(mesh, fsdp=experiment.mesh.fsdp), experiment.model
+    model = load_model(base.name, base.dtype, base.revision, sharding=sharding)
     if model.tokenizer is None:
         raise ConfigError(
             f"the model {model.name} has no tokenizer, which training needs (spiece.model, tokenizer.json, or "
@@ -201,13 +201,15 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
       steps: number of steps of the whole run.
       mesh: the devices; None is a single device.
     """
-    options = experiment.train
+    options, fsdp = experiment.train, experiment.mesh.fsdp and mesh is not None
     step = make_train_step(
         dataclasses.replace(
             config,
             dropout_rate=options.dropout_rate,
             remat=experiment.model.remat,
-            fused_attention=is_fused(experiment.model.attention),
+            # The kernel has no gradient of relative positions.
+            fused_attention=is_fused(experiment.model.attention) and not isinstance(experiment.prompt, FullTuning),
+            fsdp=fsdp,
         ),
         experiment.prompt,
         frozen_base(make_optimizer(experiment.optimizer, steps)),
@@ -216,7 +218,7 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
         dropout=options.dropout_rate > 0,
         accumulate=options.accumulate,
     )
-    return jax.jit(vmap_members(step, group=experiment.ensemble.group, mesh=mesh), donate_argnums=0)
+    return jax.jit(vmap_members(step, group=experiment.ensemble.group, mesh=mesh, fsdp=fsdp), donate_argnums=0)
 
 
 def group_members(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:

@@ -19,6 +19,7 @@ from prompt_jax.methods import Method
 from prompt_jax.methods.method import FROZEN
 from prompt_jax.models import family
 from prompt_jax.models.delta import params_and_prompt
+from prompt_jax.models.layers import collect_tables
 
 Tree = Any
 
@@ -157,7 +158,7 @@ def make_train_step(
     return step
 
 
-def vmap_members(step: Callable, *, group: int | None = None, mesh: Mesh | None = None) -> Callable:
+def vmap_members(step: Callable, *, group: int | None = None, mesh: Mesh | None = None, fsdp: bool = False) -> Callable:
     """Return the step of an ensemble: the whole update, optimizer included, vmapped over a leading axis E.
 
     State, batch and key have this axis. All members share one copy of the base's parameters.
@@ -167,9 +168,13 @@ def vmap_members(step: Callable, *, group: int | None = None, mesh: Mesh | None 
       group: number of members that are processed at once. None means all.
       mesh: its axis `ensemble` shards the members, without communication between them. The compiler shards each
         member's step over the other axes, as it does the batch and the base.
+      fsdp: whether the base is sharded over `data` too.
     """
 
     def members(state: TrainState, params: Tree, batch: dict[str, Array], key: Key[Array, "E"]):
+        if fsdp:
+            params = collect_tables(params)  # once for all members
+
         def one(member: Any) -> Any:
             return step(member[0], params, *member[1:])
 

@@ -317,7 +317,7 @@ def _prompt(alone: Sequence[Experiment], config: Config, base: Any) -> Prompt | 
 
 
 def _base(experiment: Experiment, config: Config, mesh: Mesh | None, devices: Sequence[Any]) -> Any:
-    placement = parameter_sharding(mesh) or SingleDeviceSharding(devices[0])
+    placement = parameter_sharding(mesh, fsdp=experiment.mesh.fsdp) or SingleDeviceSharding(devices[0])
     return abstract(family(config).parameters(config), experiment.model.dtype, placement)
 
 
