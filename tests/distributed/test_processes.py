@@ -77,6 +77,40 @@ def test_the_same_run_on_several_devices_and_processes(experiment):
         assert predictions(other) == predictions(one), name
 
 
+READS = """
+import atexit, json, os, pathlib
+from prompt_jax.data.stored_rows import StoredTokens
+real, read = StoredTokens.__getitem__, []
+def spy(rows, row):
+    read.append(int(row))
+    return real(rows, row)
+StoredTokens.__getitem__ = spy
+path = pathlib.Path({folder!r}, "read." + os.environ.get("JAX_PROCESS_ID", "0"))
+atexit.register(lambda: path.write_text(json.dumps(read)))
+"""
+
+
+@pytest.mark.slow
+def test_each_process_reads_the_rows_of_its_devices(experiment):
+    """Each input and each target once. Two members train on the same rows."""
+    experiment = dataclasses.replace(experiment, ensemble=EnsembleConfig(learning_rate=(0.1, 0.3)))
+    batches, size = loop.prepare(experiment).batches, experiment.train.batch_size
+    # Two more batches are prefetched.
+    rows = np.array([next(batches)[0]._plans[0].rows for _ in range(experiment.train.steps + 2)])
+    parts = {
+        ("rows", 1, -1): (rows[:, : size // 2], rows[:, size // 2 :]),
+        ("members", -1, 1): (rows, rows),
+    }
+    for (name, *mesh), expected in parts.items():
+        other = on(experiment, name, *mesh)
+        started = jax_processes.start(other, 2, patch=READS.format(folder=str(experiment.runs)))
+        assert jax_processes.finish(other, started) == [0, 0], jax_processes.output(other).read_text()
+        for number, own in enumerate(expected):
+            read = json.loads((experiment.runs / f"read.{number}").read_text())
+            order = [row for batch in own.tolist() for row in 2 * batch]  # targets and inputs
+            assert len(read) >= 2 * own[:-2].size and read == order[: len(read)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", (1, 2))
 def test_preemption_and_kills(experiment, processes):
