@@ -169,7 +169,8 @@ class TrainBatches(Iterator[Batch]):
         """Return (bucket length, row numbers [B]) for each batch of an epoch."""
         shapes, order = random_generator(epoch), random_generator(self._seed, epoch)
         size = self._size
-        plan, remainder = [], np.zeros(0, np.int64)
+        plan = []
+        remainder: np.ndarray = np.zeros(0, np.int32)
         for length, bucket_rows in zip(self._buckets, self._epoch_rows(epoch, shapes, order), strict=True):
             waiting = np.concatenate([remainder, bucket_rows]).astype(np.int32)
             whole = len(waiting) - len(waiting) % size

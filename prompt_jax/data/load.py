@@ -79,7 +79,7 @@ def load_examples(
     if task_format is not None:
         check_labels(task.name, task_format.labels, tokenizer, options.target_length)
     merged = text and task_format is not None and bool(task_format.compared) and split != "train"
-    rows: Iterable[Row] = _rows(task, tokenizer, split, options, limit=None if merged else options.limit)
+    rows: Iterable[dict[str, Any]] = _rows(task, tokenizer, split, options, limit=None if merged else options.limit)
     if merged:
         rows = _merge_references(rows)
     if options.limit is not None and (merged or not isinstance(task, FileTask)):
@@ -88,7 +88,7 @@ def load_examples(
     labels = task_format.labels if task_format is not None and text else ()
     row_tokenizer = RowTokenizer(task.name, split, tokenizer, options.input_length, options.target_length, labels)
     columns, postprocess = new_columns(on_disk), getattr(task, "postprocessor", None)
-    kept: list[Row] = []  # for scores
+    kept: list[dict[str, Any]] = []  # for scores
     for row in rows:
         row_tokenizer.append(row, columns)
         if not on_disk:
@@ -203,7 +203,7 @@ def _notes(task: str, rows: Sequence[Row], task_format: TaskFormat) -> tuple[str
     return notes
 
 
-def _sampled(rows: Sequence[Row], limit: int, seed: int, grouped: bool) -> list[Row]:
+def _sampled(rows: Sequence[dict[str, Any]], limit: int, seed: int, grouped: bool) -> list[dict[str, Any]]:
     """Return a random sample of at most `limit` rows, in their order. A smaller sample is a subset of a larger one.
 
     With `grouped` it consists of whole groups, which have equal notes. The first group is included even if it exceeds

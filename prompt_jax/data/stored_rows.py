@@ -6,6 +6,7 @@ In memory are the position and the size of each row. Append all rows before you 
 import functools
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,42 +15,41 @@ import numpy as np
 
 from prompt_jax.errors import DataError
 
-_BLOCK = 2**20  # the bytes that `blocks` reads at once
+_BLOCK = 2**20  # bytes that are written at once, and read at once where all rows are read
 
 
 class RowFile:
     """A temporary file in the folder TMPDIR. It has no name and disappears when the process ends."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
-        self._size, self._complete = 0, True
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed with this object
+        weakref.finalize(self, self._file.close)
+        self._buffer, self._size = bytearray(), 0
 
     def append(self, data: bytes) -> int:
         """Append data and return its position. Raise DataError if the disk is full."""
         position = self._size
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise _not_written(error) from error
-        self._size, self._complete = position + len(data), False
+        self._buffer += data
+        self._size += len(data)
+        if len(self._buffer) >= _BLOCK:
+            self._flush()
         return position
 
     def read(self, position: int, size: int) -> bytes:
-        """Return the bytes at a position. Several threads may call this at once."""
-        if not self._complete:
-            try:
-                self._file.flush()
-            except OSError as error:
-                raise _not_written(error) from error
-            self._complete = True
+        """Return the bytes at a position. Raise DataError as `append`."""
+        if self._buffer:
+            self._flush()
         return os.pread(self._file.fileno(), size, position)
 
-
-def _not_written(error: OSError) -> DataError:
-    return DataError(
-        f"{tempfile.gettempdir()}: the training examples could not be written there ({error.strerror}); "
-        "set TMPDIR to a folder with enough space"
-    )
+    def _flush(self) -> None:
+        try:
+            while self._buffer:
+                del self._buffer[: self._file.write(self._buffer)]
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: the training examples could not be written there ({error.strerror}); "
+                "set TMPDIR to a folder with enough space"
+            ) from error
 
 
 class _StoredRows(Sequence[Any]):

@@ -174,19 +174,20 @@ def read_to_devices(
     if sharding is None:
         return jax.device_put(read(slice(None), slice(None)))
 
-    def bounds(index: tuple[slice, ...]) -> tuple[int, ...]:
+    def part_of(index: Any) -> tuple[int, ...]:
         return sum((axis.indices(size)[:2] for axis, size in zip(index[:2], shape, strict=True)), ())
 
     parts: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
     for index in sharding.addressable_devices_indices_map(shape).values():
-        part = bounds(index)
+        part = part_of(index)
         if part not in parts:  # devices along `model` have equal shards
             parts[part] = read(slice(*part[:2]), slice(*part[2:]))
-    sizes = {name: (*shape, *array.shape[2:]) for name, array in next(iter(parts.values())).items()}
-    return {
-        name: jax.make_array_from_callback(size, sharding, lambda index, name=name: parts[bounds(index)][name])
-        for name, size in sizes.items()
-    }
+
+    def one(name: str, array: np.ndarray) -> jax.Array:
+        sizes = (*shape, *array.shape[2:])
+        return jax.make_array_from_callback(sizes, sharding, lambda index: parts[part_of(index)][name])
+
+    return {name: one(name, array) for name, array in next(iter(parts.values())).items()}
 
 
 def to_host(tree: Any) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.data import stored_rows
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.registry import add_task
@@ -94,8 +95,9 @@ def test_examples_on_disk_are_those_in_memory(tmp_path, tokenizer, registry):
                 np.testing.assert_equal(list(ours), expected)
 
 
-def test_examples_on_disk_are_not_in_memory(tmp_path, tokenizer):
+def test_examples_on_disk_are_not_in_memory(tmp_path, tokenizer, monkeypatch):
     """Neither while they are loaded nor afterwards. The same measure shows those in memory."""
+    monkeypatch.setattr(stored_rows, "_BLOCK", 2**14)
     rows = [(f"text {i} " + "long " * 400, "good") for i in range(500)]
     task, size = file_task("t", {"train": review_file(tmp_path, rows)}, REVIEW), sum(len(text) for text, _ in rows)
     peaks = {}

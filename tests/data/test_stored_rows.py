@@ -1,5 +1,7 @@
 """Rows in a file: nothing is lost or changed, and only what is needed is read."""
 
+from io import FileIO
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,7 +71,7 @@ def test_only_the_rows_of_an_index_are_read(monkeypatch):
 
 def test_a_full_disk_is_reported(monkeypatch):
     """Data is buffered, so the error may come with the first row that is read."""
-    monkeypatch.setattr(stored_rows.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
-    for rows in ([[1]], [[1] * 100_000]):
+    monkeypatch.setattr(stored_rows.tempfile, "TemporaryFile", lambda buffering: FileIO("/dev/full", "r+"))
+    for rows in ([[1]], [[1] * 2**20]):
         with pytest.raises(DataError, match="could not be written there .No space left on device.; set TMPDIR to a"):
             stored(rows)[0]

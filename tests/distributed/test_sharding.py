@@ -252,11 +252,9 @@ def stepped(folder: Path) -> dict:
     groups = [group for line in collectives for group in groups_of(line)]
     places = np.arange(8).reshape(2, 2, 2)  # of the devices in the mesh
     odd = [place for place, device in enumerate(over_slices.devices.flat) if device.id % 2]
-    halves = {"slices": odd, "data": places[:, 0], "model": places[..., 0]}
+    halves = {"slices": odd, "data": places[:, 0], "model": places[:, :, 0]}
     return {
-        "groups across": {
-            name: sum(0 < np.isin(group, half).sum() < len(group) for group in groups) for name, half in halves.items()
-        },
+        "groups across": {name: across(half, groups) for name, half in halves.items()},
         "kinds": Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)),
         "largest gathered": max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered),
         "tokens": rows * target,
@@ -278,6 +276,11 @@ def groups_of(line: str) -> list[list[int]]:
 
 
 BRACKETS = str.maketrans("{}", "[]")
+
+
+def across(half, groups: list[list[int]]) -> int:
+    """Return the number of groups with devices both inside and outside this half."""
+    return sum(len(set(np.isin(group, half).tolist())) == 2 for group in groups)
 
 
 def read_in_parts() -> dict:
