@@ -5,6 +5,6 @@ WORKDIR /prompt_jax
 # The dependencies are a layer that commits share.
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --system --no-cache --constraint requirements.lock \
-    --requirement pyproject.toml --extra demo --extra gcs --extra tpu
+    -r pyproject.toml --extra demo --extra gcs --extra tpu
 COPY . .
 RUN uv pip install --system --no-cache --no-deps .

@@ -15,6 +15,7 @@ from tools.launcher.jobs import Job
 from tools.launcher.restarts import PREEMPTED, RESTARTABLE
 
 CONTAINER = "train"
+_PREFIX = "cloud.google.com/"  # of GKE's labels and taints
 REPLICATED_JOB = "slice"
 GRACE = 60  # seconds from SIGTERM to SIGKILL
 SPOT_GRACE = 25  # the most that GKE grants a pod on a spot node
@@ -128,20 +129,8 @@ def _job_set_rules() -> list[dict[str, Any]]:
 def _pod(job: Job, part: Slice, image: str) -> dict[str, Any]:
     """Return the specification of a pod. GKE adds the toleration of TPU nodes."""
     options = job.options
-    selector = {
-        "cloud.google.com/gke-tpu-accelerator": part.accelerator,
-        "cloud.google.com/gke-tpu-topology": part.topology,
-    }
-    taints: list[str] = []
-    if options["spot"]:
-        taints = ["cloud.google.com/gke-spot"]
-    elif options["flex_start"]:
-        taints = ["cloud.google.com/gke-flex-start", "cloud.google.com/gke-queued"]  # the second with Kueue
-    if taints:
-        selector[taints[0]] = "true"
-    if options["reservation"]:
-        selector["cloud.google.com/reservation-name"] = options["reservation"]
-        selector["cloud.google.com/reservation-affinity"] = "specific"
+    labels, taints = _capacity(options)
+    labels = {"gke-tpu-accelerator": part.accelerator, "gke-tpu-topology": part.topology} | labels
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": image,
@@ -154,10 +143,21 @@ def _pod(job: Job, part: Slice, image: str) -> dict[str, Any]:
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": SPOT_GRACE if options["spot"] else GRACE,
-        "nodeSelector": selector,
-        **({"tolerations": [{"key": taint, "operator": "Exists"} for taint in taints]} if taints else {}),
+        "nodeSelector": {f"{_PREFIX}{name}": value for name, value in labels.items()},
+        **({"tolerations": [{"key": f"{_PREFIX}{name}", "operator": "Exists"} for name in taints]} if taints else {}),
         "containers": [container],
     }
+
+
+def _capacity(options: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Return the labels of nodes with the chosen capacity, and the keys of the taints that they may have."""
+    if options["spot"]:
+        return {"gke-spot": "true"}, ["gke-spot", "gke-provisioning"]
+    if options["flex_start"]:
+        return {"gke-flex-start": "true"}, ["gke-flex-start", "gke-provisioning", "gke-queued"]
+    if options["reservation"]:
+        return {"reservation-name": options["reservation"], "reservation-affinity": "specific"}, ["reservation-name"]
+    return {}, []
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ SCHEMA: dict[str, Any] = {
             "maxRestarts": int,
             "rules": [
                 {
-                    "name": str,
+                    "name!": str,
                     "action!": (
                         "FailJobSet",
                         "RestartJobSet",
@@ -173,11 +173,15 @@ def test_the_schema_refuses_wrong_manifests(change, where):
     assert violations(applied, SCHEMA) == [where]
 
 
-words = st.text(st.characters(codec="utf-8"), max_size=20)
-values = st.recursive(words | st.integers() | st.booleans(), lambda each: st.lists(each) | st.dictionaries(words, each))
+words = st.text(st.characters(codec="utf-8"), max_size=10)
+values = st.recursive(
+    words | st.integers() | st.booleans(),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(words, each, max_size=3),
+    max_leaves=8,
+)
 
 
-@given(st.dictionaries(words, values))
+@given(st.dictionaries(words, values, max_size=3))
 def test_yaml_is_read_back_as_it_was(value):
     assert yaml.safe_load(to_yaml(value)) == value
 
@@ -260,14 +264,18 @@ def test_capacity_is_selected_by_labels_of_nodes():
         job_of("--topology", "v5e:4x4", "--spot", "--flex-start")
 
 
-def test_nodes_of_spot_and_flex_start_may_be_tainted():
-    def tolerated(*words: str) -> list[str]:
-        tolerations = pod_spec(job_set("--topology", "v5e:4x4", *words)).get("tolerations", [])
-        assert all(each["operator"] == "Exists" for each in tolerations)
-        return [each["key"].removeprefix("cloud.google.com/gke-") for each in tolerations]
-
-    assert tolerated() == [] and tolerated("--spot") == ["spot"]
-    assert tolerated("--flex-start") == ["flex-start", "queued"]
+@pytest.mark.parametrize(
+    "options, taints",
+    [
+        ((), []),
+        (("--spot",), ["gke-spot", "gke-provisioning"]),
+        (("--flex-start",), ["gke-flex-start", "gke-provisioning", "gke-queued"]),
+        (("--reservation", "r"), ["reservation-name"]),
+    ],
+)
+def test_taints_of_the_chosen_capacity_are_tolerated(options, taints):
+    tolerations = pod_spec(job_set("--topology", "v5e:4x4", *options)).get("tolerations", [])
+    assert tolerations == [{"key": f"cloud.google.com/{taint}", "operator": "Exists"} for taint in taints]
 
 
 def test_a_queued_job_is_suspended_until_kueue_admits_it():
