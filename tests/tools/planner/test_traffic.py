@@ -81,6 +81,32 @@ def test_a_nested_fusion_that_needs_all_elements_reads_all():
     assert traffic(nested("s8", reversed_layers)) == 2 * 4 * 16 + LAYERS * LAYER + 4 + 2 * 4 * 32
 
 
+def test_a_matrix_behind_a_nested_bitcast_is_read():
+    """libtpu writes the product with the output embeddings in this way."""
+    text = """\
+HloModule m
+
+%same (p: bf16[32,16]) -> bf16[32,16] {
+  %p = bf16[32,16]{1,0} parameter(0)
+  ROOT %b = bf16[32,16]{1,0} bitcast(%p)
+}
+
+%outer (x: bf16[4,16], w: bf16[32,16]) -> f32[4,32] {
+  %x = bf16[4,16]{1,0:S(1)} parameter(0)
+  %w = bf16[32,16]{1,0} parameter(1)
+  %f = bf16[32,16]{1,0} fusion(%w), kind=kLoop, calls=%same
+  ROOT %c = f32[4,32]{1,0:S(1)} convolution(%x, %f), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (a: bf16[4,16], v: bf16[32,16]) -> f32[4,32] {
+  %a = bf16[4,16]{1,0:S(1)} parameter(0)
+  %v = bf16[32,16]{1,0} parameter(1)
+  ROOT %r = f32[4,32]{1,0:S(1)} fusion(%a, %v), kind=kOutput, calls=%outer
+}
+"""
+    assert traffic(text) == 2 * 32 * 16
+
+
 def test_a_converted_stack_that_is_returned_is_read_and_written():
     text = """\
 HloModule m
