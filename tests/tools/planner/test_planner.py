@@ -279,7 +279,12 @@ def test_an_estimate_of_a_compiled_program():
     x, w = jax.ShapeDtypeStruct((64, 128), "float32"), jax.ShapeDtypeStruct((128, 256), "float32")
     lowered = jax.jit(lambda x, w: x @ w).lower(x, w)
     program = SimpleNamespace(
-        name="product", lower=lambda: lowered, devices=["chip"], model_flops=2 * 64 * 128 * 256, unknown_trips=1
+        name="product",
+        lower=lambda: lowered,
+        devices=["chip"],
+        model_flops=2 * 64 * 128 * 256,
+        unknown_trips=1,
+        kernels={},
     )
     actual = estimate.estimate(program, slice_of("v5e", 1, 1))
     assert (actual.arguments, actual.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)
