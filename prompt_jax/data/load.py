@@ -14,7 +14,7 @@ from prompt_jax import metrics
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.control_tokens import remove_marks
 from prompt_jax.data.downloads import source_dataset
-from prompt_jax.data.examples import Examples, truncate
+from prompt_jax.data.examples import Examples, input_ids, truncate
 from prompt_jax.data.files import FileTask
 from prompt_jax.data.registry import find_task
 from prompt_jax.data.seqio_tasks import without_tokenization
@@ -87,7 +87,8 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
     if not rows:
         raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
     labels = task_format.labels if task_format is not None and text else ()
-    inputs, inputs_truncated = _token_ids(task.name, rows, "inputs", options.input_length, tokenizer)
+    ending = "" if task_format is None else tokenizer.marked(task_format.segments[-1])
+    inputs, inputs_truncated = _token_ids(task.name, rows, "inputs", options.input_length, tokenizer, ending=ending)
     targets, targets_truncated = _token_ids(task.name, rows, "targets", options.target_length, tokenizer, labels)
     postprocess = getattr(task, "postprocessor", None)
     examples = Examples(
@@ -228,19 +229,24 @@ def _token_ids(
     length: int,
     tokenizer: Tokenizer,
     labels: Sequence[str] = (),
+    ending: str = "",
 ) -> tuple[list[np.ndarray], int]:
     """Return the token ids of a feature, int32 [T_i] with T_i at most `length`, and how many rows were truncated.
 
-    Like a template, a text that is one of the `labels` may contain control tokens.
+    Like a template, a text that is one of the `labels` may contain control tokens. `ending`: as for `input_ids`.
     """
     marked = {label: tokenizer.marked(label) for label in labels}
     result, truncated = [], 0
     for row in rows:
         value = row.get(feature)
+        if isinstance(value, bytes) and feature == "inputs":
+            ids, was_truncated = input_ids(tokenizer, value.decode("utf-8"), length, ending)
+            result.append(ids)
+            truncated += was_truncated
+            continue
         if isinstance(value, bytes):
             text = value.decode("utf-8")
-            text = marked.get(text, text)
-            value = np.array(tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text), np.int32)
+            value = np.array(tokenizer.target_ids(marked.get(text, text)), np.int32)
         ids = np.asarray(value)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(
