@@ -73,7 +73,7 @@ def check_same(recorded: Mapping[str, Any], experiment: Experiment) -> None:
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     # Earlier versions, which had no `rate_unit`, wrote defaults that are now None.
-    defaults = [("prompt", "init", "normal")]
+    defaults: list[tuple[str, str, str | float]] = [("prompt", "init", "normal")]
     if experiment.prompt.default_rate == PAPER_RATE:
         defaults.append(("optimizer", "learning_rate", PAPER_RATE))
     for section, name, default in defaults:

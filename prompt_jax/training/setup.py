@@ -103,7 +103,7 @@ class Setup:
 
     def _prompt(self, trainable: Any) -> Prompt | Delta:
         """Return the prompt of a member, which records the rotary positions of the run."""
-        made = self.method.apply(trainable)
+        made: Any = self.method.apply(trainable)
         if isinstance(made, Delta):
             return made
         rope = long_rope(self.model.config)
