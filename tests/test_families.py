@@ -38,10 +38,9 @@ def run(capsys, *argv) -> str:
     return printed.out
 
 
-# Every family and every method is in a quick one.
-QUICK = [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "prefix"), ("llama", "soft_prompt")]
-SLOW = [("t5", "prefix"), ("gpt2", "soft_prompt"), ("bart", "soft_prompt"), ("llama", "prefix")]
-SLOW += [("gemma3_text", "soft_prompt"), ("gemma3_text", "prefix")]
+# Both skeletons and both methods are in a quick one.
+QUICK = [("t5", "soft_prompt"), ("llama", "prefix")]
+SLOW = [(family, method) for family in SITES for method in ("soft_prompt", "prefix") if (family, method) not in QUICK]
 
 
 @pytest.fixture(

@@ -48,6 +48,7 @@ def test_classification(run, sentiment_files, tiny_folder, folder):
     assert summary["steps"] == 2 and summary["examples"] == {"files": {"train": 40, "validation": 12, "test": 10}}
 
 
+@pytest.mark.slow
 def test_generation(run, tiny_folder, folder):
     """Long answers get the length that they need, and a metric for text. The file trains."""
     rows = [{"source": f"a good film number {i}", "summary": f"film {i} was good " * 3} for i in range(30)]

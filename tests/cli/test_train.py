@@ -51,6 +51,7 @@ def test_train_an_ensemble(config, tmp_path, run):
     assert "Similarity of the members" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, monkeypatch, run):
     """With log-likelihood only, there are scores of the base and the members, but no vote; so with --shot-seeds."""
     monkeypatch.setattr(answers, "generate_scored", None)
@@ -75,6 +76,7 @@ def test_an_ensemble_without_answers(config, sentiment_files, tmp_path, monkeypa
     assert list(table(out, f"{model} alone")) == ["", "1 examples shown, seed 0", "1 examples shown, seed 1"]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_has_its_own_status(config, run):
     argv = ("--optimizer.name", "adamw", "--optimizer.learning-rate", "3e38")
     status, _, err = run("train", config, *argv)

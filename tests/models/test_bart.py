@@ -103,6 +103,7 @@ def test_padding_changes_nothing(model, padding, placement):
         assert_close(logits[row, before : before + 4], np.asarray(expected)[0])
 
 
+@pytest.mark.slow
 def test_mixed_prompts_are_each_alone(model):
     """Prompts at all sites, one with an unused slot, and rows without a prompt."""
     mask = np.array([True, False, True, True])

@@ -4,6 +4,7 @@ import dataclasses
 from typing import get_args
 
 import jax
+import pytest
 
 import prompt_jax
 from adapters import assert_close, random_text, random_tokens, whole
@@ -11,6 +12,7 @@ from prompt_jax.config.model import Remat
 from prompt_jax.models import family
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_memory_alone(fixtures):
     """The recomputation draws the same dropout masks."""
     model = prompt_jax.load_model(fixtures / "t5_v11" / "base")

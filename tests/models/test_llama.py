@@ -86,8 +86,16 @@ def test_the_cache_continues_the_forward_pass(model):
         np.testing.assert_array_equal(logits.argmax(axis=-1), tokens)
 
 
-@pytest.mark.parametrize("make", (random_tokens, random_prefix), ids=("tokens", "prefix"))
-def test_mixed_prompts_are_each_alone(model, make):
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("llama", random_tokens),
+        *(pytest.param(name, random_tokens, marks=pytest.mark.slow) for name in ("smollm3", "gemma3_text")),
+        *(pytest.param(name, random_prefix, marks=pytest.mark.slow) for name in ("llama", "smollm3", "gemma3_text")),
+    ],
+)
+def test_mixed_prompts_are_each_alone(fixtures, name, make):
+    model = prompt_jax.load_model(str(fixtures / name / "base"))
     prompts = [make(model, 3), make(model, 5, seed=1), make(model, 4, seed=2, mask=np.array([True, False, True, True]))]
     assert_rows_are_each_alone(model, prompts, 3)
 

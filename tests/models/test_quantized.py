@@ -23,7 +23,7 @@ from prompt_jax.models.gpt2 import GPT2Config
 from prompt_jax.models.quantized import Quantized, quantize, weighted_einsum
 from prompt_jax.models.t5 import T5Config
 
-BASES = ("t5_v11", "gpt2", "bart")
+BASES = ("t5_v11", "gpt2", pytest.param("bart", marks=pytest.mark.slow))
 
 
 def is_quantized(leaf: Any) -> bool:

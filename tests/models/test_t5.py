@@ -102,7 +102,8 @@ def test_a_prefix_of_real_tokens_is_these_tokens(model):
     assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("length", (3, 20))  # below and above the head width, where cross-attention takes another path
+# Below and above the head width, where cross-attention takes another path.
+@pytest.mark.parametrize("length", (pytest.param(3, marks=pytest.mark.slow), 20))
 def test_prefixes_of_rows_are_each_alone(model, length):
     """Virtual tokens and prefixes at all sites, one with an unused slot, and rows without."""
     mask = np.array([True, False, True, True])

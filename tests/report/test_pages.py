@@ -7,10 +7,12 @@ from markupsafe import Markup
 from prompt_jax.report import pages
 from prompt_jax.report.pages import write_page
 
+MAKE_ENVIRONMENT = pages._environment.__wrapped__  # which keeps no templates
+
 
 def page_of(tmp_path, monkeypatch, template, **values) -> str:
     monkeypatch.setattr(pages, "_source", lambda name: template)
-    monkeypatch.setattr(pages, "_environment", pages._environment.__wrapped__)  # which keeps no templates
+    monkeypatch.setattr(pages, "_environment", MAKE_ENVIRONMENT)
     write_page(tmp_path / "page.html", "any", **values)
     return (tmp_path / "page.html").read_text(encoding="utf-8")
 

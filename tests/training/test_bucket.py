@@ -123,6 +123,7 @@ def test_commands_give_the_same_results_on_a_bucket_and_in_a_folder(
     assert printed[there] == printed[experiment]
 
 
+@pytest.mark.slow
 # If one array cannot be read, orbax abandons the other reads, which then find its event loop closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_incomplete_and_damaged_checkpoints(experiment, runs, whole, storage):

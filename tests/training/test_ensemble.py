@@ -106,6 +106,7 @@ def prompt_of(state):
     return state.trainable["prompt"]["encoder_tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", (None, 1, 2, 5))
 def test_factored_adafactor_does_not_couple_members(wide, group):
     """Adafactor factors the second moment from 128 rows and columns on, and clips by whole tensors."""
@@ -150,6 +151,7 @@ def test_groups_change_nothing(experiment):
         assert_same_movement(tokens(grouped)[member], tokens(whole)[member], first[member])
 
 
+@pytest.mark.slow
 def test_a_bank_has_a_prompt_for_each_task(experiment, tmp_path, monkeypatch):
     """Two tasks with different labels and lengths.
 
@@ -213,6 +215,7 @@ def test_a_resumed_ensemble_is_bit_identical(experiment):
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_resumed_ensemble_remembers_which_members_have_ended(experiment, monkeypatch):
     """Of the members of length 4, one continues and one has stopped. Of those of length 6, one has diverged and one has
     stopped, so their step runs no more. The checkpoint records all of this."""

@@ -17,6 +17,7 @@ def test_nan_stops_and_keeps_the_last_good_prompt(experiment):
     assert np.isfinite(tokens(wild, "best.npz")).all()
 
 
+@pytest.mark.slow
 def test_a_diverged_member_is_frozen_and_the_others_continue(experiment, capfd):
     """At one learning rate the parameters overflow."""
     rates = (0.01, 3e38, 0.01)

@@ -97,9 +97,8 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("shared", "concatenate"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "shared", "concatenate"])
 def test_a_whole_run(mixed, kind, tasks, capsys):
     """An ensemble of two members, of different lengths if the method has one."""
     lengths = (4, 5) if kind == "concatenate" else ()
@@ -230,6 +229,7 @@ def test_a_mean_of_log_likelihoods_keeps_its_name(mixed, tasks):
     assert f"{100 * scores['log_likelihood']:.2f}" not in (run.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_messages_name_a_members_prompts(mixed, tasks, capfd):
     """The first member cannot move and stops. The second one's parameters overflow."""
     run = with_options(mixed, "train", patience=1)

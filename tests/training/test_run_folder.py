@@ -147,6 +147,7 @@ def test_a_kill_while_overwriting(experiment, whole):
     assert_same_files(experiment, whole)
 
 
+@pytest.mark.slow
 def test_overwriting_through_a_link(experiment, tmp_path):
     """The files are deleted. The link to a larger disk stays."""
     target = tmp_path / "large disk"

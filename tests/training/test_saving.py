@@ -23,6 +23,7 @@ def test_a_best_prompt_that_cannot_be_written_ends_the_run(experiment, monkeypat
         train(experiment)
 
 
+@pytest.mark.slow
 def test_a_full_disk(experiment, monkeypatch):
     """From some step on no file may exceed 5,000 bytes, as prompts and checkpoints do. The run stops. It resumes from
     the last complete checkpoint."""
