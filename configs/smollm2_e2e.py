@@ -20,14 +20,14 @@ experiment = Experiment(
     model=ModelConfig(name="smollm2"),
     data=DataConfig(task="e2e", input_length=56, target_length=60, buckets=2),
     prompt=PrefixTuning(length=102, init="text", init_text=EXAMPLES),  # as long as the text
-    optimizer=OptimizerConfig(name="adamw", learning_rate=0.003, schedule="linear", warmup_steps=20, weight_decay=0.0),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=0.03, schedule="linear", warmup_steps=5, weight_decay=0.0),
     train=TrainConfig(
-        steps=200,
+        steps=100,
         batch_size=8,
         z_loss=0.0,
         eval_every=50,
         eval_examples=16,
-        test_examples=150,
+        test_examples=100,
         checkpoint_every=50,
     ),
 )
