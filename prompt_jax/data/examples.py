@@ -1,4 +1,4 @@
-"""Tokenized examples in memory, and the scores of answers to them."""
+"""Tokenized examples, and the scores of answers to them."""
 
 import dataclasses
 import os
@@ -18,8 +18,10 @@ from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 class Examples:
     """One split of a task, tokenized, in the order of its source.
 
-    The whole split is in host memory, because data sets for prompt tuning are small. So the training order is a
-    function of the seed alone, a position in it is two numbers, and tf.data's threads play no role.
+    Every row can be read at any time. So the training order is a function of the seed alone, a position in it is two
+    numbers, and tf.data's threads play no role. The split that is trained on is in a temporary file
+    (`prompt_jax.data.stored_rows`), and a process reads the rows of its devices. Other splits are in memory, because
+    every process scores them.
 
     Attributes:
       name: the task's name.
@@ -33,7 +35,7 @@ class Examples:
       format: the task's format; None for a plain seqio task, which tokenizes its text.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
-      rows: the output of the task's pipeline for each example; only kept for `postprocess`.
+      rows: the output of the task's pipeline for each example; only kept for `postprocess`, and not in training.
       references: for a task whose metrics compare with references, all target texts of each input. The first of them
         is in `target_texts` and `targets`. Empty for other tasks and for the split "train".
       notes: the notes that metrics need in addition to the answers (`task_format.NOTE_METRICS`); may be empty.
@@ -43,10 +45,10 @@ class Examples:
 
     name: str
     split: str
-    inputs: list[np.ndarray]
-    targets: list[np.ndarray]
-    input_texts: list[str]
-    target_texts: list[str]
+    inputs: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+    input_texts: Sequence[str]
+    target_texts: Sequence[str]
     truncated: dict[str, int]
     format: TaskFormat | None
     metric_fns: tuple[MetricFn, ...]

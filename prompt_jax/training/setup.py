@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
@@ -22,14 +23,16 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
-from prompt_jax.data.member_batches import MemberBatches
+from prompt_jax.data.member_batches import GroupBatch, MemberBatches
 from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.data.stored_rows import row_lengths
 from prompt_jax.distributed.memory import total_memory
 from prompt_jax.distributed.sharding import (
     make_mesh,
     mesh_shape,
     named_sharding,
     parameter_sharding,
+    read_to_devices,
     to_devices,
     to_host,
 )
@@ -68,7 +71,7 @@ class Setup:
       states: the state of each group before the first step.
       keys: random keys [E] of each group.
       step: the compiled training step of a group.
-      place: puts batches [E, B, ...] on the devices.
+      place: puts the batch [E, B, ...] of a group on the devices.
       place_members: puts arrays [E] on the devices.
       rate_rms: the root mean square of the base's embeddings, if learning rates are in this unit.
     """
@@ -193,11 +196,16 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         states=states,
         keys=tuple(to_devices(jnp.stack([starts[n][1] for n in group]), of_members) for group in numbers),
         step=train_step(experiment, model.config, steps, mesh),
-        place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
+        place=functools.partial(_place, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(to_devices, sharding=of_members),
         method=experiment.prompt,
         rate_rms=rms,
     )
+
+
+def _place(batch: GroupBatch, sharding: NamedSharding | None) -> dict[str, jax.Array]:
+    """Put a batch on the devices. Each process only reads the rows of its devices."""
+    return read_to_devices(batch.read, batch.shape, sharding)
 
 
 def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | None) -> Any:
@@ -284,7 +292,7 @@ def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_leng
     """
     try:
         # An answer may be as long as the longest target after truncation.
-        config = check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
+        config = check_context(model.config, prompt, int(row_lengths(examples.inputs).max()), target_length)
         logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
@@ -330,7 +338,7 @@ def _batches(members: Sequence[Member], groups: Sequence[Sequence[Member]], mode
     streams: dict[Any, TrainBatches] = {}
     for member in members:
         options, training = member.experiment.train, [task.examples["train"] for task in member.tasks]
-        lengths = [len(ids) for examples in training for ids in examples.inputs]
+        lengths = np.concatenate([row_lengths(examples.inputs) for examples in training]).tolist()
         buckets = length_buckets(lengths, member.experiment.data.buckets, max(lengths))
         key = (member.experiment.data, options.seed)
         if key in streams:
