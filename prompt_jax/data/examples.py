@@ -1,11 +1,14 @@
 """Tokenized examples, and the scores of answers to them."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import DataError
 from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
 from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
@@ -143,6 +146,31 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers among a metric's results. seqio's metrics may also return text and histograms to log."""
     numbers = {name: getattr(value, "value", value) for name, value in values.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}
+
+
+def input_ids(tokenizer: Tokenizer, text: str, length: int, ending: str = "") -> tuple[np.ndarray, bool]:
+    """Return the ids of an input text, int32 [T] with T at most `length`, and whether it was truncated.
+
+    An encoder's input loses its end, as in T5. A causal model continues its input, so the template's text after the
+    last column (`ending`), such as `Sentiment:`, is kept, and what precedes it is truncated.
+
+    Raises:
+      DataError: the ending alone has too many tokens.
+    """
+    ids = tokenizer.input_ids(text)
+    if len(ids) <= length:
+        return np.array(ids, np.int32), False
+    if not (tokenizer.causal and ending and text.endswith(ending)):
+        return truncate(ids, length, tokenizer.eos_id), True
+    # A token may span the end of the column. Then the tokens differ from there.
+    begin = len(os.path.commonprefix([ids, tokenizer.input_ids(text.removesuffix(ending))]))
+    kept = ids[begin:]
+    if len(kept) >= length:
+        raise DataError(
+            f"the template ends in {remove_marks(ending)!r}, which has {len(kept)} tokens, and an input has at most "
+            f"{length}; expected more (data.input_length), or a shorter template"
+        )
+    return np.array([*ids[: length - len(kept)], *kept], np.int32), True
 
 
 def truncate(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:

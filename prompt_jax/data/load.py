@@ -86,7 +86,9 @@ def load_examples(
         grouped = split != "train" and task_format is not None and "group_exact_match" in task_format.metrics
         rows = _sampled(list(rows), options.limit, options.seed, grouped)
     labels = task_format.labels if task_format is not None and text else ()
-    row_tokenizer = RowTokenizer(task.name, split, tokenizer, options.input_length, options.target_length, labels)
+    ending = "" if task_format is None else tokenizer.marked(task_format.segments[-1])
+    lengths = options.input_length, options.target_length
+    row_tokenizer = RowTokenizer(task.name, split, tokenizer, *lengths, labels, ending)
     columns, postprocess = new_columns(on_disk), getattr(task, "postprocessor", None)
     kept: list[dict[str, Any]] = []  # for scores
     for row in rows:

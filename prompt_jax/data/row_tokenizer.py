@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.control_tokens import remove_marks
-from prompt_jax.data.examples import truncate
+from prompt_jax.data.examples import input_ids, truncate
 from prompt_jax.data.stored_rows import RowFile, StoredTexts, StoredTokens
 from prompt_jax.errors import DataError
 from prompt_jax.task_format import UNLABELED
@@ -48,6 +48,7 @@ class RowTokenizer:
       target_length: the same limit for targets.
       labels: the targets that the task allows besides UNLABELED; empty for any. Like a template, a label may contain
         control tokens.
+      ending: the template's text after the last column; as for `input_ids`.
     """
 
     task: str
@@ -56,6 +57,7 @@ class RowTokenizer:
     input_length: int
     target_length: int
     labels: tuple[str, ...]
+    ending: str = ""
 
     def append(self, row: Row, columns: Columns) -> None:
         """Tokenize a row and append it to the columns.
@@ -63,30 +65,35 @@ class RowTokenizer:
         Raises:
           DataError: the row has no token ids, ids outside the embedding table, or a target that is not a label.
         """
-        inputs, targets = self._token_ids(row, "inputs"), self._token_ids(row, "targets")
+        (inputs, inputs_truncated), targets = self._inputs(row), self._token_ids(row, "targets")
         target_text = remove_marks(self._text(row, "targets"))
         if self.labels and target_text not in self.labels and target_text != UNLABELED:
             raise DataError(
                 f"example {len(columns.targets)} of {self.task}, {self.split}, has the target {target_text!r}; "
                 f"expected one of {', '.join(map(repr, self.labels))}"
             )
-        columns.truncated["inputs"] += len(inputs) > self.input_length
+        columns.truncated["inputs"] += inputs_truncated
         columns.truncated["targets"] += len(targets) > self.target_length
-        columns.inputs.append(truncate(inputs, self.input_length, self.tokenizer.eos_id))
+        columns.inputs.append(inputs)
         columns.targets.append(truncate(targets, self.target_length, self.tokenizer.eos_id))
         columns.input_texts.append(self._text(row, "inputs"))
         columns.target_texts.append(target_text)
 
+    def _inputs(self, row: Row) -> tuple[np.ndarray, bool]:
+        """Return the token ids of the input after truncation, and whether it was truncated."""
+        value = row.get("inputs")
+        if isinstance(value, bytes):
+            return input_ids(self.tokenizer, value.decode("utf-8"), self.input_length, self.ending)
+        ids = self._token_ids(row, "inputs")
+        return truncate(ids, self.input_length, self.tokenizer.eos_id), len(ids) > self.input_length
+
     def _token_ids(self, row: Row, feature: str) -> np.ndarray:
-        """Return the token ids of a feature before truncation [T_i]."""
+        """Return the token ids of a target, or those that the task gives, before truncation [T_i]."""
         value = row.get(feature)
         if isinstance(value, bytes):
             text = value.decode("utf-8")
-            if feature == "inputs":
-                value = np.array(self.tokenizer.input_ids(text), np.int32)
-            else:
-                text = self.tokenizer.marked(text) if text in self.labels else text
-                value = np.array(self.tokenizer.target_ids(text), np.int32)
+            text = self.tokenizer.marked(text) if text in self.labels else text
+            value = np.array(self.tokenizer.target_ids(text), np.int32)
         ids = np.asarray(value)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise DataError(
