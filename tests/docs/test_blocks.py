@@ -21,7 +21,7 @@ from prompt_jax.methods import METHODS
 from prompt_jax.prompt_files.io import ModelId, save_ensemble, save_prompt
 
 # Programs of others: a block may call them, but not with wrong options of ours.
-FOREIGN = {"gcloud", "hf", "ssh-add", "tensorboard", "git", "pytest", "ruff", "mypy"}
+FOREIGN = {"gcloud", "kubectl", "hf", "ssh-add", "tensorboard", "git", "pytest", "ruff", "mypy"}
 
 
 def blocks_in(*languages: str) -> list[Block]:

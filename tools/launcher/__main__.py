@@ -1,8 +1,9 @@
-"""Launch training on this machine, on Slurm or on Cloud TPUs, and restart it after preemptions and lost processes.
+"""Launch training on this machine, Slurm, Cloud TPUs or GKE, and restart it after preemptions and lost processes.
 
     python -m tools.launcher local  [OPTIONS] NAME CONFIG [OVERRIDES]    processes on this machine
     python -m tools.launcher slurm  [OPTIONS] NAME CONFIG [OVERRIDES]    one process per node
     python -m tools.launcher tpu-vm [OPTIONS] NAME CONFIG [OVERRIDES]    one process per TPU worker
+    python -m tools.launcher gke    [OPTIONS] NAME CONFIG [OVERRIDES]    one process per host of a TPU slice
     python -m tools.launcher list
     python -m tools.launcher logs   [--worker N] NAME
     python -m tools.launcher stop   NAME
@@ -15,8 +16,9 @@ prints the shell commands instead of running them.
 The launcher runs a commit: it ships the code from git and refuses a working tree with changes. Repeat the same command
 to resume the run. Preempted and lost processes restart with growing delays.
 
-Leave secrets such as HF_TOKEN in the environment. Jobs on this machine and on Slurm inherit it; a TPU receives only the
-variables that --env names. Job records, logs and code are in ~/.local/state/prompt_jax/jobs (XDG_STATE_HOME, --state).
+Leave secrets such as HF_TOKEN in the environment. Jobs on this machine and on Slurm inherit it; a TPU VM receives only
+the variables that --env names, and a pod those of the Kubernetes Secret that --secret names. Job records, logs and code
+are in ~/.local/state/prompt_jax/jobs (XDG_STATE_HOME, --state).
 """
 
 import argparse
@@ -25,12 +27,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.launcher import checks, jobs, local, slurm, tpu_vm
+from tools.launcher import checks, gke, jobs, local, slurm, tpu_vm
 from tools.launcher.commands import LaunchError, perform
 from tools.launcher.gcloud import print_billing
 from tools.launcher.jobs import Job
 
-BACKENDS = {"local": local, "slurm": slurm, "tpu-vm": tpu_vm}
+BACKENDS = {"local": local, "slurm": slurm, "tpu-vm": tpu_vm, "gke": gke}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,10 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, parents=[shared], allow_abbrev=False, help=(backend.__doc__ or "").split("\n")[0])
         backend.add_options(verb)
         verb.add_argument("--allow-dirty", action="store_true", help="launch the commit despite uncommitted changes")
-        verb.add_argument("--retries", type=int, default=10, metavar="N", help="restarts in a row (default 10)")
-        verb.add_argument(
-            "--backoff", type=float, default=5.0, metavar="SECONDS", help="delay before the first restart (default 5)"
-        )
+        counted = "restarts, without those after preemptions" if backend is gke else "restarts in a row"
+        verb.add_argument("--retries", type=int, default=10, metavar="N", help=f"{counted} (default 10)")
+        if backend is gke:
+            verb.set_defaults(backoff=0.0)  # JobSet does not delay restarts
+        else:
+            delay = "delay before the first restart (default 5)"
+            verb.add_argument("--backoff", type=float, default=5.0, metavar="SECONDS", help=delay)
         names = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
         verb.add_argument("name", metavar="NAME", help="name of the job and the run")
         verb.add_argument("config", metavar="CONFIG", help="a committed configuration, e.g. configs/demo.py")
@@ -145,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", parents=[shared], help="list all jobs and their states").set_defaults(run=show_list)
     for name, run, text in (
         ("logs", logs, "follow the log of one worker"),
-        ("stop", stop, "stop the processes after they save; a TPU remains and is billed"),
-        ("delete", delete, "stop the job, delete its TPU and its record; the run's folder stays"),
+        ("stop", stop, "stop the processes after they save; a TPU VM remains and is billed"),
+        ("delete", delete, "stop the job, delete the TPU that it created and its record; the run's folder stays"),
     ):
         verb = verbs.add_parser(name, parents=[shared], help=text)
         if name == "logs":

@@ -14,8 +14,20 @@ from tools.launcher.jobs import Job
 # Errors after which a request is worth repeating.
 TRANSIENT = re.compile(r"capacity|RESOURCE_EXHAUSTED|UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED|ALREADY_EXISTS")
 
+_DELETE = "python -m tools.launcher delete"
+
 # States of a queued resource or a node that no longer lead to a usable TPU.
 _DEAD = {"FAILED", "SUSPENDING", "SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "HIDDEN", "HIDING"}
+
+
+def existing(job: Job) -> str | None:
+    """Return the name of the TPU VM that the job uses and did not create, or None. Old records lack the option."""
+    return job.options.get("existing")
+
+
+def node(job: Job) -> str:
+    """Return the name of the job's TPU."""
+    return existing(job) or job.name
 
 
 def gcloud(job: Job, *words: str) -> Command:
@@ -26,7 +38,7 @@ def gcloud(job: Job, *words: str) -> Command:
 def create_tpu(job: Job) -> Command:
     """Return the command that requests the TPU. The node has the job's name."""
     accelerator, runtime = f"--accelerator-type={job.options['accelerator']}", job.options["runtime_version"]
-    more = [*(["--spot"] if job.options["spot"] else []), "--quiet"]
+    more = [f"--{tier}" for tier in ("spot", "reserved") if job.options[tier]] + ["--quiet"]
     if job.options["direct"]:
         return gcloud(job, "tpu-vm", "create", job.name, accelerator, f"--version={runtime}", *more)
     names = (job.name, f"--node-id={job.name}")
@@ -48,6 +60,12 @@ def list_requests(job: Job) -> Command:
     return gcloud(job, "queued-resources", "list", "--format=json")
 
 
+def queries(job: Job) -> list[Command]:
+    """Return the commands that query the TPU's state."""
+    # The request comes first: in the other order, a TPU that became ready in between would seem to be lost.
+    return [list_nodes(job)] if job.options["direct"] or existing(job) else [list_requests(job), list_nodes(job)]
+
+
 @dataclasses.dataclass(frozen=True)
 class DeleteIfPresent:
     """The step that deletes a TPU if it exists."""
@@ -67,7 +85,7 @@ class TpuState:
     """The state of a job's TPU at Google Cloud.
 
     Attributes:
-      request: state of the queued resource; None if there is none.
+      request: state of the job's queued resource; None if there is none.
       node: state of the TPU; None if there is none.
       workers: number of the TPU's workers.
     """
@@ -95,13 +113,13 @@ class TpuState:
 
 def tpu_state(job: Job) -> TpuState:
     """Query the state of a job's TPU. Raises LaunchError if gcloud fails."""
-    # The request comes first: in the other order, a TPU that became ready in between would seem to be lost.
-    request = None if job.options["direct"] else find_resource(list_requests(job).output(), job.name)
-    node = find_resource(list_nodes(job).output(), job.name)
+    *requests, nodes = [query.output() for query in queries(job)]
+    request = find_resource(requests[0], job.name) if requests else None
+    found = find_resource(nodes, node(job))
     return TpuState(
         request.get("state", {}).get("state", "UNKNOWN") if request else None,
-        node.get("state", "UNKNOWN") if node else None,
-        len(node.get("networkEndpoints", [])) if node else 0,
+        found.get("state", "UNKNOWN") if found else None,
+        len(found.get("networkEndpoints", [])) if found else 0,
     )
 
 
@@ -155,7 +173,8 @@ def remaining_resources(job: Job) -> str | None:
     if state.absent:
         return None
     billed = "STILL EXISTS AND IS BILLED" if state.node else "still requested, and billed once it exists"
-    return f"{billed}: {_describe(job)} ({state}); delete it with python -m tools.launcher delete {job.name}"
+    advice = "the launcher does not delete it" if existing(job) else f"delete it with {_DELETE} {job.name}"
+    return f"{billed}: {_describe(job)} ({state}); {advice}"
 
 
 def _unknown(job: Job, reason: object) -> str:
@@ -166,4 +185,4 @@ def _unknown(job: Job, reason: object) -> str:
 
 
 def _describe(job: Job) -> str:
-    return f"{job.options['accelerator']} {job.name} in {job.options['zone']}"
+    return f"{job.options['accelerator'] or 'TPU VM'} {node(job)} in {job.options['zone']}"

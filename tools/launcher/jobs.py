@@ -34,7 +34,7 @@ class Job:
     """
 
     name: str
-    backend: Literal["local", "slurm", "tpu-vm"]
+    backend: Literal["local", "slurm", "tpu-vm", "gke"]
     runs: str
     options: dict[str, Any]
     ids: dict[str, Any]
@@ -145,7 +145,7 @@ def read_jobs(state: Path) -> list[Job]:
 def make_job(
     state: Path,
     name: str,
-    backend: Literal["local", "slurm", "tpu-vm"],
+    backend: Literal["local", "slurm", "tpu-vm", "gke"],
     config: str,
     overrides: Sequence[str],
     *,

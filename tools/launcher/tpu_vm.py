@@ -23,8 +23,9 @@ from tools.launcher.gcloud import (
     billing_at_exit,
     create_tpu,
     delete_tpu,
-    list_nodes,
-    list_requests,
+    existing,
+    node,
+    queries,
     remaining_resources,
     report,
     tpu_state,
@@ -32,6 +33,7 @@ from tools.launcher.gcloud import (
 from tools.launcher.jobs import Job
 from tools.launcher.restarts import PEER_LOST, RESTARTABLE, Outcome, Restarts
 from tools.launcher.tpu_workers import (
+    ClearIfPresent,
     ShowLog,
     fetch_logs,
     on_workers,
@@ -45,6 +47,7 @@ from tools.launcher.tpu_workers import (
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _ACCELERATOR = re.compile(r"v[0-9][a-z0-9]*-[0-9]{1,5}")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+_NODE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _RUNTIME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 
 # The software version of each generation's workers (Google's table of TPU software versions).
@@ -58,7 +61,7 @@ _RUNTIMES = {
 }
 
 # Options that define the TPU: changing one of them means another TPU.
-_TPU_OPTIONS = ("zone", "project", "accelerator", "runtime_version", "spot", "direct")
+_TPU_OPTIONS = ("zone", "project", "accelerator", "runtime_version", "spot", "reserved", "direct", "existing")
 
 GRACE = 180.0  # seconds for the other workers to notice a failure: JAX's heartbeat is 100 s
 UNREACHABLE = 10  # failed status queries in a row after which the workers count as lost
@@ -66,11 +69,15 @@ UNREACHABLE = 10  # failed status queries in a row after which the workers count
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zone", required=True, help="e.g. us-west4-a")
-    parser.add_argument("--accelerator", required=True, metavar="TYPE", help="e.g. v5litepod-256, v6e-16, v4-32")
+    tpu = parser.add_mutually_exclusive_group(required=True)
+    tpu.add_argument("--accelerator", metavar="TYPE", help="create this TPU, e.g. v5litepod-256, v6e-16, v4-32")
+    tpu.add_argument("--existing", metavar="TPU", help="use this TPU VM, and never create or delete it")
     parser.add_argument("--runs", required=True, metavar="gs://BUCKET/...", help="folder of all runs, on a bucket")
     parser.add_argument("--project", help="Google Cloud project (default: gcloud's)")
     parser.add_argument("--runtime-version", metavar="VERSION", help="TPU software version (default: by TYPE)")
-    parser.add_argument("--spot", action="store_true", help="cheaper, but may be preempted (default: on demand)")
+    tier = parser.add_mutually_exclusive_group()
+    tier.add_argument("--spot", action="store_true", help="cheaper, but may be preempted (default: on demand)")
+    tier.add_argument("--reserved", action="store_true", help="use reserved capacity of the project")
     parser.add_argument(
         "--direct", action="store_true", help="create the TPU at once or fail, instead of queueing a request"
     )
@@ -94,31 +101,44 @@ def check(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     checks.check_bucket(options.runs)
     checks.check_variables(options.env)
     checks.check_seconds("--poll", options.poll)
-    generation = checked("--accelerator", options.accelerator, _ACCELERATOR, "v5litepod-256").split("-")[0]
-    runtime = options.runtime_version or _RUNTIMES.get(generation)
-    if runtime is None:
-        known = ", ".join(_RUNTIMES)
-        raise LaunchError(
-            f"--accelerator {options.accelerator}: known generations are {known}; for another one give "
-            "--runtime-version too"
-        )
+    runtime = options.runtime_version
+    if options.existing is not None:
+        checked("--existing", options.existing, _NODE, "my-tpu")
+        for name in ("runtime_version", "spot", "reserved", "direct", "autodelete"):
+            if getattr(options, name):
+                raise LaunchError(f"--{name.replace('_', '-')} does not apply to an existing TPU VM")
+    else:
+        generation = checked("--accelerator", options.accelerator, _ACCELERATOR, "v5litepod-256").split("-")[0]
+        runtime = checked("--runtime-version", runtime or _runtime(generation), _RUNTIME, "v2-alpha-tpuv5-lite")
     return options.runs.rstrip("/"), {
         "zone": checked("--zone", options.zone, _ZONE, "us-west4-a"),
         "project": options.project and checked("--project", options.project, _PROJECT, "my-project"),
         "accelerator": options.accelerator,
-        "runtime_version": checked("--runtime-version", runtime, _RUNTIME, "v2-alpha-tpuv5-lite"),
+        "runtime_version": runtime,
         "spot": options.spot,
+        "reserved": options.reserved,
         "direct": options.direct,
+        "existing": options.existing,
         "env": options.env,
     }
+
+
+def _runtime(generation: str) -> str:
+    """Return the software version of a generation's workers. Raises LaunchError if it is not known."""
+    if generation not in _RUNTIMES:
+        raise LaunchError(
+            f"--accelerator: {generation} is not a known generation ({', '.join(_RUNTIMES)}); for another one give "
+            "--runtime-version too"
+        )
+    return _RUNTIMES[generation]
 
 
 def launch(job: Job, options: argparse.Namespace) -> int:
     """Run the job to its end and watch it. Returns the exit status of the first failure."""
     if options.dry_run:
-        queries = [list_nodes(job)] if options.direct else [list_requests(job), list_nodes(job)]
+        create = [] if existing(job) else [create_tpu(job)]
         end = [delete_tpu(job)] if options.autodelete else []
-        steps = [*pack_files(job), create_tpu(job), *queries, *start_workers(job), on_workers(job, "status"), *end]
+        steps = [*pack_files(job), *create, *queries(job), *start_workers(job), on_workers(job, "status"), *end]
         perform(steps, dry_run=True)
         return 0
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +150,7 @@ def launch(job: Job, options: argparse.Namespace) -> int:
 
 def _launch(job: Job, options: argparse.Namespace) -> int:
     _check_workers(job)
-    job.write(state="running", detail="", ids={"pid": os.getpid(), "node": job.name})
+    job.write(state="running", detail="", ids={"pid": os.getpid(), "node": node(job)})
     tpu_state(job)  # fails early if gcloud is missing or nobody is logged in
     perform(pack_files(job), dry_run=False)
     try:
@@ -155,10 +175,11 @@ def _previous(job: Job) -> Job | None:
 def _check_same_tpu(job: Job) -> None:
     """Raise LaunchError if the job has, or may have, another TPU, which would be forgotten and billed."""
     if previous := _previous(job):
-        changed = [name for name in _TPU_OPTIONS if previous.options[name] != job.options[name]]
+        # Old records lack the newer options, which were off.
+        changed = [name for name in _TPU_OPTIONS if (previous.options.get(name) or None) != (job.options[name] or None)]
         if changed and (remaining := remaining_resources(previous)):
             before, now = (
-                ", ".join(f"{name} {each.options[name]}" for name in changed).replace("_", "-")
+                ", ".join(f"{name} {each.options.get(name)}" for name in changed).replace("_", "-")
                 for each in (previous, job)
             )
             raise LaunchError(
@@ -183,7 +204,7 @@ def _check_workers(job: Job) -> None:
 
 
 class RequestRefused(LaunchError):
-    """Google Cloud refused the request for a TPU, and would refuse it again."""
+    """Google Cloud refused the request for a TPU and would refuse it again, or the existing TPU VM is gone."""
 
 
 def _run_attempts(job: Job, options: argparse.Namespace) -> Outcome:
@@ -219,8 +240,11 @@ def _acquire(job: Job, poll: float) -> None:
     previous = None
     while not (state := tpu_state(job)).ready:
         if state != previous:
-            report(f"{job.name}: {state}")
-        if state.dead and state == previous:  # seen twice: one odd answer is not enough to delete a TPU
+            report(f"{node(job)}: {state}")
+        lost = state.dead and state == previous  # seen twice: one odd answer is not enough to delete a TPU
+        if existing(job) and (lost or state.absent):
+            raise RequestRefused(f"the TPU VM {node(job)} in {job.options['zone']} cannot be used: {state}")
+        if lost:
             delete_tpu(job).run()
         elif state.absent:
             try:
@@ -291,7 +315,7 @@ def states(known: Sequence[Job], dry_run: bool) -> dict[str, str]:
     result = {}
     for job in known:
         if dry_run:
-            perform([list_nodes(job)] if job.options["direct"] else [list_nodes(job), list_requests(job)], dry_run=True)
+            perform(queries(job), dry_run=True)
             continue
         watched = "watched" if job.is_locked else f"not watched, last {job.state}"
         result[job.name] = f"{watched}; {billing(job)}"
@@ -307,4 +331,5 @@ def stop(job: Job) -> list[Step]:
 
 
 def delete(job: Job) -> list[Step]:
-    return [*job.stop_launcher(), DeleteIfPresent(job), job.remove()]
+    release = ClearIfPresent(job) if existing(job) else DeleteIfPresent(job)
+    return [*job.stop_launcher(), release, job.remove()]

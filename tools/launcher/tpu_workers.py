@@ -10,7 +10,7 @@ import shlex
 
 from tools.launcher import jobs, local
 from tools.launcher.commands import Command, LaunchError, SecretFile, Step, TextFile
-from tools.launcher.gcloud import gcloud, tpu_state
+from tools.launcher.gcloud import gcloud, node, tpu_state
 from tools.launcher.jobs import Job
 from tools.launcher.restarts import Outcome
 
@@ -21,12 +21,18 @@ def remote_folder(job: Job) -> str:
 
 
 def ssh(job: Job, command: str, worker: int | str = "all") -> Command:
-    return gcloud(job, "tpu-vm", "ssh", job.name, f"--worker={worker}", f"--command={command}", "--quiet")
+    return gcloud(job, "tpu-vm", "ssh", node(job), f"--worker={worker}", f"--command={command}", "--quiet")
 
 
 def on_workers(job: Job, verb: str, worker: int | str = "all") -> Command:
     """Return the command that runs a verb of worker.sh on one worker or on all."""
     return ssh(job, f"bash {remote_folder(job)}/worker.sh {verb}", worker)
+
+
+def clear_workers(job: Job) -> Command:
+    """Return the command that stops the job on all workers and deletes its files there."""
+    folder = remote_folder(job)
+    return ssh(job, f"if test -e {folder}/worker.sh; then bash {folder}/worker.sh stop; fi; rm -rf {folder}")
 
 
 def run_script(job: Job) -> str:
@@ -56,7 +62,7 @@ def start_workers(job: Job) -> list[Step]:
     return [
         ssh(job, f"umask 077; mkdir -p {folder}"),
         SecretFile(env, tuple(job.options["env"])),
-        gcloud(job, "tpu-vm", "scp", *files, f"{job.name}:{folder}/", "--worker=all", "--quiet"),
+        gcloud(job, "tpu-vm", "scp", *files, f"{node(job)}:{folder}/", "--worker=all", "--quiet"),
         Command(("rm", "-f", str(env))),
         on_workers(job, "setup"),
         on_workers(job, "start"),
@@ -82,6 +88,20 @@ def worker_statuses(text: str) -> dict[str, tuple[int | None, float]]:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClearIfPresent:
+    """The step that stops the job on an existing TPU VM and deletes its files there, if the TPU VM is there."""
+
+    job: Job
+
+    def shell(self) -> str:
+        return clear_workers(self.job).shell()
+
+    def run(self) -> None:
+        if tpu_state(self.job).ready:
+            clear_workers(self.job).run()
+
+
+@dataclasses.dataclass(frozen=True)
 class ShowLog:
     """The step that prints a worker's log: from the worker, or this machine's copy if the TPU is gone."""
 
@@ -100,7 +120,7 @@ class ShowLog:
 
 def fetch_log(job: Job, worker: int) -> Command:
     """Return the command that copies a worker's log to this machine."""
-    source, destination = f"{job.name}:{remote_folder(job)}/log", str(job.log(worker))
+    source, destination = f"{node(job)}:{remote_folder(job)}/log", str(job.log(worker))
     return gcloud(job, "tpu-vm", "scp", source, destination, f"--worker={worker}", "--quiet")
 
 

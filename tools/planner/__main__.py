@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -64,20 +64,21 @@ a program that does not fit, the table shows the memory that it would need.
 
 Operations (TFLOP) and memory traffic (GB) are counted in the compiled program: its matrix products, and the reads and
 writes of each operation in the chip's main memory. Loops count once per iteration. Collectives are the bytes per chip
-of what is reduced or gathered. The times follow from these, the documented peak rates, and 1 us per hop between
-chips. In a step, computation and memory traffic overlap; the interconnect's time is added. MFU counts the model's
-operations without recomputation, as a share of the chips' peak. So the step time is a lower bound and MFU an upper
-bound, which no real program reaches. Generation is for the longest inputs, with answers of the longest length.
+of what is reduced or gathered. Kernels count their cost estimates. The times follow from these, the documented peak
+rates, and 1 us per hop between chips. In a step, computation and memory traffic overlap. An asynchronous collective
+overlaps with the matrix products between its start and its end; the time of other collectives is added. MFU counts the
+model's operations without recomputation, as a share of the chips' peak. So the step time is a lower bound and MFU an
+upper bound, which no real program reaches. Generation is for the longest inputs, with answers of the longest length.
 """
 
 Result = Estimate | TooLarge
 
 
-def _tuned(members: int, batch_size: int, rows: int, input_length: int) -> Experiment:
+def _tuned(members: int, batch_size: int, rows: int, input_length: int, dropout_rate: float = 0.0) -> Experiment:
     return Experiment(
         model=ModelConfig(dtype="bfloat16", remat="full"),
         data=DataConfig(task="any", input_length=input_length, target_length=16),
-        train=TrainConfig(batch_size=batch_size, eval_batch_size=rows),
+        train=TrainConfig(batch_size=batch_size, eval_batch_size=rows, dropout_rate=dropout_rate),
         ensemble=EnsembleConfig(size=members, group=1),
     )
 
@@ -96,7 +97,7 @@ SHEETS = (
         "T5 1.1",
         tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
         ("v4-32", "v5e-16", "v5e-256", "v5p-64", "v6e-16"),
-        _tuned(members=32, batch_size=32, rows=64, input_length=512),
+        _tuned(members=32, batch_size=32, rows=64, input_length=512, dropout_rate=0.1),
     ),
     Sheet(
         "Llama 3, Qwen3 and Gemma 3",
@@ -182,6 +183,7 @@ def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
         "base": f"{experiment.model.name}, {experiment.model.dtype}, remat {experiment.model.remat}",
         "members": f"{len(members)}, in groups of {group}" if group and len(members) > 1 else len(members),
         "batch": f"{experiment.train.batch_size} per member, {source} + {target} tokens per row",
+        "dropout": experiment.train.dropout_rate,
         "generation": f"{experiment.train.eval_batch_size} rows",
         "topology": f"{where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB",
         "mesh": " x ".join(f"{name} {size}" for name, size in mesh_shape(mesh).items()),
@@ -215,18 +217,24 @@ def _cells(result: Result) -> tuple[str, ...]:
         text = f"too large: needs {result.used / GIB:.1f} GiB, available are {result.available / GIB:.1f}"
         return "", "", "", text, *[""] * (len(_COLUMNS) - 5)
     whole = result.arguments + result.temporaries + result.outputs + result.code
-    collectives = (f"{n} {kind} {_short(size / 1e9)} GB" for kind, (n, size) in sorted(result.collectives.items()))
     times = (result.compute, result.transfer, result.interconnect, result.seconds)
     return (
         *(f"{size / GIB:.2f} GiB" for size in (result.arguments, result.temporaries, result.outputs)),
         f"{whole / result.memory:.0%}",
         _short(result.flops / 1e12),
         f"{_short(result.traffic / 1e9)} GB",
-        ", ".join(collectives) or "none",
+        ", ".join(_collectives(result)) or "none",
         *(f"{_short(seconds * 1e3)} ms" for seconds in times),
         result.bound,
         f"{result.utilization:.0%}",
     )
+
+
+def _collectives(result: Estimate) -> Iterator[str]:
+    for kind, (count, size) in sorted(result.collectives.items()):
+        overlapping = result.overlapping[kind][1] if kind in result.overlapping else 0.0
+        suffix = f" ({_short(overlapping / 1e9)} GB overlap)" if overlapping else ""
+        yield f"{count} {kind} {_short(size / 1e9)} GB{suffix}"
 
 
 def _short(number: float) -> str:
@@ -247,9 +255,9 @@ def all_plans() -> None:
         print(
             f"In {model.dtype}, with {ensemble.size} soft prompts of {sheet.experiment.prompt.stored_length} tokens at "
             f"once, {ensemble.group} at a time on each device. A step has a batch of\n{train.batch_size} per member, "
-            f"{source} tokens in and {target} out, with remat {model.remat}; generation has {train.eval_batch_size} "
-            "rows. The mesh,\nensemble x data x model, has the least tensor parallelism that leaves three quarters of "
-            "the memory free; it then splits\nmembers before rows.\n"
+            f"{source} tokens in and {target} out, with remat {model.remat} and dropout {train.dropout_rate:g}. "
+            f"Generation has {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the least tensor "
+            "parallelism that leaves three quarters of the memory free;\nit then splits members before rows.\n"
         )
         for title in sheet.slices:
             where = topology(SLICES[title])

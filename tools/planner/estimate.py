@@ -2,14 +2,16 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from tools.planner.chips import Topology
+from tools.planner.collectives import Collective
 from tools.planner.hlo import parse
 from tools.planner.programs import Program
-from tools.planner.work import count_work
+from tools.planner.work import Overlap, count_work
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
 
@@ -33,10 +35,13 @@ class Estimate:
       outputs: bytes of outputs that do not reuse an argument's memory.
       code: bytes of the program itself.
       memory: bytes of the chip's memory.
-      flops: operations of matrix products, including recomputed and replicated ones.
+      flops: operations of matrix products and kernels, including recomputed and replicated ones.
+      transcendentals: number of exponentials, square roots and the like.
       traffic: bytes read from and written to the chip's memory.
       collectives: count and total bytes by kind.
+      overlapping: count and total bytes, by kind, of the collectives that run at the same time as matrix products.
       compute, transfer, interconnect: seconds of the three, each alone at the chip's peak rate.
+      hidden: seconds of the interconnect at the same time as matrix products.
       utilization: MFU, the model's operations per second, without recomputation, as a share of all chips' peak.
     """
 
@@ -47,17 +52,20 @@ class Estimate:
     code: float
     memory: float
     flops: float
+    transcendentals: float
     traffic: float
     collectives: dict[str, tuple[int, float]]
+    overlapping: dict[str, tuple[int, float]]
     compute: float
     transfer: float
     interconnect: float
+    hidden: float
     utilization: float
 
     @property
     def seconds(self) -> float:
-        """The step time: computation and memory traffic overlap, collectives do not."""
-        return _seconds(self.compute, self.transfer, self.interconnect)
+        """The step time. Computation and memory traffic overlap, and so do asynchronous collectives."""
+        return _step_seconds(self.compute, self.transfer, self.interconnect, self.hidden)
 
     @property
     def bound(self) -> str:
@@ -75,16 +83,15 @@ def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
             return too_large
         raise
     sizes: Any = compiled.memory_analysis()
-    work = count_work(parse(compiled.as_text()), unknown_trips=program.unknown_trips)
-    collectives: dict[str, tuple[int, float]] = {}
-    interconnect = 0.0
-    for each in work.collectives:
-        count, size = collectives.get(each.kind, (0, 0.0))
-        collectives[each.kind] = round(count + each.count), size + each.count * each.bytes
-        interconnect += each.count * topology.collective_seconds(each.kind, each.bytes, each.group, program.devices)
+    work = count_work(parse(compiled.as_text()), unknown_trips=program.unknown_trips, kernels=program.kernels)
     chip = topology.chip
-    compute, transfer = work.flops / chip.peak, work.traffic / chip.bandwidth
-    peak = len(program.devices) * chip.peak
+    in_overlaps = [each for overlap in work.overlaps for each in overlap.collectives]
+    times = {
+        "compute": work.flops / chip.peak,
+        "transfer": work.traffic / chip.bandwidth,
+        "interconnect": _seconds_of([*work.collectives, *in_overlaps], program, topology),
+        "hidden": sum(_hidden(overlap, program, topology) for overlap in work.overlaps),
+    }
     return Estimate(
         program=program.name,
         arguments=sizes.argument_size_in_bytes,
@@ -93,13 +100,37 @@ def estimate(program: Program, topology: Topology) -> Estimate | TooLarge:
         code=sizes.generated_code_size_in_bytes,
         memory=chip.memory,
         flops=work.flops,
+        transcendentals=work.transcendentals,
         traffic=work.traffic,
-        collectives=collectives,
-        compute=compute,
-        transfer=transfer,
-        interconnect=interconnect,
-        utilization=program.model_flops / (peak * _seconds(compute, transfer, interconnect)),
+        collectives=_by_kind([*work.collectives, *in_overlaps]),
+        overlapping=_by_kind(in_overlaps),
+        **times,
+        utilization=program.model_flops / (len(program.devices) * chip.peak * _step_seconds(**times)),
     )
+
+
+def _seconds_of(collectives: Iterable[Collective], program: Program, topology: Topology) -> float:
+    """Return the seconds of collectives, one after the other."""
+    return sum(
+        each.count * topology.collective_seconds(each.kind, each.bytes, each.group, program.devices)
+        for each in collectives
+    )
+
+
+def _hidden(overlap: Overlap, program: Program, topology: Topology) -> float:
+    """Return the seconds of asynchronous collectives that pass while the chip computes."""
+    chip = topology.chip
+    computing = max(overlap.flops / chip.peak, overlap.traffic / chip.bandwidth)
+    return min(computing, _seconds_of(overlap.collectives, program, topology))
+
+
+def _by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[int, float]]:
+    """Return the count and the bytes of the collectives of each kind."""
+    totals: dict[str, tuple[float, float]] = {}
+    for each in collectives:
+        count, size = totals.get(each.kind, (0.0, 0.0))
+        totals[each.kind] = count + each.count, size + each.count * each.bytes
+    return {kind: (round(count), size) for kind, (count, size) in totals.items()}
 
 
 def out_of_memory(program: str, message: str) -> TooLarge | None:
@@ -114,5 +145,5 @@ def out_of_memory(program: str, message: str) -> TooLarge | None:
     return None
 
 
-def _seconds(compute: float, transfer: float, interconnect: float) -> float:
-    return max(compute, transfer) + interconnect
+def _step_seconds(compute: float, transfer: float, interconnect: float, hidden: float) -> float:
+    return max(max(compute, transfer) + interconnect - hidden, interconnect)

@@ -30,6 +30,7 @@ from prompt_jax.training.setup import check_division, group_members, train_step
 from prompt_jax.training.step import TrainState, frozen_base
 from tools.bench.cases import SMOLLM2
 from tools.planner.flops import matmul_flops
+from tools.planner.kernels import Kernels, kernels_of
 
 # Published shapes, from the config.json files on the Hub.
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
@@ -130,6 +131,7 @@ class Program(NamedTuple):
     devices: Sequence[Any]  # in the order of the device numbers in its text
     model_flops: float  # for all devices, without recomputation
     unknown_trips: int  # most trips of loops that stop when all rows have ended
+    kernels: Kernels
 
 
 def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program]:
@@ -228,9 +230,10 @@ def _train(
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)
 
-    lower = traced(experiment.model.remat).lower
+    step = traced(experiment.model.remat)
     name = f"training step, {count} x {member.prompt.stored_length}" if count > 1 else "training step"
-    return Program(name, lower, _order(mesh, devices), matmul_flops(traced("none").jaxpr), 1)
+    flops = matmul_flops(traced("none").jaxpr)
+    return Program(name, step.lower, _order(mesh, devices), flops, 1, kernels_of(step.jaxpr))
 
 
 def start_of(member: Experiment, config: Config, base: Any, tasks: int | None = None) -> TrainState:
@@ -290,7 +293,7 @@ def _generate(
     )
     trips = max(1, target - 1)  # prefill produces the first token
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
-    return Program("generation", traced.lower, _order(mesh, devices), flops, trips)
+    return Program("generation", traced.lower, _order(mesh, devices), flops, trips, kernels_of(traced.jaxpr))
 
 
 def _generate_merged(params: Any, config: Config, batch: Any, delta: Delta, **options: Any) -> Any:

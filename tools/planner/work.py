@@ -1,4 +1,4 @@
-"""Counts the work of one device in a compiled program: matrix products, memory traffic, collectives.
+"""Counts the work of one device in a compiled program: matrix products, kernels, memory traffic, collectives.
 
 XLA's cost analysis counts the body of a loop once, and a scan over layers is a loop. This module multiplies each body
 by its trip count, which the text contains for every scan.
@@ -10,24 +10,29 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from tools.planner.hlo import Computation, HloError, Instruction, Module
+from tools.planner.collectives import Collective, collective
+from tools.planner.hlo import Computation, Instruction, Module
+from tools.planner.kernels import TARGET, Kernels, cost_estimate, kernel_flops
+from tools.planner.phases import phase
+from tools.planner.products import product_flops
 from tools.planner.traffic import traffic
 
-COLLECTIVES = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
-    *("collective-permute", "collective-broadcast"),
-)
+_TRANSCENDENTALS = {
+    *("cbrt", "cosine", "erf", "exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "power"),
+    *("rsqrt", "sine", "sqrt", "tan", "tanh"),
+}
 
 
-class Collective(NamedTuple):
-    """A collective that runs `count` times. `group` contains the device numbers of its first group."""
+class Overlap(NamedTuple):
+    """Asynchronous collectives, and the work between the start of the first and the end of the last: all runs."""
 
-    kind: str
-    bytes: float  # size per device of what is reduced, gathered (after gathering) or sent
-    group: tuple[int, ...]
-    count: float
+    collectives: tuple[Collective, ...]
+    flops: float
+    traffic: float
+
+    def times(self, count: float) -> "Overlap":
+        collectives = tuple(each._replace(count=count * each.count) for each in self.collectives)
+        return Overlap(collectives, count * self.flops, count * self.traffic)
 
 
 @dataclasses.dataclass
@@ -35,57 +40,111 @@ class Work:
     """The work of one device in one run of a program."""
 
     flops: float = 0.0  # of matrix products; a multiplication and an addition are two
+    transcendentals: float = 0.0  # exponentials, square roots and the like
     traffic: float = 0.0  # bytes read from and written to main memory
-    collectives: list[Collective] = dataclasses.field(default_factory=list)
+    collectives: list[Collective] = dataclasses.field(default_factory=list)  # with nothing else at the same time
+    overlaps: list[Overlap] = dataclasses.field(default_factory=list)
+
+    def add(self, other: "Work", times: float = 1.0) -> None:
+        self.flops += times * other.flops
+        self.transcendentals += times * other.transcendentals
+        self.traffic += times * other.traffic
+        self.collectives += [each._replace(count=times * each.count) for each in other.collectives]
+        self.overlaps += [each.times(times) for each in other.overlaps]
 
 
-def count_work(module: Module, *, unknown_trips: int = 1) -> Work:
+class _Program(NamedTuple):
+    module: Module
+    unknown_trips: int
+    kernels: Kernels
+
+
+def count_work(module: Module, *, unknown_trips: int = 1, kernels: Kernels | None = None) -> Work:
     """Count the work of one run of the program.
 
     Args:
       module: from `parse`.
       unknown_trips: trip count of loops whose end depends on values, such as generation's.
+      kernels: the work of kernels without a cost estimate, from `kernels_of`.
+
+    Raises:
+      HloError: the program has other text than expected, or a kernel without a cost estimate that `kernels` lacks.
     """
+    return _of_computation(_Program(module, unknown_trips, kernels or {}), module.entry, False)
+
+
+def _of_computation(program: _Program, name: str, fused: bool) -> Work:
+    """Count the work of one run of a computation. Values inside a fusion never reach memory."""
+    computation = program.module.computations[name]
     total = Work()
-    for computation, instruction, times, fused in _run(module, module.entry, 1.0, False, unknown_trips):
-        total.flops += times * _flops(instruction, computation)
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            group = _group(instruction)
-            if len(group) != 1:
-                payload = _payload(kind, instruction, computation, group)
-                total.collectives.append(Collective(kind, payload, group, times))
-        if not fused:
-            total.traffic += times * traffic(instruction, computation, module)
+    started: set[str] = set()  # asynchronous collectives that have not ended
+    running, meanwhile = [], Work()  # the collectives since `started` was last empty, and the other work since then
+    for instruction in computation.values():
+        work = _of_instruction(program, instruction, computation, fused)
+        for inner, times, inside in _called(program, instruction, fused):
+            work.add(_of_computation(program, inner, inside), times)
+        part = phase(instruction, program.module)
+        if part and part.name == "start" and work.collectives:
+            started |= part.keys
+            running += work.collectives
+            continue
+        ends = part is not None and part.name == "done" and not part.keys.isdisjoint(started)
+        if part and (part.name == "done" or not part.keys.isdisjoint(started)):
+            work.collectives = []  # counted at the start
+        total.add(work)
+        if ends:
+            started -= part.keys
+            if not started:
+                total.add(_ended(running, meanwhile))
+                running, meanwhile = [], Work()
+        elif started:
+            meanwhile.add(work)
+    total.collectives += running
     return total
 
 
-def _run(
-    module: Module, name: str, times: float, fused: bool, unknown_trips: int
-) -> Iterator[tuple[Computation, Instruction, float, bool]]:
-    """Yield each instruction, how often it runs, and whether it is inside a fusion, whose values never reach memory.
+def _ended(collectives: list[Collective], meanwhile: Work) -> Work:
+    """Return asynchronous collectives as Work: with an Overlap if matrix products run at the same time."""
+    if meanwhile.flops == 0:
+        return Work(collectives=collectives)
+    return Work(overlaps=[Overlap(tuple(collectives), meanwhile.flops, meanwhile.traffic)])
+
+
+def _of_instruction(program: _Program, instruction: Instruction, computation: Computation, fused: bool) -> Work:
+    """Count the work of one instruction, without the computations that it calls."""
+    work = Work(flops=product_flops(instruction, computation))
+    if not fused:
+        work.traffic = traffic(instruction, computation, program.module)
+    if instruction.opcode in _TRANSCENDENTALS:
+        work.transcendentals = float(math.prod(instruction.arrays[0].shape))
+    if instruction.opcode == "custom-call" and (estimate := cost_estimate(instruction)):
+        work.flops, work.transcendentals = estimate.flops, estimate.transcendentals
+    elif instruction.opcode == "custom-call" and f'"{TARGET}"' in instruction.attributes:
+        work.flops = kernel_flops(instruction, program.kernels)
+    if found := collective(instruction, computation):
+        work.collectives = [found]
+    return work
+
+
+def _called(program: _Program, instruction: Instruction, fused: bool) -> Iterator[tuple[str, float, bool]]:
+    """Yield the computations that an instruction runs, how often, and whether they are inside a fusion.
 
     All branches of a conditional count.
     """
-    computation = module.computations[name]
-    for instruction in computation.values():
-        yield computation, instruction, times, fused
-        match instruction.opcode:
-            case "while":
-                trips = trip_count(instruction, module) or unknown_trips
-                called = [(instruction.attribute(part), times * trips, fused) for part in ("body", "condition")]
-            case "conditional":
-                branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
-                names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-                names += [instruction.attribute(f"{value}_computation") for value in ("true", "false")]
-                called = [(branch, times, fused) for branch in names]
-            case "call":
-                called = [(instruction.attribute("to_apply") or instruction.attribute("calls"), times, fused)]
-            case _:
-                called = [(instruction.attribute("calls"), times, fused or instruction.opcode == "fusion")]
-        for inner, often, inside in called:
-            if inner is not None:
-                yield from _run(module, inner, often, inside, unknown_trips)
+    match instruction.opcode:
+        case "while":
+            trips = trip_count(instruction, program.module) or program.unknown_trips
+            called = [(instruction.attribute(part), trips, fused) for part in ("body", "condition")]
+        case "conditional":
+            branches = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
+            names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+            names += [instruction.attribute(f"{value}_computation") for value in ("true", "false")]
+            called = [(branch, 1, fused) for branch in names]
+        case "call":
+            called = [(instruction.attribute("to_apply") or instruction.attribute("calls"), 1, fused)]
+        case _:
+            called = [(instruction.attribute("calls"), 1, fused or instruction.opcode == "fusion")]
+    yield from ((name, float(times), inside) for name, times, inside in called if name is not None)
 
 
 def trip_count(loop: Instruction, module: Module) -> int | None:
@@ -102,95 +161,3 @@ def trip_count(loop: Instruction, module: Module) -> int | None:
         return None
     limit = condition[root.operands[1]]
     return int(limit.literal) if limit.opcode == "constant" else None
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Matrix products
-
-
-def _flops(instruction: Instruction, computation: Computation) -> float:
-    if instruction.opcode not in ("dot", "convolution"):
-        return 0.0
-    left, right = (computation[name].arrays[0].shape for name in instruction.operands)
-    out = instruction.arrays[0].shape
-    if instruction.opcode == "dot":
-        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in instruction.numbers("lhs_contracting_dims"))
-
-    # On a TPU every matrix product is a convolution, whose windows include the batch axes.
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    if labels is None:
-        raise HloError(f"{instruction.name}: convolution without dim_labels: {instruction.attributes[:200]}")
-    left_labels, right_labels, out_labels = labels.groups()
-    flops = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")] * right[right_labels.index("i")]
-    window = _window(instruction)
-    for axis in (label for label in out_labels if label.isdigit()):
-        sizes = left[left_labels.index(axis)], right[right_labels.index(axis)], out[out_labels.index(axis)]
-        flops *= _hits(*sizes, **{name: values[int(axis)] for name, values in window.items()})
-    return flops
-
-
-def _window(convolution: Instruction) -> dict[str, list]:
-    """Return stride, padding before, and dilations of both operands, with one value per spatial axis."""
-    text = re.search(r"window={([^}]*)}", convolution.attributes)
-    given = dict(part.split("=") for part in text[1].split()) if text else {}
-    axes = len(given["size"].split("x")) if given else 0
-
-    def values(name: str) -> list[int]:
-        return [int(value.split("_")[0]) for value in given[name].split("x")] if name in given else []
-
-    return {
-        "stride": values("stride") or [1] * axes,
-        "padding": values("pad") or [0] * axes,
-        "lhs_step": values("lhs_dilate") or [1] * axes,
-        "rhs_step": values("rhs_dilate") or [1] * axes,
-    }
-
-
-def _hits(left: int, right: int, out: int, *, stride: int, padding: int, lhs_step: int, rhs_step: int) -> int:
-    """Count the pairs of output and kernel positions that meet a value, not padding or a gap between dilated values."""
-    positions = np.arange(out)[:, None] * stride + np.arange(right)[None, :] * rhs_step - padding
-    return int(((positions >= 0) & (positions % lhs_step == 0) & (positions // lhs_step < left)).sum())
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Collectives
-
-
-def _payload(kind: str, instruction: Instruction, computation: Computation, group: tuple[int, ...]) -> float:
-    size = sum(array.bytes for name in instruction.operands for array in computation[name].arrays)
-    return size * len(group) if kind == "all-gather" else size
-
-
-def _group(instruction: Instruction) -> tuple[int, ...]:
-    """Return the device numbers of a collective's first group; () means all devices."""
-    text = instruction.attributes
-    if pairs := re.search(r"source_target_pairs={{(\d+),(\d+)}", text):
-        return int(pairs[1]), int(pairs[2])
-    if listed := re.search(r"replica_groups={{([\d,]+)}", text):
-        return tuple(map(int, listed[1].split(",")))
-    if "replica_groups={}" in text:
-        return ()
-    # [groups,size]<=[sizes]T(permutation): an arange of these sizes, with its axes permuted
-    if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        numbers = _permuted_arange(counted[2], counted[3]).reshape(_integers(counted[1]))
-        return tuple(numbers[0].tolist())
-    # mesh['a'=2,'b'=8], device_ids=([sizes]T(permutation)) {'a'}: the same in the mesh's shape, along the named axes
-    mesh = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? {([^}]*)}", text
-    )
-    if mesh is None or ":" in mesh[4]:
-        raise HloError(f"{instruction.name}: unknown form of replica groups: {text[:200]}")
-    names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]), strict=True)
-    along = re.findall(r"'(\w+)'", mesh[4])
-    numbers = _permuted_arange(mesh[2] or ",".join(sizes), mesh[3]).reshape([int(size) for size in sizes])
-    first = numbers[tuple(slice(None) if name in along else 0 for name in names)]
-    return tuple(first.reshape(-1).tolist())
-
-
-def _permuted_arange(sizes: str, permutation: str | None) -> np.ndarray:
-    numbers = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
-    return numbers.transpose(_integers(permutation)) if permutation else numbers
-
-
-def _integers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]

@@ -17,7 +17,8 @@ from tools.launcher.commands import Command, LaunchError, SecretFile, TextFile
 from tools.launcher.restarts import Restarts, exit_status
 
 TPU = ("--zone", "us-west4-a", "--accelerator", "v5litepod-16", "--runs", "gs://bucket/runs")
-BACKENDS = {"local": (), "slurm": (), "tpu-vm": TPU}
+GKE = ("--context", "cluster", "--topology", "v5e:4x4", "--image", "gcr.io/p/image", "--runs", "gs://bucket/runs")
+BACKENDS = {"local": (), "slurm": (), "tpu-vm": TPU, "gke": GKE}
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
@@ -174,7 +175,10 @@ def test_invalid_configurations_are_refused_before_anything_runs(checkout, backe
 )
 def test_invalid_restart_options(checkout, backend, option, value):
     words = (backend, *BACKENDS[backend], option, value, "demo", "configs/tiny.py")
-    assert f"launcher: {option} must be" in checkout.launch(*words, code=1).stderr
+    if (backend, option) == ("gke", "--backoff"):  # JobSet has no delays
+        assert "unrecognized arguments" in checkout.launch(*words, code=2).stderr
+    else:
+        assert f"launcher: {option} must be" in checkout.launch(*words, code=1).stderr
     assert not checkout.state.exists()
 
 
@@ -204,6 +208,13 @@ def test_invalid_tpu_options(checkout, options, message):
     assert message in checkout.launch("tpu-vm", *TPU, *options, "demo", "configs/tiny.py", code=1).stderr
 
 
+@pytest.mark.parametrize("option", ["--autodelete", "--spot", "--reserved", "--direct", "--runtime-version=v2-alpha"])
+def test_an_existing_tpu_is_neither_created_nor_deleted(checkout, option):
+    words = ("--zone", "us-west4-a", "--runs", "gs://bucket/runs", "--existing", "my-tpu", option)
+    refused = checkout.launch("tpu-vm", *words, "demo", "configs/tiny.py", code=1).stderr
+    assert f"{option.split('=')[0]} does not apply to an existing TPU VM" in refused
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -226,6 +237,9 @@ def test_invalid_arguments(checkout, words, message):
 def test_usage_errors_exit_with_2(checkout):
     assert "invalid choice" in checkout.launch("luanch", code=2).stderr
     assert "CONFIG" in checkout.launch("local", "demo", code=2).stderr
+    for options in (("--existing", "my-tpu"), ("--spot", "--reserved")):
+        words = ("tpu-vm", *TPU, *options, "demo", "configs/tiny.py")
+        assert "not allowed with argument" in checkout.launch(*words, code=2).stderr
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -305,7 +319,7 @@ def test_a_dry_run_only_prints_shell(checkout, backend):
     assert not checkout.state.exists() and not checkout.starts() and not done.stderr
     assert secret not in done.stdout
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
-    known = ("git", "mkdir", "rm", "tar", "cat", "cp", "(", "wait", "sbatch", "gcloud")
+    known = ("git", "mkdir", "rm", "tar", "cat", "cp", "(", "wait", "sbatch", "gcloud", "docker", "kubectl")
     outside = done.stdout if backend == "local" else done.stdout.split("<<")[0]
     assert [line for line in outside.replace("a\nb", "a b").splitlines() if not line.startswith(known)] == []
 

@@ -114,6 +114,89 @@ def test_a_tpu_without_the_queue(cloud):
     assert len(cloud.calls("tpu-vm delete demo")) == 1 and not cloud.calls("queued-resources")
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_reserved_capacity(cloud, direct):
+    launch(cloud, options=("--reserved", *["--direct"] * direct, "--autodelete"))
+    (create,) = cloud.calls("create")
+    assert "--reserved" in create and "--spot" not in create
+
+
+EXISTING = ("--zone", "us-west4-a", "--existing", "my-tpu", "--runs", "gs://bucket/runs")
+
+
+@pytest.fixture
+def existing(cloud):
+    """Google Cloud with a TPU VM that no job created."""
+    cloud.write(node="READY", name="my-tpu")
+    for number in (0, 1):
+        (cloud.folder / f"worker-{number}").mkdir()
+    return cloud
+
+
+def test_a_job_on_an_existing_tpu(existing):
+    play = json.dumps({"0": ["SIGKILL", 0], "1": ["SIGKILL", 0]})
+    done = existing.checkout.launch(
+        "tpu-vm", *EXISTING, *FAST, "--env", "HF_TOKEN", *DEMO, PLAY=play, HF_TOKEN="secret"
+    )
+    assert sorted(existing.checkout.starts()) == ["0.0", "0.1", "1.0", "1.1"] and "restart 1" in done.stderr
+    assert (
+        "STILL EXISTS AND IS BILLED: TPU VM my-tpu in us-west4-a (READY); the launcher does not delete it"
+        in done.stderr
+    )
+    assert (existing.worker(0) / "env").exists()
+
+    done = existing.checkout.launch("delete", "demo")
+    assert (
+        not existing.calls("create") and not existing.calls("tpu-vm delete") and not existing.calls("queued-resources")
+    )
+    assert existing.state["node"] == "READY" and not existing.worker(0).exists() and not existing.worker(1).exists()
+    assert not (existing.checkout.state / "demo").exists() and "the launcher does not delete it" in done.stderr
+
+
+def test_delete_stops_the_processes_on_an_existing_tpu(existing):
+    play = json.dumps({"0": ["wait"], "1": ["wait"]})
+    with existing.checkout.start("tpu-vm", *EXISTING, *FAST, *DEMO, PLAY=play) as watcher:
+        wait_for(lambda: len(existing.checkout.starts()) == 2 and existing.calls("worker.sh status"))
+        existing.checkout.launch("delete", "demo")
+        watcher.communicate(timeout=20)
+    for start in existing.checkout.starts().values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(start["pid"], 0)
+    assert existing.state["node"] == "READY" and not existing.worker(0).exists()
+
+
+def test_an_existing_tpu_that_is_gone_or_stopped_ends_the_job(existing):
+    existing.write(node="STOPPED")
+    refused = existing.checkout.launch("tpu-vm", *EXISTING, *FAST, *DEMO, code=1).stderr
+    assert "the TPU VM my-tpu in us-west4-a cannot be used: STOPPED" in refused
+    existing.write(node=None)
+    refused = existing.checkout.launch("tpu-vm", *EXISTING, *FAST, *DEMO, code=1).stderr
+    assert "the TPU VM my-tpu in us-west4-a cannot be used: no TPU" in refused
+    assert not existing.calls("create") and not existing.calls("delete")
+    existing.checkout.launch("delete", "demo")
+    assert not (existing.checkout.state / "demo").exists() and not existing.calls("delete")
+
+
+def test_a_preempted_existing_tpu_ends_the_job(existing):
+    existing.write(preempt=[1])
+    play = json.dumps({"0": ["wait"], "1": ["wait"]})
+    refused = existing.checkout.launch("tpu-vm", *EXISTING, *FAST, *DEMO, code=1, PLAY=play).stderr
+    assert "cannot be used: PREEMPTED" in refused and existing.checkout.job("demo")["state"] == "failed"
+    assert not existing.calls("create") and not existing.calls("delete")
+
+
+def test_a_dry_run_on_an_existing_tpu_neither_creates_nor_deletes(existing):
+    printed = existing.checkout.launch("tpu-vm", "--dry-run", *EXISTING, *FAST, *DEMO).stdout
+    assert "tpu-vm ssh my-tpu" in printed and " create " not in printed and " delete " not in printed
+
+
+def test_the_tpu_of_a_job_is_not_forgotten_for_an_existing_one(requested):
+    words = ("tpu-vm", *EXISTING, *FAST, *DEMO)
+    refused = requested.checkout.launch(*words, code=1).stderr
+    assert "existing None, not " in refused and "existing my-tpu" in refused
+    assert "still requested, and billed once it exists: v5litepod-8 demo" in refused
+
+
 def test_secrets_reach_the_workers_in_a_private_file(cloud):
     secret = "hf_01$(touch pwned)'\""
     done = launch(cloud, options=("--env", "HF_TOKEN"), HF_TOKEN=secret)
@@ -430,6 +513,7 @@ def test_dry_runs_of_the_other_verbs(cloud):
 def test_the_real_gcloud_accepts_the_arguments(direct, tmp_path):
     """Uses gcloud's linter, which runs no command."""
     options = {"zone": "us-west4-a", "project": "my-project", "accelerator": "v5litepod-16", "spot": True, "env": []}
+    options |= {"reserved": True, "existing": None}
     options |= {"runtime_version": "v2-alpha-tpuv5-lite", "direct": direct}
     launched = [{"commit": "0" * 40, "command": ["train"]}]
     job = jobs.Job("demo", "tpu-vm", "gs://bucket/runs", options, {}, launches=launched, folder=tmp_path)

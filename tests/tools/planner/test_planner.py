@@ -63,11 +63,11 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
         decoding=Decoding(beams=2),
     )
     setup = setups.prepare(given)
-    (batch,) = next(setup.batches)
+    (batch,) = map(setup.place, next(setup.batches))
     length = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
     longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=length)
     train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
-    ours = setup.step.lower(setup.states[0], setup.model.params, setup.place(batch), setup.keys[0])
+    ours = setup.step.lower(setup.states[0], setup.model.params, batch, setup.keys[0])
     assert text(train.lower()) == text(ours)
 
     seen, real = [], answers.generate_scored
@@ -279,7 +279,12 @@ def test_an_estimate_of_a_compiled_program():
     x, w = jax.ShapeDtypeStruct((64, 128), "float32"), jax.ShapeDtypeStruct((128, 256), "float32")
     lowered = jax.jit(lambda x, w: x @ w).lower(x, w)
     program = SimpleNamespace(
-        name="product", lower=lambda: lowered, devices=["chip"], model_flops=2 * 64 * 128 * 256, unknown_trips=1
+        name="product",
+        lower=lambda: lowered,
+        devices=["chip"],
+        model_flops=2 * 64 * 128 * 256,
+        unknown_trips=1,
+        kernels={},
     )
     actual = estimate.estimate(program, slice_of("v5e", 1, 1))
     assert (actual.arguments, actual.outputs) == (4 * (64 * 128 + 128 * 256), 4 * 64 * 256)

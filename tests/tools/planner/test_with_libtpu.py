@@ -21,7 +21,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 
 SMALL = """\
-from prompt_jax import DataConfig, Experiment, ModelConfig, TrainConfig
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
 
 experiment = Experiment(
     model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),
