@@ -29,6 +29,8 @@ class ToyConfig:
     start_id: int = 1
     dropout_rate: float = 0.0
     remat: str = "none"
+    fused_attention: bool = False
+    fsdp: bool = False
     generation: GenerationSettings = GenerationSettings()
 
 

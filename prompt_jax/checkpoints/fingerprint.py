@@ -20,7 +20,7 @@ SAMPLED = 32
 # A tensor's name (path in our parameters, layer) -> its shape and sampled elements.
 Samples = dict[str, tuple[tuple[int, ...], bytes]]
 # Fields that do not change the function of the model.
-_NOT_ARCHITECTURE = {"dropout_rate", "remat", "generation"}
+_NOT_ARCHITECTURE = {"dropout_rate", "remat", "fused_attention", "fsdp", "generation"}
 # Fields added later: they count only if true, so that earlier fingerprints stay valid.
 _LATER = {"relative_per_layer"}
 

@@ -63,7 +63,7 @@ HUGGING_FACE = HuggingFace(
 
 @dataclasses.dataclass(frozen=True)
 class BartConfig:
-    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`, `fused_attention`, `fsdp`)."""
 
     vocab_size: int
     positions: int  # maximum length of the input, and of the output

@@ -43,8 +43,8 @@ KeyValueArrays = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
 class DecoderOnlyModule(Protocol):
     """The functions and constants in a family's file, such as `gpt2.py`.
 
-    `config` has at least the fields `layers`, `kv_heads`, `d_kv`, `dropout_rate`, `remat`, `pad_id`, `eos_id` and
-    `start_id`.
+    `config` has at least the fields `layers`, `kv_heads`, `d_kv`, `dropout_rate`, `remat`, `fused_attention`, `fsdp`,
+    `pad_id`, `eos_id` and `start_id`.
     """
 
     NAME: str

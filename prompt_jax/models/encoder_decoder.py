@@ -36,8 +36,8 @@ Biases = Callable[[Params], tuple[Any, Any]]
 class EncoderDecoderModule(Protocol):
     """The functions and constants in a family's file, such as `t5.py`.
 
-    `config` has at least the fields `dropout_rate`, `remat`, `pad_id`, `eos_id` and `start_id`. `side` is "encoder" or
-    "decoder", or the parameters of that side.
+    `config` has at least the fields `dropout_rate`, `remat`, `fused_attention`, `fsdp`, `pad_id`, `eos_id` and
+    `start_id`. `side` is "encoder" or "decoder", or the parameters of that side.
     """
 
     NAME: str

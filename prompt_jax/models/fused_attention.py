@@ -124,8 +124,7 @@ def _joined_bias(key_values: Sequence[Any], queries: int) -> Float[Array, "H T S
 def _sharded(call: Any, q: Array, k: Array) -> Any:
     """Return the call on each device's rows and heads. XLA cannot shard a kernel itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = {name: mesh.shape[name] for name in ("data", "model") if mesh.shape.get(name, 1) > 1}
-    axes = {name: size for name, size in axes.items() if name not in mesh.manual_axes}
+    axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
     if not axes:
         return call
     rows, heads = (name if name in axes else None for name in ("data", "model"))

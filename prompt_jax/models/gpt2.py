@@ -50,7 +50,7 @@ HUGGING_FACE = HuggingFace(
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`, `fused_attention`, `fsdp`)."""
 
     vocab_size: int
     positions: int  # maximum length of prompt and text

@@ -49,7 +49,7 @@ _UNSUPPORTED = {
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`, `fused_attention`, `fsdp`)."""
 
     model_type: str
     vocab_size: int

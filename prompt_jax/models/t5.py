@@ -88,7 +88,7 @@ HUGGING_FACE = HuggingFace(
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The architecture, and how it is computed (`dropout_rate`, `remat`)."""
+    """The architecture, and how it is computed (`dropout_rate`, `remat`, `fused_attention`, `fsdp`)."""
 
     vocab_size: int
     d_model: int

@@ -281,7 +281,7 @@ def test_the_relative_bias_counts_a_prefix_as_text(tiny_folders):
     shape = model.config.relative_buckets, model.config.num_heads
     table = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     side = {"relative_bias": jnp.asarray(table)}
-    _, bias = t5.biases(side, model.config, np.arange(3), None, 4, bidirectional=False)({})
+    _, bias = t5.biases(side, model.config, np.arange(3), 4, bidirectional=False)({})
     for query in range(3):
         for slot in range(4):
             np.testing.assert_array_equal(bias[0, :, query, slot], table[query + 4 - slot])
