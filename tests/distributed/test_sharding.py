@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,13 @@ def test_the_step_exchanges_activations_alone(found):
     np.testing.assert_allclose(step["losses"], step["losses on one"], rtol=1e-5)
 
 
+def test_a_fully_sharded_base_is_collected_and_only_prompts_are_reduced(found):
+    """The prompt's gradient, [5, D], is the largest array that is reduced. Each device stores a fraction of the base."""
+    fsdp = found["fsdp"]
+    np.testing.assert_allclose(fsdp["losses"], fsdp["replicated"], rtol=1e-5)
+    assert fsdp["reduced"] <= 5 * 64 and fsdp["share"] < 0.5
+
+
 def test_targets_have_the_same_probability_on_devices(found):
     np.testing.assert_allclose(found["scores"], found["scores on one"], rtol=1e-5)
 
@@ -215,6 +223,7 @@ def on_eight_devices(name: str) -> dict:
     mesh = make_mesh(MeshConfig(data=2, model=4))
     folder = FIXTURES / BASES[name] / "base"
     result |= {dtype: loaded(folder, dtype, mesh) for dtype in weights.DTYPES}
+    result["fsdp"] = fully_sharded(folder)
     result["step"], result["batch"] = stepped(folder), read_in_parts()
     for where, own in (("scores", mesh), ("scores on one", None)):
         model = load_model(folder, sharding=parameter_sharding(own))
@@ -244,47 +253,62 @@ def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
     return {"equal": all(jax.tree.leaves(equal)), "largest part": max(shares)}
 
 
-def stepped(folder: Path) -> dict:
-    """Run two steps of four members on 2 x 2 x 2 devices and on one; return losses and collectives."""
-    sizes = MeshConfig(2, 2, 2)
-    members, rows, source, target = 4, 8, 7, 5
+MEMBERS, ROWS, SOURCE, TARGET = 4, 8, 7, 5
+
+
+def two_steps(folder: Path, mesh: jax.sharding.Mesh | None, *, fsdp: bool = False) -> tuple[list, Any]:
+    """Run two steps of four members; return the losses and the compiled step."""
     prompt_config = PromptTuning(length=5, init="uniform")
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
-    losses, text = {}, ""
+    model = load_model(folder, sharding=parameter_sharding(mesh, fsdp=fsdp))
+    starts = []
+    for seed in range(MEMBERS):
+        prompt = prompt_config.initialize(jax.random.key(seed), model)
+        starts.append(TrainState.create(prompt, optimizer))
+    own = named_sharding(mesh, "members")
+    state = to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
+    keys = to_devices(jnp.stack([jax.random.key(seed) for seed in range(MEMBERS)]), own)
+    rng = np.random.default_rng(0)
+
+    def ids(length):
+        return rng.integers(3, model.config.vocab_size, (MEMBERS, ROWS, length)).astype(np.int32)
+
+    batch = {"inputs": ids(SOURCE), "decoder_inputs": ids(TARGET), "targets": ids(TARGET)}
+    batch |= {
+        "inputs_mask": np.ones((MEMBERS, ROWS, SOURCE), bool),
+        "target_mask": np.ones((MEMBERS, ROWS, TARGET), bool),
+    }
+    config = dataclasses.replace(model.config, fsdp=fsdp)
+    step = make_train_step(config, prompt_config, optimizer, accumulate=1 if fsdp else 2)
+    arguments = model.params, to_devices(batch, named_sharding(mesh, "members", "batch")), keys
+    compiled = jax.jit(vmap_members(step, group=1, mesh=mesh, fsdp=fsdp)).lower(state, *arguments).compile()
+    losses = []
+    for _ in range(2):
+        state, metrics = compiled(state, *arguments)
+        losses.append(to_host(metrics["loss"]).tolist())
+    return losses, compiled
+
+
+def fully_sharded(folder: Path) -> dict:
+    """Return what a step communicates if the base is sharded over four devices."""
+    losses, compiled = two_steps(folder, make_mesh(MeshConfig(2, 4, fsdp=True)), fsdp=True)
+    replicated, other = two_steps(folder, make_mesh(MeshConfig(2, 4)))
+    reduced = re.findall(r"= \(?(\w+\[[\d,]*\][^=]*) all-reduce\(", compiled.as_text())
+    sizes = [
+        np.prod([int(n) for n in shape.split(",") if n])
+        for line in reduced
+        for shape in re.findall(r"\[([\d,]*)\]", line)
+    ]
+    memory = [each.memory_analysis().argument_size_in_bytes for each in (compiled, other)]
+    return {"losses": losses, "replicated": replicated, "reduced": int(max(sizes)), "share": memory[0] / memory[1]}
+
+
+def stepped(folder: Path) -> dict:
+    """Run two steps of four members on 2 x 2 x 2 devices and on one; return losses and collectives."""
     sharding._slices = lambda devices: [devices[::2], devices[1::2]]
-    over_slices = make_mesh(sizes)
-    for mesh in (over_slices, None):
-        model = load_model(folder, sharding=parameter_sharding(mesh))
-        starts = []
-        for seed in range(members):
-            prompt = prompt_config.initialize(jax.random.key(seed), model)
-            starts.append(TrainState.create(prompt, optimizer))
-        own = named_sharding(mesh, "members")
-        state = to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), own)
-        keys = to_devices(jnp.stack([jax.random.key(seed) for seed in range(members)]), own)
-        rng = np.random.default_rng(0)
-
-        def ids(length, rng=rng, words=model.config.vocab_size):
-            return rng.integers(3, words, (members, rows, length)).astype(np.int32)
-
-        batch = {"inputs": ids(source), "decoder_inputs": ids(target), "targets": ids(target)}
-        batch |= {
-            "inputs_mask": np.ones((members, rows, source), bool),
-            "target_mask": np.ones((members, rows, target), bool),
-        }
-        step = make_train_step(model.config, prompt_config, optimizer, accumulate=2)
-        compiled = jax.jit(vmap_members(step, group=1, mesh=mesh))
-        arguments = (
-            model.params,
-            to_devices(batch, named_sharding(mesh, "members", "batch")),
-            keys,
-        )
-        if mesh is not None:
-            text = compiled.lower(state, *arguments).compile().as_text()
-        losses[mesh is None] = []
-        for _ in range(2):
-            state, metrics = compiled(state, *arguments)
-            losses[mesh is None].append(to_host(metrics["loss"]).tolist())
+    over_slices = make_mesh(MeshConfig(2, 2, 2))
+    losses, compiled = two_steps(folder, over_slices)
+    text = compiled.as_text()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     collectives = [line for line in text.splitlines() if re.search(rf" ({kinds})(-start)?\(", line)]
@@ -296,9 +320,9 @@ def stepped(folder: Path) -> dict:
         "groups across": {name: across(half, groups) for name, half in halves.items()},
         "kinds": Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)),
         "largest gathered": max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered),
-        "tokens": rows * target,
-        "losses": losses[False],
-        "losses on one": losses[True],
+        "tokens": ROWS * TARGET,
+        "losses": losses,
+        "losses on one": two_steps(folder, None)[0],
     }
 
 
