@@ -77,12 +77,10 @@ def attend(
     numbers = numbers.at[:, _ROW].set(np.arange(rows))
     if positions is not None:
         numbers = numbers.at[:, _FIRST].set(jnp.asarray(positions)[:, 0])
-    dropout = key is not None and dropout_rate > 0
-    if dropout:
+    rate = 0.0 if key is None else dropout_rate
+    if key is not None and rate:
         numbers = numbers.at[:, _SEED_0 : _SEED_1 + 1].set(jax.lax.bitcast_convert_type(random_seeds(key), jnp.int32))
-    options = _Options(
-        heads, heads // k.shape[2], width, positions is not None, softcap, dropout_rate if dropout else 0.0
-    )
+    options = _Options(heads, heads // k.shape[2], width, positions is not None, softcap, rate)
     call = _sharded(functools.partial(_attend, options), q, k)
     bias = _joined_bias(key_values, q.shape[1])
     return call(q, k, v, bias, jnp.concatenate(seen, axis=1)[:, None], numbers)
@@ -154,8 +152,7 @@ def _sharded(call: Any, q: Array, k: Array) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
-    merged = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
-    return _forward(options, *merged, bias, seen, numbers).reshape(q.shape)
+    return _forward(options, q, k, v, bias, seen, numbers).reshape(q.shape)
 
 
 def _attend_forward(options: _Options, *arguments: Any) -> tuple[Array, Any]:
@@ -164,12 +161,15 @@ def _attend_forward(options: _Options, *arguments: Any) -> tuple[Array, Any]:
 
 def _attend_backward(options: _Options, arguments: Any, gradient: Array) -> tuple[Any, ...]:
     q, k, v, *rest = arguments
-    merged = [x.reshape(*x.shape[:2], -1) for x in (q, k, v, gradient)]
-    made = _backward(options, *merged, *rest)
+    made = _backward(options, q, k, v, gradient, *rest)
     return *(x.reshape(like.shape) for x, like in zip(made, (q, k, v), strict=True)), None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _heads_merged(x: Float[Array, "B T H K"]) -> Float[Array, "B T HK"]:
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _key_value_heads(options: _Options, groups: int) -> int:
@@ -185,6 +185,7 @@ def _queries(length: int, keys: int) -> int:
 
 
 def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
+    q, k, v = map(_heads_merged, (q, k, v))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
     some, size = _key_value_heads(options, groups), _queries(length, keys)
     wide, narrow = some * options.query_heads * options.width, some * options.width
@@ -230,6 +231,7 @@ def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: A
 def _backward(
     options: _Options, q: Array, k: Array, v: Array, gradient: Array, bias: Any, seen: Array, numbers: Array
 ) -> Any:
+    q, k, v, gradient = map(_heads_merged, (q, k, v, gradient))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
     some, size = _key_value_heads(options, groups), _queries(length, keys)
     steps = pl.cdiv(length, size)
