@@ -11,6 +11,7 @@ import jax
 
 from prompt_jax import experiment as experiments
 from prompt_jax.distributed.processes import Preemption
+from prompt_jax.distributed.sharding import mesh_of, mesh_shape
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.locks import FileLock
@@ -145,6 +146,9 @@ def describe(run: Run) -> str:
     lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
         lines += [f"  member {m.number}: {experiments.settings_text(m.settings)}" for m in setup.members]
+    if experiment.mesh.auto:
+        sizes = mesh_shape(mesh_of(setup.model.params)).items()
+        lines.append(f"  mesh: {' x '.join(f'{axis} {size}' for axis, size in sizes)}")
     if setup.rate_rms is not None:
         lines.append(f"  learning rates in units of the embeddings' root mean square, {setup.rate_rms:.4g}")
     for task in prompts_by_task(setup.prompts):
