@@ -21,9 +21,11 @@ from prompt_jax.models.t5 import T5Config
 _ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2}  # bytes
 _WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight in a layer
 # These are fitted to compiled programs: bytes of memory traffic of an attention score in each pass over a layer, if
-# scores are arrays in memory, and how often a sublayer reads or writes its input and output beside its products.
+# scores are arrays in memory; how often a sublayer reads or writes its input and output beside its products; and how
+# often activations that are kept for the backward pass are.
 _SCORE_TRAFFIC = 8
 _RESIDUAL_TRAFFIC = 8
+_KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
 _STATES = 3 * 4  # bytes of a trainable parameter, its gradient and a moment
@@ -124,10 +126,12 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
         reduced += (forward if m.reduces_output else 1) * m.width * width * tokens
         reductions += (forward if m.reduces_output else 1) * m.layers
     times = work.parts * members / at_once
-    traffic = rows * moved + (2 + full) * weights * times
+    kept = _kept_bytes(config, work, mesh.model)
+    traffic = rows * (moved + _KEPT_TRAFFIC * kept) + (2 + full) * weights * times
     interconnect = _ring_seconds(rows * reduced, reductions * times, mesh.model, chip)
     interconnect += _ring_seconds(4 * members * work.trained, members / at_once, mesh.data, chip)
-    activations = at_once * work.rows / mesh.data * _activation_bytes(config, work, mesh.model)
+    working = _layer_bytes(config, work, mesh.model) + _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
+    activations = at_once * work.rows / mesh.data * (kept + working)
     return Cost(
         memory=weights + _STATES * members * work.trained + activations,
         compute=rows * flops / mesh.model / chip.peak,
@@ -261,8 +265,8 @@ def _scores(config: Any, work: Workload) -> list[_Scores]:
     return found
 
 
-def _activation_bytes(config: Any, work: Workload, model: int) -> float:
-    """Return the bytes of a row's activations when the backward pass starts, plus those of one layer."""
+def _kept_bytes(config: Any, work: Workload, model: int) -> float:
+    """Return the bytes of a row's activations that are kept for the backward pass."""
     width, matrices, scores = _ACTIVATION[work.dtype], _matrices(config, work), _scores(config, work)
     outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
     kept = 0.0
@@ -273,7 +277,7 @@ def _activation_bytes(config: Any, work: Workload, model: int) -> float:
             kept = width * sum(outputs)
         case "none":  # also the results of activation functions and norms
             kept = 2 * width * sum(outputs) + (4 + width) * sum(s.number * s.layers for s in scores) / model
-    return kept + _layer_bytes(config, work, model) + _LOGIT_MEMORY * work.target * config.vocab_size / model
+    return kept
 
 
 def _layer_bytes(config: Any, work: Workload, model: int) -> float:

@@ -43,16 +43,17 @@ def options(experiment: Experiment) -> str:
 
 
 def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
-    """Return the candidates that fit by the analytic estimate, fastest first: the best one of each mesh and dtype.
+    """Return the candidates that fit by the analytic estimate, fastest first.
 
-    The dtypes are the experiment's and the narrower ones.
+    There is one for each dtype (the experiment's and the narrower ones), remat, and size of `mesh.model`: the one whose
+    other sizes are the best by the estimate.
 
     Raises:
       ConfigError: nothing fits.
     """
     config = base_config(experiment.model.name)
     work, dtypes = workload(experiment, config), get_args(Dtype)
-    best: dict[tuple[MeshConfig, str], Candidate] = {}
+    best: dict[tuple[str, str, int], Candidate] = {}
     for dtype, mesh, remat in itertools.product(
         dtypes[dtypes.index(experiment.model.dtype) :],
         list(meshes(config, work, len(where.devices))),
@@ -61,9 +62,9 @@ def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
         for group in _groups(work.groups, mesh):
             chosen = dataclasses.replace(work, dtype=dtype, remat=remat, at_once=group)
             cost = training_cost(config, chosen, mesh, where.chip)
-            known = best.get((mesh, dtype))
+            known = best.get(key := (dtype, remat, mesh.model))
             if fits(cost, where.chip) and (known is None or cost.seconds < known.cost.seconds):
-                best[mesh, dtype] = Candidate(_with(experiment, mesh, dtype, remat, group), cost)
+                best[key] = Candidate(_with(experiment, mesh, dtype, remat, group), cost)
     if not best:
         raise ConfigError(
             f"nothing fits on {where.name} by the analytic estimate: use a larger slice, a smaller train.batch_size or "
