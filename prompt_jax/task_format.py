@@ -70,7 +70,7 @@ class TaskFormat:
       metrics: names from METRIC_NAMES. The first one decides which prompt is the best, so it cannot be in
         LOWER_IS_BETTER.
       input_length: the maximum length of an input in tokens, end token included. Longer inputs are truncated and
-        counted.
+        counted. For a causal model, the template's text after the last column is kept.
       target_length: the maximum length of a target in tokens, end token included.
     """
 

@@ -125,6 +125,7 @@ SPECIAL_TOKENS = {
     "bart": ["<s>", "<pad>", "</s>"],
     "llama": ["<pad>", "</s>", "<s>"],
     "gemma3_text": ["<pad>", "<eos>", "<bos>"],
+    "phi3": ["<pad>", "</s>", "<s>"],
 }
 
 

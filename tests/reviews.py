@@ -22,8 +22,8 @@ def review_file(tmp_path, rows=(("this film is good", "good"), ("that one was ba
     return write(tmp_path / "r.tsv", "".join(f"{a}\t{b}\n" for a, b in (("text", "label"), *rows)))
 
 
-def load(task, tokenizer, split="train", input_length=64, target_length=16, **options):
-    return load_examples(task, tokenizer, split, LoadOptions(input_length, target_length, **options))
+def load(task, tokenizer, split="train", input_length=64, target_length=16, on_disk=False, **options):
+    return load_examples(task, tokenizer, split, LoadOptions(input_length, target_length, **options), on_disk=on_disk)
 
 
 def source(columns, splits=("train",)):

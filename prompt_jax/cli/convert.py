@@ -155,7 +155,7 @@ def _whole_model(args: Export, members: "Sequence[StoredPrompt]") -> int:
 
 
 def _as_prefixes(args: Export, members: "Sequence[StoredPrompt]") -> "list[StoredPrompt]":
-    from prompt_jax.models import family
+    from prompt_jax.models import check_context, family
     from prompt_jax.models.delta import Delta
 
     model = load_base(args.file, members[0][1], args.base)
@@ -172,6 +172,7 @@ def _as_prefixes(args: Export, members: "Sequence[StoredPrompt]") -> "list[Store
             check_model(args.file, prompt, metadata, model, args.base)
             if isinstance(prompt, Delta):
                 raise UserError(f"{args.file} changes weights of the base and cannot become a prefix")
-            prefix = model_family.as_prefix(model.params, model.config, prompt)
+            config = check_context(model.config, prompt, 0, 0)
+            prefix = model_family.as_prefix(model.params, config, prompt)
             prefixes.append((prefix, dataclasses.replace(metadata, method="prefix")))
     return prefixes

@@ -21,10 +21,7 @@ MethodName = Literal["soft_prompt", "prefix", "p_tuning", "adapter", "last_layer
 # For each method the expression that makes it, and its optimizer. None is the default, which suits soft prompts.
 METHODS: dict[MethodName, tuple[str, str | None]] = {
     "soft_prompt": ("PromptTuning(length=20)", None),
-    "prefix": (
-        "PrefixTuning(length=20, mlp_width=512)",
-        'OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.0)',
-    ),
+    "prefix": ("PrefixTuning(length=20)", 'OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.0)'),
     "p_tuning": ("PTuning(length=20)", 'OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.0)'),
     "adapter": ("AdapterTuning()", "OptimizerConfig(learning_rate=1e-3)"),
     "last_layers": ("LastLayersTuning(layers=2)", "OptimizerConfig(learning_rate=1e-3)"),
@@ -141,6 +138,8 @@ def _source(args: New, path: Path, data: Data) -> Iterator[str]:
     labels = data.task_format.labels
     if args.method == "soft_prompt" and not labels:
         prompt = 'PromptTuning(length=20, init="vocab")'
+    if args.method == "prefix" and _is_in_papers(args.model):  # for other models, a text is the better start
+        prompt = "PrefixTuning(length=20, mlp_width=512)"
     title, command = f"{path.stem}: {args.method} on {data.files['train'].name}.", f"prompt-jax train {path}"
     yield f'"""{_quoted(title)[1:-1]}'
     yield from ("", f"    {_quoted(command)[1:-1]}", '"""', "", "from pathlib import Path", "")
@@ -166,6 +165,19 @@ def _source(args: New, path: Path, data: Data) -> Iterator[str]:
         yield f"    optimizer={optimizer},"
     yield "    train=TrainConfig(steps=1000, eval_every=100, eval_examples=500, checkpoint_every=100),"
     yield ")"
+
+
+def _is_in_papers(model: str) -> bool:
+    """Return whether a model is a T5, GPT-2 or BART, by its config.json if it is in a folder, or by its name."""
+    from prompt_jax.checkpoints.config_files import MODEL_TYPES, read_config
+    from prompt_jax.models import IN_PAPERS
+
+    if model == "demo":
+        return True
+    if Path(model, "config.json").is_file():
+        kind, _ = MODEL_TYPES[read_config(Path(model))["model_type"]]
+        return issubclass(kind, IN_PAPERS)
+    return any(family in model.lower() for family in ("t5", "gpt2", "bart"))
 
 
 def _target_length(data: Data) -> int | None:

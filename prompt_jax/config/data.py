@@ -38,7 +38,8 @@ class DataConfig:
     subset_seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed for drawing `train_examples`, independent of train.seed."""
     input_length: Annotated[int, POSITIVE] | None = None
-    """Maximum input length in tokens, with the end token. Longer inputs are truncated. None is the task's length."""
+    """Maximum input length in tokens, with the end token. Longer inputs are truncated; a causal model keeps the
+    template's text after the last column. None is the task's length."""
     target_length: Annotated[int, POSITIVE] | None = None
     """Maximum length of targets and generated answers in tokens, including the end token. None is the task's length."""
     buckets: Annotated[int, POSITIVE] = 6

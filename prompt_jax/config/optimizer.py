@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from prompt_jax.config.constraints import BELOW_ONE, NOT_NEGATIVE, NOT_POSITIVE, POSITIVE, STEPS
 
 RateUnit = Literal["absolute", "embedding_rms"]
-# The paper's rate, 0.3, is 0.022 times 13.5, the root mean square of T5's embeddings.
-DEFAULT_RATES: dict[RateUnit, float] = {"absolute": 0.3, "embedding_rms": 0.022}
+# The prompt tuning paper's rate, and the same in units of the root mean square of T5's embeddings, 13.5.
+PAPER_RATE, PAPER_RATE_IN_RMS = 0.3, 0.022
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +17,8 @@ class OptimizerConfig:
     name: Literal["adafactor", "adamw"] = "adafactor"
     """Optimizer."""
     learning_rate: Annotated[float, POSITIVE] | None = None
-    """Peak learning rate in `rate_unit`. None means 0.3 (absolute) or 0.022 (embedding_rms). With T5, both are the
-    paper's rate."""
+    """Peak learning rate in `rate_unit`. None depends on the method: 0.3, or 0.022 embedding_rms, for virtual tokens;
+    0.001 for prefixes; 0.0001 for P-tuning and adapters; 5e-5 for an MLP and for weights of the base."""
     rate_unit: RateUnit | None = None
     """Unit of learning rates: absolute, or the root mean square of the base's embeddings (embedding_rms), for soft
     prompts. None means embedding_rms for soft prompts of Llama and later models, and absolute otherwise."""

@@ -13,11 +13,12 @@ inputs_mask is always true, since attention over no tokens would be NaN.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from prompt_jax.data.buckets import bucket_indices
+from prompt_jax.data.stored_rows import row_lengths, token_blocks
 from prompt_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -31,6 +32,24 @@ class Tokenized(Protocol):
     def inputs(self) -> Sequence[np.ndarray]: ...
     @property
     def targets(self) -> Sequence[np.ndarray]: ...
+
+
+class BatchPlan(NamedTuple):
+    """A training batch whose rows are not read yet."""
+
+    batches: "TrainBatches"
+    rows: np.ndarray  # the index of each row in the examples [B]
+    input_length: int  # S
+    target_length: int  # T
+
+    @property
+    def tokens(self) -> int:
+        """The number of unmasked input and target tokens."""
+        return self.batches.count_tokens(self.rows)
+
+    def read(self, rows: slice = slice(None)) -> Batch:
+        """Return the batch, or some of its rows."""
+        return self.batches.read(self.rows[rows], self.input_length, self.target_length)
 
 
 class TrainBatches(Iterator[Batch]):
@@ -52,7 +71,7 @@ class TrainBatches(Iterator[Batch]):
         pad_id: int,
         start_id: int,
     ):
-        """Plan the batches, without copying any example.
+        """Plan the batches, without reading any example.
 
         Args:
           examples: the tokenized examples. T is the length of their longest target.
@@ -76,8 +95,9 @@ class TrainBatches(Iterator[Batch]):
         self._size = batch_size
         self._seed = seed
         self._buckets = buckets
-        self._bucket_of = bucket_indices(np.array([len(row) for row in examples.inputs]), buckets)
-        self._target_length = max(map(len, examples.targets))
+        self._input_lengths, self._target_lengths = row_lengths(examples.inputs), row_lengths(examples.targets)
+        self._bucket_of = bucket_indices(self._input_lengths, buckets).astype(np.int16)
+        self._target_length = int(self._target_lengths.max())
         self._pad_id, self._start_id = pad_id, start_id
         self._epoch, self._batch = 0, 0
         self._plan = self._epoch_plan(0)
@@ -92,8 +112,9 @@ class TrainBatches(Iterator[Batch]):
         """A hash of the examples and of everything else that determines the batches, except the seed."""
         digest = hashlib.sha256(repr((self._size, tuple(self._buckets), self._pad_id, self._start_id)).encode())
         for rows in (self._examples.inputs, self._examples.targets):
-            digest.update(np.array([len(row) for row in rows], np.int64).tobytes())
-            digest.update(np.concatenate(rows).astype(np.int32).tobytes())
+            digest.update(row_lengths(rows).astype(np.int64).tobytes())
+            for block in token_blocks(rows):
+                digest.update(block)
         return f"sha256:{digest.hexdigest()}"
 
     @property
@@ -117,19 +138,28 @@ class TrainBatches(Iterator[Batch]):
         self._plan = self._epoch_plan(epoch)
 
     def __next__(self) -> Batch:
+        return self.next_plan().read()
+
+    def next_plan(self) -> BatchPlan:
+        """Return the next batch without reading its rows."""
         length, rows = self._plan[self._batch]
         self._batch += 1
         if self._batch == len(self._plan):
             self._epoch, self._batch = self._epoch + 1, 0
             self._plan = self._epoch_plan(self._epoch)
-        return self._batch_of(length, rows)
+        return BatchPlan(self, rows, length, self._target_length)
 
-    def _batch_of(self, length: int, rows: np.ndarray) -> Batch:
-        """Return the batch of these rows [B], with inputs padded to this length."""
-        targets, target_mask = _pad(self._examples.targets, rows, self._size, self._target_length, self._pad_id)
-        start = np.full((self._size, 1), self._start_id, np.int32)
+    def count_tokens(self, rows: np.ndarray) -> int:
+        """Return the number of unmasked input and target tokens of these rows."""
+        unmasked = np.maximum(self._input_lengths[rows], 1)  # the first column of inputs_mask is always true
+        return int(unmasked.sum() + self._target_lengths[rows].sum())
+
+    def read(self, rows: np.ndarray, input_length: int, target_length: int) -> Batch:
+        """Return a batch of these rows, padded to these lengths."""
+        targets, target_mask = _pad(self._examples.targets, rows, len(rows), target_length, self._pad_id)
+        start = np.full((len(rows), 1), self._start_id, np.int32)
         return {
-            **_pad_inputs(self._examples.inputs, rows, self._size, length, self._pad_id),
+            **_pad_inputs(self._examples.inputs, rows, len(rows), input_length, self._pad_id),
             "decoder_inputs": np.concatenate([start, targets[:, :-1]], axis=1),
             "targets": targets,
             "target_mask": target_mask,
@@ -139,9 +169,10 @@ class TrainBatches(Iterator[Batch]):
         """Return (bucket length, row numbers [B]) for each batch of an epoch."""
         shapes, order = random_generator(epoch), random_generator(self._seed, epoch)
         size = self._size
-        plan, remainder = [], np.zeros(0, np.int64)
+        plan = []
+        remainder: np.ndarray = np.zeros(0, np.int32)
         for length, bucket_rows in zip(self._buckets, self._epoch_rows(epoch, shapes, order), strict=True):
-            waiting = np.concatenate([remainder, bucket_rows])
+            waiting = np.concatenate([remainder, bucket_rows]).astype(np.int32)
             whole = len(waiting) - len(waiting) % size
             plan += [(length, rows) for rows in waiting[:whole].reshape(-1, size)]
             remainder = waiting[whole:]
@@ -198,7 +229,8 @@ def _pad(
 ) -> tuple[np.ndarray, np.ndarray]:
     padded = np.full((batch_size, length), pad_id, np.int32)
     mask = np.zeros((batch_size, length), bool)
-    for place, row in enumerate(chosen):
-        padded[place, : len(rows[row])] = rows[row]
-        mask[place, : len(rows[row])] = True
+    for place, index in enumerate(chosen):
+        row = rows[index]
+        padded[place, : len(row)] = row
+        mask[place, : len(row)] = True
     return padded, mask

@@ -1,11 +1,14 @@
-"""Tokenized examples in memory, and the scores of answers to them."""
+"""Tokenized examples, and the scores of answers to them."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.control_tokens import remove_marks
 from prompt_jax.errors import DataError
 from prompt_jax.metrics import MetricFn, Target, log_likelihood, metric_fns
 from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
@@ -15,8 +18,10 @@ from prompt_jax.task_format import SENTINEL, UNLABELED, TaskFormat
 class Examples:
     """One split of a task, tokenized, in the order of its source.
 
-    The whole split is in host memory, because data sets for prompt tuning are small. So the training order is a
-    function of the seed alone, a position in it is two numbers, and tf.data's threads play no role.
+    Every row can be read at any time. So the training order is a function of the seed alone, a position in it is two
+    numbers, and tf.data's threads play no role. The split that is trained on is in a temporary file
+    (`prompt_jax.data.stored_rows`), and a process reads the rows of its devices. Other splits are in memory, because
+    every process scores them.
 
     Attributes:
       name: the task's name.
@@ -30,7 +35,7 @@ class Examples:
       format: the task's format; None for a plain seqio task, which tokenizes its text.
       metric_fns: the task's metrics, functions of (targets, predictions), or `metrics.log_likelihood`.
       postprocess: seqio's postprocess_fn(text, example=..., is_target=...), or None.
-      rows: the output of the task's pipeline for each example; only kept for `postprocess`.
+      rows: the output of the task's pipeline for each example; only kept for `postprocess`, and not in training.
       references: for a task whose metrics compare with references, all target texts of each input. The first of them
         is in `target_texts` and `targets`. Empty for other tasks and for the split "train".
       notes: the notes that metrics need in addition to the answers (`task_format.NOTE_METRICS`); may be empty.
@@ -40,10 +45,10 @@ class Examples:
 
     name: str
     split: str
-    inputs: list[np.ndarray]
-    targets: list[np.ndarray]
-    input_texts: list[str]
-    target_texts: list[str]
+    inputs: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+    input_texts: Sequence[str]
+    target_texts: Sequence[str]
     truncated: dict[str, int]
     format: TaskFormat | None
     metric_fns: tuple[MetricFn, ...]
@@ -141,6 +146,31 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers among a metric's results. seqio's metrics may also return text and histograms to log."""
     numbers = {name: getattr(value, "value", value) for name, value in values.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, np.number))}
+
+
+def input_ids(tokenizer: Tokenizer, text: str, length: int, ending: str = "") -> tuple[np.ndarray, bool]:
+    """Return the ids of an input text, int32 [T] with T at most `length`, and whether it was truncated.
+
+    An encoder's input loses its end, as in T5. A causal model continues its input, so the template's text after the
+    last column (`ending`), such as `Sentiment:`, is kept, and what precedes it is truncated.
+
+    Raises:
+      DataError: the ending alone has too many tokens.
+    """
+    ids = tokenizer.input_ids(text)
+    if len(ids) <= length:
+        return np.array(ids, np.int32), False
+    if not (tokenizer.causal and ending and text.endswith(ending)):
+        return truncate(ids, length, tokenizer.eos_id), True
+    # A token may span the end of the column. Then the tokens differ from there.
+    begin = len(os.path.commonprefix([ids, tokenizer.input_ids(text.removesuffix(ending))]))
+    kept = ids[begin:]
+    if len(kept) >= length:
+        raise DataError(
+            f"the template ends in {remove_marks(ending)!r}, which has {len(kept)} tokens, and an input has at most "
+            f"{length}; expected more (data.input_length), or a shorter template"
+        )
+    return np.array([*ids[: length - len(kept)], *kept], np.int32), True
 
 
 def truncate(ids: Sequence[int] | np.ndarray, length: int, eos_id: int) -> np.ndarray:

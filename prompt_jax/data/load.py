@@ -1,11 +1,11 @@
-"""Load a task's split as tokenized examples in memory.
+"""Load a task's split as tokenized examples.
 
 A task is a FileTask, a registered task, or a seqio.Task. Only tasks of TFDS and seqio need TensorFlow and seqio.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,15 @@ from prompt_jax import metrics
 from prompt_jax.checkpoints.tokenizer import Tokenizer
 from prompt_jax.control_tokens import remove_marks
 from prompt_jax.data.downloads import source_dataset
-from prompt_jax.data.examples import Examples, truncate
+from prompt_jax.data.examples import Examples
 from prompt_jax.data.files import FileTask
 from prompt_jax.data.registry import find_task
+from prompt_jax.data.row_tokenizer import Row, RowTokenizer, check_labels, new_columns
 from prompt_jax.data.seqio_tasks import without_tokenization
 from prompt_jax.data.text_tasks import TextTask, TokenTask
 from prompt_jax.data.vocabulary import bind_vocabulary, check_t5_format
 from prompt_jax.errors import DataError
-from prompt_jax.task_format import NOTE_METRICS, UNLABELED, TaskFormat
-
-Row = Mapping[str, Any]
+from prompt_jax.task_format import NOTE_METRICS, TaskFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,10 @@ class LoadOptions:
     prepend: str = ""
 
 
-def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOptions) -> Examples:
-    """Run a task's pipeline over a split and keep the result in memory.
+def load_examples(
+    task: Any, tokenizer: Tokenizer, split: str, options: LoadOptions, *, on_disk: bool = False
+) -> Examples:
+    """Run a task's pipeline over a split and keep the result.
 
     If the task's metrics compare with references, rows with equal input (and note) are merged into one example with
     several references. Examples keep the order in which their inputs first appear. The split "train" is not merged.
@@ -61,6 +62,8 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
       tokenizer: the model's.
       split: the split's name.
       options: lengths, sample, metrics, and text before each input.
+      on_disk: keep texts and token ids in a temporary file (`prompt_jax.data.stored_rows`) instead of memory. The
+        examples are for training, so what only scores need is left out: `rows` and `notes`.
 
     Raises:
       DataError: an unknown task or split, no examples, a malformed file, a target that is not one of the labels, a task
@@ -74,39 +77,38 @@ def load_examples(task: Any, tokenizer: Tokenizer, split: str, options: LoadOpti
     if split not in task.splits:
         raise DataError(f"the task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
     if task_format is not None:
-        _check_labels(task.name, task_format.labels, tokenizer, options.target_length)
+        check_labels(task.name, task_format.labels, tokenizer, options.target_length)
     merged = text and task_format is not None and bool(task_format.compared) and split != "train"
-    rows = list(_rows(task, tokenizer, split, options, limit=None if merged else options.limit))
+    rows: Iterable[dict[str, Any]] = _rows(task, tokenizer, split, options, limit=None if merged else options.limit)
     if merged:
         rows = _merge_references(rows)
-    notes = () if task_format is None else _notes(task.name, rows, task_format)
-    if options.limit is not None and options.limit < len(rows):
+    if options.limit is not None and (merged or not isinstance(task, FileTask)):
         grouped = split != "train" and task_format is not None and "group_exact_match" in task_format.metrics
-        kept = _sample(notes if grouped else range(len(rows)), options.limit, options.seed)
-        rows, notes = [rows[i] for i in kept], tuple(notes[i] for i in kept if notes)
-    if not rows:
-        raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
+        rows = _sampled(list(rows), options.limit, options.seed, grouped)
     labels = task_format.labels if task_format is not None and text else ()
-    inputs, inputs_truncated = _token_ids(task.name, rows, "inputs", options.input_length, tokenizer)
-    targets, targets_truncated = _token_ids(task.name, rows, "targets", options.target_length, tokenizer, labels)
-    postprocess = getattr(task, "postprocessor", None)
-    examples = Examples(
+    ending = "" if task_format is None else tokenizer.marked(task_format.segments[-1])
+    lengths = options.input_length, options.target_length
+    row_tokenizer = RowTokenizer(task.name, split, tokenizer, *lengths, labels, ending)
+    columns, postprocess = new_columns(on_disk), getattr(task, "postprocessor", None)
+    kept: list[dict[str, Any]] = []  # for scores
+    for row in rows:
+        row_tokenizer.append(row, columns)
+        if not on_disk:
+            kept.append(row)
+    if not columns.inputs:
+        raise DataError(f"the split {split!r} of the task {task.name!r} has no examples; expected at least one")
+    notes = () if task_format is None or on_disk else _notes(task.name, kept, task_format)
+    return Examples(
         name=task.name,
         split=split,
-        inputs=inputs,
-        targets=targets,
-        input_texts=_texts(rows, "inputs", tokenizer),
-        target_texts=[remove_marks(target) for target in _texts(rows, "targets", tokenizer)],
-        truncated={"inputs": inputs_truncated, "targets": targets_truncated},
+        **vars(columns),
         format=task_format if text else None,  # other tasks may use the text UNLABELED as an answer
         metric_fns=tuple(metrics.metric_fns(task_format, notes)) if task_format else _seqio_metrics(task),
         postprocess=postprocess,
-        rows=tuple(rows) if postprocess else (),
-        references=tuple(map(_references, rows)) if merged else (),
+        rows=tuple(kept) if postprocess else (),
+        references=tuple(map(_references, kept)) if merged else (),
         notes=notes,
     )
-    _check_targets(examples)
-    return examples
 
 
 def _task_format(task: Any, options: LoadOptions, text: bool) -> TaskFormat | None:
@@ -178,7 +180,7 @@ def _requires_lengths(preprocessor: Any) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-def _merge_references(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _merge_references(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Return the first row of each input and note, with the targets of all its rows as `references`."""
     merged: dict[tuple[bytes, bytes], dict[str, Any]] = {}
     for row in rows:
@@ -203,95 +205,22 @@ def _notes(task: str, rows: Sequence[Row], task_format: TaskFormat) -> tuple[str
     return notes
 
 
-def _sample(groups: Sequence[Any], limit: int, seed: int) -> list[int]:
-    """Return the sorted indices of a random sample of at most `limit` rows, which consists of whole groups.
+def _sampled(rows: Sequence[dict[str, Any]], limit: int, seed: int, grouped: bool) -> list[dict[str, Any]]:
+    """Return a random sample of at most `limit` rows, in their order. A smaller sample is a subset of a larger one.
 
-    `groups` has the group of each row. The first group is included even if it exceeds the limit. A smaller sample is a
-    subset of a larger one.
+    With `grouped` it consists of whole groups, which have equal notes. The first group is included even if it exceeds
+    the limit.
     """
     members: dict[Any, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
+    for index, row in enumerate(rows):
+        members.setdefault(row.get("note") if grouped else index, []).append(index)
     candidates = list(members.values())
     kept: list[int] = []
     for number in np.random.default_rng(seed).permutation(len(candidates)):
         if kept and len(kept) + len(candidates[number]) > limit:
             break
         kept += candidates[number]
-    return sorted(kept)
-
-
-def _token_ids(
-    task: str,
-    rows: Sequence[Row],
-    feature: str,
-    length: int,
-    tokenizer: Tokenizer,
-    labels: Sequence[str] = (),
-) -> tuple[list[np.ndarray], int]:
-    """Return the token ids of a feature, int32 [T_i] with T_i at most `length`, and how many rows were truncated.
-
-    Like a template, a text that is one of the `labels` may contain control tokens.
-    """
-    marked = {label: tokenizer.marked(label) for label in labels}
-    result, truncated = [], 0
-    for row in rows:
-        value = row.get(feature)
-        if isinstance(value, bytes):
-            text = value.decode("utf-8")
-            text = marked.get(text, text)
-            value = np.array(tokenizer.input_ids(text) if feature == "inputs" else tokenizer.target_ids(text), np.int32)
-        ids = np.asarray(value)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise DataError(
-                f"the task {task!r} gives {feature} of type {ids.dtype} and shape {ids.shape}; expected token ids "
-                "[T] (its preprocessors should end with seqio.preprocessors.tokenize and append_eos)"
-            )
-        if outside := ids[(ids < 0) | (ids >= tokenizer.rows)].tolist():
-            raise DataError(
-                f"the task {task!r} gives {feature} with the token id {outside[0]}; expected ids from 0 to "
-                f"{tokenizer.rows - 1}, the rows of the model's embedding table"
-            )
-        result.append(truncate(ids, length, tokenizer.eos_id))
-        truncated += len(ids) > length
-    return result, truncated
-
-
-def _texts(rows: Sequence[Row], feature: str, tokenizer: Tokenizer) -> list[str]:
-    """Return a feature's texts before tokenization, or decoded if the task does not keep them."""
-    values = [row.get(f"{feature}_pretokenized", row[feature]) for row in rows]
-    return [
-        value.decode("utf-8") if isinstance(value, bytes) else tokenizer.decode([int(i) for i in value])
-        for value in values
-    ]
-
-
-def _check_labels(task: str, labels: Sequence[str], tokenizer: Tokenizer, target_length: int) -> None:
-    """Raise DataError if the model cannot generate a label in full, since its answers would always be wrong."""
-    for label in labels:
-        ids = list(tokenizer.target_ids(tokenizer.marked(label)))
-        if (written := tokenizer.decode(ids)) != label:
-            raise DataError(
-                f"the task {task!r} has the label {label!r}, which the model's tokenizer can only write as "
-                f"{written!r}; expected labels that survive tokenization"
-            )
-        if len(ids) > target_length:
-            raise DataError(
-                f"the label {label!r} of the task {task!r} has {len(ids)} tokens with its end token; "
-                f"expected at most target_length, {target_length}"
-            )
-
-
-def _check_targets(examples: Examples) -> None:
-    if not (examples.format and examples.format.labels):
-        return
-    allowed = {*examples.format.labels, UNLABELED}
-    for number, text in enumerate(examples.target_texts):
-        if text not in allowed:
-            raise DataError(
-                f"example {number} of {examples.name}, {examples.split}, has the target {text!r}; expected one of "
-                f"{', '.join(map(repr, examples.format.labels))}"
-            )
+    return [rows[index] for index in sorted(kept)]
 
 
 def _seqio_metrics(task: Any) -> tuple[metrics.MetricFn, ...]:

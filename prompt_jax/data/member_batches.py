@@ -6,14 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from prompt_jax.data.batches import Batch, TrainBatches
+from prompt_jax.data.batches import Batch, BatchPlan, TrainBatches
 
 
-class MemberBatches(Iterator[tuple[Batch, ...]]):
+class GroupBatch:
+    """A training batch [E, B, ...] of a group of members, whose rows are not read yet.
+
+    If the members have batches of different lengths, as members with different tasks may, the shorter ones are padded.
+
+    Attributes:
+      shape: (E, B).
+      tokens: the number of unmasked input and target tokens of each member [E].
+    """
+
+    def __init__(self, plans: Sequence[BatchPlan]):
+        """`plans` has the batch of each member."""
+        lengths = {name: max(getattr(plan, name) for plan in plans) for name in ("input_length", "target_length")}
+        self._plans = [plan._replace(**lengths) for plan in plans]
+        self.shape = len(plans), len(plans[0].rows)
+        self.tokens = [plan.tokens for plan in plans]
+
+    def read(self, members: slice = slice(None), rows: slice = slice(None)) -> Batch:
+        """Return the batch, or the part of it of some members and rows. Only reads these rows."""
+        plans = self._plans[members]
+        # Members that share a stream have the same rows.
+        batches = {id(plan.batches): plan for plan in plans}
+        read = {stream: plan.read(rows) for stream, plan in batches.items()}
+        return {name: np.stack([read[id(plan.batches)][name] for plan in plans]) for name in next(iter(read.values()))}
+
+
+class MemberBatches(Iterator[tuple[GroupBatch, ...]]):
     """One batch [E, B, ...] for each group of members that train in one compiled step.
 
-    Members that train on the same rows in the same order share a stream, whose batches are built once. If the members
-    of a group have batches of different lengths, as members with different tasks may, the shorter ones are padded.
+    Members that train on the same rows in the same order share a stream.
     """
 
     def __init__(self, streams: Sequence[TrainBatches], groups: Sequence[Sequence[int]]):
@@ -23,7 +48,8 @@ class MemberBatches(Iterator[tuple[Batch, ...]]):
     @property
     def fingerprint(self) -> str:
         """A hash of all streams' examples and of each member's stream."""
-        parts = [[self._streams[stream].fingerprint for stream in group] for group in self._groups]
+        of_streams = [stream.fingerprint for stream in self._streams]
+        parts = [[of_streams[stream] for stream in group] for group in self._groups]
         return f"sha256:{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
     @property
@@ -39,17 +65,6 @@ class MemberBatches(Iterator[tuple[Batch, ...]]):
         for stream, each in zip(self._streams, positions, strict=True):
             stream.seek(each)
 
-    def __next__(self) -> tuple[Batch, ...]:
-        batches = [next(stream) for stream in self._streams]
-        return tuple(_stack([batches[stream] for stream in group]) for group in self._groups)
-
-
-def _stack(batches: Sequence[Batch]) -> Batch:
-    """Stack batches [B, ...] into [E, B, ...], padded to the longest. Padding is masked, so it may hold any id."""
-    stacked = {}
-    for name in batches[0]:
-        arrays = [batch[name] for batch in batches]
-        longest = max(array.shape[-1] for array in arrays)
-        widths = [[(0, 0)] * (array.ndim - 1) + [(0, longest - array.shape[-1])] for array in arrays]
-        stacked[name] = np.stack([np.pad(array, width) for array, width in zip(arrays, widths, strict=True)])
-    return stacked
+    def __next__(self) -> tuple[GroupBatch, ...]:
+        plans = [stream.next_plan() for stream in self._streams]
+        return tuple(GroupBatch([plans[stream] for stream in group]) for group in self._groups)

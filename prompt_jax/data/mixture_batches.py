@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from prompt_jax.data.batches import Batch, Tokenized, TrainBatches, random_generator
+from prompt_jax.data.stored_rows import Concatenated
 
 
-class _Concatenated(NamedTuple):
+class _AllExamples(NamedTuple):
     """The examples of all tasks."""
 
-    inputs: list[np.ndarray]
-    targets: list[np.ndarray]
+    inputs: Concatenated
+    targets: Concatenated
 
 
 class MixtureBatches(TrainBatches):
@@ -49,9 +50,9 @@ class MixtureBatches(TrainBatches):
         # The number of rows drawn from each task before each epoch, extended on demand.
         self._drawn = [np.zeros(len(tasks), np.int64)]
         self._prompt_ids = prompt_ids
-        inputs = [row for task in tasks for row in task.inputs]
-        targets = [row for task in tasks for row in task.targets]
-        super().__init__(_Concatenated(inputs, targets), batch_size, seed, buckets, pad_id, start_id)
+        inputs, targets = ([getattr(task, part) for task in tasks] for part in ("inputs", "targets"))
+        examples = _AllExamples(Concatenated(inputs), Concatenated(targets))
+        super().__init__(examples, batch_size, seed, buckets, pad_id, start_id)
 
     @property
     def fingerprint(self) -> str:
@@ -59,8 +60,9 @@ class MixtureBatches(TrainBatches):
         parts = (super().fingerprint, np.bincount(self._task_of).tolist(), self._shares.tolist(), self._prompt_ids)
         return f"sha256:{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
-    def _batch_of(self, length: int, rows: np.ndarray) -> Batch:
-        batch = super()._batch_of(length, rows)
+    def read(self, rows: np.ndarray, input_length: int, target_length: int) -> Batch:
+        """Return a batch of these rows, padded to these lengths."""
+        batch = super().read(rows, input_length, target_length)
         return batch | {"prompt_ids": self._task_of[rows]} if self._prompt_ids else batch
 
     def _epoch_rows(self, epoch: int, shapes: np.random.Generator, order: np.random.Generator) -> Iterator[np.ndarray]:

@@ -1,12 +1,13 @@
 """The device mesh, and the mesh axes over which arrays are sharded.
 
-A mesh has the axes `ensemble`, `data` and `model`. On a single device there is no mesh, and functions take and return
-None for it. Arrays may span the devices of several processes. `to_devices` and `to_host` transfer them; every process
-must call both in the same order.
+A mesh has the axes `ensemble`, `data` and `model`. Only `ensemble` extends over several TPU slices, since members do
+not communicate in training. On a single device there is no mesh, and functions take and return None for it. Arrays may
+span the devices of several processes. `to_devices` and `to_host` transfer them; every process must call both in the
+same order.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,15 +71,34 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
         )
     if count == 1:
         return None
+    slices = _slices(devices[:count])
+    if shape[0] % len(slices) or len(set(map(len, slices))) > 1:
+        raise ConfigError(
+            f"{text} needs {count} chips of {len(slices)} slices, and only mesh.ensemble may extend over slices: make "
+            f"it a multiple of {len(slices)}, and use all chips of each slice"
+        )
+    shape_of_slice = shape[0] // len(slices), *shape[1:]
     # A mesh axis may be part of a physical axis, e.g. 2 of a ring of 4.
     try:
-        placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+        placed = [mesh_utils.create_device_mesh(shape_of_slice, own, allow_split_physical_axes=True) for own in slices]
     except AssertionError as error:  # on TPUs
         raise ConfigError(
             f"{text} needs {count} of {len(devices)} chips, and the first {count} do not form a contiguous block; "
             f"choose sizes whose product is {len(devices)}"
         ) from error
-    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+    return Mesh(np.concatenate(placed), tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """Return the chips of each TPU slice, and other devices as one slice.
+
+    Slices communicate over the slow data-center network. On GPUs, `slice_index` numbers hosts with fast networks.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        slices.setdefault(index, []).append(device)
+    return [slices[index] for index in sorted(slices)]
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -139,6 +159,35 @@ def to_devices(tree: Any, sharding: NamedSharding | None = None) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
 
     return jax.tree.map(one, tree)
+
+
+def read_to_devices(
+    read: Callable[[slice, slice], dict[str, np.ndarray]], shape: tuple[int, int], sharding: NamedSharding | None
+) -> dict[str, jax.Array]:
+    """Transfer arrays of which each process reads only the shards of its devices.
+
+    Args:
+      read: returns the part of all arrays at slices of their first two axes.
+      shape: the sizes of these axes.
+      sharding: from `named_sharding`, over these axes; None means the default device.
+    """
+    if sharding is None:
+        return jax.device_put(read(slice(None), slice(None)))
+
+    def part_of(index: Any) -> tuple[int, ...]:
+        return sum((axis.indices(size)[:2] for axis, size in zip(index[:2], shape, strict=True)), ())
+
+    parts: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+    for index in sharding.addressable_devices_indices_map(shape).values():
+        part = part_of(index)
+        if part not in parts:  # devices along `model` have equal shards
+            parts[part] = read(slice(*part[:2]), slice(*part[2:]))
+
+    def one(name: str, array: np.ndarray) -> jax.Array:
+        sizes = (*shape, *array.shape[2:])
+        return jax.make_array_from_callback(sizes, sharding, lambda index: parts[part_of(index)][name])
+
+    return {name: one(name, array) for name, array in next(iter(parts.values())).items()}
 
 
 def to_host(tree: Any) -> Any:

@@ -70,7 +70,9 @@ class Voting:
           batch_size: rows per batch. A row is an input with one member's prompt.
           rank: also score the task's labels; with several members by `mean_probability`.
         """
-        inputs, cut = tokenize(self._model, [line.input for line in lines], self._format.input_length)
+        inputs, cut = tokenize(
+            self._model, [line.input for line in lines], self._format.input_length, self._format.template
+        )
         self.cut += cut
         count, labels = len(inputs), self._format.labels
         ids = None if self._ids is None else np.repeat(self._ids, count)
@@ -188,7 +190,7 @@ class Mixed:
         formats = [self._formats[line.prompt] for line in lines]
         inputs = []
         for line, task_format in zip(lines, formats, strict=True):
-            (ids,), cut = tokenize(self._model, [line.input], task_format.input_length)
+            (ids,), cut = tokenize(self._model, [line.input], task_format.input_length, task_format.template)
             inputs.append(ids)
             self.cut += cut
         prompt_ids = np.array([self._ids[line.prompt] for line in lines])

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.decoding import Decoding
-from prompt_jax.data.examples import truncate
+from prompt_jax.data.examples import input_ids
 from prompt_jax.distributed.sharding import mesh_of, named_sharding, to_devices
 from prompt_jax.errors import UserError
 from prompt_jax.inference.batching import Rows, run_batches
@@ -142,11 +142,15 @@ def label_ids(model: Model, label: str) -> list[int]:
     return tokenizer.target_ids(tokenizer.marked(label))
 
 
-def tokenize(model: Model, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
-    """Return the token ids of input texts, truncated to `length` as in training, and how many were truncated."""
+def tokenize(model: Model, texts: Sequence[str], length: int, template: str = "") -> tuple[list[np.ndarray], int]:
+    """Return the token ids of input texts, truncated to `length` as in training, and how many were truncated.
+
+    `template`: with which the texts were written.
+    """
     tokenizer = tokenizer_of(model)
-    whole = [tokenizer.input_ids(text) for text in texts]
-    return [truncate(ids, length, tokenizer.eos_id) for ids in whole], sum(len(ids) > length for ids in whole)
+    ending = tokenizer.marked(template.rpartition("}")[2])
+    pairs = [input_ids(tokenizer, text, length, ending) for text in texts]
+    return [ids for ids, _ in pairs], sum(truncated for _, truncated in pairs)
 
 
 def tokenizer_of(model: Model) -> Any:

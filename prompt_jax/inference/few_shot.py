@@ -6,6 +6,7 @@ The baseline for prompt tuning (Lester et al. 2021, section 1; Brown et al. 2020
 import dataclasses
 import functools
 import itertools
+import os
 import re
 import warnings
 from typing import Any
@@ -164,18 +165,36 @@ class _Writer:
         """Return the ids of a text that a causal model continues: without a leading space, unlike a task's source."""
         return [*self._tokenizer.start, *self._encode(text)]
 
+    def _read_after_line(self, text: str) -> list[int]:
+        return [*self._tokenizer.start, *self._after_line(text)]
+
+    def _after_line(self, text: str) -> list[int]:
+        """Return the ids of a text after a line break, so that they are those of the whole prompt.
+
+        Some tokenizers put a space before a text. If the text begins with a space or a line break, a tokenizer may read
+        both as one token. Then the text's ids are those of the text alone, and differ from those of the whole prompt.
+        """
+        before, whole = self._encode("a\n"), self._encode(f"a\n{text}")
+        return whole[len(before) :] if whole[: len(before)] == before else self._encode(text)
+
     def input_ids(self, text: str, follows: bool) -> tuple[list[int], bool]:
         """Return the ids of an input, and whether it was truncated. `follows` says that examples precede it."""
         before, after = (self._space * follows + self._input).split("{input}")
-        ids = self._read(before + text + after)
+        read = self._read_after_line if self.causal and follows else self._read
+        ids = read(before + text + after)
         if len(ids) <= self.length:
             return ids, False
-        end = self._first + len(self._encode(before + text))  # the text after the input begins here
+        # The text after the input begins here. A token may span the end of the input.
+        common = len(os.path.commonprefix([ids, read(before + text)]))
+        end = min(common, self._first + len(self._encode(before + text)))
         return [*ids[: self.length - len(ids) + end], *ids[end:]], True
 
     def demonstration(self, text: str, target: str, follows: bool) -> list[int]:
         """Return the ids of an example. `follows` says that other examples precede it."""
-        return self._encode(self._space * follows + _fill(self._example, input=text, target=target))
+        example = _fill(self._example, input=text, target=target)
+        if self.causal and follows:
+            return self._after_line(example)
+        return self._encode(self._space * follows + example)
 
     def targets(self, examples: Examples) -> list[np.ndarray]:
         """Return the ids of the targets as continuations of a text, without end token."""

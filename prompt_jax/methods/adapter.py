@@ -35,6 +35,10 @@ class AdapterTuning(Method):
     share: Annotated[float, PROPER_SHARE] | None = None
     """Number of adapter parameters as a share of the base's, instead of `width`."""
 
+    @property
+    def default_rate(self) -> float:
+        return 1e-4  # the rate of LoRA in PEFT's benchmark. Li and Liang (2021) have 5e-5 and 8e-5
+
     def check(self) -> None:
         if self.share is not None and self.width is not None:
             raise ConfigError(

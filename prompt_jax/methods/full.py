@@ -21,6 +21,10 @@ class FullTuning(Method):
     name: ClassVar[str] = "full"
     replaces_base: ClassVar[bool] = True
 
+    @property
+    def default_rate(self) -> float:
+        return 5e-5  # Li and Liang's rate for fine-tuning
+
     def initialize(
         self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
     ) -> Trainable:

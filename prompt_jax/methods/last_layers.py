@@ -30,6 +30,10 @@ class LastLayersTuning(Method):
     layers: Annotated[int, POSITIVE] = 2
     """Number of layers to train."""
 
+    @property
+    def default_rate(self) -> float:
+        return 5e-5  # Li and Liang's rate for fine-tuning
+
     def initialize(
         self, key: "PRNGKeyArray", model: "Model", labels: Sequence[str] = (), *, tasks: int = 1
     ) -> Trainable:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prompt_jax.models.prompt import Prompt
 
 Trainable = Any  # nested dicts of float32 arrays
+MLP_RATE = 5e-5  # for prefixes that an MLP makes (Li and Liang 2021, table 6)
 FROZEN = "frozen"  # the name of a dict of parameters that training does not change
 
 
@@ -41,6 +42,11 @@ class Method:
     def trains_virtual_tokens(self) -> bool:
         """Whether the trainable parameters are embeddings, for which `optimizer.rate_unit` embedding_rms exists."""
         return False
+
+    @property
+    def default_rate(self) -> float:
+        """The absolute learning rate that `optimizer.learning_rate` None means."""
+        return 1e-3
 
     def check(self) -> None:
         """Check rules between options. Constraints on a single option are part of its type.

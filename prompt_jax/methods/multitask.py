@@ -38,10 +38,6 @@ class MultitaskPromptTuning(PromptTuning):
     def stored_length(self) -> int:
         return self.length + ((self.task_length or self.length) if self.task_part == "concatenate" else 0)
 
-    @property
-    def trains_virtual_tokens(self) -> bool:
-        return super().trains_virtual_tokens and self.task_part != "project"
-
     def check(self) -> None:
         super().check()
         concatenates = self.task_part == "concatenate"

@@ -39,6 +39,10 @@ class PTuning(Method):
     dropout: Annotated[float, BELOW_ONE] = 0.0
     """Dropout rate between the LSTM's layers during training."""
 
+    @property
+    def default_rate(self) -> float:
+        return 1e-4  # the rate of PEFT's benchmark
+
     def check(self) -> None:
         if self.dropout > 0 and (self.encoder == "mlp" or self.layers == 1):
             raise ConfigError(

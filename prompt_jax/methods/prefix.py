@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from prompt_jax.config.constraints import BELOW_ONE, DISTINCT, INTERVAL, NOT_NEGATIVE, POSITIVE
 from prompt_jax.config.prompt import PromptPlacement, Site
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods.method import FROZEN, Method, Trainable, check_init
+from prompt_jax.methods.method import FROZEN, MLP_RATE, Method, Trainable, check_init
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PRNGKeyArray
@@ -67,6 +67,10 @@ class PrefixTuning(Method):
     always_visible: bool = False
     """In layers with a sliding window, attend to the prefix from all positions. By default, as in PEFT, it leaves the
     window like text."""
+
+    @property
+    def default_rate(self) -> float:
+        return 1e-3 if self.mlp_width is None else MLP_RATE  # PEFT's benchmark has 0.001 and 0.005 without an MLP
 
     def check(self) -> None:
         check_init(self)
@@ -266,12 +270,13 @@ class PrefixTuning(Method):
             raise ConfigError(
                 f"{self.init_file} has {' and '.join(parts)}, but prompt.sites asks for {' and '.join(shapes)}"
             )
-        return {site: self._arrays_of_part(parts[site], site, layers) for site, (layers, *_) in shapes.items()}
+        return {site: self._arrays_of_part(parts[site], site, layers, model) for site, (layers, *_) in shapes.items()}
 
-    def _arrays_of_part(self, prefix: Any, site: Site, layers: int) -> dict[str, "Array"]:
+    def _arrays_of_part(self, prefix: Any, site: Site, layers: int, model: "Model") -> dict[str, "Array"]:
         import jax.numpy as jnp
 
         from prompt_jax.models.prompt import used_arrays
+        from prompt_jax.models.rope import long_rope
 
         arrays = used_arrays(prefix)
         if (length := arrays["keys"].shape[1]) != self.length:
@@ -280,6 +285,12 @@ class PrefixTuning(Method):
             theirs, ours = getattr(prefix, option), getattr(self, option)
             if theirs != ours:
                 raise ConfigError(f"{self.init_file} has {option} {theirs!r}, but prompt.{option} is {ours!r}")
+        if prefix.long_rope is not None and prefix.long_rope != long_rope(model.config):
+            length = "longer" if prefix.long_rope else "shorter"
+            raise ConfigError(
+                f"{self.init_file} was trained for {length} texts, for which {model.name} has other rotary positions "
+                "(longrope); change data.input_length, or train another prefix to start from"
+            )
         if self.tie_layers and any((array[:layers] != array[layers:]).any() for array in arrays.values()):
             raise ConfigError(f"{self.init_file} has a different prefix in each layer, but prompt.tie_layers is set")
         return {name: jnp.asarray(array[:layers]) for name, array in arrays.items()}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from prompt_jax.config.constraints import INTERVAL, NOT_BLANK, NOT_NEGATIVE, POSITIVE
+from prompt_jax.config.optimizer import PAPER_RATE
 from prompt_jax.config.prompt import Initialization, PromptPlacement
 from prompt_jax.errors import ConfigError
-from prompt_jax.methods.method import Method, Trainable, check_init, check_option
+from prompt_jax.methods.method import MLP_RATE, Method, Trainable, check_init, check_option
 from prompt_jax.task_format import without_sentinel
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class PromptTuning(Method):
     @property
     def trains_virtual_tokens(self) -> bool:
         return self.mlp_width is None
+
+    @property
+    def default_rate(self) -> float:
+        return PAPER_RATE if self.mlp_width is None else MLP_RATE
 
     def check(self) -> None:
         check_init(self)

@@ -31,6 +31,7 @@ from prompt_jax.models import bart, gpt2, llama, t5
 from prompt_jax.models.decoder_only import DecoderOnly
 from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
+from prompt_jax.models.rope import long_rope
 
 Config = Any  # an instance of a class in FAMILIES
 Family = DecoderOnly | EncoderDecoder
@@ -41,6 +42,7 @@ FAMILIES: dict[type, Family] = {
     bart.BartConfig: EncoderDecoder(bart),
     llama.LlamaConfig: DecoderOnly(llama),
 }
+IN_PAPERS = (t5.T5Config, gpt2.GPT2Config, bart.BartConfig)
 
 
 def embedding_table(params: Any, config: Any) -> Float[Array, "V D"]:
@@ -50,7 +52,7 @@ def embedding_table(params: Any, config: Any) -> Float[Array, "V D"]:
 
 
 class ContextError(UserError, ValueError):
-    """A text and its prompt need more positions than the model has."""
+    """A text and its prompt need more positions than the model has, or than the prompt was trained for."""
 
 
 def family(config: Any) -> Family:
@@ -60,7 +62,7 @@ def family(config: Any) -> Family:
 
 def is_in_papers(config: Any) -> bool:
     """Return whether the papers used this family. For those, the defaults of options are the papers'."""
-    return isinstance(config, t5.T5Config | gpt2.GPT2Config | bart.BartConfig)
+    return isinstance(config, IN_PAPERS)
 
 
 def forward(
@@ -109,20 +111,27 @@ def _forward(
 
 
 def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> Config:
-    """Raise ContextError if a prompt, `source` tokens and `target` tokens need more positions than the model has.
+    """Return the config for a prompt, `source` tokens and `target` tokens. Some rotary positions depend on the length.
 
-    Returns:
-      the config for texts of this length: the rotary positions of some models depend on it.
+    Raises:
+      ContextError: they need more positions than the model has, or other rotary positions than the prompt's.
     """
     if not hasattr(config, "positions"):  # relative positions have no limit
         return config
+    trained = {part.long_rope for part in (prompt or Prompt()).parts.values()}
     for name, needed in family(config).positions_needed(prompt, source, target).items():
         if needed > config.positions:
             raise ContextError(
                 f"{name} together have {needed} tokens, and the model has {config.positions} positions: shorten the "
                 "text (data.input_length, data.target_length) or the prompt (prompt.length)"
             )
-        config = family(config).for_length(config, needed)
+        config = family(config).for_length(config, config.positions if True in trained else needed)
+        if False in trained and long_rope(config):
+            raise ContextError(
+                f"{name} together have {needed} tokens, so the model's rotary positions take other factors (longrope) "
+                "than those that the prompt was trained with: shorten the text, or train a prompt for long texts "
+                "(data.input_length)"
+            )
     return config
 
 

@@ -34,6 +34,7 @@ from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_align
 from prompt_jax.models.layers import Params, apply_adapter, depth, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
+from prompt_jax.models.rope import long_rope
 
 Batch = Mapping[str, Any]
 KeyValueArrays = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
@@ -319,7 +320,8 @@ class DecoderOnly:
         indices = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
         positions = past.used_slots[:, None] + indices
         _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
-        converted = Prefix(keys.swapaxes(0, 1), values.swapaxes(0, 1), used)  # [N, L, P, G, K]
+        keys, values = keys.swapaxes(0, 1), values.swapaxes(0, 1)  # [N, L, P, G, K]
+        converted = Prefix(keys, values, used, long_rope=long_rope(config))
         if prefix is not None:
             converted = _concatenate(prefix, converted)
         result = Prompt(decoder_self=converted)

@@ -43,8 +43,8 @@ class ConfigValues:
             self.fail(f"{name} is {value}, and vocab_size is {vocab_size}")
         return value
 
-    def fraction(self, name: str) -> float:
-        value = self.get(name)
+    def fraction(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, default)
         if type(value) not in (int, float) or not 0 <= value < 1:
             self.fail(f"{name} is {reprlib.repr(value)}; expected a number in [0, 1)")
         return float(value)
@@ -97,7 +97,7 @@ class HuggingFace:
     unsupported: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     multiples: tuple[tuple[str, str], ...] = ()
-    defaults: Callable[[ConfigValues], Mapping[str, int]] = lambda values: {}
+    defaults: Callable[[ConfigValues], Mapping[str, Any]] = lambda values: {}
     read: Callable[[ConfigValues, bool], Mapping[str, Any]] = lambda values, tied: {}
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     body: str = ""
@@ -124,7 +124,7 @@ class HuggingFace:
             if hints[ours] is int:
                 fields[ours] = values.integer(theirs, default=defaults.get(theirs))
             elif hints[ours] is float:
-                fields[ours] = values.fraction(theirs)
+                fields[ours] = values.fraction(theirs, defaults.get(theirs))
             else:
                 fields[ours] = values.choice(theirs, self.options[theirs])
         end = values.token_id("eos_token_id")

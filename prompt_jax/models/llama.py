@@ -200,6 +200,7 @@ HUGGING_FACE = HuggingFace(
     },
     options={"use_bidirectional_attention": (False,)},
     multiples=(("num_attention_heads", "num_key_value_heads"),),
+    defaults=lambda values: {"attention_dropout": 0.0},
     read=_read,
     write=_write,
     body="model",

@@ -36,11 +36,13 @@ class VirtualTokens:
       mask: [P] bool ([N, P]), or None if every slot is used. An unused slot takes no position and receives no
         attention, as if it were absent.
       placement: before the first real token of the input, or after the last.
+      long_rope: as for a prefix.
     """
 
     embeddings: Any  # an array; typed Any because tree maps store other types here
     mask: Any = None
     placement: PromptPlacement = struct.field(pytree_node=False, default="before")
+    long_rope: bool | None = struct.field(pytree_node=False, default=None)
 
     arrays: ClassVar[tuple[str, ...]] = ("embeddings",)
     axes: ClassVar[str] = "PD"
@@ -65,6 +67,8 @@ class Prefix:
         paper's code does not. GPT-2's positions and T5's relative positions are always shifted.
       always_visible: whether all text attends to the prefix in layers with a sliding window. By default the prefix
         leaves the window, as in PEFT.
+      long_rope: for a model with longrope (Phi 3), whether the prompt was trained with the factors for long texts. Then
+        it is always used with them; with False, never. None leaves the choice to the length of the text.
     """
 
     keys: Any
@@ -73,6 +77,7 @@ class Prefix:
     placement: PromptPlacement = struct.field(pytree_node=False, default="before")
     shift_positions: bool = struct.field(pytree_node=False, default=True)
     always_visible: bool = struct.field(pytree_node=False, default=False)
+    long_rope: bool | None = struct.field(pytree_node=False, default=None)
 
     arrays: ClassVar[tuple[str, ...]] = ("keys", "values")
     axes: ClassVar[str] = "LPGK"
@@ -211,8 +216,8 @@ def _difference(part_name: str, first: Any, part: Any, first_name: str, name: st
             f"{first_name} has its {description.removeprefix('a ')} {first.placement} the input and {name} "
             f"{part.placement} it; prompts that are used together must have the same placement"
         )
-    for option in ("shift_positions", "always_visible") if isinstance(part, Prefix) else ():
-        if getattr(part, option) != getattr(first, option):
+    for option in ("shift_positions", "always_visible", "long_rope"):
+        if getattr(part, option, None) != getattr(first, option, None):
             return f"{first_name} and {name} differ in {option}; prompts that are used together must agree in it"
     sizes = [
         [size for axis, size in zip(p.axes, np.shape(getattr(p, p.arrays[0])), strict=True) if axis != "P"]

@@ -134,6 +134,11 @@ def frequencies(rope: Rope, width: int) -> tuple[Float[np.ndarray, "R"], float]:
     return plain, 1.0
 
 
+def long_rope(config: Any) -> bool | None:
+    """Return whether a model's config has longrope's factors for long texts; None if it has no longrope."""
+    return next((rope.long for rope in getattr(config, "ropes", ()) if rope.rope_type == "longrope"), None)
+
+
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     """Divide low frequencies by `factor`, keep high ones, and interpolate in between."""
     factor, low, high = rope.factor, rope.low_freq_factor, rope.high_freq_factor

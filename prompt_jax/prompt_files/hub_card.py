@@ -28,13 +28,15 @@ _ONE_LINE = re.compile(r"[\w./:@+~ -]+", re.ASCII)
 class CardBase:
     """The base on a card: its name, its commit on the Hub if any, and whether it is causal (None if unknown).
 
-    If it is causal, also the id of the separator between source and target, and the `leading_space` of its tokenizer.
+    If it is causal, also the ids of the tokens before a text (`start`) and of the separator between source and target,
+    and the `leading_space` of its tokenizer.
     """
 
     name: str
     revision: str | None
     causal: bool | None
     separator: int | None = None
+    start: tuple[int, ...] = ()
     leading_space: bool = False
 
     @property
@@ -163,8 +165,10 @@ def _with_peft(name: HubName, members: Sequence[CardMember], base: CardBase) -> 
     if base.causal:  # as in `Tokenizer.input_ids` and `Tokenizer.separator`
         imports = ["import torch", *imports]
         text = _text(members, start=" " * base.leading_space)
+        comment = f"  # {'a start token, ' * bool(base.start)}the text, the separator; then the answer"
         inputs = [
-            f"ids = [*tokenizer({text}).input_ids, {base.separator}]  # the separator; then the answer",
+            f"ids = tokenizer({text}, add_special_tokens=False).input_ids",
+            f"ids = [{', '.join([*map(str, base.start), '*ids', str(base.separator)])}]{comment}",
             'inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}',
         ]
     code = [

@@ -44,7 +44,7 @@ class PromptMetadata:
       method: how the prompt was trained, e.g. "soft_prompt".
       initialization: the option that chose its initial values.
       placement: whether virtual tokens or a prefix come before or after the input.
-      shift_positions, always_visible: for a prefix, see `prompt_jax.models.prompt.Prefix`.
+      shift_positions, always_visible, long_rope: see `prompt_jax.models.prompt.Prefix`.
       frozen_tokens: number of a prefix's first slots that were not trained.
       task: name of the task.
       format: the task's text format.
@@ -60,6 +60,7 @@ class PromptMetadata:
     placement: Literal["before", "after"] = "before"
     shift_positions: bool = True
     always_visible: bool = False
+    long_rope: bool | None = None
     frozen_tokens: int = 0
     task: str | None = None
     format: TaskFormat | None = None
@@ -102,6 +103,8 @@ def metadata_to_json(where: str, metadata: PromptMetadata) -> str:
         del values["shift_positions"]
     if not metadata.always_visible:  # likewise
         del values["always_visible"]
+    if metadata.long_rope is None:
+        del values["long_rope"]
     if not metadata.frozen_tokens:
         del values["frozen_tokens"]
     return json.dumps({"format_version": FORMAT_VERSION, **values}, allow_nan=False)

@@ -48,6 +48,8 @@ from prompt_jax.storage.files import atomic_write
 _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
     site: {f"{site}/keys": "keys", f"{site}/values": "values"} for site in SITES
 }
+# What the metadata says about all parts, and what holds for a part without such an attribute.
+_RULES = {"placement": "before", "shift_positions": True, "always_visible": False, "long_rope": None}
 _ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for name in (*arrays, f"{part}/mask")}
 _BASE_ENTRY = re.compile(r"base((?:/[a-z0-9_]{1,32}){1,8})", re.ASCII)
 _MEMBER_ENTRY = re.compile(r"(0|[1-9][0-9]*)/(.*)", re.ASCII)
@@ -70,14 +72,9 @@ def prompt_entries(where: str, prompt: Prompt | Delta, metadata: PromptMetadata)
         return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
     if not prompt.parts:
         raise PromptFormatError(f"{where}: the prompt is empty")
-    rules = {
-        (part.placement, getattr(part, "shift_positions", True), getattr(part, "always_visible", False))
-        for part in prompt.parts.values()
-    }
+    rules = {tuple(getattr(part, name, default) for name, default in _RULES.items()) for part in prompt.parts.values()}
     if len(rules) > 1:
-        raise PromptFormatError(
-            f"{where}: its parts differ in placement, shift_positions or always_visible; a file stores one of each"
-        )
+        raise PromptFormatError(f"{where}: its parts differ in {' or '.join(_RULES)}; a file stores one of each")
     if prompt.stacked is not None:
         raise PromptFormatError(f"{where}: a stack of {prompt.stacked} prompts; save_ensemble writes several")
     arrays = {}
@@ -89,9 +86,7 @@ def prompt_entries(where: str, prompt: Prompt | Delta, metadata: PromptMetadata)
         if part.mask is not None:
             mask = arrays[f"{kind}/mask"] = np.asarray(part.mask, bool)
             _check_mask(where, kind, mask, part.slots)
-    metadata = dataclasses.replace(
-        metadata, **dict(zip(("placement", "shift_positions", "always_visible"), *rules, strict=True))
-    )
+    metadata = dataclasses.replace(metadata, **dict(zip(_RULES, *rules, strict=True)))
     return {**arrays, "metadata": np.array(metadata_to_json(where, metadata))}
 
 
@@ -170,10 +165,9 @@ def _read_entries(where: str, archive: zipfile.ZipFile, entries: Mapping[str, zi
         values: dict[str, Any] = {attribute: as_float32(where, name, arrays[name]) for name, attribute in names.items()}
         _check_shapes(where, kind, arrays)
         mask = arrays.get(f"{kind}/mask")
-        rule: dict[str, Any] = {"placement": metadata.placement}
-        if kind != "encoder_tokens":
-            rule |= {"shift_positions": metadata.shift_positions, "always_visible": metadata.always_visible}
-        parts[kind] = (VirtualTokens if kind == "encoder_tokens" else Prefix)(**values, mask=mask, **rule)
+        part: Any = VirtualTokens if kind == "encoder_tokens" else Prefix
+        rules = {name: getattr(metadata, name) for name in _RULES if name in part.__dataclass_fields__}
+        parts[kind] = part(**values, mask=mask, **rules)
         if mask is not None:
             _check_mask(where, kind, mask, parts[kind].slots)
     leaves: dict[str, np.ndarray] = {}

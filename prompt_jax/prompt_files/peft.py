@@ -23,6 +23,7 @@ allocated.
 import json
 import operator
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,12 @@ def _exportable(where: str, prompt: Prompt | Delta, model: Model) -> Prompt:
         raise PromptFormatError(
             f"{where}: in PEFT, a prefix leaves sliding windows, and this one is always visible. Train with "
             "prompt.always_visible false, or keep the prompt as .npz"
+        )
+    if part.long_rope:
+        warnings.warn(
+            f"{where}: the prompt was trained with the factors of longrope for long texts. With PEFT, short texts get "
+            "the others, for which it was not trained",
+            stacklevel=2,
         )
     learned = hasattr(model.config, "positions")  # with relative positions, a prefix always shifts
     if isinstance(part, Prefix) and learned and not part.shift_positions:

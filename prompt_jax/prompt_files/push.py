@@ -135,7 +135,9 @@ def _without_local_path(base: _Base) -> _Base:
 def _base(members: Sequence[StoredPrompt], model: Model | None) -> CardBase | None:
     if model is not None:
         base = family(model.config)
-        return CardBase(model.name, model.revision, base.causal, model.config.start_id, base.leading_space)
+        start = model.tokenizer.start if model.tokenizer is not None else ()
+        separator = model.config.start_id
+        return CardBase(model.name, model.revision, base.causal, separator, start, base.leading_space)
     known = next((metadata.base for _, metadata in members if metadata.base is not None), None)
     return None if known is None else CardBase(known.name, known.revision, None)
 

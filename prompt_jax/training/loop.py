@@ -1,11 +1,13 @@
 """The training loop: from an experiment to `runs/NAME/`. A run can be stopped at any moment and resumed."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_jax.data.member_batches import GroupBatch
 from prompt_jax.data.prefetch import prefetch
 from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on_first_process, wait_for_all
 from prompt_jax.experiment import Experiment, check
@@ -41,7 +43,7 @@ def fit(run: Run) -> None:
     """Train from `run.progress.step` to the last step. Evaluation, logs, checkpoints and preemption are hooks."""
     setup, progress = run.setup, run.progress
     started, pending = time.monotonic() - progress.seconds, None
-    with contextlib.closing(prefetch(setup.batches, lambda batch: (setup.place(batch), _tokens(batch)))) as batches:
+    with contextlib.closing(prefetch(setup.batches, functools.partial(_place, setup))) as batches:
         for hook in HOOKS:
             hook.on_start(run)
         for step in range(progress.step + 1, setup.steps + 1):
@@ -80,17 +82,17 @@ def _step(run: Run, batches: Sequence[Any]) -> list[Any]:
     return metrics
 
 
-def _tokens(batches: Sequence[Any]) -> list[Any]:
-    """Return the number of input and target tokens, without padding, of each group's members."""
-    return [sum(batch[name].sum(axis=(1, 2)) for name in ("inputs_mask", "target_mask")) for batch in batches]
+def _place(setup: Setup, batches: Sequence[GroupBatch]) -> tuple[list[Any], list[list[int]]]:
+    """Return each group's batch on the devices, and its members' numbers of tokens."""
+    return list(map(setup.place, batches)), [batch.tokens for batch in batches]
 
 
-def _count(run: Run, tokens: Sequence[Any]) -> None:
+def _count(run: Run, tokens: Sequence[Sequence[int]]) -> None:
     """Add a step's examples and tokens of the members that are training."""
     progress, training = run.progress, set(run.progress.training)
     progress.examples += len(training) * run.experiment.train.batch_size
     for group, counts in zip(run.setup.groups, tokens, strict=True):
-        progress.tokens += sum(int(count) for m, count in zip(group, counts, strict=True) if m.number in training)
+        progress.tokens += sum(count for m, count in zip(group, counts, strict=True) if m.number in training)
 
 
 def _receive(run: Run, step: int, metrics: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from prompt_jax.checkpoints.load import Model
-from prompt_jax.config.optimizer import DEFAULT_RATES, OptimizerConfig, RateUnit
+from prompt_jax.config.optimizer import PAPER_RATE, PAPER_RATE_IN_RMS, OptimizerConfig, RateUnit
 from prompt_jax.distributed.sharding import to_host
 from prompt_jax.methods import Method
 from prompt_jax.models import Config, is_in_papers
@@ -45,7 +45,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             return optimizer
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
-    rate = DEFAULT_RATES["absolute"] if config.learning_rate is None else config.learning_rate
+    rate = PAPER_RATE if config.learning_rate is None else config.learning_rate
     return optax.inject_hyperparams(build)(rate, config.weight_decay)
 
 
@@ -56,15 +56,16 @@ def rate_unit(config: OptimizerConfig, method: Method, base: Config) -> RateUnit
     return "embedding_rms" if method.trains_virtual_tokens and not is_in_papers(base) else "absolute"
 
 
-def absolute_rate(config: OptimizerConfig, rms: float | None) -> OptimizerConfig:
+def absolute_rate(config: OptimizerConfig, method: Method, rms: float | None) -> OptimizerConfig:
     """Return the options with an absolute learning rate.
 
     Args:
       config: the options.
+      method: what is trained, which has a default rate.
       rms: the root mean square of the base's embeddings, if it is the rate's unit; None for an absolute rate.
     """
-    unit: RateUnit = "absolute" if rms is None else "embedding_rms"
-    rate = DEFAULT_RATES[unit] if config.learning_rate is None else config.learning_rate
+    default = method.default_rate if rms is None else PAPER_RATE_IN_RMS
+    rate = default if config.learning_rate is None else config.learning_rate
     return dataclasses.replace(config, learning_rate=rate if rms is None else rate * rms, rate_unit="absolute")
 
 

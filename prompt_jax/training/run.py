@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 
 from prompt_jax import experiment as experiments
+from prompt_jax.config.optimizer import PAPER_RATE_IN_RMS
 from prompt_jax.distributed.processes import Preemption
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape
 from prompt_jax.errors import SaveError, UserError
@@ -149,8 +150,12 @@ def describe(run: Run) -> str:
     if experiment.mesh.auto:
         sizes = mesh_shape(mesh_of(setup.model.params)).items()
         lines.append(f"  mesh: {' x '.join(f'{axis} {size}' for axis, size in sizes)}")
-    if setup.rate_rms is not None:
-        lines.append(f"  learning rates in units of the embeddings' root mean square, {setup.rate_rms:.4g}")
+    options, rms = experiment.optimizer, setup.rate_rms
+    if options.learning_rate is None and not experiment.ensemble.learning_rate:
+        rate = f"{experiment.prompt.default_rate:g}" if rms is None else f"{PAPER_RATE_IN_RMS:g}"
+        lines.append(f"  learning rate {rate}, the default of {experiment.prompt.name}")
+    if rms is not None:
+        lines.append(f"  learning rates in units of the embeddings' root mean square, {rms:.4g}")
     for task in prompts_by_task(setup.prompts):
         for split, examples in task.examples.items():
             cut = "".join(f", {count} {part} truncated" for part, count in examples.truncated.items() if count)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_jax import experiment as experiments
-from prompt_jax.config.optimizer import DEFAULT_RATES
+from prompt_jax.config.optimizer import PAPER_RATE
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.files import delete, remove_temporary_files, write_text
@@ -73,10 +73,10 @@ def check_same(recorded: Mapping[str, Any], experiment: Experiment) -> None:
     before, now = (json.loads(experiments.to_json(each)) for each in (begun, experiment))
     more_steps = {"train.steps", "train.epochs"} if experiment.optimizer.schedule == "constant" else set()
     # Earlier versions, which had no `rate_unit`, wrote defaults that are now None.
-    for section, name, default in (
-        ("optimizer", "learning_rate", DEFAULT_RATES["absolute"]),
-        ("prompt", "init", "normal"),
-    ):
+    defaults: list[tuple[str, str, str | float]] = [("prompt", "init", "normal")]
+    if experiment.prompt.default_rate == PAPER_RATE:
+        defaults.append(("optimizer", "learning_rate", PAPER_RATE))
+    for section, name, default in defaults:
         earlier = "rate_unit" not in recorded.get("optimizer", {})
         if earlier and now[section].get(name, default) is None and before[section].get(name) == default:
             before[section][name] = None

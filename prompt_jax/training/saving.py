@@ -5,6 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import optax
+
 from prompt_jax import experiment as experiments
 from prompt_jax.distributed.processes import is_first
 from prompt_jax.distributed.sharding import to_host
@@ -68,6 +71,7 @@ def restore(
     if restored is None:
         return None
     progress = _from_record(restored.progress, experiment)
+    _check_rates(experiment, states, restored.state["states"])
     if progress.step > setup.steps:
         raise ConfigError(
             f"{experiment.folder} was trained to step {progress.step}, and this configuration ends at step "
@@ -75,6 +79,27 @@ def restore(
         )
     setup.batches.seek(restored.position)
     return progress, restored.state["states"], to_host(restored.state["best"])
+
+
+def _check_rates(experiment: Experiment, states: Sequence[TrainState], restored: Sequence[TrainState]) -> None:
+    """Raise ConfigError if the learning rates of the optimizers differ: a default of another version is another."""
+    now, before = (
+        [float(rate) for state in each for _, rates in _rates(state) for rate in np.ravel(to_host(rates))]
+        for each in (states, restored)
+    )
+    if now != before:
+        raise ConfigError(
+            f"{experiment.folder} was trained with the learning rate {_listed(before)}, and this configuration has "
+            f"{_listed(now)}: another version had another default; choose another --name, or --overwrite it"
+        )
+
+
+def _rates(state: TrainState) -> list[Any]:
+    return optax.tree.get_all_with_path(state.opt_state, "learning_rate")
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates))
 
 
 def _to_record(run: Run) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
@@ -22,14 +23,16 @@ from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.data.examples import Examples
-from prompt_jax.data.member_batches import MemberBatches
+from prompt_jax.data.member_batches import GroupBatch, MemberBatches
 from prompt_jax.data.mixture_batches import MixtureBatches
+from prompt_jax.data.stored_rows import row_lengths
 from prompt_jax.distributed.memory import total_memory
 from prompt_jax.distributed.sharding import (
     make_mesh,
     mesh_shape,
     named_sharding,
     parameter_sharding,
+    read_to_devices,
     to_devices,
     to_host,
 )
@@ -40,6 +43,7 @@ from prompt_jax.methods import Method
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.prompt import Prompt, unstack_prompts
+from prompt_jax.models.rope import long_rope
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
 from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, rate_unit
@@ -67,7 +71,7 @@ class Setup:
       states: the state of each group before the first step.
       keys: random keys [E] of each group.
       step: the compiled training step of a group.
-      place: puts batches [E, B, ...] on the devices.
+      place: puts the batch [E, B, ...] of a group on the devices.
       place_members: puts arrays [E] on the devices.
       rate_rms: the root mean square of the base's embeddings, if learning rates are in this unit.
     """
@@ -97,12 +101,21 @@ class Setup:
 
     def make_prompts(self, trainable: Sequence[Any]) -> list[Prompt | Delta]:
         """Turn the members' trainable variables into prompts or Deltas, in the order of `prompts`."""
-        made: list[Any] = [self.method.apply(variables["prompt"]) for variables in trainable]
+        made: list[Any] = [self._prompt(variables["prompt"]) for variables in trainable]
         return [prompt for each in made for prompt in (unstack_prompts(each) if self.method.per_task else [each])]
+
+    def _prompt(self, trainable: Any) -> Prompt | Delta:
+        """Return the prompt of a member, which records the rotary positions of the run."""
+        made: Any = self.method.apply(trainable)
+        if isinstance(made, Delta):
+            return made
+        rope = long_rope(self.model.config)
+        return Prompt(**{name: part.replace(long_rope=rope) for name, part in made.parts.items()})
 
     def absolute_rate(self, number: int) -> OptimizerConfig:
         """Return the optimizer's options of a member, with an absolute learning rate."""
-        return absolute_rate(self.members[number].experiment.optimizer, self.rate_rms)
+        experiment = self.members[number].experiment
+        return absolute_rate(experiment.optimizer, experiment.prompt, self.rate_rms)
 
     @property
     def trained_parameters(self) -> int:
@@ -159,15 +172,14 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         for name in experiment.data.test_tasks
     )
     _check_memory(members, model)
-    unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
-    rms = embedding_rms(model) if unit == "embedding_rms" else None
-    starts = [_start(member, model, steps, rms) for member in members]
-    for member, (state, _) in zip(members, starts, strict=True):
-        made = jax.eval_shape(experiment.prompt.apply, state.trainable["prompt"])
-        prompt = made if isinstance(made, Prompt) else None
+    for member in members:  # before `_start`, since the activations of a text depend on the rotary positions
+        prompt = _prompt_shapes(member, model)
         splits = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*splits, *further_tests):
             model = _fitted(model, prompt, examples, task_format.target_length, experiment.decoding)
+    unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
+    rms = embedding_rms(model) if unit == "embedding_rms" else None
+    starts = [_start(member, model, steps, rms) for member in members]
     of_members = named_sharding(mesh, "members")
     states = tuple(
         to_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[n][0] for n in group)), of_members)
@@ -184,11 +196,16 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         states=states,
         keys=tuple(to_devices(jnp.stack([starts[n][1] for n in group]), of_members) for group in numbers),
         step=train_step(experiment, model.config, steps, mesh),
-        place=functools.partial(to_devices, sharding=named_sharding(mesh, "members", "batch")),
+        place=functools.partial(_place, sharding=named_sharding(mesh, "members", "batch")),
         place_members=functools.partial(to_devices, sharding=of_members),
         method=experiment.prompt,
         rate_rms=rms,
     )
+
+
+def _place(batch: GroupBatch, sharding: NamedSharding | None) -> dict[str, jax.Array]:
+    """Put a batch on the devices. Each process only reads the rows of its devices."""
+    return read_to_devices(batch.read, batch.shape, sharding)
 
 
 def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | None) -> Any:
@@ -260,6 +277,13 @@ def _check_memory(members: Sequence[Member], model: Model) -> None:
         )
 
 
+def _prompt_shapes(member: Member, model: Model) -> Prompt | None:
+    """Return the shapes of a member's prompt; None if the method changes weights of the base."""
+    method = member.experiment.prompt
+    made = jax.eval_shape(method.apply, method.shapes(model, tasks=len(member.tasks)))
+    return made if isinstance(made, Prompt) else None
+
+
 def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_length: int, decoding: Decoding) -> Model:
     """Return the model for texts as long as the examples.
 
@@ -268,7 +292,7 @@ def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_leng
     """
     try:
         # An answer may be as long as the longest target after truncation.
-        config = check_context(model.config, prompt, max(map(len, examples.inputs)), target_length)
+        config = check_context(model.config, prompt, int(row_lengths(examples.inputs).max()), target_length)
         logits_rules.merged_settings(model.config, decoding, target_length)
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
@@ -305,7 +329,7 @@ def _start(member: Member, model: Model, steps: int, rms: float | None) -> tuple
     labels = list(dict.fromkeys(label for turn in turns for label in turn if label is not None))
     trainable = member.experiment.prompt.initialize(init_key, model, labels, tasks=len(member.tasks))
     # The optimizer's state holds the member's learning rate and weight decay.
-    options = absolute_rate(experiment.optimizer, rms)
+    options = absolute_rate(experiment.optimizer, experiment.prompt, rms)
     return TrainState.create(trainable, frozen_base(make_optimizer(options, steps))), run_key
 
 
@@ -314,7 +338,7 @@ def _batches(members: Sequence[Member], groups: Sequence[Sequence[Member]], mode
     streams: dict[Any, TrainBatches] = {}
     for member in members:
         options, training = member.experiment.train, [task.examples["train"] for task in member.tasks]
-        lengths = [len(ids) for examples in training for ids in examples.inputs]
+        lengths = np.concatenate([row_lengths(examples.inputs) for examples in training]).tolist()
         buckets = length_buckets(lengths, member.experiment.data.buckets, max(lengths))
         key = (member.experiment.data, options.seed)
         if key in streams:

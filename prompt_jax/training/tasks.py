@@ -143,4 +143,4 @@ def _load_options(
 
 def _load(task: Any, model: Model, split: str, options: LoadOptions) -> Examples:
     assert model.tokenizer is not None  # prepare
-    return load_examples(task, model.tokenizer, split, options)
+    return load_examples(task, model.tokenizer, split, options, on_disk=split == "train")

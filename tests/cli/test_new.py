@@ -74,6 +74,17 @@ def test_methods(run, sentiment_files, folder, method):
     assert written.prompt.name == method and written.model.name == "demo"
 
 
+@pytest.mark.parametrize(
+    ("model", "mlp_width"),
+    [("demo", 512), ("openai-community/gpt2", 512), ("smollm2", None), ("Qwen/Qwen3-0.6B", None), ("llama", None)],
+)
+def test_a_prefix_of_a_current_model_has_no_mlp(run, sentiment_files, folder, tiny_folders, model, mlp_width):
+    """It starts from a text."""
+    model = tiny_folders.get(model, model)
+    assert run("new", "x", "--train", "train.jsonl", "--method", "prefix", "--model", model)[0] == 0
+    assert experiments.load_experiment(folder / "x.py").prompt == PrefixTuning(length=20, mlp_width=mlp_width)
+
+
 def test_all_methods_of_one_task_are_there():
     assert set(METHODS) == {name for name, method in ALL_METHODS.items() if not method.per_task}
     assert set(METHODS) == set(typing.get_args(MethodName))

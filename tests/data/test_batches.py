@@ -1,5 +1,6 @@
 """Batches: each row at most once an epoch and complete, an order that depends on the seed, exact resumption."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from prompt_jax.data.batches import TrainBatches, eval_batches
 from prompt_jax.data.buckets import length_buckets
+from prompt_jax.data.stored_rows import RowFile, StoredTokens
 from token_rows import PAD, START, Tokens, make, rows_of, same, tokens
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=40)
@@ -94,6 +96,53 @@ def test_arrays_of_a_batch():
         "target_mask": np.array([[1, 1, 0], [1, 1, 1]], bool),
     }
     assert same({name: value[order] for name, value in batch.items()}, expected)
+
+
+def on_disk(examples: Tokens) -> Tokens:
+    file = RowFile()
+    stored = Tokens(StoredTokens(file), StoredTokens(file))
+    for ids, targets in zip(examples.inputs, examples.targets, strict=True):
+        stored.inputs.append(ids)
+        stored.targets.append(targets)
+    return stored
+
+
+@SMALL
+@given(lengths_of, st.integers(1, 8))
+def test_rows_in_a_file_give_the_same_batches(lengths, batch_size):
+    batch_size = min(batch_size, len(lengths))
+    buckets = length_buckets(lengths, 3, 64)
+    memory = tokens(lengths)
+    one, other = (TrainBatches(each, batch_size, 0, buckets, PAD, START) for each in (memory, on_disk(memory)))
+    assert one.fingerprint == other.fingerprint
+    for _ in range(2 * one.batches_per_epoch):
+        assert same(next(one), next(other))
+
+
+def test_the_fingerprint_is_that_of_earlier_versions():
+    """Checkpoints have it, and runs with another one do not resume."""
+    lengths = [1, 9, 4]
+    examples, buckets = tokens(lengths), length_buckets(lengths, 3, 64)
+    expected = hashlib.sha256(repr((2, buckets, PAD, START)).encode())
+    for rows in (examples.inputs, examples.targets):
+        expected.update(np.array(list(map(len, rows)), np.int64).tobytes())
+        expected.update(np.concatenate(rows).astype(np.int32).tobytes())
+    for own in (examples, on_disk(examples)):
+        assert TrainBatches(own, 2, 5, buckets, PAD, START).fingerprint == f"sha256:{expected.hexdigest()}"
+
+
+@SMALL
+@given(lengths_of, st.integers(1, 8), st.data())
+def test_a_part_of_a_batch_reads_its_rows_alone(lengths, batch_size, data):
+    batch_size = min(batch_size, len(lengths))
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, batch_size)] * 2)))
+    whole, batches = next(make(lengths, batch_size)), make(lengths, batch_size)
+    plan = batches.next_plan()
+    assert plan.tokens == whole["inputs_mask"].sum() + whole["target_mask"].sum()
+    for rows in (batches._examples.inputs, batches._examples.targets):
+        for other in set(range(len(rows))) - set(plan.rows[first:last].tolist()):
+            rows[other] = np.zeros(99, np.int32)  # too long, so that it cannot be read
+    assert same(plan.read(slice(first, last)), {name: array[first:last] for name, array in whole.items()})
 
 
 def test_an_evaluation_batch_by_hand():

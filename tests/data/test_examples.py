@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from prompt_jax.data.examples import Examples, truncate
+from prompt_jax import load_model
+from prompt_jax.control_tokens import remove_marks
+from prompt_jax.data.examples import Examples, input_ids, truncate
 from prompt_jax.data.files import file_task
 from prompt_jax.errors import DataError
 from prompt_jax.metrics import metric_fns
@@ -53,6 +55,28 @@ def test_the_log_likelihood_needs_no_answers():
     examples = examples_of(["no", "yes"], TaskFormat("{x}", metrics=("log_likelihood",)))
     assert examples.needs_log_likelihood and not examples.needs_answers
     assert examples.score([], np.array([-1.0, -3.0])) == {"log_likelihood": -1.0}
+
+
+@pytest.mark.parametrize("name", ("gpt2", "llama", "t5"))
+@pytest.mark.parametrize("ending", ("\nthat is", "n film", " END, that is", ""))
+def test_a_truncated_input_of_a_causal_model_keeps_the_end_of_its_template(tiny_folders, name, ending):
+    """A token may span the end of the column. A control token of the template is kept too."""
+    tokenizer = load_model(str(tiny_folders[name])).tokenizer
+    ending = tokenizer.marked(ending.replace("END", tokenizer.piece(tokenizer.eos_id)))
+    text = "a good film and long" * 5 + ending
+    whole = tokenizer.input_ids(text)
+    short = len(whole) - 8
+    assert input_ids(tokenizer, text, len(whole), ending)[0].tolist() == whole
+    ids, truncated = input_ids(tokenizer, text, short, ending)
+    assert truncated and len(ids) == short and ids.dtype == np.int32
+    if name == "t5" or not ending:
+        np.testing.assert_array_equal(ids, truncate(whole, short, tokenizer.eos_id))
+        return
+    written = tokenizer.transformers.decode(ids).lstrip()
+    assert written.endswith(remove_marks(ending))
+    assert text.startswith(written[: -len(ending) - 5]), "the token that spans the end has fewer letters"
+    with pytest.raises(DataError, match="the template ends in .* has . tokens, and an input has at most 1"):
+        input_ids(tokenizer, text, 1, ending)
 
 
 def test_a_truncated_text_keeps_its_end_token():

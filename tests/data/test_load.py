@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_jax.checkpoints.tokenizer import Tokenizer
+from prompt_jax.data import stored_rows
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.registry import add_task
 from prompt_jax.errors import DataError, UserError
 from prompt_jax.task_format import TaskFormat
-from reviews import REVIEW, load, plain_task, review_file, source, write
+from reviews import REVIEW, load, plain_task, review_file, source, text_task, write
 
 SMALL = settings(max_examples=50)
 
@@ -69,6 +71,44 @@ def test_no_text_is_truncated_silently(folder, tokenizer, rows, length):
     cut = sum(len(ids) > length for ids in whole)
     assert examples.truncated == {"inputs": cut, "targets": cut}
     assert examples.input_texts == rows
+
+
+def test_examples_on_disk_are_those_in_memory(tmp_path, tokenizer, registry):
+    import seqio
+
+    rows = [(f"text {i} " + "long " * (i % 7), "good" if i % 3 else "bad") for i in range(50)]
+    tasks = [
+        file_task("files", {"train": review_file(tmp_path, rows)}, REVIEW),
+        text_task("t_registered", rows),
+        plain_task(seqio.PassThroughVocabulary(size=0)),
+    ]
+    for task in tasks:
+        for limit in (None, 9):
+            memory, disk = (
+                load(task, tokenizer, input_length=8, limit=limit, on_disk=on_disk) for on_disk in (False, True)
+            )
+            assert len(disk) == len(memory) == len(disk.inputs) and disk.truncated == memory.truncated
+            assert disk.unlabeled == memory.unlabeled == 0
+            for name in ("inputs", "targets", "input_texts", "target_texts"):
+                ours, expected = getattr(disk, name), getattr(memory, name)
+                assert not isinstance(ours, list)
+                np.testing.assert_equal(list(ours), expected)
+
+
+def test_examples_on_disk_are_not_in_memory(tmp_path, tokenizer, monkeypatch):
+    """Neither while they are loaded nor afterwards. The same measure shows those in memory."""
+    monkeypatch.setattr(stored_rows, "_BLOCK", 2**14)
+    rows = [(f"text {i} " + "long " * 400, "good") for i in range(500)]
+    task, size = file_task("t", {"train": review_file(tmp_path, rows)}, REVIEW), sum(len(text) for text, _ in rows)
+    peaks = {}
+    for on_disk in (False, True):
+        load(task, tokenizer, input_length=1000, limit=2)  # caches
+        tracemalloc.start()
+        examples = load(task, tokenizer, input_length=1000, on_disk=on_disk)
+        peaks[on_disk] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(examples) == 500
+    assert peaks[False] > size and peaks[True] < size / 4
 
 
 def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path, tokenizer):

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -53,13 +54,35 @@ def prompts(experiment: Experiment) -> list[np.ndarray]:
     return [np.asarray(prompt.encoder_tokens.embeddings) for prompt, _ in read_prompts(experiment.folder / "last.npz")]
 
 
+READS = """
+import atexit, json, os, pathlib
+from prompt_jax.data.stored_rows import StoredTokens
+real, read = StoredTokens.__getitem__, []
+def spy(rows, row):
+    read.append(int(row))
+    return real(rows, row)
+StoredTokens.__getitem__ = spy
+path = pathlib.Path({folder!r}, "read." + os.environ.get("JAX_PROCESS_ID", "0"))
+atexit.register(lambda: path.write_text(json.dumps(read)))
+"""
+
+
 @pytest.mark.slow
 def test_the_same_run_on_several_devices_and_processes(experiment):
-    """Losses and prompts are equal up to reordering error."""
+    """Losses and prompts are equal up to reordering error. A process only reads the rows of its devices."""
     experiment = dataclasses.replace(experiment, ensemble=EnsembleConfig(size=2))
     one = on(experiment, "one")
     jax_processes.run(one)
     setup = loop.prepare(one)
+    steps, half = experiment.train.steps + 2, experiment.train.batch_size // 2  # two batches are prefetched
+    rows = np.array(
+        [[plan.rows for plan in next(setup.batches)[0]._plans] for _ in range(steps)]
+    )  # [steps, members, B]
+    parts = {
+        "two processes": [rows[:, :, :half], rows[:, :, half:]],
+        "four processes": [rows[:, :1], rows[:, :1], rows[:, 1:], rows[:, 1:]],
+        "eight devices": [rows],
+    }
     first = [variables["prompt"]["encoder_tokens"] for variables in setup.trainable(setup.states)]
     places = {
         "two processes": (2, 1, (1, -1, 1)),
@@ -68,7 +91,12 @@ def test_the_same_run_on_several_devices_and_processes(experiment):
     }
     for name, (processes, devices, mesh) in places.items():
         other = on(experiment, name, *mesh)
-        jax_processes.run(other, processes, devices)
+        started = jax_processes.start(other, processes, devices, patch=READS.format(folder=str(experiment.runs)))
+        assert jax_processes.finish(other, started) == [0] * processes, jax_processes.output(other).read_text()
+        for number, part in enumerate(parts[name]):
+            read = json.loads((experiment.runs / f"read.{number}").read_text())  # inputs and targets
+            assert 2 * part[:-2].size <= len(read) <= 2 * part.size
+            assert not Counter(read) - Counter(np.tile(part.ravel(), 2).tolist()), name
         np.testing.assert_allclose(losses(other), losses(one), rtol=2e-4, err_msg=name)
         for ours, theirs, start in zip(prompts(other), prompts(one), first, strict=True):
             movement = theirs - start

@@ -1,5 +1,7 @@
 """Meshes and shardings. Tests on eight devices run this file as a program in a separate process."""
 
+import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +20,17 @@ from prompt_jax.checkpoints import weights
 from prompt_jax.checkpoints.load import load_model
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.distributed.sharding import RULES, make_mesh, named_sharding, parameter_sharding, to_devices, to_host
+from prompt_jax.data.member_batches import MemberBatches
+from prompt_jax.distributed import sharding
+from prompt_jax.distributed.sharding import (
+    RULES,
+    make_mesh,
+    named_sharding,
+    parameter_sharding,
+    read_to_devices,
+    to_devices,
+    to_host,
+)
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.answers import score_targets
@@ -28,6 +40,7 @@ from prompt_jax.models import family, gpt2, llama, t5
 from prompt_jax.models.rope import Rope
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
+from token_rows import make
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASES = {"t5": "t5_v11", "gpt2": "gpt2", "bart": "bart"}
@@ -89,6 +102,90 @@ def test_sizes_that_do_not_fit_are_refused(found):
     assert "mesh.model is 8, and encoder/layers/0/self/q has 4 heads" in found["heads"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Stands in for a chip of one of several slices."""
+
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    process_index: int = 0
+    device_kind: str = "TPU v5 lite"
+    platform: str = "tpu"
+
+
+def chips(slices: int, width: int, height: int) -> list[Chip]:
+    return [Chip(own, (x, y, 0)) for y in range(height) for x in range(width) for own in range(slices)]
+
+
+def test_members_are_distributed_over_slices():
+    for config in (MeshConfig(ensemble=4, data=2), MeshConfig(ensemble=2, model=-1), MeshConfig(ensemble=-1)):
+        mesh = make_mesh(config, chips(2, 2, 2))
+        of_members = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
+        half = len(of_members) // 2
+        assert of_members == [{0}] * half + [{1}] * half
+        assert len(set(mesh.devices.flat)) == 8
+
+
+@pytest.mark.parametrize("sizes", [(1, -1, 1), (1, 2, 8), (3, 4, 1), (2, 3, 2)])
+def test_other_axes_stay_within_a_slice(sizes):
+    with pytest.raises(ConfigError, match="chips of 2 slices, and only mesh.ensemble may extend over slices: make it"):
+        make_mesh(MeshConfig(*sizes), sorted(chips(2, 4, 2), key=lambda chip: chip.slice_index))
+
+
+def test_a_mesh_within_the_first_of_two_slices():
+    mesh = make_mesh(MeshConfig(data=2, model=2), sorted(chips(2, 2, 2), key=lambda chip: chip.slice_index))
+    assert {chip.slice_index for chip in mesh.devices.flat} == {0}
+
+
+def test_nothing_in_a_step_crosses_slices(found):
+    """Devices with even and odd numbers stand for two slices. Some groups that communicate cross the other axes."""
+    across = found["step"]["groups across"]
+    assert across["slices"] == 0 and across["data"] > 0 and across["model"] > 0
+
+
+TWO_SLICES = """
+import json, os
+from tools.planner.__main__ import NO_TPU
+os.environ |= NO_TPU
+from jax.experimental import topologies
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from tools.planner.programs import programs
+
+chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+experiment = Experiment(
+    model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),
+    data=DataConfig(task="any", input_length=64, target_length=8),
+    prompt=PromptTuning(length=5),
+    train=TrainConfig(batch_size=8, eval_batch_size=16),
+    ensemble=EnsembleConfig(size=4),
+    mesh=MeshConfig(4, 2, 2),
+)
+compiled = [program.lower().compile().as_text() for program in programs(experiment, list(chips))]
+print(json.dumps([[text.count(word) for word in (" all-reduce(", "xla_megascale_transfer")] for text in compiled]))
+"""
+
+
+@pytest.mark.interop
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'")
+def test_nothing_in_a_step_crosses_slices_of_tpus():
+    """The TPU compiler gives transfers between slices this name. Generation has one: whether all answers have ended."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", TWO_SLICES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (reductions, transfers), (_, of_generation) = json.loads(done.stdout.splitlines()[-1])
+    assert reductions > 0 and transfers == 0
+    assert of_generation > 0
+
+
+def test_each_part_of_a_batch_is_read_once(found):
+    assert found["batch"] == {"equal": True, "read": [[0, 1, 0, 4], [0, 1, 4, 8], [1, 2, 0, 4], [1, 2, 4, 8]]}
+
+
 def test_a_base_over_devices_is_the_base(found):
     """Each of four devices holds a quarter of the layers' matrices, and only a quarter is read at a time."""
     for dtype in ("float32", "bfloat16", "int8"):
@@ -118,7 +215,7 @@ def on_eight_devices(name: str) -> dict:
     mesh = make_mesh(MeshConfig(data=2, model=4))
     folder = FIXTURES / BASES[name] / "base"
     result |= {dtype: loaded(folder, dtype, mesh) for dtype in weights.DTYPES}
-    result["step"] = stepped(folder)
+    result["step"], result["batch"] = stepped(folder), read_in_parts()
     for where, own in (("scores", mesh), ("scores on one", None)):
         model = load_model(folder, sharding=parameter_sharding(own))
         inputs, targets = ([random_text(model, 1, n, seed=n)[0] for n in sizes] for sizes in ((3, 9, 4), (6, 2, 5)))
@@ -154,7 +251,9 @@ def stepped(folder: Path) -> dict:
     prompt_config = PromptTuning(length=5, init="uniform")
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
     losses, text = {}, ""
-    for mesh in (make_mesh(sizes), None):
+    sharding._slices = lambda devices: [devices[::2], devices[1::2]]
+    over_slices = make_mesh(sizes)
+    for mesh in (over_slices, None):
         model = load_model(folder, sharding=parameter_sharding(mesh))
         starts = []
         for seed in range(members):
@@ -188,13 +287,56 @@ def stepped(folder: Path) -> dict:
             losses[mesh is None].append(to_host(metrics["loss"]).tolist())
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    collectives = [line for line in text.splitlines() if re.search(rf" ({kinds})(-start)?\(", line)]
+    groups = [group for line in collectives for group in groups_of(line)]
+    places = np.arange(8).reshape(2, 2, 2)  # of the devices in the mesh
+    odd = [place for place, device in enumerate(over_slices.devices.flat) if device.id % 2]
+    halves = {"slices": odd, "data": places[:, 0], "model": places[:, :, 0]}
     return {
+        "groups across": {name: across(half, groups) for name, half in halves.items()},
         "kinds": Counter(re.findall(rf" ({kinds})(?:-start)?\(", text)),
         "largest gathered": max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathered),
         "tokens": rows * target,
         "losses": losses[False],
         "losses on one": losses[True],
     }
+
+
+def groups_of(line: str) -> list[list[int]]:
+    """Return the groups of devices, by their place in the mesh, that communicate in a collective operation."""
+    if pairs := re.search(r"source_target_pairs={({[\d,{}]*})}", line):
+        return json.loads(f"[{pairs[1].translate(BRACKETS)}]")
+    if listed := re.search(r"replica_groups={({[\d,{}]*})}", line):
+        return json.loads(f"[{listed[1].translate(BRACKETS)}]")
+    counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    assert counted is not None, line
+    shape, sizes, order = ([int(n) for n in part.split(",")] if part else None for part in counted.groups())
+    return np.arange(np.prod(sizes)).reshape(sizes).transpose(order).reshape(shape).tolist()
+
+
+BRACKETS = str.maketrans("{}", "[]")
+
+
+def across(half, groups: list[list[int]]) -> int:
+    """Return the number of groups with devices both inside and outside this half."""
+    return sum(len(set(np.isin(group, half).tolist())) == 2 for group in groups)
+
+
+def read_in_parts() -> dict:
+    """Return whether a batch that is read in parts is the whole batch, and which parts are read."""
+    lengths, parts = [3 + i % 9 for i in range(40)], []
+    batches = MemberBatches([make(lengths, 8), make(lengths, 8, seed=1)], [[0, 1]])
+    (batch,) = next(batches)
+    of_batch = named_sharding(make_mesh(MeshConfig(2, 2, 2)), "members", "batch")
+
+    def read(members: slice, rows: slice) -> dict[str, np.ndarray]:
+        parts.append([members.start, members.stop, rows.start, rows.stop])
+        return batch.read(members, rows)
+
+    placed, expected = read_to_devices(read, batch.shape, of_batch), batch.read()
+    equal = [np.array_equal(placed[name], expected[name]) for name in expected]
+    shards = [array.sharding == of_batch for array in placed.values()]
+    return {"equal": all(equal + shards) and len(placed) == 5, "read": sorted(parts)}
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
+import bytepairs
 import prompt_jax
 from prompt_jax import metrics
+from prompt_jax.checkpoints.tokenizer import load_tokenizer
 from prompt_jax.cli import main
 from prompt_jax.data.files import file_task
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.inference.evaluation import EvaluationOptions, evaluate, evaluate_members
 from prompt_jax.inference.few_shot import DesignError, PromptDesign, few_shot_inputs
 from prompt_jax.task_format import TaskFormat
+from sentencepieces import SENTENCES
 
 pytestmark = pytest.mark.usefixtures("one_length")
 
@@ -99,6 +104,23 @@ def test_a_causal_model_reads_plain_text(tiny_folders, sentiment_files, name):
         model.config.start_id,
     )
     assert start == [start_id] * 2 and a == [start_id, *model.tokenizer.encode("a")]
+
+
+@pytest.mark.parametrize("kind", ("llama2", "llama3", "qwen2", "gemma"))
+def test_examples_have_the_ids_of_the_whole_prompt(tiny_folders, sentiment_files, tmp_path, kind):
+    """Each is tokenized alone. A tokenizer like Llama 2's puts a space before a text, but not after a line break."""
+    shutil.copytree(tiny_folders["llama"], tmp_path / "m")
+    control = ["<s>", "</s>", "<unk>"]
+    (tmp_path / "m" / "tokenizer.json").write_text(bytepairs.train_like(kind, SENTENCES, 60, control))
+    config = AutoConfig.from_pretrained(str(tmp_path / "m"))
+    tokenizer = load_tokenizer(tmp_path / "m", config, eos_id=1, pad_id=2, rows=1000, causal=True)
+    model = dataclasses.replace(roomy(prompt_jax.load_model(str(tiny_folders["llama"]))), tokenizer=tokenizer)
+    tests, training = (split(model, sentiment_files, part, 12) for part in ("test", "train"))
+    rows = np.random.default_rng(0).permutation(len(training))[:3]
+    lines = [f"the film {training.input_texts[row]} {training.target_texts[row]}\n" for row in rows]
+    asked, _ = few_shot_inputs(tests, PromptDesign("the film {input}", 3, balanced=False, length=900), model, training)
+    for ids, own in zip(asked.inputs, tests.input_texts, strict=True):
+        assert list(ids) == [*tokenizer.start, *tokenizer.encode("".join([*lines, f"the film {own}"]))]
 
 
 @pytest.mark.parametrize("shots", (0, 1))

@@ -54,6 +54,14 @@ def test_a_padding_token_of_minus_one_is_none():
     assert config.pad_id == config.eos_id
 
 
+def test_null_values_with_a_default():
+    form = dataclasses.replace(FORMAT, multiples=(), defaults=lambda values: {"d_model": 6, "dropout": 0.0})
+    config = form.config(Config, values(d_model=None, dropout=None), tied_output=True, causal=True)
+    assert (config.width, config.rate) == (6, 0.0)
+    with pytest.raises(CheckpointError, match="dropout is 2"):
+        form.config(Config, values(dropout=2), tied_output=True, causal=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

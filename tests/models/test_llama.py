@@ -13,17 +13,18 @@ import prompt_jax
 from adapters import assert_close, assert_rows_are_each_alone, random_prefix, random_text, random_tokens, whole
 from prompt_jax import Prompt, VirtualTokens
 from prompt_jax.checkpoints.save import save_model
+from prompt_jax.cli import main
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import CheckpointError
 from prompt_jax.methods.adapter import AdapterTuning
 from prompt_jax.methods.full import FullTuning
 from prompt_jax.methods.last_layers import LastLayersTuning
-from prompt_jax.models import embedding_table, family
+from prompt_jax.models import ContextError, embedding_table, family
 from prompt_jax.models.delta import params_and_prompt
 from prompt_jax.models.llama import MODEL_TYPES
 from prompt_jax.models.prompt import Prefix, PromptPartError, PromptStackError
 from prompt_jax.prompt_files.io import read_prompts
-from prompt_jax.prompt_files.metadata import PromptFormatError, PromptMetadata
+from prompt_jax.prompt_files.metadata import ModelId, PromptFormatError, PromptMetadata
 from prompt_jax.prompt_files.peft import write as write_peft
 
 
@@ -242,6 +243,43 @@ def test_longrope_depends_on_the_longest_row(fixtures):
     assert np.abs(logits(long, 38, prompt) - logits(model.config, 38, prompt)).max() > 0.01
 
 
+@pytest.mark.parametrize("make", (random_tokens, random_prefix))
+def test_a_prompt_keeps_the_factors_of_longrope_that_it_was_trained_with(fixtures, make, tmp_path):
+    model = prompt_jax.load_model(str(fixtures / "phi3" / "base"))
+    long = dataclasses.replace(model.config, ropes=(dataclasses.replace(model.config.ropes[0], long=True),))
+    text = whole(random_text(model, 1, 6))
+    prompts = {}
+    for flag in (True, False, None):
+        prompt_jax.save_prompt(tmp_path / f"{flag}.npz", make(model, 3, long_rope=flag))
+        prompts[flag] = prompt_jax.load_prompt(tmp_path / f"{flag}.npz")
+    outputs = {flag: prompt_jax.forward(model.params, model.config, text, prompt) for flag, prompt in prompts.items()}
+    for flag, config in ((True, long), (False, model.config), (None, model.config)):
+        assert_close(outputs[flag], family(config).forward(model.params, config, text, make(model, 3)))
+    assert np.abs(outputs[True] - outputs[False]).max() > 0.01
+    with pytest.raises(ContextError, match=r"have 41 tokens, so the .* other factors \(longrope\) than those"):
+        prompt_jax.forward(model.params, model.config, whole(random_text(model, 1, 38)), prompts[False])
+    with pytest.raises(PromptStackError, match="prompt 0 and prompt 1 differ in long_rope"):
+        prompt_jax.stack_prompts([prompts[True], prompts[False]])
+    stacked = prompt_jax.stack_prompts([prompts[True]] * 2)
+    batch = text | {"prompt_ids": np.array([1], np.int32)}
+    assert_close(prompt_jax.forward(model.params, model.config, batch, stacked), outputs[True])
+    with pytest.warns(UserWarning, match="trained with the factors of longrope for long texts. With PEFT, short texts"):
+        write_peft(tmp_path / "peft", [(prompts[True], PromptMetadata())], model, ensemble=False)
+
+
+def test_virtual_tokens_become_a_prefix_with_their_rotary_positions(tiny_folders, tmp_path):
+    model = prompt_jax.load_model(str(tiny_folders["phi3"]))
+    base = PromptMetadata(base=ModelId(model.name, None, model.fingerprint))
+    prompt_jax.save_prompt(tmp_path / "p.npz", random_tokens(model, 3, long_rope=True), base)
+    arguments = "export", tmp_path / "p.npz", tmp_path / "prefix.npz", "--as", "prefix", "--model", model.name
+    assert main([str(word) for word in arguments]) == 0
+    text = whole(random_text(model, 1, 6))
+    prompts = [read_prompts(tmp_path / name)[0][0] for name in ("p.npz", "prefix.npz")]
+    tokens, prefix = (prompt_jax.forward(model.params, model.config, text, prompt) for prompt in prompts)
+    assert prompts[1].decoder_self.long_rope
+    assert_close(prefix, tokens)
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
@@ -253,6 +291,14 @@ def changed(fixtures, folder, name, **changes):
     shutil.copy(fixtures / name / "base" / "model.safetensors", folder)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+@pytest.mark.parametrize("name", ("llama", "gemma2", "gemma3_text"))
+def test_a_null_dropout_is_none(fixtures, tmp_path, name):
+    """Transformers reads such files."""
+    model = prompt_jax.load_model(changed(fixtures, tmp_path / "m", name, attention_dropout=None))
+    assert model.config == prompt_jax.load_model(str(fixtures / name / "base")).config
+    assert model.config.dropout_rate == 0.0
 
 
 def test_old_and_new_names_of_rotary_parameters(fixtures, tmp_path):

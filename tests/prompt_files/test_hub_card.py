@@ -65,12 +65,13 @@ def test_the_card_has_the_facts_that_users_need():
 
 def test_the_code_for_peft_has_the_separator():
     member = CardMember({"encoder_tokens": (3, 8)}, PromptMetadata(None))
-    for base, ids in (
-        (CardBase("gpt2", None, True, 50256, leading_space=True), 'tokenizer(" a text").input_ids, 50256]'),
-        (CardBase("smollm2", None, True, 198), 'tokenizer("a text").input_ids, 198]'),
+    for base, text, ids in (
+        (CardBase("gpt2", None, True, 50256, leading_space=True), " a text", "[*ids, 50256]"),
+        (CardBase("meta/llama", None, True, 198, start=(128000,)), "a text", "[128000, *ids, 198]"),
+        (CardBase("smollm2", None, True, 198), "a text", "[*ids, 198]"),
     ):
         _, _, code = parsed(card_of("hf://me/p", [member], base, adapters=True))
-        assert f"ids = [*{ids}" in code[1]
+        assert f'ids = tokenizer("{text}", add_special_tokens=False).input_ids\nids = {ids}  #' in code[1]
     assert "from_pretrained(smollm2_folder())" in code[1]
 
 

@@ -48,7 +48,10 @@ def random_base(kind: str, sizes: dict, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=("t5_v11", "gpt2", "bart", *DEEPER))
+GROUPED = ("llama", "qwen3", "gemma3_text")  # grouped queries; also norms of keys, and sliding windows
+
+
+@pytest.fixture(scope="module", params=("t5_v11", "gpt2", "bart", *GROUPED, *DEEPER))
 def model(request, fixtures, tmp_path_factory) -> Model:
     if request.param not in DEEPER:
         return prompt_jax.load_model(str(fixtures / request.param / "base"))
@@ -129,6 +132,34 @@ def test_peft_gives_our_answers(model, kind, tmp_path):
     assert (tmp_path / "b" / TENSORS).read_bytes() == (tmp_path / "a" / TENSORS).read_bytes()
     assert (tmp_path / "b" / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
     assert front((tmp_path / "a" / CARD).read_text()) == front((tmp_path / "b" / CARD).read_text())
+
+
+@pytest.mark.parametrize("kind", ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PREFIX_TUNING, projected"))
+@pytest.mark.parametrize("name", GROUPED)
+def test_we_give_pefts_answers(fixtures, name, kind, tmp_path):
+    """Adapters with random weights that PEFT makes for models with grouped queries, and saves."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = prompt_jax.load_model(str(fixtures / name / "base"))
+    options = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
+    config = {
+        "PROMPT_TUNING": lambda: peft.PromptTuningConfig(**options),
+        "P_TUNING": lambda: peft.PromptEncoderConfig(**options, encoder_hidden_size=24),
+        "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(**options),
+        "PREFIX_TUNING, projected": lambda: peft.PrefixTuningConfig(
+            **options, prefix_projection=True, encoder_hidden_size=24
+        ),
+    }[kind]()
+    torch.manual_seed(0)
+    base = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(model.name, dtype="float32")
+    made = peft.get_peft_model(base, config).eval()
+    for weight in made.prompt_encoder.parameters():
+        torch.nn.init.normal_(weight)
+    made.save_pretrained(tmp_path / "theirs")
+    ((prompt, _),) = read_prompts(tmp_path / "theirs")
+    assert list(prompt.parts) == ["decoder_self" if "PREFIX" in kind else "encoder_tokens"]
+    assert_same_answers(model, made, prompt)
+    save_prompt(tmp_path / "ours", prompt, format="peft", model=model)
+    assert (tmp_path / "ours" / TENSORS).read_bytes() == (tmp_path / "theirs" / TENSORS).read_bytes()
 
 
 @pytest.mark.parametrize("name", ("gpt2", "qwen3", "gemma3_text"))

@@ -1,10 +1,14 @@
 """Math problems from small files in the releases' layouts, written here."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+import jax_processes
+from prompt_jax import experiment as experiments
+from prompt_jax.config.model import ModelConfig
 from prompt_jax.data.load import LoadOptions, load_examples
 from prompt_jax.data.registry import discover_tasks
 from prompt_jax.errors import DataError
@@ -53,3 +57,36 @@ def test_missing_and_broken_files_are_errors(folder, tiny):
     (folder / "test.jsonl").unlink()
     with pytest.raises(DataError, match=r"test.jsonl; tasks/metamath.py says where to get it"):
         load_examples("metamath", tiny.tokenizer, "test", OPTIONS)
+
+
+@pytest.mark.slow
+def test_a_small_edition_of_pefts_benchmark(folder, tmp_path, smollm2_model_folder):
+    """configs/metamath.py with SmolLM2 and five sums, which the prefix learns by heart."""
+    sums = [(2, 3), (4, 4), (1, 6), (5, 1), (3, 6)]
+    questions = [f"What is {a} plus {b}?" for a, b in sums]
+    solved = [
+        {"query": q, "response": f"{a} + {b} = {a + b}\nThe answer is: {a + b}"}
+        for q, (a, b) in zip(questions, sums, strict=True)
+    ]
+    (folder / "MetaMathQA-395K.json").write_text(json.dumps(solved))
+    for name in ("train", "test"):
+        lines = [
+            {"question": q, "answer": f"Add them.\n#### {a + b}"} for q, (a, b) in zip(questions, sums, strict=True)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    whole = experiments.load_experiment(ROOT / "configs" / "metamath.py")
+    train = dataclasses.replace(whole.train, steps=15, eval_every=15, checkpoint_every=15, batch_size=5)
+    small = dataclasses.replace(
+        whole,
+        runs=tmp_path,
+        model=ModelConfig(str(smollm2_model_folder)),
+        data=dataclasses.replace(whole.data, input_length=64, target_length=32),
+        optimizer=dataclasses.replace(whole.optimizer, warmup_steps=2),
+        train=train,
+    )
+    jax_processes.run(small, 1, 1, "--tasks", str(ROOT / "tasks" / "metamath.py"), XLA_FLAGS="")
+    summary = json.loads((tmp_path / "metamath" / "summary.json").read_text())
+    (test,) = summary["tests"]
+    assert (test["before"]["final_answer"], test["scores"][0]["final_answer"]) == (0.0, 1.0)
+    answers = [json.loads(line) for line in (tmp_path / "metamath" / "predictions.jsonl").read_text().splitlines()]
+    assert len(answers) == 5 and all("The answer is: " in str(answer) for answer in answers)

@@ -314,7 +314,7 @@ def on_eight_devices(config: Path) -> dict:
     batching.EVAL_BUCKETS = 1
     experiment = dataclasses.replace(experiments.load_experiment(config), mesh=MeshConfig(ensemble=-1))
     setup = loop.prepare(experiment)
-    batch = setup.place(next(setup.batches))
+    batch = list(map(setup.place, next(setup.batches)))
     text = setup.step.lower(setup.states[0], setup.model.params, batch[0], setup.keys[0]).compile().as_text()
     leaf = prompt_of(setup.states[0])
     starts_of_setup = setup.trainable(setup.states)

@@ -255,7 +255,7 @@ def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, task_part, ta
         run = dataclasses.replace(run, prompt=multitask)
     setup, progress = train(run, tasks=tasks)
     (batch,) = next(loop.prepare(run, tasks).batches)
-    batch = {name: array[0] for name, array in batch.items() if name != "prompt_ids"}
+    batch = {name: array[0] for name, array in batch.read().items() if name != "prompt_ids"}
     prompts = setup.make_prompts(setup.trainable(setup.states))
     losses, count = 0.0, 0
     for row in range(8):

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from prompt_jax.config.optimizer import OptimizerConfig
-from prompt_jax.methods import FullTuning, MultitaskPromptTuning, PrefixTuning, PromptTuning, PTuning
+from prompt_jax.methods import (
+    AdapterTuning,
+    FullTuning,
+    LastLayersTuning,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
 from prompt_jax.training import optimizers
 from prompt_jax.training.optimizers import (
     absolute_rate,
@@ -131,17 +139,37 @@ def test_a_rate_in_units_of_the_embeddings(tiny):
     table = np.asarray(tiny.params["embedding"], np.float64)
     rms = np.sqrt((table**2).sum() / table.size)
     np.testing.assert_allclose(embedding_rms(tiny), rms, rtol=1e-6)
-    absolute = absolute_rate(OptimizerConfig(learning_rate=0.5, rate_unit="embedding_rms"), embedding_rms(tiny))
+    prompt, rate = PromptTuning(), OptimizerConfig(learning_rate=0.5, rate_unit="embedding_rms")
+    absolute = absolute_rate(rate, prompt, embedding_rms(tiny))
     np.testing.assert_allclose(absolute.learning_rate, 0.5 * rms, rtol=1e-6)
     assert absolute.rate_unit == "absolute"
-    assert absolute_rate(OptimizerConfig(learning_rate=0.5), None).learning_rate == 0.5
+    assert absolute_rate(OptimizerConfig(learning_rate=0.5), prompt, None).learning_rate == 0.5
 
 
 def test_the_default_rates_are_the_papers_on_t5():
     """Its embeddings have a standard deviation of 13.5."""
-    relative, absolute = absolute_rate(OptimizerConfig(), 13.5), absolute_rate(OptimizerConfig(), None)
+    relative, absolute = (absolute_rate(OptimizerConfig(), PromptTuning(), rms) for rms in (13.5, None))
     assert absolute.learning_rate == 0.3
     assert relative.learning_rate == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [
+        (PromptTuning(), 0.3),
+        (PromptTuning(mlp_width=8), 5e-5),
+        (MultitaskPromptTuning(), 0.3),
+        (PrefixTuning(), 1e-3),
+        (PrefixTuning(mlp_width=8), 5e-5),
+        (PTuning(), 1e-4),
+        (AdapterTuning(), 1e-4),
+        (LastLayersTuning(), 5e-5),
+        (FullTuning(), 5e-5),
+    ],
+)
+def test_the_default_rate_of_each_method(method, rate):
+    assert absolute_rate(OptimizerConfig(), method, None).learning_rate == rate
+    assert absolute_rate(OptimizerConfig(learning_rate=0.5), method, None).learning_rate == 0.5
 
 
 def test_scaled_embeddings(tiny):

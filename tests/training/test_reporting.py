@@ -30,7 +30,7 @@ def test_times_and_counts_in_the_summary(experiment):
     summary = read_summary(experiment.folder)
     assert summary.sessions == 2 and progress.examples == 6 * 8
     setup.batches.seek({"streams": [{"epoch": 0, "batch": 0}]})
-    batches = [next(setup.batches)[0] for _ in range(6)]
+    batches = [next(setup.batches)[0].read() for _ in range(6)]
     assert progress.tokens == sum(b["inputs_mask"].sum() + b["target_mask"].sum() for b in batches)
     times, speed = summary.times, summary.throughput
     assert min(times.compile, times.train, times.validation, times.test) > 0

@@ -1,11 +1,13 @@
 """What a run in progress says about its members, its size and failed writes."""
 
+import dataclasses
 import errno
 from types import SimpleNamespace
 
 import pytest
 
 from experiments import with_options
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.errors import SaveError
 from prompt_jax.storage.locks import LockLost
 from prompt_jax.training.run import MemberState, Run, RunProgress, describe
@@ -60,8 +62,11 @@ def test_the_description_counts_parameters_and_examples(experiment, tiny):
     """Four virtual tokens of width 64, in float32."""
     setup = prepare(with_options(experiment, "data", input_length=5))
     progress = RunProgress([MemberState()], step=3)
-    first, *splits, last = describe(run(experiment=experiment, setup=setup, progress=progress)).splitlines()
+    first, rate, *splits, last = describe(run(experiment=experiment, setup=setup, progress=progress)).splitlines()
     assert first == (f"run: {tiny.name}, 230,656 parameters, 256 of them trained (0.111%), 256 stored (0.00 MiB)")
+    assert rate == "  learning rate 0.3, the default of soft_prompt"
     assert [line.split(":")[0].strip() for line in splits] == ["train", "validation", "test"]
     assert splits[0] == "  train: 40 examples of files, 40 inputs truncated"
     assert last == "  resuming at step 3 of 6"
+    chosen = dataclasses.replace(experiment, optimizer=OptimizerConfig(learning_rate=0.1))
+    assert "learning rate" not in describe(run(experiment=chosen, setup=setup, progress=progress))

@@ -19,6 +19,7 @@ from experiments import with_name, with_options
 from interruptions import Interrupted, before_step
 from launching import wait_for
 from prompt_jax import experiment as experiments
+from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods.prefix import PrefixTuning
@@ -207,15 +208,34 @@ def test_the_default_rate_that_earlier_versions_wrote(experiment):
 
 
 def test_the_default_initialization_of_prefixes_that_earlier_versions_wrote(experiment):
-    prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))
+    rate = OptimizerConfig(learning_rate=0.3)
+    prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2), optimizer=rate)
     (prefix.folder).mkdir(parents=True)
     for init, same in (("normal", True), ("zero", False)):
         earlier = json.loads(experiments.to_json(prefix))
         del earlier["optimizer"]["rate_unit"]
-        earlier["prompt"]["init"], earlier["optimizer"]["learning_rate"] = init, 0.3
+        earlier["prompt"]["init"] = init
         (prefix.folder / "config.json").write_text(json.dumps(earlier))
         with contextlib.nullcontext() if same else pytest.raises(ConfigError, match="changed: prompt.init"):
             check_folder(prefix, overwrite=False)
+
+
+def test_a_default_rate_that_changed(experiment, monkeypatch):
+    """The configuration says None both times. The optimizer's state shows what was meant."""
+    prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixTuning, "default_rate", 0.3)
+        train(with_options(prefix, "train", steps=2))
+        train(with_options(prefix, "train", steps=3))
+    told = "was trained with the learning rate 0.3, and this configuration has 0.001: another version had another"
+    with pytest.raises(ConfigError, match=told):
+        train(with_options(prefix, "train", steps=4))
+    earlier = json.loads((prefix.folder / "config.json").read_text())  # before the rate had a unit
+    earlier["optimizer"]["learning_rate"] = 0.3
+    del earlier["optimizer"]["rate_unit"]
+    (prefix.folder / "config.json").write_text(json.dumps(earlier))
+    with pytest.raises(ConfigError, match=r"changed: optimizer.learning_rate"):
+        train(with_options(prefix, "train", steps=4))
 
 
 def test_a_value_that_became_the_default_is_another_configuration(experiment):

@@ -1,12 +1,17 @@
 """Setup: shapes and numbers of parameters, by configuration."""
 
+import contextlib
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
+from adapters import whole
+from experiments import with_options
+from prompt_jax import load_model, load_prompt, save_prompt
 from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.model import ModelConfig
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.errors import ConfigError
 from prompt_jax.methods.adapter import AdapterTuning
@@ -16,6 +21,9 @@ from prompt_jax.methods.multitask import MultitaskPromptTuning
 from prompt_jax.methods.p_tuning import PTuning
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
+from prompt_jax.models import check_context, family
+from prompt_jax.models.rope import long_rope
+from prompt_jax.prompt_files.metadata import ModelId, PromptMetadata
 from prompt_jax.training.setup import prepare
 
 
@@ -57,6 +65,32 @@ def test_stored_parameters_are_those_of_the_files(experiment):
     setup = prepare(dataclasses.replace(experiment, prompt=prefix, ensemble=EnsembleConfig(length=(4, 2))))
     written = jax.tree.leaves(setup.make_prompts(setup.trainable(setup.states)))
     assert setup.stored_parameters == sum(leaf.size for leaf in written) != setup.trained_parameters
+
+
+@pytest.mark.parametrize(("input_length", "long"), [(36, True), (8, False)])
+def test_a_prefix_of_a_text_has_the_rotary_positions_of_the_run(experiment, tiny_folders, tmp_path, input_length, long):
+    """Texts with prompt and answer have more than the 40 positions of longrope's first factors, or fewer."""
+    run = dataclasses.replace(
+        with_options(experiment, "data", input_length=input_length),
+        model=ModelConfig(name=str(tiny_folders["phi3"])),
+        prompt=PrefixTuning(length=4, init="text", init_text="a good film and long"),
+    )
+    setup = prepare(run)
+    model, other = setup.model, load_model(str(tiny_folders["phi3"]))
+    assert long_rope(model.config) == long and not long_rope(other.config)
+    (prompt,) = setup.make_prompts(setup.trainable(setup.states))
+    assert prompt.decoder_self.long_rope == long
+    ids = np.array([model.tokenizer.word_ids("a good film and long")[:4]], np.int32)
+    expected = family(model.config).activations(model.params, model.config, whole(ids))["decoder_self"][0]
+    np.testing.assert_allclose(prompt.decoder_self.keys, np.asarray(expected)[:, 0], rtol=1e-5, atol=1e-6)
+    save_prompt(tmp_path / "p.npz", prompt, PromptMetadata(base=ModelId(model.name, None, model.fingerprint)))
+    config = check_context(other.config, load_prompt(tmp_path / "p.npz"), 5, 5)
+    assert config.ropes == model.config.ropes
+    again = dataclasses.replace(
+        with_options(run, "data", input_length=8), prompt=PrefixTuning(4, init="file", init_file=tmp_path / "p.npz")
+    )
+    with contextlib.nullcontext() if not long else pytest.raises(ConfigError, match="was trained for longer texts"):
+        prepare(again)
 
 
 def test_rates_in_units_of_the_embeddings(experiment):

@@ -63,11 +63,11 @@ def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_f
         decoding=Decoding(beams=2),
     )
     setup = setups.prepare(given)
-    (batch,) = next(setup.batches)
+    (batch,) = map(setup.place, next(setup.batches))
     length = max(len(target) for target in setup.members[0].tasks[0].examples["train"].targets)
     longest = dataclasses.replace(data, input_length=batch["inputs"].shape[-1], target_length=length)
     train, generation = programs(dataclasses.replace(given, data=longest), jax.devices()[:1])
-    ours = setup.step.lower(setup.states[0], setup.model.params, setup.place(batch), setup.keys[0])
+    ours = setup.step.lower(setup.states[0], setup.model.params, batch, setup.keys[0])
     assert text(train.lower()) == text(ours)
 
     seen, real = [], answers.generate_scored
