@@ -150,6 +150,7 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
     Raises:
       ConfigError: an unknown base, or an error that a run of this experiment on such devices would raise.
     """
+    experiment = _with_choices(experiment, devices)
     alone, config, mesh = _checked(experiment, devices)
     for numbers in group_members(alone):
         yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
@@ -157,7 +158,18 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
 
 def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
     """Return the generation of answers to the longest inputs. Arguments and errors as for `training_steps`."""
-    return _generate(experiment, *_checked(experiment, devices), devices)
+    experiment = _with_choices(experiment, devices)
+    alone, config, mesh = _checked(experiment, devices)
+    # As in `load_model`, the kernel is not divided over devices in generation.
+    config = dataclasses.replace(config, fused_attention=mesh is None and experiment.model.attention == "fused")
+    return _generate(experiment, alone, config, mesh, devices)
+
+
+def _with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
+    """Return the experiment with the attention that a run on these devices chooses."""
+    if experiment.model.attention != "auto" or devices[0].platform != "tpu":
+        return experiment
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="fused"))
 
 
 def _checked(experiment: Experiment, devices: Sequence[Any]) -> tuple[tuple[Experiment, ...], Config, Mesh | None]:
