@@ -117,6 +117,16 @@ def load_model(
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
 
 
+def load_config(name_or_path: str | Path, revision: str | None = None, *, local_files_only: bool = False) -> Config:
+    """Return a base model's configuration, without its weights. Arguments and errors as for `load_model`."""
+    if str(name_or_path).startswith(T5X):
+        return open_t5x(_expand_user(str(name_or_path).removeprefix(T5X)))[0]
+    name_or_path, revision = _parse_hub_name(name_or_path, revision)
+    folder, _ = _locate(name_or_path, revision, local_files_only)
+    with open_checkpoint(folder) as tensors:
+        return model_config(read_config(folder), tensors, str(folder / "config.json"))
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Find or download the folder
 

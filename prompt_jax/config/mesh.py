@@ -16,3 +16,10 @@ class MeshConfig:
     """Number of device groups that the rows of a batch are distributed over (data parallelism)."""
     model: Annotated[int, MESH_SIZE] = 1
     """Number of devices that the base's heads and feed-forward width are sharded over (tensor parallelism)."""
+    auto: bool = False
+    """Replace the three sizes by those of the mesh that fits and has the shortest estimated step."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each axis."""
+        return {"ensemble": self.ensemble, "data": self.data, "model": self.model}

@@ -1,6 +1,7 @@
 """Meshes and shardings. Tests on eight devices run this file as a program in a separate process."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -141,6 +142,44 @@ def test_nothing_in_a_step_crosses_slices(found):
     """Devices with even and odd numbers stand for two slices. Some groups that communicate cross the other axes."""
     across = found["step"]["groups across"]
     assert across["slices"] == 0 and across["data"] > 0 and across["model"] > 0
+
+
+TWO_SLICES = """
+import json, os
+from tools.planner.__main__ import NO_TPU
+os.environ |= NO_TPU
+from jax.experimental import topologies
+from prompt_jax import DataConfig, Experiment, ModelConfig, PromptTuning, TrainConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from tools.planner.programs import programs
+
+chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+experiment = Experiment(
+    model=ModelConfig(name="google/t5-v1_1-small", dtype="bfloat16"),
+    data=DataConfig(task="any", input_length=64, target_length=8),
+    prompt=PromptTuning(length=5),
+    train=TrainConfig(batch_size=8, eval_batch_size=16),
+    ensemble=EnsembleConfig(size=4),
+    mesh=MeshConfig(4, 2, 2),
+)
+compiled = [program.lower().compile().as_text() for program in programs(experiment, list(chips))]
+print(json.dumps([[text.count(word) for word in (" all-reduce(", "xla_megascale_transfer")] for text in compiled]))
+"""
+
+
+@pytest.mark.interop
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'")
+def test_nothing_in_a_step_crosses_slices_of_tpus():
+    """The TPU compiler gives transfers between slices this name. Generation has one: whether all answers have ended."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", TWO_SLICES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (reductions, transfers), (_, of_generation) = json.loads(done.stdout.splitlines()[-1])
+    assert reductions > 0 and transfers == 0
+    assert of_generation > 0
 
 
 def test_each_part_of_a_batch_is_read_once(found):
