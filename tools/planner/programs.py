@@ -150,7 +150,7 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
     Raises:
       ConfigError: an unknown base, or an error that a run of this experiment on such devices would raise.
     """
-    experiment = _with_choices(experiment, devices)
+    experiment = with_choices(experiment, devices)
     alone, config, mesh = _checked(experiment, devices)
     for numbers in group_members(alone):
         yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
@@ -158,14 +158,14 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
 
 def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
     """Return the generation of answers to the longest inputs. Arguments and errors as for `training_steps`."""
-    experiment = _with_choices(experiment, devices)
+    experiment = with_choices(experiment, devices)
     alone, config, mesh = _checked(experiment, devices)
     # As in `load_model`, the kernel is not divided over devices in generation.
     config = dataclasses.replace(config, fused_attention=mesh is None and experiment.model.attention == "fused")
     return _generate(experiment, alone, config, mesh, devices)
 
 
-def _with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
+def with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
     """Return the experiment with the attention that a run on these devices chooses."""
     if experiment.model.attention != "auto" or devices[0].platform != "tpu":
         return experiment

@@ -15,7 +15,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.training.auto_mesh import workload
 from tools.planner.chips import Topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
-from tools.planner.programs import base_config, generation, training_steps
+from tools.planner.programs import base_config, generation, training_steps, with_choices
 
 COMPILED = 3  # candidates that the compiler ranks
 
@@ -29,13 +29,14 @@ class Candidate(NamedTuple):
     @property
     def label(self) -> str:
         model, group = self.experiment.model, self.experiment.ensemble.group
-        mesh = " x ".join(map(str, self.experiment.mesh.sizes.values()))
+        mesh = " x ".join(map(str, self.experiment.mesh.sizes.values())) + self.experiment.mesh.fsdp * " fsdp"
         return f"{mesh}, {model.dtype}, remat {model.remat}" + (f", group {group}" if group else "")
 
 
 def options(experiment: Experiment) -> str:
     """Return the options of `prompt-jax train` that a search chooses."""
     values: dict[str, object] = {f"mesh.{axis}": size for axis, size in experiment.mesh.sizes.items()}
+    values |= {"mesh.fsdp": True} if experiment.mesh.fsdp else {}
     values |= {"model.dtype": experiment.model.dtype, "model.remat": experiment.model.remat}
     values |= {"ensemble.group": experiment.ensemble.group} if experiment.ensemble.group else {}
     values |= {"train.eval-batch-size": experiment.train.eval_batch_size}
@@ -45,15 +46,15 @@ def options(experiment: Experiment) -> str:
 def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
     """Return the candidates that fit by the analytic estimate, fastest first.
 
-    There is one for each dtype (the experiment's and the narrower ones), remat, and size of `mesh.model`: the one whose
-    other sizes are the best by the estimate.
+    There is one for each dtype (the experiment's and the narrower ones), remat, size of `mesh.model`, and `mesh.fsdp`:
+    the one whose other sizes are the best by the estimate.
 
     Raises:
       ConfigError: nothing fits.
     """
-    config = base_config(experiment.model.name)
+    config, experiment = base_config(experiment.model.name), with_choices(experiment, where.devices)
     work, dtypes = workload(experiment, config), get_args(Dtype)
-    best: dict[tuple[str, str, int], Candidate] = {}
+    best: dict[tuple[str, str, int, bool], Candidate] = {}
     for dtype, mesh, remat in itertools.product(
         dtypes[dtypes.index(experiment.model.dtype) :],
         list(meshes(config, work, len(where.devices))),
@@ -62,7 +63,7 @@ def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
         for group in _groups(work.groups, mesh):
             chosen = dataclasses.replace(work, dtype=dtype, remat=remat, at_once=group)
             cost = training_cost(config, chosen, mesh, where.chip)
-            known = best.get(key := (dtype, remat, mesh.model))
+            known = best.get(key := (dtype, remat, mesh.model, mesh.fsdp))
             if fits(cost, where.chip) and (known is None or cost.seconds < known.cost.seconds):
                 best[key] = Candidate(_with(experiment, mesh, dtype, remat, group), cost)
     if not best:
