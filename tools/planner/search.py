@@ -29,18 +29,24 @@ class Candidate(NamedTuple):
     @property
     def label(self) -> str:
         model, group = self.experiment.model, self.experiment.ensemble.group
-        mesh = " x ".join(map(str, self.experiment.mesh.sizes.values())) + self.experiment.mesh.fsdp * " fsdp"
-        return f"{mesh}, {model.dtype}, remat {model.remat}" + (f", group {group}" if group else "")
+        return f"{mesh_label(self.experiment.mesh)}, {model.dtype}, remat {model.remat}" + (
+            f", group {group}" if group else ""
+        )
+
+
+def mesh_label(mesh: MeshConfig) -> str:
+    """Return the mesh as tables show it: `32 x 8 x 1 fsdp`."""
+    return " x ".join(map(str, mesh.sizes.values())) + " fsdp" * mesh.fsdp
 
 
 def options(experiment: Experiment) -> str:
     """Return the options of `prompt-jax train` that a search chooses."""
     values: dict[str, object] = {f"mesh.{axis}": size for axis, size in experiment.mesh.sizes.items()}
-    values |= {"mesh.fsdp": True} if experiment.mesh.fsdp else {}
+    values |= {"mesh.fsdp": ""} if experiment.mesh.fsdp else {}
     values |= {"model.dtype": experiment.model.dtype, "model.remat": experiment.model.remat}
     values |= {"ensemble.group": experiment.ensemble.group} if experiment.ensemble.group else {}
     values |= {"train.eval-batch-size": experiment.train.eval_batch_size}
-    return " ".join(f"--{name} {value}" for name, value in values.items())
+    return " ".join(f"--{name} {value}".strip() for name, value in values.items())
 
 
 def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
