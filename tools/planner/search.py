@@ -33,6 +33,10 @@ class Candidate(NamedTuple):
             f", group {group}" if group else ""
         )
 
+    def rank(self, seconds: float) -> float:
+        """Return the step time by which to rank the candidate: a narrower dtype has to be 2 % faster."""
+        return seconds * 1.02 ** get_args(Dtype).index(self.experiment.model.dtype)
+
 
 def mesh_label(mesh: MeshConfig) -> str:
     """Return the mesh as tables show it: `32 x 8 x 1 fsdp`."""
@@ -77,7 +81,7 @@ def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
             f"nothing fits on {where.name} by the analytic estimate: use a larger slice, a smaller train.batch_size or "
             "a larger train.accumulate"
         )
-    return sorted(best.values(), key=lambda each: each.cost.seconds)
+    return sorted(best.values(), key=lambda each: each.rank(each.cost.seconds))
 
 
 def _groups(members: tuple[int, ...], mesh: MeshConfig) -> list[int | None]:
@@ -106,9 +110,9 @@ def rank(found: list[Candidate], where: Topology) -> list[tuple[Candidate, list[
     for candidate in found[: 2 * COMPILED]:
         results = [estimate(step, where) for step in training_steps(candidate.experiment, where.devices)]
         seconds = sum(each.seconds if isinstance(each, Estimate) else math.inf for each in results)
-        ranked.append((seconds, candidate, results))
+        ranked.append((candidate.rank(seconds), candidate, results))
         jax.clear_caches()
-        if sum(seconds < math.inf for seconds, *_ in ranked) == COMPILED:
+        if sum(each < math.inf for each, *_ in ranked) == COMPILED:
             break
     return [(candidate, results) for _, candidate, results in sorted(ranked, key=lambda each: each[0])]
 
