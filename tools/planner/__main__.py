@@ -44,7 +44,7 @@ from prompt_jax.training.auto_mesh import workload
 from tools.planner.chips import Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
 from tools.planner.programs import base_config, lengths, programs, with_choices
-from tools.planner.search import candidates, largest_evaluation, options, rank
+from tools.planner.search import candidates, largest_evaluation, mesh_label, options, rank
 
 # Settings that libtpu would otherwise query from a TPU host. The last one allows several planners at once.
 NO_TPU = {
@@ -310,8 +310,7 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
         named = dataclasses.replace(sheet.experiment, model=dataclasses.replace(sheet.experiment.model, name=name))
         experiment = _fitted(with_choices(named, where.devices), where)
         parts = experiment.train.accumulate
-        mesh = " x ".join(map(str, experiment.mesh.sizes.values())) + experiment.mesh.fsdp * " fsdp"
-        mesh += f", {parts} parts" if parts > 1 else ""
+        mesh = mesh_label(experiment.mesh) + (f", {parts} parts" if parts > 1 else "")
         short = name.partition("/")[2].removeprefix("t5-v1_1-").removeprefix("Meta-").removesuffix("-pt")
         for program in programs(experiment, where.devices):
             print(f"{title}, {name}, {program.name}", file=sys.stderr, flush=True)
