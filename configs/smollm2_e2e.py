@@ -22,12 +22,12 @@ experiment = Experiment(
     prompt=PrefixTuning(length=102, init="text", init_text=EXAMPLES),  # as long as the text
     optimizer=OptimizerConfig(name="adamw", learning_rate=0.03, schedule="linear", warmup_steps=5, weight_decay=0.0),
     train=TrainConfig(
-        steps=100,
+        steps=50,
         batch_size=8,
         z_loss=0.0,
-        eval_every=50,
-        eval_examples=16,
+        eval_every=25,
+        eval_examples=8,
         test_examples=100,
-        checkpoint_every=50,
+        checkpoint_every=25,
     ),
 )

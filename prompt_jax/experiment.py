@@ -175,8 +175,7 @@ def check(experiment: Experiment) -> None:
     check_fields(experiment.ensemble, "ensemble")
     check_fields(experiment.mesh, "mesh")
     alone = members(experiment)
-    mesh = dataclasses.asdict(experiment.mesh)
-    if len(rest := [axis for axis, size in mesh.items() if size == -1]) > 1:
+    if len(rest := [axis for axis, size in experiment.mesh.sizes.items() if size == -1]) > 1:
         raise ConfigError(f"mesh.{rest[0]} and mesh.{rest[1]} are both -1; only one can take the remaining devices")
     tests = experiment.data.test_tasks
     if repeated := (set(tests) & {member.data.task for member in alone}) | {n for n in tests if tests.count(n) > 1}:

@@ -19,6 +19,7 @@ from prompt_jax.checkpoints.tokenizer import TOKENIZER_FILES, Tokenizer, load_to
 from prompt_jax.checkpoints.weights import DTYPES, FORMATS, Shardings, assemble, open_checkpoint, shard_names
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models import Config, family
+from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.models.layers import Params
 
 T5X = "t5x:"  # prefix of the folder of a T5X checkpoint
@@ -101,7 +102,9 @@ def load_model(
     identity = fingerprint(config, samples)
     if family(config).causal and "eos_id" in special:
         special.setdefault("start_id", special["eos_id"])  # the separator, without a tokenizer
-    config = dataclasses.replace(config, **special)
+    # XLA cannot divide the kernel over devices. In training it is divided by hand.
+    fused = sharding is None and is_fused("auto")
+    config = dataclasses.replace(config, **special, fused_attention=fused)
     tokenizer = load_tokenizer(
         folder,
         hf,
@@ -115,6 +118,16 @@ def load_model(
     if tokenizer is not None and tokenizer.separator:
         config = dataclasses.replace(config, start_id=tokenizer.separator[0])
     return Model(str(name_or_path), revision, params, config, tokenizer, identity)
+
+
+def load_config(name_or_path: str | Path, revision: str | None = None, *, local_files_only: bool = False) -> Config:
+    """Return a base model's configuration, without its weights. Arguments and errors as for `load_model`."""
+    if str(name_or_path).startswith(T5X):
+        return open_t5x(_expand_user(str(name_or_path).removeprefix(T5X)))[0]
+    name_or_path, revision = _parse_hub_name(name_or_path, revision)
+    folder, _ = _locate(name_or_path, revision, local_files_only)
+    with open_checkpoint(folder) as tensors:
+        return model_config(read_config(folder), tensors, str(folder / "config.json"))
 
 
 # --------------------------------------------------------------------------------------------------------------

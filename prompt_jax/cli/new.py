@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 MethodName = Literal["soft_prompt", "prefix", "p_tuning", "adapter", "last_layers", "full"]
 
+_ADAMW = 'OptimizerConfig(name="adamw", learning_rate={}, weight_decay=0.0)'
+
 # For each method the expression that makes it, and its optimizer. None is the default, which suits soft prompts.
 METHODS: dict[MethodName, tuple[str, str | None]] = {
     "soft_prompt": ("PromptTuning(length=20)", None),
-    "prefix": ("PrefixTuning(length=20)", 'OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.0)'),
-    "p_tuning": ("PTuning(length=20)", 'OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.0)'),
+    "prefix": ("PrefixTuning(length=20)", _ADAMW.format("5e-3")),
+    "p_tuning": ("PTuning(length=20)", _ADAMW.format("1e-3")),
     "adapter": ("AdapterTuning()", "OptimizerConfig(learning_rate=1e-3)"),
     "last_layers": ("LastLayersTuning(layers=2)", "OptimizerConfig(learning_rate=1e-3)"),
     "full": ("FullTuning()", "OptimizerConfig(learning_rate=1e-3)"),
@@ -139,7 +141,7 @@ def _source(args: New, path: Path, data: Data) -> Iterator[str]:
     if args.method == "soft_prompt" and not labels:
         prompt = 'PromptTuning(length=20, init="vocab")'
     if args.method == "prefix" and _is_in_papers(args.model):  # for other models, a text is the better start
-        prompt = "PrefixTuning(length=20, mlp_width=512)"
+        prompt, optimizer = "PrefixTuning(length=20, mlp_width=512)", _ADAMW.format("1e-3")
     title, command = f"{path.stem}: {args.method} on {data.files['train'].name}.", f"prompt-jax train {path}"
     yield f'"""{_quoted(title)[1:-1]}'
     yield from ("", f"    {_quoted(command)[1:-1]}", '"""', "", "from pathlib import Path", "")

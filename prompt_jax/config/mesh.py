@@ -19,3 +19,10 @@ class MeshConfig:
     fsdp: bool = False
     """Shard the base over `data` too, and collect each layer's weights when they are needed (fully sharded data
     parallelism). A frozen base has no gradients, so nothing else is communicated. It needs `model` 1."""
+    auto: bool = False
+    """Replace the three sizes by those of the mesh that fits and has the shortest estimated step."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each axis."""
+        return {"ensemble": self.ensemble, "data": self.data, "model": self.model}

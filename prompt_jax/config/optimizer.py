@@ -18,7 +18,7 @@ class OptimizerConfig:
     """Optimizer."""
     learning_rate: Annotated[float, POSITIVE] | None = None
     """Peak learning rate in `rate_unit`. None depends on the method: 0.3, or 0.022 embedding_rms, for virtual tokens;
-    0.001 for prefixes; 0.0001 for P-tuning and adapters; 5e-5 for an MLP and for weights of the base."""
+    0.005 for prefixes; 0.0001 for P-tuning and adapters; 5e-5 for an MLP and for weights of the base."""
     rate_unit: RateUnit | None = None
     """Unit of learning rates: absolute, or the root mean square of the base's embeddings (embedding_rms), for soft
     prompts. None means embedding_rms for soft prompts of Llama and later models, and absolute otherwise."""

@@ -56,7 +56,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh | No
       ConfigError: the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {name: getattr(config, name) for name in ("ensemble", "data", "model")}
+    sizes = config.sizes
     text = " x ".join(f"mesh.{name} {size}" for name, size in sizes.items())
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     rest = len(devices) // fixed if -1 in sizes.values() else 1

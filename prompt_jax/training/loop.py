@@ -13,6 +13,7 @@ from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on
 from prompt_jax.experiment import Experiment, check
 from prompt_jax.report.terminal import Activity
 from prompt_jax.storage.locks import FileLock, LockLost
+from prompt_jax.training.auto_mesh import with_mesh
 from prompt_jax.training.checkpoints import Checkpoints
 from prompt_jax.training.evaluate import Evaluate
 from prompt_jax.training.logs import Display, Log
@@ -136,7 +137,7 @@ def train(
         on_first_process(lambda: lock_existing_run(experiment, held))
         preemption = stack.enter_context(Preemption())  # noticed at the next step or batch
         with Activity("loading the model and the data", enabled=is_first()):
-            setup = prepare(experiment, tasks)
+            setup = prepare(with_mesh(experiment), tasks)
         _leave_if_preempted(preemption)
         wait_for_all("prepared")  # nothing is deleted for a run that cannot begin
         on_first_process(lambda: open_folder(experiment, overwrite, held))

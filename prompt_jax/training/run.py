@@ -12,6 +12,7 @@ import jax
 from prompt_jax import experiment as experiments
 from prompt_jax.config.optimizer import PAPER_RATE_IN_RMS
 from prompt_jax.distributed.processes import Preemption
+from prompt_jax.distributed.sharding import mesh_of, mesh_shape
 from prompt_jax.errors import SaveError, UserError
 from prompt_jax.experiment import Experiment
 from prompt_jax.storage.locks import FileLock
@@ -146,6 +147,9 @@ def describe(run: Run) -> str:
     lines = [f"{experiment.name}: {setup.model.name}, {share}, {size}{members}"]
     if len(setup.members) > 1:
         lines += [f"  member {m.number}: {experiments.settings_text(m.settings)}" for m in setup.members]
+    if experiment.mesh.auto:
+        sizes = mesh_shape(mesh_of(setup.model.params)).items()
+        lines.append(f"  mesh: {' x '.join(f'{axis} {size}' for axis, size in sizes)}")
     options, rms = experiment.optimizer, setup.rate_rms
     if options.learning_rate is None and not experiment.ensemble.learning_rate:
         rate = f"{experiment.prompt.default_rate:g}" if rms is None else f"{PAPER_RATE_IN_RMS:g}"

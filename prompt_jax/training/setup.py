@@ -148,6 +148,9 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
     check_division(numbers, alone, mesh_shape(mesh))
     sharding, base = parameter_sharding(mesh, fsdp=experiment.mesh.fsdp), experiment.model
     model = load_model(base.name, base.dtype, base.revision, sharding=sharding)
+    if base.attention != "auto":
+        fused = is_fused(base.attention) and mesh is None
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, fused_attention=fused))
     if model.tokenizer is None:
         raise ConfigError(
             f"the model {model.name} has no tokenizer, which training needs (spiece.model, tokenizer.json, or "

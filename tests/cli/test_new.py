@@ -82,7 +82,9 @@ def test_a_prefix_of_a_current_model_has_no_mlp(run, sentiment_files, folder, ti
     """It starts from a text."""
     model = tiny_folders.get(model, model)
     assert run("new", "x", "--train", "train.jsonl", "--method", "prefix", "--model", model)[0] == 0
-    assert experiments.load_experiment(folder / "x.py").prompt == PrefixTuning(length=20, mlp_width=mlp_width)
+    written = experiments.load_experiment(folder / "x.py")
+    assert written.prompt == PrefixTuning(length=20, mlp_width=mlp_width)
+    assert written.optimizer.learning_rate == (5e-3 if mlp_width is None else 1e-3)
 
 
 def test_all_methods_of_one_task_are_there():

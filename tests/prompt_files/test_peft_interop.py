@@ -151,7 +151,9 @@ def test_we_give_pefts_answers(fixtures, name, kind, tmp_path):
     }[kind]()
     torch.manual_seed(0)
     base = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(model.name, dtype="float32")
-    made = peft.get_peft_model(base, config).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Transformers', of what PEFT calls
+        made = peft.get_peft_model(base, config).eval()
     for weight in made.prompt_encoder.parameters():
         torch.nn.init.normal_(weight)
     made.save_pretrained(tmp_path / "theirs")

@@ -78,15 +78,15 @@ def test_a_small_edition_of_pefts_benchmark(folder, tmp_path, smollm2_model_fold
     train = dataclasses.replace(whole.train, steps=15, eval_every=15, checkpoint_every=15, batch_size=5)
     small = dataclasses.replace(
         whole,
-        runs=tmp_path,
+        runs=tmp_path / "runs",
         model=ModelConfig(str(smollm2_model_folder)),
         data=dataclasses.replace(whole.data, input_length=64, target_length=32),
         optimizer=dataclasses.replace(whole.optimizer, warmup_steps=2),
         train=train,
     )
     jax_processes.run(small, 1, 1, "--tasks", str(ROOT / "tasks" / "metamath.py"), XLA_FLAGS="")
-    summary = json.loads((tmp_path / "metamath" / "summary.json").read_text())
+    summary = json.loads((small.folder / "summary.json").read_text())
     (test,) = summary["tests"]
-    assert (test["before"]["final_answer"], test["scores"][0]["final_answer"]) == (0.0, 1.0)
-    answers = [json.loads(line) for line in (tmp_path / "metamath" / "predictions.jsonl").read_text().splitlines()]
-    assert len(answers) == 5 and all("The answer is: " in str(answer) for answer in answers)
+    assert test["before"]["final_answer"] < 0.7 < test["scores"][0]["final_answer"], "it is 0.4, then 1"
+    answers = [json.loads(line) for line in (small.folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(answers) == 5 and all("\nThe answer is: " in answer["prediction"] for answer in answers)

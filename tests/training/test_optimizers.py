@@ -159,7 +159,7 @@ def test_the_default_rates_are_the_papers_on_t5():
         (PromptTuning(), 0.3),
         (PromptTuning(mlp_width=8), 5e-5),
         (MultitaskPromptTuning(), 0.3),
-        (PrefixTuning(), 1e-3),
+        (PrefixTuning(), 5e-3),
         (PrefixTuning(mlp_width=8), 5e-5),
         (PTuning(), 1e-4),
         (AdapterTuning(), 1e-4),

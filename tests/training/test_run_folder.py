@@ -227,7 +227,7 @@ def test_a_default_rate_that_changed(experiment, monkeypatch):
         patch.setattr(PrefixTuning, "default_rate", 0.3)
         train(with_options(prefix, "train", steps=2))
         train(with_options(prefix, "train", steps=3))
-    told = "was trained with the learning rate 0.3, and this configuration has 0.001: another version had another"
+    told = "was trained with the learning rate 0.3, and this configuration has 0.005: another version had another"
     with pytest.raises(ConfigError, match=told):
         train(with_options(prefix, "train", steps=4))
     earlier = json.loads((prefix.folder / "config.json").read_text())  # before the rate had a unit

@@ -50,7 +50,7 @@ class Training:
         config, params = base
         self.method = METHODS[shape.method](length=shape.length, init="normal")
         self.optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
-        config = dataclasses.replace(config, dropout_rate=shape.dropout)
+        config = dataclasses.replace(config, dropout_rate=shape.dropout, remat=shape.remat)
         self.step = steps.make_train_step(config, self.method, self.optimizer, dropout=shape.dropout > 0)
         self.params = params
         self._model = Model("random", None, params, config, None, "")

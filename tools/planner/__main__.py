@@ -2,6 +2,7 @@
 
     pip install '.[tpu]'
     python -m tools.planner CONFIG --topology v5e:16x16 [OVERRIDES]
+    python -m tools.planner CONFIG --topology v5e:16x16 --search [OVERRIDES]
     python -m tools.planner --all > tools/planner/plans.md
 
 No weights are needed: the base, `model.name`, is a folder with a config.json, `demo`, or a published T5 1.1, GPT-2,
@@ -9,8 +10,10 @@ BART, Llama 3, Qwen3 or Gemma 3. Inputs and targets have the lengths `data.input
 default 512 and 16 tokens. The other options are those of `prompt-jax train`, including the mesh, e.g.
 --mesh.data -1 --mesh.model 16.
 
-A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --all plans an ensemble of 32 prompts for
-each size of T5 1.1 on five slices, and of 8 prompts for current decoder-only models on three.
+A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --search chooses mesh, dtype, remat, member
+group and evaluation batch: an analytic estimate selects a few candidates, and the compiler ranks them. --all plans an
+ensemble of 32 prompts for each size of T5 1.1 on five slices, and of 8 prompts for current decoder-only models on
+three.
 """
 
 import dataclasses
@@ -25,20 +28,22 @@ import jax
 import tyro
 
 from prompt_jax import experiment as experiments
-from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.cli.train import choose_method
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.config.train import TrainConfig
+from prompt_jax.distributed.chips import GIB
+from prompt_jax.distributed.costs import choose_mesh, evaluation_rows
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, MissingPackage, UserError
 from prompt_jax.experiment import Experiment
-from prompt_jax.models import family
-from tools.planner.chips import GIB, Topology, TopologyError, topology
+from prompt_jax.training.auto_mesh import workload
+from tools.planner.chips import Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
 from tools.planner.programs import base_config, lengths, programs
+from tools.planner.search import candidates, largest_evaluation, options, rank
 
 # Settings that libtpu would otherwise query from a TPU host. The last one allows several planners at once.
 NO_TPU = {
@@ -121,6 +126,8 @@ class Plan:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     topology: str
     """The slice in chips, e.g. v4:2x2x4, v5e:16x16, v5p:2x4x4 or v6e:4x4."""
+    search: bool = False
+    """Choose the mesh, a dtype at most as wide as model.dtype, remat, the member group and the evaluation batch."""
     json: bool = False
     """Print a JSON object instead of a table."""
 
@@ -141,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")
         if args is None:
             all_plans()
+        elif args.search:
+            search(args)
         else:
             plan(args)
     except (UserError, TopologyError) as error:
@@ -165,14 +174,43 @@ def parse(words: Sequence[str]) -> Plan:
 def plan(args: Plan) -> None:
     """Print the plan of one experiment."""
     where = topology(args.topology)
-    results = [estimate(program, where) for program in programs(args.experiment, where.devices)]
+    experiment = args.experiment
+    if experiment.mesh.auto:
+        experiment = dataclasses.replace(experiment, mesh=_mesh(experiment, where))
+    results = [estimate(program, where) for program in programs(experiment, where.devices)]
+    summary = _summary(experiment, where)
     if args.json:
-        plans = {"programs": [_as_json(each) for each in results]}
-        print(json.dumps(_summary(args.experiment, where) | plans, indent=2))
+        print(json.dumps(summary | {"programs": [_as_json(each) for each in results]}, indent=2))
         return
-    print("\n".join(f"{name}: {value}" for name, value in _summary(args.experiment, where).items()))
+    print("\n".join(f"{name}: {value}" for name, value in summary.items()))
     print("\n" + "\n".join(table([(each.program, each) for each in results])))
     print("\n" + ASSUMPTIONS, end="")
+
+
+def search(args: Plan) -> None:
+    """Print the best ways to run an experiment, and the options of the best one."""
+    where = topology(args.topology)
+    ranked = rank(candidates(args.experiment, where), where)
+    best, generated = largest_evaluation(ranked[0][0].experiment, where)
+    if args.json:
+        plans = [
+            {"candidate": candidate.label, "estimated_seconds": candidate.cost.seconds}
+            | {"estimated_memory": candidate.cost.memory, "programs": list(map(_as_json, results))}
+            for candidate, results in ranked
+        ]
+        result = {"options": options(best), "candidates": plans, "generation": _as_json(generated)}
+        print(json.dumps(result, indent=2))
+        return
+    rows = [(f"{candidate.label}, {each.program}", each) for candidate, results in ranked for each in results]
+    rows.append((f"generation, {best.train.eval_batch_size} rows", generated))
+    print("\n".join(table(rows)))
+    for candidate, _ in ranked:
+        cost = candidate.cost
+        print(
+            f"\nanalytic estimate, {candidate.label}: {cost.memory / GIB:.1f} GiB, {_short(cost.seconds * 1e3)} ms",
+            end="",
+        )
+    print(f"\n\nfastest: {options(best)}\n\n{ASSUMPTIONS}", end="")
 
 
 def _summary(experiment: Experiment, where: Topology) -> dict[str, Any]:
@@ -256,8 +294,8 @@ def all_plans() -> None:
             f"In {model.dtype}, with {ensemble.size} soft prompts of {sheet.experiment.prompt.stored_length} tokens at "
             f"once, {ensemble.group} at a time on each device. A step has a batch of\n{train.batch_size} per member, "
             f"{source} tokens in and {target} out, with remat {model.remat} and dropout {train.dropout_rate:g}. "
-            f"Generation has {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the least tensor "
-            "parallelism that leaves three quarters of the memory free;\nit then splits members before rows.\n"
+            f"Generation has at most {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the "
+            "shortest estimated step (mesh.auto).\n"
         )
         for title in sheet.slices:
             where = topology(SLICES[title])
@@ -269,25 +307,31 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
     rows = []
     for name in sheet.models:
         named = dataclasses.replace(sheet.experiment, model=dataclasses.replace(sheet.experiment.model, name=name))
-        experiment = dataclasses.replace(named, mesh=_mesh(named, where))
-        mesh = " x ".join(map(str, dataclasses.astuple(experiment.mesh)))
+        experiment = _fitted(dataclasses.replace(named, mesh=_mesh(named, where)), where)
+        mesh = " x ".join(map(str, experiment.mesh.sizes.values()))
         short = name.partition("/")[2].removeprefix("t5-v1_1-").removeprefix("Meta-").removesuffix("-pt")
         for program in programs(experiment, where.devices):
             print(f"{title}, {name}, {program.name}", file=sys.stderr, flush=True)
-            rows.append((f"{short}, {mesh}, {program.name.partition(',')[0]}", estimate(program, where)))
+            what = "training step"
+            if program.name == "generation":
+                what = f"generation of {experiment.train.eval_batch_size}"
+            rows.append((f"{short}, {mesh}, {what}", estimate(program, where)))
         jax.clear_caches()
     return rows
 
 
-def _mesh(experiment: Experiment, where: Topology) -> MeshConfig:
-    """Return the mesh with the least tensor parallelism that leaves three quarters of the memory free."""
+def _fitted(experiment: Experiment, where: Topology) -> Experiment:
+    """Return the experiment with an evaluation batch that fits by the analytic estimate."""
     config = base_config(experiment.model.name)
-    leaves = jax.tree.leaves(abstract(family(config).parameters(config), experiment.model.dtype))
-    base, model = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), 1
-    while base / model > where.chip.memory / 4:
-        model *= 2
-    remaining, members = len(where.devices) // model, experiment.ensemble.size
-    return MeshConfig(ensemble=min(members, remaining), data=max(1, remaining // members), model=model)
+    most = evaluation_rows(config, workload(experiment, config), experiment.mesh, where.chip)
+    rows = max(1, min(experiment.train.eval_batch_size, most))
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, eval_batch_size=rows))
+
+
+def _mesh(experiment: Experiment, where: Topology) -> MeshConfig:
+    """Return the mesh of `mesh.auto`."""
+    config = base_config(experiment.model.name)
+    return choose_mesh(config, workload(experiment, config), where.chip, len(where.devices))
 
 
 if __name__ == "__main__":

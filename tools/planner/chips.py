@@ -1,9 +1,4 @@
-"""TPU chips, and the topologies that connect them.
-
-The numbers per chip are from the Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e": memory,
-peak bfloat16 operations, memory bandwidth, and inter-chip bandwidth, which is divided among the links and their two
-directions. The link bandwidth of v4 is from Jouppi et al. 2023 (arXiv:2304.01433).
-"""
+"""Topologies that connect TPU chips."""
 
 import dataclasses
 import math
@@ -12,32 +7,11 @@ from typing import Any
 
 import numpy as np
 
-GIB = 2**30
-
-# From the edge of one chip to the next (Austin et al. 2025, "How to Scale Your Model", part 3).
-HOP = 1e-6  # seconds
+from prompt_jax.distributed.chips import CHIPS, HOP, Chip
 
 
 class TopologyError(ValueError):
     """An unknown topology. The message says which are known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    memory: int  # bytes
-    peak: float  # bfloat16 operations per second
-    bandwidth: float  # memory bandwidth in bytes per second
-    link: float  # bytes per second of each link in one direction
-    axes: int  # axes of the torus, with two links along each
-    megacore: bool = False  # whether libtpu must be told to treat the chip as one device
-
-
-CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1200e9, 50e9, axes=3, megacore=True),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 400e9 / 4 / 2, axes=2),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 1200e9 / 6 / 2, axes=3),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, 800e9 / 4 / 2, axes=2),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +72,7 @@ def topology(name: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     chip = CHIPS.get(match[1]) if match else None
     if match is None or chip is None or match[2].count("x") != chip.axes - 1:
-        forms = ", ".join(f"{kind}:{'x'.join('4' * chip.axes)}" for kind, chip in CHIPS.items())
+        forms = ", ".join(f"{kind}:{'x'.join('4' * chip.axes)}" for kind, chip in CHIPS.items() if chip.axes)
         raise TopologyError(f"{name} is not a topology; expected a chip and the sizes of a slice, such as {forms}")
     sizes = tuple(map(int, match[2].split("x")))
 

@@ -135,7 +135,13 @@ class Program(NamedTuple):
 
 
 def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program]:
-    """Yield the training step of each prompt length, for the longest input, and the generation of answers.
+    """Yield the training step of each prompt length, and the generation of answers. See `training_steps`."""
+    yield from training_steps(experiment, devices)
+    yield generation(experiment, devices)
+
+
+def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program]:
+    """Yield the training step of each prompt length, for the longest input.
 
     Args:
       experiment: its base may be missing on this machine if it is one of PUBLISHED.
@@ -144,6 +150,30 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
     Raises:
       ConfigError: an unknown base, or an error that a run of this experiment on such devices would raise.
     """
+    experiment = with_choices(experiment, devices)
+    alone, config, mesh = _checked(experiment, devices)
+    for numbers in group_members(alone):
+        yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
+
+
+def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
+    """Return the generation of answers to the longest inputs. Arguments and errors as for `training_steps`."""
+    experiment = with_choices(experiment, devices)
+    alone, config, mesh = _checked(experiment, devices)
+    # As in `load_model`, the kernel is not divided over devices in generation.
+    config = dataclasses.replace(config, fused_attention=mesh is None and experiment.model.attention == "fused")
+    return _generate(experiment, alone, config, mesh, devices)
+
+
+def with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
+    """Return the experiment with the attention that a run on these devices chooses."""
+    if experiment.model.attention != "auto" or devices[0].platform != "tpu":
+        return experiment
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="fused"))
+
+
+def _checked(experiment: Experiment, devices: Sequence[Any]) -> tuple[tuple[Experiment, ...], Config, Mesh | None]:
+    """Return the members, the base's config and the mesh of an experiment that can run."""
     check(experiment)
     if experiment.prompt.per_task:
         raise ConfigError(
@@ -151,19 +181,15 @@ def programs(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Program
             "prompt.method"
         )
     alone = experiments.members(experiment)
-    groups = group_members(alone)
     mesh = make_mesh(experiment.mesh, list(devices))
-    check_division(groups, alone, mesh_shape(mesh))
+    check_division(group_members(alone), alone, mesh_shape(mesh))
     hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
     if hosts > 1 and used < len(devices):
         raise ConfigError(
             f"mesh.ensemble, mesh.data and mesh.model make {used} devices, but the {hosts} hosts have {len(devices)}, "
             "and a mesh over several hosts must use all; -1 sets one of the sizes to what the others leave"
         )
-    config = base_config(experiment.model.name)
-    for numbers in groups:
-        yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
-    yield _generate(experiment, alone, config, mesh, devices)
+    return alone, base_config(experiment.model.name), mesh
 
 
 def base_config(name: str) -> Config:

@@ -1,0 +1,319 @@
+"""An analytic estimate of what a run needs of each device, and the mesh that it makes fastest.
+
+The estimate adds up matrix products, weights, activations and collectives, at the rates of a chip. It takes
+milliseconds. `tools.planner` counts the same in compiled programs, and tests compare the two.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import Dtype, Remat
+from prompt_jax.distributed.chips import GIB, HOP, Chip
+from prompt_jax.distributed.sharding import RULES
+from prompt_jax.errors import ConfigError
+from prompt_jax.models import family
+from prompt_jax.models.fused_attention import LEAST_QUERIES
+from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.t5 import T5Config
+
+_ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2}  # bytes
+_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight in a layer
+# These are fitted to compiled programs: bytes of memory traffic of an attention score in each pass over a layer, if
+# scores are arrays in memory; how often a sublayer reads or writes its input and output beside its products; and how
+# often activations that are kept for the backward pass are.
+_SCORE_TRAFFIC = 8
+_RESIDUAL_TRAFFIC = 8
+_KEPT_TRAFFIC = 3
+_SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
+_LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
+_STATES = 3 * 4  # bytes of a trainable parameter, its gradient and a moment
+# The share of the time to collect fully sharded weights in which XLA does not compute at the same time.
+_EXPOSED = 0.33
+_USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The work of a run's steps, for rows of the greatest length.
+
+    Attributes:
+      groups: numbers of members whose trainable parameters have equal shapes.
+      at_once: number of members that a device processes at once; None means all of a group.
+      rows: rows of a member's batch that are processed at once.
+      parts: number of such parts of a batch.
+      source: tokens of an input.
+      target: tokens of a target.
+      tokens: virtual tokens that an encoder reads.
+      slots: keys and values of a prefix, or of a causal model's virtual tokens.
+      trained: number of a member's trainable parameters.
+      dtype: of the base.
+      remat: which activations are recomputed.
+      fused: whether attention is fused, so that scores are not in memory.
+    """
+
+    groups: tuple[int, ...]
+    at_once: int | None
+    rows: int
+    parts: int
+    source: int
+    target: int
+    tokens: int
+    slots: int
+    trained: int
+    dtype: Dtype
+    remat: Remat
+    fused: bool = False
+
+
+class Cost(NamedTuple):
+    """What a step of all members needs of each device: bytes, and the seconds that each resource alone takes."""
+
+    memory: float
+    compute: float
+    transfer: float
+    interconnect: float
+    overlapped: float = 0.0  # of the interconnect, at the same time as the others
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.transfer, self.overlapped) + self.interconnect
+
+
+class _Matrix(NamedTuple):
+    """A matrix of a stack of layers. `mesh.model` shards one of its two widths."""
+
+    width: int
+    sharded_width: int
+    layers: int
+    tokens: int  # of a row that it multiplies
+    reduces_output: bool  # the output is summed over `mesh.model`; otherwise the gradient of the input is
+    is_last: bool  # of the layer: remat does not recompute its output
+
+
+class _Scores(NamedTuple):
+    """The attention scores of a row at one site."""
+
+    number: int  # in a layer, over all heads
+    layers: int
+    width: int  # of the vectors that are multiplied
+    in_memory: bool
+
+
+def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> Cost:
+    """Estimate one training step of all members.
+
+    Args:
+      config: the base's configuration.
+      work: what a step computes.
+      mesh: sizes of the axes, all positive.
+      chip: the devices.
+    """
+    largest = math.ceil(max(work.groups) / mesh.ensemble)
+    at_once = min(work.at_once or largest, largest)
+    members = sum(work.groups) / mesh.ensemble  # of a device
+    rows = members * work.parts * work.rows / mesh.data  # of a device in the whole step
+    weights, width = weight_bytes(config, work.dtype, mesh), _ACTIVATION[work.dtype]
+    matrices, scores = _matrices(config, work), _scores(config, work)
+    full, again = work.remat == "full", work.remat != "none"
+
+    # The backward pass costs as much as the forward pass, because weights have no gradients. Scores are products of two
+    # activations, which both have gradients.
+    flops = 2 * 2 * config.d_model * config.vocab_size * work.target
+    # A kernel computes scores once more in the backward pass.
+    flops += sum(4 * s.number * s.width * s.layers * (3 + again + (0 if s.in_memory else 0.5)) for s in scores)
+    moved = sum(s.number * s.layers for s in scores if s.in_memory) * _SCORE_TRAFFIC * (2 + again) / mesh.model
+    reduced, reductions = 0.0, 0
+    for m in matrices:
+        forward, tokens = 1 + (full and not m.is_last), m.tokens * m.layers
+        flops += (forward + 1) * 2 * m.width * m.sharded_width * tokens
+        moved += (forward + 1) * (m.width + m.sharded_width / mesh.model) * width * tokens
+        moved += (forward + 1) * _RESIDUAL_TRAFFIC * m.width * width * tokens * m.reduces_output
+        reduced += (forward if m.reduces_output else 1) * m.width * width * tokens
+        reductions += (forward if m.reduces_output else 1) * m.layers
+    times = work.parts * members / at_once
+    kept = _kept_bytes(config, work, mesh.model)
+    read = weight_bytes(config, work.dtype, dataclasses.replace(mesh, fsdp=False))
+    traffic = rows * (moved + _KEPT_TRAFFIC * kept) + (2 + full) * read * times
+    interconnect = _ring_seconds(rows * reduced, reductions * times, mesh.model, chip)
+    interconnect += _ring_seconds(4 * members * work.trained, members / at_once, mesh.data, chip)
+    collected = (_whole_layers(config, work.dtype) if mesh.fsdp else 0.0) * 2 * times * (mesh.data - 1) / mesh.data
+    working = _layer_bytes(config, work, mesh.model) + _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
+    activations = at_once * work.rows / mesh.data * (kept + working)
+    return Cost(
+        memory=weights + _STATES * members * work.trained + activations,
+        compute=rows * flops / mesh.model / chip.peak,
+        transfer=(traffic + collected) / chip.bandwidth,
+        interconnect=interconnect + _EXPOSED * collected / chip.link,
+        overlapped=(1 - _EXPOSED) * collected / chip.link,
+    )
+
+
+def _ring_seconds(size: float, count: float, devices: int, chip: Chip) -> float:
+    """Return the seconds of `count` all-reduces of `size` bytes together, in a ring of devices."""
+    return 2 * (devices - 1) * (size / devices / chip.link + count * HOP)
+
+
+def fits(cost: Cost, chip: Chip) -> bool:
+    """Return whether a device has enough memory."""
+    return cost.memory <= _USABLE * chip.memory
+
+
+def evaluation_rows(config: Any, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
+    """Return the largest power of two of rows that a batch of generation can have; 0 if not even one fits."""
+    source = work.source + work.tokens
+    of_site = {"decoder_self": work.slots + work.target + source * family(config).causal, "decoder_cross": source}
+    cache = sum(
+        2 * layers * heads * width * of_site.get(site, 0)
+        for site, (layers, heads, width) in family(config).sites(config).items()
+    )
+    # Twice, because decoding rearranges the cache that the prefill writes.
+    of_row = 2 * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
+    of_device = of_row / (mesh.ensemble * mesh.data * mesh.model)
+    free = _USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
+    return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
+
+
+def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
+    """Return the bytes of a device's part of the base."""
+    total = 0.0
+    for parameter in family(config).parameters(config):
+        is_sharded = any(getattr(RULES, axis) == "model" for axis in parameter.axes)
+        parts = mesh.model if is_sharded else 1
+        if mesh.fsdp and len(parameter.shape) > 1 and "buckets" not in parameter.axes:
+            parts = mesh.data
+        total += _bytes(parameter, dtype) / parts
+    if mesh.fsdp:  # one layer of each stack, and the tables, are whole
+        layers = _whole_layers(config, dtype)
+        depth = max(parameter.layers or 1 for parameter in family(config).parameters(config))
+        total += layers / depth + sum(_bytes(p, dtype) for p in family(config).parameters(config) if not p.layers)
+    return total
+
+
+def _whole_layers(config: Any, dtype: Dtype) -> float:
+    """Return the bytes of all layers."""
+    return sum(_bytes(parameter, dtype) for parameter in family(config).parameters(config) if parameter.layers)
+
+
+def _bytes(parameter: Parameter, dtype: Dtype) -> float:
+    in_layer = parameter.layers is not None and len(parameter.shape) > 1
+    return math.prod(parameter.shape) * (parameter.layers or 1) * (_WEIGHT if in_layer else _ACTIVATION)[dtype]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Meshes
+
+
+def meshes(config: Any, work: Workload, devices: int) -> Iterator[MeshConfig]:
+    """Yield the meshes of exactly this many devices that can shard the members, the rows and the base."""
+    sharded = [
+        size
+        for parameter in family(config).parameters(config)
+        for axis, size in zip(parameter.axes, parameter.shape, strict=True)
+        if getattr(RULES, axis) == "model" and axis != "vocab"
+    ]
+    for model in _divisors(math.gcd(devices, *sharded)):
+        for ensemble in _divisors(math.gcd(devices // model, *work.groups)):
+            data = devices // model // ensemble
+            if work.rows % data == 0:
+                yield MeshConfig(ensemble=ensemble, data=data, model=model)
+                if model == 1 and data > 1:
+                    yield MeshConfig(ensemble=ensemble, data=data, fsdp=True)
+
+
+def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshConfig:
+    """Return the mesh with the shortest estimated step among those that fit. It uses as many devices as possible.
+
+    Raises:
+      ConfigError: the run does not fit on any mesh.
+    """
+    possible = next(found for used in range(devices, 0, -1) if (found := list(meshes(config, work, used))))
+    costs = {mesh: training_cost(config, work, mesh, chip) for mesh in possible}
+    fitting = [mesh for mesh in possible if fits(costs[mesh], chip)]
+    if not fitting:
+        least = min(cost.memory for cost in costs.values())
+        raise ConfigError(
+            f"mesh.auto: no mesh of {devices} devices fits. The best one needs about {least / GIB:.1f} GiB per device, "
+            f"and each has {chip.memory / GIB:.1f}. Use more devices, model.remat full, model.dtype int8, or a larger "
+            "train.accumulate"
+        )
+    return min(fitting, key=lambda mesh: costs[mesh].seconds)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Sizes of a model
+
+
+def _matrices(config: Any, work: Workload) -> list[_Matrix]:
+    found = []
+    for parameter in family(config).parameters(config):
+        place = re.match(r"(?:(encoder|decoder)/)?layers/\d+/(.*)", parameter.path)
+        if place is None or len(parameter.axes) == 1 or "embed" not in parameter.axes:
+            continue
+        side, name = place.groups()
+        is_cross = name in ("cross/k", "cross/v")
+        tokens = {"encoder": work.source + work.tokens, "decoder": work.target, None: work.source + work.target}[side]
+        width = parameter.shape[parameter.axes.index("embed")]
+        found.append(
+            _Matrix(
+                width,
+                math.prod(parameter.shape) // width,
+                parameter.layers or 1,
+                work.source + work.tokens if is_cross and not _projects_queries(config, work) else tokens,
+                reduces_output=parameter.axes[-1] == "embed",
+                is_last=name == "mlp/down",
+            )
+        )
+    return found
+
+
+def _projects_queries(config: Any, work: Workload) -> bool:
+    """Return whether queries are multiplied by W_k, instead of the encoder's output (`attention.attend_projected`)."""
+    return isinstance(config, T5Config) and work.target < config.d_kv
+
+
+def _scores(config: Any, work: Workload) -> list[_Scores]:
+    sites, source, target = family(config).sites(config), work.source + work.tokens, work.target
+    if family(config).causal:
+        pairs = source * (work.slots + source) + target * (work.slots + source + target)
+        layers, _, width = sites["decoder_self"]
+        return [_Scores(config.num_heads * pairs, layers, width, not work.fused or source < LEAST_QUERIES)]
+    keys = {"encoder_self": source, "decoder_self": target, "decoder_cross": source}
+    found = []
+    for site, (layers, heads, width) in sites.items():
+        queries = source if site == "encoder_self" else target
+        pairs = queries * (keys[site] + work.slots)
+        in_space_of_encoder = site == "decoder_cross" and _projects_queries(config, work)
+        in_memory = not work.fused or queries < LEAST_QUERIES
+        found.append(_Scores(heads * pairs, layers, config.d_model if in_space_of_encoder else width, in_memory))
+    return found
+
+
+def _kept_bytes(config: Any, work: Workload, model: int) -> float:
+    """Return the bytes of a row's activations that are kept for the backward pass."""
+    width, matrices, scores = _ACTIVATION[work.dtype], _matrices(config, work), _scores(config, work)
+    outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
+    kept = 0.0
+    match work.remat:
+        case "full":  # the inputs of the layers
+            kept = width * sum(m.width * m.tokens * m.layers for m in matrices if m.is_last)
+        case "dots":
+            kept = width * sum(outputs)
+        case "none":  # also the results of activation functions and norms
+            in_memory = sum(s.number * s.layers for s in scores if s.in_memory)
+            kept = 2 * width * sum(outputs) + (4 + width) * in_memory / model
+    return kept
+
+
+def _layer_bytes(config: Any, work: Workload, model: int) -> float:
+    """Return the bytes of a row's activations in one layer of each stack."""
+    products = sum((m.width + m.sharded_width / model) * m.tokens for m in _matrices(config, work))
+    scores = sum(each.number for each in _scores(config, work) if each.in_memory) / model
+    return products * _ACTIVATION[work.dtype] + scores * _SCORE_MEMORY

@@ -1,0 +1,134 @@
+"""Tests of the analytic estimate, against figures of compiled programs and counts by hand."""
+
+import dataclasses
+
+import pytest
+
+from prompt_jax.checkpoints.config_files import model_config
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.distributed.chips import CHIPS, GIB
+from prompt_jax.distributed.costs import (
+    Workload,
+    choose_mesh,
+    evaluation_rows,
+    fits,
+    meshes,
+    training_cost,
+    weight_bytes,
+)
+from prompt_jax.errors import ConfigError
+
+SIZES = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16)}
+SIZES |= {"xl": (2048, 5120, 24, 32), "xxl": (4096, 10240, 24, 64)}
+# 32 prompts of 100 tokens with a batch of 32 each, one at a time on a device; rows of 512 + 16 tokens.
+WORK = Workload((32,), 1, 32, 1, 512, 16, 100, 0, 100 * 1024, "bfloat16", "full")
+
+
+def t5(size: str):
+    width, inner, depth, heads = SIZES[size]
+    raw = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu"}
+    raw |= {"d_model": width, "d_ff": inner, "num_layers": depth, "num_heads": heads, "tie_word_embeddings": False}
+    return model_config(raw, {}, source=size)
+
+
+# Of programs that libtpu 0.0.42 compiled without fused attention: GiB of arguments and temporaries, and milliseconds of
+# computation, memory traffic and collectives. Meshes are ensemble, data, model.
+COMPILED = [
+    ("v4", "large", (16, 1, 1), 4.70, 301, 337, 0),
+    ("v4", "xl", (16, 1, 1), 12.03, 1078, 764, 0),
+    ("v5e", "base", (16, 1, 1), 2.23, 121, 177, 0),
+    ("v5e", "xl", (8, 1, 2), 7.44, 1504, 1633, 1277),
+    ("v5e", "xl", (32, 4, 2), 3.62, 94, 75.1, 79.7),
+    ("v5e", "xxl", (32, 1, 8), 8.37, 364, 436, 1123),
+    ("v5p", "large", (32, 1, 1), 4.71, 90.3, 97.1, 0),
+    ("v5p", "xxl", (32, 1, 1), 34.28, 1249, 422, 0),
+    ("v6e", "base", (16, 1, 1), 2.99, 26.5, 111, 0),
+    ("v6e", "xl", (16, 1, 1), 13.90, 325, 662, 0),
+    ("v6e", "xxl", (4, 1, 4), 13.41, 1255, 2468, 3819),
+]
+
+
+@pytest.mark.parametrize("chip, size, mesh, memory, compute, transfer, interconnect", COMPILED)
+def test_the_estimate_is_close_to_compiled_programs(chip, size, mesh, memory, compute, transfer, interconnect):
+    actual = training_cost(t5(size), WORK, MeshConfig(*mesh), CHIPS[chip])
+    assert actual.compute * 1e3 == pytest.approx(compute, rel=0.03)
+    assert actual.interconnect * 1e3 == pytest.approx(interconnect, rel=0.03)
+    assert actual.transfer * 1e3 == pytest.approx(transfer, rel=0.25)
+    assert actual.memory / GIB == pytest.approx(memory, rel=0.35 if size == "base" else 0.12)
+
+
+def test_fused_attention_and_a_fully_sharded_base():
+    """T5-XXL, 32 x 8 x 1 on v5e-256: libtpu's program has 4.1 GiB, 365 ms of computation, 204 ms of memory traffic. It
+    collects 44.0 GB in 776 ms, of which 250 ms are exposed."""
+    work = dataclasses.replace(WORK, fused=True)
+    actual = training_cost(t5("xxl"), work, MeshConfig(32, 8, fsdp=True), CHIPS["v5e"])
+    assert actual.compute * 1e3 == pytest.approx(365, rel=0.03)
+    assert actual.transfer * 1e3 == pytest.approx(204, rel=0.25)
+    assert (actual.interconnect + actual.overlapped) * 1e3 == pytest.approx(776, rel=0.05)
+    assert actual.interconnect * 1e3 == pytest.approx(250, rel=0.1)
+    assert actual.memory / GIB == pytest.approx(4.1, rel=0.25)
+
+
+def test_weights_by_hand():
+    """T5 1.1 small: two vocabularies of width 512; 8 + 8 layers with 6 heads of 64 and a feed-forward width of 1024."""
+    embeddings = 2 * 32128 * 512
+    matrices = 8 * (3 * 4 * 512 * 384 + 2 * 3 * 512 * 1024)  # three attentions and two feed-forward parts
+    norms = 8 * 5 * 512 + 2 * 512 + 2 * 32 * 6
+    config = t5("small")
+    assert weight_bytes(config, "float32", MeshConfig()) == 4 * (embeddings + matrices + norms)
+    # Norms are replicated, and relative biases are sharded over the heads.
+    sharded = 2 * (embeddings + matrices + 2 * 32 * 6) / 2 + 2 * (8 * 5 * 512 + 2 * 512)
+    assert weight_bytes(config, "bfloat16", MeshConfig(model=2)) == sharded
+    assert weight_bytes(config, "int8", MeshConfig()) == pytest.approx(2 * embeddings + matrices + 2 * norms, rel=1e-3)
+
+
+def test_meshes_divide_the_members_the_rows_and_the_heads():
+    work = dataclasses.replace(WORK, groups=(4, 6), rows=8)
+    found = [(mesh.ensemble, mesh.data, mesh.model) for mesh in meshes(t5("small"), work, 16)]
+    assert found == [(2, 8, 1), (2, 8, 1), (1, 8, 2), (2, 4, 2)]  # 6 heads cannot be divided over 4 devices
+    assert [mesh.fsdp for mesh in meshes(t5("small"), work, 16)] == [False, True, False, False]
+
+
+def test_the_chosen_mesh_is_the_fastest_that_fits():
+    xl, chip = t5("xl"), CHIPS["v5e"]
+    assert choose_mesh(xl, WORK, chip, 32) == MeshConfig(ensemble=32)  # no collectives, and the base fits
+    mesh = choose_mesh(t5("xxl"), WORK, chip, 256)
+    assert mesh.model > 1  # 20.7 GiB in bfloat16 on chips with 16
+    costs = {each: training_cost(t5("xxl"), WORK, each, chip) for each in meshes(t5("xxl"), WORK, 256)}
+    assert costs[mesh].seconds == min(cost.seconds for cost in costs.values() if fits(cost, chip))
+    # 7 devices cannot share one member with 32 rows and 32 heads; 4 can.
+    one = dataclasses.replace(WORK, groups=(1,))
+    assert choose_mesh(xl, one, chip, 7) == MeshConfig(data=4)
+
+
+def test_a_run_that_fits_on_no_mesh():
+    with pytest.raises(ConfigError, match=r"no mesh of 1 devices fits. The best one needs about \d+\.\d GiB .* 16.0"):
+        choose_mesh(t5("xxl"), WORK, CHIPS["v5e"], 1)
+
+
+def test_less_remat_takes_more_memory_and_less_time():
+    full, dots, none = (
+        training_cost(t5("base"), dataclasses.replace(WORK, remat=remat), MeshConfig(), CHIPS["v5e"])
+        for remat in ("full", "dots", "none")
+    )
+    assert full.memory < dots.memory < none.memory
+    assert full.compute > dots.compute > none.compute
+
+
+def test_members_at_once_share_the_reads_of_the_base():
+    work = dataclasses.replace(WORK, rows=1)
+    one, all_members = (
+        training_cost(t5("xl"), dataclasses.replace(work, at_once=count), MeshConfig(), CHIPS["v5e"])
+        for count in (1, 32)
+    )
+    base = weight_bytes(t5("xl"), "bfloat16", MeshConfig())
+    assert (one.transfer - all_members.transfer) * CHIPS["v5e"].bandwidth == pytest.approx(31 * 3 * base)
+    assert one.memory < all_members.memory
+
+
+def test_evaluation_rows():
+    """64 rows of T5-XL need 28.8 GiB on one v5e chip, by the compiler; 32 need 16.2."""
+    rows = evaluation_rows(t5("xl"), WORK, MeshConfig(), CHIPS["v5e"])
+    assert rows == 16
+    assert evaluation_rows(t5("xl"), WORK, MeshConfig(ensemble=4, data=2), CHIPS["v5e"]) == 8 * rows
+    assert evaluation_rows(t5("xxl"), WORK, MeshConfig(), CHIPS["v5e"]) == 0

@@ -1,0 +1,86 @@
+"""Tests of `mesh.auto`."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from experiments import with_name, with_options
+from prompt_jax.checkpoints.load import load_config, load_model
+from prompt_jax.config.data import DataConfig
+from prompt_jax.config.ensemble import EnsembleConfig
+from prompt_jax.config.mesh import MeshConfig
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.train import TrainConfig
+from prompt_jax.experiment import Experiment, to_json
+from prompt_jax.methods import METHODS
+from prompt_jax.training.auto_mesh import with_mesh, workload
+
+
+def ensemble(folder, method: str = "soft_prompt", **changes) -> Experiment:
+    given = Experiment(
+        model=ModelConfig(name=str(folder)),
+        data=DataConfig(task="any", input_length=32, target_length=8),
+        prompt=METHODS[method](length=5, init="uniform"),
+        train=TrainConfig(batch_size=8, accumulate=2),
+        ensemble=EnsembleConfig(size=4, group=2),
+        mesh=MeshConfig(auto=True),
+    )
+    return dataclasses.replace(given, **changes)
+
+
+@pytest.fixture
+def eight_chips(monkeypatch):
+    chip = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu", memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "devices", lambda: [chip] * 8)
+
+
+def test_members_come_before_rows(tiny_folder, eight_chips):
+    assert with_mesh(ensemble(tiny_folder)).mesh == MeshConfig(ensemble=4, data=2)
+
+
+def test_without_auto_nothing_changes(tiny_folder, eight_chips):
+    given = ensemble(tiny_folder, mesh=MeshConfig(data=2))
+    assert with_mesh(given) is given
+
+
+def test_auto_replaces_given_sizes(tiny_folder, eight_chips):
+    given = ensemble(tiny_folder, mesh=MeshConfig(model=4, auto=True))
+    assert with_mesh(given).mesh == MeshConfig(ensemble=4, data=2)
+
+
+@pytest.mark.parametrize(
+    "kind, method, tokens, slots",
+    [("t5", "soft_prompt", 5, 0), ("gpt2", "soft_prompt", 0, 5), ("t5", "prefix", 0, 5), ("gpt2", "prefix", 0, 5)],
+)
+def test_the_workload_of_an_experiment(kind, method, tokens, slots, tiny_folders):
+    config = load_config(tiny_folders[kind])
+    given = ensemble(tiny_folders[kind], method, ensemble=EnsembleConfig(length=(3, 5, 3)))
+    work = workload(given, config)
+    assert (work.groups, work.rows, work.parts, work.source, work.target) == ((2, 1), 4, 2, 32, 8)
+    assert (work.tokens, work.slots) == (tokens, slots)
+    trained = given.prompt.shapes(load_model(tiny_folders[kind]))
+    assert work.trained == sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+
+def test_a_config_is_that_of_the_model(tiny_folder):
+    assert load_config(tiny_folder).d_model == load_model(tiny_folder).config.d_model
+
+
+@pytest.mark.slow
+def test_a_run_on_four_devices(experiment, tmp_path):
+    config = tmp_path / "config.json"
+    given = with_options(with_options(experiment, "train", steps=2), "ensemble", size=2)
+    config.write_text(to_json(with_name(given, "auto")))
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", "prompt_jax.cli", "train", str(config), "--mesh.auto"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mesh: ensemble 2 x data 2 x model 1" in done.stdout + done.stderr
