@@ -35,7 +35,7 @@ def suits(
         and softcap is None
         and not dropped
         and width % _CHANNELS == 0
-        and width <= _widest()
+        and width <= widest()
         and all(_same_for_rows(each, positions) for each in key_values)
         and fused_attention.suits(q, key_values)
     )
@@ -64,7 +64,7 @@ def attend(
     return call(q, k, v, bias)[:, first : first + length, :, :width]
 
 
-def _widest() -> int:
+def widest() -> int:
     """Return the largest head width of cuDNN's kernel on this GPU."""
     capability = getattr(jax.devices()[0], "compute_capability", "0.0")
     return 256 if int(capability.split(".")[0]) >= 9 else 128
@@ -210,7 +210,7 @@ def _arguments(causal: bool, bias: Any, q: Array, k: Array, v: Array) -> tuple[l
     mask = cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
     return arrays, {
         "scale": 1.0,
-        "seed": 0,
+        "seed": 42,  # JAX's; only dropout would use it
         "dropout_rate": 0.0,
         "variadic_args": (bias is not None, False),  # whether there is a bias, and a gradient of it
         "mask_type": mask,

@@ -7,41 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+import xla_attention
 from adapters import assert_close
-from prompt_jax.models import cudnn_attention, fused_attention
+from prompt_jax.models import fused_attention
 from prompt_jax.models.attention import KeyValues, attend
-
-
-@pytest.fixture(autouse=True)
-def on_a_gpu(monkeypatch):
-    monkeypatch.setattr(fused_attention, "platform", lambda: "gpu")
-    monkeypatch.setattr(fused_attention, "LEAST_QUERIES", 1)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Compute what cuDNN is given with `jax.nn.dot_product_attention`, and return the shapes of its arguments."""
-    shapes = []
-
-    def mixed(causal, bias, q, k, v):
-        if bias is not None:
-            assert bias.dtype == q.dtype
-            assert bias.shape[1:] == (q.shape[1], k.shape[1])
-            assert bias.shape[1] % 2 == bias.shape[2] % 2 == 0
-        shapes.append((q.shape, k.shape, None if bias is None else bias.shape, causal))
-        bias, (q, k, v) = None if bias is None else bias[None].astype(q.dtype), (q, k, v)
-        return jax.nn.dot_product_attention(q, k, v, bias, scale=1.0, is_causal=causal, implementation="xla")
-
-    def forward(causal, bias, q, k, v):
-        return mixed(causal, bias, q, k, v), jnp.zeros((len(q), q.shape[2], q.shape[1]))
-
-    def backward(causal, bias, q, k, v, _, sums, gradient):
-        return jax.vjp(functools.partial(mixed, causal, bias), q, k, v)[1](gradient)
-
-    monkeypatch.setattr(cudnn_attention, "_forward", forward)
-    monkeypatch.setattr(cudnn_attention, "_backward", backward)
-    return shapes
+    """Return the shapes of all calls of the kernel."""
+    return xla_attention.use(monkeypatch)
 
 
 def random(*shape, seed=0):
@@ -212,3 +189,24 @@ def test_lowering_calls_the_kernel_and_has_no_array_of_scores(monkeypatch, platf
         name = "ScaleBiasSoftmax" if family == "t5" else "Softmax"
         assert f"__cudnn$fmha{name}(" in text and f"__cudnn$fmha{name}Backward(" in text
         assert ("CAUSAL" in text) == (family == "llama")
+
+
+def test_jax_calls_the_kernel_with_the_same_arguments(monkeypatch):
+    """Our call uses JAX's primitives without its public function, which always computes the bias's gradient."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    q, bias = random(2, 256, 8, 64), single(random(1, 8, 256, 256))
+    bias = bias.astype(q.dtype)
+
+    def public(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=1.0, implementation="cudnn")
+
+    monkeypatch.setattr(fused_attention, "platform", lambda: "gpu")
+    ours, theirs = (
+        {(name, config) for name, config in re.findall(r"@(__cudnn\S+?)\(.*backend_config = \"(.*?)\", ", text)}
+        for text in (
+            lowered("cuda", lambda q, k, v: attend(q, KeyValues(k, v, bias), fused=True), q, q, q),
+            lowered("cuda", public, q, q, q),
+        )
+    )
+    assert len(ours) == 2
+    assert ours == theirs
