@@ -157,6 +157,36 @@ def test_positions_that_differ_between_rows_are_compared_by_xla(calls):
     assert not calls
 
 
+def member_on_devices(mesh, mixed):
+    """Return a function as in training on several devices, where `mesh.ensemble` is sharded by hand."""
+    specs = jax.sharding.PartitionSpec("ensemble")
+    names: dict = {"axis_names": {"ensemble"}, "check_vma": False}
+    return jax.shard_map(jax.vmap(mixed), mesh=mesh, in_specs=specs, out_specs=specs, **names)
+
+
+def test_devices(calls):
+    mesh = jax.make_mesh((1, 1, 1), ("ensemble", "data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    q, k, v = (random(2, 3, 16, 2, 8, seed=seed) for seed in range(3))
+    bias, mask = single(random(1, 2, 16, 16)), padded(3, 16)
+
+    def mixed(q, k, v, fused=True):
+        return attend(q, KeyValues(k, v, bias, mask), fused=fused)
+
+    expected = jax.vmap(functools.partial(mixed, fused=False))(*single((q, k, v)))
+    actual = jax.jit(member_on_devices(mesh, mixed))(q, k, v)
+    np.testing.assert_allclose(single(actual), expected, rtol=0.05, atol=0.05)
+    assert calls[-1] == ((6, 16, 2, 16), (6, 16, 2, 16), (2, 16, 16), False)
+
+
+def test_each_device_computes_its_rows_and_heads(monkeypatch):
+    monkeypatch.setattr(fused_attention, "platform", lambda: "gpu")
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("ensemble", "data", "model"))
+    q, bias = random(2, 4, 256, 8, 64), single(random(1, 8, 256, 256))
+    mixed = member_on_devices(mesh, lambda q, k, v: attend(q, KeyValues(k, v, bias), fused=True))
+    arrays = ", ".join(["tensor<2x256x4x64xbf16>"] * 3)
+    assert f"({arrays}, tensor<1x4x256x256xbf16>)" in lowered("cuda", mixed, q, q, q)
+
+
 def lowered(platform, function, *arrays):
     """Return the StableHLO of a function's value and gradient for a platform that this machine need not have."""
     gradient = jax.jit(jax.value_and_grad(lambda *arrays: function(*arrays).astype(jnp.float32).sum(), (0, 1, 2)))

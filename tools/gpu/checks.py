@@ -179,8 +179,8 @@ def attention_results(q: Any, blocks: list[KeyValues], options: Any, fused: bool
     @jax.jit
     def compute(arrays: Any) -> Any:
         values, pull = jax.vjp(mixed, jax.tree.map(lambda x: x.astype(dtype), arrays))
-        weights = jax.random.normal(jax.random.key(7), values.shape, dtype)
-        return [values], jax.tree.leaves(pull(weights))
+        weights = jax.random.normal(jax.random.key(7), values.shape, jnp.bfloat16)
+        return [values], jax.tree.leaves(pull(weights.astype(dtype)))
 
     with jax.default_matmul_precision("highest"):
         return jax.device_get(compute((q, [(block.k, block.v) for block in blocks])))
