@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Check and measure prompt_jax on one GPU, against its CPU and against PEFT, in at most 8 minutes.
 #
-#     tools/gpu.sh [--tiny] [FOLDER]       # PYTHON=python3.12 chooses the interpreter
+#     tools/gpu.sh [--tiny] [FOLDER]       # PYTHON=/path/to/python3 chooses the interpreter
 #
 # It prints one table and writes FOLDER/gpu.json (by default in a new temporary folder). A part that fails or reaches its
 # time limit does not stop the others; the table names it, and the exit status is 1. --tiny runs small shapes, also on a
 # CPU. It needs jax (with CUDA), flax, optax, torch, transformers and peft, and downloads nothing.
 
 set -u
-cd "$(dirname "$0")/.." || exit 2
 tiny=()
 if [ "${1:-}" = --tiny ]; then
     tiny=(--tiny)
@@ -20,7 +19,8 @@ case ${1:-} in -*)
     ;;
 esac
 folder=${1:-$(mktemp -d)}
-mkdir -p "$folder" || exit 2
+mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1

@@ -151,14 +151,15 @@ def test_unknown_option():
 @pytest.mark.slow
 def test_script_on_a_cpu(tmp_path):
     """Where PEFT is not installed, its parts fail, and the others are complete."""
-    done = script("--tiny", tmp_path, PYTHON=sys.executable, GPU_SECONDS="1500")
+    limits = {"GPU_SECONDS": "1500"}  # for a busy machine
+    done = script("--tiny", tmp_path, PYTHON=sys.executable, **limits)
     result = json.loads((tmp_path / "gpu.json").read_text())
     has_peft = importlib.util.find_spec("peft") is not None and importlib.util.find_spec("torch") is not None
     failed = [each["part"] for each in result["failures"]]
     assert failed == ([] if has_peft else ["peft-t5", "peft-llama"]), done.stderr
     assert done.returncode == (0 if has_peft else 1)
     of = {part: [row for row in result["rows"] if row["part"] == part] for part in gpu.PARTS}
-    assert [len(of[part]) for part in ("check", "jax-t5", "jax-llama")] == [24, 5, 3]
+    assert [len(of[part]) for part in ("check", "jax-t5", "jax-llama")] == [22, 5, 3]
     assert all(row.get("passed", "skipped" in row) for row in of["check"])
     steps = [row for part in ("jax-t5", "jax-llama") for row in of[part] if "step" in row["case"]]
     assert len(steps) == 4 and all(row["matmul_share"] > 0 and row["seconds"] > 0 for row in steps)
