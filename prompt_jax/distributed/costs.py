@@ -33,7 +33,7 @@ _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
 _STATES = 3 * 4  # bytes of a trainable parameter, its gradient and a moment
 # The share of the time to collect fully sharded weights in which XLA does not compute at the same time.
 _EXPOSED = 0.33
-_USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
+USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +159,18 @@ def _ring_seconds(size: float, count: float, devices: int, chip: Chip) -> float:
 
 def fits(cost: Cost, chip: Chip) -> bool:
     """Return whether a device has enough memory."""
-    return cost.memory <= _USABLE * chip.memory
+    return cost.memory <= USABLE * chip.memory
 
 
 def evaluation_rows(config: Any, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
     """Return the largest power of two of rows that a batch of generation can have; 0 if not even one fits."""
+    of_device = generation_row_bytes(config, work) / (mesh.ensemble * mesh.data * mesh.model)
+    free = USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
+    return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
+
+
+def generation_row_bytes(config: Any, work: Workload) -> float:
+    """Return the bytes that generation needs for a row, beside the base."""
     source = work.source + work.tokens
     of_site = {"decoder_self": work.slots + work.target + source * family(config).causal, "decoder_cross": source}
     cache = sum(
@@ -171,10 +178,7 @@ def evaluation_rows(config: Any, work: Workload, mesh: MeshConfig, chip: Chip, m
         for site, (layers, heads, width) in family(config).sites(config).items()
     )
     # Twice, because decoding rearranges the cache that the prefill writes.
-    of_row = 2 * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
-    of_device = of_row / (mesh.ensemble * mesh.data * mesh.model)
-    free = _USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
-    return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
+    return 2 * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
 
 
 def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
