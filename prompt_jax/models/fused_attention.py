@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.config.model import Attention
+from prompt_jax.config.model import Attention, Dtype
 from prompt_jax.models.dropout import apply_dropout, kept, random_seeds
 
 MASKED = -1e9
@@ -56,6 +56,11 @@ def platform() -> str:
 def is_fused(attention: Attention) -> bool:
     """Return whether the option asks for the kernel."""
     return attention == "fused" or (attention == "auto" and platform() != "cpu")
+
+
+def takes(dtype: Dtype, dropout_rate: float = 0.0) -> bool:
+    """Return whether this platform's kernel takes a base's `model.dtype`, and dropout on attention weights."""
+    return platform() != "gpu" or (dtype != "float32" and dropout_rate == 0.0)
 
 
 def suits(q: Any, key_values: Sequence[Any]) -> bool:

@@ -150,6 +150,13 @@ def test_what_cudnn_does_not_take_is_computed_by_xla(calls, changes, options):
     assert not calls
 
 
+def test_estimates_count_scores_where_the_kernel_does_not_apply(calls, monkeypatch):
+    takes = fused_attention.takes
+    assert takes("bfloat16") and takes("int8") and not takes("float32") and not takes("bfloat16", dropout_rate=0.1)
+    monkeypatch.setattr(fused_attention, "platform", lambda: "tpu")
+    assert takes("float32", dropout_rate=0.1)
+
+
 def test_positions_that_differ_between_rows_are_compared_by_xla(calls):
     positions, keys = (jnp.array([[4], [2]]) + jnp.arange(length)[None] for length in (16, 9))
     block = KeyValues(random(2, 9, 2, 8), random(2, 9, 2, 8, seed=2), None, None, keys)
