@@ -177,8 +177,9 @@ def generation_row_bytes(config: Any, work: Workload) -> float:
         2 * layers * heads * width * of_site.get(site, 0)
         for site, (layers, heads, width) in family(config).sites(config).items()
     )
-    # Twice, because decoding rearranges the cache that the prefill writes.
-    return 2 * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
+    # A causal model's decoding rearranges the cache that the prefill writes.
+    copies = 2 if family(config).causal else 1
+    return copies * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
 
 
 def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
