@@ -115,7 +115,7 @@ def test_the_planner_raises_the_errors_of_a_run(tiny_folder):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
     with pytest.raises(ConfigError, match="'t5-huge' is neither a folder with a config.json nor .*google/t5-v1_1-xxl"):
         next(programs(experiment("t5-huge"), devices))
-    several = [SimpleNamespace(process_index=number // 4) for number in range(8)]
+    several = [SimpleNamespace(process_index=number // 4, platform="tpu") for number in range(8)]
     with pytest.raises(
         ConfigError, match="make 1 devices, but the 2 hosts have 8, and a mesh over several hosts must use all"
     ):

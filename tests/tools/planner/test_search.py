@@ -41,8 +41,16 @@ def test_candidates_are_the_best_of_each_dtype_remat_and_parallelism():
     given = experiment("google/t5-v1_1-small", members=4, dtype="bfloat16")
     found = search.candidates(given, place(8))
     assert [each.cost.seconds for each in found] == sorted(each.cost.seconds for each in found)
-    keys = {(each.experiment.model.dtype, each.experiment.model.remat, each.experiment.mesh.model) for each in found}
-    assert len(keys) == len(found) == 2 * 3 * 2  # 6 heads can be divided over 2 devices
+    keys = {
+        (
+            each.experiment.model.dtype,
+            each.experiment.model.remat,
+            each.experiment.mesh.model,
+            each.experiment.mesh.fsdp,
+        )
+        for each in found
+    }
+    assert len(keys) == len(found) == 2 * 3 * 3  # 6 heads can be divided over 2 devices; or the base is fully sharded
     # The best one has no tensor parallelism, and splits members before rows.
     assert found[0].experiment.mesh == MeshConfig(ensemble=4, data=2)
     config = base_config(given.model.name)
