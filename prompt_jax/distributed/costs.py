@@ -307,8 +307,11 @@ def _kept_bytes(config: Any, work: Workload, model: int) -> float:
     outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
     kept = 0.0
     match work.remat:
-        case "full":  # the inputs of the layers
+        case "full":  # the inputs of the layers, and the source's keys and values for a causal model's target
             kept = width * sum(m.width * m.tokens * m.layers for m in matrices if m.is_last)
+            if family(config).causal:
+                layers, heads, head_width = family(config).sites(config)["decoder_self"]
+                kept += 2 * width * layers * heads * head_width * work.source / model
         case "dots":
             kept = width * sum(outputs)
         case "none":  # also the results of activation functions and norms

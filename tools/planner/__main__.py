@@ -42,8 +42,8 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.training.auto_mesh import workload
 from tools.planner.chips import Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
-from tools.planner.programs import base_config, lengths, programs
-from tools.planner.search import candidates, largest_evaluation, options, rank
+from tools.planner.programs import base_config, lengths, programs, with_choices
+from tools.planner.search import candidates, largest_evaluation, mesh_label, options, rank
 
 # Settings that libtpu would otherwise query from a TPU host. The last one allows several planners at once.
 NO_TPU = {
@@ -308,7 +308,7 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
     for name in sheet.models:
         named = dataclasses.replace(sheet.experiment, model=dataclasses.replace(sheet.experiment.model, name=name))
         experiment = _fitted(dataclasses.replace(named, mesh=_mesh(named, where)), where)
-        mesh = " x ".join(map(str, experiment.mesh.sizes.values()))
+        mesh = mesh_label(experiment.mesh)
         short = name.partition("/")[2].removeprefix("t5-v1_1-").removeprefix("Meta-").removesuffix("-pt")
         for program in programs(experiment, where.devices):
             print(f"{title}, {name}, {program.name}", file=sys.stderr, flush=True)
@@ -330,7 +330,7 @@ def _fitted(experiment: Experiment, where: Topology) -> Experiment:
 
 def _mesh(experiment: Experiment, where: Topology) -> MeshConfig:
     """Return the mesh of `mesh.auto`."""
-    config = base_config(experiment.model.name)
+    config, experiment = base_config(experiment.model.name), with_choices(experiment, where.devices)
     return choose_mesh(config, workload(experiment, config), where.chip, len(where.devices))
 
 

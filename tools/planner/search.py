@@ -29,18 +29,28 @@ class Candidate(NamedTuple):
     @property
     def label(self) -> str:
         model, group = self.experiment.model, self.experiment.ensemble.group
-        mesh = " x ".join(map(str, self.experiment.mesh.sizes.values())) + self.experiment.mesh.fsdp * " fsdp"
-        return f"{mesh}, {model.dtype}, remat {model.remat}" + (f", group {group}" if group else "")
+        return f"{mesh_label(self.experiment.mesh)}, {model.dtype}, remat {model.remat}" + (
+            f", group {group}" if group else ""
+        )
+
+    def rank(self, seconds: float) -> float:
+        """Return the step time by which to rank the candidate: a narrower dtype has to be 2 % faster."""
+        return seconds * 1.02 ** get_args(Dtype).index(self.experiment.model.dtype)
+
+
+def mesh_label(mesh: MeshConfig) -> str:
+    """Return the mesh as tables show it: `32 x 8 x 1 fsdp`."""
+    return " x ".join(map(str, mesh.sizes.values())) + " fsdp" * mesh.fsdp
 
 
 def options(experiment: Experiment) -> str:
     """Return the options of `prompt-jax train` that a search chooses."""
     values: dict[str, object] = {f"mesh.{axis}": size for axis, size in experiment.mesh.sizes.items()}
-    values |= {"mesh.fsdp": True} if experiment.mesh.fsdp else {}
+    values |= {"mesh.fsdp": ""} if experiment.mesh.fsdp else {}
     values |= {"model.dtype": experiment.model.dtype, "model.remat": experiment.model.remat}
     values |= {"ensemble.group": experiment.ensemble.group} if experiment.ensemble.group else {}
     values |= {"train.eval-batch-size": experiment.train.eval_batch_size}
-    return " ".join(f"--{name} {value}" for name, value in values.items())
+    return " ".join(f"--{name} {value}".strip() for name, value in values.items())
 
 
 def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
@@ -71,7 +81,7 @@ def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
             f"nothing fits on {where.name} by the analytic estimate: use a larger slice, a smaller train.batch_size or "
             "a larger train.accumulate"
         )
-    return sorted(best.values(), key=lambda each: each.cost.seconds)
+    return sorted(best.values(), key=lambda each: each.rank(each.cost.seconds))
 
 
 def _groups(members: tuple[int, ...], mesh: MeshConfig) -> list[int | None]:
@@ -100,9 +110,9 @@ def rank(found: list[Candidate], where: Topology) -> list[tuple[Candidate, list[
     for candidate in found[: 2 * COMPILED]:
         results = [estimate(step, where) for step in training_steps(candidate.experiment, where.devices)]
         seconds = sum(each.seconds if isinstance(each, Estimate) else math.inf for each in results)
-        ranked.append((seconds, candidate, results))
+        ranked.append((candidate.rank(seconds), candidate, results))
         jax.clear_caches()
-        if sum(seconds < math.inf for seconds, *_ in ranked) == COMPILED:
+        if sum(each < math.inf for each, *_ in ranked) == COMPILED:
             break
     return [(candidate, results) for _, candidate, results in sorted(ranked, key=lambda each: each[0])]
 

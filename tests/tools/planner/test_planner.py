@@ -206,6 +206,18 @@ def test_flops_of_a_training_step_by_hand(target):
     assert step.model_flops > by_hand
 
 
+def test_flops_of_a_model_do_not_depend_on_its_kernels():
+    """The gradient of a kernel computes the scores again, which MFU does not count."""
+    given = experiment("google/t5-v1_1-small", data=DataConfig(task="any", input_length=128, target_length=8))
+    plain, fused = (
+        next(
+            programs(dataclasses.replace(given, model=dataclasses.replace(given.model, attention=name)), jax.devices())
+        )
+        for name in ("plain", "fused")
+    )
+    assert plain.model_flops == fused.model_flops and plain.kernels == {} and fused.kernels
+
+
 def test_flops_of_a_mesh_include_all_devices(tiny_folder):
     """Inside `shard_map`, shapes are per device."""
     mesh = jax.sharding.AbstractMesh((4, 2), ("ensemble", "model"))
