@@ -10,12 +10,14 @@ import jax
 import numpy as np
 
 from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.model import Dtype
 from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.buckets import length_buckets
 from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes
 from prompt_jax.distributed.memory import device_memory
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
+from prompt_jax.models.fused_attention import takes
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
@@ -85,6 +87,7 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
     parts = {} if prompt is None else prompt.parts
     slots = {name: part.slots for name, part in parts.items()}
     tokens = 0 if family(model.config).causal else slots.pop("encoder_tokens", 0)
+    dtype: Dtype = "bfloat16" if model.params["embedding"].dtype == "bfloat16" else "float32"
     work = Workload(
         groups=(1,),
         at_once=None,
@@ -95,9 +98,9 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
         tokens=tokens,
         slots=max(slots.values(), default=0),
         trained=0,
-        dtype="bfloat16" if model.params["embedding"].dtype == "bfloat16" else "float32",
+        dtype=dtype,
         remat="none",
-        fused=model.config.fused_attention,
+        fused=model.config.fused_attention and takes(dtype),
     )
     rows = (USABLE * memory - base) / generation_row_bytes(model.config, work)
     return 2 ** max(0, int(math.log2(max(rows, 1))))
