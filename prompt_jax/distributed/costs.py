@@ -173,13 +173,12 @@ def generation_row_bytes(config: Any, work: Workload) -> float:
     """Return the bytes that generation needs for a row, beside the base."""
     source = work.source + work.tokens
     of_site = {"decoder_self": work.slots + work.target + source * family(config).causal, "decoder_cross": source}
+    # Decoding rearranges the cache that the prefill writes. A TPU then pads heads to 128 numbers.
     cache = sum(
-        2 * layers * heads * width * of_site.get(site, 0)
+        2 * layers * heads * (width + max(width, 128)) * of_site.get(site, 0)
         for site, (layers, heads, width) in family(config).sites(config).items()
     )
-    # A causal model's decoding rearranges the cache that the prefill writes.
-    copies = 2 if family(config).causal else 1
-    return copies * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
+    return cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
 
 
 def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
