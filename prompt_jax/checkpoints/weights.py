@@ -123,12 +123,12 @@ def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> 
     """Return the result of `assemble` as shapes, dtypes and shardings, for compilation without weights."""
 
     def leaf(parameter: Parameter) -> Any:
-        whole, shape = _sharding(parameter, sharding), _leaf_shape(parameter)
-
-        def placed(part: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_sharding_of_part(whole, part.shape, shape))
-
-        return jax.tree.map(placed, _shape(parameter, dtype))
+        shape, over = _shape(parameter, dtype), _sharding(parameter, sharding)
+        if over is None:
+            return shape
+        return jax.tree.map(
+            lambda part: part.update(sharding=_sharding_of_part(over, part.shape, _leaf_shape(parameter))), shape
+        )
 
     return _nest({parameter.path: leaf(parameter) for parameter in table})
 
@@ -209,25 +209,28 @@ def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized
 
 def _load_leaf(parameter: Parameter, tensors: Tensors, dtype: str, shardings: Shardings) -> jax.Array | Quantized:
     """Load a leaf onto the devices. Each process reads only its shards."""
-    sharding = _sharding(parameter, shardings)
-    parts, tree = jax.tree.flatten(_shape(parameter, dtype))  # two of a quantized leaf
+    shape, sharding = _shape(parameter, dtype), _sharding(parameter, shardings)
     if sharding is None:
-        everything = tree.unflatten([(slice(None),) * len(part.shape) for part in parts])
+        everything = jax.tree.map(lambda part: (slice(None),) * len(part.shape), shape)
         return jax.device_put(_read_slice(parameter, tensors, dtype, everything))
-    shardings_of_parts = [_sharding_of_part(sharding, part.shape, parts[0].shape) for part in parts]
-    indices = [
-        each.addressable_devices_indices_map(part.shape) for each, part in zip(shardings_of_parts, parts, strict=True)
-    ]
+    whole = _leaf_shape(parameter)
+    over = jax.tree.map(lambda part: _sharding_of_part(sharding, part.shape, whole), shape)
+
+    def index_on(device: Any) -> Any:
+        return jax.tree.map(lambda part, each: each.addressable_devices_indices_map(part.shape)[device], shape, over)
+
     shards: dict[str, Any] = {}  # by index: replicated shards are read once
     placed = []
-    for device in indices[0]:
-        index = tree.unflatten([each[device] for each in indices])
+    for device in sharding.addressable_devices_indices_map(whole):
+        index = index_on(device)
         if str(index) not in shards:
             shards[str(index)] = _read_slice(parameter, tensors, dtype, index)
-        placed.append(jax.tree.leaves(jax.device_put(shards[str(index)], device)))
-    return tree.unflatten(
-        jax.make_array_from_single_device_arrays(part.shape, each, list(arrays))
-        for part, each, arrays in zip(parts, shardings_of_parts, zip(*placed, strict=True), strict=True)
+        placed.append(jax.device_put(shards[str(index)], device))
+    return jax.tree.map(
+        lambda part, each, *arrays: jax.make_array_from_single_device_arrays(part.shape, each, list(arrays)),
+        shape,
+        over,
+        *placed,
     )
 
 
@@ -267,9 +270,9 @@ def _sharding(parameter: Parameter, sharding: Shardings) -> jax.sharding.Shardin
 
 
 def _sharding_of_part(
-    sharding: jax.sharding.Sharding | None, shape: tuple[int, ...], leaf: tuple[int, ...]
-) -> jax.sharding.Sharding | None:
-    """Return the sharding of a leaf for its values or scale.
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...], leaf: tuple[int, ...]
+) -> jax.sharding.Sharding:
+    """Return the sharding of a leaf for its values or scale, which have this shape.
 
     Where the scale has size 1, or a device's inputs are not whole groups, this axis of the scale is replicated.
     """

@@ -47,8 +47,8 @@ def check_not_quantized(model: "Model", method: str) -> None:
     leaves = jax.tree.leaves(model.params, is_leaf=lambda node: isinstance(node, Quantized))
     if any(isinstance(leaf, Quantized) for leaf in leaves):
         raise ConfigError(
-            f"prompt.method {method!r} trains weights of the base, and they are quantized; set model.dtype to float32 or "
-            "bfloat16"
+            f"prompt.method {method!r} trains weights of the base, and they are quantized; set model.dtype to float32 "
+            "or bfloat16"
         )
 
 

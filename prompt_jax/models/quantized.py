@@ -91,6 +91,7 @@ def quantize(matrix: np.ndarray, inputs: int, dtype: str = "int8") -> Quantized:
     divisor = scale.astype(np.float32)
     with np.errstate(invalid="ignore"):
         values = weights / divisor
+    np.clip(values, -LARGEST[dtype], LARGEST[dtype], out=values)  # a scale that is close to zero is rounded much
     if not (finite := np.isfinite(divisor)).all():
         values = np.where(finite, values, np.float32(0))
     if dtype == "fp8":
