@@ -21,14 +21,14 @@ from prompt_jax.checkpoints.fingerprint import Samples, sample
 from prompt_jax.checkpoints.flax_msgpack import open_flax
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.quantized import LARGEST, Quantized, quantize, quantized_shape
+from prompt_jax.models.quantized import RANGES, Quantized, quantize, quantized_shape
 
 # None for the default device, one sharding for all leaves, or a function from a row of the table to its sharding.
 Shardings = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The dtype of leaves that are not quantized.
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16} | dict.fromkeys(LARGEST, _BFLOAT16)
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16} | dict.fromkeys(RANGES, _BFLOAT16)
 _MAX_LISTED = 12  # tensors of each kind in an error message
 
 
@@ -199,7 +199,7 @@ def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized
     the weights.
     """
     matrix = parameter.layers is not None and "embed" in parameter.axes and len(parameter.axes) > 1
-    if dtype not in LARGEST or not matrix:
+    if dtype not in RANGES or not matrix:
         return jax.ShapeDtypeStruct(_leaf_shape(parameter), DTYPES[dtype])
     return jax.tree.map(
         lambda part: jax.ShapeDtypeStruct((parameter.layers, *part.shape), part.dtype),

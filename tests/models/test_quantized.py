@@ -107,23 +107,24 @@ def test_values_are_qwixs(shape, inputs, dtype):
     assert_close(weighted_einsum(equation, jnp.asarray(x), actual), qwix.einsum(equation, jnp.asarray(x), expected))
 
 
-def test_fp8_and_int4_values_are_qwixs():
-    """The largest weights make qwix's scales of int4, which are float32, representable in bfloat16."""
+def test_fp8_values_are_qwixs():
+    matrix = np.random.default_rng(0).standard_t(3, size=(192, 5)).astype(np.float32)
+    expected = qwix.quantize(jnp.asarray(matrix), jnp.float8_e4m3fn, channelwise_axes=(1,))
+    actual = quantize(matrix, 1, "fp8")
+    np.testing.assert_array_equal(actual.values.view(ml_dtypes.float8_e4m3fn), expected.qvalue)
+    np.testing.assert_allclose(actual.scale, expected.scale, rtol=1e-6)
+
+
+def test_int4_values_are_those_of_gguf():
+    """Q4_0 has groups of 32. Its scales are float16, so they are powers of two here."""
+    gguf = pytest.importorskip("gguf")
     rng = np.random.default_rng(0)
-    matrix = rng.uniform(-1, 1, size=(192, 5)).astype(np.float32)
-    matrix[::64] = 7 * rng.choice([0.25, 0.3125, 0.375], size=(3, 5))
-    x = rng.normal(size=(3, 192)).astype(np.float32)
-    for dtype, qtype, options in (
-        ("fp8", jnp.float8_e4m3fn, {}),
-        ("int4", jnp.int4, {"tiled_axes": {0: 64}, "calibration_method": f"absmax,{7.5 / 7}"}),
-    ):
-        expected = qwix.quantize(jnp.asarray(matrix), qtype, channelwise_axes=(1,), **options)
-        actual = quantize(matrix, 1, dtype)
-        values = actual.values.view(ml_dtypes.float8_e4m3fn) if dtype == "fp8" else actual.values
-        np.testing.assert_array_equal(values.astype(np.float32), expected.qvalue.astype(jnp.float32))
-        np.testing.assert_allclose(actual.scale.astype(np.float32), expected.scale, rtol=1e-6)
-        ours, theirs = weighted_einsum("xa,ab->xb", jnp.asarray(x), actual), jnp.asarray(x) @ qwix.dequantize(expected)
-        assert_close(ours, theirs)
+    matrix = rng.uniform(-7.4, 7.4, size=(32, 50)).astype(np.float32)
+    matrix[rng.integers(32, size=50), np.arange(50)] = rng.choice([-8, 8], size=50)
+    matrix *= rng.choice([0.25, 1, 2], size=50).astype(np.float32)
+    kind = gguf.GGMLQuantizationType.Q4_0
+    expected = gguf.dequantize(gguf.quantize(matrix.T.copy(), kind), kind).T
+    np.testing.assert_array_equal(floats(quantize(matrix, 1, "int4")), expected)
 
 
 def test_int4_by_hand():
@@ -137,9 +138,11 @@ def test_int4_by_hand():
             inputs = slice(48 * group, 48 * group + 48)
             for output in range(5):
                 weights = matrix[head, inputs, output]
-                scale = (np.abs(weights).max() / 7).astype(ml_dtypes.bfloat16)
+                largest = max(weights, key=abs)
+                other = max(0, *(weight for weight in -np.sign(largest) * weights))
+                scale = np.float32(-np.sign(largest) * max(abs(largest) / 8, other / 7.5)).astype(ml_dtypes.bfloat16)
                 assert actual.scale[head, group, output] == scale
-                expected = np.rint(weights / np.float32(scale))
+                expected = np.clip(np.rint(weights / np.float32(scale)), -8, 7)
                 np.testing.assert_array_equal(actual.values[head, inputs, output].astype(np.float32), expected)
 
 
@@ -165,8 +168,8 @@ def test_no_error_is_larger_than_half_a_step(dtype, seed, rows, size):
     actual = quantize(matrix, 1, dtype)
     groups = 2 if dtype == "int4" and rows in (80, 128) else 1
     assert actual.scale.shape == (groups, 4) and not floats(actual)[:, 0].any()
-    scale = np.repeat(actual.scale.astype(np.float64), rows // groups, axis=0)
-    step = 1.0
+    scale = np.repeat(np.abs(actual.scale.astype(np.float64)), rows // groups, axis=0)
+    step = 1.03 if dtype == "int4" else 1.0  # the scale is rounded to 8 bits
     if dtype == "fp8":
         step = np.maximum(2.0 ** np.floor(np.log2(np.maximum(np.abs(matrix / scale), 1e-9))) / 8, 2.0**-9)
     assert (np.abs(floats(actual).astype(np.float64) - matrix) <= scale * step * 0.50001).all()
