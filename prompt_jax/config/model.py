@@ -21,7 +21,8 @@ class ModelConfig:
     elsewhere. Trained parameters are float32."""
     attention: Attention = "auto"
     """fused: one kernel without an array of scores in memory, for 128 queries and more, on TPUs and GPUs. plain: XLA's
-    operations. auto: fused on TPUs and GPUs, plain on CPUs."""
+    operations. auto: fused on TPUs and GPUs, plain on CPUs. On GPUs the kernel is cuDNN's. It takes bfloat16, and heads
+    up to 128 wide (up to 256 from Hopper on). With dropout or a soft cap, fused and auto use XLA's operations there."""
     remat: Remat = "none"
     """Recompute in the backward pass, to save memory: nothing (none), attention and activation functions (dots), or
     whole layers (full; about a third slower)."""

@@ -35,7 +35,7 @@ class TrainConfig:
     test_examples: Annotated[int, POSITIVE] | None = None
     """Maximum number of examples of each test split, drawn at random with a fixed seed. None uses all."""
     eval_batch_size: Annotated[int, POSITIVE] = 64
-    """Examples in a batch in evaluation."""
+    """Maximum number of examples in a batch in evaluation. There are fewer if the devices' memory requires it."""
     best_by: Literal["first", "mean"] = "first"
     """Score that selects the best prompt and ends `patience`: the task's first metric, or the mean of its metrics that
     are fractions (the prompt tuning paper's choice). For a mixture, the mean over its tasks."""

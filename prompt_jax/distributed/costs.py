@@ -16,6 +16,8 @@ from prompt_jax.distributed.chips import GIB, HOP, Chip
 from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
 from prompt_jax.models import family
+from prompt_jax.models.fused_attention import LEAST_QUERIES
+from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.t5 import T5Config
 
 _ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2, "fp8": 2, "int4": 2}  # bytes
@@ -30,7 +32,9 @@ _KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
 _STATES = 3 * 4  # bytes of a trainable parameter, its gradient and a moment
-_USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
+# The share of the time to collect fully sharded weights in which XLA does not compute at the same time.
+_EXPOSED = 0.33
+USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Workload:
       trained: number of a member's trainable parameters.
       dtype: of the base.
       remat: which activations are recomputed.
+      fused: whether attention is fused, so that scores are not in memory.
     """
 
     groups: tuple[int, ...]
@@ -62,6 +67,7 @@ class Workload:
     trained: int
     dtype: Dtype
     remat: Remat
+    fused: bool = False
 
 
 class Cost(NamedTuple):
@@ -71,10 +77,11 @@ class Cost(NamedTuple):
     compute: float
     transfer: float
     interconnect: float
+    overlapped: float = 0.0  # of the interconnect, at the same time as the others
 
     @property
     def seconds(self) -> float:
-        return max(self.compute, self.transfer) + self.interconnect
+        return max(self.compute, self.transfer, self.overlapped) + self.interconnect
 
 
 class _Matrix(NamedTuple):
@@ -94,6 +101,7 @@ class _Scores(NamedTuple):
     number: int  # in a layer, over all heads
     layers: int
     width: int  # of the vectors that are multiplied
+    in_memory: bool
 
 
 def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> Cost:
@@ -116,8 +124,9 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
     # The backward pass costs as much as the forward pass, because weights have no gradients. Scores are products of two
     # activations, which both have gradients.
     flops = 2 * 2 * config.d_model * config.vocab_size * work.target
-    flops += sum(4 * s.number * s.width * s.layers for s in scores) * (3 + again)
-    moved = sum(s.number * s.layers for s in scores) * _SCORE_TRAFFIC * (2 + again) / mesh.model
+    # A kernel computes scores once more in the backward pass.
+    flops += sum(4 * s.number * s.width * s.layers * (3 + again + (0 if s.in_memory else 0.5)) for s in scores)
+    moved = sum(s.number * s.layers for s in scores if s.in_memory) * _SCORE_TRAFFIC * (2 + again) / mesh.model
     reduced, reductions = 0.0, 0
     for m in matrices:
         forward, tokens = 1 + (full and not m.is_last), m.tokens * m.layers
@@ -128,16 +137,19 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
         reductions += (forward if m.reduces_output else 1) * m.layers
     times = work.parts * members / at_once
     kept = _kept_bytes(config, work, mesh.model)
-    traffic = rows * (moved + _KEPT_TRAFFIC * kept) + (2 + full) * weights * times
+    read = weight_bytes(config, work.dtype, dataclasses.replace(mesh, fsdp=False))
+    traffic = rows * (moved + _KEPT_TRAFFIC * kept) + (2 + full) * read * times
     interconnect = _ring_seconds(rows * reduced, reductions * times, mesh.model, chip)
     interconnect += _ring_seconds(4 * members * work.trained, members / at_once, mesh.data, chip)
+    collected = (_whole_layers(config, work.dtype) if mesh.fsdp else 0.0) * 2 * times * (mesh.data - 1) / mesh.data
     working = _layer_bytes(config, work, mesh.model) + _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
     activations = at_once * work.rows / mesh.data * (kept + working)
     return Cost(
         memory=weights + _STATES * members * work.trained + activations,
         compute=rows * flops / mesh.model / chip.peak,
-        transfer=traffic / chip.bandwidth,
-        interconnect=interconnect,
+        transfer=(traffic + collected) / chip.bandwidth,
+        interconnect=interconnect + _EXPOSED * collected / chip.link,
+        overlapped=(1 - _EXPOSED) * collected / chip.link,
     )
 
 
@@ -148,33 +160,53 @@ def _ring_seconds(size: float, count: float, devices: int, chip: Chip) -> float:
 
 def fits(cost: Cost, chip: Chip) -> bool:
     """Return whether a device has enough memory."""
-    return cost.memory <= _USABLE * chip.memory
+    return cost.memory <= USABLE * chip.memory
 
 
 def evaluation_rows(config: Any, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
     """Return the largest power of two of rows that a batch of generation can have; 0 if not even one fits."""
+    of_device = generation_row_bytes(config, work) / (mesh.ensemble * mesh.data * mesh.model)
+    free = USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
+    return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
+
+
+def generation_row_bytes(config: Any, work: Workload) -> float:
+    """Return the bytes that generation needs for a row, beside the base."""
     source = work.source + work.tokens
     of_site = {"decoder_self": work.slots + work.target + source * family(config).causal, "decoder_cross": source}
     cache = sum(
         2 * layers * heads * width * of_site.get(site, 0)
         for site, (layers, heads, width) in family(config).sites(config).items()
     )
-    # Twice, because decoding rearranges the cache that the prefill writes.
-    of_row = 2 * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
-    of_device = of_row / (mesh.ensemble * mesh.data * mesh.model)
-    free = _USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
-    return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
+    # A causal model's decoding rearranges the cache that the prefill writes.
+    copies = 2 if family(config).causal else 1
+    return copies * cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
 
 
 def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
     """Return the bytes of a device's part of the base."""
     total = 0.0
     for parameter in family(config).parameters(config):
-        in_layer = parameter.layers is not None and len(parameter.shape) > 1
-        size = math.prod(parameter.shape) * (parameter.layers or 1)
         is_sharded = any(getattr(RULES, axis) == "model" for axis in parameter.axes)
-        total += size * (_WEIGHT if in_layer else _ACTIVATION)[dtype] / (mesh.model if is_sharded else 1)
+        parts = mesh.model if is_sharded else 1
+        if mesh.fsdp and len(parameter.shape) > 1 and "buckets" not in parameter.axes:
+            parts = mesh.data
+        total += _bytes(parameter, dtype) / parts
+    if mesh.fsdp:  # one layer of each stack, and the tables, are whole
+        layers = _whole_layers(config, dtype)
+        depth = max(parameter.layers or 1 for parameter in family(config).parameters(config))
+        total += layers / depth + sum(_bytes(p, dtype) for p in family(config).parameters(config) if not p.layers)
     return total
+
+
+def _whole_layers(config: Any, dtype: Dtype) -> float:
+    """Return the bytes of all layers."""
+    return sum(_bytes(parameter, dtype) for parameter in family(config).parameters(config) if parameter.layers)
+
+
+def _bytes(parameter: Parameter, dtype: Dtype) -> float:
+    in_layer = parameter.layers is not None and len(parameter.shape) > 1
+    return math.prod(parameter.shape) * (parameter.layers or 1) * (_WEIGHT if in_layer else _ACTIVATION)[dtype]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -194,6 +226,8 @@ def meshes(config: Any, work: Workload, devices: int) -> Iterator[MeshConfig]:
             data = devices // model // ensemble
             if work.rows % data == 0:
                 yield MeshConfig(ensemble=ensemble, data=data, model=model)
+                if model == 1 and data > 1:
+                    yield MeshConfig(ensemble=ensemble, data=data, fsdp=True)
 
 
 def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshConfig:
@@ -256,13 +290,15 @@ def _scores(config: Any, work: Workload) -> list[_Scores]:
     if family(config).causal:
         pairs = source * (work.slots + source) + target * (work.slots + source + target)
         layers, _, width = sites["decoder_self"]
-        return [_Scores(config.num_heads * pairs, layers, width)]
+        return [_Scores(config.num_heads * pairs, layers, width, not work.fused or source < LEAST_QUERIES)]
     keys = {"encoder_self": source, "decoder_self": target, "decoder_cross": source}
     found = []
     for site, (layers, heads, width) in sites.items():
-        pairs = (source if site == "encoder_self" else target) * (keys[site] + work.slots)
+        queries = source if site == "encoder_self" else target
+        pairs = queries * (keys[site] + work.slots)
         in_space_of_encoder = site == "decoder_cross" and _projects_queries(config, work)
-        found.append(_Scores(heads * pairs, layers, config.d_model if in_space_of_encoder else width))
+        in_memory = not work.fused or queries < LEAST_QUERIES
+        found.append(_Scores(heads * pairs, layers, config.d_model if in_space_of_encoder else width, in_memory))
     return found
 
 
@@ -272,17 +308,21 @@ def _kept_bytes(config: Any, work: Workload, model: int) -> float:
     outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
     kept = 0.0
     match work.remat:
-        case "full":  # the inputs of the layers
+        case "full":  # the inputs of the layers, and the source's keys and values for a causal model's target
             kept = width * sum(m.width * m.tokens * m.layers for m in matrices if m.is_last)
+            if family(config).causal:
+                layers, heads, head_width = family(config).sites(config)["decoder_self"]
+                kept += 2 * width * layers * heads * head_width * work.source / model
         case "dots":
             kept = width * sum(outputs)
         case "none":  # also the results of activation functions and norms
-            kept = 2 * width * sum(outputs) + (4 + width) * sum(s.number * s.layers for s in scores) / model
+            in_memory = sum(s.number * s.layers for s in scores if s.in_memory)
+            kept = 2 * width * sum(outputs) + (4 + width) * in_memory / model
     return kept
 
 
 def _layer_bytes(config: Any, work: Workload, model: int) -> float:
     """Return the bytes of a row's activations in one layer of each stack."""
     products = sum((m.width + m.sharded_width / model) * m.tokens for m in _matrices(config, work))
-    scores = sum(each.number for each in _scores(config, work)) / model
+    scores = sum(each.number for each in _scores(config, work) if each.in_memory) / model
     return products * _ACTIVATION[work.dtype] + scores * _SCORE_MEMORY

@@ -15,6 +15,11 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def device_memory() -> int | None:
+    """Return the memory of one of this process's devices; None if they do not report it."""
+    return min((stats["bytes_limit"] for stats in _device_statistics() if "bytes_limit" in stats), default=None)
+
+
 def peak_host_memory() -> int:
     """Return the largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

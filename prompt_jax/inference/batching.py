@@ -1,16 +1,23 @@
 """Rows of inputs, run through a model in batches of similar lengths."""
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from prompt_jax.checkpoints.load import Model
+from prompt_jax.config.model import Dtype
 from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.buckets import length_buckets
+from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes
+from prompt_jax.distributed.memory import device_memory
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
+from prompt_jax.models.fused_attention import takes
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
@@ -34,7 +41,8 @@ class Rows:
       prompt_ids: [rows] each row's index in a stacked prompt, -1 for none.
       start_ids: [rows] for a causal model that continues texts: the last token of each text. It stands after the input
         in place of the start token, and an answer is the rest of its line.
-      batch_size: rows per batch; or the `batch_shapes` of a larger set of inputs, to reuse its compiled programs.
+      batch_size: the most rows of a batch; a device's memory may allow fewer. Or the `batch_shapes` of a larger set of
+        inputs, to reuse its compiled programs.
       before_batch: called before each batch with its number (from 0) and the number of batches. An exception that it
         raises ends the evaluation.
     """
@@ -65,6 +73,37 @@ def batch_shapes(inputs: Sequence[np.ndarray], batch_size: int) -> Shapes:
     lengths = [len(ids) for ids in inputs]
     rows = min(batch_size, 1 << (len(inputs) - 1).bit_length())  # so that one text does not cost as much as 64
     return Shapes(rows, length_buckets(lengths, EVAL_BUCKETS, -(-max(lengths) // 8) * 8))
+
+
+def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int) -> int:
+    """Return how many rows a device has memory for, by an estimate: a power of two. Host memory has no limit here.
+
+    All processes must come to the same number, so it does not depend on what else is in memory.
+    """
+    memory = device_memory()
+    if memory is None:
+        return sys.maxsize
+    base = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model.params))
+    parts = {} if prompt is None else prompt.parts
+    slots = {name: part.slots for name, part in parts.items()}
+    tokens = 0 if family(model.config).causal else slots.pop("encoder_tokens", 0)
+    dtype: Dtype = "bfloat16" if model.params["embedding"].dtype == "bfloat16" else "float32"
+    work = Workload(
+        groups=(1,),
+        at_once=None,
+        rows=1,
+        parts=1,
+        source=source,
+        target=target,
+        tokens=tokens,
+        slots=max(slots.values(), default=0),
+        trained=0,
+        dtype=dtype,
+        remat="none",
+        fused=model.config.fused_attention and takes(dtype),
+    )
+    rows = (USABLE * memory - base) / generation_row_bytes(model.config, work)
+    return 2 ** max(0, int(math.log2(max(rows, 1))))
 
 
 def stack_with_ids(prompts: Sequence[Prompt | None]) -> tuple[Prompt | None, np.ndarray | None]:
@@ -101,9 +140,9 @@ def run_batches(
     check_prompt_ids(rows.prompt, columns.get("prompt_ids"), len(rows))
     shapes = rows.batch_size if isinstance(rows.batch_size, Shapes) else batch_shapes(rows.inputs, rows.batch_size)
     mesh = mesh_of(rows.model.params)
-    if mesh is not None:
-        groups = mesh_shape(mesh)["ensemble"] * mesh_shape(mesh)["data"]
-        shapes = shapes._replace(rows=-(-shapes.rows // groups) * groups)
+    groups = mesh_shape(mesh)["ensemble"] * mesh_shape(mesh)["data"]
+    fitting = groups * _fitting_rows(rows.model, rows.prompt, shapes.lengths[-1], max(columns.get("lengths", [1])))
+    shapes = shapes._replace(rows=-(-min(shapes.rows, fitting) // groups) * groups)
     prompt = to_devices(rows.prompt, named_sharding(mesh))
     results: list[Any] = []
     pending: tuple[np.ndarray, Any] | None = None

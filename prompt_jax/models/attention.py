@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prompt_jax.models import fused_attention
+from prompt_jax.models import cudnn_attention, fused_attention
 from prompt_jax.models.dropout import apply_dropout, element_index, kept, random_seeds
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
@@ -55,10 +55,14 @@ def attend(
       window: a query sees only keys at the last `window` positions, its own included; only keys with positions.
       softcap: limits scores to between -softcap and softcap, by a tangent (Gemma 2).
       dropout_rate: dropout on the attention weights, applied only with a key.
-      fused: whether to compute it in one kernel, without an array of scores in memory (`fused_attention`). Then the
-        queries' positions must be consecutive.
+      fused: whether to compute it in one kernel, without an array of scores in memory (`fused_attention`, or
+        `cudnn_attention` on GPUs), if it takes these arguments. Then the queries' positions must be consecutive.
     """
-    if fused and fused_attention.suits(q, key_values):
+    if fused and fused_attention.platform() == "gpu":
+        dropped = key is not None and dropout_rate > 0
+        if cudnn_attention.suits(q, key_values, positions, softcap, dropped):
+            return cudnn_attention.attend(q, key_values, positions, window)
+    elif fused and fused_attention.suits(q, key_values):
         options: Any = {"softcap": softcap, "dropout_rate": dropout_rate, "key": key}
         return fused_attention.attend(q, key_values, positions, window, **options)
     heads_of_group = q.shape[2] // key_values[0].k.shape[-3 if key_values[0].heads_first else -2]

@@ -5,6 +5,7 @@ Here a hash of an element's index gives its bits. XLA fuses it into the operatio
 computes it for its own block, and the backward pass computes it again.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     if key is None or rate == 0.0:
         return x
 
-    @jax.checkpoint  # the backward pass needs only the seeds
+    # The backward pass needs only the seeds. A barrier against common subexpressions would also end fusions.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def drop(x: Array, seeds: Array) -> Array:
         return apply_dropout(x, kept(seeds, element_index(x.shape), rate), rate)
 

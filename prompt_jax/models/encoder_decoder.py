@@ -386,7 +386,14 @@ class EncoderDecoder:
     def _cross_key_values(self, params: Params, encoded: Encoded) -> KeyValueArrays:
         """Project the encoder's output to the keys and values of all decoder layers."""
         cross = join_stacks(params["decoder"]["layers"])["cross"]
-        return jax.lax.map(lambda layer: self.module.cross_key_values(encoded.output, layer), cross)
+
+        # The cache has heads first. In this order, XLA makes no second copy of all layers to swap the axes.
+        def heads_first(layer: Params) -> tuple[Array, Array]:
+            k, v = self.module.cross_key_values(encoded.output, layer)
+            return k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+        k, v = jax.lax.map(heads_first, cross)
+        return k.swapaxes(2, 3), v.swapaxes(2, 3)
 
 
 def _offset(prefix_key_values: PastKeyValues, prefix: Prefix | None) -> Int[Array, "#B"]:

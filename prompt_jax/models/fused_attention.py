@@ -2,7 +2,7 @@
 
 On a TPU it is a Pallas kernel. A step of its grid computes some queries of a row, for a few heads: their scores for all
 keys fit on the chip, so the softmax needs no second pass. The backward kernel computes them again. Relative positions
-are frozen and get no gradient. On a GPU it is cuDNN's kernel.
+are frozen and get no gradient. On a GPU it is cuDNN's kernel (cudnn_attention.py).
 
 Heads stay side by side in [B, T, H K], as the projections make and read them, so nothing is transposed.
 """
@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.config.model import Attention
+from prompt_jax.config.model import Attention, Dtype
 from prompt_jax.models.dropout import apply_dropout, kept, random_seeds
 
 MASKED = -1e9
@@ -48,9 +48,19 @@ class _Options:
     dropout_rate: float  # 0 without dropout
 
 
+def platform() -> str:
+    """Return the platform to compile for; tests replace it."""
+    return jax.default_backend()
+
+
 def is_fused(attention: Attention) -> bool:
     """Return whether the option asks for the kernel."""
-    return attention == "fused" or (attention == "auto" and jax.default_backend() != "cpu")
+    return attention == "fused" or (attention == "auto" and platform() != "cpu")
+
+
+def takes(dtype: Dtype, dropout_rate: float = 0.0) -> bool:
+    """Return whether this platform's kernel takes a base's `model.dtype`, and dropout on attention weights."""
+    return platform() != "gpu" or (dtype != "float32" and dropout_rate == 0.0)
 
 
 def suits(q: Any, key_values: Sequence[Any]) -> bool:
@@ -71,7 +81,7 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """Return the result of `attention.attend`, whose arguments these are. The positions must be consecutive."""
     rows, _, heads, width = q.shape
-    k, v = (_joined([getattr(each, name) for each in key_values], rows) for name in "kv")
+    k, v = (joined([getattr(each, name) for each in key_values], rows) for name in "kv")
     seen = [_key_positions(each, positions is not None, rows) for each in key_values]
     numbers = jnp.zeros((rows, 6), jnp.int32).at[:, _WINDOW].set(_HIDDEN if window is None else window)
     numbers = numbers.at[:, _ROW].set(np.arange(rows))
@@ -81,12 +91,12 @@ def attend(
     if key is not None and rate:
         numbers = numbers.at[:, _SEED_0 : _SEED_1 + 1].set(jax.lax.bitcast_convert_type(random_seeds(key), jnp.int32))
     options = _Options(heads, heads // k.shape[2], width, positions is not None, softcap, rate)
-    call = _sharded(functools.partial(_attend, options), q, k)
     bias = _joined_bias(key_values, q.shape[1])
+    call = sharded(functools.partial(_attend, options), q, k, bias)
     return call(q, k, v, bias, jnp.concatenate(seen, axis=1)[:, None], numbers)
 
 
-def _joined(arrays: Sequence[Array], rows: int) -> Float[Array, "B S G K"]:
+def joined(arrays: Sequence[Array], rows: int) -> Float[Array, "B S G K"]:
     """Return the keys or values of all blocks, for each row."""
     each = [x if x.ndim == 4 else jnp.broadcast_to(x[None], (rows, *x.shape)) for x in arrays]
     return each[0] if len(each) == 1 else jnp.concatenate(each, axis=1)
@@ -119,8 +129,11 @@ def _joined_bias(key_values: Sequence[Any], queries: int) -> Float[Array, "H T S
 # Several devices
 
 
-def _sharded(call: Any, q: Array, k: Array) -> Any:
-    """Return the call on each device's rows and heads. XLA cannot shard a kernel itself."""
+def sharded(call: Any, q: Array, k: Array, bias: Any) -> Any:
+    """Return the call on each device's rows and heads. XLA cannot shard a kernel itself.
+
+    The call's arguments are queries, keys, values and bias, and then `seen` and `numbers` of the kernel for TPUs.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
     if not axes:
@@ -131,19 +144,21 @@ def _sharded(call: Any, q: Array, k: Array) -> Any:
             f"{q.shape[0]} rows and {k.shape[2]} key-value heads cannot be divided over mesh.data and mesh.model {axes}"
         )
 
-    def local(q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
-        if heads:
-            numbers = numbers.at[:, _HEAD].set(jax.lax.axis_index(heads) * q.shape[2])
-        return call(q, k, v, bias, seen, numbers)
+    def local(q: Array, k: Array, v: Array, bias: Any, *of_rows: Array) -> Array:
+        if heads and of_rows:
+            seen, numbers = of_rows
+            of_rows = seen, numbers.at[:, _HEAD].set(jax.lax.axis_index(heads) * q.shape[2])
+        return call(q, k, v, bias, *of_rows)
 
-    four, bias = PartitionSpec(rows, None, heads), PartitionSpec(heads)
-    return jax.shard_map(
-        local,
-        in_specs=(four, four, four, bias, PartitionSpec(rows), PartitionSpec(rows)),
-        out_specs=four,
-        axis_names=set(axes),
-        check_vma=False,
-    )
+    four = PartitionSpec(rows, None, heads)
+    of_bias = PartitionSpec(heads) if bias is not None and bias.shape[0] > 1 else PartitionSpec()
+
+    def on_devices(*arrays: Any) -> Array:
+        specs = (four, four, four, of_bias, *[PartitionSpec(rows)] * (len(arrays) - 4))
+        on_each = jax.shard_map(local, in_specs=specs, out_specs=four, axis_names=set(axes), check_vma=False)
+        return on_each(*arrays)
+
+    return on_devices
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -338,7 +338,7 @@ def _feed_forward(x: Float[Array, "B T D"], mlp: Params, config: LlamaConfig) ->
     activate: Any = jax.nn.silu if config.activation == "silu" else gelu
     gate, up = (_add_bias(project_up(x, mlp[name]), mlp, name) for name in ("gate", "up"))
     # The backward pass keeps the two products and recomputes the rest.
-    hidden = jax.checkpoint(lambda gate, up: activate(gate) * up)(gate, up)
+    hidden = jax.checkpoint(lambda gate, up: activate(gate) * up, prevent_cse=False)(gate, up)
     return _add_bias(project_down(hidden, mlp["down"]), mlp, "down")
 
 

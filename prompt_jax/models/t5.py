@@ -211,7 +211,7 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any)
     if config.gated:
         gate = project_up(x, weights["gate"])
         # The backward pass keeps the two products and recomputes the rest.
-        hidden = jax.checkpoint(lambda gate, up: activate(gate) * up)(gate, hidden)
+        hidden = jax.checkpoint(lambda gate, up: activate(gate) * up, prevent_cse=False)(gate, hidden)
     else:
         hidden = activate(hidden)
     hidden = dropout(hidden, config.dropout_rate, keys[0])

@@ -193,6 +193,12 @@ def check_base(
       PromptFormatError: the prompt has another base; the message names both.
     """
     _check_sizes(path, prompt, model)
+    if isinstance(prompt, Delta) and metadata.long_rope:
+        warnings.warn(
+            f"{path} was trained on long texts, with the factors of longrope for them. A call with short texts only "
+            "uses the others, for which it was not trained",
+            stacklevel=4,
+        )
     if metadata.base is None:
         warnings.warn(
             f"{path} does not say which base it was trained on; only its shapes were compared with {model.name}",

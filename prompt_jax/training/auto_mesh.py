@@ -15,6 +15,7 @@ from prompt_jax.distributed.costs import Workload, choose_mesh
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
 from prompt_jax.models import family
+from prompt_jax.models.fused_attention import is_fused, takes
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.setup import group_members
@@ -57,6 +58,7 @@ def workload(experiment: Experiment, config: Any) -> Workload:
         trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
         dtype=experiment.model.dtype,
         remat=experiment.model.remat,
+        fused=is_fused(experiment.model.attention) and takes(experiment.model.dtype, train.dropout_rate),
     )
 
 

@@ -13,6 +13,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
 from prompt_jax.methods.prefix import PrefixTuning
+from prompt_jax.models.rope import long_rope
 from prompt_jax.prompt_files.io import ModelId, PromptMetadata
 from prompt_jax.task_format import NAMED_INPUTS, TaskFormat
 from prompt_jax.training.tasks import Task, load_tasks
@@ -74,6 +75,7 @@ class TrainedPrompt:
             method=method.name,
             initialization=_initialization(method, model),
             placement=getattr(method, "placement", "before"),
+            long_rope=long_rope(model.config),
             frozen_tokens=getattr(method, "frozen_tokens", 0),
             task=self.task,
             format=_common_format(self.tasks, experiment.data),

@@ -57,7 +57,7 @@ def check_command(words: list[str]) -> None:
         case [".venv/bin/python" | "python", "-m", module, *rest]:
             if module != "pytest":
                 check_tool(module, rest)
-        case ["python", file, *_]:
+        case ["python", file, *_] | [("tools/gpu.sh" as file), *_]:
             assert (ROOT / file).exists(), file
         case ["make", *targets]:
             assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)

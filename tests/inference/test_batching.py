@@ -1,9 +1,11 @@
 """Rows in batches: shapes, prompts, and the order of the results."""
 
+import jax
 import numpy as np
 import pytest
 
 from adapters import random_tokens
+from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes
 from prompt_jax.inference import batching
 from prompt_jax.inference.batching import Rows, Shapes, batch_shapes, run_batches, stack_with_ids
 from prompt_jax.models.prompt import PromptStackError
@@ -45,6 +47,25 @@ def test_results_are_in_the_order_of_the_rows(tiny, batch_size):
     count = -(-5 // batch_size)
     assert len(seen) == count and {shape[0] for shape in seen} == {batch_size}
     assert progress == [(number, count) for number in range(count)]
+
+
+def test_a_device_gets_as_many_rows_as_it_has_memory_for(tiny, monkeypatch):
+    """Eight rows are asked for. The memory is that of the base and of five more rows; it takes four."""
+    inputs, seen = of_lengths(*[9] * 8), []
+    base = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+    work = Workload((1,), None, 1, 1, 16, 1, 0, 0, 0, "float32", "none")
+    memory = (base + 5 * generation_row_bytes(tiny.config, work)) / USABLE
+    monkeypatch.setattr(batching, "device_memory", lambda: memory)
+
+    def run(batch, prompt):
+        seen.append(len(batch["inputs"]))
+        return (batch["inputs"][:, 0],)
+
+    (first,) = run_batches(Rows(tiny, None, inputs, batch_size=8), run, {})
+    assert seen == [4, 4] and first.tolist() == list(range(100, 108))
+    monkeypatch.setattr(batching, "device_memory", lambda: 1)
+    run_batches(Rows(tiny, None, inputs, batch_size=8), run, {})
+    assert seen[2:] == [1] * 8
 
 
 def test_chosen_rows_keep_their_prompts(tiny):

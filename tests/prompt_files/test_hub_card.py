@@ -3,15 +3,18 @@
 import dataclasses
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from hub_prompts import FORMAT, parsed, prompts_of, said, written
-from prompt_jax import PromptMetadata, push_prompt, save_ensemble
+from prompt_jax import PromptMetadata, load_model, push_prompt, save_ensemble
 from prompt_jax.cli import main
 from prompt_jax.prompt_files.card import yaml_header
 from prompt_jax.prompt_files.hub import parse_hub_name
@@ -133,15 +136,26 @@ def test_the_card_of_prompts_for_different_tasks(hub, models, tmp_path, monkeypa
     assert main(words[1:]) == 0 and capsys.readouterr().out == printed
 
 
+def with_end_token(folder: Path, to: Path) -> str:
+    """Return a copy of a model whose tokenizer puts a start and an end token around each text, like `add_eos_token`."""
+    shutil.copytree(folder, to)
+    tokenizer = Tokenizer.from_file(str(to / "tokenizer.json"))
+    around = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = TemplateProcessing("<s> $A </s>", None, around)
+    tokenizer.save(str(to / "tokenizer.json"))
+    return str(to)
+
+
 @pytest.mark.interop
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # Transformers', of what PEFT calls
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")  # GPT-2's, of virtual tokens
 @pytest.mark.parametrize("name", ("tokens", "ensemble"))
-@pytest.mark.parametrize("family", ("t5", "gpt2"))
-def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, family, name, capsys):
-    """Its answer equals this project's."""
+@pytest.mark.parametrize("family", ("t5", "gpt2", "llama"))
+def test_the_cards_code_runs_with_peft(hub, models, tiny_folders, tmp_path, monkeypatch, family, name, capsys):
+    """Its answer equals this project's, also if the tokenizer puts a start and an end token around each text."""
     pytest.importorskip("peft")
-    model = models[family]
+    folder = tiny_folders[family]
+    model = models[family] if family != "llama" else load_model(with_end_token(folder, tmp_path / "m"))
     monkeypatch.chdir(Path(model.name).parent)
     push_prompt(written(tmp_path / "p.npz", model, *prompts_of(name, model)), "hf://me/p@tries/in", model)
     _, _, code = parsed(hub.repositories["me/p"].files("tries")[f"in/{CARD}"].decode())
@@ -149,6 +163,7 @@ def test_the_cards_code_runs_with_peft(hub, models, tmp_path, monkeypatch, famil
     exec(code[0], ours)
     theirs: dict[str, Any] = {}
     exec(code[1], theirs)
+    assert family == "t5" or theirs["ids"] == [int(index) for index in ours["ids"]]
     tokens = theirs["tokens"][0].tolist()
     expected = np.asarray(ours["tokens"])[0].tolist()
     start = 1 if family == "t5" else theirs["inputs"]["input_ids"].shape[1]

@@ -93,6 +93,19 @@ def test_a_prefix_of_a_text_has_the_rotary_positions_of_the_run(experiment, tiny
         prepare(again)
 
 
+def test_an_adapter_that_was_trained_on_long_texts_says_so(experiment, tiny_folders, tmp_path):
+    run = dataclasses.replace(
+        with_options(experiment, "data", input_length=36),
+        model=ModelConfig(name=str(tiny_folders["phi3"])),
+        prompt=AdapterTuning(width=2),
+    )
+    setup = prepare(run)
+    (delta,), (trained,) = setup.make_prompts(setup.trainable(setup.states)), setup.prompts
+    save_prompt(tmp_path / "a.npz", delta, trained.metadata(setup.model, 1, {}))
+    with pytest.warns(UserWarning, match="trained on long texts, with the factors of longrope"):
+        load_prompt(tmp_path / "a.npz", setup.model)
+
+
 def test_rates_in_units_of_the_embeddings(experiment):
     """Members have other rates in the same unit. Adafactor's first update moves each number by the rate."""
     options = OptimizerConfig(rate_unit="embedding_rms", weight_decay=0.0)

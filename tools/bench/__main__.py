@@ -17,6 +17,7 @@ Adafactor, as in the prompt-tuning paper. `peak` is host memory; `device` is acc
     gpt2-prompt, gpt2-prefix  GPT-2 small's shape, random weights, no dropout: prompt 100, batch 16, text 32; prefix 10,
               batch 8, text 128
     llama-prompt, llama-prefix  SmolLM2 135M's shape, random weights, batch 8, text 64: prompt 100; prefix 10
+    llama-prompt-remat  as `llama-prompt`, with whole layers recomputed in the backward pass (on our side alone)
     ensemble  as `step`, with 5 prompts: one step of all of them, against five single steps of prompt_jax (`alone`), and
               against steps of five PEFT adapters of one base in turn
     members   T5-small's shape, prompt 20, batch 1, source 16, target 16, no dropout: 1 to 64 prompts in one step

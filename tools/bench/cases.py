@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from prompt_jax.config.model import Remat
+
 STEPS = 8  # timed in each process, after two to compile and warm up
 MEMBERS = 5  # of the cases ensemble and vote
 SAVED_MEMBERS = (1, 5)
@@ -45,6 +47,7 @@ class Shape:
     target: int = 16
     model: Kind = "t5"
     method: Literal["soft_prompt", "prefix"] = "soft_prompt"
+    remat: Remat = "none"
 
 
 SHAPES = {
@@ -54,6 +57,7 @@ SHAPES = {
     "gpt2-prompt": Shape(batch=16, length=100, dropout=0.0, source=32, target=0, model="gpt2"),
     "gpt2-prefix": Shape(batch=8, length=10, dropout=0.0, source=128, target=0, model="gpt2", method="prefix"),
     "llama-prompt": Shape(batch=8, length=100, dropout=0.0, source=64, target=0, model="llama"),
+    "llama-prompt-remat": Shape(batch=8, length=100, dropout=0.0, source=64, target=0, model="llama", remat="full"),
     "llama-prefix": Shape(batch=8, length=10, dropout=0.0, source=64, target=0, model="llama", method="prefix"),
     "ensemble": Shape(batch=8, length=100, dropout=0.1),
     "members": Shape(batch=1, length=20, dropout=0.0, source=16),
@@ -84,6 +88,7 @@ CASES = {
     "gpt2-prompt": ("prompt_jax", "peft"),
     "gpt2-prefix": ("prompt_jax", "peft"),
     "llama-prompt": ("prompt_jax", "peft"),
+    "llama-prompt-remat": ("prompt_jax", "peft"),
     "llama-prefix": ("prompt_jax", "peft"),
     "ensemble": SIDES,
     "members": ("prompt_jax",),
@@ -101,6 +106,7 @@ TRAINING = (
     "step-0",
     "reviews",
     *(f"{model}-{how}" for model in ("gpt2", "llama") for how in ("prompt", "prefix")),
+    "llama-prompt-remat",
     "ensemble",
 )
 # Members and group of each process of the case memory.

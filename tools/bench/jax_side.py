@@ -48,9 +48,10 @@ class Training:
 
     def __init__(self, base: tuple[Any, Any], shape: Shape):
         config, params = base
+        self.shape = shape
         self.method = METHODS[shape.method](length=shape.length, init="normal")
         self.optimizer = steps.frozen_base(make_optimizer(OptimizerConfig(), 1000))
-        config = dataclasses.replace(config, dropout_rate=shape.dropout)
+        config = dataclasses.replace(config, dropout_rate=shape.dropout, remat=shape.remat)
         self.step = steps.make_train_step(config, self.method, self.optimizer, dropout=shape.dropout > 0)
         self.params = params
         self._model = Model("random", None, params, config, None, "")
@@ -59,27 +60,32 @@ class Training:
         first = self.method.initialize(jax.random.key(seed), self._model)
         return steps.TrainState.create(first, self.optimizer)
 
+    def repeated(self) -> Callable[[], None]:
+        """Return a function that runs a step, always with the same batch."""
+        batch, key = random_batch(self.shape), jax.random.key(1)
+        compiled, state = jax.jit(self.step, donate_argnums=0), self.state(0)
+
+        def one() -> None:
+            nonlocal state
+            state, metrics = compiled(state, self.params, jax.device_put(batch), key)
+            metrics["loss"].block_until_ready()
+
+        return one
+
 
 def step(case: str) -> Row:
     """Time a training step of a single prompt, always with the same batch, and count its operations."""
-    config, params = base = random_base(SHAPES[case].model)
-    batch, key = random_batch(SHAPES[case]), jax.random.key(1)
+    _, params = base = random_base(SHAPES[case].model)
     training = Training(base, SHAPES[case])
-    compiled, state = jax.jit(training.step, donate_argnums=0), training.state(0)
-
-    def one() -> None:
-        nonlocal state
-        state, metrics = compiled(state, training.params, jax.device_put(batch), key)
-        metrics["loss"].block_until_ready()
-
-    measured = timed(one) | device_peak()  # before counting operations, which takes memory
+    measured = timed(training.repeated()) | device_peak()  # before counting operations, which takes memory
     # One stack per layer, without a loop: the compiler would count a loop's body once.
     unrolled = jax.tree.map(lambda x: x, params)
     for part in (unrolled,) if "layers" in unrolled else (unrolled["encoder"], unrolled["decoder"]):
         (stack,) = part["layers"]
         layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stack)
         part["layers"] = (layer,) * len(jax.tree.leaves(stack)[0])
-    counted: Any = jax.jit(training.step).lower(state, unrolled, batch, key).compile()
+    arguments = training.state(0), unrolled, random_batch(SHAPES[case]), jax.random.key(1)
+    counted: Any = jax.jit(training.step).lower(*arguments).compile()
     return measured | {"flops": counted.cost_analysis()["flops"], "matmul": matmul_rate()}
 
 
@@ -107,15 +113,21 @@ def review_steps() -> Row:
 def generation(case: str) -> Row:
     """Time the generation of a fixed number of tokens per input."""
     shape = GENERATIONS[case]
-    config, params = base = random_base(shape.model)
-    (batch, prompt), beams = inputs_and_prompt(base, shape), 5 if case.endswith("beam5") else 1
+    one = generator(random_base(shape.model), shape, beams=5 if case.endswith("beam5") else 1)
+    return timed(one, steps=2) | device_peak()
+
+
+def generator(base: tuple[Any, Any], shape: Shape, beams: int) -> Callable[[], None]:
+    """Return a function that generates `shape.target` tokens per input."""
+    config, params = base
+    batch, prompt = inputs_and_prompt(base, shape)
     decoding = Decoding(beams=beams, min_new_tokens=shape.target)
 
     def one() -> None:
         tokens = prompt_jax.generate(params, config, batch, prompt, max_new_tokens=shape.target, decoding=decoding)
         tokens.block_until_ready()
 
-    return timed(one, steps=2) | device_peak()
+    return one
 
 
 def decoding_memory() -> dict[str, Row]:

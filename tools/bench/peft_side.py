@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,14 @@ def single(case: str) -> Row:
         base, batches, tokenize_seconds = review_batches(shape.batch)
     else:
         base, batches = random_base(shape), itertools.repeat(random_batch(shape))
+    one = training_step(base, shape, batches)
+    a = torch.ones(2048, 2048)
+    matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
+    return (review_time(one, tokenize_seconds) if case == "reviews" else timed(one)) | matmul
+
+
+def training_step(base: Any, shape: Shape, batches: Iterator[Any]) -> Callable[[], None]:
+    """Return a function that runs a training step of a single prompt."""
     model = get_peft_model(base, options(shape)).train()
     optimizer = adafactor([parameter for parameter in model.parameters() if parameter.requires_grad])
 
@@ -36,38 +44,50 @@ def single(case: str) -> Row:
         optimizer.step()
         optimizer.zero_grad()
 
-    a = torch.ones(2048, 2048)
-    matmul = {"matmul": 2 * 2048**3 / timed(lambda: a @ a)["seconds"]}
-    return (review_time(one, tokenize_seconds) if case == "reviews" else timed(one)) | matmul
+    return one
 
 
 def generation(case: str) -> Row:
     """Time the generation of a fixed number of tokens per input."""
     torch.manual_seed(0)
     shape = GENERATIONS[case]
-    model = get_peft_model(random_base(shape), options(shape)).eval()
-    batch = {name: value for name, value in random_batch(shape).items() if name != "labels"}
-    how = {"num_beams": 5 if case.endswith("beam5") else 1, "do_sample": False, "pad_token_id": 0}
+    one = generator(random_base(shape), shape, random_batch(shape), beams=5 if case.endswith("beam5") else 1)
+    return timed(one, steps=2)
+
+
+def generator(base: Any, shape: Shape, batch: dict[str, torch.Tensor], beams: int) -> Callable[[], Any]:
+    """Return a function that generates `shape.target` tokens per input."""
+    model = get_peft_model(base, options(shape)).eval()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    how = {"num_beams": beams, "do_sample": False, "pad_token_id": 0}
     length = {"min_new_tokens": shape.target, "max_new_tokens": shape.target}
-    with torch.no_grad():
-        return timed(lambda: model.generate(**batch, **how, **length), steps=2)
+    return torch.no_grad()(lambda: model.generate(**inputs, **how, **length))
 
 
 def ensemble() -> Row:
-    """Time one step per member in turn. The members are adapters of one base, each with a separate optimizer."""
+    """Time one step per member in turn."""
     torch.manual_seed(0)
-    shape, names = SHAPES["ensemble"], [f"member{number}" for number in range(MEMBERS)]
-    model = get_peft_model(random_base(shape), options(shape), adapter_name=names[0])
+    shape = SHAPES["ensemble"]
+    return timed(member_steps(random_base(shape), shape, [random_batch(shape) for _ in range(MEMBERS)]))
+
+
+def member_steps(base: Any, shape: Shape, batches: Sequence[dict[str, torch.Tensor]]) -> Callable[[], None]:
+    """Return a function that runs one step per member in turn.
+
+    The members are adapters of one base, each with a batch and an optimizer.
+    """
+    names = [f"member{number}" for number in range(len(batches))]
+    model = get_peft_model(base, options(shape), adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, options(shape))
     model.train()
     parameters = {name: list(model.prompt_encoder[name].parameters()) for name in names}
     optimizers = {name: adafactor(trained) for name, trained in parameters.items()}
-    batches = {name: random_batch(shape) for name in names}
+    batch_of = dict(zip(names, batches, strict=True))
 
     def gradient(name: str) -> None:
         model.set_adapter(name)
-        model(**batches[name]).loss.backward()
+        model(**batch_of[name]).loss.backward()
 
     def all_members() -> None:
         for name, optimizer in optimizers.items():
@@ -83,7 +103,7 @@ def ensemble() -> Row:
         if with_gradient != expected:
             raise RuntimeError(f"{name} of PEFT has gradients for {sorted(with_gradient)}, not {sorted(expected)}")
         optimizers[name].zero_grad()
-    return timed(all_members)
+    return all_members
 
 
 def options(shape: Shape) -> PromptLearningConfig:

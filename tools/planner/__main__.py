@@ -16,6 +16,7 @@ ensemble of 32 prompts for each size of T5 1.1 on five slices, and of 8 prompts 
 three.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,7 +33,7 @@ from prompt_jax.cli.train import choose_method
 from prompt_jax.config.data import DataConfig
 from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.config.model import ModelConfig
+from prompt_jax.config.model import Dtype, ModelConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.distributed.chips import GIB
 from prompt_jax.distributed.costs import choose_mesh, evaluation_rows
@@ -42,8 +43,8 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.training.auto_mesh import workload
 from tools.planner.chips import Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
-from tools.planner.programs import base_config, lengths, programs
-from tools.planner.search import candidates, largest_evaluation, options, rank
+from tools.planner.programs import base_config, lengths, programs, with_choices
+from tools.planner.search import candidates, largest_evaluation, mesh_label, options, rank
 
 # Settings that libtpu would otherwise query from a TPU host. The last one allows several planners at once.
 NO_TPU = {
@@ -79,11 +80,11 @@ upper bound, which no real program reaches. Generation is for the longest inputs
 Result = Estimate | TooLarge
 
 
-def _tuned(members: int, batch_size: int, rows: int, input_length: int, dropout_rate: float = 0.0) -> Experiment:
+def _tuned(members: int, rows: int, input_length: int, *, dtype: Dtype, dropout_rate: float = 0.0) -> Experiment:
     return Experiment(
-        model=ModelConfig(dtype="bfloat16", remat="full"),
+        model=ModelConfig(dtype=dtype, remat="full"),
         data=DataConfig(task="any", input_length=input_length, target_length=16),
-        train=TrainConfig(batch_size=batch_size, eval_batch_size=rows, dropout_rate=dropout_rate),
+        train=TrainConfig(batch_size=32, eval_batch_size=rows, dropout_rate=dropout_rate),
         ensemble=EnsembleConfig(size=members, group=1),
     )
 
@@ -100,19 +101,19 @@ class Sheet(NamedTuple):
 SHEETS = (
     Sheet(
         "T5 1.1",
-        tuple(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+        tuple(f"google/t5-v1_1-{size}" for size in ("base", "xl", "xxl")),
         ("v4-32", "v5e-16", "v5e-256", "v5p-64", "v6e-16"),
-        _tuned(members=32, batch_size=32, rows=64, input_length=512, dropout_rate=0.1),
+        _tuned(members=32, rows=64, input_length=512, dtype="bfloat16", dropout_rate=0.1),
     ),
     Sheet(
         "Llama 3, Qwen3 and Gemma 3",
         (
-            *("meta-llama/Llama-3.2-3B", "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-70B"),
-            *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "4B", "8B", "32B")),
-            *(f"google/gemma-3-{size}-pt" for size in ("1b", "4b", "12b", "27b")),
+            *("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-70B"),
+            *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "8B", "32B")),
+            *(f"google/gemma-3-{size}-pt" for size in ("1b", "27b")),
         ),
         ("v5e-8", "v5e-256", "v5p-64"),
-        _tuned(members=8, batch_size=8, rows=16, input_length=2048),
+        _tuned(members=8, rows=16, input_length=2048, dtype="int8"),
     ),
 )
 
@@ -296,7 +297,7 @@ def all_plans() -> None:
             f"once, {ensemble.group} at a time on each device. A step has a batch of\n{train.batch_size} per member, "
             f"{source} tokens in and {target} out, with remat {model.remat} and dropout {train.dropout_rate:g}. "
             f"Generation has at most {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the "
-            "shortest estimated step (mesh.auto).\n"
+            "shortest estimated step (mesh.auto). The batch is processed in as few parts as\nfit (train.accumulate).\n"
         )
         for title in sheet.slices:
             where = topology(SLICES[title])
@@ -308,8 +309,9 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
     rows = []
     for name in sheet.models:
         named = dataclasses.replace(sheet.experiment, model=dataclasses.replace(sheet.experiment.model, name=name))
-        experiment = _fitted(dataclasses.replace(named, mesh=_mesh(named, where)), where)
-        mesh = " x ".join(map(str, experiment.mesh.sizes.values()))
+        experiment = _fitted(with_choices(named, where.devices), where)
+        parts = experiment.train.accumulate
+        mesh = mesh_label(experiment.mesh) + (f", {parts} parts" if parts > 1 else "")
         short = name.partition("/")[2].removeprefix("t5-v1_1-").removeprefix("Meta-").removesuffix("-pt")
         for program in programs(experiment, where.devices):
             print(f"{title}, {name}, {program.name}", file=sys.stderr, flush=True)
@@ -322,17 +324,22 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
 
 
 def _fitted(experiment: Experiment, where: Topology) -> Experiment:
-    """Return the experiment with an evaluation batch that fits by the analytic estimate."""
-    config = base_config(experiment.model.name)
-    most = evaluation_rows(config, workload(experiment, config), experiment.mesh, where.chip)
-    rows = max(1, min(experiment.train.eval_batch_size, most))
+    """Return the experiment with the mesh of `mesh.auto`, and the fewest parts of a batch that fit by the estimate.
+
+    The evaluation batch fits too.
+    """
+    config, train = base_config(experiment.model.name), experiment.train
+    for parts in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
+        experiment = dataclasses.replace(experiment, train=dataclasses.replace(train, accumulate=parts))
+        with contextlib.suppress(ConfigError):
+            mesh = choose_mesh(config, workload(experiment, config), where.chip, len(where.devices))
+            break
+    else:
+        mesh = MeshConfig(model=len(where.devices))
+    experiment = dataclasses.replace(experiment, mesh=mesh)
+    most = evaluation_rows(config, workload(experiment, config), mesh, where.chip)
+    rows = max(1, min(train.eval_batch_size, most))
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, eval_batch_size=rows))
-
-
-def _mesh(experiment: Experiment, where: Topology) -> MeshConfig:
-    """Return the mesh of `mesh.auto`."""
-    config = base_config(experiment.model.name)
-    return choose_mesh(config, workload(experiment, config), where.chip, len(where.devices))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
-from prompt_jax.config.model import Remat
+from prompt_jax.config.model import Attention, Remat
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
@@ -150,22 +150,22 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
     Raises:
       ConfigError: an unknown base, or an error that a run of this experiment on such devices would raise.
     """
-    experiment = _with_choices(experiment, devices)
     alone, config, mesh = _checked(experiment, devices)
+    experiment = with_choices(experiment, devices)
     for numbers in group_members(alone):
         yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
 
 
 def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
     """Return the generation of answers to the longest inputs. Arguments and errors as for `training_steps`."""
-    experiment = _with_choices(experiment, devices)
     alone, config, mesh = _checked(experiment, devices)
+    experiment = with_choices(experiment, devices)
     # As in `load_model`, the kernel is not divided over devices in generation.
     config = dataclasses.replace(config, fused_attention=mesh is None and experiment.model.attention == "fused")
     return _generate(experiment, alone, config, mesh, devices)
 
 
-def _with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
+def with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
     """Return the experiment with the attention that a run on these devices chooses."""
     if experiment.model.attention != "auto" or devices[0].platform != "tpu":
         return experiment
@@ -251,14 +251,14 @@ def _train(
         _shapes(jax.eval_shape(lambda: jax.random.key(0)), of_members, count),
     )
 
-    def traced(remat: Remat) -> Any:
-        model = dataclasses.replace(experiment.model, remat=remat)
+    def traced(remat: Remat, attention: Attention) -> Any:
+        model = dataclasses.replace(experiment.model, remat=remat, attention=attention)
         step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
         return step.trace(*arguments)
 
-    step = traced(experiment.model.remat)
+    step = traced(experiment.model.remat, experiment.model.attention)
     name = f"training step, {count} x {member.prompt.stored_length}" if count > 1 else "training step"
-    flops = matmul_flops(traced("none").jaxpr)
+    flops = matmul_flops(traced("none", "plain").jaxpr)  # a kernel's gradient computes scores again
     return Program(name, step.lower, _order(mesh, devices), flops, 1, kernels_of(step.jaxpr))
 
 

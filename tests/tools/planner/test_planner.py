@@ -115,7 +115,7 @@ def test_the_planner_raises_the_errors_of_a_run(tiny_folder):
         next(programs(experiment(str(tiny_folder), mesh=MeshConfig(model=2)), devices))
     with pytest.raises(ConfigError, match="'t5-huge' is neither a folder with a config.json nor .*google/t5-v1_1-xxl"):
         next(programs(experiment("t5-huge"), devices))
-    several = [SimpleNamespace(process_index=number // 4) for number in range(8)]
+    several = [SimpleNamespace(process_index=number // 4, platform="tpu") for number in range(8)]
     with pytest.raises(
         ConfigError, match="make 1 devices, but the 2 hosts have 8, and a mesh over several hosts must use all"
     ):
@@ -204,6 +204,18 @@ def test_flops_of_a_training_step_by_hand(target):
     # The hand count leaves out the norms' sums of squares.
     assert step.model_flops == pytest.approx(by_hand, rel=3e-3)
     assert step.model_flops > by_hand
+
+
+def test_flops_of_a_model_do_not_depend_on_its_kernels():
+    """The gradient of a kernel computes the scores again, which MFU does not count."""
+    given = experiment("google/t5-v1_1-small", data=DataConfig(task="any", input_length=128, target_length=8))
+    plain, fused = (
+        next(
+            programs(dataclasses.replace(given, model=dataclasses.replace(given.model, attention=name)), jax.devices())
+        )
+        for name in ("plain", "fused")
+    )
+    assert plain.model_flops == fused.model_flops and plain.kernels == {} and fused.kernels
 
 
 def test_flops_of_a_mesh_include_all_devices(tiny_folder):

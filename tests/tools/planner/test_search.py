@@ -1,6 +1,7 @@
 """Tests of the search for the best way to run, on the CPU as a chip."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,11 +16,13 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.training.auto_mesh import workload
+from tools.planner import __main__ as planner
 from tools.planner import search
 from tools.planner.chips import CHIPS, Topology
 from tools.planner.estimate import Estimate, TooLarge
 from tools.planner.programs import base_config
 
+ROOT = Path(__file__).resolve().parents[3]
 V5E = CHIPS["v5e"]
 
 
@@ -40,9 +43,18 @@ def place(chips: int = 1, memory: int = V5E.memory) -> Topology:
 def test_candidates_are_the_best_of_each_dtype_remat_and_parallelism():
     given = experiment("google/t5-v1_1-small", members=4, dtype="bfloat16")
     found = search.candidates(given, place(8))
-    assert [each.cost.seconds for each in found] == sorted(each.cost.seconds for each in found)
-    keys = {(each.experiment.model.dtype, each.experiment.model.remat, each.experiment.mesh.model) for each in found}
-    assert len(keys) == len(found) == 2 * 3 * 2  # 6 heads can be divided over 2 devices
+    ranks = [each.cost.seconds * 1.02 ** (each.experiment.model.dtype == "int8") for each in found]
+    assert ranks == sorted(ranks)
+    keys = {
+        (
+            each.experiment.model.dtype,
+            each.experiment.model.remat,
+            each.experiment.mesh.model,
+            each.experiment.mesh.fsdp,
+        )
+        for each in found
+    }
+    assert len(keys) == len(found) == 2 * 3 * 3  # over 2 of 6 heads, with FSDP, or neither
     # The best one has no tensor parallelism, and splits members before rows.
     assert found[0].experiment.mesh == MeshConfig(ensemble=4, data=2)
     config = base_config(given.model.name)
@@ -82,7 +94,7 @@ def test_the_compiler_ranks_candidates(tiny_folder, monkeypatch):
     monkeypatch.setattr(search, "estimate", lambda *given: next(results) or real(*given))
     ranked = search.rank(found, place())
     assert [len(steps) for _, steps in ranked] == [1, 1, 1] and ranked[-1] == (found[0], [too_large])
-    first, second = (steps[0].seconds for _, steps in ranked[:2])
+    first, second = (candidate.rank(steps[0].seconds) for candidate, steps in ranked[:2])
     assert first <= second and {candidate.label for candidate, _ in ranked[:2]} == {each.label for each in found[1:]}
 
 
@@ -104,10 +116,12 @@ def test_the_largest_evaluation_that_compiles(tiny_folder, monkeypatch):
         search.largest_evaluation(given, place())
 
 
-def test_options_choose_the_candidate():
+@pytest.mark.parametrize("mesh", [MeshConfig(2, 4), MeshConfig(2, 4, fsdp=True), MeshConfig(model=2)])
+def test_options_choose_the_candidate(mesh):
     given = experiment("demo", dtype="int8", remat="dots")
-    given = dataclasses.replace(given, mesh=MeshConfig(2, 4), ensemble=EnsembleConfig(size=4, group=2))
-    assert search.options(given) == (
-        "--mesh.ensemble 2 --mesh.data 4 --mesh.model 1 --model.dtype int8 --model.remat dots --ensemble.group 2 "
-        "--train.eval-batch-size 6"
-    )
+    given = dataclasses.replace(given, mesh=mesh, ensemble=EnsembleConfig(size=4, group=2))
+    words = search.options(given).split()
+    plain = [str(ROOT / "configs/demo.py"), "--topology", "v5e:4x4", "--ensemble.size", "4"]
+    chosen = planner.parse([*plain, *words]).experiment
+    assert chosen.mesh == given.mesh and chosen.ensemble == given.ensemble
+    assert (chosen.model.dtype, chosen.model.remat, chosen.train.eval_batch_size) == ("int8", "dots", 6)
