@@ -11,8 +11,8 @@ A weight is a small number times a scale. Activations are not quantized.
 A float32 scale would make int4 6 % larger. A bfloat16 scale costs no accuracy, because the values are computed with
 the rounded scale.
 
-Tests compare the values with qwix. We do not use qwix itself, because its `einsum` keeps a float copy of the weights
-for the backward pass.
+Tests compare the values with qwix and gguf. We do not use qwix itself, because its `einsum` keeps a float copy of the
+weights for the backward pass.
 """
 
 from typing import Any
@@ -74,8 +74,8 @@ def quantize(matrix: np.ndarray, inputs: int, dtype: str = "int8") -> Quantized:
     """Quantize a matrix on the host. Its first `inputs` axes are contracted with the activations.
 
     The largest weight that shares a scale becomes the largest value or its negative. In int4 it becomes -8, by a scale
-    that may be negative, as in llama.cpp's Q4_0; this has half the squared error of values from -7 to 7. The scale is
-    larger if a weight of the other sign would be more than 7.5. If a weight is not finite, its scale and every product
+    that may be negative, as in llama.cpp's Q4_0. For normally distributed weights, this has 22 % less squared error than
+    values from -7 to 7. The scale is larger if a weight of the other sign would be more than 7.5. If a weight is not finite, its scale and every product
     with it are not finite either. The function needs memory for two float32 copies.
     """
     result = quantized_shape(matrix.shape, inputs, dtype)
@@ -112,55 +112,28 @@ def weighted_einsum(equation: str, x: Float[Array, "..."], weights: Float[Weight
     """Return `jnp.einsum` of activations and weights, in the activations' dtype.
 
     Activations are multiplied by the values, and the scale by what has its axes: the product, or the activations. So
-    there are no dequantized weights. With groups of inputs, neither has all its axes. Then the weights are dequantized,
-    which XLA fuses into the product on TPUs. The backward pass converts the values again, because float copies of all
-    layers would need more memory than the base itself.
+    there are no dequantized weights. With groups of inputs, neither has all its axes, so one matrix at a time is
+    dequantized when it is used. The backward pass converts the values again, because float copies of all layers would
+    need more memory than the base itself.
     """
     if not isinstance(weights, Quantized):
         return jnp.einsum(equation, x, weights)
+    left, right, out = equation.replace("->", ",").split(",")
+    sizes = list(zip(right, weights.shape, weights.scale.shape, strict=True))
+    scaled = {axis for axis, _, size in sizes if size > 1}
+    grouped = any(1 < size < width for _, width, size in sizes)
 
     def multiply(x: Array, values: Array, scale: Array) -> Array:
         if values.dtype == jnp.uint8:
             values = jax.lax.bitcast_convert_type(values, jnp.float8_e4m3fn)
-        left, right, out = equation.replace("->", ",").split(",")
-        sizes = list(zip(right, values.shape, scale.shape, strict=True))
-        scaled = {axis for axis, _, size in sizes if size > 1}
-        if grouped := [axis for axis, width, size in sizes if 1 < size < width]:
-            return _multiply_groups(equation, grouped[0], x, values, scale)
         values = values.astype(x.dtype)
-        if scaled <= set(out):
+        if not grouped and scaled <= set(out):
             return _scale(jnp.einsum(equation, x, values), scale, out, right)
-        if scaled <= set(left):
+        if not grouped and scaled <= set(left):
             return jnp.einsum(equation, _scale(x, scale, left, right), values)
-        return jnp.einsum(equation, x, values * scale.astype(x.dtype))
+        return jnp.einsum(equation, x, values * _repeat(scale, values.shape).astype(x.dtype))
 
     return jax.checkpoint(multiply, prevent_cse=False)(x, weights.values, weights.scale)
-
-
-def _multiply_groups(
-    equation: str, axis: str, x: Float[Array, "..."], values: Array, scale: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """Multiply by weights whose scale has a value for each group of inputs along an axis.
-
-    The axis is split into groups and their inputs. If the scale were repeated along the axis instead, XLA would write
-    an array of the matrix's size to memory.
-    """
-    left, right, out = equation.replace("->", ",").split(",")
-    place = right.index(axis)
-    groups = scale.shape[place]
-
-    def split(array: Array, axes: str) -> Array:
-        if axis not in axes:
-            return array
-        first = axes.index(axis)
-        return array.reshape(*array.shape[:first], groups, -1, *array.shape[first + 1 :])
-
-    weights = split(values, right).astype(x.dtype) * jnp.expand_dims(scale, place + 1).astype(x.dtype)
-    product = jnp.einsum(equation.replace(axis, "yz"), split(x, left), weights)
-    if axis in out:
-        first = out.index(axis)
-        product = product.reshape(*product.shape[:first], -1, *product.shape[first + 2 :])
-    return product
 
 
 def _scale(x: Float[Array, "..."], scale: Float[Array, "..."], axes: str, scale_axes: str) -> Float[Array, "..."]:
@@ -170,3 +143,11 @@ def _scale(x: Float[Array, "..."], scale: Float[Array, "..."], axes: str, scale_
     order = sorted(range(len(shared)), key=lambda n: axes.index(shared[n]))
     scale = scale.reshape([sizes[axis] for axis in shared]).transpose(order)
     return (x * scale.reshape([sizes.get(axis, 1) for axis in axes])).astype(x.dtype)
+
+
+def _repeat(scale: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Repeat the scale of each group for its inputs. Axes of size 1 stay so."""
+    for axis, (size, width) in enumerate(zip(scale.shape, shape, strict=True)):
+        if 1 < size < width:
+            scale = jnp.repeat(scale, width // size, axis)
+    return scale
