@@ -74,9 +74,11 @@ def quantize(matrix: np.ndarray, inputs: int, dtype: str = "int8") -> Quantized:
     """Quantize a matrix on the host. Its first `inputs` axes are contracted with the activations.
 
     The largest weight that shares a scale becomes the largest value or its negative. In int4 it becomes -8, by a scale
-    that may be negative, as in llama.cpp's Q4_0. For normally distributed weights, this has 22 % less squared error than
-    values from -7 to 7. The scale is larger if a weight of the other sign would be more than 7.5. If a weight is not finite, its scale and every product
-    with it are not finite either. The function needs memory for two float32 copies.
+    that may be negative, as in llama.cpp's Q4_0. For normally distributed weights, this has 22 % less squared error
+    than values from -7 to 7. The scale is larger if a weight of the other sign would be more than 7.5.
+
+    If a weight is not finite, its scale and every product with it are not finite either. The function needs memory for
+    two float32 copies.
     """
     result = quantized_shape(matrix.shape, inputs, dtype)
     if result.values.dtype == np.int8:
