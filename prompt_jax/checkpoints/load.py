@@ -66,8 +66,8 @@ def load_model(
         - "demo" or "smollm2", models from Python packages (`prompt_jax.checkpoints.demo`, `.smollm2`). A folder of that
           name is "./demo";
         - "t5x:FOLDER", a T5X checkpoint (`prompt_jax.checkpoints.t5x`), with a tokenizer as `spiece.model`.
-      dtype: of the parameters and the activations: "float32", "bfloat16", or "int8" for 8-bit matrices in the layers
-        (`prompt_jax.models.quantized`) and bfloat16 for everything else, including activations.
+      dtype: of the parameters and the activations: "float32" or "bfloat16". "int8", "fp8" and "int4" quantize the
+        layers' matrices (`prompt_jax.models.quantized`); everything else is bfloat16, including activations.
       revision: a branch, tag or commit on the Hub.
       local_files_only: use only the Hub's cache, like the environment variable HF_HUB_OFFLINE=1.
       sharding: None for the default device, one sharding for all parameters, or a function from a row of the family's

@@ -42,7 +42,9 @@ def save_model(folder: Path, model: Model) -> None:
     model_family = family(model.config)
     config, leaves = model_family.hugging_face.config_json(model.config), flat(model.params)
     if any(isinstance(leaf, Quantized) for leaf in leaves.values()):
-        raise CheckpointError(f"{model.name} was loaded in int8, for which there is no file layout; load it in float32")
+        raise CheckpointError(
+            f"{model.name} was quantized on loading, and there is no file layout for it; load it in float32"
+        )
     tensors: dict[str, tuple[int, list[np.ndarray]]] = {}
     for parameter in model_family.parameters(model.config):
         for name, tensor in _tensors(parameter, np.asarray(jax.device_get(leaves[parameter.path]))):

@@ -5,6 +5,7 @@ one leaf. Each process reads only its devices' shards.
 """
 
 import contextlib
+import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,14 +21,14 @@ from prompt_jax.checkpoints.fingerprint import Samples, sample
 from prompt_jax.checkpoints.flax_msgpack import open_flax
 from prompt_jax.errors import CheckpointError
 from prompt_jax.models.parameter import Parameter
-from prompt_jax.models.quantized import Quantized, quantize
+from prompt_jax.models.quantized import RANGES, Quantized, quantize, quantized_shape
 
 # None for the default device, one sharding for all leaves, or a function from a row of the table to its sharding.
 Shardings = jax.sharding.Sharding | Callable[[Parameter], jax.sharding.Sharding] | None
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The dtype of leaves that are not quantized.
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16, "int8": _BFLOAT16}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": _BFLOAT16} | dict.fromkeys(RANGES, _BFLOAT16)
 _MAX_LISTED = 12  # tensors of each kind in an error message
 
 
@@ -122,10 +123,11 @@ def abstract(table: list[Parameter], dtype: str, sharding: Shardings = None) -> 
     """Return the result of `assemble` as shapes, dtypes and shardings, for compilation without weights."""
 
     def leaf(parameter: Parameter) -> Any:
-        whole = _sharding(parameter, sharding)
+        shape, over = _shape(parameter, dtype), _sharding(parameter, sharding)
+        if over is None:
+            return shape
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_drop_unit_axes(whole, part.shape)),
-            _shape(parameter, dtype),
+            lambda part: part.update(sharding=_sharding_of_part(over, part.shape, _leaf_shape(parameter))), shape
         )
 
     return _nest({parameter.path: leaf(parameter) for parameter in table})
@@ -192,58 +194,64 @@ def _reorient(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:
 def _shape(parameter: Parameter, dtype: str) -> jax.ShapeDtypeStruct | Quantized:
     """Return the shape and dtype of a leaf.
 
-    "int8" quantizes the layers' matrices, but not the embedding tables. Prompts are initialized from embeddings and
-    compared with them. In models that are large enough to need 8 bits, the tables are a few percent of the weights.
+    "int8", "fp8" and "int4" quantize the layers' matrices, but not the embedding tables. Prompts are initialized from
+    embeddings and compared with them. In models that are large enough to need 8 bits, the tables are a few percent of
+    the weights.
     """
-    shape = _leaf_shape(parameter)
     matrix = parameter.layers is not None and "embed" in parameter.axes and len(parameter.axes) > 1
-    if dtype != "int8" or not matrix:
-        return jax.ShapeDtypeStruct(shape, DTYPES[dtype])
-    inputs = 1 + _input_axes(parameter)  # with the axis of layers
-    scale = shape[0], *[1] * (inputs - 1), *shape[inputs:]
-    return Quantized(jax.ShapeDtypeStruct(shape, np.int8), jax.ShapeDtypeStruct(scale, np.float32))
+    if dtype not in RANGES or not matrix:
+        return jax.ShapeDtypeStruct(_leaf_shape(parameter), DTYPES[dtype])
+    return jax.tree.map(
+        lambda part: jax.ShapeDtypeStruct((parameter.layers, *part.shape), part.dtype),
+        quantized_shape(parameter.shape, _input_axes(parameter), dtype),
+    )
 
 
 def _load_leaf(parameter: Parameter, tensors: Tensors, dtype: str, shardings: Shardings) -> jax.Array | Quantized:
     """Load a leaf onto the devices. Each process reads only its shards."""
     shape, sharding = _shape(parameter, dtype), _sharding(parameter, shardings)
-    index: Any
     if sharding is None:
-        return jax.device_put(_read_slice(parameter, tensors, dtype, (slice(None),) * len(_leaf_shape(parameter))))
+        everything = jax.tree.map(lambda part: (slice(None),) * len(part.shape), shape)
+        return jax.device_put(_read_slice(parameter, tensors, dtype, everything))
+    whole = _leaf_shape(parameter)
+    over = jax.tree.map(lambda part: _sharding_of_part(sharding, part.shape, whole), shape)
+
+    def index_on(device: Any) -> Any:
+        return jax.tree.map(lambda part, each: each.addressable_devices_indices_map(part.shape)[device], shape, over)
+
     shards: dict[str, Any] = {}  # by index: replicated shards are read once
     placed = []
-    for device, index in sharding.addressable_devices_indices_map(_leaf_shape(parameter)).items():
+    for device in sharding.addressable_devices_indices_map(whole):
+        index = index_on(device)
         if str(index) not in shards:
             shards[str(index)] = _read_slice(parameter, tensors, dtype, index)
         placed.append(jax.device_put(shards[str(index)], device))
     return jax.tree.map(
-        lambda whole, *arrays: jax.make_array_from_single_device_arrays(
-            whole.shape, _drop_unit_axes(sharding, whole.shape) or sharding, list(arrays)
-        ),
+        lambda part, each, *arrays: jax.make_array_from_single_device_arrays(part.shape, each, list(arrays)),
         shape,
+        over,
         *placed,
     )
 
 
-def _read_slice(parameter: Parameter, tensors: Tensors, dtype: str, index: tuple[slice, ...]) -> np.ndarray | Quantized:
-    """Read the part of a leaf at an index of its axes."""
+def _read_slice(parameter: Parameter, tensors: Tensors, dtype: str, index: Any) -> np.ndarray | Quantized:
+    """Read the part of a leaf at an index of its axes. For a quantized leaf, there are indices of values and scale."""
     names = _names(parameter)
     if parameter.layers is None:
         return np.array(_reorient(parameter, tensors[names[0]].read())[index], DTYPES[dtype])
-    layer_names, within = names[index[0]], index[1:]
-    layers = (_reorient(parameter, tensors[name].read()) for name in layer_names)
-    if isinstance(_shape(parameter, dtype), Quantized):
-        # The scale of an output depends on all of its inputs.
-        inputs = _input_axes(parameter)
-        outputs = (slice(None),) * inputs + within[inputs:]
-        quantized = (_select_inputs(quantize(layer[outputs], inputs), within[:inputs]) for layer in layers)
-        return _stack_layers(len(layer_names), quantized)
-    return _stack_layers(len(layer_names), (layer[within].astype(DTYPES[dtype], copy=False) for layer in layers))
+    numbers, *within = index.values if isinstance(index, Quantized) else index
+    layers = (_reorient(parameter, tensors[name].read()) for name in names[numbers])
+    if isinstance(index, Quantized):
+        quantized = (_quantize_slice(layer, _input_axes(parameter), dtype, index) for layer in layers)
+        return _stack_layers(len(names[numbers]), quantized)
+    return _stack_layers(len(names[numbers]), (layer[*within].astype(DTYPES[dtype], copy=False) for layer in layers))
 
 
-def _select_inputs(matrix: Quantized, index: tuple[slice, ...]) -> Quantized:
-    """Select inputs of a matrix. All inputs share the scale."""
-    return Quantized(matrix.values[index], matrix.scale)
+def _quantize_slice(matrix: np.ndarray, inputs: int, dtype: str, index: Quantized) -> Quantized:
+    """Quantize the part of a layer's matrix at an index of the leaf. A scale depends on inputs of other parts too."""
+    outputs = index.values[1 + inputs :]
+    quantized = quantize(matrix[(slice(None),) * inputs + outputs], inputs, dtype)
+    return Quantized(quantized.values[index.values[1 : 1 + inputs]], quantized.scale[index.scale[1 : 1 + inputs]])
 
 
 def _stack_layers(count: int, layers: Iterator[Any]) -> Any:
@@ -261,14 +269,21 @@ def _sharding(parameter: Parameter, sharding: Shardings) -> jax.sharding.Shardin
     return sharding(parameter) if callable(sharding) else sharding
 
 
-def _drop_unit_axes(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    """Return the sharding of a matrix for its scale, whose axes of length 1 cannot be sharded."""
-    if not isinstance(sharding, NamedSharding):
+def _sharding_of_part(
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...], leaf: tuple[int, ...]
+) -> jax.sharding.Sharding:
+    """Return the sharding of a leaf for its values or scale, which have this shape.
+
+    Where the scale has size 1, or a device's inputs are not whole groups, this axis of the scale is replicated.
+    """
+    if not isinstance(sharding, NamedSharding) or shape == leaf:
         return sharding
-    return NamedSharding(
-        sharding.mesh,
-        PartitionSpec(*[over if size > 1 else None for over, size in zip(sharding.spec, shape, strict=False)]),
-    )
+    axes = []
+    for over, size in zip(sharding.spec, shape, strict=False):
+        names = over if isinstance(over, tuple) else () if over is None else (over,)
+        devices = math.prod(sharding.mesh.shape[name] for name in names)
+        axes.append(over if size > 1 and size % devices == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class BaseOptions:
     revision: str | None = None
     """Branch, tag or commit of --model on the Hugging Face Hub."""
     dtype: Dtype = "float32"
-    """Type of the base's weights and of activations. int8 quantizes the weights."""
+    """Type of the base's weights and of activations. int8, fp8 and int4 quantize the weights."""
     allow_other_base: bool = False
     """Use the prompt even if it was trained on another base."""
 

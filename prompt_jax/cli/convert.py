@@ -135,8 +135,8 @@ def _whole_model(args: Export, members: "Sequence[StoredPrompt]") -> int:
 
     if args.as_ is not None:
         raise UserError("--as prefix is for prompts, --format model for trained layers or a full model; choose one")
-    if args.base.dtype == "int8":
-        raise UserError("Hugging Face's format does not support --dtype int8; choose float32 or bfloat16")
+    if args.base.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"Hugging Face's format does not support --dtype {args.base.dtype}; choose float32 or bfloat16")
     if len(members) > 1:
         raise UserError(f"{args.file} has {len(members)} members; choose one with --member")
     prompt, metadata = members[0]

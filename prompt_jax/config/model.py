@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-Dtype = Literal["float32", "bfloat16", "int8"]
+Dtype = Literal["float32", "bfloat16", "int8", "fp8", "int4"]
 Attention = Literal["auto", "plain", "fused"]
 Remat = Literal["none", "dots", "full"]
 
@@ -17,8 +17,8 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hugging Face Hub."""
     dtype: Dtype = "float32"
-    """Type of the base's weights and of activations. int8 quantizes the layers' matrices and uses bfloat16 elsewhere.
-    Trained parameters are float32."""
+    """Type of the base's weights and of activations. int8, fp8 and int4 quantize the layers' matrices and use bfloat16
+    elsewhere. Trained parameters are float32."""
     attention: Attention = "auto"
     """fused: one kernel without an array of scores in memory, for 128 queries and more, on TPUs and GPUs. plain: XLA's
     operations. auto: fused on TPUs and GPUs, plain on CPUs. On GPUs the kernel is cuDNN's. It takes bfloat16, and heads

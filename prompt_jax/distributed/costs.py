@@ -20,8 +20,9 @@ from prompt_jax.models.fused_attention import LEAST_QUERIES
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.t5 import T5Config
 
-_ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2}  # bytes
-_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight in a layer
+_ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2, "fp8": 2, "int4": 2}  # bytes
+# Bytes of a weight in a layer. int4 has a scale of 2 bytes for 64 weights.
+_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1, "int4": 1 / 2 + 2 / 64}
 # These are fitted to compiled programs: bytes of memory traffic of an attention score in each pass over a layer, if
 # scores are arrays in memory; how often a sublayer reads or writes its input and output beside its products; and how
 # often activations that are kept for the backward pass are.
@@ -241,8 +242,8 @@ def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshCo
         least = min(cost.memory for cost in costs.values())
         raise ConfigError(
             f"mesh.auto: no mesh of {devices} devices fits. The best one needs about {least / GIB:.1f} GiB per device, "
-            f"and each has {chip.memory / GIB:.1f}. Use more devices, model.remat full, model.dtype int8, or a larger "
-            "train.accumulate"
+            f"and each has {chip.memory / GIB:.1f}. Use more devices, model.remat full, model.dtype int8 or int4, or a "
+            "larger train.accumulate"
         )
     return min(fitting, key=lambda mesh: costs[mesh].seconds)
 

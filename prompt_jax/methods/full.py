@@ -39,14 +39,17 @@ class FullTuning(Method):
 
 
 def check_not_quantized(model: "Model", method: str) -> None:
-    """Raise ConfigError for a base of 8-bit integers, whose weights cannot be trained."""
+    """Raise ConfigError for a quantized base, whose weights cannot be trained."""
     import jax
 
     from prompt_jax.models.quantized import Quantized
 
     leaves = jax.tree.leaves(model.params, is_leaf=lambda node: isinstance(node, Quantized))
     if any(isinstance(leaf, Quantized) for leaf in leaves):
-        raise ConfigError(f"prompt.method {method!r} trains weights of the base, which model.dtype int8 rules out")
+        raise ConfigError(
+            f"prompt.method {method!r} trains weights of the base, and they are quantized; set model.dtype to float32 "
+            "or bfloat16"
+        )
 
 
 def copied_leaves(node: Trainable) -> Trainable:

@@ -91,7 +91,9 @@ def test_dtypes(deep):
     for path, leaf in leaves(full).items():
         assert (leaf.dtype, leaves(half)[path].dtype) == (jnp.float32, jnp.bfloat16)
         np.testing.assert_array_equal(leaves(half)[path], leaf.astype(jnp.bfloat16))
-    with pytest.raises(ValueError, match="'float16' is not supported; choose one of float32, bfloat16, int8"):
+    with pytest.raises(
+        ValueError, match="'float16' is not supported; choose one of float32, bfloat16, int8, fp8, int4"
+    ):
         load.load_model(deep, dtype="float16")
 
 

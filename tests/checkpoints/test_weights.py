@@ -104,7 +104,7 @@ def synthetic() -> tuple[list, dict[str, np.ndarray]]:
     return table, tensors
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", weights.DTYPES)
 @pytest.mark.parametrize("form", ["model.safetensors", "flax_model.msgpack"])
 def test_memory_stays_near_one_copy(synthetic, model_folder, form, dtype):
     table, tensors = synthetic
@@ -157,11 +157,17 @@ def test_abstract_parameters_have_the_shardings_of_loaded_ones(dtype):
     shapes = weights.abstract(parameters(config), dtype, parameter_sharding(mesh))
     spec = jax.sharding.PartitionSpec
     q = shapes["encoder"]["layers"][0]["self"]["q"]
-    if dtype == "int8":
+    if dtype in ("int8", "fp8"):
         assert q.values.sharding.spec == spec(None, None, "model", None) and q.scale.shape == (2, 1, 4, 4)
         assert q.scale.sharding.spec == spec(None, None, "model", None)
         down = shapes["decoder"]["layers"][0]["mlp"]["down"]
         assert down.values.sharding.spec == spec(None, "model", None)
+        assert down.scale.sharding.spec == spec(None, None, None)
+    elif dtype == "int4":  # a group for each head's inputs; 12 inputs of four devices are a single group
+        o, down = (shapes["decoder"]["layers"][0][site][name] for site, name in (("self", "o"), ("mlp", "down")))
+        assert o.values.sharding.spec == spec(None, "model", None, None) and o.scale.shape == (3, 4, 1, 8)
+        assert o.scale.sharding.spec == spec(None, "model", None, None)
+        assert down.values.sharding.spec == spec(None, "model", None) and down.scale.shape == (3, 1, 8)
         assert down.scale.sharding.spec == spec(None, None, None)
     else:
         assert q.sharding.spec == spec(None, None, "model", None) and q.dtype == weights.DTYPES[dtype]

@@ -101,10 +101,10 @@ def test_every_way_of_asking_is_an_error(broken, prompts, asked, run, way, famil
     assert not named["OUT"].exists()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8", "int4"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_in_every_dtype(broken, prompts, asked, run, dtype, value):
-    """An int8 matrix cannot hold NaN, but its scale can."""
+    """Quantized values cannot be NaN, but their scale can."""
     named = prompts(broken("t5", value)) | asked
     argv = [named.get(word, word) for word in WAYS["answers and labels"]]
     status, out, err = run(*argv, "--dtype", dtype, "--allow-other-base")

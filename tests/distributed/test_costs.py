@@ -91,7 +91,9 @@ def test_weights_by_hand():
     # Norms are replicated, and relative biases are sharded over the heads.
     sharded = 2 * (embeddings + matrices + 2 * 32 * 6) / 2 + 2 * (8 * 5 * 512 + 2 * 512)
     assert weight_bytes(config, "bfloat16", MeshConfig(model=2)) == sharded
-    assert weight_bytes(config, "int8", MeshConfig()) == pytest.approx(2 * embeddings + matrices + 2 * norms, rel=1e-3)
+    for dtype, of_weight in (("int8", 1), ("fp8", 1), ("int4", 0.5 + 2 / 64)):
+        expected = 2 * embeddings + of_weight * matrices + 2 * norms
+        assert weight_bytes(config, dtype, MeshConfig()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_meshes_divide_the_members_the_rows_and_the_heads():

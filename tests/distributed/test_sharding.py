@@ -189,8 +189,15 @@ def test_each_part_of_a_batch_is_read_once(found):
 
 def test_a_base_over_devices_is_the_base(found):
     """Each of four devices holds a quarter of the layers' matrices, and only a quarter is read at a time."""
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in weights.DTYPES:
         assert found[dtype] == {"equal": True, "largest part": 0.25}
+        assert found[f"fully sharded {dtype}"] == {"equal": True, "largest part": 0.5}
+
+
+def test_a_base_of_int4_over_devices_trains_as_on_one(found):
+    """Groups of 64 inputs are larger than the parts of 32 on four devices, and as large as those on two."""
+    for losses in found["int4 over devices"]:
+        np.testing.assert_allclose(losses, found["int4 on one"], rtol=1e-5)
 
 
 def test_the_step_exchanges_activations_alone(found):
@@ -222,7 +229,15 @@ def on_eight_devices(name: str) -> dict:
             result[key] = str(error)
     mesh = make_mesh(MeshConfig(data=2, model=4))
     folder = FIXTURES / BASES[name] / "base"
-    result |= {dtype: loaded(folder, dtype, mesh) for dtype in weights.DTYPES}
+    for dtype in weights.DTYPES:
+        result[dtype] = loaded(folder, dtype, parameter_sharding(mesh))
+        half = parameter_sharding(make_mesh(MeshConfig(4, 2)), fsdp=True)
+        result[f"fully sharded {dtype}"] = loaded(folder, dtype, half)
+    result["int4 over devices"] = [
+        two_steps(folder, make_mesh(MeshConfig(1, 2, 4)), dtype="int4")[0],
+        *(two_steps(folder, make_mesh(MeshConfig(1, data)), fsdp=True, dtype="int4")[0] for data in (2, 8)),
+    ]
+    result["int4 on one"] = two_steps(folder, None, dtype="int4")[0]
     result["fsdp"] = fully_sharded(folder)
     result["step"], result["batch"] = stepped(folder), read_in_parts()
     for where, own in (("scores", mesh), ("scores on one", None)):
@@ -232,7 +247,7 @@ def on_eight_devices(name: str) -> dict:
     return result
 
 
-def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
+def loaded(folder: Path, dtype: str, placement: weights.Shardings) -> dict:
     """Return whether a sharded base equals the base, and the largest share of a matrix that is read at once."""
     shares, real = [], weights._read_slice
 
@@ -245,7 +260,7 @@ def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
 
     weights._read_slice = spy
     try:
-        divided_base = load_model(folder, dtype, sharding=parameter_sharding(mesh)).params
+        divided_base = load_model(folder, dtype, sharding=placement).params
     finally:
         weights._read_slice = real
     whole = load_model(folder, dtype).params
@@ -256,11 +271,15 @@ def loaded(folder: Path, dtype: str, mesh: jax.sharding.Mesh) -> dict:
 MEMBERS, ROWS, SOURCE, TARGET = 4, 8, 7, 5
 
 
-def two_steps(folder: Path, mesh: jax.sharding.Mesh | None, *, fsdp: bool = False) -> tuple[list, Any]:
-    """Run two steps of four members; return the losses and the compiled step."""
+def two_steps(
+    folder: Path, mesh: jax.sharding.Mesh | None, *, fsdp: bool = False, dtype: str = "float32"
+) -> tuple[list, Any]:
+    """Run two steps of four members with float32 activations; return the losses and the compiled step."""
     prompt_config = PromptTuning(length=5, init="uniform")
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
-    model = load_model(folder, sharding=parameter_sharding(mesh, fsdp=fsdp))
+    model = load_model(folder, dtype, sharding=parameter_sharding(mesh, fsdp=fsdp))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, model.params)
+    model = dataclasses.replace(model, params=params)
     starts = []
     for seed in range(MEMBERS):
         prompt = prompt_config.initialize(jax.random.key(seed), model)
@@ -281,10 +300,12 @@ def two_steps(folder: Path, mesh: jax.sharding.Mesh | None, *, fsdp: bool = Fals
     config = dataclasses.replace(model.config, fsdp=fsdp)
     step = make_train_step(config, prompt_config, optimizer, accumulate=1 if fsdp else 2)
     arguments = model.params, to_devices(batch, named_sharding(mesh, "members", "batch")), keys
-    compiled = jax.jit(vmap_members(step, group=1, mesh=mesh, fsdp=fsdp)).lower(state, *arguments).compile()
+    jitted = jax.jit(vmap_members(step, group=1, mesh=mesh, fsdp=fsdp))
+    compiled = jitted.lower(state, *arguments).compile()
+    run = jitted if dtype == "int4" else compiled  # on CPUs, JAX does not pass int4 to programs compiled in advance
     losses = []
     for _ in range(2):
-        state, metrics = compiled(state, *arguments)
+        state, metrics = run(state, *arguments)
         losses.append(to_host(metrics["loss"]).tolist())
     return losses, compiled
 

@@ -128,7 +128,8 @@ class Plan:
     topology: str
     """The slice in chips, e.g. v4:2x2x4, v5e:16x16, v5p:2x4x4 or v6e:4x4."""
     search: bool = False
-    """Choose the mesh, a dtype at most as wide as model.dtype, remat, the member group and the evaluation batch."""
+    """Choose the mesh, a dtype (model.dtype, or bfloat16 or int8 if narrower), remat, the member group and the
+    evaluation batch."""
     json: bool = False
     """Print a JSON object instead of a table."""
 

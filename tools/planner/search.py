@@ -56,17 +56,17 @@ def options(experiment: Experiment) -> str:
 def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
     """Return the candidates that fit by the analytic estimate, fastest first.
 
-    There is one for each dtype (the experiment's and the narrower ones), remat, size of `mesh.model`, and `mesh.fsdp`:
-    the one whose other sizes are the best by the estimate.
+    There is one for each dtype (the experiment's, and bfloat16 and int8 if narrower), remat, size of `mesh.model`, and
+    `mesh.fsdp`: the one whose other sizes are the best by the estimate.
 
     Raises:
       ConfigError: nothing fits.
     """
     config, experiment = base_config(experiment.model.name), with_choices(experiment, where.devices)
-    work, dtypes = workload(experiment, config), get_args(Dtype)
+    work = workload(experiment, config)
     best: dict[tuple[str, str, int, bool], Candidate] = {}
     for dtype, mesh, remat in itertools.product(
-        dtypes[dtypes.index(experiment.model.dtype) :],
+        _dtypes(experiment.model.dtype),
         list(meshes(config, work, len(where.devices))),
         get_args(Remat),  # from none to full
     ):
@@ -82,6 +82,12 @@ def candidates(experiment: Experiment, where: Topology) -> list[Candidate]:
             "a larger train.accumulate"
         )
     return sorted(best.values(), key=lambda each: each.rank(each.cost.seconds))
+
+
+def _dtypes(given: Dtype) -> list[Dtype]:
+    """Return the dtype and those that are narrower. int4 changes answers too much to be chosen for someone."""
+    order = get_args(Dtype)
+    return [given, *(each for each in order[order.index(given) + 1 :] if each in ("bfloat16", "int8"))]
 
 
 def _groups(members: tuple[int, ...], mesh: MeshConfig) -> list[int | None]:

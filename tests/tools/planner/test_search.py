@@ -62,6 +62,15 @@ def test_candidates_are_the_best_of_each_dtype_remat_and_parallelism():
         assert each.cost == training_cost(config, workload(each.experiment, config), each.experiment.mesh, V5E)
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [("float32", {"float32", "bfloat16", "int8"}), ("int8", {"int8"}), ("fp8", {"fp8"}), ("int4", {"int4"})],
+)
+def test_int4_is_only_a_candidate_if_it_is_given(given, expected):
+    found = search.candidates(experiment("google/t5-v1_1-small", dtype=given), place(8))
+    assert {each.experiment.model.dtype for each in found} == expected
+
+
 def test_members_on_a_device_share_the_reads_of_the_base():
     given = experiment("google/t5-v1_1-small", members=8, dtype="bfloat16")
     assert search.candidates(given, place())[0].experiment.ensemble.group == 8
