@@ -32,6 +32,7 @@ def test_train_with_overrides(config, tmp_path, run):
     assert status == 0 and again == out, "a finished run is scored again from its own record"
 
 
+@pytest.mark.slow
 def test_train_an_ensemble(config, tmp_path, run):
     lists = ("--ensemble.length", "6", "4", "--ensemble.learning-rate", "0.3", "0.1")
     status, out, err = run("train", config, "--train.steps", "2", *lists)

@@ -202,6 +202,7 @@ def test_compiled_programs_do_not_depend_on_the_prompts_of_a_batch(mixed_files, 
     assert [each._cache_size() - old for each, old in zip(compiled, before, strict=True)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_an_ensemble_answers_with_its_vote(mixed_files, tiny, tiny_folder, capsys):
     texts = ["a good film", "great fun", "the plot is bad", "a cold ending"]
     status, out, err = run(capsys, "predict", "vote.npz", *texts, "--model", tiny_folder, "--batch-size", "3")

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_length")
 TEXTS = ("a good film", "a bad film, dull and long", "great fun", "the plot is bad and the jokes are old", "no fun")
 
 
+@pytest.mark.slow
 def test_rows_may_have_different_labels_and_lengths(tiny, prompts):
     inputs, stacked = tokenize(tiny, TEXTS, 32)[0], stack_prompts(prompts)
     ids = np.array([2, 0, -1, 1, 0])

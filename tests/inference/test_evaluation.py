@@ -39,6 +39,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(one.label_scores, other.label_scores, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_members_are_evaluated_as_each_alone(tiny, prompts, monkeypatch):
     """Batches mix rows of all prompts and of the base alone."""
     examples, options = examples_of(tiny), EvaluationOptions(5, 8)

@@ -79,7 +79,8 @@ def test_dropout_needs_several_lstm_layers(options):
         PTuning(dropout=0.1, **options).check()
 
 
-@pytest.mark.parametrize("encoder", ("mlp", pytest.param("lstm", marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ("mlp", "lstm"))
 def test_a_run_stores_the_prompt(experiment, tiny, encoder):
     """The file holds the virtual tokens, not the encoder. They give the logits of the trained parameters."""
     method = PTuning(length=4, width=8, encoder=encoder)

@@ -69,6 +69,7 @@ def test_relative_positions_of_a_decoder(calls):
     assert calls[-1] == ((2, 20, 4, 8), (2, 20, 4, 8), (4, 20, 20), False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "groups"), ((6, 3), (8, 2), (4, 4)))
 def test_causal_rows_after_a_prefix(calls, heads, groups):
     """As in Llama: without a bias, causality is the kernel's. Rows begin at different positions."""

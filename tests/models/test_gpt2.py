@@ -60,7 +60,8 @@ def test_greedy_tokens_equal_peft(model, fixtures, reference, variant):
         np.testing.assert_array_equal(tokens[row], expected[row])
 
 
-@pytest.mark.parametrize("variant", [pytest.param(PROMPTS[0], marks=pytest.mark.slow), *PROMPTS[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PROMPTS)
 def test_left_padded_rows_of_soft_prompts_are_each_alone(model, fixtures, reference, variant):
     """Unlike PEFT's, greedy and beam search give the same for a row in a batch and for the row without padding."""
     batch, prompt = generate_batch(reference), adapter(fixtures, variant)
@@ -170,7 +171,8 @@ def test_virtual_tokens_as_a_prefix(model, masked):
         assert_close(logits, np.asarray(prompt_jax.forward(model.params, model.config, text, shorter)))
 
 
-@pytest.mark.parametrize("make", (random_tokens, pytest.param(random_prefix, marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("make", (random_tokens, random_prefix))
 def test_mixed_prompts_are_each_alone(model, make):
     """Prompts of three and four slots, one of them with an unused slot, and rows without a prompt."""
     prompts = [make(model, 4), make(model, 4, seed=1), make(model, 4, seed=2, mask=np.array([True, False, True, True]))]

@@ -39,6 +39,7 @@ def test_checks_find_a_kernel_that_ignores_the_bias(calls, monkeypatch):
     assert rows["attention: values, causal, grouped queries"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ("t5", "llama"))
 def test_checks_of_a_model_with_attention_in_one_kernel(calls, model):
     rows = {row["case"]: row for row in checks.model_rows(model, tiny=True)}

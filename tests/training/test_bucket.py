@@ -144,6 +144,7 @@ def test_incomplete_and_damaged_checkpoints(experiment, runs, whole, storage):
     assert f"{prefix}/6/commit_success.txt" in storage.objects
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_or_of_other_files(experiment, runs, storage):
     there = on(runs, experiment)
     loop.train(with_options(there, "train", steps=2))

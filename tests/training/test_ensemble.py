@@ -203,6 +203,7 @@ for name, labels, repeat in (("a", ("negative", "positive"), 3), ("b", ("a good 
 # Files of a run, and resuming it
 
 
+@pytest.mark.slow
 def test_a_resumed_ensemble_is_bit_identical(experiment):
     whole = with_name(ensemble(experiment, length=(4, 6, 4), group=1), "whole")
     train(whole)

@@ -63,6 +63,7 @@ def test_a_finished_run_is_not_run_again(experiment):
         train(short)
 
 
+@pytest.mark.slow
 def test_a_run_can_train_more_steps(experiment, whole):
     train(with_options(experiment, "train", steps=5))
     train(experiment)

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import numpy as np
+import pytest
 
 from member_runs import ensemble
 from prompt_jax import Prompt, PromptMetadata, VirtualTokens, save_ensemble
@@ -16,6 +17,7 @@ from prompt_jax.training.loop import train
 from prompt_jax.training.setup import Setup, prepare
 
 
+@pytest.mark.slow
 def test_files_of_an_ensemble(experiment):
     run = ensemble(experiment, learning_rate=(0.3, 0.1), length=(4, 6))
     _, progress = train(run)

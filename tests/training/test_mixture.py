@@ -246,6 +246,7 @@ def test_messages_name_a_members_prompts(mixed, tasks, capfd):
 BY_TASK = {"kind_a_v001": ("negative", "positive"), "kind_b_v001": ("bad film", "good film")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_part", (None, "add", "project"))
 def test_a_step_trains_rows_with_the_prompts_of_their_tasks(mixed, task_part, tasks):
     """The loss of the first step equals one computed row by row with the prompt of the row's task."""

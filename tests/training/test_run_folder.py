@@ -164,6 +164,7 @@ def test_overwriting_through_a_link(experiment, tmp_path):
     assert tokens(experiment, "best.npz").shape[0] == experiment.prompt.length
 
 
+@pytest.mark.slow
 def test_results_are_deleted_before_a_run_trains_further(experiment):
     short = with_options(experiment, "train", steps=3)
     finish(short, *train(short))
@@ -220,6 +221,7 @@ def test_the_default_initialization_of_prefixes_that_earlier_versions_wrote(expe
             check_folder(prefix, overwrite=False)
 
 
+@pytest.mark.slow
 def test_a_default_rate_that_changed(experiment, monkeypatch):
     """The configuration says None both times. The optimizer's state shows what was meant."""
     prefix = dataclasses.replace(experiment, prompt=PrefixTuning(length=2))

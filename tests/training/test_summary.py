@@ -43,6 +43,7 @@ def test_the_summary_describes_the_run(whole, tiny):
     assert member["best"]["score"] == member["validation"][member["best"]["metric"]]
 
 
+@pytest.mark.slow
 def test_a_preempted_evaluation_writes_nothing(experiment, monkeypatch):
     short = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=1))
     setup, progress = train(short)

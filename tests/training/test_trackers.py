@@ -83,6 +83,7 @@ def test_a_tracker_gets_configuration_metrics_and_results(short):
     assert status == "finished" and summary == json.loads((short.folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_resumed_run(experiment):
     """It gets the lines before the checkpoint, and then the others."""
     with pytest.raises(KeyboardInterrupt):

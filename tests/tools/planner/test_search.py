@@ -86,6 +86,7 @@ def test_with_little_memory_layers_are_recomputed():
         search.candidates(given, place(memory=2**20))
 
 
+@pytest.mark.slow
 def test_the_compiler_ranks_candidates(tiny_folder, monkeypatch):
     found = search.candidates(experiment(str(tiny_folder)), place())[:3]
     real, too_large = search.estimate, TooLarge("training step", 2.0, 1.0)
