@@ -12,8 +12,7 @@ default 512 and 16 tokens. The other options are those of `prompt-jax train`, in
 
 A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --search chooses mesh, dtype, remat, member
 group and evaluation batch: an analytic estimate selects a few candidates, and the compiler ranks them. --all plans an
-ensemble of 32 prompts for each size of T5 1.1 on five slices, and of 8 prompts for current decoder-only models on
-three.
+ensemble of 32 prompts for sizes of T5 1.1 on three slices, and of 8 prompts for current decoder-only models on one.
 """
 
 import contextlib
@@ -55,11 +54,8 @@ NO_TPU = {
 }
 
 SLICES = {
-    "v4-32": "v4:2x2x4",
-    "v5e-8": "v5e:2x4",
     "v5e-16": "v5e:4x4",
     "v5e-256": "v5e:16x16",
-    "v5p-64": "v5p:2x4x4",
     "v6e-16": "v6e:4x4",
 }
 
@@ -102,7 +98,7 @@ SHEETS = (
     Sheet(
         "T5 1.1",
         tuple(f"google/t5-v1_1-{size}" for size in ("base", "xl", "xxl")),
-        ("v4-32", "v5e-16", "v5e-256", "v5p-64", "v6e-16"),
+        ("v5e-16", "v5e-256", "v6e-16"),
         _tuned(members=32, rows=64, input_length=512, dtype="bfloat16", dropout_rate=0.1),
     ),
     Sheet(
@@ -112,7 +108,7 @@ SHEETS = (
             *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "8B", "32B")),
             *(f"google/gemma-3-{size}-pt" for size in ("1b", "27b")),
         ),
-        ("v5e-8", "v5e-256", "v5p-64"),
+        ("v5e-256",),
         _tuned(members=8, rows=16, input_length=2048, dtype="int8"),
     ),
 )
