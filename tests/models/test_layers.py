@@ -32,4 +32,4 @@ def test_rematerialisation_changes_memory_alone(fixtures):
     for each in compiled.values():
         assert_close(each(prompt).encoder_tokens.embeddings, expected, 1e-4)
     none, dots, full = (compiled[remat].memory_analysis().temp_size_in_bytes for remat in ("none", "dots", "full"))
-    assert full < 0.8 * dots < 0.64 * none
+    assert full < 0.8 * dots and dots < 0.85 * none
