@@ -20,7 +20,7 @@ class MeshConfig:
     """Shard the base over `data` too, and collect each layer's weights when they are needed (fully sharded data
     parallelism). A frozen base has no gradients, so nothing else is communicated. It needs `model` 1."""
     auto: bool = False
-    """Replace the three sizes by those of the mesh that fits and has the shortest estimated step."""
+    """Replace the sizes and `fsdp` by those of the mesh that fits and has the shortest estimated step."""
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -71,7 +71,7 @@ class Workload:
 
 
 class Cost(NamedTuple):
-    """What a step of all members needs of each device: bytes, and the seconds that each resource alone takes."""
+    """The memory of each device that a step of all members needs, in bytes, and the seconds of each resource alone."""
 
     memory: float
     compute: float

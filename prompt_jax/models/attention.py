@@ -110,7 +110,7 @@ def visible_keys(
 
 
 def hidden_bias(visible: Bool[Any, "..."]) -> Float[Array, "..."]:
-    """Return what hides keys when it is added to scores. Its backward pass keeps nothing, other than a choice's."""
+    """Return a bias that hides keys. Unlike a choice between scores, adding it keeps nothing for the backward pass."""
     return jnp.where(visible, 0.0, MASKED)
 
 

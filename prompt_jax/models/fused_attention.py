@@ -38,7 +38,7 @@ _FIRST, _WINDOW, _SEED_0, _SEED_1, _ROW, _HEAD = range(6)
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """What a kernel is compiled for."""
+    """The static properties of a kernel."""
 
     heads: int  # of the whole model, all devices together
     query_heads: int  # that share a key-value head
@@ -132,17 +132,15 @@ def _joined_bias(key_values: Sequence[Any], queries: int) -> Float[Array, "H T S
 def sharded(call: Any, q: Array, k: Array, bias: Any) -> Any:
     """Return the call on each device's rows and heads. XLA cannot shard a kernel itself.
 
+    If rows or heads cannot be divided over the devices, such as the single row of a prompt, each device computes all.
     The call's arguments are queries, keys, values and bias, and then `seen` and `numbers` of the kernel for TPUs.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
     if not axes:
         return call
-    rows, heads = (name if name in axes else None for name in ("data", "model"))
-    if (rows and q.shape[0] % axes["data"]) or (heads and k.shape[2] % axes["model"]):
-        raise ValueError(
-            f"{q.shape[0]} rows and {k.shape[2]} key-value heads cannot be divided over mesh.data and mesh.model {axes}"
-        )
+    sizes = {"data": q.shape[0], "model": k.shape[2]}
+    rows, heads = (name if name in axes and size % axes[name] == 0 else None for name, size in sizes.items())
 
     def local(q: Array, k: Array, v: Array, bias: Any, *of_rows: Array) -> Array:
         if heads and of_rows:

@@ -41,6 +41,7 @@ from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
 from prompt_jax.methods import Method
 from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.fused_attention import is_fused
@@ -227,8 +228,9 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
             config,
             dropout_rate=options.dropout_rate,
             remat=experiment.model.remat,
-            # The kernel has no gradient of relative positions.
-            fused_attention=is_fused(experiment.model.attention) and not isinstance(experiment.prompt, FullTuning),
+            # The kernel has no gradient of relative positions, which these methods may train.
+            fused_attention=is_fused(experiment.model.attention)
+            and not isinstance(experiment.prompt, FullTuning | LastLayersTuning),
             fsdp=fsdp,
         ),
         experiment.prompt,

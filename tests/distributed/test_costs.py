@@ -32,7 +32,7 @@ def t5(size: str):
     return model_config(raw, {}, source=size)
 
 
-# Of programs that libtpu 0.0.42 compiled without fused attention: GiB of arguments and temporaries, and milliseconds of
+# Figures of programs from libtpu 0.0.42, without fused attention: GiB of arguments and temporaries, and milliseconds of
 # computation, memory traffic and collectives. Meshes are ensemble, data, model.
 COMPILED = [
     ("v4", "large", (16, 1, 1), 4.70, 301, 337, 0),
@@ -141,7 +141,7 @@ def test_members_at_once_share_the_reads_of_the_base():
 
 
 def test_evaluation_rows():
-    """Of T5-XL in int8, libtpu's generation for 32 rows needs 10.9 GiB beside the base. In bfloat16, 32 do not fit."""
+    """With T5-XL in int8, libtpu's program for 32 rows needs 10.9 GiB beside the base. In bfloat16, 32 do not fit."""
     of_row = generation_row_bytes(t5("xl"), dataclasses.replace(WORK, fused=True))
     assert 32 * of_row / GIB == pytest.approx(10.9, rel=0.2)
     rows = evaluation_rows(t5("xl"), WORK, MeshConfig(), CHIPS["v5e"])

@@ -1,12 +1,14 @@
 """Meshes and shardings. Tests on eight devices run this file as a program in a separate process."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from adapters import random_text
 from prompt_jax.checkpoints import weights
@@ -38,6 +41,8 @@ from prompt_jax.inference.answers import score_targets
 from prompt_jax.inference.batching import Rows
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family, gpt2, llama, t5
+from prompt_jax.models import fused_attention as kernels
+from prompt_jax.models.attention import KeyValues, attend
 from prompt_jax.models.rope import Rope
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
@@ -216,6 +221,10 @@ def test_a_fully_sharded_base_is_collected_and_only_prompts_are_reduced(found):
     assert fsdp["reduced"] <= 5 * 64 and fsdp["share"] < 0.5
 
 
+def test_the_fused_kernel_on_devices_is_the_plain_form(found):
+    assert found["kernel"] == {"4": pytest.approx(0, abs=1e-5), "1": pytest.approx(0, abs=1e-5)}
+
+
 def test_targets_have_the_same_probability_on_devices(found):
     np.testing.assert_allclose(found["scores"], found["scores on one"], rtol=1e-5)
 
@@ -238,7 +247,7 @@ def on_eight_devices(name: str) -> dict:
         *(two_steps(folder, make_mesh(MeshConfig(1, data)), fsdp=True, dtype="int4")[0] for data in (2, 8)),
     ]
     result["int4 on one"] = two_steps(folder, None, dtype="int4")[0]
-    result["fsdp"] = fully_sharded(folder)
+    result["fsdp"], result["kernel"] = fully_sharded(folder), attended_in_a_kernel()
     result["step"], result["batch"] = stepped(folder), read_in_parts()
     for where, own in (("scores", mesh), ("scores on one", None)):
         model = load_model(folder, sharding=parameter_sharding(own))
@@ -318,6 +327,37 @@ def fully_sharded(folder: Path) -> dict:
     sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in re.findall(r"\w\[([\d,]*)\]", reduced)]
     memory = [each.memory_analysis().argument_size_in_bytes for each in (compiled, other)]
     return {"losses": losses, "replicated": replicated, "reduced": int(max(sizes)), "share": memory[0] / memory[1]}
+
+
+def attended_in_a_kernel() -> dict:
+    """Return the largest differences between the fused kernel and the plain form for 4 rows and for one row.
+
+    One row, such as a prompt, cannot be divided over `data`. Values and gradients are compared, with dropout.
+    """
+    kernels.LEAST_QUERIES, kernels.platform = 1, lambda: "tpu"
+    kernels.pl = types.SimpleNamespace(**vars(pl) | {"pallas_call": functools.partial(pl.pallas_call, interpret=True)})
+    members = jax.sharding.PartitionSpec("ensemble")
+
+    def differentiated(fused: bool) -> Any:
+        def one(arrays, key):
+            def mixed(q, k, v):
+                return attend(q, KeyValues(k, v), dropout_rate=0.2, key=key, fused=fused)
+
+            out, pull = jax.vjp(mixed, *arrays)
+            return out, pull(jnp.cos(out))
+
+        options: Any = {"in_specs": members, "out_specs": members, "axis_names": {"ensemble"}, "check_vma": False}
+        return jax.jit(jax.shard_map(jax.vmap(one), mesh=make_mesh(MeshConfig(2, 2, 2)), **options))
+
+    found = {}
+    for rows in (4, 1):
+        arrays = [jax.random.normal(jax.random.key(seed), (2, rows, 12, 4, 8)) for seed in range(3)]
+        keys = jax.random.split(jax.random.key(3), 2)
+        fused, plain = (differentiated(fused)(arrays, keys) for fused in (True, False))
+        found[rows] = max(
+            float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (fused, plain)), strict=True)
+        )
+    return found
 
 
 def stepped(folder: Path) -> dict:
