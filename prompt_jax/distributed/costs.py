@@ -18,6 +18,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.models import family
 from prompt_jax.models.fused_attention import LEAST_QUERIES
 from prompt_jax.models.parameter import Parameter
+from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.t5 import T5Config
 
 _ACTIVATION = {"float32": 4, "bfloat16": 2, "int8": 2, "fp8": 2, "int4": 2}  # bytes
@@ -68,6 +69,13 @@ class Workload:
     dtype: Dtype
     remat: Remat
     fused: bool = False
+
+
+def virtual_slots(config: Any, prompt: Any) -> tuple[int, int]:
+    """Return how many virtual tokens an encoder reads, and the slots of the longest prefix. `prompt` may be a Delta."""
+    slots = {name: part.slots for name, part in prompt.parts.items()} if isinstance(prompt, Prompt) else {}
+    tokens = 0 if family(config).causal else slots.pop("encoder_tokens", 0)
+    return tokens, max(slots.values(), default=0)
 
 
 class Cost(NamedTuple):

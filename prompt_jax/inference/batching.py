@@ -13,7 +13,7 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.model import Dtype
 from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.buckets import length_buckets
-from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes
+from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes, virtual_slots
 from prompt_jax.distributed.memory import device_memory
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
@@ -84,9 +84,7 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
     if memory is None:
         return sys.maxsize
     base = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model.params))
-    parts = {} if prompt is None else prompt.parts
-    slots = {name: part.slots for name, part in parts.items()}
-    tokens = 0 if family(model.config).causal else slots.pop("encoder_tokens", 0)
+    tokens, slots = virtual_slots(model.config, prompt)
     dtype: Dtype = "bfloat16" if model.params["embedding"].dtype == "bfloat16" else "float32"
     work = Workload(
         groups=(1,),
@@ -96,7 +94,7 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
         source=source,
         target=target,
         tokens=tokens,
-        slots=max(slots.values(), default=0),
+        slots=slots,
         trained=0,
         dtype=dtype,
         remat="none",

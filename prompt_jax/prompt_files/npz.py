@@ -48,7 +48,7 @@ from prompt_jax.storage.files import atomic_write
 _PART_ENTRIES = {"encoder_tokens": {"encoder_tokens": "embeddings"}} | {
     site: {f"{site}/keys": "keys", f"{site}/values": "values"} for site in SITES
 }
-# What the metadata says about all parts, and what holds for a part without such an attribute.
+# Attributes that the metadata stores once for all parts, and their values for parts that lack them.
 _RULES = {"placement": "before", "shift_positions": True, "always_visible": False, "long_rope": None}
 _ENTRIES = {"metadata"} | {name for part, arrays in _PART_ENTRIES.items() for name in (*arrays, f"{part}/mask")}
 _BASE_ENTRY = re.compile(r"base((?:/[a-z0-9_]{1,32}){1,8})", re.ASCII)

@@ -11,12 +11,11 @@ from prompt_jax.checkpoints.load import Model, load_config
 from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.distributed.chips import chip_of
-from prompt_jax.distributed.costs import Workload, choose_mesh
+from prompt_jax.distributed.costs import Workload, choose_mesh, virtual_slots
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
 from prompt_jax.models import family
 from prompt_jax.models.fused_attention import is_fused, takes
-from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.setup import group_members
 
@@ -43,9 +42,7 @@ def workload(experiment: Experiment, config: Any) -> Workload:
     longest = max(alone, key=lambda member: member.prompt.stored_length).prompt
     trained = _trained(longest, experiment.model, config)
     made = jax.eval_shape(longest.apply, trained)
-    parts = made.parts if isinstance(made, Prompt) else {}
-    slots = {name: part.slots for name, part in parts.items()}
-    tokens = 0 if family(config).causal else slots.pop("encoder_tokens", 0)
+    tokens, slots = virtual_slots(config, made)
     return Workload(
         groups=tuple(map(len, group_members(alone))),
         at_once=experiment.ensemble.group,
@@ -54,7 +51,7 @@ def workload(experiment: Experiment, config: Any) -> Workload:
         source=data.input_length or default.input_length,
         target=data.target_length or default.target_length,
         tokens=tokens,
-        slots=max(slots.values(), default=0),
+        slots=slots,
         trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
         dtype=experiment.model.dtype,
         remat=experiment.model.remat,
