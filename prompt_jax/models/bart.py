@@ -215,7 +215,8 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: An
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }[config.activation]
-    return _add_and_norm(x, feed_forward(x, weights, activate, config.dropout_rate, keys[0]), weights, config, keys[1])
+    y = feed_forward(x, weights, activate, config=config, dropout_rate=config.dropout_rate, key=keys[0])
+    return _add_and_norm(x, y, weights, config, keys[1])
 
 
 def _add_and_norm(

@@ -126,7 +126,7 @@ def layer(x: Float[Array, "B T D"], weights: Params, shared: None, attend: Any, 
     mixed = merge_heads(mixed, attention["o"]) + attention["o_bias"][None, None]
     x = x + apply_adapter(dropout(mixed, config.dropout_rate, keys[1]), attention)
 
-    out = feed_forward(layer_norm(x, mlp["norm"], config.norm_epsilon), mlp, jax.nn.gelu)
+    out = feed_forward(layer_norm(x, mlp["norm"], config.norm_epsilon), mlp, jax.nn.gelu, config=config)
     return x + apply_adapter(dropout(out, config.dropout_rate, keys[2]), mlp), kept
 
 

@@ -1,5 +1,6 @@
 """Run stacks of layers, and the sublayers and norms that layers consist of. Shape letters: see `prompt_jax.models`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
-from prompt_jax.models.dropout import dropout
+from prompt_jax.models import fused_feed_forward
+from prompt_jax.models.dropout import dropout, random_seeds
+from prompt_jax.models.fused_feed_forward import Matrices
 from prompt_jax.models.quantized import Weights, weighted_einsum
 
 Params = dict[str, Any]
@@ -108,12 +111,16 @@ def split_key(key: PRNGKeyArray | None, count: int) -> Any:
 
 def project_heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) -> Float[Array, "B T H K"]:
     """Project to attention heads."""
-    return weighted_einsum("btd,dhk->bthk", x, weights)
+    heads = weights.shape[1:]
+    # With an axis for heads, XLA would transpose the operands and results of the fused attention in memory.
+    side_by_side = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), weights)
+    return weighted_einsum("btd,de->bte", x, side_by_side).reshape(*x.shape[:2], *heads)
 
 
 def merge_heads(x: Float[Array, "B T H K"], weights: Float[Weights, "H K D"]) -> Float[Array, "B T D"]:
     """Project the concatenated heads to the model width."""
-    return weighted_einsum("bthk,hkd->btd", x, weights)
+    side_by_side = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), weights)
+    return weighted_einsum("bte,ed->btd", x.reshape(*x.shape[:2], -1), side_by_side)
 
 
 def project_up(x: Float[Array, "B T D"], weights: Float[Weights, "D F"]) -> Float[Array, "B T F"]:
@@ -130,14 +137,38 @@ def feed_forward(
     x: Float[Array, "B T D"],
     weights: Params,
     activate: Callable,
+    *,
+    config: Any,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T D"]:
-    """Apply a feed-forward sublayer with biases, and dropout between its two projections."""
-    hidden = project_up(x, weights["up"])
-    # The backward pass keeps the product and recomputes the activation.
-    hidden = jax.checkpoint(lambda h, bias: activate(h + bias[None, None]))(hidden, weights["up_bias"])
-    return project_down(dropout(hidden, dropout_rate, key), weights["down"]) + weights["down_bias"][None, None]
+    """Apply a feed-forward sublayer, with dropout before its last projection.
+
+    With a `gate` in the weights, the hidden activations are activate(x gate) * (x up), otherwise activate(x up). Each
+    projection adds its bias, if it has one. `config` is the model's.
+    """
+    if fused_feed_forward.suits(x, weights, config):
+        matrices = Matrices(**{name: weights[name] for name in Matrices._fields if name in weights})
+        seeds = None if key is None else random_seeds(key)
+        out = fused_feed_forward.feed_forward(x, matrices, activate, dropout_rate, seeds)
+    else:
+        names = ("gate", "up") if "gate" in weights else ("up",)
+        products = [project_up(x, weights[name]) for name in names]
+        biases = [weights.get(f"{name}_bias") for name in names]
+        # The backward pass keeps the products and recomputes the rest.
+        hidden = jax.checkpoint(functools.partial(_activated, activate), prevent_cse=False)(products, biases)
+        out = project_down(dropout(hidden, dropout_rate, key), weights["down"])
+    return add_bias(out, weights.get("down_bias"))
+
+
+def _activated(activate: Callable, products: list[Array], biases: list[Any]) -> Array:
+    first, *others = map(add_bias, products, biases)
+    return activate(first) * others[0] if others else activate(first)
+
+
+def add_bias(x: Float[Array, "B T *N"], bias: Float[Array, "*N"] | None) -> Float[Array, "B T *N"]:
+    """Add a bias, if there is one, to each token."""
+    return x if bias is None else x + bias[None, None]
 
 
 def apply_adapter(x: Float[Array, "B T D"], weights: Params) -> Float[Array, "B T D"]:

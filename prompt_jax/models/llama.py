@@ -6,7 +6,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from prompt_jax.config.model import Remat
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import ConfigValues, HuggingFace
-from prompt_jax.models.layers import Params, apply_adapter, merge_heads, project_down, project_heads, project_up
+from prompt_jax.models.layers import Params, add_bias, apply_adapter, feed_forward, merge_heads, project_heads
 from prompt_jax.models.layers import rms_norm as layer_rms_norm
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.rope import Rope, angles, read_rope, rope_parameters, rotate
@@ -315,36 +315,27 @@ def layer(x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, c
     attention, mlp = weights["self"], weights["mlp"]
     norm = functools.partial(_norm, config=config)
     normal = norm(x, attention["norm"])
-    q, k, v = (_add_bias(project_heads(normal, attention[name]), attention, name) for name in "qkv")
+    q, k, v = (add_bias(project_heads(normal, attention[name]), attention.get(f"{name}_bias")) for name in "qkv")
     if config.qk_norm:
         q, k = norm(q, attention["q_norm"]), norm(k, attention["k_norm"])
     settings = weights.get("settings", {})
     cos, sin = jax.tree.map(lambda each: each[settings["rope"]], shared) if "rope" in settings else shared
     q, k = rotate(q, cos, sin) * jnp.asarray(config.query_scalar**-0.5, q.dtype), rotate(k, cos, sin)
     mixed, kept = attend(q, k, v, keys[0], softcap=config.attention_softcap)
-    out = _add_bias(merge_heads(mixed, attention["o"]), attention, "o")
+    out = add_bias(merge_heads(mixed, attention["o"]), attention.get("o_bias"))
     if config.post_norms:
         out = norm(out, attention["post_norm"])
     x = x + apply_adapter(out, attention)
 
-    out = _feed_forward(norm(x, mlp["norm"]), mlp, config)
+    out = feed_forward(norm(x, mlp["norm"]), mlp, _activation(config), config=config)
     if config.post_norms:
         out = norm(out, mlp["post_norm"])
     return x + apply_adapter(out, mlp), kept
 
 
-def _feed_forward(x: Float[Array, "B T D"], mlp: Params, config: LlamaConfig) -> Float[Array, "B T D"]:
+def _activation(config: LlamaConfig) -> Callable:
     gelu = functools.partial(jax.nn.gelu, approximate=config.activation != "gelu")
-    activate: Any = jax.nn.silu if config.activation == "silu" else gelu
-    gate, up = (_add_bias(project_up(x, mlp[name]), mlp, name) for name in ("gate", "up"))
-    # The backward pass keeps the two products and recomputes the rest.
-    hidden = jax.checkpoint(lambda gate, up: activate(gate) * up, prevent_cse=False)(gate, up)
-    return _add_bias(project_down(hidden, mlp["down"]), mlp, "down")
-
-
-def _add_bias(x: Float[Array, "B T *N"], weights: Params, name: str) -> Float[Array, "B T *N"]:
-    bias = weights.get(f"{name}_bias")
-    return x if bias is None else x + bias[None, None]
+    return jax.nn.silu if config.activation == "silu" else gelu
 
 
 def _norm(x: Float[Array, "B T *H N"], scale: Float[Array, "N"], config: LlamaConfig) -> Float[Array, "B T *H N"]:

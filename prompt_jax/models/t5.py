@@ -23,10 +23,9 @@ from prompt_jax.models.hugging_face import ConfigValues, HuggingFace
 from prompt_jax.models.layers import (
     Params,
     apply_adapter,
+    feed_forward,
     merge_heads,
-    project_down,
     project_heads,
-    project_up,
     rms_norm,
 )
 from prompt_jax.models.parameter import Parameter
@@ -207,15 +206,8 @@ def _mlp(x: Float[Array, "B T D"], weights: Params, config: T5Config, keys: Any)
     """Return the output of the feed-forward sublayer and its adapter, without the residual connection."""
     x = rms_norm(x, weights["norm"], config.norm_epsilon)
     activate = jax.nn.relu if config.activation == "relu" else jax.nn.gelu
-    hidden = project_up(x, weights["up"])
-    if config.gated:
-        gate = project_up(x, weights["gate"])
-        # The backward pass keeps the two products and recomputes the rest.
-        hidden = jax.checkpoint(lambda gate, up: activate(gate) * up, prevent_cse=False)(gate, hidden)
-    else:
-        hidden = activate(hidden)
-    hidden = dropout(hidden, config.dropout_rate, keys[0])
-    return apply_adapter(dropout(project_down(hidden, weights["down"]), config.dropout_rate, keys[1]), weights)
+    out = feed_forward(x, weights, activate, config=config, dropout_rate=config.dropout_rate, key=keys[0])
+    return apply_adapter(dropout(out, config.dropout_rate, keys[1]), weights)
 
 
 # --------------------------------------------------------------------------------------------------------------
