@@ -17,6 +17,7 @@ from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
 from prompt_jax.models import family
 from prompt_jax.models.fused_attention import LEAST_QUERIES
+from prompt_jax.models.fused_feed_forward import MOST_WEIGHTS
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.t5 import T5Config
@@ -101,6 +102,7 @@ class _Matrix(NamedTuple):
     tokens: int  # of a row that it multiplies
     reduces_output: bool  # the output is summed over `mesh.model`; otherwise the gradient of the input is
     is_last: bool  # of the layer: remat does not recompute its output
+    on_chip: bool  # a kernel keeps its activations of the sharded width on the chip, if `mesh.model` is 1
 
 
 class _Scores(NamedTuple):
@@ -139,7 +141,8 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
     for m in matrices:
         forward, tokens = 1 + (full and not m.is_last), m.tokens * m.layers
         flops += (forward + 1) * 2 * m.width * m.sharded_width * tokens
-        moved += (forward + 1) * (m.width + m.sharded_width / mesh.model) * width * tokens
+        inner = 0 if m.on_chip and mesh.model == 1 else m.sharded_width / mesh.model
+        moved += (forward + 1) * (m.width + inner) * width * tokens
         moved += (forward + 1) * _RESIDUAL_TRAFFIC * m.width * width * tokens * m.reduces_output
         reduced += (forward if m.reduces_output else 1) * m.width * width * tokens
         reductions += (forward if m.reduces_output else 1) * m.layers
@@ -282,9 +285,21 @@ def _matrices(config: Any, work: Workload) -> list[_Matrix]:
                 work.source + work.tokens if is_cross and not _projects_queries(config, work) else tokens,
                 reduces_output=parameter.axes[-1] == "embed",
                 is_last=name == "mlp/down",
+                on_chip=name.startswith("mlp/") and _fuses_feed_forward(config, work),
             )
         )
     return found
+
+
+def _fuses_feed_forward(config: Any, work: Workload) -> bool:
+    """Return whether `fused_feed_forward` computes the feed-forward sublayers."""
+    sizes: dict[str, int] = {}
+    for parameter in family(config).parameters(config):
+        if len(parameter.shape) > 1 and "/mlp/" in parameter.path:
+            place = parameter.path.rpartition("/")[0]
+            sizes[place] = sizes.get(place, 0) + math.prod(parameter.shape) * _ACTIVATION[work.dtype]
+    is_quantized = _WEIGHT[work.dtype] < _ACTIVATION[work.dtype]
+    return work.fused and work.remat == "full" and not is_quantized and max(sizes.values(), default=0) <= MOST_WEIGHTS
 
 
 def _projects_queries(config: Any, work: Workload) -> bool:

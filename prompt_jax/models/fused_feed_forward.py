@@ -23,7 +23,7 @@ from prompt_jax.models.dropout import apply_dropout, element_index, kept
 # With fewer tokens, the matrices are most of the memory traffic.
 LEAST_TOKENS = 1024
 # Bytes of a sublayer's matrices. The chip holds them twice.
-_MATRICES = 20 * 2**20
+MOST_WEIGHTS = 20 * 2**20
 # Hidden activations of a step: 2 MiB in float32, of which the backward pass needs several.
 _HIDDEN = 2**19
 _LANES, _TILE = 128, 16
@@ -61,7 +61,7 @@ def suits(x: Float[Array, "B T D"], weights: Any, config: Any) -> bool:
         and config.remat == "full"
         and fused_attention.platform() != "gpu"
         and all(isinstance(each, jax.Array) for each in matrices)
-        and sum(each.size * each.dtype.itemsize for each in matrices) <= _MATRICES
+        and sum(each.size * each.dtype.itemsize for each in matrices) <= MOST_WEIGHTS
         and all(size % _LANES == 0 for size in matrices[0].shape)
         and x.shape[0] * x.shape[1] >= LEAST_TOKENS
         and jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1

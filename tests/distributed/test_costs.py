@@ -70,6 +70,16 @@ def test_fused_attention_and_a_fully_sharded_base():
     assert actual.memory / GIB == pytest.approx(4.1, rel=0.25)
 
 
+@pytest.mark.parametrize(("chip", "transfer"), [("v5e", 59.3), ("v6e", 32.8)])
+def test_fused_feed_forward_sublayers(chip, transfer):
+    """T5-base: milliseconds of memory traffic of two members in libtpu's program."""
+    work = dataclasses.replace(WORK, fused=True)
+    actual = training_cost(t5("base"), work, MeshConfig(16), CHIPS[chip])
+    assert actual.transfer * 1e3 == pytest.approx(transfer, rel=0.3)
+    kept = dataclasses.replace(work, remat="dots")
+    assert training_cost(t5("base"), kept, MeshConfig(16), CHIPS[chip]).transfer > 1.2 * actual.transfer
+
+
 def test_a_causal_model_keeps_the_keys_and_values_of_the_source():
     """Llama 3 8B in int8, 8 rows of 2,048 + 16 tokens on one v5e chip: libtpu's program needs 17.9 GiB."""
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}

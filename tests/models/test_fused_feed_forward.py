@@ -138,7 +138,7 @@ def test_other_sublayers_are_plain(calls, change, config):
 
 def test_large_matrices_and_few_tokens_are_plain(monkeypatch, calls):
     x, own = random(2, 8, 16), weights()
-    for name, value in (("_MATRICES", 100), ("LEAST_TOKENS", 17)):
+    for name, value in (("MOST_WEIGHTS", 100), ("LEAST_TOKENS", 17)):
         with monkeypatch.context() as changed:
             changed.setattr(fused_feed_forward, name, value)
             fused(x, own, jax.nn.gelu)
