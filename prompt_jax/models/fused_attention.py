@@ -7,9 +7,11 @@ are frozen and get no gradient. On a GPU it is cuDNN's kernel (cudnn_attention.p
 Heads stay side by side in [B, T, H K], as the projections make and read them, so nothing is transposed.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -31,7 +33,10 @@ LEAST_QUERIES = 128
 # Elements of the scores of one head that a step computes: 2 MiB in float32, of which the backward pass needs several.
 _SCORES = 2**19
 _LANES = 128
-_VMEM = 64 * 2**20
+# TPUs, by `device_kind`, with 16 MiB of vector memory. Others have at least 64.
+_SMALL = ("TPU v2", "TPU v3", "TPU v4")
+# The share of the vector memory for the keys and values of a few heads and their gradients.
+_KEY_VALUE_SHARE = 0.6
 # Columns of the array of numbers that the kernels read.
 _FIRST, _WINDOW, _SEED_0, _SEED_1, _ROW, _HEAD = range(6)
 
@@ -48,9 +53,31 @@ class _Options:
     dropout_rate: float  # 0 without dropout
 
 
+_device: ContextVar[Any] = ContextVar("device", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(device: Any) -> Iterator[None]:
+    """Trace functions for this device; otherwise, for JAX's first device."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
 def platform() -> str:
     """Return the platform to compile for; tests replace it."""
-    return jax.default_backend()
+    return _target().platform
+
+
+def _target() -> Any:
+    return _device.get() or jax.devices()[0]
+
+
+def has_large_vector_memory() -> bool:
+    """Return whether the TPU to compile for has 64 MiB of vector memory or more."""
+    return _target().device_kind not in _SMALL
 
 
 def is_fused(attention: Attention) -> bool:
@@ -66,7 +93,11 @@ def takes(dtype: Dtype, dropout_rate: float = 0.0) -> bool:
 def suits(q: Any, key_values: Sequence[Any]) -> bool:
     """Return whether the kernel takes these arguments of `attention.attend`, and is worth it."""
     shared = all(each.bias is None or each.bias.shape[0] == 1 for each in key_values)
-    return shared and q.shape[1] >= LEAST_QUERIES and not any(each.heads_first for each in key_values)
+    keys, (*_, groups, width) = sum(each.k.shape[-3] for each in key_values), key_values[0].k.shape
+    # Keys, values and their gradients, each twice, and sums of the gradients in float32.
+    used = keys * width * _key_value_heads(width, groups) * (2 * 4 * q.dtype.itemsize + 2 * 4)
+    fit = platform() == "gpu" or used <= _KEY_VALUE_SHARE * _vector_memory()
+    return shared and fit and q.shape[1] >= LEAST_QUERIES and not any(each.heads_first for each in key_values)
 
 
 def attend(
@@ -185,22 +216,27 @@ def _heads_merged(x: Float[Array, "B T H K"]) -> Float[Array, "B T HK"]:
     return x.reshape(*x.shape[:2], -1)
 
 
-def _key_value_heads(options: _Options, groups: int) -> int:
+def _key_value_heads(width: int, groups: int) -> int:
     """Return how many key-value heads a step of the grid takes: whole tiles of lanes, or all heads."""
-    sizes = (n for n in range(1, groups) if groups % n == 0 and n * options.width % _LANES == 0)
+    sizes = (n for n in range(1, groups) if groups % n == 0 and n * width % _LANES == 0)
     return next(sizes, groups)
 
 
 def _queries(length: int, keys: int) -> int:
     """Return how many queries a step takes: all, or a multiple of a tile whose scores fit on the chip."""
-    most = max(_SCORES // keys // _LANES * _LANES, _LANES // 2)
+    scores = _SCORES if has_large_vector_memory() else _SCORES // 4
+    most = max(scores // keys // _LANES * _LANES, _LANES // 2)
     return length if length <= most else most
+
+
+def _vector_memory() -> int:
+    return (64 if has_large_vector_memory() else 16) * 2**20
 
 
 def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
     q, k, v = map(_heads_merged, (q, k, v))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
-    some, size = _key_value_heads(options, groups), _queries(length, keys)
+    some, size = _key_value_heads(options.width, groups), _queries(length, keys)
     wide, narrow = some * options.query_heads * options.width, some * options.width
     # Rows vary fastest, so that a bias is read once for all rows.
     grid = groups // some, pl.cdiv(length, size), batch
@@ -234,7 +270,7 @@ def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: A
         out_specs=of_queries,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_VMEM
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_vector_memory()
         ),
         cost_estimate=_cost(2, q, keys, [*arrays, q]),
         name="attention",
@@ -246,7 +282,7 @@ def _backward(
 ) -> Any:
     q, k, v, gradient = map(_heads_merged, (q, k, v, gradient))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
-    some, size = _key_value_heads(options, groups), _queries(length, keys)
+    some, size = _key_value_heads(options.width, groups), _queries(length, keys)
     steps = pl.cdiv(length, size)
     wide, narrow = some * options.query_heads * options.width, some * options.width
     # Queries vary fastest if they take several steps, which add up the gradients of keys and values.
@@ -301,7 +337,7 @@ def _backward(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         scratch_shapes=[pltpu.VMEM((keys, narrow), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_vector_memory()
         ),
         cost_estimate=_cost(5, q, keys, [*arrays, q, k, v]),
         name="attention_gradient",

@@ -27,7 +27,7 @@ MOST_WEIGHTS = 20 * 2**20
 # Hidden activations of a step: 2 MiB in float32, of which the backward pass needs several.
 _HIDDEN = 2**19
 _LANES, _TILE = 128, 16
-_VMEM = 64 * 2**20
+_VECTOR_MEMORY = 64 * 2**20
 # Columns of the array of numbers that the kernels read.
 _SEED_0, _SEED_1, _FIRST = range(3)
 
@@ -60,6 +60,7 @@ def suits(x: Float[Array, "B T D"], weights: Any, config: Any) -> bool:
         config.fused_attention
         and config.remat == "full"
         and fused_attention.platform() != "gpu"
+        and fused_attention.has_large_vector_memory()
         and all(isinstance(each, jax.Array) for each in matrices)
         and sum(each.size * each.dtype.itemsize for each in matrices) <= MOST_WEIGHTS
         and all(size % _LANES == 0 for size in matrices[0].shape)
@@ -217,7 +218,9 @@ def _for_each_block(kernel: Any, name: str, products: int, matrices: Matrices, n
         ],
         out_specs=of_tokens,
         out_shape=jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VECTOR_MEMORY
+        ),
         cost_estimate=_cost(2 * products * rows * length * width * hidden, [*leaves, *arrays, arrays[0]]),
         name=name,
     )(numbers, *leaves, *arrays)

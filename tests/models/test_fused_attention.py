@@ -1,5 +1,6 @@
 """The fused kernel in Pallas's interpreter, compared with the plain form: values, gradients and dropout masks."""
 
+import dataclasses
 import functools
 
 import jax
@@ -101,3 +102,34 @@ def test_a_row_without_keys_is_finite():
     q = random(1, 4, 2, 8)
     value, gradient = jax.value_and_grad(lambda q: attend(q, nothing, fused=True).sum())(q)
     assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Stands in for a TPU."""
+
+    device_kind: str
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize(
+    ("chip", "width", "groups", "keys"),
+    # 24 bytes per key and element of heads that fill 128 lanes, in 0.6 of 16 or 64 MiB.
+    [("TPU v4", 64, 8, 3276), ("TPU v4", 128, 8, 3276), ("TPU v5 lite", 64, 8, 13107), ("TPU v5p", 256, 1, 6553)],
+)
+def test_keys_that_do_not_fit_on_the_chip_are_plain(chip, width, groups, keys):
+    def suits(keys):
+        q, k = (jax.ShapeDtypeStruct((1, n, groups, width), jnp.bfloat16) for n in (1024, keys))
+        return fused_attention.suits(q, [KeyValues(k, k)])
+
+    with fused_attention.compiling_for(Chip(chip)):
+        assert suits(keys) and not suits(keys + 1)
+
+
+def test_blocks_are_smaller_for_a_chip_with_less_memory():
+    sizes = []
+    for chip in ("TPU v4", "TPU v6 lite"):
+        with fused_attention.compiling_for(Chip(chip)):
+            sizes.append(fused_attention._queries(2048, 1024))
+    assert sizes == [128, 512]
+    assert fused_attention.platform() == "cpu"

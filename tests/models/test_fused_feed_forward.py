@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from adapters import assert_close, random_text, random_tokens, whole
 from prompt_jax.checkpoints.load import load_model
-from prompt_jax.models import family, fused_feed_forward
+from prompt_jax.models import family, fused_attention, fused_feed_forward
 from prompt_jax.models.layers import feed_forward
 from prompt_jax.models.quantized import quantize
 
@@ -184,3 +185,9 @@ def test_lowering_for_tpus_has_no_hidden_activations(monkeypatch):
     assert text.count("tpu_custom_call") == 2
     assert "4x384x256x" in lowered(plain)
     assert "4x384x256x" not in text
+
+
+def test_a_chip_with_little_memory_is_plain(calls):
+    with fused_attention.compiling_for(types.SimpleNamespace(platform="tpu", device_kind="TPU v4")):
+        fused(random(2, 8, 16), weights(), jax.nn.gelu)
+    assert not calls

@@ -23,6 +23,7 @@ from prompt_jax.experiment import Experiment, check
 from prompt_jax.inference.decoding import generate_scored
 from prompt_jax.models import Config, check_context, family
 from prompt_jax.models.delta import Delta, merged_params
+from prompt_jax.models.fused_attention import compiling_for
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
 from prompt_jax.training.optimizers import make_optimizer
@@ -253,8 +254,9 @@ def _train(
 
     def traced(remat: Remat, attention: Attention) -> Any:
         model = dataclasses.replace(experiment.model, remat=remat, attention=attention)
-        step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
-        return step.trace(*arguments)
+        with compiling_for(devices[0]):
+            step = train_step(dataclasses.replace(experiment, model=model), config, options.steps, mesh)
+            return step.trace(*arguments)
 
     step = traced(experiment.model.remat, experiment.model.attention)
     name = f"training step, {count} x {member.prompt.stored_length}" if count > 1 else "training step"
@@ -307,16 +309,11 @@ def _generate(
     key = _shapes(key, _placed(mesh, devices)) if decoding.temperature else None
     static = {"max_new_tokens": target, "decoding": decoding, "check": False}
     generate: Any = generate_scored if isinstance(prompt, Prompt) else _generate_merged
-    traced = jax.jit(generate, static_argnames=("config", *static)).trace(
-        base,
-        config,
-        batch,
-        _shapes(prompt, _placed(mesh, devices)),
-        key=key,
-        row_numbers=column(),
-        lengths=column(),
-        **static,
-    )
+    columns = {"row_numbers": column(), "lengths": column()}
+    prompts = _shapes(prompt, _placed(mesh, devices))
+    with compiling_for(devices[0]):
+        jitted = jax.jit(generate, static_argnames=("config", *static))
+        traced = jitted.trace(base, config, batch, prompts, key=key, **columns, **static)
     trips = max(1, target - 1)  # prefill produces the first token
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
     return Program("generation", traced.lower, _order(mesh, devices), flops, trips, kernels_of(traced.jaxpr))
