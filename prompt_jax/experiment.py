@@ -7,7 +7,7 @@ import dataclasses
 import json
 import operator
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,14 @@ def members(experiment: Experiment) -> tuple[Experiment, ...]:
         return result
 
     return tuple(map(member, range(size)))
+
+
+def group_members(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of the members of each group: those whose trainable parameters have equal shapes."""
+    numbers: dict[int, list[int]] = {}
+    for number, member in enumerate(alone):
+        numbers.setdefault(getattr(member.prompt, "length", 0), []).append(number)
+    return tuple(map(tuple, numbers.values()))
 
 
 def settings(experiments: tuple[Experiment, ...]) -> list[dict[str, Any]]:

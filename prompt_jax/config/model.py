@@ -6,6 +6,7 @@ from typing import Literal
 Dtype = Literal["float32", "bfloat16", "int8", "fp8", "int4"]
 Attention = Literal["auto", "plain", "fused"]
 Remat = Literal["none", "dots", "full"]
+RematOption = Literal["auto", "none", "dots", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,6 @@ class ModelConfig:
     """fused: one kernel without an array of scores in memory, for 128 queries and more, on TPUs and GPUs. plain: XLA's
     operations. auto: fused on TPUs and GPUs, plain on CPUs. On GPUs the kernel is cuDNN's. It takes bfloat16, and heads
     up to 128 wide (up to 256 from Hopper on). With dropout or a soft cap, fused and auto use XLA's operations there."""
-    remat: Remat = "none"
+    remat: RematOption = "auto"
     """Recompute in the backward pass, to save memory: nothing (none), attention and activation functions (dots), or
-    whole layers (full; about a third slower)."""
+    whole layers (full; about a third slower). auto: the least of them that fits into memory by an estimate."""

@@ -41,20 +41,28 @@ CHIPS = {
 }
 
 
+def known_chip(device: Any) -> Chip | None:
+    """Return the chip of a device; None if it is unknown."""
+    return next((chip for chip in CHIPS.values() if any(kind in device.device_kind for kind in chip.kinds)), None)
+
+
 def chip_of(devices: list[Any]) -> Chip:
     """Return the chip of the devices, with the memory that they have.
 
     Raises:
       ConfigError: an unknown device.
     """
-    device = devices[0]
-    chip = next((chip for chip in CHIPS.values() if any(kind in device.device_kind for kind in chip.kinds)), None)
+    device, chip = devices[0], known_chip(devices[0])
     if chip is None:
         raise ConfigError(
             f"mesh.auto does not know the speed of {device.device_kind!r}; known are {', '.join(CHIPS)}. Give "
             "mesh.ensemble, mesh.data and mesh.model instead"
         )
-    memory = (device.memory_stats() or {}).get("bytes_limit", chip.memory)
+    return dataclasses.replace(chip, memory=device_memory(device) or chip.memory)
+
+
+def device_memory(device: Any) -> int | None:
+    """Return the bytes of a device's memory that JAX can use; None if the device does not tell."""
     if device.platform == "cpu":  # the devices of a host share its memory
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    return dataclasses.replace(chip, memory=memory)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")

@@ -8,11 +8,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.config.model import Dtype, Remat
-from prompt_jax.distributed.chips import GIB, HOP, Chip
+from prompt_jax.config.model import Dtype, Remat, RematOption
+from prompt_jax.distributed.chips import CHIPS, GIB, HOP, Chip
 from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
 from prompt_jax.models import family
@@ -54,7 +54,7 @@ class Workload:
       slots: keys and values of a prefix, or of a causal model's virtual tokens.
       trained: number of a member's trainable parameters.
       dtype: of the base.
-      remat: which activations are recomputed.
+      remat: which activations are recomputed; only `choose_mesh` and `least_remat` take "auto".
       fused: whether attention is fused, so that scores are not in memory.
     """
 
@@ -68,7 +68,7 @@ class Workload:
     slots: int
     trained: int
     dtype: Dtype
-    remat: Remat
+    remat: RematOption
     fused: bool = False
 
 
@@ -243,20 +243,40 @@ def meshes(config: Any, work: Workload, devices: int) -> Iterator[MeshConfig]:
 def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshConfig:
     """Return the mesh with the shortest estimated step among those that fit. It uses as many devices as possible.
 
+    With remat "auto", a mesh has the step of the best remat.
+
     Raises:
       ConfigError: the run does not fit on any mesh.
     """
     possible = next(found for used in range(devices, 0, -1) if (found := list(meshes(config, work, used))))
-    costs = {mesh: training_cost(config, work, mesh, chip) for mesh in possible}
-    fitting = [mesh for mesh in possible if fits(costs[mesh], chip)]
+    costs = [
+        (mesh, training_cost(config, dataclasses.replace(work, remat=remat), mesh, chip))
+        for mesh in possible
+        for remat in _remats(work)
+    ]
+    fitting = [(mesh, cost) for mesh, cost in costs if fits(cost, chip)]
     if not fitting:
-        least = min(cost.memory for cost in costs.values())
+        least = min(cost.memory for _, cost in costs)
         raise ConfigError(
             f"mesh.auto: no mesh of {devices} devices fits. The best one needs about {least / GIB:.1f} GiB per device, "
             f"and each has {chip.memory / GIB:.1f}. Use more devices, model.remat full, model.dtype int8 or int4, or a "
             "larger train.accumulate"
         )
-    return min(fitting, key=lambda mesh: costs[mesh].seconds)
+    return min(fitting, key=lambda each: each[1].seconds)[0]
+
+
+def least_remat(config: Any, work: Workload, mesh: MeshConfig, memory: int) -> Remat:
+    """Return the least recomputation with which a step fits into this many bytes of each device, or else "full"."""
+    chip = dataclasses.replace(CHIPS["cpu"], memory=memory)  # the rates do not matter
+    for remat in _remats(work):
+        if fits(training_cost(config, dataclasses.replace(work, remat=remat), mesh, chip), chip):
+            return remat
+    return "full"
+
+
+def _remats(work: Workload) -> tuple[Remat, ...]:
+    """Return the possible kinds of recomputation, from none to full."""
+    return get_args(Remat) if work.remat == "auto" else (work.remat,)
 
 
 def _divisors(number: int) -> list[int]:

@@ -33,10 +33,12 @@ LEAST_QUERIES = 128
 # Elements of the scores of one head that a step computes: 2 MiB in float32, of which the backward pass needs several.
 _SCORES = 2**19
 _LANES = 128
+_LEAST_BLOCK = 64  # queries
 # TPUs, by `device_kind`, with 16 MiB of vector memory. Others have at least 64.
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")
-# The share of the vector memory for the keys and values of a few heads and their gradients.
-_KEY_VALUE_SHARE = 0.6
+# Of the backward pass: arrays like the scores that are in vector memory at once, and the share of it that can be used.
+_SCORE_ARRAYS = 10
+_USABLE = 0.9
 # Columns of the array of numbers that the kernels read.
 _FIRST, _WINDOW, _SEED_0, _SEED_1, _ROW, _HEAD = range(6)
 
@@ -94,9 +96,12 @@ def suits(q: Any, key_values: Sequence[Any]) -> bool:
     """Return whether the kernel takes these arguments of `attention.attend`, and is worth it."""
     shared = all(each.bias is None or each.bias.shape[0] == 1 for each in key_values)
     keys, (*_, groups, width) = sum(each.k.shape[-3] for each in key_values), key_values[0].k.shape
-    # Keys, values and their gradients, each twice, and sums of the gradients in float32.
-    used = keys * width * _key_value_heads(width, groups) * (2 * 4 * q.dtype.itemsize + 2 * 4)
-    fit = platform() == "gpu" or used <= _KEY_VALUE_SHARE * _vector_memory()
+    # Keys, values and their gradients, each twice, sums of the gradients in float32, and the scores of a few queries.
+    some = _key_value_heads(width, groups)
+    biases = 2 * some * (q.shape[2] // groups) if any(each.bias is not None for each in key_values) else 0
+    of_key = width * some * (2 * 4 * q.dtype.itemsize + 2 * 4)
+    used = keys * (of_key + (_SCORE_ARRAYS + biases) * _LEAST_BLOCK * 4)
+    fit = platform() == "gpu" or used <= _USABLE * _vector_memory()
     return shared and fit and q.shape[1] >= LEAST_QUERIES and not any(each.heads_first for each in key_values)
 
 
@@ -225,7 +230,7 @@ def _key_value_heads(width: int, groups: int) -> int:
 def _queries(length: int, keys: int) -> int:
     """Return how many queries a step takes: all, or a multiple of a tile whose scores fit on the chip."""
     scores = _SCORES if has_large_vector_memory() else _SCORES // 4
-    most = max(scores // keys // _LANES * _LANES, _LANES // 2)
+    most = max(scores // keys // _LANES * _LANES, _LEAST_BLOCK)
     return length if length <= most else most
 
 

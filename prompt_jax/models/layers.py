@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_jax.config.model import Remat
-from prompt_jax.models import fused_feed_forward
+from prompt_jax.models import fused_attention, fused_feed_forward
 from prompt_jax.models.dropout import dropout, random_seeds
 from prompt_jax.models.fused_feed_forward import Matrices
 from prompt_jax.models.quantized import Weights, weighted_einsum
@@ -111,16 +111,27 @@ def split_key(key: PRNGKeyArray | None, count: int) -> Any:
 
 def project_heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) -> Float[Array, "B T H K"]:
     """Project to attention heads."""
-    heads = weights.shape[1:]
-    # With an axis for heads, XLA would transpose the operands and results of the fused attention in memory.
+    if not _heads_side_by_side():
+        return weighted_einsum("btd,dhk->bthk", x, weights)
     side_by_side = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), weights)
-    return weighted_einsum("btd,de->bte", x, side_by_side).reshape(*x.shape[:2], *heads)
+    return weighted_einsum("btd,de->bte", x, side_by_side).reshape(*x.shape[:2], *weights.shape[1:])
 
 
 def merge_heads(x: Float[Array, "B T H K"], weights: Float[Weights, "H K D"]) -> Float[Array, "B T D"]:
     """Project the concatenated heads to the model width."""
+    if not _heads_side_by_side():
+        return weighted_einsum("bthk,hkd->btd", x, weights)
     side_by_side = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), weights)
     return weighted_einsum("bte,ed->btd", x.reshape(*x.shape[:2], -1), side_by_side)
+
+
+def _heads_side_by_side() -> bool:
+    """Return whether projections have one axis for all heads.
+
+    With an axis for heads, the TPU compiler would transpose the operands and results of the fused attention in memory.
+    Without one, the CPU compiler would copy the weights.
+    """
+    return fused_attention.platform() == "tpu"
 
 
 def project_up(x: Float[Array, "B T D"], weights: Float[Weights, "D F"]) -> Float[Array, "B T F"]:

@@ -13,8 +13,8 @@ from prompt_jax.distributed.processes import Preempted, Preemption, is_first, on
 from prompt_jax.experiment import Experiment, check
 from prompt_jax.report.terminal import Activity
 from prompt_jax.storage.locks import FileLock, LockLost
-from prompt_jax.training.auto_mesh import with_mesh
 from prompt_jax.training.checkpoints import Checkpoints
+from prompt_jax.training.choices import with_mesh
 from prompt_jax.training.evaluate import Evaluate
 from prompt_jax.training.logs import Display, Log
 from prompt_jax.training.metrics import LogMetrics, fetch_metrics

@@ -20,7 +20,10 @@ from prompt_jax.training.checkpoints import is_unfinished
 _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
 # Options that may differ when a run is resumed. With a constant schedule it may also train for more steps.
-_MAY_CHANGE = {"train.keep_checkpoints", "train.log_every", "train.trackers", "runs", "ensemble.group"}
+_MAY_CHANGE = {
+    *("train.keep_checkpoints", "train.log_every", "train.trackers"),
+    *("runs", "ensemble.group", "model.remat"),
+}
 
 
 def run_lock(experiment: Experiment) -> FileLock:

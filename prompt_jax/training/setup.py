@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_model
 from prompt_jax.config.decoding import Decoding
+from prompt_jax.config.model import RematOption
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.data.batches import TrainBatches
 from prompt_jax.data.buckets import length_buckets
@@ -26,6 +27,8 @@ from prompt_jax.data.examples import Examples
 from prompt_jax.data.member_batches import GroupBatch, MemberBatches
 from prompt_jax.data.mixture_batches import MixtureBatches
 from prompt_jax.data.stored_rows import row_lengths
+from prompt_jax.distributed.chips import device_memory
+from prompt_jax.distributed.costs import Workload
 from prompt_jax.distributed.memory import total_memory
 from prompt_jax.distributed.sharding import (
     make_mesh,
@@ -48,6 +51,7 @@ from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.models.rope import long_rope
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.choices import with_remat, work_of
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
 from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, rate_unit
 from prompt_jax.training.step import TrainState, frozen_base, is_frozen, make_train_step, vmap_members
@@ -77,6 +81,7 @@ class Setup:
       place: puts the batch [E, B, ...] of a group on the devices.
       place_members: puts arrays [E] on the devices.
       rate_rms: the root mean square of the base's embeddings, if learning rates are in this unit.
+      remat: what the backward pass recomputes.
     """
 
     model: Model
@@ -93,6 +98,7 @@ class Setup:
     place: Callable
     place_members: Callable
     rate_rms: float | None
+    remat: RematOption
 
     def trainable(self, states: Sequence[TrainState]) -> list[Any]:
         """Return each member's trainable variables, on the host."""
@@ -144,7 +150,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
       ConfigError: the mesh does not suit the members, or an option needs something that the base lacks.
     """
     alone = experiments.members(experiment)
-    numbers = group_members(alone)
+    numbers = experiments.group_members(alone)
     mesh = make_mesh(experiment.mesh)
     check_division(numbers, alone, mesh_shape(mesh))
     sharding, base = parameter_sharding(mesh, fsdp=experiment.mesh.fsdp), experiment.model
@@ -182,6 +188,8 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         splits = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*splits, *further_tests):
             model = _fitted(model, prompt, examples, task_format.target_length, experiment.decoding)
+    memory = device_memory(jax.devices()[0])
+    experiment = with_remat(experiment, model.config, _work(experiment, members, model), mesh, memory)
     unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
     rms = embedding_rms(model) if unit == "embedding_rms" else None
     starts = [_start(member, model, steps, rms) for member in members]
@@ -205,6 +213,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         place_members=functools.partial(to_devices, sharding=of_members),
         method=experiment.prompt,
         rate_rms=rms,
+        remat=experiment.model.remat,
     )
 
 
@@ -241,14 +250,6 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
         accumulate=options.accumulate,
     )
     return jax.jit(vmap_members(step, group=experiment.ensemble.group, mesh=mesh, fsdp=fsdp), donate_argnums=0)
-
-
-def group_members(alone: Sequence[Experiment]) -> tuple[tuple[int, ...], ...]:
-    """Return the numbers of the members of each group: those whose trainable parameters have equal shapes."""
-    numbers: dict[int, list[int]] = {}
-    for number, member in enumerate(alone):
-        numbers.setdefault(getattr(member.prompt, "length", 0), []).append(number)
-    return tuple(map(tuple, numbers.values()))
 
 
 def check_division(groups: Sequence[Sequence[int]], alone: Sequence[Experiment], mesh: Mapping[str, int]) -> None:
@@ -310,6 +311,16 @@ def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_leng
     except (ContextError, ConfigError) as error:
         raise ConfigError(f"{examples.name}, {examples.split}: {error}") from error
     return dataclasses.replace(model, config=config)
+
+
+def _work(experiment: Experiment, members: Sequence[Member], model: Model) -> Workload:
+    """Return the work of a step with the longest inputs."""
+    longest = max(members, key=lambda member: member.experiment.prompt.stored_length)
+    method, tasks = longest.experiment.prompt, [task for member in members for task in member.tasks]
+    trained = method.shapes(model, tasks=len(longest.tasks))
+    source = max(int(row_lengths(task.examples["train"].inputs).max()) for task in tasks)
+    target = max(task.format.target_length for task in tasks)
+    return work_of(experiment, model.config, method, trained, source, target)
 
 
 def _steps(experiment: Experiment, members: Sequence[Member]) -> int:

@@ -13,6 +13,7 @@ from prompt_jax.distributed.costs import (
     evaluation_rows,
     fits,
     generation_row_bytes,
+    least_remat,
     meshes,
     training_cost,
     weight_bytes,
@@ -123,6 +124,15 @@ def test_the_chosen_mesh_is_the_fastest_that_fits():
     # 7 devices cannot share one member with 32 rows and 32 heads; 4 can.
     one = dataclasses.replace(WORK, groups=(1,))
     assert choose_mesh(xl, one, chip, 7) == MeshConfig(data=4)
+
+
+def test_a_mesh_is_chosen_with_its_best_remat():
+    """T5-XL on 8 chips: a batch over all chips needs no recomputation. One member per chip needs it."""
+    work = dataclasses.replace(WORK, groups=(8,), fused=True, remat="auto")
+    assert choose_mesh(t5("xl"), work, CHIPS["v5e"], 8) == MeshConfig(data=8)
+    assert choose_mesh(t5("xl"), dataclasses.replace(work, remat="full"), CHIPS["v5e"], 8) == MeshConfig(ensemble=8)
+    for mesh, remat in ((MeshConfig(data=8), "none"), (MeshConfig(ensemble=8), "full")):
+        assert least_remat(t5("xl"), work, mesh, CHIPS["v5e"].memory) == remat
 
 
 def test_a_run_that_fits_on_no_mesh():

@@ -114,8 +114,8 @@ class Chip:
 
 @pytest.mark.parametrize(
     ("chip", "width", "groups", "keys"),
-    # 24 bytes per key and element of heads that fill 128 lanes, in 0.6 of 16 or 64 MiB.
-    [("TPU v4", 64, 8, 3276), ("TPU v4", 128, 8, 3276), ("TPU v5 lite", 64, 8, 13107), ("TPU v5p", 256, 1, 6553)],
+    # A key needs 24 bytes for each element of the heads that fill 128 lanes, and 10 x 4 for each of 64 queries.
+    [("TPU v4", 64, 8, 2681), ("TPU v4", 128, 8, 2681), ("TPU v5 lite", 64, 8, 10724), ("TPU v5p", 256, 1, 6939)],
 )
 def test_keys_that_do_not_fit_on_the_chip_are_plain(chip, width, groups, keys):
     def suits(keys):

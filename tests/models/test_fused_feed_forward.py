@@ -83,9 +83,10 @@ def test_the_kernel_is_the_plain_form(monkeypatch, calls, gate, bias, hidden, ra
     assert calls == ["feed_forward", "feed_forward_gradient"]
 
 
-@pytest.mark.parametrize(
-    "activate", (jax.nn.relu, jax.nn.silu, functools.partial(jax.nn.gelu, approximate=False)), ids=str
-)
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "erf": functools.partial(jax.nn.gelu, approximate=False)}
+
+
+@pytest.mark.parametrize("activate", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_activation_functions(activate):
     jax.tree.map(assert_close, *values_and_gradients(random(2, 8, 16), weights(), activate))
 

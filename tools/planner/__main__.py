@@ -39,7 +39,7 @@ from prompt_jax.distributed.costs import choose_mesh, evaluation_rows
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, MissingPackage, UserError
 from prompt_jax.experiment import Experiment
-from prompt_jax.training.auto_mesh import workload
+from prompt_jax.training.choices import workload
 from tools.planner.chips import Topology, TopologyError, topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
 from tools.planner.programs import base_config, lengths, programs, with_choices
@@ -175,6 +175,7 @@ def plan(args: Plan) -> None:
     experiment = args.experiment
     if experiment.mesh.auto:
         experiment = dataclasses.replace(experiment, mesh=_mesh(experiment, where))
+    experiment = with_choices(experiment, where.devices)
     results = [estimate(program, where) for program in programs(experiment, where.devices)]
     summary = _summary(experiment, where)
     if args.json:

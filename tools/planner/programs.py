@@ -17,6 +17,7 @@ from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.model import Attention, Remat
+from prompt_jax.distributed.chips import known_chip
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
@@ -26,8 +27,9 @@ from prompt_jax.models.delta import Delta, merged_params
 from prompt_jax.models.fused_attention import compiling_for
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.task_format import TaskFormat
+from prompt_jax.training.choices import with_remat, workload
 from prompt_jax.training.optimizers import make_optimizer
-from prompt_jax.training.setup import check_division, group_members, train_step
+from prompt_jax.training.setup import check_division, train_step
 from prompt_jax.training.step import TrainState, frozen_base
 from tools.bench.cases import SMOLLM2
 from tools.planner.flops import matmul_flops
@@ -153,7 +155,7 @@ def training_steps(experiment: Experiment, devices: Sequence[Any]) -> Iterator[P
     """
     alone, config, mesh = _checked(experiment, devices)
     experiment = with_choices(experiment, devices)
-    for numbers in group_members(alone):
+    for numbers in experiments.group_members(alone):
         yield _train(experiment, alone[numbers[0]], len(numbers), config, mesh, devices)
 
 
@@ -167,10 +169,15 @@ def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
 
 
 def with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
-    """Return the experiment with the attention that a run on these devices chooses."""
-    if experiment.model.attention != "auto" or devices[0].platform != "tpu":
-        return experiment
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="fused"))
+    """Return the experiment with the attention and the remat that a run on these devices chooses."""
+    if experiment.model.attention == "auto" and devices[0].platform == "tpu":
+        experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="fused"))
+    if experiment.model.remat == "auto":
+        chip, config = known_chip(devices[0]), base_config(experiment.model.name)
+        memory = chip.memory if chip is not None else 0
+        mesh = make_mesh(experiment.mesh, list(devices))
+        experiment = with_remat(experiment, config, workload(experiment, config), mesh, memory or None)
+    return experiment
 
 
 def _checked(experiment: Experiment, devices: Sequence[Any]) -> tuple[tuple[Experiment, ...], Config, Mesh | None]:
@@ -183,7 +190,7 @@ def _checked(experiment: Experiment, devices: Sequence[Any]) -> tuple[tuple[Expe
         )
     alone = experiments.members(experiment)
     mesh = make_mesh(experiment.mesh, list(devices))
-    check_division(group_members(alone), alone, mesh_shape(mesh))
+    check_division(experiments.group_members(alone), alone, mesh_shape(mesh))
     hosts, used = len({device.process_index for device in devices}), 1 if mesh is None else mesh.size
     if hosts > 1 and used < len(devices):
         raise ConfigError(

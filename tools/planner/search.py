@@ -12,7 +12,7 @@ from prompt_jax.config.model import Dtype, Remat
 from prompt_jax.distributed.costs import Cost, evaluation_rows, fits, meshes, training_cost
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
-from prompt_jax.training.auto_mesh import workload
+from prompt_jax.training.choices import workload
 from tools.planner.chips import Topology
 from tools.planner.estimate import Estimate, TooLarge, estimate
 from tools.planner.programs import base_config, generation, training_steps, with_choices

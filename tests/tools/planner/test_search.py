@@ -15,7 +15,7 @@ from prompt_jax.distributed.costs import training_cost
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods.soft_prompt import PromptTuning
-from prompt_jax.training.auto_mesh import workload
+from prompt_jax.training.choices import workload
 from tools.planner import __main__ as planner
 from tools.planner import search
 from tools.planner.chips import CHIPS, Topology

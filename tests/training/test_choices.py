@@ -1,4 +1,4 @@
-"""Tests of `mesh.auto`."""
+"""Tests of `mesh.auto` and `model.remat auto`."""
 
 import dataclasses
 import os
@@ -16,9 +16,14 @@ from prompt_jax.config.ensemble import EnsembleConfig
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.config.train import TrainConfig
+from prompt_jax.data.stored_rows import row_lengths
+from prompt_jax.distributed.chips import CHIPS
+from prompt_jax.distributed.costs import USABLE, training_cost
 from prompt_jax.experiment import Experiment, to_json
 from prompt_jax.methods import METHODS
-from prompt_jax.training.auto_mesh import with_mesh, workload
+from prompt_jax.training import setup
+from prompt_jax.training.choices import with_mesh, with_remat, workload
+from prompt_jax.training.setup import prepare
 
 
 def ensemble(folder, method: str = "soft_prompt", **changes) -> Experiment:
@@ -69,6 +74,38 @@ def test_the_workload_of_an_experiment(kind, method, tokens, slots, tiny_folders
 
 def test_a_config_is_that_of_the_model(tiny_folder):
     assert load_config(tiny_folder).d_model == load_model(tiny_folder).config.d_model
+
+
+@pytest.mark.parametrize("memory, remat", [(None, "none"), (10**9, "none"), (10**5, "full")])
+def test_remat_is_the_least_that_fits(tiny_folder, memory, remat):
+    config, given = load_config(tiny_folder), ensemble(tiny_folder, mesh=MeshConfig())
+    assert given.model.remat == "auto"
+    assert with_remat(given, config, workload(given, config), None, memory).model.remat == remat
+
+
+def test_a_given_remat_stays(tiny_folder):
+    config, given = load_config(tiny_folder), ensemble(tiny_folder)
+    given = with_options(given, "model", remat="dots")
+    assert with_remat(given, config, workload(given, config), None, 1) is given
+
+
+def test_remat_fits_the_lengths_of_the_data(monkeypatch, experiment):
+    """With the memory that the step of the loaded examples needs without recomputation, and with one byte less."""
+    seen = []
+
+    def recorded(given, config, work, mesh, memory):
+        seen.append((config, work))
+        return with_remat(given, config, work, mesh, memory)
+
+    monkeypatch.setattr(setup, "with_remat", recorded)
+    prepared = prepare(experiment)
+    ((config, work),) = seen
+    longest = max(int(row_lengths(task.examples["train"].inputs).max()) for task in prepared.members[0].tasks)
+    assert work.source == longest < 512
+    needed = training_cost(config, dataclasses.replace(work, remat="none"), MeshConfig(), CHIPS["cpu"]).memory / USABLE
+    for memory, remat in ((needed + 1, "none"), (needed - 1, "dots")):
+        monkeypatch.setattr(setup, "device_memory", lambda device, memory=memory: memory)
+        assert prepare(experiment).remat == remat
 
 
 @pytest.mark.slow
