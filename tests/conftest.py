@@ -1,5 +1,8 @@
 """Settings of all tests, and small models to run them on."""
 
+import contextlib
+import ctypes
+import gc
 import json
 import math
 import os
@@ -21,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else "")
 )
 
@@ -45,6 +49,9 @@ install_import_hook(
     "typecheck.check",
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing and compilation make many objects, few of them in cycles. A full collection takes about 0.3 s.
+gc.set_threshold(700, 10, 100)
 
 # A shell starts background jobs with interrupts ignored. The processes that tests start and interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -86,6 +93,14 @@ def bounded_memory(training_steps: dict) -> Iterator[None]:
     if resident_bytes() > MEMORY:
         training_steps.clear()
         jax.clear_caches()
+        gc.collect()
+        return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system. glibc keeps most of it, so the process would stay above the bound."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> float:

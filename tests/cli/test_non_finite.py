@@ -86,9 +86,20 @@ WAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:.* inputs have fewer than 1 examples before them")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("family", "value"), [("gpt2", np.nan), ("bart", np.nan), ("t5", np.inf)])
-def test_every_way_of_asking_is_an_error(broken, prompts, asked, run, way, family, value):
+@pytest.mark.parametrize(
+    ("family", "value", "way"),
+    [
+        *(("t5", np.inf, way) for way in WAYS),
+        *((family, np.nan, "answers and labels") for family in ("gpt2", "bart")),
+        *(
+            pytest.param(family, np.nan, way, marks=pytest.mark.slow)
+            for family in ("gpt2", "bart")
+            for way in WAYS
+            if way != "answers and labels"
+        ),
+    ],
+)
+def test_every_way_of_asking_is_an_error(broken, prompts, asked, run, family, value, way):
     named = prompts(broken(family, value)) | asked
     if way == "predict with several":
         argv = ("predict", WAYS[way][-1], "--prompts", f"x={named['PROMPT']}", "--model", named["MODEL"])

@@ -217,7 +217,7 @@ def test_the_step_exchanges_activations_alone(found):
 def test_a_fully_sharded_base_is_collected_and_only_prompts_are_reduced(found):
     """The prompt's gradient, [5, D], is the largest array that is reduced. A device stores a fraction of the base."""
     fsdp = found["fsdp"]
-    np.testing.assert_allclose(fsdp["losses"], fsdp["replicated"], rtol=1e-5)
+    np.testing.assert_allclose(fsdp["losses"], found["step"]["losses on one"], rtol=1e-5)
     assert fsdp["reduced"] <= 5 * 64 and fsdp["share"] < 0.5
 
 
@@ -244,7 +244,10 @@ def on_eight_devices(name: str) -> dict:
         result[f"fully sharded {dtype}"] = loaded(folder, dtype, half)
     result["int4 over devices"] = [
         two_steps(folder, make_mesh(MeshConfig(1, 2, 4)), dtype="int4")[0],
-        *(two_steps(folder, make_mesh(MeshConfig(1, data)), fsdp=True, dtype="int4")[0] for data in (2, 8)),
+        *(
+            two_steps(folder, make_mesh(MeshConfig(1, data)), fsdp=True, dtype="int4")[0]
+            for data in ((8,) if name == "t5" else (8, 2))  # slow tests run both
+        ),
     ]
     result["int4 on one"] = two_steps(folder, None, dtype="int4")[0]
     result["fsdp"], result["kernel"] = fully_sharded(folder), attended_in_a_kernel()
@@ -283,7 +286,7 @@ MEMBERS, ROWS, SOURCE, TARGET = 4, 8, 7, 5
 def two_steps(
     folder: Path, mesh: jax.sharding.Mesh | None, *, fsdp: bool = False, dtype: str = "float32"
 ) -> tuple[list, Any]:
-    """Run two steps of four members with float32 activations; return the losses and the compiled step."""
+    """Run two steps of four members with float32 activations; return the losses and, except for int4, the program."""
     prompt_config = PromptTuning(length=5, init="uniform")
     optimizer = frozen_base(make_optimizer(OptimizerConfig(), 10))
     model = load_model(folder, dtype, sharding=parameter_sharding(mesh, fsdp=fsdp))
@@ -310,11 +313,11 @@ def two_steps(
     step = make_train_step(config, prompt_config, optimizer, accumulate=1 if fsdp else 2)
     arguments = model.params, to_devices(batch, named_sharding(mesh, "members", "batch")), keys
     jitted = jax.jit(vmap_members(step, group=1, mesh=mesh, fsdp=fsdp))
-    compiled = jitted.lower(state, *arguments).compile()
-    run = jitted if dtype == "int4" else compiled  # on CPUs, JAX does not pass int4 to programs compiled in advance
+    # On CPUs, JAX does not pass int4 to programs compiled in advance.
+    compiled = None if dtype == "int4" else jitted.lower(state, *arguments).compile()
     losses = []
     for _ in range(2):
-        state, metrics = run(state, *arguments)
+        state, metrics = (compiled or jitted)(state, *arguments)
         losses.append(to_host(metrics["loss"]).tolist())
     return losses, compiled
 
@@ -322,11 +325,11 @@ def two_steps(
 def fully_sharded(folder: Path) -> dict:
     """Return what a step communicates if the base is sharded over four devices."""
     losses, compiled = two_steps(folder, make_mesh(MeshConfig(2, 4, fsdp=True)), fsdp=True)
-    replicated, other = two_steps(folder, make_mesh(MeshConfig(2, 4)))
     reduced = " ".join(re.findall(r"= (\(?\w+\[[^=]*) all-reduce\(", compiled.as_text()))
     sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in re.findall(r"\w\[([\d,]*)\]", reduced)]
-    memory = [each.memory_analysis().argument_size_in_bytes for each in (compiled, other)]
-    return {"losses": losses, "replicated": replicated, "reduced": int(max(sizes)), "share": memory[0] / memory[1]}
+    base = sum(leaf.nbytes for leaf in jax.tree.leaves(load_model(folder).params))
+    share = compiled.memory_analysis().argument_size_in_bytes / base
+    return {"losses": losses, "reduced": int(max(sizes)), "share": share}
 
 
 def attended_in_a_kernel() -> dict:

@@ -67,7 +67,9 @@ def test_training_begins_at_the_base(model, name):
     assert np.abs(logits(model, trained(model, name)) - logits(model)).max() > 0.05
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "lin" else name for name in METHODS]
+)
 def test_generation_is_the_argmax_of_forward(model, name):
     prompt = trained(model, name, 0.3)
     text, start = random_text(model, 3, 6), np.full((3, 1), model.config.start_id, np.int32)

@@ -31,16 +31,18 @@ def test_a_row_has_the_results_it_has_alone(model, placement, padding):
     prompts, batch = random_prompts(model, placement), mixed_batch(model, padding)
     stacked = stack_prompts(prompts)
     logits = prompt_jax.forward(model.params, model.config, batch, stacked)
-    generated = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=6)
     targets = np.array([[7, 8, 1], [9, 1, 0]], np.int32)
-    scores = score(model.params, model.config, batch, stacked, targets, targets > 0)
+    given = targets, targets > 0
+    generated = generate_scored(model.params, model.config, batch, stacked, max_new_tokens=6, targets=given)
+    scores = score(model.params, model.config, batch, stacked, *given)
     for row in range(len(IDS)):
         arguments = (model.params, model.config, alone(batch, row), own_prompt(prompts, row))
         assert_close(logits[row], prompt_jax.forward(*arguments)[0])
-        expected = generate_scored(*arguments, max_new_tokens=6)
+        expected = generate_scored(*arguments, max_new_tokens=6, targets=given)
         np.testing.assert_array_equal(generated.tokens[row], expected.tokens[0])
         np.testing.assert_allclose(generated.log_probability[row], expected.log_probability[0], rtol=1e-5)
-        assert_close(scores[row], score(*arguments, targets, targets > 0)[0])
+        for both in (scores, generated.targets):
+            assert_close(both[row], expected.targets[0])
 
 
 def test_prompts_make_a_difference(model):

@@ -26,9 +26,8 @@ from prompt_jax.models.t5 import T5Config
 DTYPES = ("int8", "fp8", "int4")
 BASES = (
     *(("t5_v11", dtype) for dtype in DTYPES),
-    ("gpt2", "int8"),
     ("gpt2", "int4"),
-    *(pytest.param((name, dtype), marks=pytest.mark.slow) for name, dtype in (("bart", "int8"), ("bart", "int4"))),
+    *(pytest.param(pair, marks=pytest.mark.slow) for pair in (("gpt2", "int8"), ("bart", "int8"), ("bart", "int4"))),
 )
 
 
@@ -305,7 +304,7 @@ def test_outputs_and_gradients_are_those_of_the_float_weights(model):
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_targets_longer_than_a_head_is_wide(fixtures, dtype):
     """T5's cross-attention takes another path for shorter targets."""
     assert_as_with_float_weights(prompt_jax.load_model(fixtures / "t5_v11" / "base", dtype), 20)
@@ -335,8 +334,21 @@ LARGE = {  # nearly all weights are in the layers
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LARGE)
+QUICK = [("t5", "int4"), ("gpt2", "fp8"), ("bart", "int8")]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *QUICK,
+        *(
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name in LARGE
+            for dtype in DTYPES
+            if (name, dtype) not in QUICK
+        ),
+    ],
+)
 def test_no_float_copy_of_the_base(name, dtype):
     """A gradient and generation each need less memory than a quarter of the float32 weights."""
     config, table = LARGE[name], family(LARGE[name]).parameters(LARGE[name])

@@ -50,7 +50,10 @@ def experiment(name: str, **changes) -> Experiment:
 # Compiled programs
 
 
-@pytest.mark.parametrize("kind, method", [("t5", "soft_prompt"), ("gpt2", "prefix"), ("bart", "soft_prompt")])
+@pytest.mark.parametrize(
+    "kind, method",
+    [("t5", "soft_prompt"), ("gpt2", "prefix"), pytest.param("bart", "soft_prompt", marks=pytest.mark.slow)],
+)
 def test_the_programs_are_those_of_a_run(kind, method, tiny_folders, sentiment_files, tmp_path, monkeypatch):
     """The planner makes the same programs from shapes as a run makes from weights and data."""
     data = DataConfig(**sentiment_files, labels=("negative", "positive"), input_length=32, target_length=8, buckets=1)
