@@ -42,7 +42,9 @@ from prompt_jax.inference.batching import Rows
 from prompt_jax.methods.soft_prompt import PromptTuning
 from prompt_jax.models import family, gpt2, llama, t5
 from prompt_jax.models import fused_attention as kernels
+from prompt_jax.models import fused_feed_forward as feed_forwards
 from prompt_jax.models.attention import KeyValues, attend
+from prompt_jax.models.layers import feed_forward
 from prompt_jax.models.rope import Rope
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
@@ -221,8 +223,9 @@ def test_a_fully_sharded_base_is_collected_and_only_prompts_are_reduced(found):
     assert fsdp["reduced"] <= 5 * 64 and fsdp["share"] < 0.5
 
 
-def test_the_fused_kernel_on_devices_is_the_plain_form(found):
-    assert found["kernel"] == {"4": pytest.approx(0, abs=1e-5), "1": pytest.approx(0, abs=1e-5)}
+def test_fused_kernels_on_devices_are_the_plain_forms(found):
+    names = ("attention, 4", "feed-forward, 4", "attention, 1", "feed-forward, 1")
+    assert found["kernels"] == dict.fromkeys(names, pytest.approx(0, abs=1e-5))
 
 
 def test_targets_have_the_same_probability_on_devices(found):
@@ -250,7 +253,7 @@ def on_eight_devices(name: str) -> dict:
         ),
     ]
     result["int4 on one"] = two_steps(folder, None, dtype="int4")[0]
-    result["fsdp"], result["kernel"] = fully_sharded(folder), attended_in_a_kernel()
+    result["fsdp"], result["kernels"] = fully_sharded(folder), in_kernels()
     result["step"], result["batch"] = stepped(folder), read_in_parts()
     for where, own in (("scores", mesh), ("scores on one", None)):
         model = load_model(folder, sharding=parameter_sharding(own))
@@ -332,35 +335,47 @@ def fully_sharded(folder: Path) -> dict:
     return {"losses": losses, "reduced": int(max(sizes)), "share": share}
 
 
-def attended_in_a_kernel() -> dict:
-    """Return the largest differences between the fused kernel and the plain form for 4 rows and for one row.
+def in_kernels() -> dict:
+    """Return the largest differences between fused kernels and their plain forms for 4 rows and for one row.
 
     One row, such as a prompt, cannot be divided over `data`. Values and gradients are compared, with dropout.
     """
     kernels.LEAST_QUERIES, kernels.platform = 1, lambda: "tpu"
-    kernels.pl = types.SimpleNamespace(**vars(pl) | {"pallas_call": functools.partial(pl.pallas_call, interpret=True)})
-    members = jax.sharding.PartitionSpec("ensemble")
+    feed_forwards.LEAST_TOKENS, feed_forwards._LANES = 1, 8
+    interpreted = types.SimpleNamespace(**vars(pl) | {"pallas_call": functools.partial(pl.pallas_call, interpret=True)})
+    kernels.pl = feed_forwards.pl = interpreted
 
-    def differentiated(fused: bool) -> Any:
-        def one(arrays, key):
-            def mixed(q, k, v):
-                return attend(q, KeyValues(k, v), dropout_rate=0.2, key=key, fused=fused)
+    def mixed(fused: bool, key: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, KeyValues(k, v), dropout_rate=0.2, key=key, fused=fused)
 
-            out, pull = jax.vjp(mixed, *arrays)
-            return out, pull(jnp.cos(out))
-
-        options: Any = {"in_specs": members, "out_specs": members, "axis_names": {"ensemble"}, "check_vma": False}
-        return jax.jit(jax.shard_map(jax.vmap(one), mesh=make_mesh(MeshConfig(2, 2, 2)), **options))
+    def fed(fused: bool, key: jax.Array, x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        config = types.SimpleNamespace(fused_attention=fused, remat="full")
+        return feed_forward(x, {"up": up, "down": down}, jax.nn.gelu, config=config, dropout_rate=0.2, key=key)
 
     found = {}
     for rows in (4, 1):
-        arrays = [jax.random.normal(jax.random.key(seed), (2, rows, 12, 4, 8)) for seed in range(3)]
-        keys = jax.random.split(jax.random.key(3), 2)
-        fused, plain = (differentiated(fused)(arrays, keys) for fused in (True, False))
-        found[rows] = max(
-            float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (fused, plain)), strict=True)
-        )
+        shapes = [(rows, 12, 4, 8)] * 3, [(rows, 12, 8), (8, 16), (16, 8)]
+        for name, form, sizes, mesh in zip(
+            ("attention", "feed-forward"), (mixed, fed), shapes, (MeshConfig(2, 2, 2), MeshConfig(2, 4)), strict=True
+        ):
+            arrays = [jax.random.normal(jax.random.key(seed), (2, *size)) for seed, size in enumerate(sizes)]
+            results = [differentiated(functools.partial(form, fused), mesh)(arrays) for fused in (True, False)]
+            pairs = zip(*map(jax.tree.leaves, results), strict=True)
+            found[f"{name}, {rows}"] = max(float(jnp.abs(a - b).max()) for a, b in pairs)
     return found
+
+
+def differentiated(form: Any, mesh: MeshConfig) -> Any:
+    """Return the function that computes the form's values and gradients of two members on the mesh."""
+    members = jax.sharding.PartitionSpec("ensemble")
+
+    def one(key: jax.Array, arrays: list[jax.Array]) -> Any:
+        out, pull = jax.vjp(functools.partial(form, key), *arrays)
+        return out, pull(jnp.cos(out))
+
+    options: Any = {"in_specs": members, "out_specs": members, "axis_names": {"ensemble"}, "check_vma": False}
+    of_members = jax.jit(jax.shard_map(jax.vmap(one), mesh=make_mesh(mesh), **options))
+    return functools.partial(of_members, jax.random.split(jax.random.key(3), 2))
 
 
 def stepped(folder: Path) -> dict:
