@@ -50,8 +50,9 @@ install_import_hook(
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tracing and compilation make many objects, few of them in cycles. A full collection takes about 0.3 s.
-gc.set_threshold(700, 10, 100)
+# Tracing and compilation make many objects, few of them in cycles. A full collection takes about half a second, so it
+# comes with `bounded_memory`, and otherwise rarely.
+gc.set_threshold(700, 10, 1000)
 
 # A shell starts background jobs with interrupts ignored. The processes that tests start and interrupt would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -74,7 +75,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 # Bytes of memory above which compiled programs are dropped after a test file. Those of all files would take gigabytes.
-MEMORY = 3 * 2**29
+MEMORY = 2**31
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and collected tests from garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +40,14 @@ def test_a_good_installation(run, monkeypatch):
     assert "hf_secret" not in out and max(map(len, out.splitlines())) < 200
 
 
-def test_json(run):
+@pytest.fixture
+def probed(monkeypatch):
+    """Find one CPU without starting a process."""
+    probe = machine.Probe([{"platform": "cpu", "kind": "cpu", "memory": None}], {}, None)
+    monkeypatch.setattr(machine, "DeviceProbe", lambda: SimpleNamespace(result=lambda: probe))
+
+
+def test_json(run, probed):
     status, out, _ = run("doctor", "--json")
     findings = json.loads(out)
     assert set(findings) == {
@@ -57,7 +65,7 @@ def test_a_problem_that_prevents_work(run, monkeypatch):
     assert "error: XLA_FLAGS has --xla_no_such_flag=1, which jaxlib does not know\n  remedy: remove it" in out
 
 
-def test_a_warning(run, monkeypatch):
+def test_a_warning(run, probed, monkeypatch):
     monkeypatch.setattr(packages, "conflicts", lambda needed: [("zz", "yy>=2 (1 is installed)")])
     status, out, _ = run("doctor")
     assert status == 0 and "warning: zz needs yy>=2 (1 is installed)" in out and "No problem" not in out

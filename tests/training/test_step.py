@@ -1,6 +1,7 @@
 """The training step: frozen means frozen, and the arithmetic of its loss."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import prompt_jax
 from prompt_jax.config.optimizer import OptimizerConfig
 from prompt_jax.methods.prefix import PrefixTuning
 from prompt_jax.methods.soft_prompt import PromptTuning
@@ -40,14 +42,20 @@ def setup(tiny):
 
 
 def make(tiny, optimizer, **options):
-    return jax.jit(steps.make_train_step(tiny.config, METHOD, optimizer, **options))
+    """Return a jitted step. Tests share it if their options are equal."""
+    return jitted(tiny.config, optimizer, **options)
+
+
+@functools.cache
+def jitted(config, optimizer, **options):
+    return jax.jit(steps.make_train_step(config, METHOD, optimizer, **options))
 
 
 def test_loss_is_the_mean_over_target_tokens(tiny, setup):
     state, params, batch, optimizer = setup
     _, metrics = make(tiny, optimizer, z_loss=0.01)(state, params, batch, jax.random.key(0))
     prompt = METHOD.apply(state.trainable["prompt"])
-    logits = np.asarray(family(tiny.config).forward(tiny.params, tiny.config, batch, prompt), np.float64)
+    logits = np.asarray(prompt_jax.forward(tiny.params, tiny.config, batch, prompt), np.float64)
     log_normalizer = np.log(np.exp(logits).sum(-1))
     mask, targets = np.asarray(batch["target_mask"]), np.asarray(batch["targets"])
     nll = log_normalizer - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -198,7 +206,7 @@ def test_divergence_is_of_parameters_that_are_too_large(tiny, setup, scale, dive
 
 def test_the_step_compiles_once_a_shape(tiny, setup):
     state, params, batch, optimizer = setup
-    step = make(tiny, optimizer)
+    step = jax.jit(steps.make_train_step(tiny.config, METHOD, optimizer))
     for key in (0, 1):
         state, _ = step(state, params, batch, jax.random.key(key))
     assert step._cache_size() == 1
