@@ -153,10 +153,12 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
     interconnect = _ring_seconds(rows * reduced, reductions * times, mesh.model, chip)
     interconnect += _ring_seconds(4 * members * work.trained, members / at_once, mesh.data, chip)
     collected = (_whole_layers(config, work.dtype) if mesh.fsdp else 0.0) * 2 * times * (mesh.data - 1) / mesh.data
-    working = _layer_bytes(config, work, mesh.model) + _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
+    # The two passes over a causal model, for source and target, also have the gradients of a layer's activations.
+    working = _layer_bytes(config, work, mesh.model) * (1 + family(config).causal)
+    working += _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
     activations = at_once * work.rows / mesh.data * (kept + working)
     return Cost(
-        memory=weights + _STATES * members * work.trained + activations,
+        memory=weights + _rearranged_bytes(config, work, mesh) + _STATES * members * work.trained + activations,
         compute=rows * flops / mesh.model / chip.peak,
         transfer=(traffic + collected) / chip.bandwidth,
         interconnect=interconnect + _EXPOSED * collected / chip.link,
@@ -318,8 +320,8 @@ def _fuses_feed_forward(config: Any, work: Workload) -> bool:
         if len(parameter.shape) > 1 and "/mlp/" in parameter.path:
             place = parameter.path.rpartition("/")[0]
             sizes[place] = sizes.get(place, 0) + math.prod(parameter.shape) * _ACTIVATION[work.dtype]
-    is_quantized = _WEIGHT[work.dtype] < _ACTIVATION[work.dtype]
-    return work.fused and work.remat == "full" and not is_quantized and max(sizes.values(), default=0) <= MOST_WEIGHTS
+    fits_in_kernel = max(sizes.values(), default=0) <= MOST_WEIGHTS
+    return work.fused and work.remat == "full" and not _is_quantized(work.dtype) and fits_in_kernel
 
 
 def _projects_queries(config: Any, work: Workload) -> bool:
@@ -350,17 +352,29 @@ def _kept_bytes(config: Any, work: Workload, model: int) -> float:
     outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
     kept = 0.0
     match work.remat:
-        case "full":  # the inputs of the layers, and the source's keys and values for a causal model's target
+        case "full":  # the inputs of the layers
             kept = width * sum(m.width * m.tokens * m.layers for m in matrices if m.is_last)
-            if family(config).causal:
-                layers, heads, head_width = family(config).sites(config)["decoder_self"]
-                kept += 2 * width * layers * heads * head_width * work.source / model
         case "dots":
             kept = width * sum(outputs)
         case "none":  # also the results of activation functions and norms
             in_memory = sum(s.number * s.layers for s in scores if s.in_memory)
             kept = 2 * width * sum(outputs) + (4 + width) * in_memory / model
+    if family(config).causal:  # the keys and values of a source, for its target, and their gradients
+        layers, heads, head_width = family(config).sites(config)["decoder_self"]
+        kept += 2 * 2 * width * layers * heads * head_width * work.source / model
     return kept
+
+
+def _rearranged_bytes(config: Any, work: Workload, mesh: MeshConfig) -> float:
+    """Return the bytes of quantized projections to heads, which the TPU compiler copies into another layout."""
+    if not family(config).causal or mesh.fsdp or not _is_quantized(work.dtype):
+        return 0.0
+    found = (p for p in family(config).parameters(config) if p.layers and p.axes[0] == "embed" and "kv" in p.axes)
+    return sum(_bytes(parameter, work.dtype) for parameter in found) / mesh.model
+
+
+def _is_quantized(dtype: Dtype) -> bool:
+    return _WEIGHT[dtype] < _ACTIVATION[dtype]
 
 
 def _layer_bytes(config: Any, work: Workload, model: int) -> float:

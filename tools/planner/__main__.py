@@ -12,7 +12,7 @@ default 512 and 16 tokens. The other options are those of `prompt-jax train`, in
 
 A topology is a chip (v4, v5e, v5p, v6e) and the sizes of a slice in chips. --search chooses mesh, dtype, remat, member
 group and evaluation batch: an analytic estimate selects a few candidates, and the compiler ranks them. --all plans an
-ensemble of 32 prompts for sizes of T5 1.1 on three slices, and of 8 prompts for current decoder-only models on one.
+ensemble of 32 prompts for sizes of T5 1.1, and of 8 prompts for current decoder-only models, on three slices each.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import Dtype, ModelConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.distributed.chips import GIB
-from prompt_jax.distributed.costs import choose_mesh, evaluation_rows
+from prompt_jax.distributed.costs import choose_mesh, evaluation_rows, training_cost
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape
 from prompt_jax.errors import ConfigError, MissingPackage, UserError
 from prompt_jax.experiment import Experiment
@@ -54,8 +54,10 @@ NO_TPU = {
 }
 
 SLICES = {
+    "v5e-8": "v5e:2x4",
     "v5e-16": "v5e:4x4",
     "v5e-256": "v5e:16x16",
+    "v5p-64": "v5p:2x4x4",
     "v6e-16": "v6e:4x4",
 }
 
@@ -108,7 +110,7 @@ SHEETS = (
             *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "8B", "32B")),
             *(f"google/gemma-3-{size}-pt" for size in ("1b", "27b")),
         ),
-        ("v5e-256",),
+        ("v5e-8", "v5e-256", "v5p-64"),
         _tuned(members=8, rows=16, input_length=2048, dtype="int8"),
     ),
 )
@@ -293,8 +295,8 @@ def all_plans() -> None:
             f"In {model.dtype}, with {ensemble.size} soft prompts of {sheet.experiment.prompt.stored_length} tokens at "
             f"once, {ensemble.group} at a time on each device. A step has a batch of\n{train.batch_size} per member, "
             f"{source} tokens in and {target} out, with remat {model.remat} and dropout {train.dropout_rate:g}. "
-            f"Generation has at most {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, has the "
-            "shortest estimated step (mesh.auto). The batch is processed in as few parts as\nfit (train.accumulate).\n"
+            f"Generation has at most {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, and the number "
+            "of parts of a batch (train.accumulate) have the\nshortest estimated step (mesh.auto).\n"
         )
         for title in sheet.slices:
             where = topology(SLICES[title])
@@ -321,19 +323,22 @@ def _rows(sheet: Sheet, title: str, where: Topology) -> list[tuple[str, Result]]
 
 
 def _fitted(experiment: Experiment, where: Topology) -> Experiment:
-    """Return the experiment with the mesh of `mesh.auto`, and the fewest parts of a batch that fit by the estimate.
+    """Return the experiment with the mesh and the number of parts of a batch that make its estimated step shortest.
 
     The evaluation batch fits too.
     """
     config, train = base_config(experiment.model.name), experiment.train
+    found = []
     for parts in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
-        experiment = dataclasses.replace(experiment, train=dataclasses.replace(train, accumulate=parts))
+        divided = dataclasses.replace(experiment, train=dataclasses.replace(train, accumulate=parts))
+        work = workload(divided, config)
         with contextlib.suppress(ConfigError):
-            mesh = choose_mesh(config, workload(experiment, config), where.chip, len(where.devices))
-            break
-    else:
-        mesh = MeshConfig(model=len(where.devices))
-    experiment = dataclasses.replace(experiment, mesh=mesh)
+            mesh = choose_mesh(config, work, where.chip, len(where.devices))
+            seconds = training_cost(config, work, mesh, where.chip).seconds
+            found.append((seconds, dataclasses.replace(divided, mesh=mesh)))
+    whole = dataclasses.replace(experiment, mesh=MeshConfig(model=len(where.devices)))
+    experiment = min(found, key=lambda each: each[0])[1] if found else whole
+    mesh = experiment.mesh
     most = evaluation_rows(config, workload(experiment, config), mesh, where.chip)
     rows = max(1, min(train.eval_batch_size, most))
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, eval_batch_size=rows))
