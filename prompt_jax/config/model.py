@@ -21,11 +21,9 @@ class ModelConfig:
     """Type of the base's weights and of activations. int8, fp8 and int4 quantize the layers' matrices and use bfloat16
     elsewhere. Trained parameters are float32."""
     attention: Attention = "auto"
-    """fused: one kernel without an array of scores in memory, for 128 queries and more, on TPUs and GPUs; and on TPUs,
-    with remat full, one for small feed-forward sublayers. plain: XLA's operations. auto: fused on TPUs and GPUs, plain
-    on CPUs. On TPUs it takes up to about 10,000 keys (2,600 on v4). On GPUs the kernel is cuDNN's. It takes bfloat16,
-    and heads up to 128 wide (up to 256 from Hopper on). With dropout or a soft cap, fused and auto use XLA's operations
-    there."""
+    """auto: fused kernels on TPUs and GPUs, plain XLA operations on CPUs. fused: kernels for attention, without an
+    array of scores in memory, and on TPUs for small feed-forward sublayers. docs/scaling.md and docs/gpus.md say what
+    they cover; XLA's operations compute the rest. plain: XLA's operations alone."""
     remat: RematOption = "auto"
     """Recompute in the backward pass, to save memory: nothing (none), attention and activation functions (dots), or
-    whole layers (full; about a third slower). auto: the least of them that fits into memory by an estimate."""
+    whole layers (full; about a third slower). auto: the one that is estimated to be the fastest that fits."""

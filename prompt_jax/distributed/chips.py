@@ -1,6 +1,7 @@
 """Accelerators, and their documented peak rates."""
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -27,8 +28,8 @@ class Chip:
 
 # TPUs: from the Google Cloud documentation, "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e". The inter-chip bandwidth is
 # divided among the links and their two directions. The link bandwidth of v4 is from Jouppi et al. 2023
-# (arXiv:2304.01433). GPUs: from NVIDIA's data sheets, without sparsity. A CPU's rates are nominal; their ratios suit
-# choosing a mesh.
+# (arXiv:2304.01433). GPUs: from NVIDIA's data sheets, without sparsity. A CPU's rates are nominal. Computation
+# bounds it, because its caches are large.
 CHIPS = {
     "v4": Chip(32 * GIB, 275e12, 1200e9, 50e9, axes=3, megacore=True, kinds=("TPU v4",)),
     "v5e": Chip(16 * GIB, 197e12, 819e9, 400e9 / 4 / 2, axes=2, kinds=("TPU v5 lite", "TPU v5e")),
@@ -37,7 +38,7 @@ CHIPS = {
     "h200": Chip(141 * 10**9, 989e12, 4800e9, 450e9, kinds=("H200",)),
     "h100": Chip(80 * 10**9, 989e12, 3350e9, 450e9, kinds=("H100",)),
     "a100": Chip(80 * 10**9, 312e12, 2039e9, 300e9, kinds=("A100",)),
-    "cpu": Chip(0, 1e12, 100e9, 10e9, kinds=("cpu",)),
+    "cpu": Chip(0, 1e12, math.inf, 10e9, kinds=("cpu",)),
 }
 
 
@@ -46,23 +47,23 @@ def known_chip(device: Any) -> Chip | None:
     return next((chip for chip in CHIPS.values() if any(kind in device.device_kind for kind in chip.kinds)), None)
 
 
-def chip_of(devices: list[Any]) -> Chip:
+def chip_of(devices: list[Any], unknown: Chip | None = None) -> Chip:
     """Return the chip of the devices, with the memory that they have.
+
+    Args:
+      devices: devices of this process, since only they report their memory.
+      unknown: what to return for an unknown chip, with the memory of the devices.
 
     Raises:
       ConfigError: an unknown device.
     """
-    device, chip = devices[0], known_chip(devices[0])
+    device, chip = devices[0], known_chip(devices[0]) or unknown
     if chip is None:
         raise ConfigError(
             f"mesh.auto does not know the speed of {device.device_kind!r}; known are {', '.join(CHIPS)}. Give "
             "mesh.ensemble, mesh.data and mesh.model instead"
         )
-    return dataclasses.replace(chip, memory=device_memory(device) or chip.memory)
-
-
-def device_memory(device: Any) -> int | None:
-    """Return the bytes of a device's memory that JAX can use; None if the device does not tell."""
-    if device.platform == "cpu":  # the devices of a host share its memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    return (device.memory_stats() or {}).get("bytes_limit")
+    memory = (device.memory_stats() or {}).get("bytes_limit", chip.memory)
+    if not memory:  # CPU devices share the memory of the host
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return dataclasses.replace(chip, memory=memory)

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple, get_args
 
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import Dtype, Remat, RematOption
-from prompt_jax.distributed.chips import CHIPS, GIB, HOP, Chip
+from prompt_jax.distributed.chips import GIB, HOP, Chip
 from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
-from prompt_jax.models import family
-from prompt_jax.models.fused_attention import LEAST_QUERIES
-from prompt_jax.models.fused_feed_forward import MOST_WEIGHTS
+from prompt_jax.models import family, fused_attention, fused_feed_forward
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.t5 import T5Config
@@ -33,7 +31,7 @@ _RESIDUAL_TRAFFIC = 8
 _KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
-_STATES = 3 * 4  # bytes of a trainable parameter, its gradient and a moment
+_STATES = 4 * 4  # bytes of a trainable parameter, its gradient and two moments
 # The share of the time to collect fully sharded weights in which XLA does not compute at the same time.
 _EXPOSED = 0.33
 USABLE = 0.9  # share of the memory; the rest is for code, and for what the estimate misses
@@ -54,7 +52,7 @@ class Workload:
       slots: keys and values of a prefix, or of a causal model's virtual tokens.
       trained: number of a member's trainable parameters.
       dtype: of the base.
-      remat: which activations are recomputed; only `choose_mesh` and `least_remat` take "auto".
+      remat: which activations are recomputed; only `choose_mesh` and `choose_remat` take "auto".
       fused: whether attention is fused, so that scores are not in memory.
     """
 
@@ -267,13 +265,13 @@ def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshCo
     return min(fitting, key=lambda each: each[1].seconds)[0]
 
 
-def least_remat(config: Any, work: Workload, mesh: MeshConfig, memory: int) -> Remat:
-    """Return the least recomputation with which a step fits into this many bytes of each device, or else "full"."""
-    chip = dataclasses.replace(CHIPS["cpu"], memory=memory)  # the rates do not matter
-    for remat in _remats(work):
-        if fits(training_cost(config, dataclasses.replace(work, remat=remat), mesh, chip), chip):
-            return remat
-    return "full"
+def choose_remat(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> Remat:
+    """Return the remat with the shortest estimated step among those that fit; "full" if none does."""
+    costs = {
+        remat: training_cost(config, dataclasses.replace(work, remat=remat), mesh, chip) for remat in _remats(work)
+    }
+    fitting = [remat for remat in costs if fits(costs[remat], chip)]
+    return min(fitting, key=lambda remat: costs[remat].seconds, default="full")
 
 
 def _remats(work: Workload) -> tuple[Remat, ...]:
@@ -313,15 +311,20 @@ def _matrices(config: Any, work: Workload) -> list[_Matrix]:
     return found
 
 
+def _fuses_attention(config: Any, work: Workload, queries: int, keys: int, groups: int, width: int) -> bool:
+    """Return whether `fused_attention` computes attention of this size."""
+    sizes, biased = (keys, width, groups, config.num_heads), isinstance(config, T5Config)
+    fits_on_chip = fused_attention.fits(*sizes, _ACTIVATION[work.dtype], biased=biased)
+    return work.fused and queries >= fused_attention.LEAST_QUERIES and fits_on_chip
+
+
 def _fuses_feed_forward(config: Any, work: Workload) -> bool:
     """Return whether `fused_feed_forward` computes the feed-forward sublayers."""
-    sizes: dict[str, int] = {}
-    for parameter in family(config).parameters(config):
-        if len(parameter.shape) > 1 and "/mlp/" in parameter.path:
-            place = parameter.path.rpartition("/")[0]
-            sizes[place] = sizes.get(place, 0) + math.prod(parameter.shape) * _ACTIVATION[work.dtype]
-    fits_in_kernel = max(sizes.values(), default=0) <= MOST_WEIGHTS
-    return work.fused and work.remat == "full" and not _is_quantized(work.dtype) and fits_in_kernel
+    if not work.fused or work.remat != "full" or _is_quantized(work.dtype):
+        return False
+    paths = [parameter.path for parameter in family(config).parameters(config)]
+    matrices = 2 + any(path.endswith("mlp/gate") for path in paths)
+    return fused_feed_forward.fits(config.d_model, config.d_ff, matrices, _ACTIVATION[work.dtype])
 
 
 def _projects_queries(config: Any, work: Workload) -> bool:
@@ -333,15 +336,16 @@ def _scores(config: Any, work: Workload) -> list[_Scores]:
     sites, source, target = family(config).sites(config), work.source + work.tokens, work.target
     if family(config).causal:
         pairs = source * (work.slots + source) + target * (work.slots + source + target)
-        layers, _, width = sites["decoder_self"]
-        return [_Scores(config.num_heads * pairs, layers, width, not work.fused or source < LEAST_QUERIES)]
+        layers, groups, width = sites["decoder_self"]
+        fused = _fuses_attention(config, work, source, source + work.slots, groups, width)
+        return [_Scores(config.num_heads * pairs, layers, width, not fused)]
     keys = {"encoder_self": source, "decoder_self": target, "decoder_cross": source}
     found = []
     for site, (layers, heads, width) in sites.items():
         queries = source if site == "encoder_self" else target
         pairs = queries * (keys[site] + work.slots)
         in_space_of_encoder = site == "decoder_cross" and _projects_queries(config, work)
-        in_memory = not work.fused or queries < LEAST_QUERIES
+        in_memory = not _fuses_attention(config, work, queries, keys[site] + work.slots, heads, width)
         found.append(_Scores(heads * pairs, layers, config.d_model if in_space_of_encoder else width, in_memory))
     return found
 

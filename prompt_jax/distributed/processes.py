@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from prompt_jax.errors import SaveError, UserError
@@ -87,6 +88,13 @@ def all_processes(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(value).all())
+
+
+def smallest(value: int) -> int:
+    """Return the smallest value of all processes. It must be less than 2**31."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).min())
 
 
 def on_first_process(action: Callable[[], object]) -> None:

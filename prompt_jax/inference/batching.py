@@ -98,7 +98,7 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
         trained=0,
         dtype=dtype,
         remat="none",
-        fused=model.config.fused_attention and takes(dtype),
+        fused=model.config.fused_attention and takes(model.config, dtype),
     )
     rows = (USABLE * memory - base) / generation_row_bytes(model.config, work)
     return 2 ** max(0, int(math.log2(max(rows, 1))))

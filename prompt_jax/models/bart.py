@@ -19,7 +19,15 @@ from prompt_jax.models.dropout import dropout
 from prompt_jax.models.encoder_decoder import Biases
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.layers import Params, apply_adapter, feed_forward, layer_norm, merge_heads, project_heads
+from prompt_jax.models.layers import (
+    Params,
+    apply_adapter,
+    exact_gelu,
+    feed_forward,
+    layer_norm,
+    merge_heads,
+    project_heads,
+)
 from prompt_jax.models.parameter import Parameter, layer_norm_parameters
 
 NAME = "BART"
@@ -211,7 +219,7 @@ def _attention_output(x: Array, mixed: Float[Array, "B T H K"], weights: Params,
 
 def _mlp(x: Float[Array, "B T D"], weights: Params, config: BartConfig, keys: Any) -> Float[Array, "B T D"]:
     activate: Callable = {
-        "gelu": lambda h: jax.nn.gelu(h, approximate=False),
+        "gelu": exact_gelu,
         "gelu_new": jax.nn.gelu,
         "relu": jax.nn.relu,
     }[config.activation]

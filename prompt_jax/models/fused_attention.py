@@ -87,22 +87,41 @@ def is_fused(attention: Attention) -> bool:
     return attention == "fused" or (attention == "auto" and platform() != "cpu")
 
 
-def takes(dtype: Dtype, dropout_rate: float = 0.0) -> bool:
-    """Return whether this platform's kernel takes a base's `model.dtype`, and dropout on attention weights."""
-    return platform() != "gpu" or (dtype != "float32" and dropout_rate == 0.0)
+def takes(config: Any, dtype: Dtype, dropout_rate: float = 0.0) -> bool:
+    """Return whether this platform's kernel takes a model with this `model.dtype`, and dropout on attention weights."""
+    on_gpu = dtype != "float32" and dropout_rate == 0.0 and getattr(config, "attention_softcap", None) is None
+    return platform() != "gpu" or (on_gpu and config.d_kv <= 128)
 
 
 def suits(q: Any, key_values: Sequence[Any]) -> bool:
     """Return whether the kernel takes these arguments of `attention.attend`, and is worth it."""
-    shared = all(each.bias is None or each.bias.shape[0] == 1 for each in key_values)
     keys, (*_, groups, width) = sum(each.k.shape[-3] for each in key_values), key_values[0].k.shape
-    # Keys, values and their gradients, each twice, sums of the gradients in float32, and the scores of a few queries.
+    biased = any(each.bias is not None for each in key_values)
+    return (
+        q.shape[1] >= LEAST_QUERIES
+        and all(each.bias is None or each.bias.shape[0] == 1 for each in key_values)
+        and not any(each.heads_first for each in key_values)
+        and fits(keys, width, groups, q.shape[2], q.dtype.itemsize, biased=biased)
+    )
+
+
+def fits(keys: int, width: int, groups: int, heads: int, itemsize: int, *, biased: bool) -> bool:
+    """Return whether a step of the kernel has enough vector memory for this many keys. On GPUs, any number fits.
+
+    Args:
+      keys: number of keys.
+      width: width of a head.
+      groups: number of key-value heads.
+      heads: number of query heads.
+      itemsize: bytes of an activation.
+      biased: whether scores have a bias.
+    """
     some = _key_value_heads(width, groups)
-    biases = 2 * some * (q.shape[2] // groups) if any(each.bias is not None for each in key_values) else 0
-    of_key = width * some * (2 * 4 * q.dtype.itemsize + 2 * 4)
+    # Keys, values and their gradients, each twice, sums of the gradients in float32, and the scores of a few queries.
+    of_key = width * some * (2 * 4 * itemsize + 2 * 4)
+    biases = 2 * some * (heads // groups) * biased
     used = keys * (of_key + (_SCORE_ARRAYS + biases) * _LEAST_BLOCK * 4)
-    fit = platform() == "gpu" or used <= _USABLE * _vector_memory()
-    return shared and fit and q.shape[1] >= LEAST_QUERIES and not any(each.heads_first for each in key_values)
+    return platform() == "gpu" or used <= _USABLE * _vector_memory()
 
 
 def attend(

@@ -23,7 +23,7 @@ from prompt_jax.models.dropout import apply_dropout, element_index, kept
 # With fewer tokens, the matrices are most of the memory traffic.
 LEAST_TOKENS = 1024
 # Bytes of a sublayer's matrices. The chip holds them twice.
-MOST_WEIGHTS = 20 * 2**20
+_MOST_WEIGHTS = 20 * 2**20
 # Hidden activations of a step: 2 MiB in float32, of which the backward pass needs several.
 _HIDDEN = 2**19
 _LANES, _TILE = 128, 16
@@ -52,20 +52,30 @@ class _Options(NamedTuple):
 def suits(x: Float[Array, "B T D"], weights: Any, config: Any) -> bool:
     """Return whether the kernel computes a sublayer with these weights.
 
-    It does with `remat full`. Otherwise the backward pass keeps the hidden activations in memory. With `mesh.model`,
-    XLA divides the matrices.
+    It needs `remat full`; otherwise the backward pass reads stored hidden activations. It does not take matrices that
+    are sharded over `mesh.model`.
     """
     matrices = [weights[name] for name in ("up", "gate", "down") if name in weights]
+    width, hidden = weights["up"].shape
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}.get("data", 1)
     return (
         config.fused_attention
         and config.remat == "full"
-        and fused_attention.platform() != "gpu"
-        and fused_attention.has_large_vector_memory()
         and all(isinstance(each, jax.Array) for each in matrices)
-        and sum(each.size * each.dtype.itemsize for each in matrices) <= MOST_WEIGHTS
-        and all(size % _LANES == 0 for size in matrices[0].shape)
-        and x.shape[0] * x.shape[1] >= LEAST_TOKENS
-        and jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1
+        and fits(width, hidden, len(matrices), matrices[0].dtype.itemsize)
+        and x.shape[0] * x.shape[1] >= LEAST_TOKENS * rows
+        and mesh.shape.get("model", 1) == 1
+    )
+
+
+def fits(width: int, hidden: int, matrices: int, itemsize: int) -> bool:
+    """Return whether the device has a kernel, and enough vector memory, for this many matrices [width, hidden]."""
+    return (
+        fused_attention.platform() != "gpu"
+        and fused_attention.has_large_vector_memory()
+        and matrices * width * hidden * itemsize <= _MOST_WEIGHTS
+        and width % _LANES == hidden % _LANES == 0
     )
 
 
@@ -131,9 +141,9 @@ def _on_devices(call: Any, matrices: Matrices, numbers: Array, *arrays: Array) -
             numbers = numbers.at[0, _FIRST].set(jax.lax.axis_index(rows) * tokens)
         return call(matrices, numbers, *arrays)
 
-    whole, divided = PartitionSpec(), PartitionSpec(rows)
-    specs = (whole, whole, *[divided] * len(arrays))
-    on_each = jax.shard_map(local, in_specs=specs, out_specs=divided, axis_names=set(axes), check_vma=False)
+    whole, by_rows = PartitionSpec(), PartitionSpec(rows)
+    specs = (whole, whole, *[by_rows] * len(arrays))
+    on_each = jax.shard_map(local, in_specs=specs, out_specs=by_rows, axis_names=set(axes), check_vma=False)
     return on_each(matrices, numbers, *arrays)
 
 
@@ -164,14 +174,13 @@ def _backward(options: _Options, matrices: Matrices, numbers: Array, x: Array, g
 
 def _products(x: Float[Array, "N D"], matrices: Matrices) -> list[Any]:
     """Return the products with `up` and `gate` and their biases, in float32."""
-    found: list[Any] = [_dot(x, matrices.up, 1, 0)]
-    if matrices.up_bias is not None:
-        found[0] += matrices.up_bias.reshape(1, -1).astype(jnp.float32)
-    if matrices.gate is not None:
-        found.append(_dot(x, matrices.gate, 1, 0))
-        if matrices.gate_bias is not None:
-            found[1] += matrices.gate_bias.reshape(1, -1).astype(jnp.float32)
-    return found
+    pairs = (matrices.up, matrices.up_bias), (matrices.gate, matrices.gate_bias)
+    return [_product(x, matrix, bias) for matrix, bias in pairs if matrix is not None]
+
+
+def _product(x: Float[Array, "N D"], matrix: Array, bias: Array | None) -> Float[Array, "N F"]:
+    product = _dot(x, matrix, 1, 0)
+    return product if bias is None else product + bias.reshape(1, -1).astype(jnp.float32)
 
 
 def _activated(options: _Options, up: Array, gate: Array | None = None) -> Array:
@@ -203,10 +212,10 @@ def _for_each_block(kernel: Any, name: str, products: int, matrices: Matrices, n
 
     def on_block(numbers_ref: Any, *refs: Any) -> None:
         *in_refs, out_ref = refs
-        own, arrays = ([ref[...] for ref in some] for some in (in_refs[: len(leaves)], in_refs[len(leaves) :]))
+        weights, arrays = ([ref[...] for ref in some] for some in (in_refs[: len(leaves)], in_refs[len(leaves) :]))
         read = [numbers_ref[0, column] for column in range(3)]
         first = read[_FIRST] + pl.program_id(0) * length + pl.program_id(1) * size
-        out_ref[...] = kernel(jax.tree.unflatten(tree, own), read, first, *arrays).astype(out_ref.dtype)
+        out_ref[...] = kernel(jax.tree.unflatten(tree, weights), read, first, *arrays).astype(out_ref.dtype)
 
     return pl.pallas_call(
         on_block,

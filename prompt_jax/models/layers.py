@@ -177,6 +177,14 @@ def _activated(activate: Callable, products: list[Array], biases: list[Any]) -> 
     return activate(first) * others[0] if others else activate(first)
 
 
+def exact_gelu(x: Array) -> Array:
+    """Return x times the normal distribution's cumulative probability of x.
+
+    `jax.nn.gelu(x, approximate=False)` uses `erfc`, which kernels for TPUs do not have.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 def add_bias(x: Float[Array, "B T *N"], bias: Float[Array, "*N"] | None) -> Float[Array, "B T *N"]:
     """Add a bias, if there is one, to each token."""
     return x if bias is None else x + bias[None, None]

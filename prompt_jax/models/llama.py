@@ -17,7 +17,15 @@ from jaxtyping import Array, Float, Int
 from prompt_jax.config.model import Remat
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.hugging_face import ConfigValues, HuggingFace
-from prompt_jax.models.layers import Params, add_bias, apply_adapter, feed_forward, merge_heads, project_heads
+from prompt_jax.models.layers import (
+    Params,
+    add_bias,
+    apply_adapter,
+    exact_gelu,
+    feed_forward,
+    merge_heads,
+    project_heads,
+)
 from prompt_jax.models.layers import rms_norm as layer_rms_norm
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.rope import Rope, angles, read_rope, rope_parameters, rotate
@@ -334,8 +342,7 @@ def layer(x: Float[Array, "B T D"], weights: Params, shared: Any, attend: Any, c
 
 
 def _activation(config: LlamaConfig) -> Callable:
-    gelu = functools.partial(jax.nn.gelu, approximate=config.activation != "gelu")
-    return jax.nn.silu if config.activation == "silu" else gelu
+    return {"silu": jax.nn.silu, "gelu": exact_gelu, "gelu_pytorch_tanh": jax.nn.gelu}[config.activation]
 
 
 def _norm(x: Float[Array, "B T *H N"], scale: Float[Array, "N"], config: LlamaConfig) -> Float[Array, "B T *H N"]:

@@ -11,12 +11,14 @@ from prompt_jax import experiment as experiments
 from prompt_jax.checkpoints.load import Model, load_config
 from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.mesh import MeshConfig
-from prompt_jax.config.model import ModelConfig, Remat
-from prompt_jax.distributed.chips import chip_of
-from prompt_jax.distributed.costs import Workload, choose_mesh, least_remat, virtual_slots
+from prompt_jax.config.model import ModelConfig
+from prompt_jax.distributed.chips import Chip, chip_of
+from prompt_jax.distributed.costs import Workload, choose_mesh, choose_remat, virtual_slots
 from prompt_jax.distributed.sharding import mesh_shape
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
+from prompt_jax.methods.full import FullTuning
+from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import family
 from prompt_jax.models.fused_attention import is_fused, takes
 from prompt_jax.task_format import TaskFormat
@@ -31,15 +33,13 @@ def with_mesh(experiment: Experiment) -> Experiment:
     """
     if not experiment.mesh.auto:
         return experiment
-    devices = jax.devices()
     config = load_config(experiment.model.name, experiment.model.revision)
-    mesh = choose_mesh(config, workload(experiment, config), chip_of(devices), len(devices))
+    chip = chip_of(jax.local_devices())
+    mesh = choose_mesh(config, workload(experiment, config), chip, jax.device_count())
     return dataclasses.replace(experiment, mesh=mesh)
 
 
-def with_remat(
-    experiment: Experiment, config: Any, work: Workload, mesh: Mesh | None, memory: int | None
-) -> Experiment:
+def with_remat(experiment: Experiment, config: Any, work: Workload, mesh: Mesh | None, chip: Chip) -> Experiment:
     """Return the experiment with the remat that `model.remat auto` chooses, or unchanged without it.
 
     Args:
@@ -47,14 +47,14 @@ def with_remat(
       config: the base's configuration.
       work: the work of the longest step.
       mesh: the devices; None is a single device.
-      memory: bytes of a device; if None, nothing is recomputed.
+      chip: the devices' chip.
     """
     if experiment.model.remat != "auto":
         return experiment
     axes = mesh_shape(mesh)
     fsdp = experiment.mesh.fsdp and mesh is not None
     sizes = MeshConfig(ensemble=axes["ensemble"], data=axes["data"], model=axes["model"], fsdp=fsdp)
-    remat: Remat = "none" if memory is None else least_remat(config, work, sizes, memory)
+    remat = choose_remat(config, work, sizes, chip)
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
 
 
@@ -91,8 +91,14 @@ def work_of(experiment: Experiment, config: Any, method: Method, trained: Any, s
         trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
         dtype=experiment.model.dtype,
         remat=experiment.model.remat,
-        fused=is_fused(experiment.model.attention) and takes(experiment.model.dtype, train.dropout_rate),
+        fused=is_step_fused(experiment) and takes(config, experiment.model.dtype, train.dropout_rate),
     )
+
+
+def is_step_fused(experiment: Experiment) -> bool:
+    """Return whether a training step uses fused kernels. They have no gradient of relative positions of the base."""
+    trains_base = isinstance(experiment.prompt, FullTuning | LastLayersTuning)
+    return is_fused(experiment.model.attention) and not trains_base
 
 
 def _trained(method: Method, options: ModelConfig, config: Any) -> Any:

@@ -151,7 +151,7 @@ def describe(run: Run) -> str:
         sizes = mesh_shape(mesh_of(setup.model.params)).items()
         lines.append(f"  mesh: {' x '.join(f'{axis} {size}' for axis, size in sizes)}")
     if experiment.model.remat == "auto" and setup.remat != "none":
-        lines.append(f"  remat {setup.remat}, the least that is estimated to fit into memory")
+        lines.append(f"  remat {setup.remat}, which is estimated to be the fastest that fits")
     options, rms = experiment.optimizer, setup.rate_rms
     if options.learning_rate is None and not experiment.ensemble.learning_rate:
         rate = f"{experiment.prompt.default_rate:g}" if rms is None else f"{PAPER_RATE_IN_RMS:g}"

@@ -21,8 +21,12 @@ _RESULTS = ("summary.json", "predictions.jsonl", "report.html")
 
 # Options that may differ when a run is resumed. With a constant schedule it may also train for more steps.
 _MAY_CHANGE = {
-    *("train.keep_checkpoints", "train.log_every", "train.trackers"),
-    *("runs", "ensemble.group", "model.remat"),
+    "ensemble.group",
+    "model.remat",
+    "runs",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.trackers",
 }
 
 

@@ -27,9 +27,10 @@ from prompt_jax.data.examples import Examples
 from prompt_jax.data.member_batches import GroupBatch, MemberBatches
 from prompt_jax.data.mixture_batches import MixtureBatches
 from prompt_jax.data.stored_rows import row_lengths
-from prompt_jax.distributed.chips import device_memory
+from prompt_jax.distributed.chips import CHIPS, Chip, chip_of
 from prompt_jax.distributed.costs import Workload
 from prompt_jax.distributed.memory import total_memory
+from prompt_jax.distributed.processes import smallest
 from prompt_jax.distributed.sharding import (
     make_mesh,
     mesh_shape,
@@ -43,15 +44,13 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
 from prompt_jax.methods import Method
-from prompt_jax.methods.full import FullTuning
-from prompt_jax.methods.last_layers import LastLayersTuning
 from prompt_jax.models import ContextError, check_context
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.models.prompt import Prompt, unstack_prompts
 from prompt_jax.models.rope import long_rope
 from prompt_jax.task_format import TaskFormat
-from prompt_jax.training.choices import with_remat, work_of
+from prompt_jax.training.choices import is_step_fused, with_remat, work_of
 from prompt_jax.training.members import Member, TrainedPrompt, load_members, trained_prompts
 from prompt_jax.training.optimizers import absolute_rate, embedding_rms, make_optimizer, rate_unit
 from prompt_jax.training.step import TrainState, frozen_base, is_frozen, make_train_step, vmap_members
@@ -188,8 +187,7 @@ def prepare(experiment: Experiment, tasks: Path | None = None) -> Setup:
         splits = [(examples, task.format) for task in member.tasks for examples in task.examples.values()]
         for examples, task_format in (*splits, *further_tests):
             model = _fitted(model, prompt, examples, task_format.target_length, experiment.decoding)
-    memory = device_memory(jax.devices()[0])
-    experiment = with_remat(experiment, model.config, _work(experiment, members, model), mesh, memory)
+    experiment = with_remat(experiment, model.config, _work(experiment, members, model), mesh, _chip())
     unit = rate_unit(experiment.optimizer, experiment.prompt, model.config)
     rms = embedding_rms(model) if unit == "embedding_rms" else None
     starts = [_start(member, model, steps, rms) for member in members]
@@ -237,9 +235,7 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
             config,
             dropout_rate=options.dropout_rate,
             remat=experiment.model.remat,
-            # The kernel has no gradient of relative positions, which these methods may train.
-            fused_attention=is_fused(experiment.model.attention)
-            and not isinstance(experiment.prompt, FullTuning | LastLayersTuning),
+            fused_attention=is_step_fused(experiment),
             fsdp=fsdp,
         ),
         experiment.prompt,
@@ -313,13 +309,19 @@ def _fitted(model: Model, prompt: Prompt | None, examples: Examples, target_leng
     return dataclasses.replace(model, config=config)
 
 
+def _chip() -> Chip:
+    """Return the chip, with the least memory of a device in all processes. Unknown ones are bound by computation."""
+    chip = chip_of(jax.local_devices(), unknown=CHIPS["cpu"])
+    return dataclasses.replace(chip, memory=smallest(chip.memory >> 20) << 20)
+
+
 def _work(experiment: Experiment, members: Sequence[Member], model: Model) -> Workload:
     """Return the work of a step with the longest inputs."""
     longest = max(members, key=lambda member: member.experiment.prompt.stored_length)
     method, tasks = longest.experiment.prompt, [task for member in members for task in member.tasks]
     trained = method.shapes(model, tasks=len(longest.tasks))
     source = max(int(row_lengths(task.examples["train"].inputs).max()) for task in tasks)
-    target = max(task.format.target_length for task in tasks)
+    target = max(int(row_lengths(task.examples["train"].targets).max()) for task in tasks)
     return work_of(experiment, model.config, method, trained, source, target)
 
 

@@ -10,10 +10,10 @@ from prompt_jax.distributed.chips import CHIPS, GIB
 from prompt_jax.distributed.costs import (
     Workload,
     choose_mesh,
+    choose_remat,
     evaluation_rows,
     fits,
     generation_row_bytes,
-    least_remat,
     meshes,
     training_cost,
     weight_bytes,
@@ -155,7 +155,26 @@ def test_a_mesh_is_chosen_with_its_best_remat():
     assert choose_mesh(t5("xl"), work, CHIPS["v5e"], 8) == MeshConfig(data=8)
     assert choose_mesh(t5("xl"), dataclasses.replace(work, remat="full"), CHIPS["v5e"], 8) == MeshConfig(ensemble=8)
     for mesh, remat in ((MeshConfig(data=8), "none"), (MeshConfig(ensemble=8), "full")):
-        assert least_remat(t5("xl"), work, mesh, CHIPS["v5e"].memory) == remat
+        assert choose_remat(t5("xl"), work, mesh, CHIPS["v5e"]) == remat
+
+
+def test_recomputation_may_be_faster():
+    """T5-base on a v6e chip: with remat full, a kernel keeps the feed-forward activations on the chip."""
+    work = dataclasses.replace(WORK, groups=(1,), fused=True, remat="auto")
+    assert choose_remat(t5("base"), work, MeshConfig(), CHIPS["v6e"]) == "full"
+    assert choose_remat(t5("large"), dataclasses.replace(work, rows=4), MeshConfig(), CHIPS["v5e"]) == "dots"
+    assert choose_remat(t5("base"), work, MeshConfig(), dataclasses.replace(CHIPS["v5e"], memory=2**20)) == "full"
+
+
+def test_keys_that_do_not_fit_on_the_chip_have_scores_in_memory():
+    """As Llama 3.2 1B with 2 rows of 16,384 tokens."""
+    config = base_config("meta-llama/Llama-3.2-1B")
+    work = dataclasses.replace(WORK, groups=(1,), rows=2, source=8192, tokens=0, slots=100, fused=True)
+    short, long = (
+        training_cost(config, dataclasses.replace(work, source=source), MeshConfig(), CHIPS["v5p"]).memory
+        for source in (8192, 16384)
+    )
+    assert long > 2 * short + 2 * 32 * 16384**2 * 8
 
 
 def test_a_run_that_fits_on_no_mesh():

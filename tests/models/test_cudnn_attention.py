@@ -1,5 +1,6 @@
 """Attention on GPUs: values and gradients with XLA's operations in place of cuDNN's kernel, and lowering for CUDA."""
 
+import dataclasses
 import functools
 import re
 
@@ -151,9 +152,19 @@ def test_what_cudnn_does_not_take_is_computed_by_xla(calls, changes, options):
     assert not calls
 
 
+@dataclasses.dataclass
+class Sizes:
+    """What a kernel has to know of a model's configuration."""
+
+    d_kv: int = 64
+    attention_softcap: float | None = None
+
+
 def test_estimates_count_scores_where_the_kernel_does_not_apply(calls, monkeypatch):
-    takes = fused_attention.takes
+    takes = functools.partial(fused_attention.takes, Sizes())
     assert takes("bfloat16") and takes("int8") and not takes("float32") and not takes("bfloat16", dropout_rate=0.1)
+    assert not fused_attention.takes(Sizes(attention_softcap=50.0), "bfloat16")
+    assert not fused_attention.takes(Sizes(d_kv=256), "bfloat16")
     monkeypatch.setattr(fused_attention, "platform", lambda: "tpu")
     assert takes("float32", dropout_rate=0.1)
 

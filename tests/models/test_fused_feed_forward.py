@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from adapters import assert_close, random_text, random_tokens, whole
 from prompt_jax.checkpoints.load import load_model
 from prompt_jax.models import family, fused_attention, fused_feed_forward
-from prompt_jax.models.layers import feed_forward
+from prompt_jax.models.layers import exact_gelu, feed_forward
 from prompt_jax.models.quantized import quantize
 
 
@@ -83,7 +83,7 @@ def test_the_kernel_is_the_plain_form(monkeypatch, calls, gate, bias, hidden, ra
     assert calls == ["feed_forward", "feed_forward_gradient"]
 
 
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "erf": functools.partial(jax.nn.gelu, approximate=False)}
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "exact gelu": exact_gelu}
 
 
 @pytest.mark.parametrize("activate", ACTIVATIONS.values(), ids=ACTIVATIONS)
@@ -140,7 +140,7 @@ def test_other_sublayers_are_plain(calls, change, config):
 
 def test_large_matrices_and_few_tokens_are_plain(monkeypatch, calls):
     x, own = random(2, 8, 16), weights()
-    for name, value in (("MOST_WEIGHTS", 100), ("LEAST_TOKENS", 17)):
+    for name, value in (("_MOST_WEIGHTS", 100), ("LEAST_TOKENS", 17)):
         with monkeypatch.context() as changed:
             changed.setattr(fused_feed_forward, name, value)
             fused(x, own, jax.nn.gelu)
@@ -174,12 +174,13 @@ def test_the_gradients_of_models_are_those_of_the_plain_form(fixtures, name):
     jax.tree.map(functools.partial(assert_close, tolerance=1e-4), jax.jit(fused)(prompt), jax.jit(plain)(prompt))
 
 
-def test_lowering_for_tpus_has_no_hidden_activations(monkeypatch):
+@pytest.mark.parametrize("activate", (*ACTIVATIONS.values(), jax.nn.gelu), ids=(*ACTIVATIONS, "gelu"))
+def test_lowering_for_tpus_has_no_hidden_activations(monkeypatch, activate):
     monkeypatch.undo()
     x, own = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (random(4, 384, 128), weights(128, 256)))
 
     def lowered(form):
-        gradient = jax.jit(jax.value_and_grad(lambda x: form(x, own, jax.nn.gelu).astype(jnp.float32).sum()))
+        gradient = jax.jit(jax.value_and_grad(lambda x: form(x, own, activate).astype(jnp.float32).sum()))
         return gradient.trace(x).lower(lowering_platforms=("tpu",)).as_text()
 
     text = lowered(fused)

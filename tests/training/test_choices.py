@@ -17,12 +17,12 @@ from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.config.train import TrainConfig
 from prompt_jax.data.stored_rows import row_lengths
-from prompt_jax.distributed.chips import CHIPS
+from prompt_jax.distributed.chips import CHIPS, Chip
 from prompt_jax.distributed.costs import USABLE, training_cost
 from prompt_jax.experiment import Experiment, to_json
 from prompt_jax.methods import METHODS
 from prompt_jax.training import setup
-from prompt_jax.training.choices import with_mesh, with_remat, workload
+from prompt_jax.training.choices import is_step_fused, with_mesh, with_remat, workload
 from prompt_jax.training.setup import prepare
 
 
@@ -41,7 +41,8 @@ def ensemble(folder, method: str = "soft_prompt", **changes) -> Experiment:
 @pytest.fixture
 def eight_chips(monkeypatch):
     chip = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu", memory_stats=lambda: None)
-    monkeypatch.setattr(jax, "devices", lambda: [chip] * 8)
+    monkeypatch.setattr(jax, "local_devices", lambda: [chip] * 8)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
 
 
 def test_members_come_before_rows(tiny_folder, eight_chips):
@@ -76,35 +77,49 @@ def test_a_config_is_that_of_the_model(tiny_folder):
     assert load_config(tiny_folder).d_model == load_model(tiny_folder).config.d_model
 
 
-@pytest.mark.parametrize("memory, remat", [(None, "none"), (10**9, "none"), (10**5, "full")])
-def test_remat_is_the_least_that_fits(tiny_folder, memory, remat):
+def with_memory(memory: int) -> Chip:
+    return dataclasses.replace(CHIPS["cpu"], memory=memory)
+
+
+@pytest.mark.parametrize("memory, remat", [(10**9, "none"), (10**5, "full")])
+def test_remat_fits(tiny_folder, memory, remat):
     config, given = load_config(tiny_folder), ensemble(tiny_folder, mesh=MeshConfig())
     assert given.model.remat == "auto"
-    assert with_remat(given, config, workload(given, config), None, memory).model.remat == remat
+    assert with_remat(given, config, workload(given, config), None, with_memory(memory)).model.remat == remat
+
+
+@pytest.mark.parametrize("method, fused", [("soft_prompt", True), ("full", False), ("last_layers", False)])
+def test_methods_that_train_relative_positions_are_not_fused(tiny_folder, method, fused):
+    given = with_options(Experiment(model=ModelConfig(name=str(tiny_folder))), "model", attention="fused")
+    given = dataclasses.replace(given, prompt=METHODS[method]())
+    assert is_step_fused(given) == fused
+    assert workload(given, load_config(tiny_folder)).fused == fused
 
 
 def test_a_given_remat_stays(tiny_folder):
     config, given = load_config(tiny_folder), ensemble(tiny_folder)
     given = with_options(given, "model", remat="dots")
-    assert with_remat(given, config, workload(given, config), None, 1) is given
+    assert with_remat(given, config, workload(given, config), None, with_memory(1)) is given
 
 
 def test_remat_fits_the_lengths_of_the_data(monkeypatch, experiment):
-    """With the memory that the step of the loaded examples needs without recomputation, and with one byte less."""
+    """With the memory that the step of the loaded examples needs without recomputation, and with less."""
     seen = []
 
-    def recorded(given, config, work, mesh, memory):
+    def recorded(given, config, work, mesh, chip):
         seen.append((config, work))
-        return with_remat(given, config, work, mesh, memory)
+        return with_remat(given, config, work, mesh, chip)
 
     monkeypatch.setattr(setup, "with_remat", recorded)
     prepared = prepare(experiment)
     ((config, work),) = seen
-    longest = max(int(row_lengths(task.examples["train"].inputs).max()) for task in prepared.members[0].tasks)
-    assert work.source == longest < 512
+    (task,) = prepared.members[0].tasks
+    assert work.source == row_lengths(task.examples["train"].inputs).max() < 512
+    assert work.target == row_lengths(task.examples["train"].targets).max()
     needed = training_cost(config, dataclasses.replace(work, remat="none"), MeshConfig(), CHIPS["cpu"]).memory / USABLE
-    for memory, remat in ((needed + 1, "none"), (needed - 1, "dots")):
-        monkeypatch.setattr(setup, "device_memory", lambda device, memory=memory: memory)
+    for memory, remat in ((needed + 2**20, "none"), (needed - 2**20, "dots")):
+        chip = dataclasses.replace(CHIPS["cpu"], memory=int(memory))
+        monkeypatch.setattr(setup, "chip_of", lambda devices, unknown, chip=chip: chip)
         assert prepare(experiment).remat == remat
 
 

@@ -328,16 +328,18 @@ def _fitted(experiment: Experiment, where: Topology) -> Experiment:
     The evaluation batch fits too.
     """
     config, train = base_config(experiment.model.name), experiment.train
-    found = []
+    fitting = []
     for parts in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
-        divided = dataclasses.replace(experiment, train=dataclasses.replace(train, accumulate=parts))
-        work = workload(divided, config)
+        in_parts = dataclasses.replace(experiment, train=dataclasses.replace(train, accumulate=parts))
+        work = workload(in_parts, config)
         with contextlib.suppress(ConfigError):
             mesh = choose_mesh(config, work, where.chip, len(where.devices))
             seconds = training_cost(config, work, mesh, where.chip).seconds
-            found.append((seconds, dataclasses.replace(divided, mesh=mesh)))
-    whole = dataclasses.replace(experiment, mesh=MeshConfig(model=len(where.devices)))
-    experiment = min(found, key=lambda each: each[0])[1] if found else whole
+            fitting.append((seconds, dataclasses.replace(in_parts, mesh=mesh)))
+    if fitting:
+        experiment = min(fitting, key=lambda each: each[0])[1]
+    else:
+        experiment = dataclasses.replace(experiment, mesh=MeshConfig(model=len(where.devices)))
     mesh = experiment.mesh
     most = evaluation_rows(config, workload(experiment, config), mesh, where.chip)
     rows = max(1, min(train.eval_batch_size, most))

@@ -17,7 +17,7 @@ from prompt_jax.checkpoints.config_files import model_config, read_config
 from prompt_jax.checkpoints.load import Model
 from prompt_jax.checkpoints.weights import FORMATS, abstract, open_checkpoint
 from prompt_jax.config.model import Attention, Remat
-from prompt_jax.distributed.chips import known_chip
+from prompt_jax.distributed.chips import chip_of, known_chip
 from prompt_jax.distributed.sharding import make_mesh, mesh_shape, named_sharding, parameter_sharding
 from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, check
@@ -169,14 +169,15 @@ def generation(experiment: Experiment, devices: Sequence[Any]) -> Program:
 
 
 def with_choices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
-    """Return the experiment with the attention and the remat that a run on these devices chooses."""
+    """Return the experiment with the attention for these devices, and the remat for their memory and longest inputs."""
     if experiment.model.attention == "auto" and devices[0].platform == "tpu":
         experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="fused"))
     if experiment.model.remat == "auto":
-        chip, config = known_chip(devices[0]), base_config(experiment.model.name)
-        memory = chip.memory if chip is not None else 0
-        mesh = make_mesh(experiment.mesh, list(devices))
-        experiment = with_remat(experiment, config, workload(experiment, config), mesh, memory or None)
+        # Devices of a topology do not report their memory.
+        chip = chip_of(list(devices)) if devices[0].platform == "cpu" else known_chip(devices[0])
+        config, mesh = base_config(experiment.model.name), make_mesh(experiment.mesh, list(devices))
+        with compiling_for(devices[0]):
+            experiment = with_remat(experiment, config, workload(experiment, config), mesh, chip)
     return experiment
 
 
@@ -319,7 +320,8 @@ def _generate(
     columns = {"row_numbers": column(), "lengths": column()}
     prompts = _shapes(prompt, _placed(mesh, devices))
     with compiling_for(devices[0]):
-        jitted = jax.jit(generate, static_argnames=("config", *static))
+        # JAX caches what it traced for each function, whatever the device. A partial function is a new one.
+        jitted = jax.jit(functools.partial(generate), static_argnames=("config", *static))
         traced = jitted.trace(base, config, batch, prompts, key=key, **columns, **static)
     trips = max(1, target - 1)  # prefill produces the first token
     flops = matmul_flops(traced.jaxpr, unknown_trips=trips)
