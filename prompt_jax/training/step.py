@@ -192,7 +192,8 @@ def vmap_members(step: Callable, *, group: int | None = None, mesh: Mesh | None 
         mesh=mesh,
         in_specs=(members_axis, shared, members_axis, members_axis),
         out_specs=members_axis,
-        axis_names={"ensemble"},
+        # The compiler shards the other axes. With an axis of one device, it would duplicate the loop over parts.
+        axis_names={name for name, size in mesh.shape.items() if name == "ensemble" or size == 1},
         check_vma=False,
     )
 

@@ -62,8 +62,7 @@ def test_an_ensemble_on_a_replicated_base_has_no_collectives(config):
 def test_counted_operations_are_those_of_the_model(config):
     """Every chip computes exactly its share, plus recomputation."""
     mesh = ("--topology", "v5e:4x4", "--mesh.data", "8", "--mesh.model", "2")
-    kept, _ = planned(config, *mesh)
-    again, _ = planned(config, *mesh, "--model.remat", "full")
+    kept, again = (planned(config, *mesh, "--model.remat", remat)[0] for remat in ("none", "full"))
 
     def model(row: dict[str, Any]) -> float:
         return row["utilization"] * row["seconds"] * 197e12
@@ -75,6 +74,13 @@ def test_counted_operations_are_those_of_the_model(config):
     base = 77e6 * 2 / 2
     assert base < kept["arguments"] < 1.05 * base
     assert kept["bound"] == "interconnect" and kept["collectives"]["all-reduce"][0] > 60
+
+
+def test_a_batch_in_parts_has_the_same_operations(config):
+    """If XLA sharded over axes of one device, it would duplicate the loop over parts."""
+    options = ("--topology", "v5e:2x2", "--ensemble.size", "4", "--mesh.ensemble", "4", "--model.remat", "full")
+    whole, parts = (planned(config, *options, "--train.accumulate", number)[0] for number in "12")
+    assert parts["flops"] == pytest.approx(whole["flops"], rel=0.01)
 
 
 def test_an_int8_base_takes_half(config):
