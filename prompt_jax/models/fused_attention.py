@@ -218,26 +218,27 @@ def sharded(call: Any, q: Array, k: Array, bias: Any) -> Any:
 # The kernels
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
-    return _forward(options, q, k, v, bias, seen, numbers).reshape(q.shape)
+    # The backward pass keeps heads side by side. With an axis of heads, a TPU would pad each to 128 numbers.
+    side_by_side = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+    return _attend_side_by_side(options, *side_by_side, bias, seen, numbers).reshape(q.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_side_by_side(options: _Options, *arguments: Any) -> Float[Array, "B T HK"]:
+    return _forward(options, *arguments)
 
 
 def _attend_forward(options: _Options, *arguments: Any) -> tuple[Array, Any]:
-    return _attend(options, *arguments), arguments
+    return _forward(options, *arguments), arguments
 
 
 def _attend_backward(options: _Options, arguments: Any, gradient: Array) -> tuple[Any, ...]:
     q, k, v, *rest = arguments
-    made = _backward(options, q, k, v, gradient, *rest)
-    return *(x.reshape(like.shape) for x, like in zip(made, (q, k, v), strict=True)), None, None, None
+    return *_backward(options, q, k, v, gradient, *rest), None, None, None
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _heads_merged(x: Float[Array, "B T H K"]) -> Float[Array, "B T HK"]:
-    return x.reshape(*x.shape[:2], -1)
+_attend_side_by_side.defvjp(_attend_forward, _attend_backward)
 
 
 def _key_value_heads(width: int, groups: int) -> int:
@@ -258,7 +259,6 @@ def _vector_memory() -> int:
 
 
 def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: Array, numbers: Array) -> Array:
-    q, k, v = map(_heads_merged, (q, k, v))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
     some, size = _key_value_heads(options.width, groups), _queries(length, keys)
     wide, narrow = some * options.query_heads * options.width, some * options.width
@@ -304,7 +304,6 @@ def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: A
 def _backward(
     options: _Options, q: Array, k: Array, v: Array, gradient: Array, bias: Any, seen: Array, numbers: Array
 ) -> Any:
-    q, k, v, gradient = map(_heads_merged, (q, k, v, gradient))
     (batch, length, _), keys, groups = q.shape, k.shape[1], k.shape[2] // options.width
     some, size = _key_value_heads(options.width, groups), _queries(length, keys)
     steps = pl.cdiv(length, size)

@@ -113,16 +113,28 @@ def project_heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) ->
     """Project to attention heads."""
     if not _heads_side_by_side():
         return weighted_einsum("btd,dhk->bthk", x, weights)
-    side_by_side = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), weights)
-    return weighted_einsum("btd,de->bte", x, side_by_side).reshape(*x.shape[:2], *weights.shape[1:])
+
+    def project(x: Array, weights: Weights) -> Array:
+        side_by_side = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), weights)
+        return weighted_einsum("btd,de->bte", x, side_by_side)
+
+    return _without_copies(project)(x, weights).reshape(*x.shape[:2], *weights.shape[1:])
 
 
 def merge_heads(x: Float[Array, "B T H K"], weights: Float[Weights, "H K D"]) -> Float[Array, "B T D"]:
     """Project the concatenated heads to the model width."""
     if not _heads_side_by_side():
         return weighted_einsum("bthk,hkd->btd", x, weights)
-    side_by_side = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), weights)
-    return weighted_einsum("bte,ed->btd", x.reshape(*x.shape[:2], -1), side_by_side)
+
+    def project(x: Array, weights: Weights) -> Array:
+        side_by_side = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), weights)
+        return weighted_einsum("bte,ed->btd", x, side_by_side)
+
+    return _without_copies(project)(x.reshape(*x.shape[:2], -1), weights)
+
+
+# The backward pass would keep a copy of each layer's weights in the other shape.
+_without_copies = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _heads_side_by_side() -> bool:
