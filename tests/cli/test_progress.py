@@ -1,24 +1,39 @@
 """What verbs that take long show on a terminal. Their results on standard output stay the same."""
 
 import sys
+import time
 
 import pytest
 
 from prompt_jax.cli import main
+from prompt_jax.report import terminal as terminal_report
 from prompt_jax.report.terminal import Activity
 from terminals import Terminal
 
 
 @pytest.fixture
 def on_terminal(capsys, monkeypatch):
-    """Return a function that runs a command, and returns standard output and the lines shown on the terminal."""
+    """Return a function that runs a command, and returns standard output and the lines shown on the terminal.
+
+    Each batch waits until its line is shown, however busy the machine is. Times are shown as 0:00.
+    """
+    before_batch = Activity.before_batch
 
     def call(*argv: object) -> tuple[str, str]:
         terminal = Terminal()
+
+        def shown_before_batch(self: Activity, number: int, total: int | None) -> None:
+            before_batch(self, number, total)
+            limit = time.monotonic() + 60
+            while self.line(0) not in terminal.getvalue() and time.monotonic() < limit:
+                time.sleep(0.001)
+
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
             patch.setattr(Activity, "_DELAY", 0.0)
             patch.setattr(Activity, "_PERIOD", 0.001)
+            patch.setattr(Activity, "before_batch", shown_before_batch)
+            patch.setattr(terminal_report, "clock", lambda seconds: "0:00")
             assert main([str(word) for word in argv]) == 0, terminal.getvalue()
         return capsys.readouterr().out, terminal.getvalue()
 

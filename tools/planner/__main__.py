@@ -94,6 +94,7 @@ class Sheet(NamedTuple):
     models: tuple[str, ...]
     slices: tuple[str, ...]
     experiment: Experiment
+    before: str = ""  # earlier results
 
 
 SHEETS = (
@@ -102,6 +103,11 @@ SHEETS = (
         tuple(f"google/t5-v1_1-{size}" for size in ("base", "xl", "xxl")),
         ("v5e-16", "v5e-256", "v6e-16"),
         _tuned(members=32, rows=64, input_length=512, dtype="bfloat16", dropout_rate=0.1),
+        before="""\
+Before attention and feed-forward sublayers were fused and the base could be fully sharded, the MFU of these training
+steps without dropout was 50 % (base on v5e), 72 % (XL on v5e; 25 % with dropout), 17 % (XXL on v5e-256, 32 x 1 x 8,
+1558 ms), and 17 %, 35 % and 14 % (base, XL and XXL on v6e).
+""",
     ),
     Sheet(
         "Llama 3, Qwen3 and Gemma 3",
@@ -298,6 +304,8 @@ def all_plans() -> None:
             f"Generation has at most {train.eval_batch_size} rows.\nThe mesh, ensemble x data x model, and the number "
             "of parts of a batch (train.accumulate) have the\nshortest estimated step (mesh.auto).\n"
         )
+        if sheet.before:
+            print(sheet.before)
         for title in sheet.slices:
             where = topology(SLICES[title])
             print(f"### {title}: {where.name}, {len(where.devices)} chips of {where.chip.memory / GIB:.0f} GiB\n")
