@@ -36,8 +36,9 @@ _LANES = 128
 _LEAST_BLOCK = 64  # queries
 # TPUs, by `device_kind`, with 16 MiB of vector memory. Others have at least 64.
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")
-# Of the backward pass: arrays like the scores that are in vector memory at once, and the share of it that can be used.
+# The backward pass holds this many arrays of the scores' shape in vector memory.
 _SCORE_ARRAYS = 10
+# The share of the vector memory that a kernel can use.
 _USABLE = 0.9
 # Columns of the array of numbers that the kernels read.
 _FIRST, _WINDOW, _SEED_0, _SEED_1, _ROW, _HEAD = range(6)
@@ -121,7 +122,7 @@ def fits(keys: int, width: int, groups: int, heads: int, itemsize: int, *, biase
     of_key = width * some * (2 * 4 * itemsize + 2 * 4)
     biases = 2 * some * (heads // groups) * biased
     used = keys * (of_key + (_SCORE_ARRAYS + biases) * _LEAST_BLOCK * 4)
-    return platform() == "gpu" or used <= _USABLE * _vector_memory()
+    return platform() == "gpu" or used <= _USABLE * vector_memory()
 
 
 def attend(
@@ -254,7 +255,8 @@ def _queries(length: int, keys: int) -> int:
     return length if length <= most else most
 
 
-def _vector_memory() -> int:
+def vector_memory() -> int:
+    """Return the bytes of vector memory of the TPU to compile for, at most 64 MiB."""
     return (64 if has_large_vector_memory() else 16) * 2**20
 
 
@@ -294,7 +296,7 @@ def _forward(options: _Options, q: Array, k: Array, v: Array, bias: Any, seen: A
         out_specs=of_queries,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_vector_memory()
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=vector_memory()
         ),
         cost_estimate=_cost(2, q, keys, [*arrays, q]),
         name="attention",
@@ -360,7 +362,7 @@ def _backward(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         scratch_shapes=[pltpu.VMEM((keys, narrow), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_vector_memory()
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=vector_memory()
         ),
         cost_estimate=_cost(5, q, keys, [*arrays, q, k, v]),
         name="attention_gradient",
@@ -438,6 +440,10 @@ def _dot(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Float
 def _cost(products: int, q: Array, keys: int, arrays: Sequence[Array]) -> pl.CostEstimate:
     """Return the cost of a kernel with this many products of [T, K] and [K, S] per head."""
     batch, length, width = q.shape
-    flops = 2 * products * batch * length * width * keys
-    size = sum(x.size * x.dtype.itemsize for x in arrays)
-    return pl.CostEstimate(flops=flops, bytes_accessed=size, transcendentals=0)
+    return cost_estimate(2 * products * batch * length * width * keys, arrays)
+
+
+def cost_estimate(operations: int, arrays: Sequence[Array]) -> pl.CostEstimate:
+    """Return the cost of a kernel that reads or writes each of these arrays once."""
+    size = sum(array.size * array.dtype.itemsize for array in arrays)
+    return pl.CostEstimate(flops=operations, bytes_accessed=size, transcendentals=0)

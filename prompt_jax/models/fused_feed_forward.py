@@ -7,7 +7,7 @@ removes these if the base is frozen.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,6 @@ _MOST_WEIGHTS = 20 * 2**20
 # Hidden activations of a step: 2 MiB in float32, of which the backward pass needs several.
 _HIDDEN = 2**19
 _LANES, _TILE = 128, 16
-_VECTOR_MEMORY = 64 * 2**20
 # Columns of the array of numbers that the kernels read.
 _SEED_0, _SEED_1, _FIRST = range(3)
 
@@ -228,13 +227,10 @@ def _for_each_block(kernel: Any, name: str, products: int, matrices: Matrices, n
         out_specs=of_tokens,
         out_shape=jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VECTOR_MEMORY
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=fused_attention.vector_memory()
         ),
-        cost_estimate=_cost(2 * products * rows * length * width * hidden, [*leaves, *arrays, arrays[0]]),
+        cost_estimate=fused_attention.cost_estimate(
+            2 * products * rows * length * width * hidden, [*leaves, *arrays, arrays[0]]
+        ),
         name=name,
     )(numbers, *leaves, *arrays)
-
-
-def _cost(operations: int, arrays: Sequence[Array]) -> pl.CostEstimate:
-    size = sum(array.size * array.dtype.itemsize for array in arrays)
-    return pl.CostEstimate(flops=operations, bytes_accessed=size, transcendentals=0)

@@ -1,4 +1,4 @@
-"""What a run chooses by the memory and the speed of its devices: `mesh.auto` and `model.remat auto`."""
+"""Choose the mesh (`mesh.auto`) and the recomputation (`model.remat auto`) for the devices of a run."""
 
 import dataclasses
 import math

@@ -154,7 +154,7 @@ def test_what_cudnn_does_not_take_is_computed_by_xla(calls, changes, options):
 
 @dataclasses.dataclass
 class Sizes:
-    """What a kernel has to know of a model's configuration."""
+    """The fields of a configuration that decide whether the kernel takes a model."""
 
     d_kv: int = 64
     attention_softcap: float | None = None

@@ -20,7 +20,7 @@ from prompt_jax.models.quantized import quantize
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a sublayer reads of a model's configuration."""
+    """The fields of a configuration that decide whether the kernel computes a sublayer."""
 
     fused_attention: bool = True
     remat: str = "full"

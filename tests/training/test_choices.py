@@ -1,6 +1,7 @@
 """Tests of `mesh.auto` and `model.remat auto`."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from prompt_jax.config.train import TrainConfig
 from prompt_jax.data.stored_rows import row_lengths
 from prompt_jax.distributed.chips import CHIPS, Chip
 from prompt_jax.distributed.costs import USABLE, training_cost
+from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment, to_json
 from prompt_jax.methods import METHODS
 from prompt_jax.training import setup
 from prompt_jax.training.choices import is_step_fused, with_mesh, with_remat, workload
+from prompt_jax.training.run_folder import check_same
 from prompt_jax.training.setup import prepare
 
 
@@ -100,6 +103,15 @@ def test_a_given_remat_stays(tiny_folder):
     config, given = load_config(tiny_folder), ensemble(tiny_folder)
     given = with_options(given, "model", remat="dots")
     assert with_remat(given, config, workload(given, config), None, with_memory(1)) is given
+
+
+def test_a_run_that_began_without_recomputation_resumes(tiny_folder):
+    """Earlier versions recorded `none`, their default."""
+    given = ensemble(tiny_folder)
+    recorded = json.loads(to_json(with_options(given, "model", remat="none")))
+    check_same(recorded, given)
+    with pytest.raises(ConfigError, match=r"changed: model.dtype"):
+        check_same(recorded, with_options(given, "model", dtype="bfloat16"))
 
 
 def test_remat_fits_the_lengths_of_the_data(monkeypatch, experiment):
