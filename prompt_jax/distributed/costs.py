@@ -15,7 +15,8 @@ from prompt_jax.config.model import Dtype, Remat, RematOption
 from prompt_jax.distributed.chips import GIB, HOP, Chip
 from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
-from prompt_jax.models import family, fused_attention, fused_feed_forward
+from prompt_jax.models import Config, family, fused_attention, fused_feed_forward
+from prompt_jax.models.bart import BartConfig
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.t5 import T5Config
@@ -70,11 +71,23 @@ class Workload:
     fused: bool = False
 
 
-def virtual_slots(config: Any, prompt: Any) -> tuple[int, int]:
+def virtual_slots(config: Config, prompt: Any) -> tuple[int, int]:
     """Return how many virtual tokens an encoder reads, and the slots of the longest prefix. `prompt` may be a Delta."""
     slots = {name: part.slots for name, part in prompt.parts.items()} if isinstance(prompt, Prompt) else {}
     tokens = 0 if family(config).causal else slots.pop("encoder_tokens", 0)
     return tokens, max(slots.values(), default=0)
+
+
+def takes_kernel(config: Config, dtype: Dtype, dropout_rate: float = 0.0) -> bool:
+    """Return whether this platform's kernel takes a model's attention, with dropout on the attention weights.
+
+    `fused_attention.fits` says which lengths it takes.
+    """
+    if fused_attention.platform() != "gpu":
+        return True
+    widths = [width for *_, width in family(config).sites(config).values()]
+    softcap = getattr(config, "attention_softcap", None)
+    return dtype != "float32" and dropout_rate == 0.0 and softcap is None and max(widths) <= 128
 
 
 class Cost(NamedTuple):
@@ -112,7 +125,7 @@ class _Scores(NamedTuple):
     in_memory: bool
 
 
-def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> Cost:
+def training_cost(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) -> Cost:
     """Estimate one training step of all members.
 
     Args:
@@ -131,7 +144,7 @@ def training_cost(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> 
 
     # The backward pass costs as much as the forward pass, because weights have no gradients. Scores are products of two
     # activations, which both have gradients.
-    flops = 2 * 2 * config.d_model * config.vocab_size * work.target
+    flops: float = 2 * 2 * config.d_model * config.vocab_size * work.target
     # A kernel computes scores once more in the backward pass.
     flops += sum(4 * s.number * s.width * s.layers * (3 + again + (0 if s.in_memory else 0.5)) for s in scores)
     moved = sum(s.number * s.layers for s in scores if s.in_memory) * _SCORE_TRAFFIC * (2 + again) / mesh.model
@@ -174,14 +187,14 @@ def fits(cost: Cost, chip: Chip) -> bool:
     return cost.memory <= USABLE * chip.memory
 
 
-def evaluation_rows(config: Any, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
+def evaluation_rows(config: Config, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
     """Return the largest power of two of rows that a batch of generation can have; 0 if not even one fits."""
     of_device = generation_row_bytes(config, work) / (mesh.ensemble * mesh.data * mesh.model)
     free = USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
     return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
 
 
-def generation_row_bytes(config: Any, work: Workload) -> float:
+def generation_row_bytes(config: Config, work: Workload) -> float:
     """Return the bytes that generation needs for a row, beside the base."""
     source = work.source + work.tokens
     of_site = {"decoder_self": work.slots + work.target + source * family(config).causal, "decoder_cross": source}
@@ -193,7 +206,7 @@ def generation_row_bytes(config: Any, work: Workload) -> float:
     return cache * _ACTIVATION[work.dtype] + _layer_bytes(config, work, 1)
 
 
-def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
+def weight_bytes(config: Config, dtype: Dtype, mesh: MeshConfig) -> float:
     """Return the bytes of a device's part of the base."""
     total = 0.0
     for parameter in family(config).parameters(config):
@@ -209,7 +222,7 @@ def weight_bytes(config: Any, dtype: Dtype, mesh: MeshConfig) -> float:
     return total
 
 
-def _whole_layers(config: Any, dtype: Dtype) -> float:
+def _whole_layers(config: Config, dtype: Dtype) -> float:
     """Return the bytes of all layers."""
     return sum(_bytes(parameter, dtype) for parameter in family(config).parameters(config) if parameter.layers)
 
@@ -223,7 +236,7 @@ def _bytes(parameter: Parameter, dtype: Dtype) -> float:
 # Meshes
 
 
-def meshes(config: Any, work: Workload, devices: int) -> Iterator[MeshConfig]:
+def meshes(config: Config, work: Workload, devices: int) -> Iterator[MeshConfig]:
     """Yield the meshes of exactly this many devices that can shard the members, the rows and the base."""
     sharded = [
         size
@@ -240,7 +253,7 @@ def meshes(config: Any, work: Workload, devices: int) -> Iterator[MeshConfig]:
                     yield MeshConfig(ensemble=ensemble, data=data, fsdp=True)
 
 
-def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshConfig:
+def choose_mesh(config: Config, work: Workload, chip: Chip, devices: int) -> MeshConfig:
     """Return the mesh with the shortest estimated step among those that fit. It uses as many devices as possible.
 
     With remat "auto", a mesh has the step of the best remat.
@@ -265,7 +278,7 @@ def choose_mesh(config: Any, work: Workload, chip: Chip, devices: int) -> MeshCo
     return min(fitting, key=lambda each: each[1].seconds)[0]
 
 
-def choose_remat(config: Any, work: Workload, mesh: MeshConfig, chip: Chip) -> Remat:
+def choose_remat(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) -> Remat:
     """Return the remat with the shortest estimated step among those that fit; "full" if none does."""
     costs = {
         remat: training_cost(config, dataclasses.replace(work, remat=remat), mesh, chip) for remat in _remats(work)
@@ -287,7 +300,7 @@ def _divisors(number: int) -> list[int]:
 # Sizes of a model
 
 
-def _matrices(config: Any, work: Workload) -> list[_Matrix]:
+def _matrices(config: Config, work: Workload) -> list[_Matrix]:
     found = []
     for parameter in family(config).parameters(config):
         place = re.match(r"(?:(encoder|decoder)/)?layers/\d+/(.*)", parameter.path)
@@ -297,47 +310,51 @@ def _matrices(config: Any, work: Workload) -> list[_Matrix]:
         is_cross = name in ("cross/k", "cross/v")
         tokens = {"encoder": work.source + work.tokens, "decoder": work.target, None: work.source + work.target}[side]
         width = parameter.shape[parameter.axes.index("embed")]
+        outputs = math.prod(parameter.shape) // width
         found.append(
             _Matrix(
                 width,
-                math.prod(parameter.shape) // width,
+                outputs,
                 parameter.layers or 1,
                 work.source + work.tokens if is_cross and not _projects_queries(config, work) else tokens,
                 reduces_output=parameter.axes[-1] == "embed",
                 is_last=name == "mlp/down",
-                on_chip=name.startswith("mlp/") and _fuses_feed_forward(config, work),
+                on_chip=name.startswith("mlp/") and _fuses_feed_forward(config, work, outputs),
             )
         )
     return found
 
 
-def _fuses_attention(config: Any, work: Workload, queries: int, keys: int, groups: int, width: int) -> bool:
+def _fuses_attention(
+    config: Config, work: Workload, queries: int, keys: int, heads: int, groups: int, width: int
+) -> bool:
     """Return whether `fused_attention` computes attention of this size."""
-    sizes, biased = (keys, width, groups, config.num_heads), isinstance(config, T5Config)
-    fits_on_chip = fused_attention.fits(*sizes, _ACTIVATION[work.dtype], biased=biased)
+    itemsize, biased = _ACTIVATION[work.dtype], isinstance(config, T5Config)
+    fits_on_chip = fused_attention.fits(keys, width, groups, heads, itemsize, biased=biased)
     return work.fused and queries >= fused_attention.LEAST_QUERIES and fits_on_chip
 
 
-def _fuses_feed_forward(config: Any, work: Workload) -> bool:
-    """Return whether `fused_feed_forward` computes the feed-forward sublayers."""
+def _fuses_feed_forward(config: Config, work: Workload, hidden: int) -> bool:
+    """Return whether `fused_feed_forward` computes the feed-forward sublayers of this width."""
     if not work.fused or work.remat != "full" or _is_quantized(work.dtype):
         return False
     paths = [parameter.path for parameter in family(config).parameters(config)]
     matrices = 2 + any(path.endswith("mlp/gate") for path in paths)
-    return fused_feed_forward.fits(config.d_model, config.d_ff, matrices, _ACTIVATION[work.dtype])
+    return fused_feed_forward.fits(config.d_model, hidden, matrices, _ACTIVATION[work.dtype])
 
 
-def _projects_queries(config: Any, work: Workload) -> bool:
+def _projects_queries(config: Config, work: Workload) -> bool:
     """Return whether queries are multiplied by W_k, instead of the encoder's output (`attention.attend_projected`)."""
     return isinstance(config, T5Config) and work.target < config.d_kv
 
 
-def _scores(config: Any, work: Workload) -> list[_Scores]:
+def _scores(config: Config, work: Workload) -> list[_Scores]:
     sites, source, target = family(config).sites(config), work.source + work.tokens, work.target
     if family(config).causal:
         pairs = source * (work.slots + source) + target * (work.slots + source + target)
         layers, groups, width = sites["decoder_self"]
-        fused = _fuses_attention(config, work, source, source + work.slots, groups, width)
+        assert not isinstance(config, BartConfig)
+        fused = _fuses_attention(config, work, source, source + work.slots, config.num_heads, groups, width)
         return [_Scores(config.num_heads * pairs, layers, width, not fused)]
     keys = {"encoder_self": source, "decoder_self": target, "decoder_cross": source}
     found = []
@@ -345,12 +362,12 @@ def _scores(config: Any, work: Workload) -> list[_Scores]:
         queries = source if site == "encoder_self" else target
         pairs = queries * (keys[site] + work.slots)
         in_space_of_encoder = site == "decoder_cross" and _projects_queries(config, work)
-        in_memory = not _fuses_attention(config, work, queries, keys[site] + work.slots, heads, width)
+        in_memory = not _fuses_attention(config, work, queries, keys[site] + work.slots, heads, heads, width)
         found.append(_Scores(heads * pairs, layers, config.d_model if in_space_of_encoder else width, in_memory))
     return found
 
 
-def _kept_bytes(config: Any, work: Workload, model: int) -> float:
+def _kept_bytes(config: Config, work: Workload, model: int) -> float:
     """Return the bytes of a row's activations that are kept for the backward pass."""
     width, matrices, scores = _ACTIVATION[work.dtype], _matrices(config, work), _scores(config, work)
     outputs = [(m.width if m.reduces_output else m.sharded_width / model) * m.tokens * m.layers for m in matrices]
@@ -369,7 +386,7 @@ def _kept_bytes(config: Any, work: Workload, model: int) -> float:
     return kept
 
 
-def _rearranged_bytes(config: Any, work: Workload, mesh: MeshConfig) -> float:
+def _rearranged_bytes(config: Config, work: Workload, mesh: MeshConfig) -> float:
     """Return the bytes of quantized projections to heads, which the TPU compiler copies into another layout."""
     if not family(config).causal or mesh.fsdp or not _is_quantized(work.dtype):
         return 0.0
@@ -381,7 +398,7 @@ def _is_quantized(dtype: Dtype) -> bool:
     return _WEIGHT[dtype] < _ACTIVATION[dtype]
 
 
-def _layer_bytes(config: Any, work: Workload, model: int) -> float:
+def _layer_bytes(config: Config, work: Workload, model: int) -> float:
     """Return the bytes of a row's activations in one layer of each stack."""
     products = sum((m.width + m.sharded_width / model) * m.tokens for m in _matrices(config, work))
     scores = sum(each.number for each in _scores(config, work) if each.in_memory) / model

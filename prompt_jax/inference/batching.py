@@ -13,11 +13,10 @@ from prompt_jax.checkpoints.load import Model
 from prompt_jax.config.model import Dtype
 from prompt_jax.data.batches import eval_batches
 from prompt_jax.data.buckets import length_buckets
-from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes, virtual_slots
+from prompt_jax.distributed.costs import USABLE, Workload, generation_row_bytes, takes_kernel, virtual_slots
 from prompt_jax.distributed.memory import device_memory
 from prompt_jax.distributed.sharding import mesh_of, mesh_shape, named_sharding, to_devices, to_host
 from prompt_jax.models import family
-from prompt_jax.models.fused_attention import takes
 from prompt_jax.models.prompt import NO_PROMPT, Prompt, check_prompt_ids, stack_prompts
 
 EVAL_BUCKETS = 4  # input lengths that batches are padded to; each is compiled once
@@ -98,7 +97,7 @@ def _fitting_rows(model: Model, prompt: Prompt | None, source: int, target: int)
         trained=0,
         dtype=dtype,
         remat="none",
-        fused=model.config.fused_attention and takes(model.config, dtype),
+        fused=model.config.fused_attention and takes_kernel(model.config, dtype),
     )
     rows = (USABLE * memory - base) / generation_row_bytes(model.config, work)
     return 2 ** max(0, int(math.log2(max(rows, 1))))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prompt_jax.inference import logits_rules
-from prompt_jax.models import family
+from prompt_jax.models import Config, family
 from prompt_jax.models.generation_settings import GenerationSettings
 from prompt_jax.models.prompt import Prompt
 
@@ -39,7 +39,7 @@ class _Running(NamedTuple):
 
 def search_beams(
     params: Any,
-    config: Any,
+    config: Config,
     encoded: Any,
     batch: dict[str, Any],
     prompt: Prompt | None,

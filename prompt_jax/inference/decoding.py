@@ -13,7 +13,7 @@ from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
 from prompt_jax.inference import logits_rules
 from prompt_jax.inference.beam_search import Hypotheses, search_beams
-from prompt_jax.models import check_context, family, longest_row
+from prompt_jax.models import Config, check_context, family, longest_row
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 
 HostOrDevice = np.ndarray | jax.Array
@@ -36,7 +36,7 @@ class Generated(NamedTuple):
 
 def generate(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
@@ -74,7 +74,7 @@ def generate(
 
 def generate_scored(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
@@ -112,7 +112,7 @@ def generate_scored(
 
 def beam_search(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
@@ -130,7 +130,7 @@ def beam_search(
 
 def score(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None,
     targets: Int[HostOrDevice, "C *B T"],
@@ -156,7 +156,7 @@ def score(
 
 
 def _prepare(
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None,
     max_new_tokens: int | None,
@@ -174,7 +174,7 @@ def _prepare(
     return config, batch, limit, lengths
 
 
-def _split_last(config: Any, batch: dict[str, Any]) -> dict[str, Any]:
+def _split_last(config: Config, batch: dict[str, Any]) -> dict[str, Any]:
     """Move the last token of each text from `inputs` to `start_ids`. An empty text gets the model's start token."""
     ids, mask = jnp.asarray(batch["inputs"]), jnp.asarray(batch["inputs_mask"], bool)
     positions = np.arange(ids.shape[1])[None]
@@ -185,7 +185,7 @@ def _split_last(config: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limits(
-    config: Any, batch: dict[str, Any], max_new_tokens: int | None, lengths: Any
+    config: Config, batch: dict[str, Any], max_new_tokens: int | None, lengths: Any
 ) -> tuple[int, Int[HostOrDevice, "B"] | None]:
     """Return the maximum number of tokens of any row, and of each row if they differ.
 
@@ -212,7 +212,7 @@ def _limits(
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "decoding"))
 def _generate(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None,
     max_new_tokens: int,
@@ -269,7 +269,7 @@ def _generate(
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "decoding"))
 def _search(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None,
     max_new_tokens: int,
@@ -284,7 +284,7 @@ def _search(
 @partial(jax.jit, static_argnames="config")
 def _score(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None,
     targets: Targets,
@@ -294,7 +294,7 @@ def _score(
 
 
 def _score_targets(
-    params: Any, config: Any, encoded: Any, batch: dict[str, Any], prompt: Prompt | None, targets: Targets
+    params: Any, config: Config, encoded: Any, batch: dict[str, Any], prompt: Prompt | None, targets: Targets
 ) -> Float[Array, "B C"]:
     """Return the targets' log-probabilities, from `encode`'s result for the inputs. Called while tracing."""
     model, rows = family(config), len(batch["inputs"])

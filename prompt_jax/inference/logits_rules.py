@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_jax.config.decoding import Decoding
 from prompt_jax.errors import ConfigError
-from prompt_jax.models import family
+from prompt_jax.models import Config, family
 from prompt_jax.models.generation_settings import GenerationSettings
 
 NO_TOKEN = -1
@@ -29,7 +29,7 @@ class Given(NamedTuple):
     limits: Int[Array, "B"]  # the maximum number of generated tokens
 
 
-def merged_settings(config: Any, decoding: Decoding, max_new_tokens: int) -> GenerationSettings:
+def merged_settings(config: Config, decoding: Decoding, max_new_tokens: int) -> GenerationSettings:
     """Return the checkpoint's settings, overridden by those of `decoding`.
 
     Raises:
@@ -77,7 +77,7 @@ def merged_settings(config: Any, decoding: Decoding, max_new_tokens: int) -> Gen
     return merged
 
 
-def given_tokens(config: Any, batch: dict[str, Any], start: Int[Array, "B"], limits: Int[Array, "B"]) -> Given:
+def given_tokens(config: Config, batch: dict[str, Any], start: Int[Array, "B"], limits: Int[Array, "B"]) -> Given:
     """Return the tokens before the generated ones. `start` is the last of them."""
     ids, mask = jnp.asarray(batch["inputs"]), jnp.asarray(batch["inputs_mask"]).astype(bool)
 

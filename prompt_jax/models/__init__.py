@@ -15,11 +15,11 @@ To add a model family:
   1. Write one file like gpt2.py or t5.py: the config, Hugging Face's names for it (`HUGGING_FACE`), the table of
      parameters, and the layer, written once. `DecoderOnlyModule` (decoder_only.py) and `EncoderDecoderModule`
      (encoder_decoder.py) list what the file provides. tests/toy_family.py is a minimal example.
-  2. Add one line to `FAMILIES` below.
+  2. Add its config to `FAMILIES` and `Config` below.
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,11 @@ from prompt_jax.models.encoder_decoder import EncoderDecoder
 from prompt_jax.models.prompt import Prompt, check_prompt_ids
 from prompt_jax.models.rope import long_rope
 
-Config = Any  # an instance of a class in FAMILIES
+# For type checkers: the configs of `FAMILIES`, so that code for all families uses fields that all of them have.
+if TYPE_CHECKING:
+    Config = t5.T5Config | gpt2.GPT2Config | bart.BartConfig | llama.LlamaConfig
+else:
+    Config = Any
 Family = DecoderOnly | EncoderDecoder
 
 FAMILIES: dict[type, Family] = {
@@ -45,7 +49,7 @@ FAMILIES: dict[type, Family] = {
 IN_PAPERS = (t5.T5Config, gpt2.GPT2Config, bart.BartConfig)
 
 
-def embedding_table(params: Any, config: Any) -> Float[Array, "V D"]:
+def embedding_table(params: Any, config: Config) -> Float[Array, "V D"]:
     """Return the embeddings of all tokens, as the model reads them: the space of virtual tokens."""
     table, scale = params["embedding"], getattr(config, "embedding_scale", 1.0)
     return table if scale == 1.0 else table * jnp.asarray(scale, table.dtype)
@@ -55,19 +59,19 @@ class ContextError(UserError, ValueError):
     """A text and its prompt need more positions than the model has, or than the prompt was trained for."""
 
 
-def family(config: Any) -> Family:
+def family(config: Config) -> Family:
     """Return the family of a model's config."""
     return FAMILIES[type(config)]
 
 
-def is_in_papers(config: Any) -> bool:
+def is_in_papers(config: Config) -> bool:
     """Return whether the papers used this family. For those, the defaults of options are the papers'."""
     return isinstance(config, IN_PAPERS)
 
 
 def forward(
     params: Any,
-    config: Any,
+    config: Config,
     batch: dict[str, Any],
     prompt: Prompt | None = None,
     *,
@@ -105,12 +109,12 @@ def forward(
 
 @partial(jax.jit, static_argnames="config")
 def _forward(
-    params: Any, config: Any, batch: dict[str, Any], prompt: Prompt | None, key: PRNGKeyArray | None
+    params: Any, config: Config, batch: dict[str, Any], prompt: Prompt | None, key: PRNGKeyArray | None
 ) -> Float[Array, "B T V"]:
     return family(config).forward(params, config, batch, prompt, key=key)
 
 
-def check_context(config: Any, prompt: Prompt | None, source: int, target: int) -> Config:
+def check_context(config: Config, prompt: Prompt | None, source: int, target: int) -> Config:
     """Return the config for a prompt, `source` tokens and `target` tokens. Some rotary positions depend on the length.
 
     Raises:

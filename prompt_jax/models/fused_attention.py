@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_jax.config.model import Attention, Dtype
+from prompt_jax.config.model import Attention
 from prompt_jax.models.dropout import apply_dropout, kept, random_seeds
 
 MASKED = -1e9
@@ -86,12 +86,6 @@ def has_large_vector_memory() -> bool:
 def is_fused(attention: Attention) -> bool:
     """Return whether the option asks for the kernel."""
     return attention == "fused" or (attention == "auto" and platform() != "cpu")
-
-
-def takes(config: Any, dtype: Dtype, dropout_rate: float = 0.0) -> bool:
-    """Return whether this platform's kernel takes a model with this `model.dtype`, and dropout on attention weights."""
-    on_gpu = dtype != "float32" and dropout_rate == 0.0 and getattr(config, "attention_softcap", None) is None
-    return platform() != "gpu" or (on_gpu and config.d_kv <= 128)
 
 
 def suits(q: Any, key_values: Sequence[Any]) -> bool:

@@ -13,14 +13,14 @@ from prompt_jax.checkpoints.weights import abstract
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.config.model import ModelConfig
 from prompt_jax.distributed.chips import Chip, chip_of
-from prompt_jax.distributed.costs import Workload, choose_mesh, choose_remat, virtual_slots
+from prompt_jax.distributed.costs import Workload, choose_mesh, choose_remat, takes_kernel, virtual_slots
 from prompt_jax.distributed.sharding import mesh_shape
 from prompt_jax.experiment import Experiment
 from prompt_jax.methods import Method
 from prompt_jax.methods.full import FullTuning
 from prompt_jax.methods.last_layers import LastLayersTuning
-from prompt_jax.models import family
-from prompt_jax.models.fused_attention import is_fused, takes
+from prompt_jax.models import Config, family
+from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.task_format import TaskFormat
 
 
@@ -39,7 +39,7 @@ def with_mesh(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, mesh=mesh)
 
 
-def with_remat(experiment: Experiment, config: Any, work: Workload, mesh: Mesh | None, chip: Chip) -> Experiment:
+def with_remat(experiment: Experiment, config: Config, work: Workload, mesh: Mesh | None, chip: Chip) -> Experiment:
     """Return the experiment with the remat that `model.remat auto` chooses, or unchanged without it.
 
     Args:
@@ -58,7 +58,7 @@ def with_remat(experiment: Experiment, config: Any, work: Workload, mesh: Mesh |
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
 
 
-def workload(experiment: Experiment, config: Any) -> Workload:
+def workload(experiment: Experiment, config: Config) -> Workload:
     """Return the work of an experiment's steps, for inputs and targets of the greatest length."""
     data, default = experiment.data, TaskFormat("{text}")
     longest = max(experiments.members(experiment), key=lambda member: member.prompt.stored_length).prompt
@@ -66,7 +66,7 @@ def workload(experiment: Experiment, config: Any) -> Workload:
     return work_of(experiment, config, longest, _trained(longest, experiment.model, config), source, target)
 
 
-def work_of(experiment: Experiment, config: Any, method: Method, trained: Any, source: int, target: int) -> Workload:
+def work_of(experiment: Experiment, config: Config, method: Method, trained: Any, source: int, target: int) -> Workload:
     """Return the work of an experiment's steps.
 
     Args:
@@ -91,7 +91,7 @@ def work_of(experiment: Experiment, config: Any, method: Method, trained: Any, s
         trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
         dtype=experiment.model.dtype,
         remat=experiment.model.remat,
-        fused=is_step_fused(experiment) and takes(config, experiment.model.dtype, train.dropout_rate),
+        fused=is_step_fused(experiment) and takes_kernel(config, experiment.model.dtype, train.dropout_rate),
     )
 
 
@@ -101,7 +101,7 @@ def is_step_fused(experiment: Experiment) -> bool:
     return is_fused(experiment.model.attention) and not trains_base
 
 
-def _trained(method: Method, options: ModelConfig, config: Any) -> Any:
+def _trained(method: Method, options: ModelConfig, config: Config) -> Any:
     """Return the shapes of a member's trainable parameters."""
     table = family(config).parameters(config)
     simple: Any = dataclasses.replace(method, **{"init": "uniform"} if hasattr(method, "init") else {})

@@ -44,7 +44,7 @@ from prompt_jax.errors import ConfigError
 from prompt_jax.experiment import Experiment
 from prompt_jax.inference import logits_rules
 from prompt_jax.methods import Method
-from prompt_jax.models import ContextError, check_context
+from prompt_jax.models import Config, ContextError, check_context
 from prompt_jax.models.delta import Delta
 from prompt_jax.models.fused_attention import is_fused
 from prompt_jax.models.prompt import Prompt, unstack_prompts
@@ -220,7 +220,7 @@ def _place(batch: GroupBatch, sharding: NamedSharding | None) -> dict[str, jax.A
     return read_to_devices(batch.read, batch.shape, sharding)
 
 
-def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | None) -> Any:
+def train_step(experiment: Experiment, config: Config, steps: int, mesh: Mesh | None) -> Any:
     """Return the jitted step of a group of members. It donates the memory of its first argument to the new states.
 
     Args:
@@ -230,11 +230,13 @@ def train_step(experiment: Experiment, config: Any, steps: int, mesh: Mesh | Non
       mesh: the devices; None is a single device.
     """
     options, fsdp = experiment.train, experiment.mesh.fsdp and mesh is not None
+    remat = experiment.model.remat
+    assert remat != "auto"  # `prepare` has chosen
     step = make_train_step(
         dataclasses.replace(
             config,
             dropout_rate=options.dropout_rate,
-            remat=experiment.model.remat,
+            remat=remat,
             fused_attention=is_step_fused(experiment),
             fsdp=fsdp,
         ),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from prompt_jax.methods import Method
 from prompt_jax.methods.method import FROZEN
-from prompt_jax.models import family
+from prompt_jax.models import Config, family
 from prompt_jax.models.delta import params_and_prompt
 from prompt_jax.models.layers import collect_tables
 
@@ -93,7 +93,7 @@ def token_sums(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: 
 
 
 def make_train_step(
-    config: Any,
+    config: Config,
     method: Method,
     optimizer: optax.GradientTransformation,
     *,

@@ -1,10 +1,12 @@
 """Tests of the analytic estimate, against figures of compiled programs and counts by hand."""
 
 import dataclasses
+import itertools
 
 import pytest
 
 from prompt_jax.checkpoints.config_files import model_config
+from prompt_jax.checkpoints.load import load_config
 from prompt_jax.config.mesh import MeshConfig
 from prompt_jax.distributed.chips import CHIPS, GIB
 from prompt_jax.distributed.costs import (
@@ -15,10 +17,12 @@ from prompt_jax.distributed.costs import (
     fits,
     generation_row_bytes,
     meshes,
+    takes_kernel,
     training_cost,
     weight_bytes,
 )
 from prompt_jax.errors import ConfigError
+from prompt_jax.models import bart, fused_attention
 from tools.planner.programs import base_config
 
 SIZES = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16)}
@@ -175,6 +179,55 @@ def test_keys_that_do_not_fit_on_the_chip_have_scores_in_memory():
         for source in (8192, 16384)
     )
     assert long > 2 * short + 2 * 32 * 16384**2 * 8
+
+
+BART = bart.BartConfig(
+    vocab_size=1000,
+    positions=1024,
+    d_model=256,
+    encoder_layers=4,
+    encoder_heads=4,
+    encoder_d_ff=512,
+    decoder_layers=2,
+    decoder_heads=2,
+    decoder_d_ff=1024,
+)
+
+
+def test_an_encoder_and_a_decoder_of_different_sizes_by_hand():
+    """BART with another number of layers and heads, and other widths, in the decoder. No prompt, one row."""
+    work = Workload((1,), None, 1, 1, 300, 50, 0, 0, 0, "bfloat16", "none")
+    attention, source, target = 4 * 256 * 256, 300, 50
+    encoder = 4 * (attention + 2 * 256 * 512) * source
+    decoder = 2 * ((attention + 2 * 256 * 1024 + attention / 2) * target + attention / 2 * source)
+    logits = 256 * 1000 * target
+    # The products of queries with keys, and of weights with values, have twice as many products in the backward pass.
+    scores = 2 * 256 * (4 * source**2 + 2 * (target**2 + target * source))
+    flops = 2 * (2 * (encoder + decoder + logits) + 3 * scores)
+    assert training_cost(BART, work, MeshConfig(), CHIPS["v5e"]).compute * 197e12 == pytest.approx(flops)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_kernels_take_an_encoder_and_a_decoder_of_different_sizes(remat):
+    """Where they do, less goes through memory."""
+    plain = Workload((8,), 1, 32, 1, 512, 128, 0, 10, 10 * 256, "bfloat16", remat)
+    fused = dataclasses.replace(plain, fused=True)
+    costs = [training_cost(BART, work, MeshConfig(), CHIPS["v5e"]) for work in (plain, fused)]
+    assert costs[1].transfer < costs[0].transfer and costs[1].memory < costs[0].memory
+
+
+@pytest.mark.parametrize("name", ["t5_v11", "gpt2", "bart", "llama", "gemma2"])
+def test_every_family_has_an_estimate(name, fixtures, monkeypatch):
+    config = load_config(fixtures / name / "base")
+    for fused, remat in itertools.product([False, True], ["none", "dots", "full"]):
+        work = Workload((2,), None, 8, 1, 64, 32, 0, 5, 100, "bfloat16", remat, fused)
+        cost = training_cost(config, work, MeshConfig(), CHIPS["v6e"])
+        assert 0 < cost.memory < GIB and cost.compute > 0 and cost.transfer > 0
+        assert evaluation_rows(config, work, MeshConfig(), CHIPS["v6e"]) > 1
+        assert choose_mesh(config, dataclasses.replace(work, remat="auto"), CHIPS["v6e"], 2).ensemble == 2
+    monkeypatch.setattr(fused_attention, "platform", lambda: "gpu")
+    assert takes_kernel(config, "bfloat16") == (name != "gemma2")  # has a soft cap
+    assert not takes_kernel(config, "float32") and not takes_kernel(config, "bfloat16", 0.1)
 
 
 def test_a_run_that_fits_on_no_mesh():

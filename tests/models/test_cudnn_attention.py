@@ -12,8 +12,10 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 import xla_attention
 from adapters import assert_close
+from prompt_jax.distributed.costs import takes_kernel
 from prompt_jax.models import fused_attention
 from prompt_jax.models.attention import KeyValues, attend
+from tools.planner.programs import base_config
 
 
 @pytest.fixture
@@ -152,19 +154,12 @@ def test_what_cudnn_does_not_take_is_computed_by_xla(calls, changes, options):
     assert not calls
 
 
-@dataclasses.dataclass
-class Sizes:
-    """The fields of a configuration that decide whether the kernel takes a model."""
-
-    d_kv: int = 64
-    attention_softcap: float | None = None
-
-
 def test_estimates_count_scores_where_the_kernel_does_not_apply(calls, monkeypatch):
-    takes = functools.partial(fused_attention.takes, Sizes())
+    config = base_config("meta-llama/Llama-3.2-1B")  # heads of 64
+    takes = functools.partial(takes_kernel, config)
     assert takes("bfloat16") and takes("int8") and not takes("float32") and not takes("bfloat16", dropout_rate=0.1)
-    assert not fused_attention.takes(Sizes(attention_softcap=50.0), "bfloat16")
-    assert not fused_attention.takes(Sizes(d_kv=256), "bfloat16")
+    assert not takes_kernel(dataclasses.replace(config, attention_softcap=50.0), "bfloat16")
+    assert not takes_kernel(dataclasses.replace(config, d_kv=256), "bfloat16")
     monkeypatch.setattr(fused_attention, "platform", lambda: "tpu")
     assert takes("float32", dropout_rate=0.1)
 
