@@ -17,6 +17,7 @@ from prompt_jax.distributed.sharding import RULES
 from prompt_jax.errors import ConfigError
 from prompt_jax.models import Config, family, fused_attention, fused_feed_forward
 from prompt_jax.models.bart import BartConfig
+from prompt_jax.models.llama import LlamaConfig
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prompt
 from prompt_jax.models.t5 import T5Config
@@ -32,6 +33,9 @@ _RESIDUAL_TRAFFIC = 8
 _KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
+_NORM_MEMORY = 3 * 4  # bytes of an element of a query or key, of its normalized value and of its gradient
+_RINGS = {2: 16, 3: 4}  # axes of a torus -> the length from which an axis wraps around
+_TILE = 8  # rows of a TPU's tile
 _STATES = 4 * 4  # bytes of a trainable parameter, its gradient and two moments
 # The share of the time to collect fully sharded weights in which XLA does not compute at the same time.
 _EXPOSED = 0.33
@@ -112,7 +116,7 @@ class _Matrix(NamedTuple):
     layers: int
     tokens: int  # of a row that it multiplies
     reduces_output: bool  # the output is summed over `mesh.model`; otherwise the gradient of the input is
-    is_last: bool  # of the layer: remat does not recompute its output
+    is_last: bool  # of the layer: remat recomputes its output only if a norm follows
     on_chip: bool  # a kernel keeps its activations of the sharded width on the chip, if `mesh.model` is 1
 
 
@@ -149,8 +153,12 @@ def training_cost(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) 
     flops += sum(4 * s.number * s.width * s.layers * (3 + again + (0 if s.in_memory else 0.5)) for s in scores)
     moved = sum(s.number * s.layers for s in scores if s.in_memory) * _SCORE_TRAFFIC * (2 + again) / mesh.model
     reduced, reductions = 0.0, 0
+    # If a norm follows the last sublayer, its gradient needs the sublayer's output, which remat recomputes.
+    normed = isinstance(config, BartConfig) or (isinstance(config, LlamaConfig) and config.post_norms)
     for m in matrices:
-        forward, tokens = 1 + (full and not m.is_last), m.tokens * m.layers
+        forward, tokens = 1 + (full and (normed or not m.is_last)), m.tokens * m.layers
+        # Remat then runs the fused kernel again, and its backward pass computes the hidden activations once more.
+        forward += normed and m.on_chip and not m.is_last
         flops += (forward + 1) * 2 * m.width * m.sharded_width * tokens
         inner = 0 if m.on_chip and mesh.model == 1 else m.sharded_width / mesh.model
         moved += (forward + 1) * (m.width + inner) * width * tokens
@@ -163,23 +171,39 @@ def training_cost(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) 
     traffic = rows * (moved + _KEPT_TRAFFIC * kept) + (2 + full) * read * times
     interconnect = _ring_seconds(rows * reduced, reductions * times, mesh.model, chip)
     interconnect += _ring_seconds(4 * members * work.trained, members / at_once, mesh.data, chip)
-    collected = (_whole_layers(config, work.dtype) if mesh.fsdp else 0.0) * 2 * times * (mesh.data - 1) / mesh.data
-    # The two passes over a causal model, for source and target, also have the gradients of a layer's activations.
-    working = _layer_bytes(config, work, mesh.model) * (1 + family(config).causal)
-    working += _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
-    activations = at_once * work.rows / mesh.data * (kept + working)
+    whole = _collected(config, work.dtype, mesh)
+    collected = whole.layers * 2 * times * (mesh.data - 1) / mesh.data
+    collecting = collected / (_links(mesh.data, chip) * chip.link)
+    logits = _LOGIT_MEMORY * work.target * config.vocab_size / mesh.model
+    rows_at_once = at_once * work.rows / mesh.data
+    working = rows_at_once * _layer_bytes(config, work, mesh.model) + whole.layer
+    if work.parts > 1 or at_once < largest:  # tables are collected before the loop, and stay whole during it
+        working += sum(whole.tables)
+    else:
+        working = max(working, *whole.tables, 0)
+    weights += _rearranged_bytes(config, work, mesh)
     return Cost(
-        memory=weights + _rearranged_bytes(config, work, mesh) + _STATES * members * work.trained + activations,
+        memory=weights + _STATES * members * work.trained + rows_at_once * (kept + logits) + working,
         compute=rows * flops / mesh.model / chip.peak,
         transfer=(traffic + collected) / chip.bandwidth,
-        interconnect=interconnect + _EXPOSED * collected / chip.link,
-        overlapped=(1 - _EXPOSED) * collected / chip.link,
+        interconnect=interconnect + _EXPOSED * collecting,
+        overlapped=(1 - _EXPOSED) * collecting,
     )
 
 
 def _ring_seconds(size: float, count: float, devices: int, chip: Chip) -> float:
     """Return the seconds of `count` all-reduces of `size` bytes together, in a ring of devices."""
-    return 2 * (devices - 1) * (size / devices / chip.link + count * HOP)
+    return 2 * (devices - 1) * (size / devices / (_links(devices, chip) * chip.link) + count * HOP)
+
+
+def _links(devices: int, chip: Chip) -> int:
+    """Return how many links of a chip a collective uses: two along each axis that wraps around, one along another."""
+    if chip.axes == 0:
+        return 1
+    links, ring = 0, _RINGS[chip.axes]
+    while devices >= ring:
+        links, devices = links + 2, devices // ring
+    return min(max(links + (devices > 1), 1), 2 * chip.axes)
 
 
 def fits(cost: Cost, chip: Chip) -> bool:
@@ -190,7 +214,8 @@ def fits(cost: Cost, chip: Chip) -> bool:
 def evaluation_rows(config: Config, work: Workload, mesh: MeshConfig, chip: Chip, most: int = 1024) -> int:
     """Return the largest power of two of rows that a batch of generation can have; 0 if not even one fits."""
     of_device = generation_row_bytes(config, work) / (mesh.ensemble * mesh.data * mesh.model)
-    free = USABLE * chip.memory - weight_bytes(config, work.dtype, mesh)
+    whole = _collected(config, work.dtype, mesh)
+    free = USABLE * chip.memory - weight_bytes(config, work.dtype, mesh) - whole.layer - sum(whole.tables)
     return max((2**n for n in range(int(math.log2(most)) + 1) if 2**n * of_device <= free), default=0)
 
 
@@ -215,16 +240,28 @@ def weight_bytes(config: Config, dtype: Dtype, mesh: MeshConfig) -> float:
         if mesh.fsdp and len(parameter.shape) > 1 and "buckets" not in parameter.axes:
             parts = mesh.data
         total += _bytes(parameter, dtype) / parts
-    if mesh.fsdp:  # one layer of each stack, and the tables, are whole
-        layers = _whole_layers(config, dtype)
-        depth = max(parameter.layers or 1 for parameter in family(config).parameters(config))
-        total += layers / depth + sum(_bytes(p, dtype) for p in family(config).parameters(config) if not p.layers)
     return total
 
 
-def _whole_layers(config: Config, dtype: Dtype) -> float:
-    """Return the bytes of all layers."""
-    return sum(_bytes(parameter, dtype) for parameter in family(config).parameters(config) if parameter.layers)
+class _Collected(NamedTuple):
+    """The bytes of weights that `mesh.fsdp` collects; zeros without it."""
+
+    layers: float = 0.0  # of all layers
+    layer: float = 0.0  # of one layer of each stack
+    tables: tuple[float, ...] = ()  # of each table, and its copy where a device's rows do not fill whole tiles
+
+
+def _collected(config: Config, dtype: Dtype, mesh: MeshConfig) -> _Collected:
+    if not mesh.fsdp:
+        return _Collected()
+    parameters = family(config).parameters(config)
+    layers = [(_bytes(parameter, dtype), parameter.layers) for parameter in parameters if parameter.layers]
+    tables = (
+        _bytes(parameter, dtype) * (1 if max(parameter.shape) / mesh.data % _TILE == 0 else 2)
+        for parameter in parameters
+        if not parameter.layers
+    )
+    return _Collected(sum(size for size, _ in layers), sum(size / depth for size, depth in layers), tuple(tables))
 
 
 def _bytes(parameter: Parameter, dtype: Dtype) -> float:
@@ -379,10 +416,9 @@ def _kept_bytes(config: Config, work: Workload, model: int) -> float:
             kept = width * sum(outputs)
         case "none":  # also the results of activation functions and norms
             in_memory = sum(s.number * s.layers for s in scores if s.in_memory)
-            kept = 2 * width * sum(outputs) + (4 + width) * in_memory / model
-    if family(config).causal:  # the keys and values of a source, for its target, and their gradients
-        layers, heads, head_width = family(config).sites(config)["decoder_self"]
-        kept += 2 * 2 * width * layers * heads * head_width * work.source / model
+            factor = 1.3 if isinstance(config, LlamaConfig) else 2  # fitted
+            kept = factor * width * sum(outputs) + (4 + width) * in_memory / model
+            kept += 4 * sum(s.layers for s in scores) * _normalized_numbers(config, work) / model
     return kept
 
 
@@ -402,4 +438,12 @@ def _layer_bytes(config: Config, work: Workload, model: int) -> float:
     """Return the bytes of a row's activations in one layer of each stack."""
     products = sum((m.width + m.sharded_width / model) * m.tokens for m in _matrices(config, work))
     scores = sum(each.number for each in _scores(config, work) if each.in_memory) / model
-    return products * _ACTIVATION[work.dtype] + scores * _SCORE_MEMORY
+    normed = _normalized_numbers(config, work) / model
+    return products * _ACTIVATION[work.dtype] + scores * _SCORE_MEMORY + normed * _NORM_MEMORY
+
+
+def _normalized_numbers(config: Config, work: Workload) -> int:
+    """Return how many numbers of a row's queries and keys are normalized in one layer, in float32."""
+    if not isinstance(config, LlamaConfig) or not config.qk_norm:
+        return 0
+    return (config.num_heads + config.kv_heads) * config.d_kv * (work.source + work.target)

@@ -5,12 +5,15 @@ these, the skeleton builds the forward pass, prefill and decoding, activations f
 virtual tokens to a prefix. A layer is written once. It calls `attend(q, k, v, key) -> (mixed, kept)`: in teacher
 forcing this attends to the text and the prefix; in decoding it also appends to the cache.
 
-A batch may split a text into source and target, as in Li and Liang (2021). `encode` reads the source and keeps its keys
-and values, and `decode` reads the start token and the target. The result equals reading one text, but only the target's
-logits are computed, and batches look like those of encoder-decoders.
+A batch may split a text into source and target, as in Li and Liang (2021). The result equals reading one text, but only
+the target's logits are computed, and batches look like those of encoder-decoders. `forward` reads source and target in
+one loop over the layers: in each layer, the target attends to the keys and values that the source has just computed. So
+weights that are sharded over devices are collected once in each pass, and with `remat full` a step keeps no keys and
+values. Generation, and scores of several targets, need the source's keys and values of all layers: `encode` returns
+them, and `decode` reads a target after them.
 
-A prompt before the text does not depend on the text. So virtual tokens are converted to the equivalent prefix
-(`as_prefix`), computed once for the whole batch and shared by all rows.
+A prompt before the text does not depend on the text. So the loop reads virtual tokens once for the whole batch, and all
+rows share their keys and values. `as_prefix` converts virtual tokens to the equivalent prefix.
 
 Positions count real tokens only, so padding on any side changes nothing.
 
@@ -30,7 +33,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from prompt_jax.models.attention import KeyValues, attend
 from prompt_jax.models.cache import Cache, decode_layers, empty_cache
 from prompt_jax.models.hugging_face import HuggingFace
-from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv
+from prompt_jax.models.inputs import PastKeyValues, gather_positions, left_aligned_order, prefix_kv, used_mask
 from prompt_jax.models.layers import Params, apply_adapter, depth, run_layers, split_key
 from prompt_jax.models.parameter import Parameter
 from prompt_jax.models.prompt import Prefix, Prompt, PromptPartError, Site, check_parts, check_prompt_ids
@@ -85,10 +88,39 @@ class DecoderOnlyModule(Protocol):
 
 
 class Encoded(NamedTuple):
-    """Keys and values before the target: prefix, source and infix."""
+    """Keys and values before the target: a prefix or infix, virtual tokens, and the source."""
 
     past: tuple[PastKeyValues, ...]
     position: Int[Array, "#B"]  # the start token's position
+
+
+class _Text(NamedTuple):
+    """Tokens that a loop over layers reads: the virtual tokens, the source, or the target.
+
+    They attend to `past`, to the texts before them in the same loop, and to themselves.
+
+    Attributes:
+      x: embedded tokens, [B, T, D], or [N, P, D] for the virtual tokens of N prompts.
+      positions: [#B, T].
+      past: keys and values before them that are already computed, such as a prefix's.
+      key: enables dropout.
+      used: [N, P], which virtual tokens are used; None if all are. A source needs no mask: its padding comes last.
+      seen: mask, positions and prompt ids with which later texts see these tokens; `as_past` adds keys and values.
+      shared: whether all rows of later texts see the first row of this one.
+    """
+
+    x: Float[Array, "B T D"]
+    positions: Int[Any, "#B T"]
+    past: tuple[PastKeyValues, ...]
+    key: PRNGKeyArray | None
+    used: Any = None
+    seen: PastKeyValues = PastKeyValues(None)
+    shared: bool = False
+
+    def as_past(self, keys: Array, values: Array) -> PastKeyValues:
+        """Return the keys and values of all layers, or of one layer, as later texts see them."""
+        layers = (jnp.squeeze(keys, -4), jnp.squeeze(values, -4)) if self.shared else (keys, values)
+        return self.seen._replace(layers=layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +181,14 @@ class DecoderOnly:
         """
         keys = split_key(key, 2)
         if "decoder_inputs" in batch:
-            encoded = self.encode(params, config, batch, prompt, key=keys[0])
-            return self.decode(params, config, encoded, batch, prompt, key=keys[1])
-        before, between = self._prefixes(params, config, batch, prompt, keys[0])
-        if between.layers is not None:
+            texts, encoded = self._before_target(params, config, batch, prompt, keys[0])
+            return self._logits(params, config, texts, encoded, batch, keys[1])
+        texts, before, between = self._prompt(params, config, batch, prompt, keys[0])
+        if between is not None:
             raise PromptPartError("an infix stands between source and target; pass the target as `decoder_inputs`")
-        text = {"decoder_inputs": batch["inputs"], "decoder_mask": batch["inputs_mask"]}
-        return self.decode(params, config, Encoded((before,), before.used_slots), text, prompt, key=keys[1])
+        encoded = Encoded(before, _used_slots(texts, before))
+        target = {"decoder_inputs": batch["inputs"], "decoder_mask": batch["inputs_mask"]}
+        return self._logits(params, config, texts, encoded, target, keys[1])
 
     def encode(
         self,
@@ -167,20 +200,10 @@ class DecoderOnly:
         key: PRNGKeyArray | None = None,
     ) -> Encoded:
         """Read the source after the prompt. Arguments as for `forward`."""
-        keys = split_key(key, 2)
-        before, between = self._prefixes(params, config, batch, prompt, keys[0])
-        order = left_aligned_order(batch["inputs_mask"])
-        ids = gather_positions(batch["inputs"], order)
-        mask = gather_positions(batch["inputs_mask"], order).astype(bool)
-        first = before.used_slots
-        x = self.module.embed(params, ids, config)
-        positions = first[:, None] + np.arange(ids.shape[1])[None]
-        _, source = self._run(params, config, x, positions, (before,), key=keys[1])
-        end = first + mask.sum(axis=1, dtype=jnp.int32)
-        read = self._placed(config, PastKeyValues(source, used=mask), first)
-        if between.positions is not None:
-            between = between._replace(positions=between.positions + end[:, None])
-        return Encoded((before, read, between), end + between.used_slots)
+        texts, encoded = self._before_target(params, config, batch, prompt, key)
+        read = self._run(params, config, texts, keep=True)
+        past = [text.as_past(*kept) for text, (_, kept) in zip(texts, read, strict=True)]
+        return encoded._replace(past=(*encoded.past, *past))
 
     def decode(
         self,
@@ -193,13 +216,45 @@ class DecoderOnly:
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T V"]:
         """Read the target after the encoded source, and return its logits. Arguments as for `forward`."""
+        return self._logits(params, config, (), encoded, batch, key)
+
+    def _before_target(
+        self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, key: PRNGKeyArray | None
+    ) -> tuple[tuple[_Text, ...], Encoded]:
+        """Return the texts before the target (virtual tokens and source), and what is already computed."""
+        keys = split_key(key, 2)
+        texts, before, between = self._prompt(params, config, batch, prompt, keys[0])
+        order = left_aligned_order(batch["inputs_mask"])
+        ids = gather_positions(batch["inputs"], order)
+        mask = gather_positions(batch["inputs_mask"], order).astype(bool)
+        first = _used_slots(texts, before)
+        positions = first[:, None] + np.arange(ids.shape[1])[None]
+        seen = self._in_windows(config, PastKeyValues(None, used=mask, positions=positions))
+        source = _Text(self.module.embed(params, ids, config), positions, before, keys[1], seen=seen)
+        end = first + mask.sum(axis=1, dtype=jnp.int32)
+        if between is None:
+            return (*texts, source), Encoded(before, end)
+        if between.positions is not None:
+            between = between._replace(positions=between.positions + end[:, None])
+        return (*texts, source), Encoded((*before, between), end + between.used_slots)
+
+    def _logits(
+        self,
+        params: Params,
+        config: Any,
+        texts: tuple[_Text, ...],
+        encoded: Encoded,
+        batch: Batch,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T V"]:
+        """Read the texts and the target, and return the target's logits."""
         ids, order = jnp.asarray(batch["decoder_inputs"]), None
         if batch.get("decoder_mask") is not None:
             order = left_aligned_order(batch["decoder_mask"])
             ids = gather_positions(ids, order)
         positions = encoded.position[:, None] + np.arange(ids.shape[1])[None]
-        x = self.module.embed(params, ids, config)
-        x, _ = self._run(params, config, x, positions, encoded.past, key=key)
+        target = _Text(self.module.embed(params, ids, config), positions, encoded.past, key)
+        *_, (x, _) = self._run(params, config, (*texts, target))
         if order is not None:
             x = gather_positions(x, jnp.argsort(order, axis=1))
         return self.module.logits(params, x, config)
@@ -211,52 +266,56 @@ class DecoderOnly:
 
         Arguments as for `forward`. Real positions come first in each row of the result.
         """
-        source = self.encode(params, config, batch, prompt).past[1].layers
-        assert source is not None
+        texts, _ = self._before_target(params, config, batch, prompt, None)
+        *_, (_, source) = self._run(params, config, texts, keep=True)
         return {"decoder_self": source}
 
     def _run(
-        self,
-        params: Params,
-        config: Any,
-        x: Float[Array, "B T D"],
-        positions: Int[Any, "#B T"],
-        past: Sequence[PastKeyValues],
-        *,
-        used: Any = None,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], KeyValueArrays]:
-        """Run embedded tokens through all layers. A token attends to the past, earlier tokens and itself.
-
-        Args:
-          x: embedded tokens.
-          positions: the positions of the tokens; consecutive without `used`.
-          past: keys and values before them, such as a prefix or the source.
-          used: [B, T], false for tokens that nothing attends to; None means all are used.
-          key: enables dropout.
+        self, params: Params, config: Any, texts: Sequence[_Text], *, keep: bool = False
+    ) -> list[tuple[Float[Array, "B T D"], Any]]:
+        """Run texts through all layers, in one loop.
 
         Returns:
-          the last layer's output, and the tokens' keys and values.
+          for each text, the last layer's output and, with `keep`, the keys and values [L, B, T, G, K].
         """
-        keys = split_key(key, 2)
-        x, shared = self.module.add_positions(params, x, positions, config, keys[0])
-        fused = config.fused_attention and used is None
+        keys = [split_key(text.key, 2) for text in texts]
+        embedded = [
+            self.module.add_positions(params, text.x, text.positions, config, key)
+            for text, (key, _) in zip(texts, keys, strict=True)
+        ]
 
-        def layer(x, weights, extra, keys):
-            window = weights.get("settings", {}).get("window")
-            before = [kv for each, one in zip(past, extra, strict=True) for kv in each.key_values(one, x.dtype)]
+        def layer(xs, weights, past, keys):
+            read: list[Any] = []
+            for n, text in enumerate(texts):
+                before = [
+                    kv for each, one in zip(text.past, past[n], strict=True) for kv in each.key_values(one, dtype)
+                ]
+                for earlier, (_, kept) in zip(texts[:n], read, strict=True):
+                    seen = earlier.as_past(*kept)
+                    before += seen.key_values(seen.layers, dtype)
+                read.append(self._read(text, xs[n], weights, embedded[n][1], before, config, keys[n]))
+            return [x for x, _ in read], [kept if keep else None for _, kept in read]
 
-            def self_attend(q, k, v, key=None, softcap=None):
-                itself = KeyValues(k, v, None, used, positions)
-                options: Any = {"softcap": softcap, "dropout_rate": config.dropout_rate, "fused": fused}
-                return attend(q, itself, *before, positions=positions, window=window, key=key, **options), (k, v)
+        xs, dtype = [x for x, _ in embedded], embedded[0][0].dtype
+        past = [tuple(each.layers for each in text.past) for text in texts]
+        options: Any = {"config": config, "key": [key for _, key in keys]}
+        xs, kept = run_layers(layer, xs, self._stacks(params, config), past, **options)
+        return list(zip(xs, kept, strict=True))
 
-            x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
-            return apply_adapter(x, weights), kept
+    def _read(
+        self, text: _Text, x: Array, weights: Params, shared: Any, before: list[KeyValues], config: Any, key: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Apply one layer to a text. A token attends to what is before the text, earlier tokens and itself."""
+        window, fused = weights.get("settings", {}).get("window"), config.fused_attention and text.used is None
 
-        extra = tuple(each.layers for each in past)
-        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.KEYS_PER_LAYER}
-        return run_layers(layer, x, self._stacks(params, config), extra, **options)
+        def self_attend(q, k, v, key=None, softcap=None):
+            itself = KeyValues(k, v, None, text.used, text.positions)
+            options: Any = {"softcap": softcap, "dropout_rate": config.dropout_rate, "fused": fused}
+            return attend(q, itself, *before, positions=text.positions, window=window, key=key, **options), (k, v)
+
+        keys = split_key(key, self.module.KEYS_PER_LAYER)
+        x, kept = self.module.layer(x, weights, shared, self_attend, config, keys)
+        return apply_adapter(x, weights), kept
 
     def _settings(self, config: Any) -> Mapping[str, np.ndarray]:
         return self.module.layer_settings(config) if hasattr(self.module, "layer_settings") else {}
@@ -287,6 +346,30 @@ class DecoderOnly:
         Raises:
           PromptPartError: virtual tokens after the input, whose keys and values depend on the input.
         """
+        stacked = prompt.stacked is not None
+        each: Any = prompt if stacked else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)  # [N, ...]
+        text = self._virtual_tokens(params, config, each, None, key)
+        if text is None:
+            return prompt
+        ((_, (keys, values)),) = self._run(params, config, (text,), keep=True)
+        keys, values = keys.swapaxes(0, 1), values.swapaxes(0, 1)  # [N, L, P, G, K]
+        converted = Prefix(keys, values, text.used, long_rope=long_rope(config))
+        if each.decoder_self is not None:
+            converted = _concatenate(each.decoder_self, converted)
+        result = Prompt(decoder_self=converted)
+        return result if stacked else jax.tree.map(lambda leaf: leaf[0], result)
+
+    def _virtual_tokens(
+        self, params: Params, config: Any, prompt: Any, ids: Any, key: PRNGKeyArray | None
+    ) -> _Text | None:
+        """Return the virtual tokens of N prompts, as a text that is still to be read; None without virtual tokens.
+
+        Args:
+          params, config: the frozen base.
+          prompt: leaves [N, ...].
+          ids: each row's prompt; None if there is one prompt, or if no text follows.
+          key: enables dropout.
+        """
         check_parts(prompt, ("encoder_tokens", "decoder_self"), self.name)
         tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
         if prefix is not None and not prefix.shift_positions:
@@ -294,7 +377,7 @@ class DecoderOnly:
                 f"{self.name} always counts positions on from a prefix; shift_positions=False is for BART"
             )
         if tokens is None:
-            return prompt
+            return None
         if tokens.placement == "after":
             raise PromptPartError(
                 f"virtual tokens after the input depend on it, and {self.name} does not support them; use an infix"
@@ -302,43 +385,49 @@ class DecoderOnly:
         if prefix is not None and (prefix.placement == "after" or prefix.always_visible):
             kind = "an infix" if prefix.placement == "after" else "one that is always visible"
             raise PromptPartError(f"virtual tokens can be combined with a prefix, but not with {kind}")
-        stacked = prompt.stacked is not None
-        each: Any = prompt if stacked else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)
-        tokens, prefix = each.encoder_tokens, each.decoder_self  # [N, ...]
         x = jnp.asarray(tokens.embeddings).astype(params["embedding"].dtype)
         rows, slots = x.shape[:2]
         used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
+        if used is not None:  # an attention weight of 0 times a value that is not finite is NaN
+            x = jnp.where(used[..., None], x, 0.0)
         past = self._placed(config, prefix_kv(prefix, jnp.arange(rows)))
         indices = jnp.arange(slots)[None] if used is None else jnp.maximum(jnp.cumsum(used, axis=1) - 1, 0)
         positions = past.used_slots[:, None] + indices
-        _, (keys, values) = self._run(params, config, x, positions, (past,), used=used, key=key)
-        keys, values = keys.swapaxes(0, 1), values.swapaxes(0, 1)  # [N, L, P, G, K]
-        converted = Prefix(keys, values, used, long_rope=long_rope(config))
-        if prefix is not None:
-            converted = _concatenate(prefix, converted)
-        result = Prompt(decoder_self=converted)
-        return result if stacked else jax.tree.map(lambda leaf: leaf[0], result)
+        if ids is None:
+            seen = PastKeyValues(None, None, used, positions)
+        else:
+            of_rows = jnp.broadcast_to(positions, (rows, slots))[jnp.maximum(ids, 0)]
+            seen = PastKeyValues(None, ids, used_mask(used, ids, slots), of_rows)
+        return _Text(x, positions, (past,), key, used, self._in_windows(config, seen), shared=ids is None)
 
-    def _prefixes(
+    def _prompt(
         self, params: Params, config: Any, batch: Batch, prompt: Prompt | None, key: PRNGKeyArray | None
-    ) -> tuple[PastKeyValues, PastKeyValues]:
-        """Return the prefix before the text, and the infix between source and target."""
+    ) -> tuple[tuple[_Text, ...], tuple[PastKeyValues, ...], PastKeyValues | None]:
+        """Return the virtual tokens, if any, the prefix before the text, if any, and the infix before the target."""
         ids = batch.get("prompt_ids")
         check_prompt_ids(prompt, ids, len(batch["inputs"]))
-        prefix = None if prompt is None else self.as_prefix(params, config, prompt, key=key).decoder_self
+        if prompt is None:
+            return (), (), None
+        stacked = prompt if ids is not None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], prompt)
+        tokens = self._virtual_tokens(params, config, stacked, None if ids is None else jnp.asarray(ids), key)
+        texts, prefix = (() if tokens is None else (tokens,)), prompt.decoder_self
+        if prefix is None:
+            return texts, (), None
         past = prefix_kv(prefix, ids)
-        if prefix is None or not prefix.always_visible:
+        if not prefix.always_visible:
             past = self._placed(config, past)
-        if prefix is not None and prefix.placement == "after":
-            return PastKeyValues(None), past
-        return past, PastKeyValues(None)
+        return (texts, (), past) if prefix.placement == "after" else (texts, (past,), None)
 
-    def _placed(self, config: Any, past: PastKeyValues, first: Int[Array, "#B"] | int = 0) -> PastKeyValues:
-        """Return the past with the positions of its slots, the first of which is `first`, for sliding windows."""
-        if past.layers is None or "window" not in self._settings(config):
+    def _placed(self, config: Any, past: PastKeyValues) -> PastKeyValues:
+        """Return a prefix with the positions of its slots, for sliding windows."""
+        if past.layers is None:
             return past
         used = jnp.ones((1, past.length), bool) if past.used is None else past.used
-        return past._replace(positions=jnp.asarray(first).reshape(-1, 1) + jnp.cumsum(used, axis=1) - 1)
+        return self._in_windows(config, past._replace(positions=jnp.cumsum(used, axis=1) - 1))
+
+    def _in_windows(self, config: Any, past: PastKeyValues) -> PastKeyValues:
+        """Return the past without positions, so that it is always visible, if the family has no sliding windows."""
+        return past if "window" in self._settings(config) else past._replace(positions=None)
 
     # ----------------------------------------------------------------------------------------------------------
     # Decoding
@@ -398,6 +487,15 @@ class DecoderOnly:
 
         x, cache = decode_layers(layer, x, self._stacks(params, config), cache)
         return self.module.logits(params, x, config), cache
+
+
+def _used_slots(texts: Sequence[_Text], past: Sequence[PastKeyValues]) -> Int[Array, "#B"]:
+    """Return the number of used slots in each row, of virtual tokens and a prefix."""
+    slots = [each.used_slots for each in past]
+    for text in texts:
+        used = text.seen.used
+        slots.append(jnp.full(1, text.x.shape[1], jnp.int32) if used is None else used.sum(axis=1, dtype=jnp.int32))
+    return sum(slots, jnp.zeros(1, jnp.int32))
 
 
 def _concatenate(first: Any, second: Prefix) -> Prefix:

@@ -247,14 +247,14 @@ class EncoderDecoder:
         biases = self.module.biases(side, config, places, prefix.length, bidirectional=True)
         positions = _offset(prefix, prompt.encoder_self)[:, None] + places[None]
 
-        def layer(x, weights, extra, keys):
+        def layer(x, weights, extra, key):
+            keys = split_key(key, self.module.ENCODER_KEYS)
             self_attend = self._teacher_forced_attention(biases(weights), prefix, extra, config, mask=mask)
             x, kept = self.module.encoder_layer(x, weights, self_attend, config, keys)
             return apply_adapter(x, weights), kept if capture else None
 
         x = self.module.add_positions(side, x, positions, config, keys[0])
-        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.ENCODER_KEYS}
-        x, captured = run_layers(layer, x, side["layers"], prefix.layers, **options)
+        x, captured = run_layers(layer, x, side["layers"], prefix.layers, config=config, key=keys[1])
         return Encoded(self.module.final_norm(side, x, config, keys[2]), mask), captured
 
     def _decode(
@@ -280,7 +280,8 @@ class EncoderDecoder:
         biases = self.module.biases(side, config, places, prefix.length, bidirectional=False)
         positions = _offset(prefix, prompt.decoder_self)[:, None] + places[None]
 
-        def layer(x, weights, extra, keys):
+        def layer(x, weights, extra, key):
+            keys = split_key(key, self.module.DECODER_KEYS)
             self_attend = self._teacher_forced_attention(
                 biases(weights), prefix, extra[0], config, positions=places[None]
             )
@@ -294,8 +295,7 @@ class EncoderDecoder:
 
         x = self.module.add_positions(side, self.module.embed(params, ids, config), positions, config, keys[0])
         extra = prefix.layers, cross_prefix.layers
-        options: Any = {"config": config, "key": keys[1], "keys_per_layer": self.module.DECODER_KEYS}
-        x, captured = run_layers(layer, x, side["layers"], extra, **options)
+        x, captured = run_layers(layer, x, side["layers"], extra, config=config, key=keys[1])
         x = self.module.final_norm(side, x, config, keys[2])
         if order is not None:
             x = gather_positions(x, jnp.argsort(order, axis=1))

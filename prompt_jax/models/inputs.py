@@ -35,7 +35,7 @@ def virtual_tokens(
         virtual = jnp.broadcast_to(embeddings.astype(dtype)[None], (rows, *embeddings.shape))
         return virtual, jnp.broadcast_to(used[None], virtual.shape[:2])
     virtual = _gather_prompts(embeddings, ids).astype(dtype)
-    used = _used(mask, ids, virtual.shape[1])
+    used = used_mask(mask, ids, virtual.shape[1])
     # An attention weight of 0 times a value that is not finite would give NaN.
     return jnp.where(used[..., None], virtual, 0.0), used
 
@@ -45,7 +45,8 @@ class PastKeyValues(NamedTuple):
 
     Attributes:
       layers: (keys, values), scanned together with the model's layers: [L, P, G, K] for the whole batch,
-        [L, B, P, G, K] for each row, or [L, N, P, G, K] with `ids`. None for an empty past.
+        [L, B, P, G, K] for each row, or [L, N, P, G, K] with `ids`. None for an empty past, or if
+        they are kept elsewhere; `length` is then 0.
       ids: each row's index into N.
       used: mask of used slots; None if all are used.
       positions: the slots' positions, for sliding windows; None if the slots are always visible.
@@ -103,7 +104,7 @@ def prefix_kv(prefix: Prefix | None, ids: Int[Any, "B"] | None) -> PastKeyValues
         mask = jnp.take_along_axis(jnp.asarray(mask, bool), order, axis=-1)
     if ids is not None:
         keys, values = (leaf.swapaxes(0, 1) for leaf in leaves)
-        return PastKeyValues((keys, values), jnp.asarray(ids), _used(mask, ids, keys.shape[-3]))
+        return PastKeyValues((keys, values), jnp.asarray(ids), used_mask(mask, ids, keys.shape[-3]))
     if mask is not None:  # zeros, for the same reason as in virtual_tokens
         leaves = [jnp.where(mask[None, :, None, None], leaf, 0.0) for leaf in leaves]
     return PastKeyValues((leaves[0], leaves[1]), used=None if mask is None else mask[None])
@@ -115,7 +116,7 @@ def _gather_prompts(stacked: Float[Array, "N *rest"], ids: Int[Any, "B"]) -> Flo
     return stacked.at[jnp.where(ids == NO_PROMPT, 0, ids)].get(fill_value=jnp.nan, **_OUT_OF_RANGE)
 
 
-def _used(mask: Any, ids: Int[Any, "B"], length: int) -> Bool[Array, "B P"]:
+def used_mask(mask: Any, ids: Int[Any, "B"], length: int) -> Bool[Array, "B P"]:
     """Return the mask of each row's used slots; a row without a prompt uses none."""
     ids = jnp.asarray(ids)
     used = jnp.broadcast_to((ids != NO_PROMPT)[:, None], (len(ids), length))

@@ -27,44 +27,42 @@ _KEPT: dict[Remat, Callable] = {
 
 def run_layers(
     layer: Callable,
-    x: Float[Array, "B T D"],
+    x: Any,
     stacks: tuple[Params, ...],
     extra: Any = None,
     *,
     config: Any,
-    key: PRNGKeyArray | None,
-    keys_per_layer: int,
-) -> tuple[Float[Array, "B T D"], Any]:
-    """Apply `layer(x, weights, extra, keys) -> (x, output)` to each layer of each stack with `jax.lax.scan`.
+    key: Any,
+) -> tuple[Any, Any]:
+    """Apply `layer(x, weights, extra, key) -> (x, output)` to each layer of each stack with `jax.lax.scan`.
 
     Args:
-      layer: computes one layer. `keys` are `keys_per_layer` independent keys, or a None for each without `key`.
-      x: the input of the first layer.
+      layer: computes one layer. `key` is like the argument `key`, with independent keys for each layer.
+      x: the input of the first layer, an array [B, T, D] or a pytree of such arrays.
       stacks: weights with leaves [L_i, ...].
       extra: leaves [L, ...] over the layers of all stacks, or None.
       config: the model's, with the fields `remat` and `fsdp`. remat: the values that the backward pass recomputes:
         nothing ("none"), attention and activation functions ("dots"), or whole layers ("full"). fsdp: whether weights
         are sharded over the rows' devices; both passes then collect each layer's weights when they are needed.
-      key: enables dropout.
-      keys_per_layer: the number of dropout keys that a layer needs.
+      key: a key, or a pytree of keys, which enable dropout; None disables it.
 
     Returns:
       the last layer's x, and the outputs of all layers, [L, ...].
     """
 
     def body(x, scanned):
-        weights, layer_extra, key = scanned
+        weights, layer_extra, layer_key = scanned
         if config.fsdp:
             weights = collect(weights)
-        return layer(x, weights, layer_extra, split_key(key, keys_per_layer))
+        return layer(x, weights, layer_extra, layer_key)
 
     if config.remat != "none" or config.fsdp:
         body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[config.remat])
-    first, outputs = 0, []
-    for stack, stack_key in zip(stacks, split_key(key, len(stacks)), strict=True):
+    first, outputs, stack_keys = 0, [], _split_keys(key, len(stacks))
+    for number, stack in enumerate(stacks):
         count = depth(stack)
         stack_extra = jax.tree.map(lambda leaf: leaf[first : first + count], extra)  # noqa: B023
-        keys = None if key is None else jax.random.split(stack_key, count)
+        keys = _split_keys(jax.tree.map(lambda keys: keys[number], stack_keys), count)  # noqa: B023
         x, output = jax.lax.scan(body, x, (stack, stack_extra, keys))
         first += count
         outputs.append(output)
@@ -107,6 +105,11 @@ def depth(stack: Any) -> int:
 def split_key(key: PRNGKeyArray | None, count: int) -> Any:
     """Return `count` independent keys; without a key, `count` times None."""
     return (None,) * count if key is None else jax.random.split(key, count)
+
+
+def _split_keys(keys: Any, count: int) -> Any:
+    """Return a pytree like `keys`, with `count` independent keys in place of each one."""
+    return jax.tree.map(lambda key: jax.random.split(key, count), keys)
 
 
 def project_heads(x: Float[Array, "B T D"], weights: Float[Weights, "D H K"]) -> Float[Array, "B T H K"]:

@@ -88,28 +88,73 @@ def test_fused_feed_forward_sublayers(chip, transfer):
 
 # GiB of programs for int8 bases, batches of 32 rows, 2,048 + 16 tokens, remat full. Meshes are ensemble, data.
 CAUSAL = [
-    ("meta-llama/Meta-Llama-3-8B", "v5e", (1, 8), False, 14.97),
-    ("meta-llama/Meta-Llama-3-8B", "v5p", (8, 4), False, 20.06),
-    ("meta-llama/Meta-Llama-3-70B", "v5p", (4, 8), False, 97.66),
-    ("Qwen/Qwen3-0.6B", "v5e", (4, 2), False, 13.38),
-    ("Qwen/Qwen3-32B", "v5p", (8, 4), False, 60.53),
-    ("Qwen/Qwen3-32B", "v5e", (8, 32), True, 6.67),
-    ("google/gemma-3-27b-pt", "v5p", (8, 4), False, 65.12),
-    ("google/gemma-3-27b-pt", "v5e", (8, 32), True, 7.85),
+    ("meta-llama/Meta-Llama-3-8B", "v5e", (1, 8), False, 12.84),
+    ("meta-llama/Meta-Llama-3-8B", "v5p", (8, 4), False, 15.67),
+    ("meta-llama/Meta-Llama-3-70B", "v5p", (4, 8), False, 82.2),
+    ("Qwen/Qwen3-0.6B", "v5e", (4, 2), False, 5.8),
+    ("Qwen/Qwen3-32B", "v5p", (8, 4), False, 48.84),
+    ("Qwen/Qwen3-32B", "v5e", (8, 32), True, 5.47),
+    ("google/gemma-3-27b-pt", "v5p", (8, 4), False, 44.27),
+    ("google/gemma-3-27b-pt", "v5e", (8, 32), True, 7.6),
+    ("meta-llama/Meta-Llama-3-70B", "v5e", (8, 32), True, 7.01),
 ]
 
 
 @pytest.mark.parametrize("name, chip, sizes, fsdp, memory", CAUSAL)
 def test_the_memory_of_causal_models(name, chip, sizes, fsdp, memory):
-    """Beside the inputs of layers, they keep the keys and values of a source for its target."""
     config = base_config(name)
+    actual = training_cost(config, causal_work(config), MeshConfig(*sizes, fsdp=fsdp), CHIPS[chip])
+    assert actual.memory / GIB == pytest.approx(memory, rel=0.07)
+
+
+def test_whole_tables_stay_beside_a_loop_over_members_or_parts():
+    """GiB of fully sharded programs on v5e: Llama 3 70B, 1 x 8 x 1 in 4 parts; T5-XXL, 8 x 2 x 1 in 2 parts."""
+    config = base_config("meta-llama/Meta-Llama-3-70B")
+    work = dataclasses.replace(causal_work(config), rows=8, parts=4)
+    llama = training_cost(config, work, MeshConfig(1, 8, fsdp=True), CHIPS["v5e"])
+    assert llama.memory / GIB == pytest.approx(16.6, rel=0.03)
+    work = dataclasses.replace(WORK, rows=16, parts=2, fused=True)
+    xxl = training_cost(t5("xxl"), work, MeshConfig(8, 2, fsdp=True), CHIPS["v5e"])
+    assert xxl.memory / GIB == pytest.approx(13.5, rel=0.03)
+
+
+def test_the_collectives_of_a_causal_model():
+    """Llama 3 70B, 8 x 32 x 1 on v5e-256: libtpu's program collects 141 GB in 928 ms, of which 238 ms are exposed."""
+    config = base_config("meta-llama/Meta-Llama-3-70B")
+    actual = training_cost(config, causal_work(config), MeshConfig(8, 32, fsdp=True), CHIPS["v5e"])
+    assert actual.compute * 1e3 == pytest.approx(4365, rel=0.05)
+    assert (actual.interconnect + actual.overlapped) * 1e3 == pytest.approx(928, rel=0.06)
+    assert actual.interconnect * 1e3 == pytest.approx(238, rel=0.25)
+
+
+def test_groups_of_members_are_separate_steps():
+    """Each group collects the tables for its own step."""
+    config = base_config("meta-llama/Meta-Llama-3-70B")
+    work = dataclasses.replace(causal_work(config), rows=8, groups=(4,), at_once=None)
+    one, two = (
+        training_cost(config, dataclasses.replace(work, groups=groups), MeshConfig(1, 8, fsdp=True), CHIPS["v5e"])
+        for groups in ((4,), (4, 2))
+    )
+    assert two.memory == pytest.approx(one.memory, rel=0.01) and two.compute == pytest.approx(1.5 * one.compute)
+
+
+@pytest.mark.parametrize("chip, data, links", [("v5e", 8, 1), ("v5e", 16, 2), ("v5e", 32, 3), ("v5e", 512, 4)])
+def test_collectives_use_the_links_of_a_torus(chip, data, links):
+    """Llama 3 8B in int8. A v5e has four links, and an axis of 16 chips wraps around."""
+    config = base_config("meta-llama/Meta-Llama-3-8B")
+    work = dataclasses.replace(causal_work(config), groups=(1,), rows=512, trained=0)
+    actual = training_cost(config, work, MeshConfig(data=data, fsdp=True), CHIPS[chip])
+    matrices = 32 * (2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336)
+    collected = 2 * matrices * (data - 1) / data
+    assert actual.interconnect + actual.overlapped == pytest.approx(collected / links / 50e9, rel=0.02)
+
+
+def causal_work(config):
     changes = {"groups": (8,), "source": 2048, "tokens": 0, "slots": 100, "trained": 100 * config.d_model}
-    work = dataclasses.replace(WORK, dtype="int8", fused=True, **changes)
-    actual = training_cost(config, work, MeshConfig(*sizes, fsdp=fsdp), CHIPS[chip])
-    assert actual.memory / GIB == pytest.approx(memory, rel=0.15)
+    return dataclasses.replace(WORK, dtype="int8", fused=True, **changes)
 
 
-@pytest.mark.parametrize("remat, large, llama", [("none", 4.10, 6.05), ("dots", 2.72, 4.04), ("full", 1.65, 2.69)])
+@pytest.mark.parametrize("remat, large, llama", [("none", 4.10, 4.36), ("dots", 2.72, 3.90), ("full", 1.65, 2.58)])
 def test_the_memory_of_each_remat(remat, large, llama):
     """GiB of programs of one member in bfloat16: T5-large with 4 rows, and Llama 3.2 1B with 2 of 1,024 + 16 tokens."""
     work = dataclasses.replace(WORK, groups=(1,), rows=4, remat=remat, fused=True)
@@ -117,6 +162,31 @@ def test_the_memory_of_each_remat(remat, large, llama):
     config = base_config("meta-llama/Llama-3.2-1B")
     work = dataclasses.replace(work, rows=2, source=1024, tokens=0, slots=100, trained=100 * config.d_model)
     assert training_cost(config, work, MeshConfig(), CHIPS["v5e"]).memory / GIB == pytest.approx(llama, rel=0.1)
+
+
+LARGE_SIDE = {"layers": 12, "attention_heads": 16, "ffn_dim": 4096}
+GPT2 = {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024, "vocab_size": 50257}
+BART_LARGE = {"model_type": "bart", "d_model": 1024, "vocab_size": 50265, "max_position_embeddings": 1024}
+BART_LARGE |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in LARGE_SIDE.items()}
+
+
+@pytest.mark.parametrize(
+    "raw, remat, memory, compute",
+    [
+        (GPT2, "none", 4.32, 30.4),
+        (GPT2, "full", 0.95, 40.3),
+        (BART_LARGE, "none", 3.29, 20.3),
+        (BART_LARGE, "full", 0.99, 32.3),
+    ],
+)
+def test_gpt2_and_bart(raw, remat, memory, compute):
+    """GiB and milliseconds of programs of one member of GPT-2 medium or BART large, 8 rows of 500 + 16 tokens, v5e."""
+    config = model_config(raw, {}, source="published")
+    size = {"tokens": 0, "slots": 100} if raw is GPT2 else {"tokens": 100, "slots": 0}
+    work = dataclasses.replace(WORK, groups=(1,), rows=8, remat=remat, fused=True, source=500, **size)
+    actual = training_cost(config, work, MeshConfig(), CHIPS["v5e"])
+    assert actual.compute * 1e3 == pytest.approx(compute, rel=0.03)
+    assert actual.memory / GIB == pytest.approx(memory, rel=0.2)
 
 
 def test_weights_by_hand():

@@ -49,6 +49,8 @@ from prompt_jax.models.rope import Rope
 from prompt_jax.training.optimizers import make_optimizer
 from prompt_jax.training.step import TrainState, frozen_base, make_train_step, vmap_members
 from token_rows import make
+from tools.planner.hlo import parse
+from tools.planner.work import count_work
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASES = {"t5": "t5_v11", "gpt2": "gpt2", "bart": "bart"}
@@ -221,6 +223,7 @@ def test_a_fully_sharded_base_is_collected_and_only_prompts_are_reduced(found):
     fsdp = found["fsdp"]
     np.testing.assert_allclose(fsdp["losses"], found["step"]["losses on one"], rtol=1e-5)
     assert fsdp["reduced"] <= 5 * 64 and fsdp["share"] < 0.5
+    assert 1 < fsdp["collected"] <= 2, "a layer in each of the two passes, for prompt, source and target together"
 
 
 def test_fused_kernels_on_devices_are_the_plain_forms(found):
@@ -332,7 +335,10 @@ def fully_sharded(folder: Path) -> dict:
     sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in re.findall(r"\w\[([\d,]*)\]", reduced)]
     base = sum(leaf.nbytes for leaf in jax.tree.leaves(load_model(folder).params))
     share = compiled.memory_analysis().argument_size_in_bytes / base
-    return {"losses": losses, "reduced": int(max(sizes)), "share": share}
+    collectives = count_work(parse(compiled.as_text())).collectives
+    collected = sum(each.bytes * each.count for each in collectives if each.kind == "all-gather")
+    # A device processes two members, one after the other.
+    return {"losses": losses, "reduced": int(max(sizes)), "share": share, "collected": collected / base / 2}
 
 
 def in_kernels() -> dict:

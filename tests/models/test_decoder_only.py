@@ -6,6 +6,7 @@ It is compared with plain full attention in NumPy, with each key and value repea
 import dataclasses
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -154,6 +155,30 @@ def test_each_row_with_its_prompt(params):
         expected = reference(params, TEXTS[0], prompt)
         np.testing.assert_allclose(logits[row], expected, rtol=1e-4, atol=1e-4)
         assert tokens[row, 0] == expected[-1].argmax()
+
+
+def loops_over_layers(jaxpr) -> int:
+    """Return the number of loops over the layers in a program."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == "scan" and equation.params["length"] == CONFIG.layers
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            count += loops_over_layers(inner)
+    return count
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_each_pass_has_one_loop_over_the_layers(params, name):
+    """Virtual tokens, source and target are read in one loop, and so are their gradients."""
+    batch = whole(TEXTS[0][None, :4]) | {"decoder_inputs": TEXTS[0][None, 3:]}
+
+    def total(prompt):
+        return prompt_jax.forward(params, CONFIG, batch, prompt).sum()
+
+    prompt = PROMPTS[name]
+    assert loops_over_layers(jax.make_jaxpr(total)(prompt).jaxpr) == 1
+    if prompt is not None:
+        assert loops_over_layers(jax.make_jaxpr(jax.grad(total))(prompt).jaxpr) == 2
 
 
 def test_a_text_is_its_prefix(params):

@@ -200,6 +200,70 @@ def test_a_prompt_is_computed_once_for_the_batch(fixtures):
         assert repeated not in written
 
 
+def masked(tokens: Prompt, *unused: int) -> Prompt:
+    """Return a soft prompt of which these slots are unused."""
+    virtual = tokens.encoder_tokens
+    return Prompt(encoder_tokens=virtual.replace(mask=~np.isin(np.arange(virtual.slots), unused)))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "unused slots", "prefix and tokens", "infix", "stack"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_one_loop_over_the_layers_equals_one_for_each_part(fixtures, name, kind):
+    """`forward` reads prompt, source and target in one loop; `as_prefix`, `encode` and `decode` need three."""
+    model = prompt_jax.load_model(str(fixtures / name / "base"))
+    config, group = dataclasses.replace(model.config, dropout_rate=0.1), family(model.config)
+    infix = random_prefix(model, 3)
+    prompt = {
+        "tokens": random_tokens(model, 7),
+        "unused slots": masked(random_tokens(model, 7), 0, 3, 6),
+        "prefix and tokens": infix.replace(encoder_tokens=random_tokens(model, 7).encoder_tokens),
+        "infix": Prompt(decoder_self=infix.decoder_self.replace(placement="after")),
+        "stack": prompt_jax.stack_prompts([random_tokens(model, 7), masked(random_tokens(model, 7, seed=5), 2)]),
+    }[kind]
+    text = whole(random_text(model, 3, 9)) | {"decoder_inputs": random_text(model, 3, 6, seed=1)}
+    text["inputs_mask"][1, :4] = False
+    if kind == "stack":
+        text["prompt_ids"] = np.array([1, -1, 0])
+    keys = jax.random.split(jax.random.key(0))
+
+    def together(prompt):
+        return group.forward(model.params, config, text, prompt, key=jax.random.key(0))
+
+    def apart(prompt):
+        encoded = group.encode(model.params, config, text, prompt, key=keys[0])
+        return group.decode(model.params, config, encoded, text, prompt, key=keys[1])
+
+    def converted(prompt):
+        return group.forward(model.params, config, text, group.as_prefix(model.params, config, prompt))
+
+    assert_close(together(prompt), apart(prompt))
+    plain = group.forward(model.params, config, text, prompt)
+    assert_close(converted(prompt), plain)
+    weights = np.random.default_rng(0).normal(size=plain.shape)
+    floats = [leaf for leaf in jax.tree.leaves(prompt) if np.issubdtype(leaf.dtype, np.floating)]
+
+    def gradients(compute):
+        def loss(floats):
+            rest = iter(floats)
+            own = jax.tree.map(lambda leaf: next(rest) if np.issubdtype(leaf.dtype, np.floating) else leaf, prompt)
+            return (compute(own) * weights).sum()
+
+        return jax.grad(loss)(floats)
+
+    for one, other in zip(gradients(together), gradients(apart), strict=True):
+        assert_close(one, other)
+
+
+def test_values_in_unused_slots_do_not_matter(model):
+    tokens = masked(random_tokens(model, 5), 0, 2)
+    text = whole(random_text(model, 2, 6)) | {"decoder_inputs": random_text(model, 2, 4, seed=1)}
+    embeddings = np.array(tokens.encoder_tokens.embeddings)
+    embeddings[[0, 2]] = np.nan
+    garbage = Prompt(encoder_tokens=tokens.encoder_tokens.replace(embeddings=embeddings))
+    expected, actual = (prompt_jax.forward(model.params, model.config, text, each) for each in (tokens, garbage))
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_initial_tokens_are_scaled_embeddings(tiny_folders):
     """Gemma multiplies embeddings by the root of the model width. Virtual tokens do not pass through the table."""
     model = prompt_jax.load_model(str(tiny_folders["gemma3_text"]))
