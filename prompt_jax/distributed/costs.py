@@ -34,6 +34,7 @@ _KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
 _NORM_MEMORY = 3 * 4  # bytes of an element of a query or key, of its normalized value and of its gradient
+_FSDP_MEMORY = 1.1  # times the temporaries of decoder-only models, for weights in other layouts
 _RINGS = {2: 16, 3: 4}  # axes of a torus -> the length from which an axis wraps around
 _TILE = 8  # rows of a TPU's tile
 _STATES = 4 * 4  # bytes of a trainable parameter, its gradient and two moments
@@ -181,9 +182,11 @@ def training_cost(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) 
         working += sum(whole.tables)
     else:
         working = max(working, *whole.tables, 0)
-    weights += _rearranged_bytes(config, work, mesh)
+    temporary = rows_at_once * (kept + logits) + working
+    if mesh.fsdp and family(config).causal:
+        temporary *= _FSDP_MEMORY
     return Cost(
-        memory=weights + _STATES * members * work.trained + rows_at_once * (kept + logits) + working,
+        memory=weights + _rearranged_bytes(config, work, mesh) + _STATES * members * work.trained + temporary,
         compute=rows * flops / mesh.model / chip.peak,
         transfer=(traffic + collected) / chip.bandwidth,
         interconnect=interconnect + _EXPOSED * collecting,

@@ -112,7 +112,7 @@ def test_whole_tables_stay_beside_a_loop_over_members_or_parts():
     config = base_config("meta-llama/Meta-Llama-3-70B")
     work = dataclasses.replace(causal_work(config), rows=8, parts=4)
     llama = training_cost(config, work, MeshConfig(1, 8, fsdp=True), CHIPS["v5e"])
-    assert llama.memory / GIB == pytest.approx(16.6, rel=0.03)
+    assert llama.memory / GIB == pytest.approx(16.6, rel=0.05)
     work = dataclasses.replace(WORK, rows=16, parts=2, fused=True)
     xxl = training_cost(t5("xxl"), work, MeshConfig(8, 2, fsdp=True), CHIPS["v5e"])
     assert xxl.memory / GIB == pytest.approx(13.5, rel=0.03)
