@@ -207,7 +207,7 @@ def masked(tokens: Prompt, *unused: int) -> Prompt:
 
 
 @pytest.mark.parametrize("kind", ["tokens", "unused slots", "prefix and tokens", "infix", "stack"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "gemma3_text"])
 def test_one_loop_over_the_layers_equals_one_for_each_part(fixtures, name, kind):
     """`forward` reads prompt, source and target in one loop; `as_prefix`, `encode` and `decode` need three."""
     model = prompt_jax.load_model(str(fixtures / name / "base"))
