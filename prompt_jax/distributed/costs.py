@@ -34,7 +34,7 @@ _KEPT_TRAFFIC = 3
 _SCORE_MEMORY = 10  # bytes of a score, its softmax and its gradient
 _LOGIT_MEMORY = 12  # bytes of a logit, its softmax and its gradient
 _NORM_MEMORY = 3 * 4  # bytes of an element of a query or key, of its normalized value and of its gradient
-_FSDP_MEMORY = 1.1  # times the temporaries of decoder-only models, for weights in other layouts
+_FSDP_MEMORY = 1.1  # factor of the temporaries of decoder-only models: XLA copies weights into other layouts
 _RINGS = {2: 16, 3: 4}  # axes of a torus -> the length from which an axis wraps around
 _TILE = 8  # rows of a TPU's tile
 _STATES = 4 * 4  # bytes of a trainable parameter, its gradient and two moments
@@ -181,7 +181,7 @@ def training_cost(config: Config, work: Workload, mesh: MeshConfig, chip: Chip) 
     if work.parts > 1 or at_once < largest:  # tables are collected before the loop, and stay whole during it
         working += sum(whole.tables)
     else:
-        working = max(working, *whole.tables, 0)
+        working = max((working, *whole.tables))
     temporary = rows_at_once * (kept + logits) + working
     if mesh.fsdp and family(config).causal:
         temporary *= _FSDP_MEMORY
@@ -393,7 +393,7 @@ def _scores(config: Config, work: Workload) -> list[_Scores]:
     if family(config).causal:
         pairs = source * (work.slots + source) + target * (work.slots + source + target)
         layers, groups, width = sites["decoder_self"]
-        assert not isinstance(config, BartConfig)
+        assert not isinstance(config, BartConfig)  # it has no `num_heads`, and is not causal
         fused = _fuses_attention(config, work, source, source + work.slots, config.num_heads, groups, width)
         return [_Scores(config.num_heads * pairs, layers, width, not fused)]
     keys = {"encoder_self": source, "decoder_self": target, "decoder_cross": source}

@@ -370,21 +370,10 @@ class DecoderOnly:
           ids: each row's prompt; None if there is one prompt, or if no text follows.
           key: enables dropout.
         """
-        check_parts(prompt, ("encoder_tokens", "decoder_self"), self.name)
+        self._check(prompt)
         tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
-        if prefix is not None and not prefix.shift_positions:
-            raise PromptPartError(
-                f"{self.name} always counts positions on from a prefix; shift_positions=False is for BART"
-            )
         if tokens is None:
             return None
-        if tokens.placement == "after":
-            raise PromptPartError(
-                f"virtual tokens after the input depend on it, and {self.name} does not support them; use an infix"
-            )
-        if prefix is not None and (prefix.placement == "after" or prefix.always_visible):
-            kind = "an infix" if prefix.placement == "after" else "one that is always visible"
-            raise PromptPartError(f"virtual tokens can be combined with a prefix, but not with {kind}")
         x = jnp.asarray(tokens.embeddings).astype(params["embedding"].dtype)
         rows, slots = x.shape[:2]
         used = None if tokens.mask is None else jnp.asarray(tokens.mask, bool)
@@ -417,6 +406,24 @@ class DecoderOnly:
         if not prefix.always_visible:
             past = self._placed(config, past)
         return (texts, (), past) if prefix.placement == "after" else (texts, (past,), None)
+
+    def _check(self, prompt: Any) -> None:
+        """Check that the family supports all parts of a prompt."""
+        check_parts(prompt, ("encoder_tokens", "decoder_self"), self.name)
+        tokens, prefix = prompt.encoder_tokens, prompt.decoder_self
+        if prefix is not None and not prefix.shift_positions:
+            raise PromptPartError(
+                f"{self.name} always counts positions on from a prefix; shift_positions=False is for BART"
+            )
+        if tokens is None:
+            return
+        if tokens.placement == "after":
+            raise PromptPartError(
+                f"virtual tokens after the input depend on it, and {self.name} does not support them; use an infix"
+            )
+        if prefix is not None and (prefix.placement == "after" or prefix.always_visible):
+            kind = "an infix" if prefix.placement == "after" else "one that is always visible"
+            raise PromptPartError(f"virtual tokens can be combined with a prefix, but not with {kind}")
 
     def _placed(self, config: Any, past: PastKeyValues) -> PastKeyValues:
         """Return a prefix with the positions of its slots, for sliding windows."""

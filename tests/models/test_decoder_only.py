@@ -169,7 +169,7 @@ def loops_over_layers(jaxpr) -> int:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_each_pass_has_one_loop_over_the_layers(params, name):
-    """Virtual tokens, source and target are read in one loop, and so are their gradients."""
+    """One loop reads virtual tokens, source and target. Another one computes their gradients."""
     batch = whole(TEXTS[0][None, :4]) | {"decoder_inputs": TEXTS[0][None, 3:]}
 
     def total(prompt):
